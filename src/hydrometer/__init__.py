@@ -1,0 +1,89 @@
+"""hydrometer: measure and steer LLM distillation.
+
+    truth p*  --draw-->  D  --fit-->  teacher p'  --select(s), draw-->  D'_s  --fit-->  student p''_s
+
+One instrument that draws, fits and judges any family of models along this chain, and puts every way of distilling on
+one precision-recall plane with error bars. `run` does a whole experiment; `judge` compares two laws.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from hydrometer._version import __version__
+from hydrometer.core.errors import (
+    DataError,
+    FitError,
+    FolderError,
+    HydrometerError,
+    InputError,
+    LawMismatchError,
+    MissingDependencyError,
+    ModelError,
+    SpecError,
+    StageError,
+    StoreError,
+)
+from hydrometer.core.estimate import Contrast, Estimate
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import Family, Fitted, FitRequest, Law
+from hydrometer.models.mixture.em import fit_mixture
+from hydrometer.models.mixture.law import Mixture, Points
+from hydrometer.models.sequences import Sequences
+from hydrometer.report import build_report
+from hydrometer.run.api import RunResult, load_spec, recipes, run
+from hydrometer.stages.judge import judge_laws as judge
+from hydrometer.store.records import load_results
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.law import CausalLaw
+    from hydrometer.models.causal_lm.model import CausalLM
+
+__all__ = [
+    "CausalLM",
+    "CausalLaw",
+    "Contrast",
+    "DataError",
+    "Estimate",
+    "Family",
+    "FitError",
+    "FitRequest",
+    "Fitted",
+    "FolderError",
+    "HydrometerError",
+    "InputError",
+    "Law",
+    "LawMismatchError",
+    "MissingDependencyError",
+    "Mixture",
+    "ModelError",
+    "Points",
+    "RunResult",
+    "Selectivity",
+    "Sequences",
+    "SpecError",
+    "StageError",
+    "StoreError",
+    "Stream",
+    "__version__",
+    "build_report",
+    "fit_mixture",
+    "judge",
+    "load_results",
+    "load_spec",
+    "recipes",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for."""
+    if name in ("CausalLM", "CausalLaw"):
+        try:
+            from hydrometer.models.causal_lm.law import CausalLaw
+            from hydrometer.models.causal_lm.model import CausalLM
+        except ModuleNotFoundError as e:
+            raise MissingDependencyError(
+                "causal language models need torch and transformers", got=e.name, fix="pip install 'hydrometer[lm]'"
+            ) from None
+        return CausalLM if name == "CausalLM" else CausalLaw
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,150 @@
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 done, 1 a cell failed, 2 input wrong (one line: what, got, fix), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hydrometer._version import __version__
+from hydrometer.core.errors import HydrometerError, InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Measure and steer LLM distillation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hydrometer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Measure and steer LLM distillation."""
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")],
+    out: Out = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are kept, to share them between runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
+    from hydrometer.report import build_report, summary_table
+    from hydrometer.run.api import load_spec, run
+    from hydrometer.run.progress import ConsoleMonitor
+
+    console = Console(stderr=as_json)
+    spec = load_spec(recipe, overrides or [])
+    with ConsoleMonitor(console) as monitor:
+        result = run(spec, out=out, cache=cache, monitor=monitor)
+    page = build_report([result.folder])
+    failed = result.failed_cells
+    if as_json:
+        body: dict[str, Any] = {
+            "folder": str(result.folder),
+            "report": str(page),
+            "computed": dict(result.outcome.computed),
+            "reused": dict(result.outcome.reused),
+            "failed_cells": failed,
+            "summary": result.results["summary"],
+        }
+        typer.echo(json.dumps(body))
+    else:
+        console.print(summary_table(result.results))
+        console.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+    if failed:
+        console.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
+        raise typer.Exit(1)
+
+
+@app.command("recipes")
+def recipes_command(as_json: Json = False) -> None:
+    """List the recipes that ship with the package."""
+    from hydrometer.run.api import recipes
+
+    found = recipes()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", style="bold", no_wrap=True)
+    table.add_column("what")
+    for name, description in found.items():
+        table.add_row(name, description)
+    Console().print(table)
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the page goes. [default: first DIR]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write report.html and the figures again from what a run recorded; several runs make one page."""
+    from hydrometer.report import build_report
+
+    page = build_report(folders, out=out)
+    typer.echo(json.dumps({"report": str(page)}) if as_json else f"report   {page}")
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line on standard error."""
+    signal.signal(signal.SIGTERM, _terminated)
+    command = " ".join(["hydrometer", *sys.argv[1:]])
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except InputError as e:
+        _complain(str(e), 2)
+    except HydrometerError as e:
+        _complain(str(e), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain(f"interrupted; nothing finished is lost, go on with: {command}", 130)
+    except Exception as e:
+        if hasattr(e, "exit_code") and hasattr(e, "format_message"):  # a usage error of the parser
+            _complain(str(e.format_message()), 2)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportAttributeAccessIssue]
+        raise
+
+
+def _complain(message: str, code: int) -> NoReturn:
+    print(f"hydrometer: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Errors, specifications, random streams, estimates: what every room uses."""

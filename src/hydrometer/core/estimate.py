@@ -1,0 +1,200 @@
+"""A figure with its uncertainty: `Estimate` for one cell, `Contrast` for a comparison of cells.
+
+Shapes: N rows (draws), S seeds. All logarithms are natural; the unit is written on every figure.
+
+Standard errors are of a mean over rows that are independent given their stratum. For sequences a stratum is a prompt:
+a law with P prompts gives row i the prompt i mod P, so the prompts are equally represented by design and the variance
+between them is no sampling error (stratified sampling, Cochran 1977, chapter 5).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+__all__ = [
+    "Contrast",
+    "Estimate",
+    "Method",
+    "crossed_variance",
+    "mean_estimate",
+    "mean_variance",
+    "ratio_estimate",
+    "t_interval",
+    "welch_satterthwaite",
+]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Method = Literal["mc", "cv", "exact"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One figure of one cell.
+
+    Attributes
+    ----------
+    value : the figure, or None where it is infinite (see `n_neg_inf`) or undefined.
+    se : standard error of `value`, or None where it has none.
+    se_mc : the part of `se` that comes from the finite number of draws.
+    n : draws behind it.
+    n_neg_inf : draws whose log-probability was minus infinity. Where positive, `value` is None: the mean is infinite,
+        downwards for log-probabilities, upwards for a KL.
+    method : "mc" plain Monte Carlo, "cv" with control variates, "exact".
+    unit : "nats", "nats/token", "tokens", "probability", ...
+    """
+
+    value: float | None
+    se: float | None
+    se_mc: float | None
+    n: int
+    n_neg_inf: int = 0
+    method: Method = "mc"
+    unit: str = "nats"
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return the two-sided interval at `level` by Student's t with n - 1 degrees of freedom."""
+        if self.value is None or self.se is None:
+            return None
+        return t_interval(self.value, self.se, max(self.n - 1, 1), level)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"infinite ({self.n_neg_inf} of {self.n} draws)" if self.n_neg_inf else "undefined"
+        return f"{self.value:.4g}" + (f" +- {self.se:.2g}" if self.se is not None else "") + f" {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """The difference ``a - b`` of one metric between two groups of cells (a group is a cell without its seed)."""
+
+    a: str
+    b: str
+    metric: str
+    value: float | None
+    se: float | None
+    df: float | None
+    ci95: tuple[float, float] | None
+    pairing: Literal["row", "seed"]
+
+
+def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided Student interval."""
+    half = float(stats.t.ppf(0.5 + level / 2, df)) * se
+    return value - half, value + half
+
+
+def _centred(values: Floats, strata: Ints | None) -> tuple[Floats, int]:
+    """Residuals from the stratum means along the last axis, and the degrees of freedom that centring costs."""
+    if strata is not None:
+        _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
+        if counts.min() >= 2:  # a stratum of one row says nothing of its own spread
+            onehot_means = np.stack(
+                [np.bincount(inverse, weights=row) / counts for row in np.atleast_2d(values)]
+            ).reshape((*values.shape[:-1], counts.size))
+            # counts / (counts - 1) makes every stratum's variance unbiased on its own.
+            scale = np.sqrt(counts / (counts - 1.0))[inverse]
+            return (values - onehot_means[..., inverse]) * scale, int(counts.size)
+    n = values.shape[-1]
+    scale = math.sqrt(n / (n - 1.0)) if n > 1 else math.nan
+    return (values - values.mean(axis=-1, keepdims=True)) * scale, 1
+
+
+def mean_variance(values: Floats, strata: Ints | None = None) -> float:
+    """Sampling variance of the mean of `values`.
+
+    Parameters
+    ----------
+    values : (N,)
+    strata : (N,) labels of strata whose shares are fixed by design, or None for one simple random sample.
+
+    Returns
+    -------
+    float, in squared units of `values`; NaN for a single row.
+    """
+    residual, _ = _centred(values, strata)
+    return float(np.square(residual).sum()) / values.size**2
+
+
+def mean_estimate(values: Floats, unit: str, strata: Ints | None = None) -> Estimate:
+    """Mean of rows with its standard error; infinities are counted, never averaged.
+
+    Parameters
+    ----------
+    values : (N,) without NaN.
+    unit, strata : see `Estimate` and `mean_variance`.
+
+    Examples
+    --------
+    >>> e = mean_estimate(np.array([1.0, 2.0, 3.0, 4.0]), "nats")
+    >>> e.value, round(e.se, 4)
+    (2.5, 0.6455)
+    """
+    n = int(values.size)
+    n_neg_inf = int(np.isinf(values).sum())
+    if n == 0 or n_neg_inf:
+        return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
+    se = math.sqrt(mean_variance(values, strata)) if n > 1 else None
+    return Estimate(float(values.mean()), se, se, n, 0, "mc", unit)
+
+
+def ratio_estimate(numerator: Floats, denominator: Floats, unit: str, strata: Ints | None = None) -> Estimate:
+    """Ratio of sums with its delta-method standard error (Cochran 1977, section 6.3).
+
+    Parameters
+    ----------
+    numerator, denominator : (N,) paired by row; the denominator is known and positive in sum.
+    """
+    n = int(numerator.size)
+    n_neg_inf = int(np.isinf(numerator).sum())
+    total = float(denominator.sum())
+    if n == 0 or n_neg_inf or total <= 0:
+        return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
+    ratio = float(numerator.sum()) / total
+    linearised = (numerator - ratio * denominator) / (total / n)
+    se = math.sqrt(mean_variance(linearised, strata)) if n > 1 else None
+    return Estimate(ratio, se, se, n, 0, "mc", unit)
+
+
+def crossed_variance(table: Floats, strata: Ints | None = None) -> tuple[float, float, float, float]:
+    """Variance of the grand mean of seeds crossed with shared rows.
+
+    Model: ``y[s, i] = mu + seed_s + row_i + interaction``; all seeds are judged on the same rows (two-way random
+    effects without replication, Searle, Casella and McCulloch 1992, section 4.3). The variance of the grand mean is
+    ``(MS_seed + MS_row - MS_interaction) / (S N)``, never below its larger one-way part.
+
+    Parameters
+    ----------
+    table : (S, N), S >= 2, N >= 2
+    strata : (N,) or None
+
+    Returns
+    -------
+    (variance, df, seed part, row part) : the parts are the one-way variances of the mean, MS_seed / (S N) and
+    MS_row / (S N); df by Satterthwaite.
+    """
+    s, n = table.shape
+    seed_means = table.mean(axis=1)
+    seed_part = float(seed_means.var(ddof=1)) / s
+    row_means = table.mean(axis=0)
+    row_residual, lost = _centred(row_means, strata)
+    row_part = float(np.square(row_residual).sum()) / n**2
+    interaction = table - seed_means[:, None] - row_means[None, :] + row_means.mean()
+    interaction_residual, _ = _centred(interaction, strata)
+    both_part = float((interaction_residual**2).sum()) / (s - 1) / n / (s * n)
+    variance = max(seed_part + row_part - both_part, seed_part, row_part)
+    df = welch_satterthwaite([seed_part, row_part], [s - 1, max(n - lost, 1)])
+    return variance, df, seed_part, row_part
+
+
+def welch_satterthwaite(parts: list[float], dfs: list[float]) -> float:
+    """Degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946)."""
+    total = sum(parts)
+    weight = sum(p * p / d for p, d in zip(parts, dfs, strict=True) if p > 0)
+    return total * total / weight if weight > 0 else max(dfs)

@@ -1,0 +1,335 @@
+"""The parts that every specification is made of: strict frozen models, selectivities, safe YAML, overrides.
+
+What a family's own chain looks like is written in that family's folder; `models.families` closes the union.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hydrometer.core.errors import SpecError
+
+__all__ = [
+    "ChainSpec",
+    "Name",
+    "Resample",
+    "Selectivity",
+    "Strict",
+    "apply_overrides",
+    "explain",
+    "parse_yaml",
+]
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_ALIASES = 16
+MAX_SEEDS = 100_000
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word, or the list of known words."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys and names the nearest known one."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: object) -> object:
+        if isinstance(data, dict):
+            known = [f.alias or name for name, f in cls.model_fields.items()]
+            for key in cast("dict[object, object]", data):
+                if key not in known:
+                    raise PydanticCustomError(
+                        "unknown_key", "unknown key {key}; {hint}", {"key": repr(key), "hint": nearest(str(key), known)}
+                    )
+        return data
+
+
+def _name(value: str) -> str:
+    if not value or len(value) > 64 or not all(c.isascii() and (c.isalnum() or c in "_-") for c in value):
+        raise PydanticCustomError("name", "a name is 1 to 64 of the characters a-z A-Z 0-9 _ -")
+    if value[0] in "_-":
+        raise PydanticCustomError("name", "a name starts with a letter or a digit")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+def _tuple(value: object) -> object:
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+class Selectivity(Strict):
+    """How strongly a law prefers what it holds likely: the knob on the teacher.
+
+    Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
+    transformers and vLLM do, or `weight_power`, applied to the weights of a mixture: ``a_k(beta) ~ a_k ** beta``.
+
+    Parameters
+    ----------
+    temperature : > 0; 1 changes nothing.
+    top_k : >= 1; keep the k likeliest tokens, ties kept.
+    top_p : in (0, 1]; keep the smallest set of likeliest tokens of at least this mass, ties kept.
+    min_p : in [0, 1]; keep tokens of at least this share of the likeliest token's probability.
+    weight_power : >= 1, may be infinite: uniform over the heaviest components.
+
+    Examples
+    --------
+    >>> Selectivity(temperature=0.8, top_p=0.95).label
+    'temperature 0.8, top_p 0.95'
+    >>> Selectivity(weight_power=1).is_neutral
+    True
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    weight_power: float | None = None
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, v: float | None) -> float | None:
+        if v is not None and not (0 < v < math.inf):
+            raise PydanticCustomError("range", "temperature must be a finite number above 0 (1 changes nothing)")
+        return v
+
+    @field_validator("top_k")
+    @classmethod
+    def _check_top_k(cls, v: int | None) -> int | None:
+        if v is not None and v < 1:
+            raise PydanticCustomError("range", "top_k must be at least 1")
+        return v
+
+    @field_validator("top_p")
+    @classmethod
+    def _check_top_p(cls, v: float | None) -> float | None:
+        if v is not None and not (0 < v <= 1):
+            raise PydanticCustomError("range", "top_p must lie in (0, 1] (1 keeps every token)")
+        return v
+
+    @field_validator("min_p")
+    @classmethod
+    def _check_min_p(cls, v: float | None) -> float | None:
+        if v is not None and not (0 <= v <= 1):
+            raise PydanticCustomError("range", "min_p must lie in [0, 1] (0 keeps every token)")
+        return v
+
+    @field_validator("weight_power")
+    @classmethod
+    def _check_power(cls, v: float | None) -> float | None:
+        if v is not None and not v >= 1:
+            raise PydanticCustomError(
+                "range", "weight_power (beta) must be at least 1 (1 keeps the weights, .inf keeps the heaviest)"
+            )
+        return v
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise PydanticCustomError(
+                "empty", "a selectivity needs one of temperature, top_k, top_p, min_p, weight_power"
+            )
+        if self.weight_power is not None and self.is_token:
+            raise PydanticCustomError("kinds", "weight_power cannot be combined with token selectivities")
+        return self
+
+    @property
+    def is_token(self) -> bool:
+        """Whether any token selectivity is set."""
+        return any(v is not None for v in (self.temperature, self.top_k, self.top_p, self.min_p))
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether it changes nothing."""
+        return (
+            self.temperature in (None, 1)
+            and self.top_k is None
+            and self.top_p in (None, 1)
+            and self.min_p in (None, 0)
+            and self.weight_power in (None, 1)
+        )
+
+    def to_json(self) -> dict[str, float | int | str]:
+        """Return the set fields; infinity as the string "inf"."""
+        fields: dict[str, float] = self.model_dump(exclude_none=True)
+        return {k: "inf" if v == math.inf else v for k, v in fields.items()}
+
+    @property
+    def label(self) -> str:
+        """For people: ``temperature 0.8, top_p 0.95``."""
+        return ", ".join(f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in self.to_json().items())
+
+    @property
+    def slug(self) -> str:
+        """For file names; never parsed back."""
+        return "_".join(k.replace("_", "") + (v if isinstance(v, str) else repr(v)) for k, v in self.to_json().items())
+
+
+def _distinct(values: tuple[Selectivity, ...]) -> tuple[Selectivity, ...]:
+    for i, v in enumerate(values):
+        if v in values[:i]:
+            raise PydanticCustomError("repeat", "the selectivity {s} is listed twice", {"s": v.label})
+    return values
+
+
+Selectivities = Annotated[tuple[Selectivity, ...], BeforeValidator(_tuple), AfterValidator(_distinct)]
+Resample = Literal["data", "teacher", "distill", "student", "evaluate"]
+
+
+class ChainSpec(Strict):
+    """What all families' chains have in common.
+
+    Attributes
+    ----------
+    family : which family the chain is of.
+    selectivity : settings of the teacher, one distilled student each.
+    decoding : settings at which the direct student and the one distilled from the unselected teacher are decoded,
+        the control. None takes the selectivities that change something.
+    loss : training objectives.
+    resample : what a new seed redraws. What is not named here is drawn once and shared by all seeds.
+    """
+
+    family: str
+    selectivity: Selectivities = Field(min_length=1)
+    decoding: Selectivities | None = None
+    loss: Annotated[tuple[Literal["mle"], ...], BeforeValidator(_tuple)] = ("mle",)
+    resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuple)] = ("distill", "student")
+
+    @property
+    def controls(self) -> tuple[Selectivity, ...]:
+        """Settings of the decoding control."""
+        if self.decoding is not None:
+            return self.decoding
+        return tuple(s for s in self.selectivity if not s.is_neutral)
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Safe YAML: no Python tags, few aliases, no duplicate keys."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_YAML_ALIASES:
+                raise SpecError(
+                    "YAML uses too many aliases", got=f"more than {MAX_YAML_ALIASES}", fix="write the values out"
+                )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise SpecError(
+                    f"YAML holds the key {key!r} twice, line {key_node.start_mark.line + 1}", fix="keep one of them"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: bytes | str, origin: str) -> dict[str, object]:
+    """Parse one YAML mapping, safely.
+
+    Parameters
+    ----------
+    text : the document.
+    origin : where it came from, for messages.
+
+    Raises
+    ------
+    SpecError : too large, not text, not YAML, Python tags, too many aliases, or not a mapping.
+    """
+    fix = "see `hydrometer recipes` for working examples"
+    if len(text) > MAX_YAML_BYTES:
+        raise SpecError(f"{origin} is too large for a specification", got=f"{len(text)} bytes", fix=fix)
+    try:
+        source = text.decode("utf-8") if isinstance(text, bytes) else text
+    except UnicodeDecodeError:
+        raise SpecError(f"{origin} is not text in UTF-8", got=text[:16], fix=fix) from None
+    loader: _BoundedLoader | None = None
+    try:
+        loader = _BoundedLoader(source)
+        value: object = loader.get_single_data()
+    except yaml.YAMLError as e:
+        raise SpecError(f"{origin} is not plain YAML: {e}", fix=fix) from None
+    except (RecursionError, ValueError, TypeError) as e:
+        raise SpecError(f"{origin} cannot be read as YAML: {e}", fix=fix) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if not isinstance(value, dict) or not value:
+        got = "nothing" if value is None else type(value).__name__
+        raise SpecError(f"{origin} must be a YAML mapping of keys to values", got=got, fix=fix)
+    return cast("dict[str, object]", value)
+
+
+def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, object]:
+    """Apply ``a.b.c=VALUE`` overrides, VALUE in YAML; list items by number.
+
+    Examples
+    --------
+    >>> apply_overrides({"chains": {"m": {"data": {"train": 10}}}}, ["chains.m.data.train=20"])
+    {'chains': {'m': {'data': {'train': 20}}}}
+    """
+    for item in overrides:
+        path, equals, raw = item.partition("=")
+        if not equals or not all(path.split(".")):
+            raise SpecError("--set takes PATH=VALUE", got=item, fix="for example --set seeds=5")
+        value = parse_yaml(f"value: {raw}", f"--set {path}")["value"]
+        parts = path.split(".")
+        here: Any = data
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            if isinstance(here, list):
+                items = cast("list[Any]", here)
+                if not part.isdigit() or int(part) >= len(items):
+                    raise SpecError(f"--set {path}: no item {part!r}", got=f"a list of {len(items)}", fix="count from 0")
+                key: Any = int(part)
+            elif isinstance(here, dict):
+                key = part
+                if not last:
+                    cast("dict[str, object]", here).setdefault(part, {})
+            else:
+                where = ".".join(parts[:i])
+                raise SpecError(f"--set {path}: {where} holds a single value", got=here, fix=f"set {where} itself")
+            if last:
+                here[key] = value
+            else:
+                here = here[key]
+    return data
+
+
+def explain(error: ValidationError, origin: str) -> SpecError:
+    """Turn pydantic's first complaint into one line: where, what, got."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(p) for p in first["loc"])
+    message = first["msg"]
+    if first["type"] == "missing":
+        message = "this key is missing"
+    where_text = f"{origin}: {where}: " if where else f"{origin}: "
+    if first["type"] in ("missing", "unknown_key"):
+        return SpecError(where_text + message)
+    return SpecError(where_text + message, got=first["input"])

@@ -1,0 +1,1 @@
+"""Figures: what is computed from draws and log-probabilities."""

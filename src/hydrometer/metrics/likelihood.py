@@ -1,0 +1,111 @@
+"""Precision, recall, entropies and both KLs, from four columns of log-probabilities.
+
+    precision          E_{y ~ q} log p*(y)  =  -H(q)  - KL(q || p*)
+    recall             E_{x ~ p*} log q(x)  =  -H(p*) - KL(p* || q)
+
+q is the judged law, p* the truth. Source: Cha and Cho (2025), section 2; docs, Theory. Rows of truth are the same for
+every judged law, so recalls are paired by row; rows of a judged law are its own.
+Not to be confused with the set-based precision and recall of Sajjadi et al. (2018), which are frontiers (`prd_*`).
+
+Shapes: N truth rows, M rows of the judged law.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.models.base import Samples
+
+__all__ = ["Scores", "likelihood_metrics"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities, nats.
+
+    Attributes
+    ----------
+    truth_rows, law_rows : the draws of the truth (N rows) and of the judged law (M rows).
+    truth_on_truth : (N,) log p* of truth rows.
+    law_on_truth : (N,) log q of truth rows; -inf where q cannot say the row.
+    truth_on_law : (M,) log p* of the law's rows.
+    law_on_law : (M,) log q of the law's rows.
+    """
+
+    truth_rows: Samples
+    law_rows: Samples
+    truth_on_truth: Floats
+    law_on_truth: Floats
+    truth_on_law: Floats
+    law_on_law: Floats
+
+
+def likelihood_metrics(s: Scores) -> dict[str, Estimate]:
+    """All likelihood figures of one judged law.
+
+    Returns
+    -------
+    dict of `Estimate` by metric name, nats per row; with ``_per_token`` companions (ratio of sums) for sequences.
+    """
+    columns: dict[str, tuple[Floats, Samples]] = {
+        "precision": (s.truth_on_law, s.law_rows),
+        "recall": (s.law_on_truth, s.truth_rows),
+        "entropy": (-s.law_on_law, s.law_rows),
+        "entropy_truth": (-s.truth_on_truth, s.truth_rows),
+        "kl_student_truth": (s.law_on_law - s.truth_on_law, s.law_rows),
+    }
+    out = {name: mean_estimate(values, "nats", rows.strata) for name, (values, rows) in columns.items()}
+    if s.truth_rows.lengths is not None:
+        for name, (values, rows) in columns.items():
+            out[f"{name}_per_token"] = ratio_estimate(values, _lengths(rows), "nats/token", rows.strata)
+    _kl_truth(s, out)
+    _support(s, out)
+    return out
+
+
+def _kl_truth(s: Scores, out: dict[str, Estimate]) -> None:
+    """KL(p* || q): plus infinity where q misses a row of the truth; then without a value, the rows counted."""
+    missed = int(np.isneginf(s.law_on_truth).sum())
+    per_token = s.truth_rows.lengths is not None
+    if missed:
+        n = len(s.truth_rows)
+        out["kl_truth_student"] = Estimate(None, None, None, n, missed, "mc", "nats")
+        if per_token:
+            out["kl_truth_student_per_token"] = Estimate(None, None, None, n, missed, "mc", "nats/token")
+        return
+    gap = s.truth_on_truth - s.law_on_truth
+    out["kl_truth_student"] = mean_estimate(gap, "nats", s.truth_rows.strata)
+    if per_token:
+        out["kl_truth_student_per_token"] = ratio_estimate(
+            gap, _lengths(s.truth_rows), "nats/token", s.truth_rows.strata
+        )
+
+
+def _support(s: Scores, out: dict[str, Estimate]) -> None:
+    """Recall's finite companion on the rows the law can say, and the truth's mass on the others."""
+    can_say = np.isfinite(s.law_on_truth)
+    n, k = int(can_say.size), int(can_say.sum())
+    strata = s.truth_rows.strata
+    kept = None if strata is None else strata[can_say]
+    out["recall_on_support"] = mean_estimate(s.law_on_truth[can_say], "nats", kept)
+    if s.truth_rows.lengths is not None:
+        lengths = _lengths(s.truth_rows)[can_say]
+        out["recall_on_support_per_token"] = ratio_estimate(s.law_on_truth[can_say], lengths, "nats/token", kept)
+    share = 1 - k / n
+    # Wilson's centre keeps the standard error away from 0 where no row, or every row, was missed.
+    centre = (n - k + 1.92) / (n + 3.84)
+    se = math.sqrt(centre * (1 - centre) / n)
+    out["truth_mass_outside_support"] = Estimate(share, se, se, n, 0, "mc", "probability")
+
+
+def _lengths(rows: Samples) -> Floats:
+    if rows.lengths is None:
+        raise ValueError("rows without lengths have no per-token figures")
+    return rows.lengths.astype(np.float64)

@@ -1,0 +1,1 @@
+"""Laws and the families that make them."""

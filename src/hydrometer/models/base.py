@@ -1,0 +1,226 @@
+"""What can be drawn from, scored and fitted: the contracts every family keeps.
+
+    truth p*  --draw-->  D  --fit-->  teacher p'  --select(s), draw-->  D'_s  --fit-->  student p''_s
+
+A `Law` is a probability law over outcomes: it draws, scores, and can be selected. A `Family` knows how to make laws:
+from a specification (the truth), from data (`fit`), and from a folder. Everything else in the package, drawing, judging,
+storing, reporting, is written against these two alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.rng import Stream
+
+if TYPE_CHECKING:
+    from hydrometer.core.spec import ChainSpec, Selectivity, Strict
+
+__all__ = [
+    "Family",
+    "FitRequest",
+    "Fitted",
+    "Law",
+    "Level",
+    "Samples",
+    "ScoreKind",
+    "Tick",
+    "no_progress",
+]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+ScoreKind = Literal["exact", "lower_bound", "estimate"]
+Precision = Literal["float32", "bfloat16", "float64"]
+
+Tick = Callable[[float, float, str], None]
+"""Progress: called with (done, total, what) from inside long work."""
+
+
+def no_progress(done: float, total: float, what: str) -> None:
+    """Report nothing."""
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Rows drawn from a law.
+
+    Attributes
+    ----------
+    log_prob : (N,) log-probability of each row under the law and numerics that drew it, nats.
+    lengths : (N,) tokens drawn in each row, or None where outcomes have no length.
+    strata : (N,) which prompt each row answers, or None where there is only one.
+    """
+
+    @property
+    def log_prob(self) -> Floats: ...
+    @property
+    def lengths(self) -> Ints | None: ...
+    @property
+    def strata(self) -> Ints | None: ...
+    def __len__(self) -> int: ...
+
+
+class Law(Protocol):
+    """A probability law: what can be drawn from and scored.
+
+    Attributes
+    ----------
+    score_kind : whether `log_prob` is exact, a lower bound, or an estimate.
+    """
+
+    @property
+    def score_kind(self) -> ScoreKind: ...
+
+    def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Samples:
+        """Draw rows ``start .. start + n`` of the stream. Equal rows whatever the call that asks for them."""
+        ...
+
+    def log_prob(self, x: Samples) -> Floats:
+        """Log-probability (density) of each row, (N,) float64, nats. Minus infinity is an answer."""
+        ...
+
+    def select(self, s: Selectivity) -> Law:
+        """Return the law sharpened by `s`, normalised."""
+        ...
+
+
+LawT = TypeVar("LawT", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted(Generic[LawT]):
+    """What a fit returns: the model, and JSON-able facts about how the fit went."""
+
+    model: LawT
+    info: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """Everything a fit may depend on.
+
+    Attributes
+    ----------
+    data : rows to fit.
+    validate : held-out rows of the same law, or None.
+    truth : the law of level 0, whose prompts, stop set and layers a level may take over.
+    teacher : the unselected law of the level above, or None for a direct student.
+    level : the level's parameters, of the family's own type.
+    prefix_source : whose draws the data are.
+    loss : training objective.
+    stream : source of all randomness of the fit.
+    tick : progress.
+    """
+
+    data: Samples
+    validate: Samples | None
+    truth: Law
+    teacher: Law | None
+    level: Strict
+    prefix_source: Literal["truth", "teacher", "student"]
+    loss: str
+    stream: Stream
+    tick: Tick = no_progress
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One fitted level of a chain: its role's name and the parameters of its fit."""
+
+    role: str
+    spec: Strict
+
+
+class Family(Protocol):
+    """A kind of model. A new family is one folder with one object of this type, and one line in `models.families`.
+
+    Attributes
+    ----------
+    name : the value of `family:` in a specification.
+    chain_spec : the type of its chains.
+    keeps_draws : whether draws are dear and stored as artifacts, or cheap and drawn again where they are needed.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def chain_spec(self) -> type[ChainSpec]: ...
+    @property
+    def keeps_draws(self) -> bool: ...
+
+    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
+        """Fitted levels below the truth, in order. Empty roles do not occur; `teacher: truth` leaves the teacher out."""
+        ...
+
+    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Rows per stream: train, validate, distill, evaluate."""
+        ...
+
+    def check(self, chain: ChainSpec) -> None:
+        """Refuse what can be known to be wrong before anything is drawn. Raises InputError."""
+        ...
+
+    def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Return what equal bits depend on besides the inputs: versions, threads, processor class."""
+        ...
+
+    def block_rows(self, chain: ChainSpec) -> int:
+        """Rows in a block of draws, part of a draw's identity."""
+        ...
+
+    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
+        """Return the arithmetic in which rows are drawn for training, and drawn and scored for judging."""
+        ...
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Return what defines the truth's law, by content (hashes of weights, prompts), for keys."""
+        ...
+
+    def truth(self, chain: ChainSpec, precision: Precision) -> Law:
+        """Make the truth's law."""
+        ...
+
+    def fit(self, request: FitRequest) -> Fitted[Law]:
+        """Fit a new model; nothing has an unfitted state. Raises FitError."""
+        ...
+
+    def save_law(self, law: Law, folder: Path) -> None:
+        """Write an unselected law into an existing empty folder."""
+        ...
+
+    def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Law:
+        """Open what `save_law` wrote."""
+        ...
+
+    def save_samples(self, samples: Samples, folder: Path) -> None:
+        """Write rows into an existing folder."""
+        ...
+
+    def load_samples(self, folders: list[Path], n: int) -> Samples:
+        """Open the first n rows of the blocks that `save_samples` wrote, in the order given."""
+        ...
+
+    def take(self, samples: Samples, n: int) -> Samples:
+        """Return the first n rows."""
+        ...
+
+    def exhibit(
+        self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
+    ) -> Mapping[str, object] | None:
+        """Something small and JSON-able for people to look at: sample texts, a density on a grid."""
+        ...
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        """Name the truth for what it is, in one line."""
+        ...
+
+    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+        """Return the rough relative cost of a stage, for time-left estimates only."""
+        ...

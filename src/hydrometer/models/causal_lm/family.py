@@ -1,0 +1,336 @@
+"""The causal-LM family: its levels, keys, files and exhibits. Importable without torch; the methods are not.
+
+What a fit takes over from the truth, whatever it starts from: prompts, stop set E, max_new_tokens L, tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
+from hydrometer.core.spec import ChainSpec
+from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
+from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
+from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.law import CausalLaw
+    from hydrometer.models.causal_lm.model import CausalLM
+
+__all__ = ["CAUSAL_LM", "CausalLMFamily"]
+
+LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
+_EXHIBITED = 16
+
+
+class CausalLMFamily:
+    """Causal language models of Hugging Face; implements `models.base.Family`."""
+
+    name = "causal_lm"
+    chain_spec: type[ChainSpec] = CausalLMChain
+    keeps_draws = True
+
+    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
+        """Teacher, unless it is the truth; assistants; student."""
+        c = _chain(chain)
+        teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
+        assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, 1))
+        return (*teacher, *assistants, Level("student", c.student))
+
+    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Rows per stream."""
+        return _chain(chain).data.model_dump(by_alias=True)
+
+    def check(self, chain: ChainSpec) -> None:
+        """Refuse what can be known without opening weights: sources, prompts, stop set, layers, vocabularies.
+
+        Raises
+        ------
+        MissingDependencyError, ModelError, DataError, SpecError, LawMismatchError
+        """
+        from hydrometer.models.causal_lm.initial import scratch_config
+        from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
+
+        c = _chain(chain)
+        resolved, prompts, _ = _opening(c.truth)
+        truth = load.outline(resolved)
+        room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(len(p) for p in prompts.ids) + c.truth.max_new_tokens
+        if isinstance(room, int) and longest > room:
+            fix = "shorten the prompts or max_new_tokens"
+            raise SpecError(
+                "prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix
+            )
+        n_truth = n_above = int(truth.config.get_text_config().num_hidden_layers)
+        for level in self.levels(c):
+            spec = cast("LevelSpec", level.spec)
+            match spec.init:
+                case "scratch":
+                    n_own = int(scratch_config(truth.config, spec.architecture).num_hidden_layers)
+                case "truth":
+                    n_own = n_truth
+                case "above":
+                    n_own = n_above
+                case FromLayers(layers_of=owner, layers=layers):
+                    n = n_truth if owner == "truth" else n_above
+                    if max(layers) >= n:
+                        raise SpecError(
+                            f"{level.role}: layers of {owner} are counted from 0 to {n - 1}", got=list(layers)
+                        )
+                    n_own = len(layers)
+                case FromSource(source=source, revision=revision):
+                    other = load.outline(load.resolve(source, revision))
+                    same_vocabulary = vocabulary_hash(other.tokenizer) == vocabulary_hash(truth.tokenizer)
+                    theirs = model_stop_ids(other.generation_config, other.tokenizer)
+                    mine = model_stop_ids(truth.generation_config, truth.tokenizer)
+                    if not same_vocabulary or theirs != mine:
+                        what = "stop set" if same_vocabulary else "vocabulary"
+                        fix = "start from a model of the truth's own tokenizer"
+                        raise LawMismatchError(
+                            f"{level.role}: the source's {what} is not the truth's", got=source, fix=fix
+                        )
+                    n_own = int(other.config.get_text_config().num_hidden_layers)
+            n_above = n_own
+
+    def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Versions, threads, processor class, and the content of what levels start from."""
+        import torch
+
+        c = _chain(chain)
+        inits = {level.role: cast("LevelSpec", level.spec).init for level in self.levels(c)}
+        return {
+            **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers")},
+            "threads": c.n_threads,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "device": c.device,
+            "sources": {
+                role: dict(load.resolve(init.source, init.revision).identity)
+                for role, init in inits.items()
+                if isinstance(init, FromSource)
+            },
+        }
+
+    def block_rows(self, chain: ChainSpec) -> int:
+        """Rows drawn together."""
+        return _chain(chain).block_rows
+
+    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
+        """`draw_dtype` or `judge_dtype`."""
+        c = _chain(chain)
+        return c.draw_dtype if purpose == "train" else c.judge_dtype
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Content of the weights and the prompts, E and L."""
+        c = _chain(chain)
+        resolved, prompts, stop_ids = _opening(c.truth)
+        return {
+            "source": dict(resolved.identity),
+            "prompts": prompts.digest,
+            "stop_ids": list(stop_ids),
+            "max_new_tokens": c.truth.max_new_tokens,
+        }
+
+    def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw:
+        """Make the truth's law."""
+        from hydrometer.models.causal_lm.law import CausalLaw
+
+        c = _chain(chain)
+        resolved, prompts, stop_ids = _opening(c.truth)
+        _set_threads(c)
+        lm = _truth_lm(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
+        return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
+
+    def fit(self, request: FitRequest) -> Fitted[Law]:
+        """Fit a new model by maximum likelihood. Raises FitError."""
+        from hydrometer.models.causal_lm.trainer import fit
+
+        return fit(request)
+
+    def save_law(self, law: Law, folder: Path) -> None:
+        """Write a folder that `from_pretrained` opens, and beside it what else makes the law."""
+        mine = _law(law)
+        if mine.selectivity is not None:
+            raise InputError("only an unselected law is stored", got=mine.selectivity.label)
+        mine.lm.save(folder)
+        parts = {
+            "version": 1,
+            "prompt_ids": mine.prompts.ids,
+            "prompt_texts": mine.prompts.texts,
+            "stop_ids": mine.stop_ids,
+            "max_new_tokens": mine.max_new_tokens,
+        }
+        (folder / LAW_FILE).write_text(json.dumps(parts), encoding="utf-8")
+
+    def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> CausalLaw:
+        """Open what `save_law` wrote."""
+        from hydrometer.models.causal_lm.law import CausalLaw
+
+        c = _chain(chain)
+        try:
+            parts = json.loads((folder / LAW_FILE).read_text(encoding="utf-8"))
+            prompts = Prompts(tuple(tuple(p) for p in parts["prompt_ids"]), tuple(parts["prompt_texts"]))
+            stop_ids, longest = tuple(parts["stop_ids"]), int(parts["max_new_tokens"])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            fix = "delete the artifact and run again"
+            raise StoreError(f"the law cannot be read: {e}", got=folder.name, fix=fix) from None
+        _set_threads(c)
+        lm = _open_lm(str(folder), None, c.device, precision)
+        return CausalLaw(lm, prompts, stop_ids, longest, None, c.block_rows)
+
+    def save_samples(self, samples: Samples, folder: Path) -> None:
+        """Write rows as Parquet."""
+        save_sequences(_sequences(samples), folder / ROWS_FILE)
+
+    def load_samples(self, folders: list[Path], n: int) -> Sequences:
+        """Open the first n rows of blocks, in the order given."""
+        return self.take(Sequences.concatenate([load_sequences(f / ROWS_FILE) for f in folders]), n)
+
+    def take(self, samples: Samples, n: int) -> Sequences:
+        """Return the first n rows."""
+        return _sequences(samples).take(slice(0, n))
+
+    def metrics(self, samples: Samples) -> Mapping[str, object]:
+        """Nothing of its own: what is said of sequences is said by `metrics.text`, whatever family drew them."""
+        return {}
+
+    def exhibit(
+        self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: NDArray[np.float64]
+    ) -> Mapping[str, object] | None:
+        """Return the first answers as text, with their log-probabilities."""
+        mine, x = _law(law), _sequences(samples)
+        rows: list[dict[str, object]] = []
+        for i in range(min(_EXHIBITED, len(x))):
+            rows.append(
+                {
+                    "prompt": mine.prompts.texts[int(x.prompt_index[i])],
+                    "answer": mine.lm.tokenizer.decode(x.row(i).tolist(), skip_special_tokens=True),
+                    "finish_reason": x.finish_reason[i],
+                    "log_prob_truth": _json_float(log_prob_truth[i]),
+                    "log_prob": _json_float(x.log_prob[i]),
+                }
+            )
+        return {"kind": "texts", "version": 1, "rows": rows}
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        """Name the truth for what it is."""
+        truth = _chain(chain).truth
+        return load.resolve(truth.source, truth.revision).description
+
+    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+        """Floating-point operations, roughly: 2 a parameter and token forward, 6 forward and backward."""
+        c = _chain(chain)
+        sizes = _n_parameters(c)
+        own, tokens = sizes.get(role, sizes["truth"]), rows * c.truth.max_new_tokens
+        match stage:
+            case "draw":
+                return 2.0 * own * tokens
+            case "judge":  # both laws draw, and each scores the other's rows
+                return 4.0 * (own + sizes["truth"]) * tokens
+            case "fit":
+                spec = next(cast("LevelSpec", x.spec) for x in self.levels(c) if x.role == role)
+                return 6.0 * own * tokens * spec.training.num_train_epochs
+
+
+CAUSAL_LM = CausalLMFamily()
+
+
+def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
+    """Everything of the truth's law but the network: source, prompts, stop set."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        what = "causal language models need torch and transformers"
+        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    from hydrometer.models.causal_lm.model import model_stop_ids, stop_set
+
+    resolved = load.resolve(truth.source, truth.revision)
+    outline = _outline(resolved.path, resolved.revision)
+    prompts = read_prompts(truth.prompts, outline.tokenizer)
+    own = model_stop_ids(outline.generation_config, outline.tokenizer)
+    return resolved, prompts, own if truth.stop is None else stop_set(truth.stop, outline.tokenizer)
+
+
+def _outline(path: str, revision: str | None) -> load.Outline:
+    return load.outline(load.Resolved(path, revision, {}, ""))
+
+
+def _set_threads(c: CausalLMChain) -> None:
+    import torch
+
+    torch.set_num_threads(c.n_threads)
+
+
+def _open_lm(path: str, revision: str | None, device: str, precision: Precision) -> CausalLM:
+    from hydrometer.models.causal_lm.model import CausalLM
+
+    if precision == "float64":
+        raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
+    return CausalLM.from_pretrained(path, dtype=precision, device=device, revision=revision)
+
+
+@lru_cache(maxsize=1)
+def _truth_lm(path: str, revision: str | None, identity: str, device: str, precision: Precision) -> CausalLM:
+    """Open the truth once for the blocks that are drawn from it one after another."""
+    return _open_lm(path, revision, device, precision)
+
+
+def _n_parameters(c: CausalLMChain) -> dict[str, float]:
+    """Rough parameter counts by role: decoder layers and the head."""
+    from hydrometer.models.causal_lm.initial import scratch_config
+
+    resolved = load.resolve(c.truth.source, c.truth.revision)
+    base = _outline(resolved.path, resolved.revision).config
+
+    def count(config: object, layers: int | None = None) -> float:
+        width, vocabulary = float(getattr(config, "hidden_size", 1)), float(getattr(config, "vocab_size", 1))
+        n = layers if layers is not None else int(getattr(config, "num_hidden_layers", 1))
+        return 12.0 * n * width**2 + vocabulary * width
+
+    sizes = {"truth": count(base)}
+    above = "truth"
+    for level in CAUSAL_LM.levels(c):
+        spec = cast("LevelSpec", level.spec)
+        match spec.init:
+            case "scratch":
+                sizes[level.role] = count(scratch_config(base, spec.architecture))
+            case FromLayers(layers=layers):
+                sizes[level.role] = count(base, len(layers))
+            case "above":
+                sizes[level.role] = sizes[above]
+            case _:
+                sizes[level.role] = sizes["truth"]
+        above = level.role
+    return sizes
+
+
+def _chain(chain: ChainSpec) -> CausalLMChain:
+    if not isinstance(chain, CausalLMChain):
+        raise InputError("not a causal_lm chain", got=type(chain).__name__)
+    return chain
+
+
+def _law(law: Law) -> CausalLaw:
+    from hydrometer.models.causal_lm.law import CausalLaw
+
+    if not isinstance(law, CausalLaw):
+        raise InputError("not a causal LM's law", got=type(law).__name__)
+    return law
+
+
+def _sequences(samples: Samples) -> Sequences:
+    if not isinstance(samples, Sequences):
+        raise InputError("not Sequences", got=type(samples).__name__)
+    return samples
+
+
+def _json_float(value: float) -> float | str:
+    return float(value) if np.isfinite(value) else str(float(value))

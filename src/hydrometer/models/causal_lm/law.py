@@ -1,0 +1,134 @@
+"""The law of a causal language model's answers.
+
+A sequence stops at its first token in the stop set E, which is part of it and scored, or after L new tokens, with no
+term for the cut. `log_prob` is that of this stopped process, given the prompt:
+
+    log p(x | prompt) = sum over t of log p_s(x_t | prompt, x_<t),     p_s the selected next-token law.
+
+Row i answers prompt i mod P.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import InputError, LawMismatchError
+from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import Samples, ScoreKind
+from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.sequences import Sequences
+
+__all__ = ["CausalLaw"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CausalLaw:
+    """The law of what a model answers.
+
+    Parameters
+    ----------
+    lm : network and tokenizer.
+    prompts : P prompts.
+    stop_ids : E, sorted.
+    max_new_tokens : L.
+    selectivity : token selectivity, or None.
+    block_rows : rows drawn together; part of what the bits of a draw depend on.
+    """
+
+    lm: CausalLM
+    prompts: Prompts
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    selectivity: Selectivity | None = None
+    block_rows: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError("max_new_tokens must be at least 1", got=self.max_new_tokens)
+        if self.block_rows < 1:
+            raise InputError("block_rows must be at least 1", got=self.block_rows)
+        if any(not 0 <= t < self.lm.vocab_size for t in self.stop_ids):
+            raise InputError("stop ids must be ids of the tokenizer", got=self.stop_ids)
+        if any(not 0 <= t < self.lm.vocab_size for p in self.prompts.ids for t in p):
+            raise LawMismatchError("the prompts hold ids that the tokenizer does not know")
+        room = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(len(p) for p in self.prompts.ids) + self.max_new_tokens
+        if isinstance(room, int) and longest > room:
+            fix = "shorten the prompts or max_new_tokens"
+            raise InputError(
+                "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
+            )
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """Log-probabilities of sequences are exact, up to rounding."""
+        return "exact"
+
+    def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
+        """Draw rows ``start .. start + n`` of the stream, in whole aligned blocks.
+
+        Equal rows whatever the call that asks for them: bitwise for equal torch, processor class and threads.
+        """
+        from hydrometer.models.causal_lm.sampler import draw_block
+
+        if n < 1 or start < 0:
+            raise InputError("sample needs n >= 1 and start >= 0", got=(n, start))
+        stream, rows = as_stream(seed), self.block_rows
+        first, last = start // rows, -(-(start + n) // rows)
+        whole = Sequences.concatenate([draw_block(self, stream, b * rows) for b in range(first, last)])
+        at = start - first * rows
+        return whole.take(slice(at, at + n))
+
+    def log_prob(self, x: Samples) -> NDArray[np.float64]:
+        """Log-probability of each row, (N,) float64, nats.
+
+        Minus infinity for what this process cannot give: a token outside the selected set, a token after a stop, an
+        end that is neither a stop nor the cut.
+
+        Raises
+        ------
+        LawMismatchError : the rows answer other prompts.
+        """
+        from hydrometer.models.causal_lm.scorer import score
+
+        if not isinstance(x, Sequences):
+            raise InputError("a causal LM scores Sequences", got=type(x).__name__)
+        if x.prompt_ids != self.prompts.ids:
+            raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
+        return score(self, x)
+
+    def select(self, s: Selectivity) -> CausalLaw:
+        """Return the law under a token selectivity.
+
+        Temperatures compose; any other selectivity of an already selected law has no single meaning and is refused.
+        """
+        if s.weight_power is not None:
+            raise InputError("weight_power is a mixture's selectivity", got=s.label, fix="use temperature or top_p")
+        if s.is_neutral:
+            return self
+        old = self.selectivity
+        if old is not None:
+            if not (set(old.to_json()) == set(s.to_json()) == {"temperature"}):
+                raise InputError(
+                    "the law is already selected", got=f"{old.label}, then {s.label}", fix="select the unselected law"
+                )
+            s = Selectivity(temperature=(old.temperature or 1) * (s.temperature or 1))
+        return replace(self, selectivity=s)
+
+    def compatible(self, other: CausalLaw) -> None:
+        """Raise LawMismatchError unless both are laws over the same outcomes: vocabulary, prompts, E and L."""
+        differ = {
+            "vocabularies": (self.lm.vocabulary_hash[:12], other.lm.vocabulary_hash[:12]),
+            "prompts": (self.prompts.digest[:12], other.prompts.digest[:12]),
+            "stop sets": (self.stop_ids, other.stop_ids),
+            "max_new_tokens": (self.max_new_tokens, other.max_new_tokens),
+        }
+        for what, (mine, theirs) in differ.items():
+            if mine != theirs:
+                fix = "judge models of one tokenizer under the same prompts, stop set and max_new_tokens"
+                raise LawMismatchError(f"the laws differ in their {what}", got=(mine, theirs), fix=fix)

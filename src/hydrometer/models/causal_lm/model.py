@@ -1,0 +1,290 @@
+"""`CausalLM`: a network and its tokenizer, split into body and head so that logits exist only where they are wanted.
+
+Shapes: B rows, T positions, D width, V ids the tokenizer knows.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
+from hydrometer.models.causal_lm.spec import PromptsFile
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.law import CausalLaw
+
+__all__ = ["CausalLM", "model_stop_ids", "select_rows", "stop_set", "vocabulary_hash"]
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+
+
+@final
+class CausalLM:
+    """A causal language model: network and tokenizer.
+
+    Parameters
+    ----------
+    model : a transformers causal LM. It is put into evaluation mode.
+    tokenizer : its tokenizer.
+    source : where the weights can be read again, where they can.
+
+    Attributes
+    ----------
+    vocab_size : V, ids from 0 that the tokenizer knows. A network may have rows beyond it (padded vocabularies); those
+        ids do not exist in any law.
+
+    Examples
+    --------
+    >>> lm = CausalLM.from_pretrained("smollm2-135m-instruct")  # doctest: +SKIP
+    >>> lm.law("Once upon a time", max_new_tokens=16).sample(4, seed=0).log_prob.shape  # doctest: +SKIP
+    (4,)
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: load.Resolved | None = None
+    ) -> None:
+        self.model: PreTrainedModel = model.eval()
+        self.tokenizer = tokenizer
+        self.source = source
+        ids = sorted(tokenizer.get_vocab().values())
+        self.vocab_size: int = ids[-1] + 1
+        rows = int(getattr(model.config.get_text_config(), "vocab_size"))  # noqa: B009  (set dynamically)
+        if rows < self.vocab_size:
+            what = "the model has fewer output rows than its tokenizer has ids"
+            raise LawMismatchError(what, got=(rows, self.vocab_size), fix="use the model's own tokenizer")
+        known = torch.zeros(self.vocab_size, dtype=torch.bool)
+        known[ids] = True
+        self._holes: Tensor | None = None if bool(known.all()) else ~known
+        self._vocabulary_hash = vocabulary_hash(tokenizer)
+        body: Any = model.base_model
+        self._accepts = set(inspect.signature(body.forward).parameters)
+        if body is model or not {"past_key_values", "attention_mask"} <= self._accepts:
+            raise ModelError("not a causal LM with an attention cache", got=type(model).__name__)
+        self.is_split: bool = self._probe()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+    ) -> CausalLM:
+        """Open an alias, a folder, a GGUF file or a hub id.
+
+        Parameters
+        ----------
+        source : see `load.resolve`.
+        dtype : "auto" is float32, whatever the file holds: the float32 law is the model.
+        device : "auto" takes cuda where there is one.
+        revision : of a hub id.
+
+        Raises
+        ------
+        ModelError, MissingDependencyError
+        """
+        resolved = load.resolve(str(source), revision)
+        network: Any = load.read_weights(resolved)
+        model = network.to(device=pick_device(device), dtype=torch_dtype(dtype))
+        return cls(model, load.outline(resolved).tokenizer, source=resolved)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.model.dtype
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """Hash of every token with its id, and of which are special."""
+        return self._vocabulary_hash
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The model's own stop set."""
+        return model_stop_ids(self.model.generation_config, self.tokenizer)
+
+    def law(
+        self,
+        prompts: str | Sequence[str] | PromptsFile | Prompts | None = None,
+        *,
+        max_new_tokens: int = 64,
+        selectivity: Selectivity | None = None,
+        stop: Sequence[int | str] | None = None,
+        block_rows: int = 128,
+    ) -> CausalLaw:
+        """Return the law of this model's answers.
+
+        Parameters
+        ----------
+        prompts : None for the begin-of-sequence token, a text, several, or a JSONL file; row i answers prompt i mod P.
+        max_new_tokens : L, tokens after which a sequence is cut.
+        selectivity : token selectivity, or None.
+        stop : E, ids or token strings; None takes the model's own.
+        block_rows : rows drawn together.
+        """
+        from hydrometer.models.causal_lm.law import CausalLaw
+
+        if not isinstance(prompts, Prompts):
+            prompts = read_prompts(prompts, self.tokenizer)
+        stop_ids = self.stop_ids if stop is None else stop_set(stop, self.tokenizer)
+        law = CausalLaw(self, prompts, stop_ids, max_new_tokens, None, block_rows)
+        return law if selectivity is None else law.select(selectivity)
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `from_pretrained` opens: safetensors, config, generation config, tokenizer."""
+        with load.quiet():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    def float32(self) -> CausalLM:
+        """Return the float32 model: itself, or read again from its source, for a cast loses what it rounds."""
+        if self.dtype == torch.float32:
+            return self
+        if self.source is None:
+            what = "only rounded weights are at hand where the float32 ones are needed"
+            raise ModelError(what, got=str(self.dtype), fix="open the model in float32")
+        network: Any = load.read_weights(self.source)
+        return CausalLM(network.to(self.device), self.tokenizer, source=self.source)
+
+    # -- the network, in two parts ---------------------------------------------------------------------------------
+
+    def body(self, ids_BT: Tensor, mask_BS: Tensor | None = None, cache: DynamicCache | None = None) -> Tensor:
+        """Run all but the head.
+
+        Parameters
+        ----------
+        ids_BT : (B, T) ids that follow what `cache` holds.
+        mask_BS : (B, S) True on real tokens, S = cached + T; None where there is no padding.
+        cache : extended in place.
+
+        Returns
+        -------
+        (B, T, D) states for `head`. Where the architecture does more to its states than multiply them by a matrix
+        (softcapped or scaled logits), the states are the logits themselves, and `head` passes them on.
+        """
+        past = cache.get_seq_length() if cache is not None else 0
+        inputs: dict[str, Any] = {"input_ids": ids_BT, "use_cache": cache is not None, "past_key_values": cache}
+        if mask_BS is not None:
+            inputs["attention_mask"] = mask_BS.long()
+            positions = mask_BS.long().cumsum(-1)[:, past:] - 1
+            positions = positions.clamp_min(0)
+        else:
+            positions = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+        if "position_ids" in self._accepts:
+            inputs["position_ids"] = positions
+        if self.is_split:
+            return self.model.base_model(**inputs).last_hidden_state
+        return self.model(**inputs).logits
+
+    def head(self, states_ND: Tensor) -> Tensor:
+        """Logits of all ids that exist, (N, V) float32; ids unknown to the tokenizer are -inf."""
+        out: Any = self.model.get_output_embeddings()
+        logits_NV = (out(states_ND) if self.is_split else states_ND)[..., : self.vocab_size].float()
+        if self._holes is not None:
+            logits_NV = logits_NV.masked_fill(self._holes.to(logits_NV.device), -torch.inf)
+        return logits_NV
+
+    @torch.inference_mode()
+    def _probe(self) -> bool:
+        """Whether the output matrix on the body's states gives the logits. ModelError on a cache of another kind."""
+        ids_BT = torch.arange(3, device=self.device)[None] % self.vocab_size
+        cache = DynamicCache(config=self.model.config)
+        self.is_split = False
+        logits_BTV = self.body(ids_BT, cache=cache)
+        if cache.get_seq_length() != 3 or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+            raise ModelError("not a causal LM with an attention cache", got=type(self.model).__name__)
+        out: Any = self.model.get_output_embeddings()
+        if out is None:
+            return False
+        self.is_split = True
+        try:
+            split_BTV = out(self.body(ids_BT))
+        except (RuntimeError, AttributeError):
+            return False
+        if split_BTV.shape != logits_BTV.shape:
+            return False
+        off = float((split_BTV.float() - logits_BTV.float()).abs().max())
+        return off <= _PROBE_TOLERANCE.get(self.dtype, 0.1) * max(1.0, float(logits_BTV.float().abs().max()))
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """Return a cache that holds the chosen rows; `cache` stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of every token with its id, and of which are special."""
+    special = sorted(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()
+
+
+def model_stop_ids(generation_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the end-of-sequence ids of the generation config, else of the tokenizer, sorted."""
+    eos: Any = getattr(generation_config, "eos_token_id", None)
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    ids: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    return tuple(sorted({int(i) for i in ids if 0 <= int(i) < max(tokenizer.get_vocab().values()) + 1}))
+
+
+def stop_set(stop: Sequence[int | str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Turn ids and token strings into a sorted stop set. Raises SpecError on what is no token."""
+    vocabulary = tokenizer.get_vocab()
+    known = set(vocabulary.values())
+    ids: set[int] = set()
+    for token in stop:
+        i = vocabulary.get(token, -1) if isinstance(token, str) else int(token)
+        if i not in known:
+            raise SpecError("stop names a token that the tokenizer does not know", got=token, fix="give ids or tokens")
+        ids.add(i)
+    return tuple(sorted(ids))
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype of that name; "auto" is float32."""
+    match name:
+        case "auto" | "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case _:
+            raise ModelError("no such dtype for a causal LM", got=name, fix="use float32 or bfloat16")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes cuda where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError("no CUDA device is available", got=name, fix="use device cpu")
+    return torch.device(name)

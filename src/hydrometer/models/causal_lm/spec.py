@@ -1,0 +1,267 @@
+"""What a causal-LM chain looks like in a specification. Needs neither torch nor transformers.
+
+Architecture and training fields have transformers' own names (`PretrainedConfig`, `TrainingArguments`), so that what is
+known of them holds here; the exceptions are the ratios of the warmup-stable-decay schedule.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from hydrometer.core.spec import ChainSpec, Selectivities, Strict
+
+__all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
+
+MAX_NEW_TOKENS = 1_000_000
+
+
+def _tuple(value: object) -> object:
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+class PromptsFile(Strict):
+    """A JSONL file of prompts, one a line: ``{"prompt": text}`` or ``{"messages": [{"role", "content"}, ...]}``.
+
+    Parameters
+    ----------
+    file : path, relative to the specification's folder.
+    chat : put every prompt into the tokenizer's chat template, the assistant's turn opened.
+    """
+
+    file: str = Field(min_length=1)
+    chat: bool = False
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Keep the folder that `file` is relative to; it is no part of what the specification says."""
+        if isinstance(context, Mapping) and "base" in context:
+            self._base = cast("Mapping[str, Path]", context)["base"]
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._base / Path(self.file).expanduser()
+
+
+def _prompts_kind(value: object) -> str | None:
+    match value:
+        case None:
+            return "begin"
+        case str():
+            return "text"
+        case PromptsFile() | Mapping():
+            return "mapping"
+        case _:
+            return None
+
+
+_NO_PROMPTS = "prompts are null (begin of sequence), a text, or {file: PATH, chat: true|false}"
+Prompts = Annotated[
+    Annotated[None, Tag("begin")] | Annotated[str, Tag("text")] | Annotated[PromptsFile, Tag("mapping")],
+    Discriminator(_prompts_kind, custom_error_type="prompts", custom_error_message=_NO_PROMPTS),
+]
+
+
+class Truth(Strict):
+    """The law of level 0: a pretrained model as it is.
+
+    Parameters
+    ----------
+    source : alias (``smollm2-135m-instruct``), folder, GGUF file, or hub id.
+    revision : branch, tag or commit of a hub id.
+    max_new_tokens : L, tokens after which a sequence is cut.
+    prompts : what is answered.
+    stop : E, ids or token strings that end a sequence; None takes the model's own.
+    """
+
+    source: str = Field(min_length=1)
+    revision: str | None = None
+    max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
+    prompts: Prompts = None
+    stop: Annotated[tuple[Annotated[int, Field(ge=0)] | str, ...], BeforeValidator(_tuple)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unselected(cls, data: object) -> object:
+        if isinstance(data, Mapping) and "selectivity" in data:
+            raise PydanticCustomError(
+                "truth_selectivity", "the truth has no selectivity: it is the law all others are judged against"
+            )
+        return data
+
+
+class FromLayers(Strict):
+    """Start from decoder layers of another level, with its embeddings, final norm and head."""
+
+    layers_of: Literal["truth", "above"]
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = Field(min_length=1)
+
+
+class FromSource(Strict):
+    """Start from another pretrained model of the same vocabulary."""
+
+    source: str = Field(min_length=1)
+    revision: str | None = None
+
+
+def _init_kind(value: object) -> str | None:
+    match value:
+        case str():
+            return "name"
+        case FromSource():
+            return "source"
+        case FromLayers():
+            return "layers"
+        case Mapping():
+            return "source" if "source" in value else "layers"
+        case _:
+            return None
+
+
+_NO_INIT = "init is scratch, truth, above, {layers_of: truth|above, layers: [...]} or {source: PATH}"
+Init = Annotated[
+    Annotated[Literal["scratch", "truth", "above"], Tag("name")]
+    | Annotated[FromLayers, Tag("layers")]
+    | Annotated[FromSource, Tag("source")],
+    Discriminator(_init_kind, custom_error_type="init", custom_error_message=_NO_INIT),
+]
+
+
+class Training(Strict):
+    """How a level is fitted: AdamW under a warmup-stable-decay schedule with linear ramps.
+
+    Names and meanings are those of `transformers.TrainingArguments`. `bf16` is autocast over float32 master weights;
+    `warmup_ratio` and `decay_ratio` are shares of all steps. After each epoch the held-out rows are scored in float32,
+    and the best epoch is kept.
+    """
+
+    num_train_epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0, lt=math.inf)
+    per_device_train_batch_size: int = Field(default=32, ge=1)
+    per_device_eval_batch_size: int = Field(default=64, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0, lt=math.inf)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0, lt=math.inf)
+    warmup_ratio: float = Field(default=0.01, ge=0, le=1)
+    decay_ratio: float = Field(default=0.2, ge=0, le=1)
+    bf16: bool = True
+
+    @model_validator(mode="after")
+    def _ratios(self) -> Self:
+        if self.warmup_ratio + self.decay_ratio > 1:
+            raise PydanticCustomError("ratios", "warmup_ratio and decay_ratio together must not exceed 1")
+        return self
+
+
+class LevelSpec(Strict):
+    """One fitted level.
+
+    Parameters
+    ----------
+    init : where the weights start. For a direct fit the level above is the truth.
+    architecture : fields of the truth's config to override, for `init: scratch`.
+    training : how it is fitted.
+    """
+
+    init: Init = "scratch"
+    architecture: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _architecture_of_scratch(self) -> Self:
+        if self.init == "scratch" and not self.architecture:
+            raise PydanticCustomError(
+                "architecture",
+                "init scratch needs an architecture, for example {num_hidden_layers: 2, hidden_size: 128}",
+            )
+        if self.init != "scratch" and self.architecture:
+            raise PydanticCustomError(
+                "architecture", "an architecture goes with init scratch only; weights bring theirs"
+            )
+        return self
+
+
+def _teacher_kind(value: object) -> str | None:
+    match value:
+        case str():
+            return "name"
+        case LevelSpec() | Mapping():
+            return "level"
+        case _:
+            return None
+
+
+Teacher = Annotated[
+    Annotated[Literal["truth"], Tag("name")] | Annotated[LevelSpec, Tag("level")],
+    Discriminator(_teacher_kind, custom_error_type="teacher", custom_error_message="teacher is a level or `truth`"),
+]
+
+
+class Data(Strict):
+    """Rows per stream: `train` and `validate` from the truth, `distill` per selectivity, `evaluate` per judged law."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)
+
+    train: int = Field(default=4096, ge=1)
+    validate_: int = Field(default=256, ge=1, alias="validate")
+    distill: int = Field(default=4096, ge=1)
+    evaluate: int = Field(default=512, ge=2)
+
+
+class CausalLMChain(ChainSpec):
+    """A chain of causal language models.
+
+    Parameters
+    ----------
+    truth, teacher, assistants, student : the levels; `teacher: truth` selects from the truth itself.
+    data : rows per stream.
+    draw_dtype : arithmetic of rows drawn for training.
+    judge_dtype : arithmetic in which evaluation rows are drawn and scored.
+    block_rows : rows drawn together, part of a draw's identity.
+    threads : of torch, part of the numerics; None takes the machine's count.
+    device : "cpu", "cuda", or "auto", which takes cuda where there is one.
+    """
+
+    family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+    truth: Truth
+    teacher: Teacher
+    assistants: Annotated[tuple[LevelSpec, ...], BeforeValidator(_tuple)] = ()
+    student: LevelSpec
+    data: Data = Data()
+    draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    judge_dtype: Literal["float32", "bfloat16"] = "float32"
+    block_rows: int = Field(default=128, ge=1, le=65536)
+    threads: int | None = Field(default=None, ge=1)
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+
+    @field_validator("selectivity", "decoding")
+    @classmethod
+    def _token_selectivities(cls, value: Selectivities | None) -> Selectivities | None:
+        if any(s.weight_power is not None for s in value or ()):
+            raise PydanticCustomError(
+                "selectivity", "weight_power is a mixture's selectivity; here use temperature, top_k, top_p, min_p"
+            )
+        return value
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of torch: those of the specification, else the machine's."""
+        return self.threads or os.cpu_count() or 1

@@ -1,0 +1,109 @@
+"""The closed union of families, and the specification of a run, which is made of their chains.
+
+A new family is one folder and one line in `BUILT_IN`. A third party's family arrives through the entry-point group
+`hydrometer.families`, whose entries are objects of type `models.base.Family`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from hydrometer.core.errors import SpecError
+from hydrometer.core.spec import MAX_SEEDS, ChainSpec, Name, Strict, explain, nearest
+from hydrometer.models.base import Family
+from hydrometer.models.causal_lm.family import CAUSAL_LM
+from hydrometer.models.mixture.family import MIXTURE
+
+__all__ = ["RunSpec", "families", "family_of", "parse_run_spec"]
+
+BUILT_IN: tuple[Family, ...] = (MIXTURE, CAUSAL_LM)
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families by name: the built-in ones, then those of installed entry points, which cannot replace them."""
+    found = {f.name: f for f in BUILT_IN}
+    for point in entry_points(group="hydrometer.families"):
+        family = cast("Family", point.load())
+        found.setdefault(family.name, family)
+    return found
+
+
+def family_of(chain: ChainSpec) -> Family:
+    """Return the family a chain is of."""
+    return families()[chain.family]
+
+
+def _seeds(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= MAX_SEEDS:
+            raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
+        return tuple(range(value))
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+class RunSpec(Strict):
+    """One run: a name, seeds, and one or more chains.
+
+    Attributes
+    ----------
+    name : of the experiment; a folder holds one.
+    seeds : a count n for seeds 0 .. n-1, or a list.
+    chains : by name.
+    """
+
+    name: Name
+    description: str = ""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
+    chains: dict[Name, SerializeAsAny[ChainSpec]] = Field(min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value) or min(value) < 0:
+            raise PydanticCustomError("seeds", "seeds must be distinct and not negative")
+        return value
+
+
+def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = None) -> RunSpec:
+    """Validate a specification.
+
+    Parameters
+    ----------
+    data : the parsed YAML.
+    origin : where it came from, for messages.
+    base : folder that relative file names inside it refer to.
+
+    Raises
+    ------
+    SpecError : one line, naming the key and, for a misspelt one, the nearest known key.
+    """
+    fields = dict(data)
+    chains: dict[str, ChainSpec] = {}
+    raw = fields.get("chains")
+    for name, body in cast("dict[Any, Any]", raw if isinstance(raw, dict) else {}).items():
+        where = f"{origin}: chains.{name}"
+        if not isinstance(body, dict):
+            raise SpecError(f"{where} must be a mapping", got=body)
+        chain = cast("dict[str, object]", body)
+        kind = chain.get("family")
+        if kind is None:
+            raise SpecError(f"{where}: family: this key is missing", fix="known: " + ", ".join(families()))
+        if not isinstance(kind, str) or kind not in families():
+            raise SpecError(f"{where}: unknown family", got=kind, fix=nearest(str(kind), list(families())))
+        try:
+            chains[name] = families()[kind].chain_spec.model_validate(chain, context={"base": base or Path.cwd()})
+        except ValidationError as e:
+            raise explain(e, where) from None
+    if isinstance(raw, dict):
+        fields["chains"] = chains
+    try:
+        return RunSpec.model_validate(fields)
+    except ValidationError as e:
+        raise explain(e, origin) from None

@@ -1,0 +1,137 @@
+"""The mixture family: specification to laws, fits and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import scipy
+import sklearn
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import StoreError
+from hydrometer.core.spec import ChainSpec, Strict
+from hydrometer.models.base import Fitted, FitRequest, Law, Level, Precision, Samples
+from hydrometer.models.mixture.em import checked, fit_one
+from hydrometer.models.mixture.law import Mixture, Points
+from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
+
+__all__ = ["MIXTURE", "MixtureFamily"]
+
+Floats = NDArray[np.float64]
+_GRID = 72
+_SHOWN_POINTS = 200
+
+
+class MixtureFamily:
+    """Mixtures of Gaussians. Draws are cheap: they are made again where needed instead of being stored."""
+
+    name: str = "mixture"
+    chain_spec: type[ChainSpec] = MixtureChain
+    keeps_draws: bool = False
+
+    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
+        c = _chain(chain)
+        teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
+        assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, start=1))
+        return (*teacher, *assistants, Level("student", c.student))
+
+    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
+        d = _chain(chain).data
+        return {"train": d.train, "validate": 0, "distill": d.distill, "evaluate": d.evaluate}
+
+    def check(self, chain: ChainSpec) -> None:
+        """Nothing is left to check: the specification builds the truth when it is read."""
+
+    def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
+        return {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
+
+    def block_rows(self, chain: ChainSpec) -> int:
+        return 1 << 20
+
+    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
+        return "float64"
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        return _chain(chain).truth.model_dump(mode="json")
+
+    def truth(self, chain: ChainSpec, precision: Precision) -> Mixture:
+        return _chain(chain).truth.law()
+
+    def fit(self, request: FitRequest) -> Fitted[Law]:
+        level = cast("MixtureLevel", request.level)
+        points = checked(cast("Points", request.data).x, level.n_components)[0]
+        model, log_likelihood, n_iter, converged = fit_one(
+            points, level.n_components, covariance_type=level.covariance_type, n_init=level.n_init,
+            seed=request.stream.integer(), tol=level.tol, max_iter=level.max_iter, reg_covar=level.reg_covar,
+        )
+        return Fitted(model, {"log_likelihood": log_likelihood, "n_iter": n_iter, "converged": converged})
+
+    def save_law(self, law: Law, folder: Path) -> None:
+        m = cast("Mixture", law)
+        fields = {
+            "weights": m.weights.tolist(), "means": m.means.tolist(), "covariances": m.covariances.tolist(),
+            "covariance_type": m.covariance_type,
+        }
+        (folder / "mixture.json").write_text(json.dumps(fields))
+
+    def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Mixture:
+        try:
+            fields: dict[str, Any] = json.loads((folder / "mixture.json").read_text())
+            return Mixture(**fields)
+        except (OSError, ValueError, TypeError) as e:
+            raise StoreError(f"no mixture can be read: {e}", got=folder.name) from None
+
+    def save_samples(self, samples: Samples, folder: Path) -> None:
+        p = cast("Points", samples)
+        np.savez(folder / "points.npz", x=p.x, log_prob=p.log_prob)
+
+    def load_samples(self, folders: list[Path], n: int) -> Points:
+        parts = [np.load(f / "points.npz") for f in folders]
+        x, log_prob = (np.concatenate([p[k] for p in parts])[:n] for k in ("x", "log_prob"))
+        return Points(x, log_prob)
+
+    def take(self, samples: Samples, n: int) -> Points:
+        p = cast("Points", samples)
+        return Points(p.x[:n], p.log_prob[:n])
+
+    def exhibit(
+        self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
+    ) -> Mapping[str, object] | None:
+        """Log density on a grid around the truth, for contours; planes only."""
+        p_star, m, points = cast("Mixture", truth), cast("Mixture", law), cast("Points", samples)
+        if p_star.n_features != 2:
+            return None
+        reach = 4 * float(np.sqrt(np.max(p_star.covariances)))
+        x, y = (
+            np.linspace(p_star.means[:, i].min() - reach, p_star.means[:, i].max() + reach, _GRID) for i in range(2)
+        )
+        grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        log_density = m.log_prob(grid).reshape(_GRID, _GRID)
+        return {
+            "kind": "density-2d",
+            "version": 1,
+            "x": x.round(6).tolist(),
+            "y": y.round(6).tolist(),
+            "log_density": log_density.round(4).tolist(),
+            "points": points.x[:_SHOWN_POINTS].round(4).tolist(),
+            "means": m.means.round(6).tolist(),
+            "weights": m.weights.round(9).tolist(),
+        }
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        m = _chain(chain).truth.law()
+        return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
+
+    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+        return {"draw": 1e5, "fit": 3e8, "judge": 6e8}[stage]
+
+
+def _chain(chain: ChainSpec | Strict) -> MixtureChain:
+    return cast("MixtureChain", chain)
+
+
+MIXTURE = MixtureFamily()

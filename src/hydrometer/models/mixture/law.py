@@ -1,0 +1,243 @@
+"""Mixtures of Gaussians: the family in which the theory is exact.
+
+    p(x) = sum_k a_k N(x; mu_k, S_k)
+
+Shapes: N points, K components, d dimensions. float64 and nats throughout. Covariance types and the shapes of
+`covariances` are scikit-learn's: full (K, d, d), tied (d, d), diag (K, d), spherical (K,).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import solve_triangular
+from scipy.special import ndtri
+
+from hydrometer.core.errors import DataError, InputError
+from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import ScoreKind
+from hydrometer.models.selectivity import power_log_weights
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
+
+__all__ = ["CovarianceType", "Mixture", "Points"]
+
+Floats = NDArray[np.float64]
+CovarianceType = Literal["full", "tied", "diag", "spherical"]
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """Points drawn from a density: ``x`` (N, d) and ``log_prob`` (N,) nats."""
+
+    x: Floats
+    log_prob: Floats
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+    @property
+    def lengths(self) -> None:
+        """Points have no length."""
+        return
+
+    @property
+    def strata(self) -> None:
+        """Points answer no prompt."""
+        return
+
+
+def _covariance_shape(kind: CovarianceType, k: int, d: int) -> tuple[int, ...]:
+    match kind:
+        case "full":
+            return (k, d, d)
+        case "tied":
+            return (d, d)
+        case "diag":
+            return (k, d)
+        case "spherical":
+            return (k,)
+
+
+class Mixture:
+    """A mixture of Gaussians, immutable.
+
+    Parameters
+    ----------
+    weights : (K,) non-negative, summing to 1.
+    means : (K, d)
+    covariances : shaped as `covariance_type` asks.
+    covariance_type : "full", "tied", "diag" or "spherical".
+
+    Raises
+    ------
+    InputError : shapes that do not fit, NaN, weights that do not sum to 1, a covariance that is not positive definite.
+
+    Examples
+    --------
+    >>> m = Mixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1], covariance_type="spherical")
+    >>> m.log_prob(np.array([[1.0]])).round(4).tolist()
+    [-0.4608]
+    >>> m.select(Selectivity(weight_power=float("inf"))).weights.tolist()
+    [0.5, 0.5]
+    """
+
+    __slots__ = ("_log_weights", "_scales", "covariance_type", "covariances", "means")
+
+    score_kind: ScoreKind = "exact"
+
+    def __init__(
+        self,
+        weights: ArrayLike,
+        means: ArrayLike,
+        covariances: ArrayLike,
+        *,
+        covariance_type: CovarianceType = "full",
+    ) -> None:
+        w = np.asarray(weights, np.float64)
+        mu = np.asarray(means, np.float64)
+        cov = np.asarray(covariances, np.float64)
+        if mu.ndim != 2 or 0 in mu.shape or w.shape != mu.shape[:1]:
+            raise InputError("a mixture needs weights (K,) and means (K, d)", got=(w.shape, mu.shape))
+        shape = _covariance_shape(covariance_type, *mu.shape)
+        if cov.shape != shape:
+            raise InputError(f"{covariance_type!r} covariances must have shape {shape}", got=cov.shape)
+        if not (np.isfinite(w).all() and np.isfinite(mu).all() and np.isfinite(cov).all()):
+            raise InputError("weights, means and covariances must be finite", fix="remove NaN and infinite values")
+        if (w < 0).any() or abs(w.sum() - 1) > 1e-6:
+            raise InputError("weights must not be negative and must sum to 1", got=w.tolist())
+        self.means: Floats = mu
+        self.covariances: Floats = cov
+        self.covariance_type: CovarianceType = covariance_type
+        with np.errstate(divide="ignore"):
+            self._log_weights: Floats = np.log(w / w.sum())
+        self._scales: Floats = self._cholesky()
+
+    def _cholesky(self) -> Floats:
+        """Lower factors (K, d, d) or (1, d, d) for full and tied, standard deviations (K, d) otherwise."""
+        k, d = self.means.shape
+        match self.covariance_type:
+            case "full" | "tied":
+                stacked = self.covariances.reshape(-1, d, d)
+                if not np.allclose(stacked, stacked.swapaxes(1, 2), rtol=1e-8, atol=0):
+                    raise InputError("covariances must be symmetric")
+                try:
+                    return np.linalg.cholesky(stacked)
+                except np.linalg.LinAlgError:
+                    raise InputError("a covariance is not positive definite", fix="raise reg_covar") from None
+            case "diag" | "spherical":
+                if not (self.covariances > 0).all():
+                    raise InputError("variances must be above 0", got=float(self.covariances.min()))
+                variances = self.covariances.reshape(k, -1)
+                return np.sqrt(np.broadcast_to(variances, (k, d)))
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.means.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """The dimension d."""
+        return int(self.means.shape[1])
+
+    @property
+    def log_weights(self) -> Floats:
+        """(K,) normalised log-weights, nats."""
+        return self._log_weights
+
+    @property
+    def weights(self) -> Floats:
+        """(K,) weights."""
+        return np.exp(self._log_weights)
+
+    def component_log_prob(self, x: Floats) -> Floats:
+        """``log N(x_n; mu_k, S_k)``, (K, N), nats. Differences are taken before squaring, so far points stay exact."""
+        n, k, d = x.shape[0], *self.means.shape
+        out = np.empty((k, n))
+        for j in range(k):
+            centred = x - self.means[j]
+            if self.covariance_type in ("full", "tied"):
+                lower = self._scales[j if self.covariance_type == "full" else 0]
+                z = cast("Floats", solve_triangular(lower, centred.T, lower=True, check_finite=False))
+                squares = np.einsum("dn,dn->n", z, z)
+                log_det = float(np.log(np.diagonal(lower)).sum())
+            else:
+                z = centred / self._scales[j]
+                squares = np.einsum("nd,nd->n", z, z)
+                log_det = float(np.log(self._scales[j]).sum())
+            out[j] = -0.5 * (d * _LOG_2PI + squares) - log_det
+        return out
+
+    def log_prob(self, x: Points | Floats) -> Floats:
+        """Log density of each point, (N,) nats.
+
+        Parameters
+        ----------
+        x : `Points` or (N, d)
+        """
+        points = np.asarray(x.x if isinstance(x, Points) else x, np.float64)
+        if points.ndim != 2 or points.shape[1] != self.n_features:
+            raise DataError(f"points must have shape (N, {self.n_features})", got=points.shape)
+        joint_KN = self.component_log_prob(points) + self._log_weights[:, None]
+        if self.n_components == 1:
+            return joint_KN[0]
+        # Components along the first axis: the maximum and the sum run over contiguous rows.
+        top = joint_KN.max(axis=0)
+        return top + np.log(np.exp(joint_KN - top).sum(axis=0))
+
+    def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
+        """Draw rows ``start .. start + n`` by inverse CDF: one uniform for the component, d for the normals."""
+        u = as_stream(seed).uniforms(start, n, 1 + self.n_features)
+        cumulative = np.cumsum(self.weights)
+        heaviest_last = int(np.flatnonzero(self.weights)[-1])  # rounding in the sum must not reach a weightless one
+        component = np.minimum(np.searchsorted(cumulative, u[:, 0], side="right"), heaviest_last)
+        z = ndtri(u[:, 1:])
+        if self.covariance_type in ("full", "tied"):
+            lower = self._scales[component if self.covariance_type == "full" else np.zeros_like(component)]
+            offset = np.einsum("nij,nj->ni", lower, z)
+        else:
+            offset = self._scales[component] * z
+        x = self.means[component] + offset
+        return Points(x, self.log_prob(x))
+
+    def select(self, s: Selectivity) -> Mixture:
+        """Return the mixture with weights raised to ``s.weight_power`` and normalised.
+
+        Raises
+        ------
+        InputError : a token selectivity; a mixture has no tokens.
+        """
+        if s.is_token:
+            raise InputError("a mixture is selected by weight_power", got=s.label, fix="use weight_power: BETA")
+        chosen = object.__new__(Mixture)
+        chosen.means, chosen.covariances, chosen.covariance_type = self.means, self.covariances, self.covariance_type
+        chosen._log_weights = power_log_weights(self._log_weights, s.weight_power or 1.0)
+        chosen._scales = self._scales
+        return chosen
+
+    def to_sklearn(self) -> GaussianMixture:
+        """Return a fitted `sklearn.mixture.GaussianMixture` of the same law."""
+        from sklearn.mixture import GaussianMixture
+        from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
+
+        g = GaussianMixture(self.n_components, covariance_type=self.covariance_type)
+        g.weights_, g.means_, g.covariances_ = self.weights, self.means, self.covariances
+        g.precisions_cholesky_ = _compute_precision_cholesky(self.covariances, self.covariance_type)
+        g.n_features_in_, g.converged_ = self.n_features, True
+        return g
+
+    @classmethod
+    def from_sklearn(cls, fitted: GaussianMixture) -> Mixture:
+        """Take over a fitted `sklearn.mixture.GaussianMixture`."""
+        weights = np.asarray(fitted.weights_, np.float64)
+        return cls(
+            weights / weights.sum(), fitted.means_, fitted.covariances_, covariance_type=fitted.covariance_type
+        )

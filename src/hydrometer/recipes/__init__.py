@@ -1,0 +1,1 @@
+"""Specifications that ship with the package."""

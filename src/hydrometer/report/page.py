@@ -1,0 +1,307 @@
+"""The page: figures to files, everything into one self-contained HTML.
+
+The page loads nothing: styles and figures are inside, there is no script, and a content security policy forbids both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from hydrometer._version import __version__
+from hydrometer.core.errors import FolderError, InputError
+from hydrometer.report import contours, draw, plotdata, tables
+from hydrometer.report.reading import Chain, Group, Run, read_run
+from hydrometer.report.samples import prompt_rows, visible
+from hydrometer.report.style import LOOKS, inline_svg, render, write_atomic
+from hydrometer.report.verdict import Sentence, sentences
+from hydrometer.report.wording import figure as figure_words
+from hydrometer.report.wording import per, setting
+
+__all__ = ["build_report"]
+
+FORMATS = ("svg", "png", "pdf")
+FAILED_SHOWN = 50
+VISIBLE_PROMPTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FigureView:
+    """One figure of the page: inline panels, what a person reads under it, and its files."""
+
+    title: str
+    caption: Markup | str
+    panels: list[Markup]
+    layout: str
+    stem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChainView:
+    """One chain's part of the page."""
+
+    chain: Chain
+    anchor: str
+    sentences: list[Sentence]
+    figures: list[FigureView]
+    keys: list[tuple[str, str]]
+    has_ties: bool
+    tables: list[tuple[str, tables.TableData, bool]]
+    prompts: list[Any]
+    facts: list[tuple[str, str]]
+    released: tables.TableData | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run's part of the page."""
+
+    run: Run
+    chains: list[ChainView]
+    specs: list[str]
+    versions: list[tuple[str, str]]
+    failed: list[tuple[str, str]]
+    failed_more: int
+    seconds: float
+    cells: int = field(default=0)
+
+
+def _slug(name: str) -> str:
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)[:64]
+    return safe.strip("-_") or "chain"
+
+
+def _stems(runs: list[Run]) -> dict[tuple[int, str], str]:
+    """Give every chain of every run a name for files and anchors of its own."""
+    taken: set[str] = set()
+    found: dict[tuple[int, str], str] = {}
+    for i, run in enumerate(runs):
+        for name in run.chains:
+            stem = _slug(name) if len(runs) == 1 else f"{i + 1}-{_slug(run.name)}-{_slug(name)}"
+            while stem in taken:
+                stem += "-x"
+            taken.add(stem)
+            found[i, name] = stem
+    return found
+
+
+def _save(folder: Path, stem: str, figure: Figure) -> None:
+    for kind in FORMATS:
+        write_atomic(folder / f"{stem}.{kind}", render(figure, kind))
+
+
+def _plane_captions(chain: Chain, plane: plotdata.Plane) -> Markup:
+    bars = "Bars are ±1.96 standard errors."
+    ties = (
+        " A grey line leads from a distilled student to the × where the direct student, decoded selectively, has the "
+        "same entropy: the shift that is not explained by cooling."
+        if plane.ties
+        else ""
+    )
+    cloud = " The faint dots are single seeds." if plane.cloud else ""
+    return Markup(
+        "<b>Left:</b> precision against recall; up and right is better. The faint cross is the truth, where both are "
+        "−H(p*). Since recall = −H(p*) − KL(p*‖q), verticals are lines of equal KL(p*‖q); no model lies right of the "
+        "truth.{} <b>Right:</b> precision against the model’s own entropy. Since precision = −H(q) − KL(q‖p*), the "
+        "diagonals are lines of equal KL(q‖p*): moving along one is cooling alone, crossing towards the bold one is a "
+        "better fit, and no model lies in the shaded region beyond it. {}{}"
+    ).format(ties, bars, cloud)
+
+
+def _describe(run: Run, chain: Chain) -> str:
+    """Put the plane into words for those who cannot see it."""
+    kinds = plotdata.kinds_of(run, chain)
+    words: list[str] = []
+    for kind in ("truth", "teacher", "direct", "distilled"):
+        for group in kinds[kind][:8]:
+            at = f" {setting(plotdata.knob(group, kind), short=True)}" if plotdata.knob(group, kind) else ""
+            pair = [figure_words(group.metrics.get(m)) for m in ("recall", "precision")]
+            words.append(f"{kind}{at}: recall {pair[0]}, precision {pair[1]}")
+    return "Precision against recall. " + "; ".join(words) + ". All figures are in the tables below."
+
+
+def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView]:
+    views: list[FigureView] = []
+
+    def panel(figure: Figure, label: str) -> Markup:
+        count[0] += 1
+        return Markup(inline_svg(figure, f"{stem}-{count[0]}", label))  # ours, escaped there
+
+    count = [0]
+    plane, entropy = plotdata.plane_data(run, chain), plotdata.plane_data(run, chain, x="entropy")
+    if any(k != "truth" for k in plane.paths):
+        _save(folder, f"{stem}-plane", draw.plane_figure(plane, entropy))
+        shown = [
+            panel(draw.single(4.5, 4.0, draw.draw_plane, plane), _describe(run, chain)),
+            panel(draw.single(4.5, 4.0, draw.draw_entropy_plane, entropy), "Precision against entropy, same models."),
+        ]
+        views.append(FigureView("The trade-off", _plane_captions(chain, plane), shown, "two", f"{stem}-plane"))
+    views += _curve_views(run, chain, stem, folder, panel)
+    found = contours.columns(run, chain)
+    if found:
+        _save(folder, f"{stem}-contours", contours.contour_figure(found))
+        truth = found[0].upper[2]
+        shown = [panel(contours.column_figure(c, truth), f"{c.upper[0]} above, {c.lower[0]} below") for c in found]
+        caption = (
+            "Regions that hold 50, 80 and 95 % of each model’s mass, first seed; the grey outline is the truth’s 80 % "
+            "region, + marks component means. Above the teacher sharpened at each setting, below its student."
+        )
+        views.append(FigureView("Where the mass goes", caption, shown, "many", f"{stem}-contours"))
+    return views
+
+
+def _curve_views(
+    run: Run, chain: Chain, stem: str, folder: Path, panel: Callable[[Figure, str], Markup]
+) -> list[FigureView]:
+    words = {
+        "setting": (
+            "Parts of the gain, by setting",
+            "What each setting does, split in parts: the first panel is the sum of the second and the third. A "
+            "distilled student stands at its teacher’s setting, a decoded one at its own. Lines across are the direct "
+            "student, the unselected teacher and the truth.",
+        ),
+        "entropy": (
+            "Parts of the gain, by teacher entropy",
+            "The same against the entropy that the teacher reached, the axis on which temperatures, weight powers and "
+            "cut-offs can be compared. A decoded model stands where the teacher at the same setting stands.",
+        ),
+    }
+    views: list[FigureView] = []
+    for against in ("setting", "entropy"):
+        curves = plotdata.curves_data(run, chain, against=against)
+        if curves is None:
+            continue
+        title, caption = words[against]
+        _save(folder, f"{stem}-by-{against}", draw.curves_figure(curves))
+        shown = [
+            panel(draw.single(4.4, 2.9, draw.draw_panel, curves, p), f"{p.title}, along {curves.scale.name}")
+            for p in curves.panels
+        ]
+        views.append(FigureView(title, caption, shown, "two", f"{stem}-by-{against}"))
+    return views
+
+
+def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
+    def seen(group: Group | None) -> str:
+        return figure_words(group.metrics.get("entropy")) if group else ""
+
+    truth = run.groups.get(chain.truth_group or "")
+    facts = [
+        ("truth p*", chain.truth),
+        ("family", chain.family.replace("_", " ")),
+        ("H(p*)", f"{seen(truth)} {chain.unit} per {per(chain)}" if seen(truth) else ""),
+        ("seeds", str(chain.seeds) if chain.seeds else ""),
+        ("settings", ", ".join(setting(s.selectivity, short=True) for s in chain.tradeoff)),
+    ]
+    return [f for f in facts if f[1]]
+
+
+def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
+    kinds = plotdata.kinds_of(run, chain)
+    keys = [(kind, LOOKS[kind].label) for kind in plotdata.KINDS if kinds[kind]]
+    found: list[tuple[str, tables.TableData, bool]] = [
+        (f"Models, {chain.unit} per {per(chain)}", tables.group_table(run, chain), True)
+    ]
+    found.append(("95 % intervals", tables.interval_table(run, chain), False))
+    extra = tables.group_table(run, chain, extra=True)
+    if len(extra.head) > 2:
+        found.append(("Further figures", extra, False))
+    contrasts = tables.contrast_table(run, chain)
+    if contrasts.rows:
+        found.append(("Contrasts, a − b", contrasts, False))
+    return ChainView(
+        chain=chain,
+        anchor=stem,
+        sentences=sentences(run, chain),
+        figures=_figures(run, chain, stem, folder),
+        keys=keys,
+        has_ties=any(c.matched for c in chain.control),
+        tables=found,
+        prompts=prompt_rows(run, chain),
+        facts=_facts(run, chain),
+        released=tables.released_table(run, chain) if chain.as_released else None,
+    )
+
+
+def _run_view(run: Run, chains: list[ChainView]) -> RunView:
+    failed = [(c.id, c.reason or "no reason recorded") for c in run.cells if not c.ok]
+    return RunView(
+        run=run,
+        chains=chains,
+        specs=[yaml.safe_dump(s, sort_keys=False, allow_unicode=False, width=100) for s in run.specs],
+        versions=[(str(k), str(v)) for k, v in run.versions.items()],
+        failed=failed[:FAILED_SHOWN],
+        failed_more=max(len(failed) - FAILED_SHOWN, 0),
+        seconds=sum(c.seconds for c in run.cells),
+        cells=len(run.cells),
+    )
+
+
+def _environment() -> Environment:
+    env = Environment(
+        loader=PackageLoader("hydrometer.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["seen"] = visible
+    return env
+
+
+def _target(folders: list[Path], out: Path | None) -> Path:
+    if out is None:
+        return folders[0] / "report.html"
+    return out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
+
+
+def build_report(runs: list[Path], *, out: Path | None = None) -> Path:
+    """Write the page of one or several runs, and its figures beside it.
+
+    Parameters
+    ----------
+    runs : run folders, each with its results.json and, where judge left some, exhibits.
+    out : where to: a folder, or the name of an .html file; None takes the first run's folder.
+
+    Returns
+    -------
+    Path : of report.html. Beside it `figures/` holds every figure as svg, png and pdf. The same results give the same
+        bytes.
+
+    Raises
+    ------
+    InputError : where no run is given.
+    FolderError : where a folder has no results, or the page cannot be written.
+    DataError : where results have another schema.
+    """
+    folders = [Path(r) for r in runs]
+    if not folders:
+        raise InputError("no run to report on", got=runs, fix="give at least one run folder")
+    read = [read_run(f) for f in folders]
+    target = _target(folders, Path(out) if out is not None else None)
+    stems = _stems(read)
+    try:
+        views = [
+            _run_view(
+                run, [_chain_view(run, c, stems[i, c.name], target.parent / "figures") for c in run.chains.values()]
+            )
+            for i, run in enumerate(read)
+        ]
+        env = _environment()
+        css = Markup(env.get_template("report.css").render())  # ours: a file of this package
+        page = env.get_template("report.html.j2").render(
+            runs=views, css=css, version=__version__, prompts_shown=VISIBLE_PROMPTS, formats=FORMATS
+        )
+        write_atomic(target, page.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise FolderError(
+            f"the report cannot be written: {error.strerror}", got=str(target), fix="give another folder with out="
+        ) from None
+    return target

@@ -1,0 +1,369 @@
+"""results.json and exhibits, read into typed records; whatever is optional and absent becomes None or empty.
+
+A number in these files is a JSON number, null, or the string "inf" or "-inf". Everything else in them, names and texts
+above all, is material from elsewhere and is escaped where it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from hydrometer.core.errors import DataError, FolderError
+
+__all__ = ["Cell", "Chain", "Control", "Diff", "Figure", "Gate", "Group", "Run", "Setting", "Step", "parse", "read_run"]
+
+Json = dict[str, Any]
+Setting = dict[str, float]
+
+SCHEMA = 1
+MAX_EXHIBIT_BYTES = 64_000_000
+
+
+def number(value: object) -> float | None:
+    """Return a JSON number as float, "inf" as infinity, anything else (NaN included) as None."""
+    if value in ("inf", "-inf"):
+        return math.inf if value == "inf" else -math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return None if math.isnan(value) else float(value)
+
+
+def mapping(value: object) -> Json:
+    """Return a JSON object, or an empty one where there is none."""
+    return cast(Json, value) if isinstance(value, dict) else {}
+
+
+def items(value: object) -> list[Any]:
+    """Return a JSON array, or an empty one where there is none."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def text(value: object, default: str = "") -> str:
+    """Return a string, or the default."""
+    return value if isinstance(value, str) else default
+
+
+def _count(value: object) -> int:
+    n = number(value)
+    return int(n) if n is not None and math.isfinite(n) else 0
+
+
+def read_setting(value: object) -> Setting | None:
+    """Return a selectivity's numbers by name, or None where there are none."""
+    found = {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
+    return found or None
+
+
+def _finite(value: object) -> float | None:
+    n = number(value)
+    return n if n is not None and math.isfinite(n) else None
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    ends = [_finite(v) for v in items(value)]
+    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One metric of one group: mean over seeds with its total standard error."""
+
+    value: float | None
+    se: float | None
+    ci95: tuple[float, float] | None
+    unit: str
+    n_neg_inf: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The difference a - b of one metric between two groups; value is None where one of them is infinite."""
+
+    a: str
+    b: str
+    metric: str
+    value: float | None
+    se: float | None
+    df: float | None
+    ci95: tuple[float, float] | None
+    pairing: str
+
+    @property
+    def sign(self) -> int | None:
+        """+1 or -1 where the interval excludes zero, 0 where it holds it, None where there is no interval."""
+        if self.value is None or self.ci95 is None:
+            return None
+        return 1 if self.ci95[0] > 0 else -1 if self.ci95[1] < 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The cells that differ by their seed alone."""
+
+    id: str
+    chain: str
+    role: str
+    level: int
+    training: str | None
+    selectivity: Setting | None
+    decoding: Setting | None
+    seeds: int
+    failed: int
+    metrics: dict[str, Figure]
+
+    def value(self, metric: str) -> float | None:
+        """Return the mean of a metric, or None."""
+        found = self.metrics.get(metric)
+        return found.value if found else None
+
+    def se(self, metric: str) -> float | None:
+        """Return the standard error of a metric, or None."""
+        found = self.metrics.get(metric)
+        return found.se if found else None
+
+    def is_infinite(self, metric: str) -> bool:
+        """Whether the metric is minus infinity: some draw had probability zero."""
+        found = self.metrics.get(metric)
+        return found is not None and found.value is None and found.n_neg_inf > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One judged model of one seed."""
+
+    id: str
+    group: str
+    chain: str
+    seed: int | None
+    ok: bool
+    reason: str
+    values: dict[str, float | None]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Whether the teacher's recall beats the direct student's."""
+
+    passed: bool | None
+    diff: Diff | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One selectivity: the student distilled at it against the neutral and the direct one."""
+
+    selectivity: Setting
+    group: str
+    coldest: bool
+    vs_neutral: dict[str, Diff]
+    vs_direct: dict[str, Diff]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Distilled at a selectivity against the direct student decoded at it."""
+
+    selectivity: Setting
+    distilled: str
+    decoded: str
+    same_setting: dict[str, Diff]
+    matched: dict[str, Diff] | None
+    matched_entropy: float | None
+    matched_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One chain's part of the summary."""
+
+    name: str
+    family: str
+    truth: str
+    kind: str
+    unit: str
+    seeds: int
+    truth_group: str | None
+    teacher_group: str | None
+    direct_group: str | None
+    neutral_group: str | None
+    gate: Gate
+    tradeoff: list[Step]
+    control: list[Control]
+    as_released: list[Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: what its results.json holds."""
+
+    name: str
+    specs: list[Json]
+    versions: Json
+    cells: list[Cell]
+    contrasts: list[Diff]
+    groups: dict[str, Group]
+    chains: dict[str, Chain]
+    folder: Path | None = field(default=None)
+
+    def of_chain(self, chain: str) -> list[Group]:
+        """Return a chain's groups in the order of the file."""
+        return [g for g in self.groups.values() if g.chain == chain]
+
+
+def _diff(value: object) -> Diff | None:
+    d = mapping(value)
+    if not d:
+        return None
+    return Diff(
+        text(d.get("a")), text(d.get("b")), text(d.get("metric")), _finite(d.get("value")), _finite(d.get("se")),
+        number(d.get("df")), _interval(d.get("ci95")), text(d.get("pairing")),
+    )  # fmt: skip
+
+
+def _diffs(value: object) -> dict[str, Diff]:
+    return {k: d for k, v in mapping(value).items() if (d := _diff(v)) is not None}
+
+
+def _figure(value: object) -> Figure:
+    m = mapping(value)
+    return Figure(
+        _finite(m.get("value")), _finite(m.get("se")), _interval(m.get("ci95")), text(m.get("unit"), "nats"),
+        _count(m.get("n_neg_inf")),
+    )  # fmt: skip
+
+
+def _group(name: str, value: object) -> Group:
+    g = mapping(value)
+    metrics = {k: _figure(v) for k, v in mapping(g.get("metrics")).items()}
+    return Group(
+        name, text(g.get("chain")), text(g.get("role")), _count(g.get("level")), text(g.get("training")) or None,
+        read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
+        _count(g.get("seeds")), _count(g.get("failed")), metrics,
+    )  # fmt: skip
+
+
+def _cell(value: object) -> Cell:
+    c = mapping(value)
+    seed = number(c.get("seed"))
+    values = {k: _finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
+    return Cell(
+        text(c.get("id")), text(c.get("group")), text(c.get("chain")), None if seed is None else int(seed),
+        c.get("status") == "ok", text(c.get("reason")), values, number(c.get("seconds")) or 0.0,
+    )  # fmt: skip
+
+
+def _control(value: object) -> Control:
+    c = mapping(value)
+    matched = mapping(c.get("matched_entropy"))
+    return Control(
+        read_setting(c.get("selectivity")) or {}, text(c.get("distilled")), text(c.get("decoded")),
+        _diffs(c.get("same_setting")), _diffs(matched) if matched else None, _finite(matched.get("entropy")),
+        text(c.get("matched_reason")),
+    )  # fmt: skip
+
+
+def _step(value: object) -> Step:
+    s = mapping(value)
+    return Step(
+        read_setting(s.get("selectivity")) or {}, text(s.get("group")), s.get("coldest") is True,
+        _diffs(s.get("vs_neutral")), _diffs(s.get("vs_direct")),
+    )  # fmt: skip
+
+
+def _chain(name: str, value: object) -> Chain:
+    c = mapping(value)
+    gate = mapping(c.get("gate"))
+    passed = gate.get("passed")
+    return Chain(
+        name=name,
+        family=text(c.get("family")),
+        truth=text(c.get("truth")),
+        kind=text(c.get("kind"), "sequences"),
+        unit=text(c.get("unit"), "nats"),
+        seeds=_count(c.get("seeds")),
+        truth_group=text(c.get("truth_group")) or None,
+        teacher_group=text(c.get("teacher_group")) or None,
+        direct_group=text(c.get("direct_group")) or None,
+        neutral_group=text(c.get("neutral_group")) or None,
+        gate=Gate(passed if isinstance(passed, bool) else None, _diff(gate.get("contrast")), text(gate.get("reason"))),
+        tradeoff=[_step(s) for s in items(c.get("tradeoff"))],
+        control=[_control(s) for s in items(c.get("control"))],
+        as_released=[mapping(r) for r in items(c.get("as_released"))],
+    )
+
+
+def parse(results: Json, folder: Path | None = None) -> Run:
+    """Read a results object of schema 1.
+
+    Parameters
+    ----------
+    results : the object that results.json holds.
+    folder : the run folder, for the exhibits.
+
+    Raises
+    ------
+    DataError : where the schema is another one.
+    """
+    if results.get("schema") != SCHEMA:
+        raise DataError(
+            "these results have another schema", got=results.get("schema"), fix=f"this version reads schema {SCHEMA}"
+        )
+    summary = mapping(results.get("summary"))
+    contrasts = [_diff(c) for c in items(results.get("contrasts"))]
+    return Run(
+        name=text(results.get("name")) or (folder.name if folder else "run"),
+        specs=[mapping(s) for s in items(results.get("specs"))],
+        versions=mapping(results.get("versions")),
+        cells=[_cell(c) for c in items(results.get("cells"))],
+        contrasts=[c for c in contrasts if c is not None],
+        groups={k: _group(k, v) for k, v in mapping(summary.get("groups")).items()},
+        chains={k: _chain(k, v) for k, v in mapping(summary.get("chains")).items()},
+        folder=folder,
+    )
+
+
+def _load(path: Path) -> Json:
+    value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return cast(Json, value)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder's results.json.
+
+    Raises
+    ------
+    FolderError : where there is none or it is no JSON object.
+    """
+    path = folder / "results.json"
+    try:
+        results = _load(path)
+    except FileNotFoundError:
+        raise FolderError(
+            "no results.json in this folder", got=str(folder), fix="give the folder of a finished run"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FolderError(f"results.json cannot be read: {error}", got=str(path), fix="run the recipe again") from None
+    return parse(results, folder)
+
+
+def read_exhibit(run: Run, cell_id: str, kind: str) -> Json | None:
+    """Read one cell's exhibit of this kind, or None where there is none that can be read."""
+    if run.folder is None or not cell_id or "\0" in cell_id:
+        return None
+    home = (run.folder / "exhibits").resolve()
+    path = (home / f"{cell_id}.json").resolve()
+    try:
+        if not path.is_relative_to(home) or not path.is_file() or path.stat().st_size > MAX_EXHIBIT_BYTES:
+            return None
+        exhibit = _load(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return exhibit if exhibit.get("kind") == kind and exhibit.get("version") == 1 else None

@@ -1,0 +1,200 @@
+"""Tables: the terminal's with rich, and the page's as rows of plain strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group as Renderables
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hydrometer.core.errors import one_line
+from hydrometer.report.reading import Chain, Diff, Group, Run, number, parse, read_setting, text
+from hydrometer.report.verdict import Sentence, sentences
+from hydrometer.report.wording import figure, model, num, per, setting, signed
+
+__all__ = [
+    "TableData",
+    "contrast_table",
+    "group_table",
+    "interval_table",
+    "ordered_groups",
+    "released_table",
+    "summary_table",
+]
+
+MAIN = {
+    "precision": "precision",
+    "recall": "recall",
+    "entropy": "H(q)",
+    "kl_student_truth": "KL(q‖p*)",
+    "kl_truth_student": "KL(p*‖q)",
+}
+EXTRA = {
+    "recall_on_support": "recall on support",
+    "truth_mass_outside_support": "p* mass outside support",
+    "precision_per_token": "precision / token",
+    "recall_per_token": "recall / token",
+    "entropy_per_token": "H(q) / token",
+    "length": "length",
+    "eos_rate": "ended",
+    "repetition": "repetition",
+    "distinct_2": "distinct-2",
+    "entropy_teacher": "H(teacher)",
+    "capacity_gap": "capacity gap",
+    "modes_covered": "modes covered",
+}
+MAX_CONTRASTS = 400
+_ROLE_ORDER = {"truth": 0, "teacher": 1, "student": 9}
+
+
+@dataclass(frozen=True, slots=True)
+class TableData:
+    """A table of strings: its headings, its rows, and how many rows were left out."""
+
+    head: list[str]
+    rows: list[list[str]]
+    left_out: int = 0
+
+
+def _order(group: Group, chain: Chain) -> tuple[int, int, int]:
+    steps = [s.selectivity for s in chain.tradeoff]
+
+    def place(value: dict[str, float] | None) -> int:
+        return 0 if value is None else steps.index(value) + 1 if value in steps else len(steps) + 1
+
+    role = _ROLE_ORDER.get(group.role, 5)
+    if group.training == "distilled" and group.decoding:
+        return role, 300 + place(group.selectivity), place(group.decoding)
+    if group.training == "distilled":
+        return role, 200 + place(group.selectivity), 0
+    return role, 100, place(group.decoding or group.selectivity)
+
+
+def ordered_groups(run: Run, chain: Chain) -> list[Group]:
+    """Return a chain's groups as people read them: truth, teachers, direct, direct decoded, distilled."""
+    return sorted(run.of_chain(chain.name), key=lambda g: (_order(g, chain), g.id))
+
+
+def _has(groups: list[Group], metric: str) -> bool:
+    return any(metric in g.metrics for g in groups)
+
+
+def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
+    """Build the table of a chain's models: one row per group, figures with their standard error."""
+    groups = ordered_groups(run, chain)
+    columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
+    rows: list[list[str]] = []
+    for group in groups:
+        seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
+        rows.append([model(group), *(figure(group.metrics.get(m)) for m in columns), seeds])
+    return TableData(["model", *columns.values(), "seeds"], rows)
+
+
+def interval_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of the main figures' 95 % intervals."""
+    groups = ordered_groups(run, chain)
+    columns = {k: v for k, v in MAIN.items() if _has(groups, k)}
+    rows: list[list[str]] = []
+    for group in groups:
+        cells: list[str] = []
+        for m in columns:
+            found = group.metrics.get(m)
+            ends = found.ci95 if found else None
+            cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}" if ends else "–")
+        rows.append([model(group), *cells])
+    return TableData(["model", *columns.values()], rows)
+
+
+def _name(run: Run, group_id: str) -> str:
+    group = run.groups.get(group_id)
+    return model(group) if group else group_id
+
+
+def _decided(diff: Diff) -> str:
+    return {1: "a above b", -1: "a below b", 0: "undecided", None: "no interval"}[diff.sign]
+
+
+def contrast_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of contrasts between a chain's groups, every metric."""
+    mine = [c for c in run.contrasts if c.a in run.groups and run.groups[c.a].chain == chain.name]
+    rows: list[list[str]] = []
+    for c in mine[:MAX_CONTRASTS]:
+        interval = f"{num(c.ci95[0], c.se)} to {num(c.ci95[1], c.se)}" if c.ci95 else "–"
+        value = "infinite" if c.value is None else signed(c.value, c.se)
+        rows.append(
+            [_name(run, c.a), _name(run, c.b), c.metric, value, num(c.se, c.se), interval, num(c.df, 1), _decided(c)]
+        )
+    head = ["a", "b", "metric", "a − b", "s.e.", "95 % interval", "df", "reading"]
+    return TableData(head, rows, max(len(mine) - MAX_CONTRASTS, 0))
+
+
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def released_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of the paper's figures as its notebook computes them, beside the corrected ones.
+
+    As released, precision is scored under the sharpened teacher and recall on the training points.
+    """
+    rows: list[list[str]] = []
+    for r in chain.as_released:
+        name = text(r.get("metric")).removesuffix("_as_released")
+        training, at = text(r.get("training")), read_setting(r.get("selectivity"))
+        low, high, printed = number(r.get("q025")), number(r.get("q975")), number(r.get("printed"))
+        inside, spread = "", "–"
+        if low is not None and high is not None:
+            spread = f"{_two(low)} to {_two(high)}"
+            inside = "" if printed is None else "inside" if low <= printed <= high else "outside"
+        fair = next(
+            (g for g in run.of_chain(chain.name) if g.role == "student" and g.training == training and not g.decoding
+             and (training == "direct" or g.selectivity == at)), None,
+        )  # fmt: skip
+        rows.append([
+            training, setting(at, short=True) if at else "", name, _two(printed), _two(number(r.get("median"))),
+            spread, _two(number(r.get("mean"))), inside,
+            figure(fair.metrics.get(name)) if fair else "–",
+        ])  # fmt: skip
+    head = ["student", "setting", "figure", "printed", "median", "95 % of seeds", "mean", "printed lies", "corrected"]
+    return TableData(head, rows)
+
+
+def _verdict_text(found: list[Sentence]) -> Text:
+    styles = {"yes": "green", "no": "red", "open": "yellow", "note": "dim"}
+    words = Text()
+    for s in found:
+        words.append(f"{s.topic:>9}  ", style="bold" if s.topic != "caveat" else "dim")
+        words.append(one_line(s.text) + "\n", style=styles[s.tone] if s.topic != "caveat" else "dim")
+    return words
+
+
+def summary_table(results: dict[str, Any]) -> RenderableType:
+    """Build the terminal's summary: per chain the table of models and the verdict.
+
+    Parameters
+    ----------
+    results : the object that results.json holds, schema 1.
+
+    Returns
+    -------
+    A rich renderable; names and reasons are printed as text, never read as markup.
+
+    Raises
+    ------
+    DataError : where the schema is another one.
+    """
+    run = parse(results)
+    parts: list[RenderableType] = []
+    for chain in run.chains.values():
+        data = group_table(run, chain)
+        title = Text(f"{one_line(chain.name, 80)}: {chain.unit} per {per(chain)}, ± standard error")
+        table = Table(title=title, title_justify="left", header_style="bold", expand=False)
+        for i, name in enumerate(data.head):
+            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in data.rows:
+            table.add_row(*(Text(one_line(cell, 80)) for cell in row))
+        parts += [table, _verdict_text(sentences(run, chain))]
+    return Renderables(*parts) if parts else Text("no chains in these results")

@@ -1,0 +1,125 @@
+"""Numbers, settings and models in words: one place, so that terminal, page and figures say the same.
+
+Minus is U+2212 in words for people. A figure is rounded to two digits of its standard error.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hydrometer.report.reading import Chain, Diff, Figure, Group, Setting
+
+__all__ = ["among", "figure", "is_neutral", "model", "num", "per", "setting", "signed", "span"]
+
+MINUS = "−"
+_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0}
+_WORDS = {"temperature": "temperature", "weight_power": "β =", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}
+_SYMBOLS = {"temperature": "τ", "weight_power": "β", "top_k": "k", "top_p": "p", "min_p": "min-p"}
+
+
+def _digits(se: float | None, value: float) -> int:
+    scale = se if se is not None and se > 0 else abs(value) / 100
+    if scale <= 0:
+        return 2
+    return min(max(1 - math.floor(math.log10(scale)), 0), 3)
+
+
+def num(value: float | None, se: float | None = None) -> str:
+    """Round a number to two digits of its standard error, with a true minus sign.
+
+    Examples
+    --------
+    >>> num(-148.31, 4.1), num(None), num(float("inf"))
+    ('−148.3', '–', '∞')
+    """
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else MINUS + "∞"
+    shown = f"{value:.{_digits(se, value)}f}"
+    if float(shown) == 0:
+        shown = shown.lstrip("-")
+    return shown.replace("-", MINUS)
+
+
+def signed(value: float, se: float | None = None) -> str:
+    """As `num`, with a plus sign where it is positive."""
+    shown = num(value, se)
+    return shown if shown.startswith(MINUS) else "+" + shown
+
+
+def figure(metric: Figure | None) -> str:
+    """Write a figure as ``−148.3 ± 4.1``; minus infinity as such.
+
+    Examples
+    --------
+    >>> figure(Figure(-148.31, 4.1, None, "nats", 0)), figure(Figure(None, None, None, "nats", 3))
+    ('−148.3 ± 4.1', '−∞')
+    """
+    if metric is None:
+        return ""
+    if metric.value is None:
+        return MINUS + "∞" if metric.n_neg_inf else "–"
+    shown = num(metric.value, metric.se)
+    return shown if metric.se is None else f"{shown} ± {num(metric.se, metric.se)}"
+
+
+def span(diff: Diff, sign: int = 1) -> str:
+    """Write the 95 % interval of a difference, of its size when it is told as a fall (``sign=-1``)."""
+    if diff.ci95 is None:
+        return "no interval"
+    low, high = sorted(sign * end for end in diff.ci95)
+    return f"95 % interval {num(low, diff.se)} to {num(high, diff.se)}"
+
+
+def is_neutral(selectivity: Setting | None) -> bool:
+    """Whether a setting changes nothing."""
+    return not selectivity or all(_NEUTRAL.get(k) == v for k, v in selectivity.items())
+
+
+def _plain(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:g}"
+
+
+def setting(selectivity: Setting | None, *, short: bool = False) -> str:
+    """Name a selectivity.
+
+    Examples
+    --------
+    >>> setting({"temperature": 0.8, "top_p": 0.95}), setting({"weight_power": float("inf")}, short=True)
+    ('temperature 0.8, top-p 0.95', 'β=∞')
+    """
+    if not selectivity:
+        return "as it is"
+    if short:
+        return " ".join(f"{_SYMBOLS.get(k, k)}={_plain(v)}" for k, v in selectivity.items())
+    return ", ".join(f"{_WORDS.get(k, k)} {_plain(v)}" for k, v in selectivity.items())
+
+
+def model(group: Group) -> str:
+    """Name a model for people: ``distilled at temperature 0.8``."""
+    if group.role == "truth":
+        return "truth"
+    if group.training == "direct" and group.role == "student":
+        name = "direct"
+    elif group.training == "distilled":
+        name = f"distilled at {setting(group.selectivity)}"
+        if group.role != "student":
+            name = f"{group.role.replace('_', ' ')}, {name}"
+    else:
+        name = group.role.replace("_", " ")
+        if group.selectivity and not group.decoding and not is_neutral(group.selectivity):
+            name += f" at {setting(group.selectivity)}"
+    if group.decoding and not is_neutral(group.decoding):
+        name += (", decoded at " if group.role == "student" else " at ") + setting(group.decoding)
+    return name
+
+
+def per(chain: Chain) -> str:
+    """Return what a nat is counted per: ``sequence`` or ``point``."""
+    return "point" if chain.kind == "points" else "sequence"
+
+
+def among(parts: list[str]) -> str:
+    """Join words with commas and a last "and"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""

@@ -1,0 +1,1 @@
+"""From a specification to a plan of stages, and its execution."""

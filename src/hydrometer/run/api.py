@@ -1,0 +1,304 @@
+"""Run an experiment from specification to results: the verb `run` of library and command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydrometer._version import __version__
+from hydrometer.core.errors import FolderError, SpecError
+from hydrometer.core.estimate import Estimate
+from hydrometer.core.spec import apply_overrides, nearest, parse_yaml
+from hydrometer.models.base import Samples
+from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
+from hydrometer.run.plan import ChainPlan, Plan, merge, plan_run
+from hydrometer.stages.bench import Bench
+from hydrometer.stages.compare import Judged, TruthRows
+from hydrometer.stages.judge import load_law_on_truth, load_metrics
+from hydrometer.stages.nodes import Cell, JudgeNode
+from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
+from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.lock import hold
+from hydrometer.store.records import SCHEMA, RunFolder, load_results
+
+__all__ = ["RunResult", "load_spec", "recipes", "run"]
+
+_VERSIONED = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What `run` returns.
+
+    Attributes
+    ----------
+    folder : where everything is.
+    results : the content of results.json.
+    outcome : stages computed, reused, failed.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    outcome: Outcome
+
+    @property
+    def failed_cells(self) -> list[str]:
+        """Ids of cells without figures."""
+        return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
+
+
+def recipes() -> dict[str, str]:
+    """Return the shipped recipes: name to description."""
+    out: dict[str, str] = {}
+    for entry in sorted(files("hydrometer.recipes").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            body = parse_yaml(entry.read_bytes(), entry.name)
+            out[entry.name.removesuffix(".yaml")] = " ".join(str(body.get("description", "")).split())
+    return out
+
+
+def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Read a recipe by name, or a YAML file by path, and apply ``a.b.c=VALUE`` overrides.
+
+    Raises
+    ------
+    SpecError : unknown recipe, unreadable file, or anything wrong inside.
+    """
+    name = str(source)
+    path = Path(source)
+    if name in recipes():
+        data, origin = files("hydrometer.recipes").joinpath(f"{name}.yaml").read_bytes(), name
+        base = Path(str(files("hydrometer.recipes")))
+    elif path.suffix in (".yaml", ".yml") or path.exists():
+        try:
+            data, origin, base = path.read_bytes(), path.name, path.absolute().parent
+        except OSError as e:
+            raise SpecError(f"the specification cannot be read: {e.strerror}", got=name) from None
+    else:
+        raise SpecError("unknown recipe", got=name, fix=nearest(name, list(recipes())) + " or give a .yaml file")
+    return parse_run_spec(apply_overrides(parse_yaml(data, origin), list(overrides)), origin, base)
+
+
+def run(
+    source: str | Path | RunSpec,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
+    monitor: Monitor | None = None,
+) -> RunResult:
+    """Run an experiment, or go on with one, or extend one by selectivities or seeds.
+
+    Parameters
+    ----------
+    source : a recipe's name, a YAML file, or a specification.
+    out : the run's folder; ``runs/NAME`` by default.
+    overrides : ``a.b.c=VALUE``, as ``--set``.
+    cache : folder for artifacts, where several runs share them; inside the run's folder by default.
+    monitor : watches progress.
+
+    Raises
+    ------
+    InputError : anything wrong with what was given. Nothing has been changed then.
+
+    Examples
+    --------
+    >>> import tempfile, hydrometer as hm
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = hm.run("paper-mixture", out=folder, overrides=["seeds=2", "chains.mixture.data.evaluate=200"])
+    >>> result.results["summary"]["chains"]["mixture"]["gate"]["passed"] in (True, False, None)
+    True
+    """
+    spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / spec.name)
+    wanted = _entry(spec, plan_run(spec))
+    merged = _merge_with(folder, spec, wanted)
+    plan = plan_run(merged)
+    folder.create()
+    with hold(folder.root):
+        store = ArtifactStore(Path(cache) if cache is not None else folder.root / "artifacts")
+        store.sweep()
+        folder.accept(wanted)
+        outcome = execute(plan, store, monitor or SilentMonitor())
+        results = _results(merged.name, folder, plan, store, outcome)
+        folder.write_results(results)
+    return RunResult(folder.root, load_results(folder.root), outcome)
+
+
+def _entry(spec: RunSpec, plan: Plan) -> dict[str, object]:
+    """What specs/<hash>.yaml keeps: the specification, and the truths it meant by content."""
+    return {
+        "spec": spec.model_dump(mode="json", exclude_none=True),
+        "truths": {name: chain.truth.key for name, chain in plan.chains.items()},
+    }
+
+
+def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> RunSpec:
+    """Join with what the folder holds already.
+
+    Raises
+    ------
+    FolderError : it holds another experiment.
+    """
+    known = folder.accepted()
+    for other in known:
+        theirs = other.get("truths")
+        if other.get("spec", {}).get("name") != spec.name or (theirs != entry["truths"]):
+            what = f"{other.get('spec', {}).get('name')!r}" if isinstance(other.get("spec"), dict) else "something else"
+            raise FolderError(
+                "the folder holds another experiment", got=what,
+                fix="same name and truth are needed to go on; choose another --out",
+            )  # fmt: skip
+    # Relative file names were resolved when the new specification was read; the old ones name the same content.
+    base = {name: chain for name, chain in spec.chains.items()}
+    parsed = [_reread(k["spec"], base) for k in known]
+    return merge([spec, *parsed]) if parsed else merge([spec])
+
+
+def _reread(body: dict[str, object], current: dict[str, Any]) -> RunSpec:
+    bases = [getattr(c, "base_folder", None) for c in current.values()]
+    base = next((b for b in bases if b is not None), None)
+    return parse_run_spec(body, "specs/", base)
+
+
+def _versions() -> dict[str, str]:
+    out = {"hydrometer": __version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome) -> dict[str, object]:
+    """Write records and exhibits; return the content of results.json."""
+    books = _Books(plan, store, outcome)
+    records = [books.record(cell) for cell in plan.cells]
+    for record in records:
+        folder.put("records", str(record["id"]), record)
+    contrasts: list[object] = []
+    groups: dict[str, object] = {}
+    chains: dict[str, object] = {}
+    for chain_name, chain in plan.chains.items():
+        bench = Bench(store)
+        found = compare_chain(books.facts(chain), chain.cells, lambda c, b=bench: books.judged(c, b), books.released)
+        contrasts += [asdict(c) for c in found.contrasts]
+        groups |= found.groups
+        chains[chain_name] = found.chain
+    for cell in plan.cells:
+        shown = books.exhibit(cell)
+        if shown is not None:
+            folder.put("exhibits", cell.id, shown)
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "specs": [a["spec"] for a in folder.accepted()],
+        "versions": _versions(),
+        "cells": records,
+        "contrasts": contrasts,
+        "summary": {"groups": groups, "chains": chains},
+    }
+
+
+class _Books:
+    """Reads what the stages left."""
+
+    def __init__(self, plan: Plan, store: ArtifactStore, outcome: Outcome) -> None:
+        self.plan, self.store, self.outcome = plan, store, outcome
+        self.by_id = {c.id: c for c in plan.cells}
+        self._truth_rows: dict[str, TruthRows] = {}
+        self._metrics: dict[str, dict[str, Estimate]] = {}
+
+    def facts(self, chain: ChainPlan) -> ChainFacts:
+        spec, family = chain.context.spec, chain.context.family
+        truth = next(c for c in chain.cells if c.role == "truth")
+        metrics = self.metrics(truth)
+        return ChainFacts(
+            chain.context.name, family.name, family.describe_truth(spec), metrics is not None and "length" in metrics,
+            spec.controls,
+        )
+
+    def metrics(self, cell: Cell) -> dict[str, Estimate] | None:
+        """A cell's figures, its teacher's entropy among them; None where it failed."""
+        if cell.judge in self.outcome.failed:
+            return None
+        if cell.id not in self._metrics:
+            found = load_metrics(self.store.path("judge", cell.judge))
+            teacher = self.by_id.get(cell.teacher_cell or "")
+            if teacher is not None and teacher.judge not in self.outcome.failed:
+                found["entropy_teacher"] = load_metrics(self.store.path("judge", teacher.judge))["entropy"]
+            self._metrics[cell.id] = found
+        return self._metrics[cell.id]
+
+    def record(self, cell: Cell) -> dict[str, object]:
+        """A cell as results.json holds it."""
+        metrics = self.metrics(cell)
+        node = self.plan.nodes[cell.judge]
+        stages = [("judge", cell.judge)]
+        if isinstance(node, JudgeNode):
+            stages += [("draw", k) for k in node.law_rows.blocks]
+            if node.law.kind == "fit":
+                stages.append(("fit", node.law.key))
+        seconds = 0.0
+        if metrics is not None:
+            seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
+        return {
+            "id": cell.id, "group": cell.group, "chain": cell.chain, "level": cell.level, "role": cell.role,
+            "training": cell.training, "parent": cell.parent,
+            "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
+            "decoding": None if cell.decoding is None else cell.decoding.to_json(),
+            "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": cell.seed,
+            "status": "ok" if metrics is not None else "failed", "reason": self.outcome.failed.get(cell.judge),
+            "metrics": {} if metrics is None else {k: asdict(v) for k, v in metrics.items()},
+            "seconds": round(seconds, 3),
+        }  # fmt: skip
+
+    def judged(self, cell: Cell, bench: Bench) -> Judged | None:
+        """A cell for comparisons; its rows are read when they are first needed."""
+        metrics = self.metrics(cell)
+        if metrics is None:
+            return None
+        folder = self.store.path("judge", cell.judge)
+        return Judged(metrics, lambda: load_law_on_truth(folder), lambda: self.truth_rows(cell, bench))
+
+    def truth_rows(self, cell: Cell, bench: Bench) -> TruthRows:
+        """The truth's rows a cell was judged on."""
+        node = self.plan.nodes[cell.judge]
+        if not isinstance(node, JudgeNode):
+            raise TypeError(f"{cell.id} is not judged by a judge stage")
+        key = node.truth_rows.key
+        if key not in self._truth_rows:
+            rows: Samples = bench.rows(node.context, node.truth_rows)
+            if node.truth_judge is None and node.law.kind == "fit":
+                family, chain = node.context.family, node.context.spec
+                own = bench.law(node.context, node.truth, family.precision(chain, "judge")).log_prob(rows)
+            else:
+                own = load_law_on_truth(self.store.path("judge", node.truth_judge or node.key))
+            kept = load_law_on_truth(self.store.path("judge", node.key)).size
+            lengths = None if rows.lengths is None else rows.lengths[:kept].astype(np.float64)
+            strata = None if rows.strata is None else rows.strata[:kept]
+            self._truth_rows[key] = TruthRows(own[:kept], lengths, strata, len(rows))
+        return self._truth_rows[key]
+
+    def released(self, cell: Cell) -> dict[str, Any] | None:
+        """The figures as released that belong to a cell."""
+        if cell.released is None or cell.released in self.outcome.failed:
+            return None
+        return load_released(self.store.path("released", cell.released))
+
+    def exhibit(self, cell: Cell) -> dict[str, Any] | None:
+        """A cell's exhibit, where it has one."""
+        if cell.show is None or cell.show in self.outcome.failed:
+            return None
+        import json
+
+        return json.loads((self.store.path("show", cell.show) / "exhibit.json").read_bytes())

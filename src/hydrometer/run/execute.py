@@ -1,0 +1,152 @@
+"""Run the stage graph here, one stage after the other, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from hydrometer.core.errors import StageError, StoreError
+from hydrometer.models.base import Tick
+from hydrometer.run.plan import Plan
+from hydrometer.stages.bench import Bench
+from hydrometer.stages.draw import draw
+from hydrometer.stages.fit import fit
+from hydrometer.stages.judge import judge, released, show
+from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ReleasedNode, ShowNode
+from hydrometer.store.artifacts import ArtifactStore
+
+__all__ = ["Monitor", "Outcome", "SilentMonitor", "execute"]
+
+
+class Monitor(Protocol):
+    """Watches a run. Costs are relative, for time-left estimates."""
+
+    def begin(self, total: float, reused: float, stages: int) -> None:
+        """Start: the cost of all stages, and of those that are there already."""
+        ...
+
+    def stage(self, label: str, cost: float) -> None:
+        """Tell that a stage begins."""
+        ...
+
+    def tick(self, done: float, total: float, what: str) -> None:
+        """Tell how far the stage is."""
+        ...
+
+    def done(self, cost: float, failed: str | None) -> None:
+        """Tell that the stage ended."""
+        ...
+
+
+class SilentMonitor:
+    """A monitor that says nothing."""
+
+    def begin(self, total: float, reused: float, stages: int) -> None:
+        """Say nothing."""
+
+    def stage(self, label: str, cost: float) -> None:
+        """Say nothing."""
+
+    def tick(self, done: float, total: float, what: str) -> None:
+        """Say nothing."""
+
+    def done(self, cost: float, failed: str | None) -> None:
+        """Say nothing."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did.
+
+    Attributes
+    ----------
+    computed : stages computed, by kind.
+    reused : stages found finished, by kind.
+    failed : reason by key, for stages that failed or whose inputs did.
+    """
+
+    computed: Counter[str] = field(default_factory=Counter[str])
+    reused: Counter[str] = field(default_factory=Counter[str])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
+    """Compute every stage whose artifact is missing, inputs first.
+
+    A stage that fails takes those that need it with it; all others go on. Anything but a `StageError` is a defect and
+    propagates.
+    """
+    outcome = Outcome()
+    missing: dict[str, Node] = {}
+    for key, node in plan.nodes.items():
+        if store.has(node.stage, key):
+            outcome.reused[node.stage] += 1
+        else:
+            missing[key] = node
+    costs = {key: cost_of(node) for key, node in plan.nodes.items()}
+    monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))
+    bench = Bench(store)
+    for key, node in missing.items():
+        monitor.stage(label_of(node), costs[key])
+        reason = next((outcome.failed[i] for i in node.inputs if i in outcome.failed), None)
+        if reason is None:
+            try:
+                with store.write(node.stage, key, {"inputs": list(node.inputs)}) as (folder, info):
+                    info.update(compute(node, plan, bench, folder, monitor.tick))
+                outcome.computed[node.stage] += 1
+            except (StageError, StoreError) as e:
+                reason = str(e)
+        if reason is not None:
+            outcome.failed[key] = reason
+        monitor.done(costs[key], reason)
+    return outcome
+
+
+def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
+    """Compute one stage into `folder`."""
+    match node:
+        case DrawNode():
+            return draw(node, bench, folder)
+        case FitNode():
+            return fit(node, plan.chains[node.context.name].truth, bench, folder, tick)
+        case JudgeNode():
+            return judge(node, bench, folder)
+        case ShowNode():
+            return show(node, bench, folder)
+        case ReleasedNode():
+            return released(node, bench, folder)
+
+
+def cost_of(node: Node) -> float:
+    """Return the relative cost of a stage."""
+    family, chain = node.context.family, node.context.spec
+    match node:
+        case DrawNode():
+            return family.cost(chain, "draw", node.law.role, node.n)
+        case FitNode():
+            return family.cost(chain, "fit", node.level.role, node.data.n)
+        case JudgeNode():
+            return family.cost(chain, "judge", node.law.role, node.law_rows.n)
+        case ShowNode() | ReleasedNode():
+            return family.cost(chain, "judge", "student", 1)
+
+
+def label_of(node: Node) -> str:
+    """Name a stage for people."""
+    chain = node.context.name
+    match node:
+        case DrawNode():
+            at = "" if node.selectivity is None else f" at {node.selectivity.label}"
+            return f"{chain}: draw from the {node.law.role}{at}, rows {node.start}-{node.start + node.n - 1}"
+        case FitNode():
+            at = "" if node.data.selectivity is None else f" at {node.data.selectivity.label}"
+            return f"{chain}: fit the {node.level.role} on the {node.data.law.role}'s rows{at}"
+        case JudgeNode():
+            at = "" if node.decoding is None else f" decoded at {node.decoding.label}"
+            return f"{chain}: judge the {node.law.role}{at}"
+        case ShowNode():
+            return f"{chain}: keep something to look at"
+        case ReleasedNode():
+            return f"{chain}: figures as released"

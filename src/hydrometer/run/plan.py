@@ -1,0 +1,386 @@
+"""From accepted specifications to the stage graph and the cells that it feeds.
+
+    truth --draw--> D --fit--> teacher --select(s), draw--> D'_s --fit--> student_s
+                    D --fit--> direct student
+    every model, and the controls decoded at s, --judge--> one cell each
+
+The graph is data: nodes in an order in which every input comes before its user. Nothing here draws, fits or judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from hydrometer.core.errors import SpecError
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import ChainSpec, Resample, Selectivity
+from hydrometer.models.base import Level
+from hydrometer.models.families import RunSpec, family_of
+from hydrometer.models.selectivity import canonical
+from hydrometer.stages.nodes import (
+    VERSIONS,
+    Cell,
+    Context,
+    DrawNode,
+    FitNode,
+    JudgeNode,
+    LawRef,
+    Node,
+    PrefixSource,
+    ReleasedNode,
+    Rows,
+    ShowNode,
+)
+from hydrometer.store.artifacts import content_key
+
+__all__ = ["ChainPlan", "Plan", "merge", "plan_run"]
+
+
+@dataclass(slots=True)
+class ChainPlan:
+    """One chain of the plan."""
+
+    context: Context
+    truth: LawRef
+    truth_identity: dict[str, object]
+    cells: list[Cell] = field(default_factory=list[Cell])
+
+
+@dataclass(slots=True)
+class Plan:
+    """All nodes, inputs first, and all cells."""
+
+    nodes: dict[str, Node] = field(default_factory=dict[str, Node])
+    chains: dict[str, ChainPlan] = field(default_factory=dict[str, ChainPlan])
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Cells of all chains, in order."""
+        return [c for chain in self.chains.values() for c in chain.cells]
+
+
+def strength(s: Selectivity) -> tuple[float, ...]:
+    """Sort key from the mildest selectivity to the strongest, by field."""
+    return (
+        s.weight_power or 1.0,
+        -(s.temperature if s.temperature is not None else 1.0),
+        -(s.top_p if s.top_p is not None else 1.0),
+        -float(s.top_k) if s.top_k is not None else float("-inf"),
+        s.min_p or 0.0,
+    )
+
+
+def merge(specs: list[RunSpec]) -> RunSpec:
+    """Join specifications of one experiment: the union of seeds, selectivities and decodings.
+
+    Raises
+    ------
+    SpecError : they differ in anything else.
+    """
+    first = specs[0]
+    for other in specs[1:]:
+        difference = _difference(experiment(first), experiment(other))
+        if difference:
+            raise SpecError(
+                f"the folder holds another experiment: {difference} differs",
+                fix="only seeds, selectivity and decoding may be extended; choose another --out",
+            )
+
+    def union(name: str) -> ChainSpec:
+        chains = [s.chains[name] for s in specs]
+        # A neutral setting has many spellings that mean one law; the first spelling stands for it.
+        selectivity = _unique([s for c in chains for s in c.selectivity])
+        controls = _unique([s for c in chains for s in c.controls])
+        return chains[0].model_copy(update={"selectivity": selectivity, "decoding": controls})
+
+    seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
+    return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
+
+
+def _unique(items: list[Selectivity]) -> tuple[Selectivity, ...]:
+    chosen: dict[Selectivity | None, Selectivity] = {}
+    for s in sorted(items, key=strength):
+        chosen.setdefault(canonical(s), s)
+    return tuple(chosen.values())
+
+
+def experiment(spec: RunSpec) -> dict[str, object]:
+    """Return the part of a specification that an extension may not change."""
+    body = spec.model_dump(mode="json", exclude={"seeds", "description"})
+    for chain in body["chains"].values():
+        chain.pop("selectivity")
+        chain.pop("decoding", None)
+    return body
+
+
+def _difference(a: object, b: object, path: str = "") -> str:
+    """Return the path of the first difference, or an empty string."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}, key=str):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            found = _difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+            if found:
+                return found
+        return ""
+    return "" if a == b else path or "everything"
+
+
+def plan_run(spec: RunSpec) -> Plan:
+    """Plan a whole run. Raises InputError where a family's `check` finds something wrong."""
+    plan = Plan()
+    for name, chain in spec.chains.items():
+        context = Context(name, chain, family_of(chain))
+        context.family.check(chain)
+        _ChainPlanner(plan, context, spec.seeds).build()
+    return plan
+
+
+class _ChainPlanner:
+    """Builds one chain's nodes and cells."""
+
+    def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
+        self.plan, self.context, self.seeds = plan, context, seeds
+        self.chain, self.family = context.spec, context.family
+        self.sizes = self.family.sizes(self.chain)
+        self.levels = self.family.levels(self.chain)
+        self.numerics = dict(self.family.numerics(self.chain))
+        identity = {"family": self.family.name, **self.family.truth_identity(self.chain)}
+        self.truth = LawRef("truth", content_key(identity), "truth")
+        self.truth_judge: dict[int | None, str] = {}
+        self.truth_rows: dict[int | None, Rows] = {}
+        self.out = plan.chains.setdefault(context.name, ChainPlan(context, self.truth, identity))
+        self.known_cells: set[str] = set()
+
+    # streams ---------------------------------------------------------------------------------------------------------
+
+    def root(self, what: Resample, seed: int) -> Stream:
+        """Root of a stream: the seed's own, or the one shared by all seeds where a seed does not redraw it."""
+        return Stream(seed) if what in self.chain.resample else Stream(0, ("shared",))
+
+    def seed_of(self, seed: int, *what: Resample) -> int | None:
+        """Return the seed where any of `what` is redrawn with it, else None: one cell serves all seeds."""
+        return seed if any(w in self.chain.resample for w in (*what, "evaluate")) else None
+
+    # nodes -----------------------------------------------------------------------------------------------------------
+
+    def key(self, stage: Literal["draw", "fit", "judge", "show", "released"], parts: dict[str, object]) -> str:
+        return content_key(
+            {"stage": stage, "version": VERSIONS[stage], "numerics": self.numerics, "family": self.family.name, **parts}
+        )
+
+    def add(self, node: Node) -> str:
+        self.plan.nodes.setdefault(node.key, node)
+        return node.key
+
+    def rows(self, law: LawRef, s: Selectivity | None, stream: Stream, n: int, purpose: Literal["train", "judge"]) -> Rows:
+        """Rows as blocks of their own, so that a draw is resumed and extended block by block."""
+        s = canonical(s)
+        size = self.family.block_rows(self.chain)
+        base: dict[str, object] = {
+            "law": law.key,
+            "selectivity": None if s is None else s.to_json(),
+            "stream": [stream.seed, *stream.path],
+            "precision": self.family.precision(self.chain, purpose),
+            "block": size,
+        }
+        blocks: list[str] = []
+        if self.family.keeps_draws:
+            inputs = () if law.kind == "truth" else (law.key,)
+            for start in range(0, n, size):
+                key = self.key("draw", {**base, "start": start})
+                blocks.append(self.add(DrawNode(key, self.context, law, s, stream, start, size, purpose, inputs)))
+        return Rows(law, s, stream, n, purpose, tuple(blocks), content_key({**base, "n": n}))
+
+    def fit(
+        self, level: Level, data: Rows, validate: Rows | None, teacher: LawRef | None, source: PrefixSource, loss: str,
+        stream: Stream,
+    ) -> LawRef:  # fmt: skip
+        key = self.key(
+            "fit",
+            {
+                "truth": self.truth.key,
+                "role": level.role,
+                "level": level.spec.model_dump(mode="json"),
+                "data": data.key,
+                "validate": None if validate is None else validate.key,
+                "teacher": None if teacher is None else teacher.key,
+                "prefix_source": source,
+                "loss": loss,
+                "stream": [stream.seed, *stream.path],
+            },
+        )
+        inputs = _law_inputs(data.law) + data.blocks + (() if validate is None else validate.blocks)
+        inputs += () if teacher is None else _law_inputs(teacher)
+        self.add(FitNode(key, self.context, level, data, validate, teacher, source, loss, stream, inputs))
+        return LawRef("fit", key, level.role)
+
+    def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
+        truth_rows = self.truth_rows[self.seed_of(seed)]
+        is_truth = law.kind == "truth" and canonical(decoding) is None
+        root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
+        # A cell's own rows come from a stream of its own, so that cells are independent given their models.
+        stream = root.child("evaluate", "law", group)
+        n = self.sizes["evaluate"]
+        law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, n, "judge")
+        known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
+        key = self.key(
+            "judge",
+            {"truth": self.truth.key, "law": law.key, "truth_rows": truth_rows.key, "rows": law_rows.key,
+             "decoding": _json(canonical(decoding))},
+        )  # fmt: skip
+        inputs = _law_inputs(law) + truth_rows.blocks + law_rows.blocks + (() if known is None else (known,))
+        return self.add(
+            JudgeNode(key, self.context, law, canonical(decoding), self.truth, truth_rows, law_rows, known, inputs)
+        )
+
+    def show(self, judge_key: str) -> str:
+        """Plan the exhibit of a judged cell."""
+        judged = cast("JudgeNode", self.plan.nodes[judge_key])
+        return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, (judge_key,)))
+
+    # cells -----------------------------------------------------------------------------------------------------------
+
+    def cell(
+        self, law: LawRef, level: int, role: str, seed: int, *, redrawn: tuple[Resample, ...],
+        training: Literal["direct", "distilled"] | None = None, selectivity: Selectivity | None = None,
+        decoding: Selectivity | None = None, parent: str | None = None, source: PrefixSource | None = None,
+        loss: str | None = None, teacher_cell: str | None = None, released: str | None = None,
+    ) -> str:  # fmt: skip
+        """Judge a law and enter its cell; returns the cell's id."""
+        parts = [self.context.name, role]
+        if training:
+            parts.append(training + ("" if selectivity is None else "-" + selectivity.slug))
+        if loss not in (None, "mle"):
+            parts.append(str(loss))
+        if decoding is not None:
+            parts.append("decoded-" + decoding.slug)
+        group = ".".join(parts)
+        cell_seed = self.seed_of(seed, *redrawn)
+        cell_id = group if cell_seed is None else f"{group}.seed{cell_seed}"
+        if cell_id not in self.known_cells:
+            self.known_cells.add(cell_id)
+            key = self.judge(law, decoding, seed, group, cell_seed)
+            if law.kind == "truth" and decoding is None:
+                self.truth_judge[cell_seed] = key
+            show = self.show(key) if cell_seed in (None, self.seeds[0]) else None
+            self.out.cells.append(
+                Cell(
+                    cell_id, group, self.context.name, level, role, training, parent, selectivity, decoding, source,
+                    loss, cell_seed, key, teacher_cell, show, released,
+                )
+            )  # fmt: skip
+        return cell_id
+
+    def build(self) -> None:
+        for seed in self.seeds:
+            self.build_seed(seed)
+
+    def build_seed(self, seed: int) -> None:
+        """One seed's share of the chain; what seeds share is met again under the same keys."""
+        data, evaluate = self.root("data", seed), self.root("evaluate", seed)
+        n = self.sizes
+        shared = self.seed_of(seed)
+        self.truth_rows[shared] = self.rows(
+            self.truth, None, evaluate.child("evaluate", "truth"), n["evaluate"], "judge"
+        )
+        truth_cell = self.cell(self.truth, 0, "truth", seed, redrawn=())
+        train = self.rows(self.truth, None, data.child("train", "truth"), n["train"], "train")
+        validate = self.validation(self.truth, None, data)
+        levels = list(self.levels)
+        parent, parent_cell, drawn = self.truth, truth_cell, ("data",)
+        if len(levels) > 1 or levels[0].role == "teacher":
+            teacher = levels.pop(0)
+            stream = self.root("teacher", seed).child("fit", teacher.role)
+            parent = self.fit(teacher, train, validate, None, "truth", "mle", stream)
+            drawn = ("data", "teacher")
+            parent_cell = self.cell(parent, 1, teacher.role, seed, redrawn=drawn, parent=truth_cell, source="truth")
+        parents: dict[Selectivity, tuple[LawRef, str]] = {}
+        first = len(self.levels) - len(levels) + 1
+        for depth, level in enumerate(levels, start=first):
+            parents = self.build_level(
+                seed, depth, level, train, validate, parents, (parent, parent_cell), drawn, is_last=level is levels[-1]
+            )
+
+    def build_level(
+        self, seed: int, depth: int, level: Level, train: Rows, validate: Rows | None,
+        above: dict[Selectivity, tuple[LawRef, str]], top: tuple[LawRef, str], drawn: tuple[Resample, ...], *,
+        is_last: bool,
+    ) -> dict[Selectivity, tuple[LawRef, str]]:  # fmt: skip
+        """Fit and judge one distilled level: the direct model, one at each selectivity, and the decoding controls."""
+        fit_stream = self.root("student", seed).child("fit", level.role)
+        at_student: tuple[Resample, ...] = ("data", "student")
+        at_distilled: tuple[Resample, ...] = (*drawn, "distill", "student")
+        direct = self.fit(level, train, validate, None, "truth", "mle", fit_stream)
+        direct_cell = self.cell(
+            direct, depth, level.role, seed, redrawn=at_student, training="direct", source="truth", loss="mle"
+        )
+        out: dict[Selectivity, tuple[LawRef, str]] = {}
+        controls: list[tuple[LawRef, str, tuple[Resample, ...], Selectivity | None]] = []
+        controls.append((direct, direct_cell, at_student, None))
+        distill = self.root("distill", seed)
+        for s in self.chain.selectivity:
+            law, cell = above.get(s, top)
+            s_decoding = None if canonical(s) is None else s
+            made_with = drawn if not above else at_distilled
+            teacher_cell = cell
+            if s_decoding is not None:
+                depth_above = 0 if law.kind == "truth" else depth - 1
+                training = "distilled" if above else None
+                teacher_cell = self.cell(
+                    law, depth_above, law.role, seed, redrawn=made_with, parent=cell, decoding=s_decoding,
+                    training=training, selectivity=s if above else None,
+                )  # fmt: skip
+            for loss in self.chain.loss:
+                data = self.rows(law, s, distill.child("distill", law.role), self.sizes["distill"], "train")
+                held_out = self.validation(law, s, distill)
+                student = self.fit(level, data, held_out, law, "teacher", loss, fit_stream)
+                released = self.released(seed, s, law, train, direct, student) if is_last else None
+                out[s] = student, self.cell(
+                    student, depth, level.role, seed, redrawn=at_distilled, training="distilled", selectivity=s,
+                    parent=cell, source="teacher", loss=loss, teacher_cell=teacher_cell, released=released,
+                )  # fmt: skip
+                if canonical(s) is None:
+                    controls.append((*out[s], at_distilled, s))
+        for law, cell, redrawn, s in controls:
+            for decoding in self.chain.controls:
+                if canonical(decoding) is not None:
+                    self.cell(
+                        law, depth, level.role, seed, redrawn=redrawn, selectivity=s, decoding=decoding, parent=cell,
+                        training="direct" if s is None else "distilled", loss="mle",
+                        source="truth" if s is None else "teacher",
+                    )  # fmt: skip
+        return out
+
+    def validation(self, law: LawRef, s: Selectivity | None, root: Stream) -> Rows | None:
+        """Held-out rows of a fit's own law."""
+        n = self.sizes.get("validate", 0)
+        return self.rows(law, s, root.child("validate", law.role), n, "train") if n else None
+
+    def released(
+        self, seed: int, s: Selectivity, teacher: LawRef, train: Rows, direct: LawRef, student: LawRef
+    ) -> str | None:
+        """Plan the notebook's own figures, where the chain asks for them."""
+        if not getattr(self.chain, "as_released", False):
+            return None
+        n = self.sizes["evaluate"]
+        stream = self.root("evaluate", seed).child("evaluate", "released")
+        students = tuple(
+            (training, self.rows(law, None, stream.child(training), n, "judge"))
+            for training, law in (("direct", direct), ("distilled", student))
+        )
+        key = self.key(
+            "released",
+            {"teacher": teacher.key, "selectivity": s.to_json(), "train": train.key,
+             "students": [rows.key for _, rows in students]},
+        )  # fmt: skip
+        inputs = (*_law_inputs(teacher), *_law_inputs(direct), *_law_inputs(student), *train.blocks)
+        inputs += tuple(b for _, rows in students for b in rows.blocks)
+        return self.add(ReleasedNode(key, self.context, teacher, s, train, students, inputs))
+
+
+def _law_inputs(law: LawRef) -> tuple[str, ...]:
+    return () if law.kind == "truth" else (law.key,)
+
+
+def _json(s: Selectivity | None) -> object:
+    return None if s is None else s.to_json()

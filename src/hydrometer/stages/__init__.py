@@ -1,0 +1,1 @@
+"""Draw, fit, judge, compare: pure functions, artifact in, artifact out."""

@@ -1,0 +1,265 @@
+"""Compare: groups of cells over seeds, and contrasts between them, with the errors they share.
+
+A group is a cell without its seed. A figure of a combination ``sum_j c_j m(group_j)`` has two sources of error: seeds,
+which redraw data and fits, and Monte Carlo rows. Rows of the truth are shared by all cells, and, where the run says so,
+by all seeds; then the variance is that of a crossed design (`core.estimate.crossed_variance`). Rows of a judged law
+are its own. See docs, Uncertainty.
+
+Shapes: S seeds, N truth rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.estimate import (
+    Contrast,
+    Estimate,
+    crossed_variance,
+    mean_variance,
+    t_interval,
+    welch_satterthwaite,
+)
+
+__all__ = ["ROW_METRICS", "Figure", "Group", "Judged", "TruthRows", "combine", "contrast", "group_figure"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+ROW_METRICS = ("recall", "recall_on_support", "kl_truth_student", "entropy_truth")
+"""Figures that are means over rows of the truth, which all cells share."""
+
+
+@dataclass(frozen=True, slots=True)
+class TruthRows:
+    """The truth's rows that cells of one seed (or of all) were judged on.
+
+    Attributes
+    ----------
+    log_prob : (N,) log p*, nats.
+    lengths : (N,) tokens, or None.
+    strata : (N,) or None.
+    n : rows behind the figures; N may be fewer where only some were kept.
+    """
+
+    log_prob: Floats
+    lengths: Floats | None
+    strata: Ints | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One judged cell: its figures, and how to get log q of the truth's rows (N,)."""
+
+    metrics: dict[str, Estimate]
+    law_on_truth: Callable[[], Floats]
+    truth_rows: Callable[[], TruthRows]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Cells that differ in their seed alone.
+
+    Attributes
+    ----------
+    by_seed : judged cells; the single key None where one cell serves all seeds.
+    rows_shared : whether all seeds were judged on the same rows of the truth.
+    """
+
+    id: str
+    by_seed: dict[int | None, Judged]
+    rows_shared: bool
+
+    def at(self, seed: int | None) -> Judged:
+        """Return the cell that stands for `seed`."""
+        return self.by_seed[None] if None in self.by_seed else self.by_seed[seed]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A value with its error: `se_seed` between seeds, `se_mc` from rows."""
+
+    value: float | None
+    se: float | None
+    df: float | None
+    se_mc: float | None = None
+    n_neg_inf: int = 0
+    pairing: str = "seed"
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """The 95 % interval by Student's t."""
+        if self.value is None or self.se is None or self.df is None:
+            return None
+        return t_interval(self.value, self.se, self.df)
+
+
+Terms = Sequence[tuple[float, Group]]
+
+
+def seeds_of(terms: Terms) -> list[int | None]:
+    """Seeds that all seeded groups of a combination have; [None] where none is seeded."""
+    sets = [set(g.by_seed) for _, g in terms if None not in g.by_seed]
+    if not sets:
+        return [None]
+    return sorted(set.intersection(*sets), key=lambda s: -1 if s is None else s)
+
+
+def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
+    """Return ``sum_j c_j m_j`` with its error, plus `slope` times the same combination of entropies.
+
+    The slope serves comparisons at matched entropy: it is the derivative by which an error in the entropies moves the
+    matching point (delta method). The combination of entropies itself is zero there by construction.
+    """
+    seeds = seeds_of(terms)
+    if not seeds:
+        return Figure(None, None, None)
+    base = metric.removesuffix("_per_token")
+    by_rows = base in ROW_METRICS
+    n_neg_inf = sum(g.at(s).metrics[metric].n_neg_inf for _, g in terms for s in seeds if metric in g.at(s).metrics)
+    if base == "recall_on_support":
+        return _on_common_support(terms, seeds, per_token=metric != base)
+    values: list[float] = []
+    for s in seeds:
+        estimates = [g.at(s).metrics.get(metric) for _, g in terms]
+        if any(e is None or e.value is None for e in estimates):
+            return Figure(None, None, None, None, n_neg_inf, "row" if by_rows else "seed")
+        total = sum(c * (e.value or 0.0) for (c, _), e in zip(terms, estimates, strict=True) if e is not None)
+        if slope:
+            total += slope * sum(c * (g.at(s).metrics["entropy"].value or 0.0) for c, g in terms)
+        values.append(total)
+    if by_rows:
+        return _by_rows(terms, seeds, metric, values, slope)
+    return _by_seed(terms, seeds, metric, values, slope)
+
+
+def _own_variance(terms: Terms, seed: int | None, metric: str, slope: float, *, shared: bool | None = None) -> float:
+    """Monte Carlo variance from rows of the judged laws' own. `shared` picks cells that serve all seeds, or others."""
+    total = 0.0
+    for c, g in terms:
+        if shared is not None and (None in g.by_seed) != shared:
+            continue
+        m = g.at(seed).metrics
+        variance = (m[metric].se_mc or 0.0) ** 2 if metric in m and metric not in _ROW_NAMES else 0.0
+        if slope:
+            spread = (m["entropy"].se_mc or 0.0) ** 2
+            cross = 0.0
+            if metric in ("kl_student_truth", "precision"):
+                # precision = -H - KL on the same rows, so the three variances give the covariance of H with KL.
+                h, k, p = ((m[x].se_mc or 0.0) ** 2 for x in ("entropy", "kl_student_truth", "precision"))
+                with_kl = (p - h - k) / 2
+                cross = with_kl if metric == "kl_student_truth" else -h - with_kl
+            variance += slope**2 * spread + 2 * slope * cross
+        total += c * c * max(variance, 0.0)
+    return total
+
+
+_ROW_NAMES = frozenset(ROW_METRICS) | {f"{m}_per_token" for m in ROW_METRICS}
+
+
+def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:
+    """Error of figures whose rows are the judged laws' own: cells are independent given their models."""
+    n = min(g.at(seeds[0]).metrics[metric].n for _, g in terms)
+    value = float(np.mean(values))
+    if len(seeds) == 1:
+        variance = _own_variance(terms, seeds[0], metric, slope)
+        se = math.sqrt(variance)
+        return Figure(value, se, max(n - 1, 1), se)
+    s = len(seeds)
+    between = float(np.var(values, ddof=1)) / s
+    shared = _own_variance(terms, seeds[0], metric, slope, shared=True)
+    own = float(np.mean([_own_variance(terms, seed, metric, slope, shared=False) for seed in seeds])) / s
+    df = welch_satterthwaite([between, shared], [s - 1, max(n - 1, 1)])
+    return Figure(value, math.sqrt(between + shared), df, math.sqrt(own + shared))
+
+
+def _row_values(judged: Judged, metric: str) -> Floats:
+    """Per-row contributions whose mean is the figure; ratios linearised."""
+    base = metric.removesuffix("_per_token")
+    rows = judged.truth_rows()
+    match base:
+        case "recall" | "recall_on_support":
+            values = judged.law_on_truth()
+        case "kl_truth_student":
+            values = rows.log_prob - judged.law_on_truth()
+        case _:
+            values = -rows.log_prob
+    if metric == base or rows.lengths is None:
+        return values
+    ratio = values.sum() / rows.lengths.sum()
+    return (values - ratio * rows.lengths) / rows.lengths.mean() + ratio
+
+
+def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:
+    """Error of figures over the truth's rows, which all terms share row by row."""
+    value = float(np.mean(values))
+    shared = all(g.rows_shared for _, g in terms)
+    rows = terms[0][1].at(seeds[0]).truth_rows()
+    s = len(seeds)
+    if s > 1 and not shared:
+        between = float(np.var(values, ddof=1)) / s
+        mc = float(np.mean([(g.at(x).metrics[metric].se_mc or 0.0) ** 2 * c * c for c, g in terms for x in seeds])) / s
+        return Figure(value, math.sqrt(between), s - 1, math.sqrt(mc), pairing="row")
+    table = np.stack([sum((c * _row_values(g.at(x), metric) for c, g in terms), np.zeros(1)) for x in seeds])
+    thinned = table.shape[1] / rows.n  # fewer rows kept than drawn: their variance, at the size drawn
+    own = float(np.mean([_own_variance(terms, x, metric, slope) for x in seeds])) if slope else 0.0
+    if s == 1:
+        variance = mean_variance(table[0], rows.strata) * thinned + own
+        return Figure(value, math.sqrt(variance), max(rows.n - 1, 1), math.sqrt(variance), pairing="row")
+    # The between-seed part is of `values`, which hold the entropies' share too.
+    variance, df, seed_part, row_part = crossed_variance(table, rows.strata)
+    between = float(np.var(values, ddof=1)) / s
+    variance += between - seed_part
+    row_error = max(variance - between, 0.0) + own / s
+    df = welch_satterthwaite([between, row_part], [s - 1, max(rows.n - 1, 1)]) if slope else df
+    return Figure(value, math.sqrt(max(variance, between)), df, math.sqrt(row_error), pairing="row")
+
+
+def _on_common_support(terms: Terms, seeds: list[int | None], *, per_token: bool) -> Figure:
+    """Recall over the rows that every law of the combination can say; for one group, over those it can say."""
+    values: list[float] = []
+    variances: list[float] = []
+    n = 0
+    for s in seeds:
+        columns = [(c, g.at(s).law_on_truth()) for c, g in terms]
+        rows = terms[0][1].at(s).truth_rows()
+        kept = np.logical_and.reduce([np.isfinite(v) for _, v in columns])
+        if kept.sum() < 2:
+            return Figure(None, None, None, pairing="row")
+        y = sum((c * v[kept] for c, v in columns), np.zeros(1))
+        if per_token and rows.lengths is not None:
+            lengths = rows.lengths[kept]
+            ratio = y.sum() / lengths.sum()
+            y = (y - ratio * lengths) / lengths.mean() + ratio
+        n = int(kept.sum() * rows.n / kept.size)
+        values.append(float(y.mean()))
+        variances.append(mean_variance(y, None if rows.strata is None else rows.strata[kept]) * y.size / n)
+    mc, count = float(np.mean(variances)), len(seeds)
+    if count == 1:
+        return Figure(values[0], math.sqrt(mc), max(n - 1, 1), math.sqrt(mc), pairing="row")
+    between = float(np.var(values, ddof=1)) / count
+    shared = mc if all(g.rows_shared for _, g in terms) else 0.0
+    df = welch_satterthwaite([between, shared], [count - 1, max(n - 1, 1)])
+    return Figure(float(np.mean(values)), math.sqrt(between + shared), df, math.sqrt(mc), pairing="row")
+
+
+def group_figure(group: Group, metric: str) -> Figure:
+    """A group's mean over its seeds, with total error."""
+    return combine([(1.0, group)], metric)
+
+
+def contrast(a: Group, b: Group, metric: str) -> Contrast:
+    """``a - b``."""
+    figure = combine([(1.0, a), (-1.0, b)], metric)
+    return as_contrast(a.id, b.id, metric, figure)
+
+
+def as_contrast(a: str, b: str, metric: str, f: Figure) -> Contrast:
+    """Name a figure as the difference of `a` and `b`."""
+    return Contrast(a, b, metric, f.value, f.se, f.df, f.ci95, "row" if f.pairing == "row" else "seed")

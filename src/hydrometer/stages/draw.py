@@ -1,0 +1,31 @@
+"""Draw: a law's block of rows, artifact out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydrometer.core.errors import StageError
+from hydrometer.stages.bench import Bench
+from hydrometer.stages.nodes import DrawNode
+
+__all__ = ["draw"]
+
+
+def draw(node: DrawNode, bench: Bench, folder: Path) -> dict[str, object]:
+    """Draw one block and write it into `folder`.
+
+    Raises
+    ------
+    StageError : a row without a finite log-probability under its own law, which would be a wrong draw.
+    """
+    family, chain = node.context.family, node.context.spec
+    law = bench.law(node.context, node.law, family.precision(chain, node.purpose), node.selectivity)
+    samples = law.sample(node.n, seed=node.stream, start=node.start)
+    lowest = float(samples.log_prob.min())
+    if not lowest > float("-inf"):
+        raise StageError("a drawn row has no probability under its own law", got=lowest)
+    family.save_samples(samples, folder)
+    info: dict[str, object] = {"rows": len(samples)}
+    if samples.lengths is not None:
+        info["tokens"] = int(samples.lengths.sum())
+    return info

@@ -1,0 +1,37 @@
+"""Fit: rows in, a law out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydrometer.models.base import FitRequest, Tick
+from hydrometer.stages.bench import Bench
+from hydrometer.stages.nodes import FitNode, LawRef
+
+__all__ = ["fit"]
+
+
+def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
+    """Fit one level and write the law into `folder`. A fit is atomic: killed, it starts again.
+
+    Raises
+    ------
+    FitError : no usable model.
+    """
+    family, chain = node.context.family, node.context.spec
+    precision = family.precision(chain, "judge")
+    fitted = family.fit(
+        FitRequest(
+            data=bench.rows(node.context, node.data),
+            validate=None if node.validate is None else bench.rows(node.context, node.validate),
+            truth=bench.law(node.context, truth, precision),
+            teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision),
+            level=node.level.spec,
+            prefix_source=node.prefix_source,
+            loss=node.loss,
+            stream=node.stream,
+            tick=tick,
+        )
+    )
+    family.save_law(fitted.model, folder)
+    return dict(fitted.info)

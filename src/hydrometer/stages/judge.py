@@ -1,0 +1,160 @@
+"""Judge: a law's figures against the truth, with the rows that paired comparisons need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import StageError
+from hydrometer.core.estimate import Estimate, mean_estimate
+from hydrometer.metrics.likelihood import Scores, likelihood_metrics
+from hydrometer.metrics.text import text_metrics
+from hydrometer.models.base import Law, Samples
+from hydrometer.models.sequences import Sequences
+from hydrometer.stages.bench import Bench
+from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
+
+__all__ = ["judge", "judge_laws", "load_law_on_truth", "load_metrics", "released", "show"]
+
+Floats = NDArray[np.float64]
+
+KEPT_ROWS = 1024  # of cheap families: enough for the variance of a paired difference
+SHOWN_ROWS = 16  # rows of a law that an exhibit may show with their log-probability under the truth
+BIAS_ROWS = 64  # rescored in float32 where a run is judged in bfloat16
+
+
+def scores_of(
+    truth: Law, law: Law, truth_rows: Samples, law_rows: Samples, *, truth_on_truth: Floats | None = None,
+    law_on_law: Floats | None = None,
+) -> Scores:  # fmt: skip
+    """Score both sets of rows under both laws; what is known already is not scored again.
+
+    Raises
+    ------
+    StageError : NaN, or a row that its own law cannot say.
+    """
+    same = law is truth and law_rows is truth_rows
+    own = truth.log_prob(truth_rows) if truth_on_truth is None else truth_on_truth
+    if same:
+        s = Scores(truth_rows, law_rows, own, own, own, own)
+    else:
+        theirs = law.log_prob(law_rows) if law_on_law is None else law_on_law
+        s = Scores(truth_rows, law_rows, own, law.log_prob(truth_rows), truth.log_prob(law_rows), theirs)
+    for name in ("truth_on_truth", "law_on_truth", "truth_on_law", "law_on_law"):
+        column: Floats = getattr(s, name)
+        if np.isnan(column).any() or np.isposinf(column).any():
+            raise StageError(f"scores {name} hold NaN or +inf", fix="the model diverged: lower its learning rate")
+    return s
+
+
+def figures(s: Scores) -> dict[str, Estimate]:
+    """All figures of one judged law."""
+    out = likelihood_metrics(s)
+    if isinstance(s.law_rows, Sequences):
+        out |= text_metrics(s.law_rows)
+        out["recorded_minus_scored"] = mean_estimate(s.law_rows.log_prob - s.law_on_law, "nats", s.law_rows.strata)
+    return out
+
+
+def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Estimate]:
+    """Draw `n` rows of each law and return every figure. See `hydrometer.judge`."""
+    from hydrometer.core.rng import Stream
+
+    root = Stream(seed)
+    truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
+    law_rows = law.sample(n, seed=root.child("evaluate", "law"))
+    return figures(scores_of(truth, law, truth_rows, law_rows))
+
+
+def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
+    """Judge one cell and write its metrics and rows into `folder`."""
+    family, chain = node.context.family, node.context.spec
+    precision = family.precision(chain, "judge")
+    truth = bench.law(node.context, node.truth, precision)
+    is_truth = node.law == node.truth and node.decoding is None
+    truth_rows = bench.rows(node.context, node.truth_rows)
+    law_rows = truth_rows if is_truth else bench.rows(node.context, node.law_rows)
+    law = truth if is_truth else bench.law(node.context, node.law, precision, node.decoding)
+    if family.keeps_draws:
+        path = None if node.truth_judge is None else bench.store.path("judge", node.truth_judge)
+        s = scores_of(
+            truth, law, truth_rows, law_rows, truth_on_truth=None if path is None else load_law_on_truth(path)
+        )
+    else:  # drawn just now by the arithmetic that would score them: the recorded log-probability is the score
+        s = scores_of(
+            truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob
+        )
+    metrics = figures(s)
+    if precision == "bfloat16":
+        metrics |= _bias(node, bench, s)
+    (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))
+    kept = s.law_on_truth if family.keeps_draws else s.law_on_truth[:KEPT_ROWS]
+    np.savez(folder / "rows.npz", law_on_truth=kept, truth_on_law=s.truth_on_law[:SHOWN_ROWS])
+    return {"rows": len(law_rows)}
+
+
+def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
+    """Write a judged cell's exhibit; an empty one where the family has nothing to show."""
+    judged, context = node.judged, node.context
+    precision = context.family.precision(context.spec, "judge")
+    truth = bench.law(context, judged.truth, precision)
+    law = bench.law(context, judged.law, precision, judged.decoding)
+    rows = bench.rows(context, judged.law_rows)
+    with np.load(bench.store.path("judge", judged.key) / "rows.npz") as archive:
+        truth_on_law: Floats = archive["truth_on_law"]
+    shown = context.family.exhibit(context.spec, truth, law, rows, truth_on_law)
+    (folder / "exhibit.json").write_text(json.dumps(shown))
+    return {}
+
+
+def _bias(node: JudgeNode, bench: Bench, s: Scores) -> dict[str, Estimate]:
+    """What judging in bfloat16 adds to precision, recall and entropy: a float32 subsample rescored."""
+    family = node.context.family
+    truth = bench.law(node.context, node.truth, "float32")
+    law = bench.law(node.context, node.law, "float32", node.decoding)
+    ours, theirs = family.take(s.law_rows, BIAS_ROWS), family.take(s.truth_rows, BIAS_ROWS)
+    gaps = {
+        "precision_bias": (s.truth_on_law, truth, ours, 1.0),
+        "recall_bias": (s.law_on_truth, law, theirs, 1.0),
+        "entropy_bias": (s.law_on_law, law, ours, -1.0),
+    }
+    return {
+        name: mean_estimate(sign * (column[: len(rows)] - exact.log_prob(rows)), "nats")
+        for name, (column, exact, rows, sign) in gaps.items()
+    }
+
+
+def load_metrics(folder: Path) -> dict[str, Estimate]:
+    """Read what `judge` wrote."""
+    return {k: Estimate(**v) for k, v in json.loads((folder / "metrics.json").read_bytes()).items()}
+
+
+def load_law_on_truth(folder: Path) -> Floats:
+    """Read log q of the truth's rows, (N,) or the first `KEPT_ROWS` of a cheap family's."""
+    with np.load(folder / "rows.npz") as archive:
+        return archive["law_on_truth"]
+
+
+def released(node: ReleasedNode, bench: Bench, folder: Path) -> dict[str, object]:
+    """Write the figures as the paper's notebook defines them.
+
+    Its precision scores a student's draws under the *sharpened teacher*; its recall scores the training points. They
+    are kept beside the right ones so that the printed figures can be compared (docs, The paper).
+    """
+    family, chain = node.context.family, node.context.spec
+    precision = family.precision(chain, "judge")
+    teacher = bench.law(node.context, node.teacher, precision, node.selectivity)
+    train = bench.rows(node.context, node.train)
+    out: dict[str, dict[str, float]] = {}
+    for training, rows in node.students:
+        student = bench.law(node.context, rows.law, precision)
+        out[training] = {
+            "precision_as_released": float(teacher.log_prob(bench.rows(node.context, rows)).mean()),
+            "recall_as_released": float(student.log_prob(train).mean()),
+        }
+    (folder / "released.json").write_text(json.dumps(out))
+    return {}

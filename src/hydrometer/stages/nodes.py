@@ -1,0 +1,162 @@
+"""The stage graph's vocabulary: laws, rows and stages, each named by what it depends on.
+
+A node's key is a hash of everything that can change its result (docs, Schema); two nodes with one key are one piece of
+work, which is how data and teachers come to be shared between seeds and selectivities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import ChainSpec, Selectivity
+from hydrometer.models.base import Family, Level
+
+__all__ = ["VERSIONS", "Cell", "Context", "DrawNode", "FitNode", "JudgeNode", "LawRef", "Node", "ReleasedNode", "Rows", "ShowNode"]
+
+# Raised whenever a stage's code changes its results.
+VERSIONS = {"draw": 1, "fit": 1, "judge": 1, "show": 1, "released": 1}
+
+PrefixSource = Literal["truth", "teacher", "student"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The chain a node belongs to."""
+
+    name: str
+    spec: ChainSpec
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class LawRef:
+    """An unselected law: a truth by its identity, or a fit by its artifact's key."""
+
+    kind: Literal["truth", "fit"]
+    key: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The first `n` rows of a stream of a law at a selectivity (None: unselected).
+
+    Attributes
+    ----------
+    blocks : keys of the draw artifacts that hold them, in order; empty where draws are cheap and made again.
+    key : identity.
+    """
+
+    law: LawRef
+    selectivity: Selectivity | None
+    stream: Stream
+    n: int
+    purpose: Literal["train", "judge"]
+    blocks: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrawNode:
+    """One block of rows ``start .. start + n``."""
+
+    key: str
+    context: Context
+    law: LawRef
+    selectivity: Selectivity | None
+    stream: Stream
+    start: int
+    n: int
+    purpose: Literal["train", "judge"]
+    inputs: tuple[str, ...]
+    stage: Literal["draw"] = "draw"
+
+
+@dataclass(frozen=True, slots=True)
+class FitNode:
+    """One fit of a level."""
+
+    key: str
+    context: Context
+    level: Level
+    data: Rows
+    validate: Rows | None
+    teacher: LawRef | None
+    prefix_source: PrefixSource
+    loss: str
+    stream: Stream
+    inputs: tuple[str, ...]
+    stage: Literal["fit"] = "fit"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeNode:
+    """One law judged against the truth.
+
+    Attributes
+    ----------
+    truth_judge : key of the truth's own judge artifact, which holds log p* of the truth's rows, or None.
+    """
+
+    key: str
+    context: Context
+    law: LawRef
+    decoding: Selectivity | None
+    truth: LawRef
+    truth_rows: Rows
+    law_rows: Rows
+    truth_judge: str | None
+    inputs: tuple[str, ...]
+    stage: Literal["judge"] = "judge"
+
+
+@dataclass(frozen=True, slots=True)
+class ShowNode:
+    """Something for people to look at, left by a judged cell of the first seed."""
+
+    key: str
+    context: Context
+    judged: JudgeNode
+    inputs: tuple[str, ...]
+    stage: Literal["show"] = "show"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedNode:
+    """The paper's notebook's own figures for one selectivity: precision under the sharpened teacher, recall on D."""
+
+    key: str
+    context: Context
+    teacher: LawRef
+    selectivity: Selectivity
+    train: Rows
+    students: tuple[tuple[str, Rows], ...]  # ("direct" | "distilled", rows of that student)
+    inputs: tuple[str, ...]
+    stage: Literal["released"] = "released"
+
+
+Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One judged model of a run, before it has figures. Fields as in results.json (docs, Schema)."""
+
+    id: str
+    group: str
+    chain: str
+    level: int
+    role: str
+    training: Literal["direct", "distilled"] | None
+    parent: str | None
+    selectivity: Selectivity | None
+    decoding: Selectivity | None
+    prefix_source: PrefixSource | None
+    loss: str | None
+    seed: int | None
+    judge: str
+    teacher_cell: str | None
+    show: str | None = None
+    released: str | None = None

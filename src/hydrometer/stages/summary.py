@@ -1,0 +1,307 @@
+"""Summary: what a run says, chain by chain, as data: gate, trade-off, control.
+
+Wording is the report's. Every number here is a group's figure or a contrast of `stages.compare`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydrometer.core.estimate import Contrast
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.selectivity import canonical
+from hydrometer.stages.compare import Figure, Group, Judged, as_contrast, combine, contrast, group_figure
+from hydrometer.stages.nodes import Cell
+
+__all__ = ["ChainFacts", "Comparison", "compare_chain", "load_released"]
+
+Json = dict[str, Any]
+
+LIKELIHOOD = ("precision", "recall", "recall_on_support", "entropy", "kl_student_truth", "kl_truth_student")
+TEXT = ("length", "eos_rate", "repetition", "distinct_2")
+# As printed by the notebook, for the direct student and for the one distilled at beta = 100 (docs, The paper).
+PRINTED = {
+    ("direct", "precision_as_released"): -20.27,
+    ("direct", "recall_as_released"): -2.65,
+    ("distilled", "precision_as_released"): -0.70,
+    ("distilled", "recall_as_released"): -42.45,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFacts:
+    """What the summary needs to know of a chain besides its cells."""
+
+    name: str
+    family: str
+    truth: str
+    sequences: bool
+    controls: tuple[Selectivity, ...]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Contrasts, groups and the summary of one chain."""
+
+    contrasts: list[Contrast] = field(default_factory=list[Contrast])
+    groups: dict[str, Json] = field(default_factory=dict[str, Json])
+    chain: Json = field(default_factory=dict[str, Any])
+
+
+def gather(
+    cells: list[Cell], judged: Callable[[Cell], Judged | None]
+) -> tuple[dict[str, Group], dict[str, Cell], dict[str, int]]:
+    """Group cells by what they are without their seed.
+
+    Returns
+    -------
+    groups of judged cells, one cell that stands for each group, failed cells per group.
+    """
+    shared = all(c.seed is None for c in cells if c.role == "truth")
+    members: dict[str, dict[int | None, Judged]] = {}
+    example: dict[str, Cell] = {}
+    failed: dict[str, int] = {}
+    for cell in cells:
+        example.setdefault(cell.group, cell)
+        failed.setdefault(cell.group, 0)
+        members.setdefault(cell.group, {})
+        found = judged(cell)
+        if found is None:
+            failed[cell.group] += 1
+        else:
+            members[cell.group][cell.seed] = found
+    groups = {name: Group(name, by_seed, shared) for name, by_seed in members.items() if by_seed}
+    return groups, example, failed
+
+
+class _Chain:
+    """One chain's groups by what they are."""
+
+    def __init__(self, facts: ChainFacts, groups: dict[str, Group], example: dict[str, Cell]) -> None:
+        self.facts, self.groups, self.example = facts, groups, example
+        last = max(c.level for c in example.values())
+        self.metrics = [*LIKELIHOOD]
+        if facts.sequences:
+            self.metrics += [f"{m}_per_token" for m in LIKELIHOOD] + list(TEXT)
+        at_end = {n: c for n, c in example.items() if c.level == last and c.training}
+        plain = {n: c for n, c in at_end.items() if c.decoding is None}
+        self.direct = next((n for n, c in plain.items() if c.training == "direct"), None)
+        self.distilled: dict[Selectivity, str] = {
+            c.selectivity: n for n, c in plain.items() if c.training == "distilled" and c.selectivity is not None
+        }
+        self.neutral = next((n for s, n in self.distilled.items() if canonical(s) is None), None)
+        self.decoded: dict[Selectivity, str] = {
+            c.decoding: n for n, c in at_end.items() if c.training == "direct" and c.decoding is not None
+        }
+        self.truth = next((n for n, c in example.items() if c.role == "truth" and c.decoding is None), None)
+        self.teacher = next((n for n, c in example.items() if c.role == "teacher" and c.decoding is None), None)
+
+    def has(self, *names: str | None) -> bool:
+        return all(n is not None and n in self.groups for n in names)
+
+    def contrasts(self, a: str, b: str) -> dict[str, Contrast]:
+        one, two = self.groups[a], self.groups[b]
+        out: dict[str, Contrast] = {}
+        for metric in self.metrics:
+            if all(metric in next(iter(g.by_seed.values())).metrics for g in (one, two)):
+                out[metric] = contrast(one, two, metric)
+        return out
+
+
+def compare_chain(
+    facts: ChainFacts, cells: list[Cell], judged: Callable[[Cell], Judged | None], released: Callable[[Cell], Json | None]
+) -> Comparison:
+    """Compare all groups of one chain."""
+    groups, example, failed = gather(cells, judged)
+    c = _Chain(facts, groups, example)
+    out = Comparison()
+    for name, cell in example.items():
+        out.groups[name] = _group_summary(name, cell, groups.get(name), failed[name])
+    pairs: dict[tuple[str, str], dict[str, Contrast]] = {}
+
+    def pair(a: str | None, b: str | None) -> dict[str, Contrast]:
+        if a is None or b is None or a == b or not c.has(a, b):
+            return {}
+        if (a, b) not in pairs:
+            pairs[a, b] = c.contrasts(a, b)
+        return pairs[a, b]
+
+    for name in (*c.distilled.values(), *c.decoded.values(), *_decoded_neutral(c), c.teacher):
+        pair(name, c.direct)
+    tradeoff = _tradeoff(c, pair)
+    control = [entry for s in facts.controls if (entry := _control(c, s, pair)) is not None]
+    out.chain = {
+        "family": facts.family,
+        "truth": facts.truth,
+        "kind": "sequences" if facts.sequences else "points",
+        "unit": "nats",
+        "seeds": len({x.seed for x in cells if x.seed is not None}) or 1,
+        "truth_group": c.truth,
+        "teacher_group": c.teacher,
+        "direct_group": c.direct,
+        "neutral_group": c.neutral,
+        "gate": _gate(c, pair),
+        "tradeoff": tradeoff,
+        "control": control,
+    }
+    out.contrasts = [x for found in pairs.values() for x in found.values()]
+    quoted = _as_released(c, cells, released, out)
+    if quoted:
+        out.chain["as_released"] = quoted
+    return out
+
+
+def _decoded_neutral(c: _Chain) -> list[str]:
+    return [
+        n
+        for n, x in c.example.items()
+        if x.training == "distilled" and x.decoding is not None and canonical(x.selectivity) is None and n in c.groups
+    ]
+
+
+def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> Json:
+    metrics: Json = {}
+    if group is not None:
+        first = next(iter(group.by_seed.values())).metrics
+        for metric, estimate in first.items():
+            f = group_figure(group, metric)
+            metrics[metric] = {
+                "value": f.value, "se": f.se, "se_mc": f.se_mc, "df": f.df, "ci95": f.ci95, "unit": estimate.unit,
+                "n_neg_inf": f.n_neg_inf,
+            }  # fmt: skip
+    return {
+        "chain": cell.chain,
+        "role": cell.role,
+        "level": cell.level,
+        "training": cell.training,
+        "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
+        "decoding": None if cell.decoding is None else cell.decoding.to_json(),
+        "seeds": 0 if group is None else len(group.by_seed),
+        "failed": failed,
+        "metrics": metrics,
+    }
+
+
+Pair = Callable[[str | None, str | None], dict[str, Contrast]]
+
+
+def _gate(c: _Chain, pair: Pair) -> Json:
+    """Teacher gate: does the unselected teacher's recall beat the direct student's?"""
+    if c.teacher is None:
+        return {"passed": None, "contrast": None, "reason": "the teacher is the truth itself"}
+    found = pair(c.teacher, c.direct).get("recall")
+    if found is None or found.ci95 is None:
+        return {"passed": None, "contrast": _plain(found), "reason": "no finite recall to compare"}
+    low, high = found.ci95
+    return {"passed": True if low > 0 else False if high < 0 else None, "contrast": _plain(found)}
+
+
+def _teacher_entropy(c: _Chain, s: Selectivity) -> float:
+    group = c.groups.get(c.distilled[s])
+    if group is None:
+        return float("inf")
+    values = [j.metrics["entropy_teacher"].value for j in group.by_seed.values() if "entropy_teacher" in j.metrics]
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else float("inf")
+
+
+def _tradeoff(c: _Chain, pair: Pair) -> list[Json]:
+    order = sorted((s for s in c.distilled if c.distilled[s] in c.groups), key=lambda s: -_teacher_entropy(c, s))
+    return [
+        {
+            "selectivity": s.to_json(),
+            "group": c.distilled[s],
+            "coldest": s is order[-1],
+            "vs_neutral": {m: _plain(x) for m, x in pair(c.distilled[s], c.neutral).items()},
+            "vs_direct": {m: _plain(x) for m, x in pair(c.distilled[s], c.direct).items()},
+        }
+        for s in order
+    ]
+
+
+def _control(c: _Chain, s: Selectivity, pair: Pair) -> Json | None:
+    distilled, decoded = c.distilled.get(s), c.decoded.get(s)
+    if distilled is None or decoded is None or not c.has(distilled, decoded):
+        return None
+    matched, reason = _matched(c, distilled)
+    entry: Json = {
+        "selectivity": s.to_json(),
+        "distilled": distilled,
+        "decoded": decoded,
+        "same_setting": {m: _plain(x) for m, x in pair(distilled, decoded).items()},
+        "matched_entropy": matched,
+    }
+    return entry if matched is not None else {**entry, "matched_reason": reason}
+
+
+def _matched(c: _Chain, distilled: str) -> tuple[Json | None, str]:
+    """Compare with the direct student decoded to the same entropy, linearly between the settings decoded."""
+    path = [n for n in (c.direct, *c.decoded.values()) if n is not None and n in c.groups]
+    entropies = {n: group_figure(c.groups[n], "entropy").value for n in path}
+    known = sorted((h, n) for n, h in entropies.items() if h is not None)
+    target = group_figure(c.groups[distilled], "entropy").value
+    if target is None or len(known) < 2:
+        return None, "fewer than two decoded settings with a finite entropy"
+    brackets = [(low, high) for low, high in zip(known[:-1], known[1:], strict=True) if low[0] <= target <= high[0]]
+    if not brackets or brackets[0][0][0] == brackets[0][1][0]:
+        return None, "no two decoded settings bracket its entropy, and nothing is extrapolated"
+    (h0, n0), (h1, n1) = brackets[0]
+    w = (target - h0) / (h1 - h0)
+    terms = [(1.0, c.groups[distilled]), (-(1 - w), c.groups[n0]), (-w, c.groups[n1])]
+    label = f"{c.direct} decoded to equal entropy"
+    out: Json = {"entropy": target}
+    for metric in ("precision", "recall", "recall_on_support", "kl_student_truth", "kl_truth_student"):
+        ends = [group_figure(c.groups[n], metric).value for n in (n0, n1)]
+        if ends[0] is None or ends[1] is None:
+            figure = Figure(None, None, None)
+        else:
+            figure = combine(terms, metric, slope=(ends[0] - ends[1]) / (h1 - h0))
+        out[metric] = _plain(as_contrast(distilled, label, metric, figure))
+    return out, ""
+
+
+def _as_released(c: _Chain, cells: list[Cell], released: Callable[[Cell], Json | None], out: Comparison) -> list[Json]:
+    """Spread over seeds of the figures as the notebook computes them, and their contrasts with the right ones."""
+    values: dict[tuple[str, str, str], list[float]] = {}
+    groups: dict[tuple[str, str], str] = {}
+    settings: dict[str, Selectivity] = {}
+    for cell in cells:
+        found = None if cell.released is None or cell.selectivity is None else released(cell)
+        if found is None or cell.selectivity is None:
+            continue
+        label = cell.selectivity.label
+        settings[label] = cell.selectivity
+        for training, figures in found.items():
+            groups[label, training] = cell.group if training == "distilled" else str(c.direct)
+            for metric, value in figures.items():
+                values.setdefault((label, training, metric), []).append(float(value))
+    rows: list[Json] = []
+    for (label, training, metric), seen in values.items():
+        x = np.array(seen)
+        se = float(x.std(ddof=1) / np.sqrt(x.size)) if x.size > 1 else None
+        reference = f"{c.teacher}.decoded-{settings[label].slug}" if metric.startswith("precision") else "train"
+        figure = Figure(float(x.mean()), se, None if se is None else x.size - 1)
+        out.contrasts.append(as_contrast(groups[label, training], reference, metric, figure))
+        printed = PRINTED.get((training, metric)) if settings[label].weight_power == 100 else None
+        low, middle, high = np.quantile(x, [0.025, 0.5, 0.975])
+        rows.append(
+            {"selectivity": settings[label].to_json(), "training": training, "metric": metric, "seeds": x.size,
+             "mean": float(x.mean()), "se": se, "median": float(middle), "q025": float(low), "q975": float(high),
+             "printed": printed}
+        )  # fmt: skip
+    return rows
+
+
+def _plain(c: Contrast | None) -> Json | None:
+    return None if c is None else asdict(c)
+
+
+def load_released(folder: Path) -> Json:
+    """Read what `stages.judge.released` wrote."""
+    return json.loads((folder / "released.json").read_bytes())

@@ -1,0 +1,1 @@
+"""What is on disk: artifacts, records, the lock. Knows nothing of models."""

@@ -1,0 +1,130 @@
+"""The run folder's books: accepted specifications, one record a cell, exhibits, results.json and results.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.store.artifacts import content_key, write_atomic
+
+__all__ = ["SCHEMA", "RunFolder", "load_results", "plain"]
+
+SCHEMA = 1
+_CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
+_CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit")
+
+
+def plain(value: object) -> Any:
+    """JSON-able copy: infinity as "inf", tuples as lists, numpy numbers as Python's.
+
+    Raises
+    ------
+    StoreError : NaN, which no record may hold.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in cast("list[object]", value)]
+    if hasattr(value, "item"):
+        value = cast("Any", value).item()
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise StoreError("a record may not hold NaN")
+        if math.isinf(value):
+            return "inf" if value > 0 else "-inf"
+    return value
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    root : refused if it is a file or holds something else; made by `create`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        if root.exists() and not root.is_dir():
+            raise FolderError("the output path is a file", got=str(root), fix="choose another --out")
+        if root.is_dir() and any(root.iterdir()) and not (root / "specs").is_dir():
+            raise FolderError(
+                "the output folder is not empty and holds no run", got=str(root), fix="choose an empty or new --out"
+            )
+
+    def create(self) -> None:
+        """Make the folder and its parts; nothing that is there is touched."""
+        try:
+            for part in ("specs", "records", "exhibits"):
+                (self.root / part).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise FolderError(f"cannot make the folder {self.root}: {e.strerror}", fix="choose another --out") from None
+
+    def accepted(self) -> list[dict[str, Any]]:
+        """Accepted specifications, in a fixed order."""
+        out: list[dict[str, Any]] = []
+        for path in sorted((self.root / "specs").glob("*.yaml")):
+            try:
+                value: object = yaml.safe_load(path.read_text("utf-8"))
+            except (OSError, ValueError, yaml.YAMLError) as e:
+                raise FolderError(f"{path.name} in specs/ cannot be read: {e}", fix="restore or remove it") from None
+            if not isinstance(value, dict):
+                raise FolderError(f"{path.name} in specs/ is no specification", fix="restore or remove it")
+            out.append(cast("dict[str, Any]", value))
+        return out
+
+    def accept(self, spec: Mapping[str, object]) -> None:
+        """Keep an accepted specification under its hash."""
+        body = plain(spec)
+        write_atomic(self.root / "specs" / f"{content_key(body)}.yaml", yaml.safe_dump(body, sort_keys=False))
+
+    def put(self, part: str, name: str, value: Mapping[str, object]) -> None:
+        """Write a record or exhibit unless it already says the same."""
+        path = self.root / part / f"{name}.json"
+        text = json.dumps(plain(value), indent=1 if part == "records" else None) + "\n"
+        if not path.is_file() or path.read_text("utf-8") != text:
+            write_atomic(path, text)
+
+    def write_results(self, results: Mapping[str, object]) -> None:
+        """Write results.json, and results.csv with one metric a row."""
+        body = plain(results)
+        write_atomic(self.root / "results.json", json.dumps(body, indent=1) + "\n")
+        write_atomic(self.root / "results.csv", _csv(body["cells"]))
+
+
+def _csv(cells: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow((*_CSV_CELL, "selectivity", "decoding", "metric", *_CSV_METRIC))
+    for cell in cells:
+        head = [cell[k] for k in _CSV_CELL] + [json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")]
+        for name, metric in cell["metrics"].items():
+            writer.writerow([*head, name, *(metric[k] for k in _CSV_METRIC)])
+    return out.getvalue()
+
+
+def load_results(folder: Path | str) -> dict[str, Any]:
+    """Read a run's results.json.
+
+    Raises
+    ------
+    FolderError : no run there, or of a schema this version does not know.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        value: object = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
+    except (OSError, ValueError) as e:
+        raise FolderError(f"results.json cannot be read: {e}", got=str(folder), fix="run it again") from None
+    if not isinstance(value, dict) or cast("dict[str, Any]", value).get("schema") != SCHEMA:
+        raise FolderError(f"results.json is not of schema {SCHEMA}", got=str(folder), fix="run it again with this version")
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,250 @@
+"""The laws: enumeration, equivalence of paths, invariance to how rows are asked for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+torch = pytest.importorskip("torch")
+
+from conftest import make_llama, make_tokenizer  # noqa: E402
+
+from hydrometer.core.errors import InputError, LawMismatchError, SpecError  # noqa: E402
+from hydrometer.core.spec import Selectivity  # noqa: E402
+from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.sampler import draw  # noqa: E402
+from hydrometer.models.causal_lm.selectivity import selected_log_weights  # noqa: E402
+from hydrometer.models.sequences import Sequences  # noqa: E402
+
+SETTINGS = [
+    None,
+    Selectivity(temperature=0.6),
+    Selectivity(top_p=0.9),
+    Selectivity(top_k=4),
+    Selectivity(min_p=0.1),
+    Selectivity(temperature=0.8, top_k=6, top_p=0.95, min_p=0.02),
+]
+PROMPTS = ["w5", "w9 w10 w11 w12", "w7 w8"]
+
+
+def as_sequences(law: CausalLaw, answers: list[tuple[int, ...]]) -> Sequences:
+    lengths = np.array([len(a) for a in answers])
+    ids = np.zeros((len(answers), lengths.max()), np.int64)
+    for i, a in enumerate(answers):
+        ids[i, : len(a)] = a
+    zeros = np.zeros(len(answers), np.int64)
+    stopped = np.array([a[-1] in law.stop_ids for a in answers])
+    return Sequences(law.prompts.ids, zeros, ids, lengths, stopped, zeros.astype(float))
+
+
+def all_strings(law: CausalLaw) -> list[tuple[int, ...]]:
+    out: list[tuple[int, ...]] = []
+    going = [i for i in range(law.lm.vocab_size) if i not in law.stop_ids]
+    for length in range(1, law.max_new_tokens + 1):
+        for head in itertools.product(going, repeat=length - 1):
+            out += [(*head, s) for s in law.stop_ids]
+            if length == law.max_new_tokens:
+                out += [(*head, g) for g in going]
+    return out
+
+
+def naive_log_prob(law: CausalLaw, x: Sequences) -> np.ndarray:
+    """One full forward pass a row, no cache, no padding, all logits."""
+    out = []
+    for i in range(len(x)):
+        prompt, answer = list(x.prompt_ids[x.prompt_index[i]]), x.row(i).tolist()
+        with torch.no_grad():
+            logits = law.lm.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1, : law.lm.vocab_size]
+        log_p = selected_log_weights(logits.float(), law.selectivity).double().log_softmax(-1)
+        out.append(float(log_p[range(len(answer)), answer].sum()))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("selectivity", SETTINGS, ids=lambda s: s.slug if s else "neutral")
+def test_probabilities_of_all_strings_sum_to_one_and_draws_follow_them(small: CausalLM, selectivity):
+    law = small.law(None, max_new_tokens=3, selectivity=selectivity, block_rows=5000)
+    strings = all_strings(law)
+    log_p = law.log_prob(as_sequences(law, strings))
+    assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-5)
+
+    n = 20_000
+    x = law.sample(n, seed=11)
+    index = {s: i for i, s in enumerate(strings)}
+    counts = np.bincount([index[tuple(x.row(i).tolist())] for i in range(n)], minlength=len(strings))
+    expected = n * np.exp(log_p)
+    assert not counts[expected == 0].any()
+    common = expected >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(expected[common], expected[~common].sum())
+    if wanted[-1] == 0:
+        observed, wanted = observed[:-1], wanted[:-1]
+    assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("selectivity", SETTINGS, ids=lambda s: s.slug if s else "neutral")
+def test_sampler_scorer_and_naive_forward_agree(any_lm: CausalLM, selectivity):
+    law = any_lm.law(PROMPTS, max_new_tokens=12, selectivity=selectivity, block_rows=32)
+    x = law.sample(40, seed=3)
+    assert np.isfinite(x.log_prob).all()
+    assert (x.ids < any_lm.vocab_size).all()
+    inside = ~at_an_edge(law, x)
+    assert inside.mean() > 0.9
+    scored, naive = law.log_prob(x), naive_log_prob(law, x)
+    np.testing.assert_allclose((scored / x.lengths)[inside], (x.log_prob / x.lengths)[inside], atol=1e-4)
+    np.testing.assert_allclose((naive / x.lengths)[inside], (x.log_prob / x.lengths)[inside], atol=1e-4)
+
+
+def at_an_edge(law: CausalLaw, x: Sequences) -> np.ndarray:
+    """Whether a rounding error could move a token of a row's kept sets in or out."""
+    s, moved = law.selectivity, np.zeros(len(x), bool)
+    for factor in (1 - 2e-6, 1 + 2e-6):
+        fields = {k: getattr(s, k) * factor for k in ("top_p", "min_p") if s is not None and getattr(s, k)}
+        if s is not None and fields:
+            near = replace(law, selectivity=s.model_copy(update=fields))
+            moved |= np.abs(naive_log_prob(near, x) - naive_log_prob(law, x)) > 1e-5
+    return moved
+
+
+def test_rows_do_not_depend_on_how_they_are_asked_for(any_lm: CausalLM):
+    law = any_lm.law(PROMPTS, max_new_tokens=8, block_rows=8)
+    whole, part = law.sample(20, seed=4), law.sample(15, seed=4, start=5)
+    cut = whole.take(slice(5, 20))
+    for name in ("prompt_index", "lengths", "stopped", "log_prob", "ids"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(part, name))
+    assert (whole.prompt_index == np.arange(20) % 3).all()
+
+
+def test_finish_reasons(llama: CausalLM):
+    x = llama.law(PROMPTS, max_new_tokens=10, stop=["<eos>", 5, "w6", 7, 8, 9]).sample(200, seed=1)
+    last = x.ids[np.arange(200), x.lengths - 1]
+    assert 0 < x.stopped.mean() < 1
+    assert (np.isin(last, [1, 5, 6, 7, 8, 9]) == x.stopped).all()
+    assert (x.lengths[~x.stopped] == 10).all()
+    assert x.finish_reason[0] == ("stop" if x.stopped[0] else "length")
+    assert llama.law(stop=[]).stop_ids == ()
+    with pytest.raises(SpecError, match="does not know"):
+        llama.law(stop=["nowhere"])
+
+
+def test_what_the_process_cannot_give_scores_minus_infinity(small: CausalLM):
+    law = small.law(None, max_new_tokens=3)
+    bad = [(3, 4), (1, 3, 4), (3, 1, 1), (3, 4, 99)]
+    assert np.isneginf(law.log_prob(as_sequences(law, bad))).all()
+    greedy = law.select(Selectivity(top_k=1))
+    scores = greedy.log_prob(as_sequences(law, all_strings(law)))
+    assert np.isneginf(scores).sum() == len(scores) - 1
+    assert scores.max() == 0
+
+
+def test_ids_beyond_the_tokenizer_do_not_exist():
+    model = make_llama(vocab=80)
+    with torch.no_grad():
+        model.lm_head.weight[64:] *= 100  # a padded row would win every draw
+    lm = CausalLM(model, make_tokenizer(64))
+    law = lm.law(max_new_tokens=4)
+    x = law.sample(50)
+    assert x.ids.max() < 64
+    np.testing.assert_allclose(naive_log_prob(law, x), x.log_prob, atol=4e-4)
+
+
+def test_a_tokenizer_larger_than_the_network_is_refused():
+    with pytest.raises(LawMismatchError, match="fewer output rows"):
+        CausalLM(make_llama(vocab=32), make_tokenizer(64))
+
+
+def test_scaled_logits_take_the_slow_and_right_path():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, logits_scaling=3.0, initializer_range=0.4, max_position_embeddings=64,
+    )  # fmt: skip
+    lm = CausalLM(GraniteForCausalLM(config), make_tokenizer(64))
+    assert not lm.is_split
+    law = lm.law(PROMPTS, max_new_tokens=6)
+    x = law.sample(20)
+    np.testing.assert_allclose(law.log_prob(x), x.log_prob, atol=6e-4)
+    np.testing.assert_allclose(naive_log_prob(law, x), x.log_prob, atol=6e-4)
+
+
+def test_ties_are_kept():
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    kept = lambda s: torch.isfinite(selected_log_weights(logits, s))[0].tolist()  # noqa: E731
+    assert kept(Selectivity(top_k=2)) == [True, True, True, True, False]
+    assert kept(Selectivity(top_p=0.6)) == [True, True, True, True, False]
+    assert kept(Selectivity(top_p=0.4)) == [True, False, False, False, False]
+    assert kept(Selectivity(min_p=math.exp(-1) * 0.999)) == [True, True, True, True, False]
+    assert kept(Selectivity(min_p=1)) == [True, False, False, False, False]
+    assert kept(Selectivity(top_k=9)) == [True] * 5
+    assert kept(Selectivity(temperature=1e-40)) == [True, False, False, False, False]
+
+
+def test_the_nucleus_of_a_large_flat_vocabulary_is_found_by_the_full_sort():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5000, generator=generator) * torch.tensor([[0.1], [1.0], [9.0]])
+    w = selected_log_weights(logits, Selectivity(top_p=0.9))
+    p = logits.double().softmax(-1)
+    for row in range(3):
+        kept = torch.isfinite(w[row])
+        assert p[row][kept].sum() >= 0.9
+        assert p[row][kept].sum() - p[row][kept].min() < 0.9
+
+
+@pytest.mark.parametrize("u", [1e-16, 0.5, 1 - 2**-53])
+def test_a_dropped_id_is_never_drawn(u):
+    w = torch.full((2, 700), -math.inf)
+    w[0, 300], w[0, 420], w[1, 0] = 0.0, -90.0, 3.0
+    ids, log_p = draw(w, torch.full((2,), u, dtype=torch.float64))
+    assert ids.tolist() == [300, 0]
+    assert log_p.tolist() == [0, 0]
+
+
+def test_draw_inverts_the_cdf():
+    w = torch.randn(1, 1000, generator=torch.Generator().manual_seed(1))
+    cdf = w.double().softmax(-1).cumsum(-1)[0]
+    u = torch.linspace(0.0005, 0.9995, 500, dtype=torch.float64)
+    ids, log_p = draw(w.expand(500, -1), u)
+    assert (ids == torch.searchsorted(cdf, u)).float().mean() > 0.99
+    torch.testing.assert_close(log_p, w[0].double().log_softmax(-1)[ids], atol=1e-6, rtol=0)
+
+
+def test_selecting_twice(small: CausalLM):
+    law = small.law()
+    assert law.select(Selectivity(temperature=1)) is law
+    twice = law.select(Selectivity(temperature=0.5)).select(Selectivity(temperature=0.5))
+    assert twice.selectivity == Selectivity(temperature=0.25)
+    with pytest.raises(InputError, match="already selected"):
+        twice.select(Selectivity(top_p=0.9))
+    with pytest.raises(InputError, match="mixture"):
+        law.select(Selectivity(weight_power=2))
+
+
+def test_laws_over_other_outcomes_are_told_apart(llama: CausalLM, small: CausalLM):
+    law = llama.law(PROMPTS, max_new_tokens=8)
+    law.compatible(law.select(Selectivity(top_p=0.9)))
+    for other, word in [
+        (replace(law, max_new_tokens=9), "max_new_tokens"),
+        (replace(law, stop_ids=(1, 2)), "stop sets"),
+        (llama.law(["w5"], max_new_tokens=8), "prompts"),
+        (small.law(["w5", "w6", "w7"], max_new_tokens=8), "vocabularies"),
+    ]:
+        with pytest.raises(LawMismatchError, match=word):
+            law.compatible(other)
+    with pytest.raises(LawMismatchError, match="other prompts"):
+        law.log_prob(llama.law(max_new_tokens=8).sample(3))
+    with pytest.raises(InputError, match="max_position_embeddings"):
+        llama.law(max_new_tokens=500)
+
+
+def test_bfloat16_draws_record_their_own_law(llama_folder):
+    lm = CausalLM.from_pretrained(llama_folder, dtype="bfloat16", device="cpu")
+    x = lm.law(PROMPTS, max_new_tokens=6).sample(30, seed=2)
+    assert np.isfinite(x.log_prob).all()
+    assert lm.float32().dtype == torch.float32

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import report_synthetic as synthetic
+from report_synthetic import contrast
+from rich.console import Console
+
+from hydrometer.core.errors import DataError
+from hydrometer.report import summary_table, verdict
+
+BASE = synthetic.results(seeds=3, mixture=False)
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    return copy.deepcopy(BASE)
+
+
+def chain(run: dict[str, Any]) -> dict[str, Any]:
+    return run["summary"]["chains"]["smollm2"]
+
+
+def said(run: dict[str, Any]) -> list[str]:
+    return verdict(run)["smollm2"]
+
+
+def last_control(run: dict[str, Any]) -> dict[str, Any]:
+    return chain(run)["control"][-1]
+
+
+def test_gate_holds_and_comes_first(run: dict[str, Any]) -> None:
+    gate = said(run)[0]
+    assert gate.startswith("The teacher gate holds")
+    assert "6.8 nats per sequence" in gate
+    assert "95 % interval" in gate
+
+
+def test_gate_fails(run: dict[str, Any]) -> None:
+    chain(run)["gate"] = {"passed": False, "contrast": contrast("t", "d", "recall", -9.5, 2.0)}
+    gate = said(run)[0]
+    assert "The teacher gate fails" in gate
+    assert "9.5 nats per sequence below" in gate
+    assert "95 % interval 5.6 to 13.4" in gate
+    assert "cooling only" in gate
+
+
+def test_gate_is_undecided_when_the_interval_holds_zero_whatever_the_file_says(run: dict[str, Any]) -> None:
+    chain(run)["gate"] = {"passed": True, "contrast": contrast("t", "d", "recall", 1.0, 2.0)}
+    assert "undecided" in said(run)[0]
+    assert "holds" not in said(run)[0]
+
+
+def test_gate_without_an_interval_gives_the_reason(run: dict[str, Any]) -> None:
+    chain(run)["gate"] = {"passed": None, "contrast": None, "reason": "the teacher’s cell failed"}
+    assert said(run)[0] == "The teacher gate is undecided: the teacher’s cell failed."
+
+
+def test_no_teacher(run: dict[str, Any]) -> None:
+    chain(run)["teacher_group"] = None
+    chain(run)["gate"] = {"passed": None, "contrast": None}
+    assert "the teacher is the truth itself" in said(run)[0]
+
+
+def test_tradeoff_splits_the_gain(run: dict[str, Any]) -> None:
+    words = said(run)[1]
+    assert "Distilling at temperature 0.6 instead of at temperature 1 raises precision by 81.1 nats" in words
+    assert "−ΔH = +54.4 (it got colder)" in words
+    assert "−ΔKL(q‖p*) = +26.7 (it fits better)" in words
+    assert "it lowers recall by 22.8 nats" in words
+    assert "+2.43 per token" in words
+
+
+def test_tradeoff_of_cooling_alone(run: dict[str, Any]) -> None:
+    d = chain(run)["tradeoff"][-1]["vs_neutral"]
+    d["kl_student_truth"] = contrast("a", "b", "kl_student_truth", 0.2, 1.0)
+    d["recall"] = contrast("a", "b", "recall", -1.0, 4.0)
+    words = said(run)[1]
+    assert "−ΔKL(q‖p*) = −0.2 (undecided)" in words
+    assert "leaves recall undecided (−1.0 nats" in words
+
+
+def test_tradeoff_falls_back_on_the_direct_student(run: dict[str, Any]) -> None:
+    chain(run)["neutral_group"] = None
+    chain(run)["tradeoff"][-1]["vs_neutral"] = {}
+    assert "rather than training directly" in said(run)[1]
+
+
+def test_no_selective_student(run: dict[str, Any]) -> None:
+    chain(run)["tradeoff"] = chain(run)["tradeoff"][:1]
+    assert "no student was distilled selectively" in said(run)[1]
+
+
+def test_infinite_recall_uses_its_companion_and_says_so(run: dict[str, Any]) -> None:
+    step, control = chain(run)["tradeoff"][-1], last_control(run)
+    for diffs in (step["vs_neutral"], control["matched_entropy"]):
+        diffs["recall"] = contrast("a", "b", "recall", None, 1.0)
+        diffs["recall_on_support"] = contrast("a", "b", "recall_on_support", -4.0, 1.0)
+    group = run["summary"]["groups"]["smollm2/direct@0.6"]
+    group["metrics"]["recall"] = synthetic.metric(None, None, 17)
+    group["decoding"] = {"temperature": 0.6, "top_p": 0.9}
+    _, trade, decides, *caveats = said(run)
+    assert "recall is −∞, and on the support alone it lowers recall_on_support by 4.0 nats" in trade
+    assert "recall_on_support, as recall is −∞" in decides
+    assert any("temperature 0.6, top-p 0.9" in c and "probability zero" in c for c in caveats)
+
+
+def matched(run: dict[str, Any], recall: float, kl: float) -> str:
+    last_control(run)["matched_entropy"] = {
+        "entropy": 50.1,
+        "recall": contrast("a", "b", "recall", recall, 2.0),
+        "kl_student_truth": contrast("a", "b", "kl_student_truth", kl, 2.0),
+    }
+    chain(run)["control"] = chain(run)["control"][-1:]
+    return said(run)[2]
+
+
+@pytest.mark.parametrize(
+    ("recall", "kl", "lead"),
+    [
+        (20.0, -9.0, "distilling is ahead on recall and on KL(q‖p*)"),
+        (-20.0, 9.0, "decoding the direct student is ahead on recall and on KL(q‖p*)"),
+        (1.0, 1.0, "undecided on recall and on KL(q‖p*)"),
+        (20.0, 9.0, "distilling is ahead on recall, decoding the direct student is ahead on KL(q‖p*)"),
+        (20.0, 1.0, "distilling is ahead on recall, undecided on KL(q‖p*)"),
+    ],
+)
+def test_control(run: dict[str, Any], recall: float, kl: float, lead: str) -> None:
+    assert lead in matched(run, recall, kl)
+
+
+def test_control_tells_where_other_settings_differ(run: dict[str, Any]) -> None:
+    words = said(run)[2]
+    assert "Distilled at temperature 0.6" in words
+    assert "At temperature 0.8: undecided on recall, decoding the direct student is ahead on KL(q‖p*)." in words
+
+
+def test_control_without_a_match_gives_the_reason(run: dict[str, Any]) -> None:
+    for control in chain(run)["control"]:
+        control["matched_entropy"], control["matched_reason"] = None, "the path does not reach it."
+    words = said(run)[2]
+    assert "undecided at equal entropy: the path does not reach it. At the same setting" in words
+    assert "differ in entropy too" in words
+
+
+def test_no_control(run: dict[str, Any]) -> None:
+    chain(run)["control"] = []
+    assert "No control was run" in said(run)[2]
+
+
+def test_caveats(run: dict[str, Any]) -> None:
+    assert "improper" in said(run)[3]
+    assert not any("One seed" in s for s in said(run))
+    chain(run)["seeds"] = 1
+    run["cells"][0] |= {"status": "failed", "reason": "out of memory", "metrics": {}}
+    caveats = said(run)[3:]
+    assert any(s.startswith("One seed") for s in caveats)
+    assert any(f"1 of {len(run['cells'])} cells failed" in s and "out of memory (1)" in s for s in caveats)
+
+
+def test_another_schema_is_refused() -> None:
+    with pytest.raises(DataError, match="schema"):
+        verdict({"schema": 2})
+
+
+def test_summary_table_prints_names_as_text(run: dict[str, Any]) -> None:
+    run["summary"]["chains"]["[bold]x\x1b[31m"] = {**chain(run), "truth": "x"}
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))
+    console.print(summary_table(run))
+    console.file.close()
+    text = console.export_text()
+    assert "[bold]x" in text
+    assert "\x1b[31m" not in text
+    assert "−174.7 ± 4.2" in text
+    assert "The teacher gate holds" in text
+
+
+def test_empty_results() -> None:
+    assert verdict({"schema": 1, "summary": {"chains": {"c": {}}}})["c"][0].startswith("There is no teacher gate")
