@@ -40,11 +40,11 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m hydrometer._docs --check
+	$(BIN)/python scripts/generated.py --check
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 docs: $(STAMP)
-	$(BIN)/python -m hydrometer._docs
+	$(BIN)/python scripts/generated.py
 	$(BIN)/mkdocs build --strict
 
 format: $(STAMP)

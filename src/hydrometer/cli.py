@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a cell failed, 2 input wrong (one line: what, got, fix), 1
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -117,14 +118,18 @@ def report_command(
     typer.echo(json.dumps({"report": str(page)}) if as_json else f"report   {page}")
 
 
-def _terminated(signum: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + signum)
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise _Terminated
 
 
 def main() -> None:
     """Run the command line; every expected error is one line on standard error."""
-    signal.signal(signal.SIGTERM, _terminated)
-    command = " ".join(["hydrometer", *sys.argv[1:]])
+    signal.signal(signal.SIGTERM, _terminate)
+    command = shlex.join(["hydrometer", *sys.argv[1:]])
     try:
         app(standalone_mode=False)
     except typer.Exit as e:
@@ -135,6 +140,8 @@ def main() -> None:
         _complain(str(e), 1)
     except (KeyboardInterrupt, typer.Abort):
         _complain(f"interrupted; nothing finished is lost, go on with: {command}", 130)
+    except _Terminated:
+        _complain(f"terminated; nothing finished is lost, go on with: {command}", 143)
     except Exception as e:
         if hasattr(e, "exit_code") and hasattr(e, "format_message"):  # a usage error of the parser
             _complain(str(e.format_message()), 2)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportAttributeAccessIssue]

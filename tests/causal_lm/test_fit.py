@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import make_llama, make_tokenizer  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from hydrometer.core.errors import FitError, InputError, LawMismatchError, SpecError  # noqa: E402

@@ -12,7 +12,7 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
-from conftest import make_llama, make_tokenizer  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import make_llama, make_tokenizer  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 

@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+
+from hydrometer.metrics.likelihood import Scores, likelihood_metrics
+from hydrometer.metrics.text import text_metrics
+from hydrometer.models.mixture.law import Points
+from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+
+
+def rows(n: int, lengths: list[int] | None = None) -> Sequences:
+    lens = np.array(lengths or [2] * n)
+    ids = np.arange(n * lens.max()).reshape(n, -1) % 7
+    return Sequences(((0,), (1, 2)), np.arange(n) % 2, ids, lens, lens < 3, np.full(n, -1.0))
+
+
+def test_recall_is_infinite_where_a_row_cannot_be_said_and_has_a_finite_companion() -> None:
+    x = Points(np.zeros((4, 1)), np.zeros(4))
+    s = Scores(x, x, np.full(4, -1.0), np.array([-1.0, -math.inf, -3.0, -2.0]), np.full(4, -2.0), np.full(4, -1.5))
+    m = likelihood_metrics(s)
+    assert m["recall"].value is None
+    assert m["recall"].n_neg_inf == 1
+    assert m["kl_truth_student"].value is None
+    assert m["recall_on_support"].value == pytest.approx(-2.0)
+    assert m["truth_mass_outside_support"].value == pytest.approx(0.25)
+    assert 0 < (m["truth_mass_outside_support"].se or 0) < 0.5
+    assert m["precision"].value == pytest.approx(-2.0)
+    assert m["kl_student_truth"].value == pytest.approx(0.5)
+
+
+def test_mass_outside_support_has_an_error_bar_even_where_no_row_was_missed() -> None:
+    x = Points(np.zeros((50, 1)), np.zeros(50))
+    m = likelihood_metrics(Scores(x, x, np.zeros(50), np.zeros(50), np.zeros(50), np.zeros(50)))
+    assert m["truth_mass_outside_support"].value == 0
+    assert (m["truth_mass_outside_support"].se or 0) > 0.01
+
+
+def test_per_token_is_a_ratio_of_sums() -> None:
+    a = rows(4, [1, 2, 3, 4])
+    log_p = np.array([-1.0, -4.0, -3.0, -8.0])
+    m = likelihood_metrics(Scores(a, a, log_p, log_p, log_p, log_p))
+    assert m["precision_per_token"].value == pytest.approx(-16 / 10)
+    assert m["recall_per_token"].value == pytest.approx(-16 / 10)
+    assert m["entropy_per_token"].value == pytest.approx(16 / 10)
+    assert m["kl_student_truth_per_token"].value == 0
+
+
+def test_text_metrics_by_hand() -> None:
+    ids = np.array([[1, 2, 1, 2, 1, 2, 1], [3, 4, 5, 0, 0, 0, 0]])
+    x = Sequences(((0,),), np.zeros(2, int), ids, np.array([7, 3]), np.array([False, True]), np.zeros(2))
+    m = text_metrics(x)
+    assert m["length"].value == 5
+    assert m["eos_rate"].value == 0.5
+    # 4-grams of row 0: 1212 2121 1212 2121 -> half repeat; row 1 has none
+    assert m["repetition"].value == pytest.approx(0.25)
+    # bigrams 12 21 34 45 of 6 + 2
+    assert m["distinct_2"].value == pytest.approx(4 / 8)
+
+
+def test_distinct_jackknife_is_the_loop() -> None:
+    x = rows(6, [3, 4, 5, 2, 4, 6])
+    e = text_metrics(x)["distinct_2"]
+
+    def value(keep: list[int]) -> float:
+        grams = [g for i in keep for g in zip(x.row(i)[:-1].tolist(), x.row(i)[1:].tolist(), strict=True)]
+        return len(set(grams)) / len(grams)
+
+    left = np.array([value([j for j in range(6) if j != i]) for i in range(6)])
+    assert e.se == pytest.approx(math.sqrt(5 / 6 * ((left - left.mean()) ** 2).sum()))
+
+
+def test_sequences_round_trip_through_parquet(tmp_path) -> None:
+    x = rows(5, [1, 3, 2, 4, 1])
+    save_sequences(x, tmp_path / "rows.parquet")
+    y = load_sequences(tmp_path / "rows.parquet")
+    assert [y.row(i).tolist() for i in range(5)] == [x.row(i).tolist() for i in range(5)]
+    assert y.prompt_ids == x.prompt_ids
+    assert y.finish_reason == x.finish_reason
+    assert (y.log_prob == x.log_prob).all()
+    assert (y.prompt_index == x.prompt_index).all()
+    joined = Sequences.concatenate([x.take(slice(0, 2)), x.take(slice(2, 5))])
+    assert [joined.row(i).tolist() for i in range(5)] == [x.row(i).tolist() for i in range(5)]

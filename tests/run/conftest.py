@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Local folders of tiny random models: Llama, GPT-2 with tied and untied head, Qwen with a padded vocabulary."""
+    pytest.importorskip("torch")
+    from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer
+
+    from hydrometer.models.causal_lm.model import CausalLM
+
+    root = tmp_path_factory.mktemp("tiny-models")
+    made = {
+        "llama": make_llama(), "gpt2": make_gpt2(tied=True), "gpt2-untied": make_gpt2(tied=False),
+        "qwen2-padded": make_qwen2(),
+    }  # fmt: skip
+    for name, model in made.items():
+        CausalLM(model, make_tokenizer(64)).save(root / name)
+    return {name: root / name for name in made}
