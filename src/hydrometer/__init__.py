@@ -25,7 +25,7 @@ from hydrometer.core.errors import (
 from hydrometer.core.estimate import Contrast, Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Family, Fitted, FitRequest, Law
+from hydrometer.models.base import Family, FitRequest, Fitted, Law
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, Points
 from hydrometer.models.sequences import Sequences

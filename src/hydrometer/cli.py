@@ -42,7 +42,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Measure and steer LLM distillation."""
 
@@ -52,10 +54,12 @@ def run_command(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")],
     out: Out = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are kept, to share them between runs.")
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Where artifacts are kept, to share them between runs."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +112,9 @@ def recipes_command(as_json: Json = False) -> None:
 @app.command("report")
 def report_command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the page goes. [default: first DIR]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the page goes. [default: first DIR]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write report.html and the figures again from what a run recorded; several runs make one page."""
@@ -131,21 +137,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     command = shlex.join(["hydrometer", *sys.argv[1:]])
     try:
-        app(standalone_mode=False)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
+        code: object = app(standalone_mode=False)  # the parser returns the codes of its own exits
     except InputError as e:
         _complain(str(e), 2)
     except HydrometerError as e:
         _complain(str(e), 1)
-    except (KeyboardInterrupt, typer.Abort):
-        _complain(f"interrupted; nothing finished is lost, go on with: {command}", 130)
     except _Terminated:
         _complain(f"terminated; nothing finished is lost, go on with: {command}", 143)
     except Exception as e:
         if hasattr(e, "exit_code") and hasattr(e, "format_message"):  # a usage error of the parser
             _complain(str(e.format_message()), 2)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportAttributeAccessIssue]
         raise
+    if code == 130:
+        _complain(f"interrupted; nothing finished is lost, go on with: {command}", 130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _complain(message: str, code: int) -> NoReturn:

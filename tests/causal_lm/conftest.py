@@ -9,9 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
-
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

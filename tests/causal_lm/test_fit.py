@@ -10,7 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny import make_llama, make_tokenizer  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from hydrometer.core.errors import FitError, InputError, LawMismatchError, SpecError  # noqa: E402
@@ -22,6 +21,7 @@ from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.trainer import _Answers, _collate, fit  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 
 SCRATCH = {"init": "scratch", "architecture": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}}
 TRAINING = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "learning_rate": 1e-2}

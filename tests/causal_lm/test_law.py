@@ -12,8 +12,6 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
-from tiny import make_llama, make_tokenizer  # noqa: E402
-
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
@@ -21,6 +19,7 @@ from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.sampler import draw  # noqa: E402
 from hydrometer.models.causal_lm.selectivity import selected_log_weights  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 
 SETTINGS = [
     None,

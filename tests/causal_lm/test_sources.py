@@ -12,7 +12,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny import make_llama, make_tokenizer  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
@@ -31,6 +30,7 @@ from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.prompts import read_prompts  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain, PromptsFile  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 
 
 def chain(folder: Path | str, **fields: object) -> CausalLMChain:

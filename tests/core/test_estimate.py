@@ -70,7 +70,7 @@ def test_crossed_variance_covers_where_either_part_alone_does_not() -> None:
             + 2.0 * rows[r * n : (r + 1) * n, 0][None, :]
             + 0.7 * noise[r * s * n : (r + 1) * s * n].reshape(s, n)
         )
-        variance, df, seed_part, row_part = crossed_variance(table)
+        variance, df, seed_part, _row_part = crossed_variance(table)
         low, high = t_interval(float(table.mean()), math.sqrt(variance), df)
         hits += low <= 0 <= high
         low, high = t_interval(float(table.mean()), math.sqrt(seed_part), s - 1)
@@ -82,9 +82,7 @@ def test_crossed_variance_covers_where_either_part_alone_does_not() -> None:
 def test_crossed_variance_is_unbiased() -> None:
     reps, s, n = 4000, 4, 12
     seeds, rows, noise = (normals(Stream(5, (k,)), reps * m) for k, m in (("s", s), ("r", n), ("e", s * n)))
-    table = (
-        seeds.reshape(reps, s, 1) + 1.5 * rows.reshape(reps, 1, n) + 0.5 * noise.reshape(reps, s, n)
-    )
+    table = seeds.reshape(reps, s, 1) + 1.5 * rows.reshape(reps, 1, n) + 0.5 * noise.reshape(reps, s, n)
     estimates = np.array([crossed_variance(t)[0] for t in table])
     truth = 1 / s + 1.5**2 / n + 0.5**2 / (s * n)
     # The floor at the larger one-way part can only raise it.

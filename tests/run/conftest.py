@@ -9,9 +9,8 @@ import pytest
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Local folders of tiny random models: Llama, GPT-2 with tied and untied head, Qwen with a padded vocabulary."""
     pytest.importorskip("torch")
-    from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer
-
     from hydrometer.models.causal_lm.model import CausalLM
+    from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer
 
     root = tmp_path_factory.mktemp("tiny-models")
     made = {

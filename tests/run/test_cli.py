@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chains import mixture_spec, write_spec
 
 import hydrometer as hm
+from chains import mixture_spec, write_spec
 from hydrometer import cli
 
 COMMAND = [sys.executable, "-m", "hydrometer.cli"]
@@ -73,7 +73,9 @@ def test_recipes_are_listed_and_every_one_parses(hydrometer: Any) -> None:
 
 def test_set_reaches_the_specification(hydrometer: Any, tmp_path: Path) -> None:
     spec = write_spec(mixture_spec(), tmp_path)
-    code, out, _ = hydrometer("run", spec, "--out", "o", "--json", "--set", "seeds=[4]", "--set", "chains.m.data.evaluate=50")
+    code, _out, _ = hydrometer(
+        "run", spec, "--out", "o", "--json", "--set", "seeds=[4]", "--set", "chains.m.data.evaluate=50"
+    )
     assert code == 0
     cells = hm.load_results("o")["cells"]
     assert {c["seed"] for c in cells} == {4}
@@ -121,7 +123,7 @@ BAD: dict[str, tuple[bytes | str, str]] = {
 def test_bad_specifications_are_one_line_and_exit_2(hydrometer: Any, tmp_path: Path, what: str) -> None:
     content, says = BAD[what]
     (tmp_path / "bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    code, out, err = hydrometer("run", "bad.yaml", "--out", "out")
+    code, _out, err = hydrometer("run", "bad.yaml", "--out", "out")
     assert code == 2
     assert err.count("\n") == 1
     assert says in err
@@ -183,7 +185,9 @@ def test_a_failed_cell_is_exit_1(hydrometer: Any, tmp_path: Path, monkeypatch: p
 def test_interrupted_runs_say_how_to_go_on(tmp_path: Path, signum: signal.Signals, code: int) -> None:
     spec = write_spec(mixture_spec(seeds=400), tmp_path)
     argv = [*COMMAND, "run", str(spec), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
+    )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out" / "artifacts").glob("judge-*")) and time.monotonic() < deadline:
         time.sleep(0.05)

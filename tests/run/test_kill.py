@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+
 from chains import lm_spec, mixture_spec, without_timings, write_spec
 
 pytest.importorskip("torch")

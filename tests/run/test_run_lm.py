@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chains import lm_spec, without_timings, write_spec
 
 import hydrometer as hm
+from chains import lm_spec, without_timings, write_spec
 from hydrometer.core.errors import DataError, FolderError, InputError, LawMismatchError, ModelError, SpecError
 
 pytest.importorskip("torch")
@@ -137,12 +137,9 @@ def test_judging_in_bfloat16_stores_its_bias(tmp_path: Path, tiny_models: dict[s
     assert 0 < abs(direct["precision_bias"]["value"]) < 0.5
 
 
-def test_bad_models_and_prompts_are_refused_before_anything_runs(
-    tmp_path: Path, tiny_models: dict[str, Path]
-) -> None:
-    from tiny import make_llama, make_tokenizer
-
+def test_bad_models_and_prompts_are_refused_before_anything_runs(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     from hydrometer.models.causal_lm.model import CausalLM
+    from tiny import make_llama, make_tokenizer
 
     other_vocabulary, other_stop = tmp_path / "other-vocabulary", tmp_path / "other-stop"
     CausalLM(make_llama(vocab=32), make_tokenizer(32)).save(other_vocabulary)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chains import mixture_spec, without_timings, write_spec
 from jsonschema import Draft202012Validator
 
 import hydrometer as hm
+from chains import mixture_spec, without_timings, write_spec
 from hydrometer.core.errors import FolderError, SpecError
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
@@ -75,7 +75,9 @@ def test_more_seeds_extend_a_run_and_fewer_keep_what_is_there(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "change", [{"student": {"n_components": 2}}, {"data": {"train": 61}}, {"teacher": "truth"}, {"resample": ["data"]}]
 )
-def test_another_experiment_in_the_folder_is_refused_and_nothing_is_lost(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_another_experiment_in_the_folder_is_refused_and_nothing_is_lost(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     before = run(mixture_spec(), tmp_path).results
     with pytest.raises((FolderError, SpecError), match="another experiment"):
         run(mixture_spec(**change), tmp_path)
@@ -138,7 +140,9 @@ def test_contrast_over_seeds_is_the_paired_t(tmp_path: Path) -> None:
     results = run(mixture_spec(seeds=6), tmp_path).results
     cells = {c["id"]: c["metrics"] for c in results["cells"]}
     a, b = "m.student.distilled-weightpower20.0", "m.student.direct"
-    diff = np.array([cells[f"{a}.seed{s}"]["recall"]["value"] - cells[f"{b}.seed{s}"]["recall"]["value"] for s in range(6)])
+    diff = np.array(
+        [cells[f"{a}.seed{s}"]["recall"]["value"] - cells[f"{b}.seed{s}"]["recall"]["value"] for s in range(6)]
+    )
     found = next(c for c in results["contrasts"] if (c["a"], c["b"], c["metric"]) == (a, b, "recall"))
     assert found["value"] == pytest.approx(diff.mean())
     assert found["se"] == pytest.approx(diff.std(ddof=1) / math.sqrt(6))

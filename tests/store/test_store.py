@@ -22,9 +22,14 @@ def put(store: ArtifactStore, key: str = "k", text: str = "hello") -> None:
 
 def test_an_artifact_appears_whole_or_not_at_all(tmp_path) -> None:
     store = ArtifactStore(tmp_path)
-    with pytest.raises(RuntimeError), store.write("draw", "k", {}) as (folder, _):
-        (folder / "x").write_text("half")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with store.write("draw", "k", {}) as (folder, _):
+            (folder / "x").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert not store.has("draw", "k")
     assert list(tmp_path.iterdir()) == []
     put(store)

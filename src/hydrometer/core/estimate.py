@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 __all__ = [
     "Contrast",
@@ -86,7 +86,7 @@ class Contrast:
 
 def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple[float, float]:
     """Two-sided Student interval."""
-    half = float(stats.t.ppf(0.5 + level / 2, df)) * se
+    half = float(stdtrit(df, 0.5 + level / 2)) * se
     return value - half, value + half
 
 

@@ -54,14 +54,13 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: object) -> object:
-        if isinstance(data, dict):
-            known = [f.alias or name for name, f in cls.model_fields.items()]
-            for key in cast("dict[object, object]", data):
-                if key not in known:
-                    raise PydanticCustomError(
-                        "unknown_key", "unknown key {key}; {hint}", {"key": repr(key), "hint": nearest(str(key), known)}
-                    )
-        return data
+        known = [f.alias or name for name, f in cls.model_fields.items()]
+        for key in cast("dict[object, object]", data if isinstance(data, dict) else {}):
+            if key not in known:
+                raise PydanticCustomError(
+                    "unknown_key", "unknown key {key}; {hint}", {"key": repr(key), "hint": nearest(str(key), known)}
+                )
+        return cast("object", data)
 
 
 def _name(value: str) -> str:
@@ -230,7 +229,7 @@ class _BoundedLoader(yaml.SafeLoader):
     aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent):  # pyright: ignore[reportUnknownMemberType]
             self.aliases += 1
             if self.aliases > MAX_YAML_ALIASES:
                 raise SpecError(
@@ -279,9 +278,9 @@ def parse_yaml(text: bytes | str, origin: str) -> dict[str, object]:
         raise SpecError(f"{origin} cannot be read as YAML: {e}", fix=fix) from None
     finally:
         if loader is not None:
-            loader.dispose()
+            loader.dispose()  # pyright: ignore[reportUnknownMemberType]
     if not isinstance(value, dict) or not value:
-        got = "nothing" if value is None else type(value).__name__
+        got = "nothing" if value is None else str(type(cast("object", value)).__name__)
         raise SpecError(f"{origin} must be a YAML mapping of keys to values", got=got, fix=fix)
     return cast("dict[str, object]", value)
 
@@ -300,25 +299,25 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
             raise SpecError("--set takes PATH=VALUE", got=item, fix="for example --set seeds=5")
         value = parse_yaml(f"value: {raw}", f"--set {path}")["value"]
         parts = path.split(".")
-        here: Any = data
+        here: object = data
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             if isinstance(here, list):
                 items = cast("list[Any]", here)
                 if not part.isdigit() or int(part) >= len(items):
-                    raise SpecError(f"--set {path}: no item {part!r}", got=f"a list of {len(items)}", fix="count from 0")
+                    raise SpecError(f"--set {path}: no item {part!r}", got=f"{len(items)} items", fix="count from 0")
                 key: Any = int(part)
             elif isinstance(here, dict):
                 key = part
                 if not last:
-                    cast("dict[str, object]", here).setdefault(part, {})
+                    here.setdefault(part, {})  # pyright: ignore[reportUnknownMemberType]
             else:
                 where = ".".join(parts[:i])
                 raise SpecError(f"--set {path}: {where} holds a single value", got=here, fix=f"set {where} itself")
+            container = cast("Any", here)
             if last:
-                here[key] = value
-            else:
-                here = here[key]
+                container[key] = value
+            here = cast("object", container[key])
     return data
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def _repetition(ids: list[int]) -> float:
 
 def _distinct_2(rows: Sequences) -> Estimate:
     """Ratio with its delete-one-row jackknife error (Efron and Stein 1981)."""
-    per_row = [Counter(zip(r[:-1], r[1:], strict=True)) for r in (rows.row(i).tolist() for i in range(len(rows)))]
+    per_row = [Counter(pairwise(r)) for r in (rows.row(i).tolist() for i in range(len(rows)))]
     whole: Counter[tuple[int, int]] = Counter()
     for c in per_row:
         whole.update(c)

@@ -3,8 +3,8 @@
     truth p*  --draw-->  D  --fit-->  teacher p'  --select(s), draw-->  D'_s  --fit-->  student p''_s
 
 A `Law` is a probability law over outcomes: it draws, scores, and can be selected. A `Family` knows how to make laws:
-from a specification (the truth), from data (`fit`), and from a folder. Everything else in the package, drawing, judging,
-storing, reporting, is written against these two alone.
+from a specification (the truth), from data (`fit`), and from a folder. Everything else in the package, drawing,
+judging, storing, is written against these two alone.
 """
 
 from __future__ import annotations
@@ -59,11 +59,20 @@ class Samples(Protocol):
     """
 
     @property
-    def log_prob(self) -> Floats: ...
+    def log_prob(self) -> Floats:
+        """(N,) nats."""
+        ...
+
     @property
-    def lengths(self) -> Ints | None: ...
+    def lengths(self) -> Ints | None:
+        """(N,) tokens, or None."""
+        ...
+
     @property
-    def strata(self) -> Ints | None: ...
+    def strata(self) -> Ints | None:
+        """(N,) or None."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -76,7 +85,9 @@ class Law(Protocol):
     """
 
     @property
-    def score_kind(self) -> ScoreKind: ...
+    def score_kind(self) -> ScoreKind:
+        """Exactness of `log_prob`."""
+        ...
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Samples:
         """Draw rows ``start .. start + n`` of the stream. Equal rows whatever the call that asks for them."""
@@ -149,14 +160,22 @@ class Family(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The word for `family:`."""
+        ...
+
     @property
-    def chain_spec(self) -> type[ChainSpec]: ...
+    def chain_spec(self) -> type[ChainSpec]:
+        """The type of its chains."""
+        ...
+
     @property
-    def keeps_draws(self) -> bool: ...
+    def keeps_draws(self) -> bool:
+        """Whether draws are stored."""
+        ...
 
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
-        """Fitted levels below the truth, in order. Empty roles do not occur; `teacher: truth` leaves the teacher out."""
+        """Fitted levels below the truth, in order; `teacher: truth` leaves the teacher out."""
         ...
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
@@ -43,7 +43,9 @@ def power_log_weights(log_weights: NDArray[np.float64], beta: float) -> NDArray[
     [0.5, 0.5, 0.0]
     """
     if not beta >= 1:
-        raise InputError("weight_power (beta) must be at least 1", got=beta, fix="1 keeps the weights, .inf the heaviest")
+        raise InputError(
+            "weight_power (beta) must be at least 1", got=beta, fix="1 keeps the weights, .inf the heaviest"
+        )
     if math.isinf(beta):
         heaviest = log_weights == log_weights.max()
         return np.where(heaviest, -math.log(int(heaviest.sum())), -np.inf)

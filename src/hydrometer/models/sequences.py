@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow
+import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
@@ -20,6 +20,10 @@ from hydrometer.core.errors import StoreError
 __all__ = ["FinishReason", "Sequences", "load_sequences", "save_sequences"]
 
 FinishReason = Literal["stop", "length"]
+# pyarrow has no type information; what leaves this module is annotated.
+pa = cast("Any", pyarrow)
+pq = cast("Any", pyarrow.parquet)
+
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
 
 
@@ -73,7 +77,11 @@ class Sequences:
         lengths = self.lengths[rows]
         width = int(lengths.max()) if lengths.size else 0
         return Sequences(
-            self.prompt_ids, self.prompt_index[rows], self.ids[rows][:, :width], lengths, self.stopped[rows],
+            self.prompt_ids,
+            self.prompt_index[rows],
+            self.ids[rows][:, :width],
+            lengths,
+            self.stopped[rows],
             self.log_prob[rows],
         )
 
@@ -102,7 +110,7 @@ class Sequences:
 
 def save_sequences(samples: Sequences, path: Path) -> None:
     """Write rows as Parquet: token ids, lengths, finish reason, recorded log-probability; prompts once, aside."""
-    mask = np.arange(samples.ids.shape[1]) < samples.lengths[:, None]
+    mask = np.less(np.arange(samples.ids.shape[1], dtype=np.int64), samples.lengths[:, None])
     offsets = np.concatenate([[0], np.cumsum(samples.lengths)]).astype(np.int32)
     ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(samples.ids[mask].astype(np.int32)))
     table = pa.table(
@@ -113,9 +121,9 @@ def save_sequences(samples: Sequences, path: Path) -> None:
             "log_prob": pa.array(samples.log_prob),
         }
     )
-    pq.write_table(table, path)  # pyright: ignore[reportUnknownMemberType]
+    pq.write_table(table, path)
     prompts = pa.table({"ids": pa.array([list(p) for p in samples.prompt_ids], pa.list_(pa.int32()))})
-    pq.write_table(prompts, path.with_suffix(".prompts.parquet"))  # pyright: ignore[reportUnknownMemberType]
+    pq.write_table(prompts, path.with_suffix(".prompts.parquet"))
 
 
 def load_sequences(path: Path) -> Sequences:
@@ -126,8 +134,8 @@ def load_sequences(path: Path) -> Sequences:
     StoreError : not such a file.
     """
     try:
-        table = pq.read_table(path)  # pyright: ignore[reportUnknownMemberType]
-        prompts = pq.read_table(path.with_suffix(".prompts.parquet"))  # pyright: ignore[reportUnknownMemberType]
+        table = pq.read_table(path)
+        prompts = pq.read_table(path.with_suffix(".prompts.parquet"))
         ragged = table.column("ids").combine_chunks()
         offsets = ragged.offsets.to_numpy().astype(np.int64)
         lengths = np.diff(offsets)
@@ -142,5 +150,5 @@ def load_sequences(path: Path) -> Sequences:
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
             table.column("log_prob").to_numpy().astype(np.float64),
         )
-    except (OSError, KeyError, pa.ArrowException) as e:
+    except (OSError, KeyError, ValueError) as e:  # ArrowInvalid is a ValueError
         raise StoreError(f"rows cannot be read: {e}", got=path.name, fix="delete the artifact and run again") from None

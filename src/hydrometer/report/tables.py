@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group as Renderables
 from rich.console import RenderableType
 from rich.table import Table
@@ -46,6 +47,7 @@ EXTRA = {
     "capacity_gap": "capacity gap",
     "modes_covered": "modes covered",
 }
+TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
 MAX_CONTRASTS = 400
 _ROLE_ORDER = {"truth": 0, "teacher": 1, "student": 9}
 
@@ -190,11 +192,14 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for chain in run.chains.values():
         data = group_table(run, chain)
-        title = Text(f"{one_line(chain.name, 80)}: {chain.unit} per {per(chain)}, ± standard error")
-        table = Table(title=title, title_justify="left", header_style="bold", expand=False)
-        for i, name in enumerate(data.head):
-            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
+        seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
+        title = Text(f"{one_line(chain.name, 80)}: {chain.unit} per {per(chain)}, ± standard error, {seeds}")
+        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        # What a terminal of 80 columns holds; the page has the rest.
+        shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL]
+        for i in shown:
+            table.add_column(Text(data.head[i]), justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row in data.rows:
-            table.add_row(*(Text(one_line(cell, 80)) for cell in row))
+            table.add_row(*(Text(one_line(row[i], 80)) for i in shown))
         parts += [table, _verdict_text(sentences(run, chain))]
     return Renderables(*parts) if parts else Text("no chains in these results")

@@ -223,7 +223,10 @@ class _Books:
         truth = next(c for c in chain.cells if c.role == "truth")
         metrics = self.metrics(truth)
         return ChainFacts(
-            chain.context.name, family.name, family.describe_truth(spec), metrics is not None and "length" in metrics,
+            chain.context.name,
+            family.name,
+            family.describe_truth(spec),
+            metrics is not None and "length" in metrics,
             spec.controls,
         )
 

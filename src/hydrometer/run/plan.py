@@ -172,7 +172,9 @@ class _ChainPlanner:
         self.plan.nodes.setdefault(node.key, node)
         return node.key
 
-    def rows(self, law: LawRef, s: Selectivity | None, stream: Stream, n: int, purpose: Literal["train", "judge"]) -> Rows:
+    def rows(
+        self, law: LawRef, s: Selectivity | None, stream: Stream, n: int, purpose: Literal["train", "judge"]
+    ) -> Rows:
         """Rows as blocks of their own, so that a draw is resumed and extended block by block."""
         s = canonical(s)
         size = self.family.block_rows(self.chain)
@@ -287,7 +289,8 @@ class _ChainPlanner:
         train = self.rows(self.truth, None, data.child("train", "truth"), n["train"], "train")
         validate = self.validation(self.truth, None, data)
         levels = list(self.levels)
-        parent, parent_cell, drawn = self.truth, truth_cell, ("data",)
+        parent, parent_cell = self.truth, truth_cell
+        drawn: tuple[Resample, ...] = ("data",)
         if len(levels) > 1 or levels[0].role == "teacher":
             teacher = levels.pop(0)
             stream = self.root("teacher", seed).child("fit", teacher.role)

@@ -49,8 +49,13 @@ class ConsoleMonitor:
             self.console.print(f"going on: {stages} stages left, the rest is there already")
         if self.live and stages:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=self.console, expand=True,
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self.console,
+                expand=True,
             )
             self._task = self._bar.add_task("", total=max(total - reused, 1e-9), left="")
             self._bar.start()

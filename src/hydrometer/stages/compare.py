@@ -105,10 +105,11 @@ Terms = Sequence[tuple[float, Group]]
 
 def seeds_of(terms: Terms) -> list[int | None]:
     """Seeds that all seeded groups of a combination have; [None] where none is seeded."""
-    sets = [set(g.by_seed) for _, g in terms if None not in g.by_seed]
-    if not sets:
+    seeded = [g.by_seed for _, g in terms if None not in g.by_seed]
+    if not seeded:
         return [None]
-    return sorted(set.intersection(*sets), key=lambda s: -1 if s is None else s)
+    common = [s for s in seeded[0] if all(s in by_seed for by_seed in seeded)]
+    return sorted(common, key=lambda s: -1 if s is None else s)
 
 
 def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:

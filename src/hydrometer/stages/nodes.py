@@ -13,7 +13,19 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, Level
 
-__all__ = ["VERSIONS", "Cell", "Context", "DrawNode", "FitNode", "JudgeNode", "LawRef", "Node", "ReleasedNode", "Rows", "ShowNode"]
+__all__ = [
+    "VERSIONS",
+    "Cell",
+    "Context",
+    "DrawNode",
+    "FitNode",
+    "JudgeNode",
+    "LawRef",
+    "Node",
+    "ReleasedNode",
+    "Rows",
+    "ShowNode",
+]
 
 # Raised whenever a stage's code changes its results.
 VERSIONS = {"draw": 1, "fit": 1, "judge": 1, "show": 1, "released": 1}

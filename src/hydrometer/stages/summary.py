@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,10 @@ class _Chain:
 
 
 def compare_chain(
-    facts: ChainFacts, cells: list[Cell], judged: Callable[[Cell], Judged | None], released: Callable[[Cell], Json | None]
+    facts: ChainFacts,
+    cells: list[Cell],
+    judged: Callable[[Cell], Judged | None],
+    released: Callable[[Cell], Json | None],
 ) -> Comparison:
     """Compare all groups of one chain."""
     groups, example, failed = gather(cells, judged)
@@ -192,7 +196,7 @@ Pair = Callable[[str | None, str | None], dict[str, Contrast]]
 
 
 def _gate(c: _Chain, pair: Pair) -> Json:
-    """Teacher gate: does the unselected teacher's recall beat the direct student's?"""
+    """Teacher gate: whether the unselected teacher's recall beats the direct student's."""
     if c.teacher is None:
         return {"passed": None, "contrast": None, "reason": "the teacher is the truth itself"}
     found = pair(c.teacher, c.direct).get("recall")
@@ -248,7 +252,7 @@ def _matched(c: _Chain, distilled: str) -> tuple[Json | None, str]:
     target = group_figure(c.groups[distilled], "entropy").value
     if target is None or len(known) < 2:
         return None, "fewer than two decoded settings with a finite entropy"
-    brackets = [(low, high) for low, high in zip(known[:-1], known[1:], strict=True) if low[0] <= target <= high[0]]
+    brackets = [(low, high) for low, high in pairwise(known) if low[0] <= target <= high[0]]
     if not brackets or brackets[0][0][0] == brackets[0][1][0]:
         return None, "no two decoded settings bracket its entropy, and nothing is extrapolated"
     (h0, n0), (h1, n1) = brackets[0]

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -113,7 +113,7 @@ class ArtifactStore:
         return whole
 
     @contextmanager
-    def write(self, stage: str, key: str, facts: Mapping[str, object]) -> Iterator[tuple[Path, dict[str, object]]]:
+    def write(self, stage: str, key: str, facts: Mapping[str, object]) -> Generator[tuple[Path, dict[str, object]]]:
         """Make an artifact: yields a temporary folder to fill and a dict for facts learnt on the way.
 
         Nothing remains if the body raises. `facts` (inputs, parameters, numerics) goes into `meta.json`.
@@ -132,7 +132,11 @@ class ArtifactStore:
                 if p.is_file()
             }
             meta = {
-                "stage": stage, "key": key, **facts, "info": info, "files": files,
+                "stage": stage,
+                "key": key,
+                **facts,
+                "info": info,
+                "files": files,
                 "seconds": round(time.perf_counter() - began, 4),
             }
             (temporary / META).write_text(json.dumps(meta, indent=1, sort_keys=True))

@@ -105,7 +105,9 @@ def _csv(cells: list[dict[str, Any]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*_CSV_CELL, "selectivity", "decoding", "metric", *_CSV_METRIC))
     for cell in cells:
-        head = [cell[k] for k in _CSV_CELL] + [json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")]
+        head = [cell[k] for k in _CSV_CELL] + [
+            json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")
+        ]
         for name, metric in cell["metrics"].items():
             writer.writerow([*head, name, *(metric[k] for k in _CSV_METRIC)])
     return out.getvalue()
@@ -126,5 +128,7 @@ def load_results(folder: Path | str) -> dict[str, Any]:
     except (OSError, ValueError) as e:
         raise FolderError(f"results.json cannot be read: {e}", got=str(folder), fix="run it again") from None
     if not isinstance(value, dict) or cast("dict[str, Any]", value).get("schema") != SCHEMA:
-        raise FolderError(f"results.json is not of schema {SCHEMA}", got=str(folder), fix="run it again with this version")
+        raise FolderError(
+            f"results.json is not of schema {SCHEMA}", got=str(folder), fix="run it again with this version"
+        )
     return cast("dict[str, Any]", value)

@@ -213,18 +213,19 @@ def _reproducible(seed: int) -> Generator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
         # Filling every new tensor with NaN finds defects, costs a fifth of a step, and changes no result.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        settings.fill_uninitialized_memory = False
         try:
             yield
         except RuntimeError as e:  # torch's: out of memory, an operation without a deterministic form
             raise FitError(f"the fit failed: {e}") from e
         finally:
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            settings.fill_uninitialized_memory = filled
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002

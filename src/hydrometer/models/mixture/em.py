@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +73,7 @@ def checked(x: ArrayLike, n_components: int) -> NDArray[np.float64]:
 
 
 @cache
-def _threads() -> ThreadpoolController:
+def _threads() -> Any:
     """Find the thread pools once; looking for them costs as much as a small fit."""
     return ThreadpoolController()
 
@@ -93,9 +94,15 @@ def fit_one(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    estimator = GaussianMixture(
-        n_components, covariance_type=covariance_type, n_init=n_init, random_state=seed, tol=tol, max_iter=max_iter,
-        reg_covar=reg_covar, means_init=means_init,
+    estimator: Any = GaussianMixture(
+        n_components,
+        covariance_type=covariance_type,
+        n_init=n_init,
+        random_state=seed,
+        tol=tol,
+        max_iter=max_iter,
+        reg_covar=reg_covar,
+        means_init=means_init,
     )
     # One thread: data sets are small, a pool's start costs more than it gains, and sums keep their order.
     with _threads().limit(limits=1), warnings.catch_warnings():
@@ -153,13 +160,22 @@ def fit_mixture(
     start = None if means_init is None else np.asarray(means_init, np.float64)
     fits = [
         fit_one(
-            points, n_components, covariance_type=covariance_type, n_init=n_init, seed=stream.child(str(b)).integer(),
-            tol=tol, max_iter=max_iter, reg_covar=reg_covar, means_init=start,
+            points,
+            n_components,
+            covariance_type=covariance_type,
+            n_init=n_init,
+            seed=stream.child(str(b)).integer(),
+            tol=tol,
+            max_iter=max_iter,
+            reg_covar=reg_covar,
+            means_init=start,
         )
         for b, points in enumerate(batch)
     ]
     models = [f[0] for f in fits]
     info = MixtureFitInfo(
-        np.array([f[1] for f in fits]), np.array([f[2] for f in fits], np.int64), np.array([f[3] for f in fits], np.bool_)
+        np.array([f[1] for f in fits]),
+        np.array([f[2] for f in fits], np.int64),
+        np.array([f[3] for f in fits], np.bool_),
     )
     return MixtureFit(models[0] if np.ndim(x) == 2 else models, info)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.spec import ChainSpec, Strict
-from hydrometer.models.base import Fitted, FitRequest, Law, Level, Precision, Samples
+from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
 from hydrometer.models.mixture.em import checked, fit_one
 from hydrometer.models.mixture.law import Mixture, Points
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
@@ -34,12 +34,14 @@ class MixtureFamily:
     keeps_draws: bool = False
 
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
+        """Teacher, unless it is the truth; assistants; student."""
         c = _chain(chain)
         teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
         assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, start=1))
         return (*teacher, *assistants, Level("student", c.student))
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Rows per stream; EM needs no held-out rows."""
         d = _chain(chain).data
         return {"train": d.train, "validate": 0, "distill": d.distill, "evaluate": d.evaluate}
 
@@ -47,38 +49,54 @@ class MixtureFamily:
         """Nothing is left to check: the specification builds the truth when it is read."""
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Versions of what computes."""
         return {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
 
     def block_rows(self, chain: ChainSpec) -> int:
+        """Draws are not stored; one block holds any draw."""
         return 1 << 20
 
     def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
+        """Always float64."""
         return "float64"
 
     def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """The parameters."""
         return _chain(chain).truth.model_dump(mode="json")
 
     def truth(self, chain: ChainSpec, precision: Precision) -> Mixture:
+        """Make the truth."""
         return _chain(chain).truth.law()
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
+        """Fit by EM."""
         level = cast("MixtureLevel", request.level)
         points = checked(cast("Points", request.data).x, level.n_components)[0]
         model, log_likelihood, n_iter, converged = fit_one(
-            points, level.n_components, covariance_type=level.covariance_type, n_init=level.n_init,
-            seed=request.stream.integer(), tol=level.tol, max_iter=level.max_iter, reg_covar=level.reg_covar,
+            points,
+            level.n_components,
+            covariance_type=level.covariance_type,
+            n_init=level.n_init,
+            seed=request.stream.integer(),
+            tol=level.tol,
+            max_iter=level.max_iter,
+            reg_covar=level.reg_covar,
         )
         return Fitted(model, {"log_likelihood": log_likelihood, "n_iter": n_iter, "converged": converged})
 
     def save_law(self, law: Law, folder: Path) -> None:
+        """Write the parameters as JSON, exact to the last bit."""
         m = cast("Mixture", law)
         fields = {
-            "weights": m.weights.tolist(), "means": m.means.tolist(), "covariances": m.covariances.tolist(),
+            "weights": m.weights.tolist(),
+            "means": m.means.tolist(),
+            "covariances": m.covariances.tolist(),
             "covariance_type": m.covariance_type,
         }
         (folder / "mixture.json").write_text(json.dumps(fields))
 
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Mixture:
+        """Open what `save_law` wrote."""
         try:
             fields: dict[str, Any] = json.loads((folder / "mixture.json").read_text())
             return Mixture(**fields)
@@ -86,15 +104,18 @@ class MixtureFamily:
             raise StoreError(f"no mixture can be read: {e}", got=folder.name) from None
 
     def save_samples(self, samples: Samples, folder: Path) -> None:
+        """Write points."""
         p = cast("Points", samples)
         np.savez(folder / "points.npz", x=p.x, log_prob=p.log_prob)
 
     def load_samples(self, folders: list[Path], n: int) -> Points:
+        """Open the first n points of blocks."""
         parts = [np.load(f / "points.npz") for f in folders]
         x, log_prob = (np.concatenate([p[k] for p in parts])[:n] for k in ("x", "log_prob"))
         return Points(x, log_prob)
 
     def take(self, samples: Samples, n: int) -> Points:
+        """Return the first n points."""
         p = cast("Points", samples)
         return Points(p.x[:n], p.log_prob[:n])
 
@@ -106,10 +127,10 @@ class MixtureFamily:
         if p_star.n_features != 2:
             return None
         reach = 4 * float(np.sqrt(np.max(p_star.covariances)))
-        x, y = (
-            np.linspace(p_star.means[:, i].min() - reach, p_star.means[:, i].max() + reach, _GRID) for i in range(2)
-        )
-        grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        low, high = p_star.means.min(axis=0) - reach, p_star.means.max(axis=0) + reach
+        steps = np.arange(_GRID, dtype=np.float64) / (_GRID - 1)
+        x, y = (low[i] + (high[i] - low[i]) * steps for i in range(2))
+        grid = np.column_stack([np.tile(x, _GRID), np.repeat(y, _GRID)])
         log_density = m.log_prob(grid).reshape(_GRID, _GRID)
         return {
             "kind": "density-2d",
@@ -123,10 +144,12 @@ class MixtureFamily:
         }
 
     def describe_truth(self, chain: ChainSpec) -> str:
+        """Name the truth."""
         m = _chain(chain).truth.law()
         return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+        """Seconds on one core, roughly, as operations."""
         return {"draw": 1e5, "fit": 3e8, "judge": 6e8}[stage]
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular
+from scipy.linalg import solve_triangular  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import ndtri
 
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import ScoreKind
+from hydrometer.models.base import Samples, ScoreKind
 from hydrometer.models.selectivity import power_log_weights
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Mixture:
                 if not np.allclose(stacked, stacked.swapaxes(1, 2), rtol=1e-8, atol=0):
                     raise InputError("covariances must be symmetric")
                 try:
-                    return np.linalg.cholesky(stacked)
+                    return np.asarray(np.linalg.cholesky(stacked), np.float64)
                 except np.linalg.LinAlgError:
                     raise InputError("a covariance is not positive definite", fix="raise reg_covar") from None
             case "diag" | "spherical":
@@ -176,7 +176,7 @@ class Mixture:
             out[j] = -0.5 * (d * _LOG_2PI + squares) - log_det
         return out
 
-    def log_prob(self, x: Points | Floats) -> Floats:
+    def log_prob(self, x: Samples | Floats) -> Floats:
         """Log density of each point, (N,) nats.
 
         Parameters
@@ -226,18 +226,23 @@ class Mixture:
     def to_sklearn(self) -> GaussianMixture:
         """Return a fitted `sklearn.mixture.GaussianMixture` of the same law."""
         from sklearn.mixture import GaussianMixture
-        from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
-        g = GaussianMixture(self.n_components, covariance_type=self.covariance_type)
-        g.weights_, g.means_, g.covariances_ = self.weights, self.means, self.covariances
-        g.precisions_cholesky_ = _compute_precision_cholesky(self.covariances, self.covariance_type)
-        g.n_features_in_, g.converged_ = self.n_features, True
-        return g
+        fitted: Any = GaussianMixture(self.n_components, covariance_type=self.covariance_type)
+        fitted.weights_, fitted.means_, fitted.covariances_ = self.weights, self.means, self.covariances
+        match self.covariance_type:
+            case "full" | "tied":
+                inverse = np.linalg.inv(self._scales).swapaxes(1, 2)
+                fitted.precisions_cholesky_ = inverse if self.covariance_type == "full" else inverse[0]
+            case "diag":
+                fitted.precisions_cholesky_ = 1 / self._scales
+            case "spherical":
+                fitted.precisions_cholesky_ = 1 / self._scales[:, 0]
+        fitted.n_features_in_, fitted.converged_ = self.n_features, True
+        return fitted
 
     @classmethod
     def from_sklearn(cls, fitted: GaussianMixture) -> Mixture:
         """Take over a fitted `sklearn.mixture.GaussianMixture`."""
-        weights = np.asarray(fitted.weights_, np.float64)
-        return cls(
-            weights / weights.sum(), fitted.means_, fitted.covariances_, covariance_type=fitted.covariance_type
-        )
+        source: Any = fitted
+        weights = np.asarray(source.weights_, np.float64)
+        return cls(weights / weights.sum(), source.means_, source.covariances_, covariance_type=source.covariance_type)

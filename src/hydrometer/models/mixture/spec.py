@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -18,7 +18,7 @@ Nested = float | tuple[float, ...] | tuple[tuple[float, ...], ...] | tuple[tuple
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+    return tuple(_tuples(v) for v in cast("list[Any]", value)) if isinstance(value, list) else value
 
 
 class MixtureTruth(Strict):
@@ -49,7 +49,9 @@ class MixtureTruth(Strict):
             try:
                 cov = np.broadcast_to(cov, shape)
             except ValueError:
-                raise InputError(f"{self.covariance_type!r} covariances must have shape {shape}", got=cov.shape) from None
+                raise InputError(
+                    f"{self.covariance_type!r} covariances must have shape {shape}", got=cov.shape
+                ) from None
         return Mixture(weights, self.means, cov, covariance_type=self.covariance_type)
 
     @model_validator(mode="after")
@@ -86,7 +88,7 @@ class MixtureChain(ChainSpec):
     `as_released` adds the figures as the paper's notebook computes them (docs, The paper).
     """
 
-    family: Literal["mixture"]
+    family: Literal["mixture"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
     truth: MixtureTruth
     teacher: MixtureLevel | Literal["truth"]
     assistants: Annotated[tuple[MixtureLevel, ...], BeforeValidator(_tuples)] = ()
@@ -94,7 +96,11 @@ class MixtureChain(ChainSpec):
     data: MixtureData = MixtureData()
     as_released: bool = False
     resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuples)] = (
-        "data", "teacher", "distill", "student", "evaluate",
+        "data",
+        "teacher",
+        "distill",
+        "student",
+        "evaluate",
     )
 
     @field_validator("teacher", mode="before")
@@ -108,20 +114,20 @@ class MixtureChain(ChainSpec):
     def _sane(self) -> Self:
         for s in (*self.selectivity, *(self.decoding or ())):
             if s.is_token:
-                raise PydanticCustomError(
-                    "kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label}
-                )
+                raise PydanticCustomError("kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label})
         levels = [("student", self.student), *((f"assistants.{i}", a) for i, a in enumerate(self.assistants))]
         for name, level in levels:
             points = min(self.data.train, self.data.distill)
             if level.n_components > points:
                 raise PydanticCustomError(
-                    "size", "{name}.n_components is {k}, more than the {n} points it is fitted to; lower it or raise data",
+                    "size",
+                    "{name}.n_components is {k}, more than the {n} points it is fitted to; lower it or raise data",
                     {"name": name, "k": level.n_components, "n": points},
                 )
         if self.teacher != "truth" and self.teacher.n_components > self.data.train:
             raise PydanticCustomError(
-                "size", "teacher.n_components is {k}, more than the {n} points it is fitted to; lower it or raise data.train",
+                "size",
+                "teacher.n_components is {k}, more than the {n} points it is fitted to; lower it or raise data.train",
                 {"k": self.teacher.n_components, "n": self.data.train},
             )
         if self.as_released and self.teacher == "truth":
