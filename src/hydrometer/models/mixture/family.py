@@ -88,7 +88,7 @@ class MixtureFamily:
         """Write the parameters as JSON, exact to the last bit."""
         m = cast("Mixture", law)
         fields = {
-            "weights": m.weights.tolist(),
+            "log_weights": m.log_weights.tolist(),
             "means": m.means.tolist(),
             "covariances": m.covariances.tolist(),
             "covariance_type": m.covariance_type,
@@ -99,7 +99,7 @@ class MixtureFamily:
         """Open what `save_law` wrote."""
         try:
             fields: dict[str, Any] = json.loads((folder / "mixture.json").read_text())
-            return Mixture(**fields)
+            return Mixture.from_log_weights(**fields)
         except (OSError, ValueError, TypeError) as e:
             raise StoreError(f"no mixture can be read: {e}", got=folder.name) from None
 

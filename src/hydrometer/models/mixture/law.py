@@ -217,11 +217,21 @@ class Mixture:
         """
         if s.is_token:
             raise InputError("a mixture is selected by weight_power", got=s.label, fix="use weight_power: BETA")
+        return self._with_log_weights(power_log_weights(self._log_weights, s.weight_power or 1.0))
+
+    def _with_log_weights(self, log_weights: Floats) -> Mixture:
         chosen = object.__new__(Mixture)
         chosen.means, chosen.covariances, chosen.covariance_type = self.means, self.covariances, self.covariance_type
-        chosen._log_weights = power_log_weights(self._log_weights, s.weight_power or 1.0)
-        chosen._scales = self._scales
+        chosen._log_weights, chosen._scales = log_weights, self._scales
         return chosen
+
+    @classmethod
+    def from_log_weights(
+        cls, log_weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, covariance_type: CovarianceType
+    ) -> Mixture:
+        """Make a mixture from normalised log-weights, kept to the last bit."""
+        kept = np.asarray(log_weights, np.float64)
+        return cls(np.exp(kept), means, covariances, covariance_type=covariance_type)._with_log_weights(kept)
 
     def to_sklearn(self) -> GaussianMixture:
         """Return a fitted `sklearn.mixture.GaussianMixture` of the same law."""
