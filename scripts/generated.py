@@ -21,9 +21,9 @@ COMMANDS = ([], ["run"], ["recipes"], ["report"])
 def cli_page() -> str:
     """Help of every command, as a terminal of 100 columns shows it."""
     parts = ["# Command line\n\nGenerated from the code; `make check` compares.\n"]
-    environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "100"}
+    environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     for command in COMMANDS:
-        argv = [sys.executable, "-m", "hydrometer.cli", *command, "--help"]
+        argv = [str(Path(sys.executable).parent / "hydrometer"), *command, "--help"]
         text = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment).stdout
         lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
         parts.append(f"## {' '.join(['hydrometer', *command])}\n\n```text\n{lines}\n```\n")
