@@ -33,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/hydrometer run quickstart --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

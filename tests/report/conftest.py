@@ -10,7 +10,6 @@ import report_synthetic as synthetic
 
 from hydrometer.report import build_report
 
-_MISSING: list[str] = []
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> {{ 7*7 }} "
     "abc\u202edef\u200bghi\x07\x1b[31m \ud800 http://example.com/x e" + "\u0301" * 12
@@ -47,21 +46,13 @@ def browser() -> Iterator[Any]:
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
-        _MISSING.append("no chromium, chromium-browser or google-chrome on the PATH")
-        pytest.skip(_MISSING[-1])
+        pytest.skip("NO BROWSER: no chromium, chromium-browser or google-chrome on the PATH")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _MISSING.append("playwright is not installed")
-        pytest.skip(_MISSING[-1])
+        pytest.skip("NO BROWSER: playwright is not installed")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=path, args=[*flags, "--disable-sync", "--no-first-run"])
         yield chromium
         chromium.close()
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for reason in dict.fromkeys(_MISSING):
-        terminalreporter.section("BROWSER TESTS SKIPPED", sep="!", red=True, bold=True)
-        terminalreporter.line(f"The page was NOT looked at in a browser: {reason}.")

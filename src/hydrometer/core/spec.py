@@ -82,7 +82,8 @@ class Selectivity(Strict):
     """How strongly a law prefers what it holds likely: the knob on the teacher.
 
     Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
-    transformers and vLLM do, or `weight_power`, applied to the weights of a mixture: ``a_k(beta) ~ a_k ** beta``.
+    transformers does (vLLM applies min_p before top_k and top_p), or `weight_power`, applied to the weights of a
+    mixture: ``a_k(beta) ~ a_k ** beta``.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@
 
 q is the judged law, p* the truth. Source: Cha and Cho (2025), section 2; docs, Theory. Rows of truth are the same for
 every judged law, so recalls are paired by row; rows of a judged law are its own.
-Not to be confused with the set-based precision and recall of Sajjadi et al. (2018), which are frontiers (`prd_*`).
+Not to be confused with the set-based precision and recall of Sajjadi et al. (2018), which are frontiers.
 
 Shapes: N truth rows, M rows of the judged law.
 """

@@ -101,6 +101,10 @@ class Law(Protocol):
         """Return the law sharpened by `s`, normalised."""
         ...
 
+    def compatible(self, other: object) -> None:
+        """Refuse a law over other outcomes. Raises LawMismatchError, which says what differs."""
+        ...
+
 
 LawT = TypeVar("LawT", covariant=True)
 

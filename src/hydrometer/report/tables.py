@@ -44,8 +44,6 @@ EXTRA = {
     "repetition": "repetition",
     "distinct_2": "distinct-2",
     "entropy_teacher": "H(teacher)",
-    "capacity_gap": "capacity gap",
-    "modes_covered": "modes covered",
 }
 TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
 MAX_CONTRASTS = 400

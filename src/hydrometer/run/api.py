@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,7 +126,8 @@ def run(
     folder.create()
     with hold(folder.root):
         store = ArtifactStore(Path(cache) if cache is not None else folder.root / "artifacts")
-        store.sweep()
+        if cache is None:  # a shared cache may hold another run's work in progress
+            store.sweep()
         folder.accept(wanted)
         outcome = execute(plan, store, monitor or SilentMonitor())
         results = _results(merged.name, folder, plan, store, outcome)
@@ -157,16 +159,8 @@ def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> R
                 "the folder holds another experiment", got=what,
                 fix="same name and truth are needed to go on; choose another --out",
             )  # fmt: skip
-    # Relative file names were resolved when the new specification was read; the old ones name the same content.
-    base = {name: chain for name, chain in spec.chains.items()}
-    parsed = [_reread(k["spec"], base) for k in known]
-    return merge([spec, *parsed]) if parsed else merge([spec])
-
-
-def _reread(body: dict[str, object], current: dict[str, Any]) -> RunSpec:
-    bases = [getattr(c, "base_folder", None) for c in current.values()]
-    base = next((b for b in bases if b is not None), None)
-    return parse_run_spec(body, "specs/", base)
+    # Relative file names are read from the new specification; the truths' keys say that they mean the same content.
+    return merge([spec, *(parse_run_spec(k["spec"], "specs/") for k in known)])
 
 
 def _versions() -> dict[str, str]:
@@ -281,7 +275,7 @@ class _Books:
         key = node.truth_rows.key
         if key not in self._truth_rows:
             rows: Samples = bench.rows(node.context, node.truth_rows)
-            if node.truth_judge is None and node.law.kind == "fit":
+            if node.truth_judge is None and (node.law.kind == "fit" or node.decoding is not None):
                 family, chain = node.context.family, node.context.spec
                 own = bench.law(node.context, node.truth, family.precision(chain, "judge")).log_prob(rows)
             else:
@@ -302,6 +296,4 @@ class _Books:
         """A cell's exhibit, where it has one."""
         if cell.show is None or cell.show in self.outcome.failed:
             return None
-        import json
-
         return json.loads((self.store.path("show", cell.show) / "exhibit.json").read_bytes())

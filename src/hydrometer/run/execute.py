@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from hydrometer.core.errors import StageError, StoreError
+from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
 from hydrometer.models.base import Tick
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
@@ -75,8 +75,8 @@ class Outcome:
 def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
     """Compute every stage whose artifact is missing, inputs first.
 
-    A stage that fails takes those that need it with it; all others go on. Anything but a `StageError` is a defect and
-    propagates.
+    A stage that fails, or meets input that only it could find wrong, takes with it those that need it; others go on.
+    A folder that cannot be written ends the run, and so does a defect.
     """
     outcome = Outcome()
     missing: dict[str, Node] = {}
@@ -96,7 +96,7 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
                 with store.write(node.stage, key, {"inputs": list(node.inputs)}) as (folder, info):
                     info.update(compute(node, plan, bench, folder, monitor.tick))
                 outcome.computed[node.stage] += 1
-            except (StageError, StoreError) as e:
+            except (StageError, StoreError, DataError, LawMismatchError, ModelError, SpecError) as e:
                 reason = str(e)
         if reason is not None:
             outcome.failed[key] = reason

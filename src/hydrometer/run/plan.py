@@ -291,7 +291,7 @@ class _ChainPlanner:
         levels = list(self.levels)
         parent, parent_cell = self.truth, truth_cell
         drawn: tuple[Resample, ...] = ("data",)
-        if len(levels) > 1 or levels[0].role == "teacher":
+        if levels[0].role == "teacher":
             teacher = levels.pop(0)
             stream = self.root("teacher", seed).child("fit", teacher.role)
             parent = self.fit(teacher, train, validate, None, "truth", "mle", stream)
@@ -301,13 +301,14 @@ class _ChainPlanner:
         first = len(self.levels) - len(levels) + 1
         for depth, level in enumerate(levels, start=first):
             parents = self.build_level(
-                seed, depth, level, train, validate, parents, (parent, parent_cell), drawn, is_last=level is levels[-1]
-            )
+                seed, depth, level, train, validate, parents, (parent, parent_cell), drawn, truth_cell,
+                is_last=level is levels[-1],
+            )  # fmt: skip
 
     def build_level(
         self, seed: int, depth: int, level: Level, train: Rows, validate: Rows | None,
-        above: dict[Selectivity, tuple[LawRef, str]], top: tuple[LawRef, str], drawn: tuple[Resample, ...], *,
-        is_last: bool,
+        above: dict[Selectivity, tuple[LawRef, str]], top: tuple[LawRef, str], drawn: tuple[Resample, ...],
+        truth_cell: str, *, is_last: bool,
     ) -> dict[Selectivity, tuple[LawRef, str]]:  # fmt: skip
         """Fit and judge one distilled level: the direct model, one at each selectivity, and the decoding controls."""
         fit_stream = self.root("student", seed).child("fit", level.role)
@@ -315,8 +316,9 @@ class _ChainPlanner:
         at_distilled: tuple[Resample, ...] = (*drawn, "distill", "student")
         direct = self.fit(level, train, validate, None, "truth", "mle", fit_stream)
         direct_cell = self.cell(
-            direct, depth, level.role, seed, redrawn=at_student, training="direct", source="truth", loss="mle"
-        )
+            direct, depth, level.role, seed, redrawn=at_student, training="direct", source="truth", loss="mle",
+            parent=truth_cell,
+        )  # fmt: skip
         out: dict[Selectivity, tuple[LawRef, str]] = {}
         controls: list[tuple[LawRef, str, tuple[Resample, ...], Selectivity | None]] = []
         controls.append((direct, direct_cell, at_student, None))
@@ -324,7 +326,7 @@ class _ChainPlanner:
         for s in self.chain.selectivity:
             law, cell = above.get(s, top)
             s_decoding = None if canonical(s) is None else s
-            made_with = drawn if not above else at_distilled
+            made_with = () if law.kind == "truth" else drawn if not above else at_distilled
             teacher_cell = cell
             if s_decoding is not None:
                 depth_above = 0 if law.kind == "truth" else depth - 1

@@ -124,8 +124,9 @@ def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
     base = metric.removesuffix("_per_token")
     by_rows = base in ROW_METRICS
     n_neg_inf = sum(g.at(s).metrics[metric].n_neg_inf for _, g in terms for s in seeds if metric in g.at(s).metrics)
-    if base == "recall_on_support":
-        return _on_common_support(terms, seeds, per_token=metric != base)
+    missed = any(g.at(s).metrics["recall"].n_neg_inf for _, g in terms for s in seeds)
+    if base == "recall_on_support" and missed:
+        return _on_common_support(terms, seeds, slope, per_token=metric != base)
     values: list[float] = []
     for s in seeds:
         estimates = [g.at(s).metrics.get(metric) for _, g in terms]
@@ -161,6 +162,7 @@ def _own_variance(terms: Terms, seed: int | None, metric: str, slope: float, *, 
     return total
 
 
+_OTHER_ROW_MEANS = ("truth_mass_outside_support", "recall_bias")
 _ROW_NAMES = frozenset(ROW_METRICS) | {f"{m}_per_token" for m in ROW_METRICS}
 
 
@@ -175,7 +177,13 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     s = len(seeds)
     between = float(np.var(values, ddof=1)) / s
     shared = _own_variance(terms, seeds[0], metric, slope, shared=True)
-    own = float(np.mean([_own_variance(terms, seed, metric, slope, shared=False) for seed in seeds])) / s
+    own = float(np.mean([_own_variance(terms, seed, metric, slope, shared=False) for seed in seeds]))
+    if between == 0.0 or (metric in _OTHER_ROW_MEANS and all(g.rows_shared for _, g in terms)):
+        shared, own = (
+            shared + own,
+            0.0,
+        )  # one teacher, or one set of rows, behind all seeds: its error does not average out
+    own /= s
     df = welch_satterthwaite([between, shared], [s - 1, max(n - 1, 1)])
     return Figure(value, math.sqrt(between + shared), df, math.sqrt(own + shared))
 
@@ -213,16 +221,17 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     if s == 1:
         variance = mean_variance(table[0], rows.strata) * thinned + own
         return Figure(value, math.sqrt(variance), max(rows.n - 1, 1), math.sqrt(variance), pairing="row")
-    # The between-seed part is of `values`, which hold the entropies' share too.
-    variance, df, seed_part, row_part = crossed_variance(table, rows.strata)
+    # The between-seed part is of `values`, which hold all rows and the entropies' share; from the table comes the rest.
+    variance, _, seed_part, row_part = crossed_variance(table, rows.strata)
     between = float(np.var(values, ddof=1)) / s
-    variance += between - seed_part
-    row_error = max(variance - between, 0.0) + own / s
-    df = welch_satterthwaite([between, row_part], [s - 1, max(rows.n - 1, 1)]) if slope else df
-    return Figure(value, math.sqrt(max(variance, between)), df, math.sqrt(row_error), pairing="row")
+    shared_entropies = _own_variance(terms, seeds[0], metric, slope, shared=True) if slope else 0.0
+    row_variance = max(variance - seed_part, 0.0) * thinned + shared_entropies
+    df = welch_satterthwaite([between, row_part * thinned + shared_entropies], [s - 1, max(rows.n - 1, 1)])
+    total = max(between + row_variance, row_part * thinned)
+    return Figure(value, math.sqrt(total), df, math.sqrt(row_variance + own / s), pairing="row")
 
 
-def _on_common_support(terms: Terms, seeds: list[int | None], *, per_token: bool) -> Figure:
+def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, per_token: bool) -> Figure:
     """Recall over the rows that every law of the combination can say; for one group, over those it can say."""
     values: list[float] = []
     variances: list[float] = []
@@ -239,9 +248,12 @@ def _on_common_support(terms: Terms, seeds: list[int | None], *, per_token: bool
             ratio = y.sum() / lengths.sum()
             y = (y - ratio * lengths) / lengths.mean() + ratio
         n = int(kept.sum() * rows.n / kept.size)
-        values.append(float(y.mean()))
+        matching = slope * sum(c * (g.at(s).metrics["entropy"].value or 0.0) for c, g in terms)
+        values.append(float(y.mean()) + matching)
         variances.append(mean_variance(y, None if rows.strata is None else rows.strata[kept]) * y.size / n)
-    mc, count = float(np.mean(variances)), len(seeds)
+    count = len(seeds)
+    own = float(np.mean([_own_variance(terms, s, "recall", slope) for s in seeds])) if slope else 0.0
+    mc = float(np.mean(variances)) + own
     if count == 1:
         return Figure(values[0], math.sqrt(mc), max(n - 1, 1), math.sqrt(mc), pairing="row")
     between = float(np.var(values, ddof=1)) / count

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hydrometer.core.estimate import Contrast
 from hydrometer.core.spec import Selectivity
@@ -64,7 +65,7 @@ def gather(
     -------
     groups of judged cells, one cell that stands for each group, failed cells per group.
     """
-    shared = all(c.seed is None for c in cells if c.role == "truth")
+    shared = all(c.seed is None for c in cells if c.role == "truth" and c.decoding is None)
     members: dict[str, dict[int | None, Judged]] = {}
     example: dict[str, Cell] = {}
     failed: dict[str, int] = {}
@@ -271,35 +272,33 @@ def _matched(c: _Chain, distilled: str) -> tuple[Json | None, str]:
 
 
 def _as_released(c: _Chain, cells: list[Cell], released: Callable[[Cell], Json | None], out: Comparison) -> list[Json]:
-    """Spread over seeds of the figures as the notebook computes them, and their contrasts with the right ones."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    groups: dict[tuple[str, str], str] = {}
-    settings: dict[str, Selectivity] = {}
-    for cell in cells:
-        found = None if cell.released is None or cell.selectivity is None else released(cell)
-        if found is None or cell.selectivity is None:
-            continue
-        label = cell.selectivity.label
-        settings[label] = cell.selectivity
-        for training, figures in found.items():
-            groups[label, training] = cell.group if training == "distilled" else str(c.direct)
-            for metric, value in figures.items():
-                values.setdefault((label, training, metric), []).append(float(value))
+    """Spread over seeds of the figures as the notebook computes them; and, per setting, distilled minus direct."""
+    found = {cell: r for cell in cells if cell.released is not None and (r := released(cell)) is not None}
     rows: list[Json] = []
-    for (label, training, metric), seen in values.items():
-        x = np.array(seen)
-        se = float(x.std(ddof=1) / np.sqrt(x.size)) if x.size > 1 else None
-        reference = f"{c.teacher}.decoded-{settings[label].slug}" if metric.startswith("precision") else "train"
-        figure = Figure(float(x.mean()), se, None if se is None else x.size - 1)
-        out.contrasts.append(as_contrast(groups[label, training], reference, metric, figure))
-        printed = PRINTED.get((training, metric)) if settings[label].weight_power == 100 else None
-        low, middle, high = np.quantile(x, [0.025, 0.5, 0.975])
-        rows.append(
-            {"selectivity": settings[label].to_json(), "training": training, "metric": metric, "seeds": x.size,
-             "mean": float(x.mean()), "se": se, "median": float(middle), "q025": float(low), "q975": float(high),
-             "printed": printed}
-        )  # fmt: skip
+    for s, group in c.distilled.items():
+        mine = [r for cell, r in found.items() if cell.group == group]
+        for metric in ("precision_as_released", "recall_as_released") if mine else ():
+            columns = {t: np.array([float(r[t][metric]) for r in mine]) for t in ("direct", "distilled")}
+            f = _mean_over_seeds(columns["distilled"] - columns["direct"])
+            out.contrasts.append(as_contrast(group, str(c.direct), metric, f))
+            rows += [_spread(s, t, metric, x) for t, x in columns.items()]
     return rows
+
+
+def _mean_over_seeds(x: NDArray[np.float64]) -> Figure:
+    if x.size < 2:
+        return Figure(float(x.mean()), None, None)
+    return Figure(float(x.mean()), float(x.std(ddof=1) / np.sqrt(x.size)), x.size - 1)
+
+
+def _spread(s: Selectivity, training: str, metric: str, x: NDArray[np.float64]) -> Json:
+    low, middle, high = np.quantile(x, [0.025, 0.5, 0.975])
+    printed = PRINTED.get((training, metric)) if s.weight_power == 100 else None
+    mean = _mean_over_seeds(x)
+    return {
+        "selectivity": s.to_json(), "training": training, "metric": metric, "seeds": x.size, "mean": mean.value,
+        "se": mean.se, "median": float(middle), "q025": float(low), "q975": float(high), "printed": printed,
+    }  # fmt: skip
 
 
 def _plain(c: Contrast | None) -> Json | None:

@@ -116,7 +116,7 @@ class ArtifactStore:
     def write(self, stage: str, key: str, facts: Mapping[str, object]) -> Generator[tuple[Path, dict[str, object]]]:
         """Make an artifact: yields a temporary folder to fill and a dict for facts learnt on the way.
 
-        Nothing remains if the body raises. `facts` (inputs, parameters, numerics) goes into `meta.json`.
+        Nothing remains if the body raises. `facts` (the keys of its inputs) goes into `meta.json`.
         """
         final = self.path(stage, key)
         temporary = self.root / f".tmp-{stage}-{key}-{os.getpid()}"

@@ -120,8 +120,10 @@ class CausalLaw:
             s = Selectivity(temperature=(old.temperature or 1) * (s.temperature or 1))
         return replace(self, selectivity=s)
 
-    def compatible(self, other: CausalLaw) -> None:
+    def compatible(self, other: object) -> None:
         """Raise LawMismatchError unless both are laws over the same outcomes: vocabulary, prompts, E and L."""
+        if not isinstance(other, CausalLaw):
+            raise LawMismatchError("a causal LM is compared with causal LMs", got=type(other).__name__)
         differ = {
             "vocabularies": (self.lm.vocabulary_hash[:12], other.lm.vocabulary_hash[:12]),
             "prompts": (self.prompts.digest[:12], other.prompts.digest[:12]),

@@ -1,7 +1,7 @@
 """Selectivities applied to next-token logits, once for the sampler and the scorer alike.
 
-Shapes: B rows, V ids. The order is that of transformers and vLLM: temperature, top_k, top_p, min_p, each on what the
-one before left. Ties at a threshold are kept, so what is kept does not depend on the order of equal logits.
+Shapes: B rows, V ids. The order is that of transformers: temperature, top_k, top_p, min_p, each on what the one before
+left. Ties at a threshold are kept, so what is kept does not depend on the order of equal logits.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ Teacher = Annotated[
 
 
 class Data(Strict):
-    """Rows per stream: `train` and `validate` from the truth, `distill` per selectivity, `evaluate` per judged law."""
+    """Rows: `train` from the truth, `distill` per selectivity, `validate` beside each of both, `evaluate` per law."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)
 

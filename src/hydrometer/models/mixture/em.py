@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import ThreadpoolController
 
-from hydrometer.core.errors import DataError, FitError
+from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
@@ -111,7 +111,7 @@ def fit_one(
         try:
             estimator.fit(x)
             model = Mixture.from_sklearn(estimator)
-        except ValueError as e:
+        except (ValueError, InputError) as e:
             raise FitError(f"EM failed: {e}", fix="raise reg_covar or lower n_components") from None
     return model, float(model.log_prob(x).mean()), int(estimator.n_iter_), bool(estimator.converged_)
 

@@ -50,7 +50,7 @@ class MixtureFamily:
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes."""
-        return {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
+        return {"files": 2, "numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
 
     def block_rows(self, chain: ChainSpec) -> int:
         """Draws are not stored; one block holds any draw."""

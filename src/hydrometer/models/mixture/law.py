@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve_triangular  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import ndtri
 
-from hydrometer.core.errors import DataError, InputError
+from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Samples, ScoreKind
@@ -218,6 +218,12 @@ class Mixture:
         if s.is_token:
             raise InputError("a mixture is selected by weight_power", got=s.label, fix="use weight_power: BETA")
         return self._with_log_weights(power_log_weights(self._log_weights, s.weight_power or 1.0))
+
+    def compatible(self, other: object) -> None:
+        """Refuse a law over other outcomes. Raises LawMismatchError."""
+        theirs = other.n_features if isinstance(other, Mixture) else type(other).__name__
+        if theirs != self.n_features:
+            raise LawMismatchError(f"a mixture in {self.n_features} dimensions is compared with its like", got=theirs)
 
     def _with_log_weights(self, log_weights: Floats) -> Mixture:
         chosen = object.__new__(Mixture)
