@@ -61,11 +61,12 @@ class CausalLMFamily:
         ------
         MissingDependencyError, ModelError, DataError, SpecError, LawMismatchError
         """
+        c = _chain(chain)
+        resolved, prompts, _ = _opening(c.truth)  # says in one line where torch is missing
+
         from hydrometer.models.causal_lm.initial import scratch_config
         from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
 
-        c = _chain(chain)
-        resolved, prompts, _ = _opening(c.truth)
         truth = load.outline(resolved)
         room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(p) for p in prompts.ids) + c.truth.max_new_tokens

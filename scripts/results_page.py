@@ -1,0 +1,92 @@
+"""Write docs/results/NAME.md and its pictures from a run: python scripts/results_page.py DIR "COMMAND" COMMIT."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydrometer as hm
+from hydrometer.report import verdict
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
+COLUMNS = ("precision", "recall", "entropy", "kl_student_truth", "kl_truth_student")
+
+
+def machine() -> str:
+    """Processor, cores, memory, as the kernel tells them."""
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores of {cpu}, {memory:.0f} GiB, {platform.system()}, shared"
+
+
+def figure(m: dict[str, Any] | None) -> str:
+    """Value ± standard error."""
+    if m is None or m["value"] is None:
+        return "–"
+    digits = 3 if abs(m["value"]) < 20 else 1
+    return f"{m['value']:.{digits}f} ± {m['se'] or 0:.{digits}f}".replace("-", "−")
+
+
+def label(group: dict[str, Any]) -> str:
+    """Name a group in words."""
+    words = [group["role"] if not group["training"] else group["training"]]
+    for key, word in (("selectivity", "at"), ("decoding", "decoded at")):
+        if group[key]:
+            words.append(word + " " + ", ".join(f"{k} {v}" for k, v in group[key].items()))
+    return " ".join(words)
+
+
+def page(folder: Path, command: str, commit: str) -> str:
+    """The page of one run."""
+    results = hm.load_results(folder)
+    name = results["name"]
+    out = [f"# {name}\n", f"`{command}`, commit `{commit}`, {machine()}.\n"]
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    out.append(
+        f"Versions: {versions}. Seeds: {', '.join(sorted({str(c['seed']) for c in results['cells']} - {'None'}))}.\n"
+    )
+    for chain, facts in results["summary"]["chains"].items():
+        unit = "answer" if facts["kind"] == "sequences" else "point"
+        out.append(f"## {chain}\n\nTruth: {facts['truth']}. Nats per {unit}, mean over seeds ± total standard error.\n")
+        out.append("| model | precision | recall | H(q) | KL(q‖p\\*) | KL(p\\*‖q) |\n|---|---|---|---|---|---|")
+        for group in results["summary"]["groups"].values():
+            if group["chain"] == chain:
+                cells = " | ".join(figure(group["metrics"].get(c)) for c in COLUMNS)
+                out.append(f"| {label(group)} | {cells} |")
+        out.append("\nWhat the report says:\n")
+        out += [f"- {sentence}" for sentence in verdict(results)[chain]]
+        out.append("")
+        for row in facts.get("as_released", []):
+            if row["printed"] is not None:
+                inside = "inside" if row["q025"] <= row["printed"] <= row["q975"] else "outside"
+                out.append(
+                    f"- As released, {row['training']}, {row['metric'].split('_')[0]} at beta = 100: printed "
+                    f"{row['printed']}, {inside} the central 95 % of seeds, {row['q025']:.2f} to {row['q975']:.2f}, "
+                    f"median {row['median']:.2f}."
+                )
+        for kind in ("plane", "by-setting", "contours"):
+            picture = folder / "figures" / f"{chain}-{kind}.svg"
+            if picture.is_file():
+                target = DOCS / f"{name}-{chain}-{kind}.svg"
+                shutil.copyfile(picture, target)
+                out.append(f"\n![{chain}: {kind}]({target.name})")
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    folder, command, commit = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    hm.build_report([folder])
+    name = hm.load_results(folder)["name"]
+    (DOCS / f"{name}.md").write_text(page(folder, command, commit))
+    shutil.copyfile(folder / "results.csv", DOCS / f"{name}.csv")
+
+
+if __name__ == "__main__":
+    main()
