@@ -174,3 +174,23 @@ def test_bad_models_and_prompts_are_refused_before_anything_runs(tmp_path: Path,
 def test_equal_runs_are_equal_byte_for_byte(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     one, two = (run(lm_spec(tiny_models["llama"]), tmp_path, o) for o in ("a", "b"))
     assert without_timings(one.results) == without_timings(two.results)
+
+
+def test_bfloat16_judging_of_a_truncated_law_has_a_finite_bias(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    settings = [{"temperature": 1.0}, {"top_p": 0.95}]
+    spec = lm_spec(tiny_models["llama"], judge_dtype="bfloat16", selectivity=settings)
+    result = run(spec, tmp_path)
+    assert not result.failed_cells
+    cell = next(c for c in result.results["cells"] if c["group"] == "lm.teacher.decoded-topp0.95")
+    assert cell["metrics"]["recall"]["value"] is None
+    assert cell["metrics"]["recall_bias"]["value"] is not None
+
+
+def test_laws_over_other_outcomes_are_not_judged(tiny_models: dict[str, Path]) -> None:
+    lm = hm.CausalLM.from_pretrained(str(tiny_models["llama"]))
+    with pytest.raises(LawMismatchError, match="max_new_tokens"):
+        hm.judge(lm.law(max_new_tokens=4), lm.law(max_new_tokens=5), n=8)
+    with pytest.raises(LawMismatchError, match="prompts"):
+        hm.judge(lm.law("w3", max_new_tokens=4), lm.law("w4", max_new_tokens=4), n=8)
+    with pytest.raises(LawMismatchError, match="stop sets"):
+        hm.judge(lm.law(max_new_tokens=4), lm.law(max_new_tokens=4, stop=[5]), n=8)

@@ -182,14 +182,21 @@ def test_two_levels_and_four_levels_are_the_same_code(tmp_path: Path) -> None:
     assert student["parent"] == "m.assistant_1.distilled-weightpower20.0.seed0"
 
 
-def test_as_released_figures_are_contrasts(tmp_path: Path) -> None:
+def test_as_released_figures_are_contrasts_with_the_direct_student(tmp_path: Path) -> None:
     results = run(mixture_spec(seeds=3, as_released=True), tmp_path).results
-    found = [c for c in results["contrasts"] if c["metric"].endswith("_as_released")]
-    assert len(found) == 2 * 2 * 2  # two settings, two students, two figures
-    rows = results["summary"]["chains"]["m"]["as_released"]
-    assert {(r["training"], r["metric"]) for r in rows} == {
-        (t, f"{m}_as_released") for t in ("direct", "distilled") for m in ("precision", "recall")
+    rows = {
+        (r["selectivity"]["weight_power"], r["training"], r["metric"]): r["mean"]
+        for r in results["summary"]["chains"]["m"]["as_released"]
     }
+    metrics = [f"{m}_as_released" for m in ("precision", "recall")]
+    assert set(rows) == {(b, t, m) for b in (1, 20) for t in ("direct", "distilled") for m in metrics}
+    for beta in (1, 20):
+        for metric in metrics:
+            group = f"m.student.distilled-weightpower{beta}.0"
+            found = [c for c in results["contrasts"] if c["metric"] == metric and c["a"] == group]
+            assert [c["b"] for c in found] == ["m.student.direct"]
+            assert found[0]["value"] == pytest.approx(rows[beta, "distilled", metric] - rows[beta, "direct", metric])
+            assert found[0]["df"] == 2
 
 
 def test_a_failed_fit_is_a_failed_cell_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +222,19 @@ def test_a_failed_fit_is_a_failed_cell_and_the_rest_goes_on(tmp_path: Path, monk
     mended = run(mixture_spec(seeds=1), tmp_path)
     assert not mended.failed_cells
     assert mended.outcome.computed["fit"] == 1
+
+
+def test_assistants_below_a_true_teacher(tmp_path: Path) -> None:
+    result = run(mixture_spec(seeds=1, teacher="truth", assistants=[{"n_components": 2}]), tmp_path)
+    levels = {c["role"]: c["level"] for c in result.results["cells"]}
+    assert levels == {"truth": 0, "assistant_1": 1, "student": 2}
+    assistant = next(c for c in result.results["cells"] if c["id"] == "m.assistant_1.distilled-weightpower20.0.seed0")
+    assert assistant["parent"] == "m.truth.seed0"
+
+
+def test_public_names_survive_their_packages() -> None:
+    """`recipes` and `run` are packages too; using them must not replace the functions."""
+    assert hm.recipes()
+    assert hm.load_spec("paper-mixture").name == "paper-mixture"
+    assert callable(hm.recipes)
+    assert callable(hm.run)

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from hydrometer.store.records import SCHEMA, RunFolder, load_results
 
 __all__ = ["RunResult", "load_spec", "recipes", "run"]
 
+# Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
+_SHIPPED = files(import_module("hydrometer.recipes"))
 _VERSIONED = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "tokenizers")
 
 
@@ -59,7 +62,7 @@ class RunResult:
 def recipes() -> dict[str, str]:
     """Return the shipped recipes: name to description."""
     out: dict[str, str] = {}
-    for entry in sorted(files("hydrometer.recipes").iterdir(), key=lambda e: e.name):
+    for entry in sorted(_SHIPPED.iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
             body = parse_yaml(entry.read_bytes(), entry.name)
             out[entry.name.removesuffix(".yaml")] = " ".join(str(body.get("description", "")).split())
@@ -76,8 +79,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     name = str(source)
     path = Path(source)
     if name in recipes():
-        data, origin = files("hydrometer.recipes").joinpath(f"{name}.yaml").read_bytes(), name
-        base = Path(str(files("hydrometer.recipes")))
+        data, origin, base = _SHIPPED.joinpath(f"{name}.yaml").read_bytes(), name, Path(str(_SHIPPED))
     elif path.suffix in (".yaml", ".yml") or path.exists():
         try:
             data, origin, base = path.read_bytes(), path.name, path.absolute().parent
