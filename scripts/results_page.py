@@ -85,7 +85,8 @@ def main() -> None:
     hm.build_report([folder])
     name = hm.load_results(folder)["name"]
     (DOCS / f"{name}.md").write_text(page(folder, command, commit))
-    shutil.copyfile(folder / "results.csv", DOCS / f"{name}.csv")
+    if (folder / "results.csv").stat().st_size < 500_000:
+        shutil.copyfile(folder / "results.csv", DOCS / f"{name}.csv")
 
 
 if __name__ == "__main__":

@@ -100,3 +100,34 @@ def test_matched_entropy_interval_covers() -> None:
         assert f.ci95 is not None
         hits += f.ci95[0] <= 0.3 <= f.ci95[1]
     assert abs(hits / reps - 0.95) < 5 * math.sqrt(0.95 * 0.05 / reps)
+
+
+def test_one_teacher_behind_all_seeds_keeps_its_error() -> None:
+    """A figure copied from a shared teacher is equal in all seeds; its error must not vanish with them."""
+    teacher = mean_estimate(normals("teacher", N), "nats")
+    cells = {s: cell(np.zeros(N), np.ones(N), ROWS) for s in range(3)}
+    for c in cells.values():
+        c.metrics["entropy_teacher"] = teacher
+    assert group_figure(Group("a", cells, True), "entropy_teacher").se == pytest.approx(teacher.se)
+
+
+def test_kept_rows_give_the_error_of_all_rows() -> None:
+    """A cheap family keeps some rows; with shared rows and several seeds the error is that of the number drawn."""
+    rows, seeds, drawn = 3 * normals("rows", N), 0.5 * normals("seeds", 5), 16 * N
+    thin = TruthRows(np.zeros(N), None, None, drawn)
+    group = Group("a", {s: cell(rows + seeds[s], np.ones(N), thin) for s in range(5)}, True)
+    expected = math.sqrt(seeds.var(ddof=1) / 5 + rows.var(ddof=1) / drawn)
+    assert group_figure(group, "recall").se == pytest.approx(expected, rel=1e-9)
+    one = group_figure(Group("a", {0: group.by_seed[0]}, True), "recall")
+    assert one.se == pytest.approx(rows.std(ddof=1) / math.sqrt(drawn))
+
+
+def test_shared_rows_behind_the_mass_outside_the_support() -> None:
+    cells = {s: cell(np.zeros(N), np.ones(N), ROWS) for s in range(3)}
+    for s, c in cells.items():
+        c.metrics["truth_mass_outside_support"] = Estimate(0.1 + 0.001 * s, 0.04, 0.04, N)
+    shared = group_figure(Group("a", cells, True), "truth_mass_outside_support")
+    apart = group_figure(Group("a", cells, False), "truth_mass_outside_support")
+    assert shared.se is not None
+    assert apart.se is not None
+    assert shared.se > 0.04 > apart.se
