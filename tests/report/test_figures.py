@@ -100,3 +100,17 @@ def test_inline_svg_has_its_own_ids_and_no_fixed_colours() -> None:
     assert 'id="p1-' in svg
     assert 'href="#p1-' in svg
     assert "<metadata" not in svg
+
+
+def test_bars_are_the_t_intervals_not_two_standard_errors() -> None:
+    raw = synthetic.results(seeds=3, mixture=False)
+    for group in raw["summary"]["groups"].values():
+        for m in group["metrics"].values():
+            if m["value"] is not None and m["se"]:
+                m["ci95"] = [m["value"] - 4.3 * m["se"], m["value"] + 4.3 * m["se"]]  # two degrees of freedom
+    run = parse(raw)
+    plane = plotdata.plane_data(run, run.chains["smollm2"])
+    group = run.groups[next(p.group for p in plane.paths["direct"])]
+    point = plane.paths["direct"][0]
+    assert point.y_half == pytest.approx(4.3 * (group.se("precision") or 0))
+    assert point.x_half == pytest.approx(4.3 * (group.se("recall") or 0))

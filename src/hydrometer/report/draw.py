@@ -42,9 +42,9 @@ def _extent(plane: Plane, axis: int) -> list[float]:
     found: list[float] = []
     for points in plane.paths.values():
         for p in points:
-            value, se = (p.x, p.x_se) if axis == 0 else (p.y, p.y_se)
+            value, half = (p.x, p.x_half) if axis == 0 else (p.y, p.y_half)
             if value is not None:
-                found += [value - 2 * (se or 0), value + 2 * (se or 0)]
+                found += [value - (half or 0), value + (half or 0)]
     found += [end[axis] for tie in plane.ties for end in tie]
     for cloud in plane.cloud.values():
         found += [float(v) for v in np.quantile([c[axis] for c in cloud], [0.05, 0.95])]
@@ -76,8 +76,8 @@ def _path(ax: Axes, kind: Kind, points: list[Point], rail: float) -> None:
         x = rail if p.x is None else p.x
         if kind != "truth":
             ax.errorbar(
-                [x], [p.y], xerr=None if p.x is None or p.x_se is None else [1.96 * p.x_se],
-                yerr=None if p.y_se is None else [1.96 * p.y_se], fmt="none", ecolor=look.color,
+                [x], [p.y], xerr=None if p.x is None or p.x_half is None else [p.x_half],
+                yerr=None if p.y_half is None else [p.y_half], fmt="none", ecolor=look.color,
                 elinewidth=0.9, alpha=0.55, zorder=2,
             )  # fmt: skip
         _mark(ax, kind, x, p.y, clip_on=p.x is not None)
@@ -95,7 +95,7 @@ def _bars(ax: Axes, points: list[Point]) -> list[tuple[float, float, float, floa
     for p in points:
         if p.x is None:
             continue
-        dx, dy = 1.96 * (p.x_se or 0.0), 1.96 * (p.y_se or 0.0)
+        dx, dy = (p.x_half or 0.0), (p.y_half or 0.0)
         (x0, y0), (x1, y1) = ax.transData.transform([(p.x - dx, p.y - dy), (p.x + dx, p.y + dy)])
         x, y = ax.transData.transform((p.x, p.y))
         boxes += [
@@ -267,12 +267,12 @@ def draw_panel(ax: Axes, curves: Curves, panel: Panel) -> None:
         ax.axhline(y, color=look.color, linewidth=1.1, linestyle=look.line if kind == "teacher" else "-", zorder=1,
                    alpha=0.75 if kind != "truth" else 0.9)  # fmt: skip
         if se:
-            ax.axhspan(y - 1.96 * se, y + 1.96 * se, color=look.color, alpha=0.1, linewidth=0, zorder=0)
+            ax.axhspan(y - se, y + se, color=look.color, alpha=0.1, linewidth=0, zorder=0)
     for kind, points in panel.series.items():
         look = LOOKS[kind]
         x, y = [p[0] for p in points], [p[1] for p in points]
         ax.errorbar(
-            x, y, yerr=[1.96 * (p[2] or 0.0) for p in points], fmt="none", ecolor=look.color, elinewidth=0.9,
+            x, y, yerr=[(p[2] or 0.0) for p in points], fmt="none", ecolor=look.color, elinewidth=0.9,
             alpha=0.6, zorder=2,
         )  # fmt: skip
         ax.plot(

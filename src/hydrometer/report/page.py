@@ -98,7 +98,7 @@ def _save(folder: Path, stem: str, figure: Figure) -> None:
 
 
 def _plane_captions(chain: Chain, plane: plotdata.Plane) -> Markup:
-    bars = "Bars are ±1.96 standard errors."
+    bars = "Bars are 95 % intervals."
     ties = (
         " A grey line leads from a distilled student to the × where the direct student, decoded selectively, has the "
         "same entropy: the shift that is not explained by cooling."

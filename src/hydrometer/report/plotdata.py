@@ -27,8 +27,8 @@ class Point:
 
     x: float | None
     y: float
-    x_se: float | None
-    y_se: float | None
+    x_half: float | None
+    y_half: float | None
     label: str
     group: str
 
@@ -141,7 +141,7 @@ def plane_data(run: Run, chain: Chain, *, x: str = "recall", y: str = "precision
             up, across = g.value(y), g.value(x)
             if up is None or (across is None and not g.is_infinite(x)):
                 continue
-            points.append(Point(across, up, g.se(x), g.se(y), _label(g, kind), g.id))
+            points.append(Point(across, up, g.half_width(x), g.half_width(y), _label(g, kind), g.id))
         if points:
             paths[kind] = points
     return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit)
@@ -274,7 +274,7 @@ def curves_data(run: Run, chain: Chain, *, against: Literal["setting", "entropy"
         series: dict[Kind, list[tuple[float, float, float | None]]] = {}
         for kind in ("decoded", "decoded_neutral", "distilled"):
             points = [
-                (p, sign * v, g.se(metric))
+                (p, sign * v, g.half_width(metric))
                 for g in kinds[kind]
                 if (p := place(knob(g, kind) if g is not _start(run, chain, kind) else None)) is not None
                 and (v := g.value(metric)) is not None
@@ -304,10 +304,10 @@ def _level(group: Group | None, metric: str, kind: Kind) -> tuple[float, float |
         return None
     value = group.value(metric)
     if value is not None:
-        return value, group.se(metric)
+        return value, group.half_width(metric)
     if kind == "truth":  # precision = recall = -H, and no divergence from itself
         entropy = group.value("entropy")
         if metric in ("kl_student_truth", "kl_truth_student"):
             return 0.0, None
-        return (-entropy, group.se("entropy")) if entropy is not None else None
+        return (-entropy, group.half_width("entropy")) if entropy is not None else None
     return None

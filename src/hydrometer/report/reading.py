@@ -125,6 +125,11 @@ class Group:
         found = self.metrics.get(metric)
         return found.se if found else None
 
+    def half_width(self, metric: str) -> float | None:
+        """Return half the 95 % interval of a metric, by Student's t over whatever the group's error came from."""
+        found = self.metrics.get(metric)
+        return (found.ci95[1] - found.ci95[0]) / 2 if found and found.ci95 else None
+
     def is_infinite(self, metric: str) -> bool:
         """Whether the metric is minus infinity: some draw had probability zero."""
         found = self.metrics.get(metric)
