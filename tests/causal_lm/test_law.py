@@ -14,22 +14,13 @@ torch = pytest.importorskip("torch")
 
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
+from hydrometer.models.causal_lm import next_token  # noqa: E402
 from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.sampler import draw  # noqa: E402
 from hydrometer.models.causal_lm.selectivity import selected_log_weights  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
+from naive import PROMPTS, SETTINGS, naive_log_prob, slug  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
-
-SETTINGS = [
-    None,
-    Selectivity(temperature=0.6),
-    Selectivity(top_p=0.9),
-    Selectivity(top_k=4),
-    Selectivity(min_p=0.1),
-    Selectivity(temperature=0.8, top_k=6, top_p=0.95, min_p=0.02),
-]
-PROMPTS = ["w5", "w9 w10 w11 w12", "w7 w8"]
 
 
 def as_sequences(law: CausalLaw, answers: list[tuple[int, ...]]) -> Sequences:
@@ -53,26 +44,14 @@ def all_strings(law: CausalLaw) -> list[tuple[int, ...]]:
     return out
 
 
-def naive_log_prob(law: CausalLaw, x: Sequences) -> np.ndarray:
-    """One full forward pass a row, no cache, no padding, all logits."""
-    out = []
-    for i in range(len(x)):
-        prompt, answer = list(x.prompt_ids[x.prompt_index[i]]), x.row(i).tolist()
-        with torch.no_grad():
-            logits = law.lm.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1, : law.lm.vocab_size]
-        log_p = selected_log_weights(logits.float(), law.selectivity).double().log_softmax(-1)
-        out.append(float(log_p[range(len(answer)), answer].sum()))
-    return np.array(out)
-
-
-@pytest.mark.parametrize("selectivity", SETTINGS, ids=lambda s: s.slug if s else "neutral")
+@pytest.mark.parametrize("selectivity", SETTINGS, ids=slug)
 def test_probabilities_of_all_strings_sum_to_one_and_draws_follow_them(small: CausalLM, selectivity):
-    law = small.law(None, max_new_tokens=3, selectivity=selectivity, block_rows=5000)
+    law = small.law(None, max_new_tokens=3, selectivity=selectivity, block_rows=20_000)
     strings = all_strings(law)
     log_p = law.log_prob(as_sequences(law, strings))
     assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-5)
 
-    n = 20_000
+    n = 200_000
     x = law.sample(n, seed=11)
     index = {s: i for i, s in enumerate(strings)}
     counts = np.bincount([index[tuple(x.row(i).tolist())] for i in range(n)], minlength=len(strings))
@@ -86,7 +65,7 @@ def test_probabilities_of_all_strings_sum_to_one_and_draws_follow_them(small: Ca
     assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("selectivity", SETTINGS, ids=lambda s: s.slug if s else "neutral")
+@pytest.mark.parametrize("selectivity", SETTINGS, ids=slug)
 def test_sampler_scorer_and_naive_forward_agree(any_lm: CausalLM, selectivity):
     law = any_lm.law(PROMPTS, max_new_tokens=12, selectivity=selectivity, block_rows=32)
     x = law.sample(40, seed=3)
@@ -175,7 +154,7 @@ def test_scaled_logits_take_the_slow_and_right_path():
 
 def test_ties_are_kept():
     logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
-    kept = lambda s: torch.isfinite(selected_log_weights(logits, s))[0].tolist()  # noqa: E731
+    kept = lambda s: torch.isfinite(selected_log_weights(logits, s)[0])[0].tolist()  # noqa: E731
     assert kept(Selectivity(top_k=2)) == [True, True, True, True, False]
     assert kept(Selectivity(top_p=0.6)) == [True, True, True, True, False]
     assert kept(Selectivity(top_p=0.4)) == [True, False, False, False, False]
@@ -188,7 +167,7 @@ def test_ties_are_kept():
 def test_the_nucleus_of_a_large_flat_vocabulary_is_found_by_the_full_sort():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5000, generator=generator) * torch.tensor([[0.1], [1.0], [9.0]])
-    w = selected_log_weights(logits, Selectivity(top_p=0.9))
+    w, _ = selected_log_weights(logits, Selectivity(top_p=0.9))
     p = logits.double().softmax(-1)
     for row in range(3):
         kept = torch.isfinite(w[row])
@@ -196,22 +175,35 @@ def test_the_nucleus_of_a_large_flat_vocabulary_is_found_by_the_full_sort():
         assert p[row][kept].sum() - p[row][kept].min() < 0.9
 
 
+def draw_by_kernels(logits, vocab_size, selectivity, u):
+    return next_token.draw(logits, vocab_size, selectivity, u)
+
+
+def draw_by_torch(logits, vocab_size, selectivity, u):
+    return next_token._draw_by_torch(logits[:, :vocab_size], selectivity, u)
+
+
+both_paths = pytest.mark.parametrize("draw", [draw_by_kernels, draw_by_torch])
+
+
+@both_paths
 @pytest.mark.parametrize("u", [1e-16, 0.5, 1 - 2**-53])
-def test_a_dropped_id_is_never_drawn(u):
+def test_a_dropped_id_is_never_drawn(draw, u):
     w = torch.full((2, 700), -math.inf)
     w[0, 300], w[0, 420], w[1, 0] = 0.0, -90.0, 3.0
-    ids, log_p = draw(w, torch.full((2,), u, dtype=torch.float64))
+    ids, found = draw(w, 700, None, np.full(2, u))
     assert ids.tolist() == [300, 0]
-    assert log_p.tolist() == [0, 0]
+    assert found.selected.tolist() == found.unselected.tolist() == [0, 0]
 
 
-def test_draw_inverts_the_cdf():
+@both_paths
+def test_draw_inverts_the_cdf(draw):
     w = torch.randn(1, 1000, generator=torch.Generator().manual_seed(1))
-    cdf = w.double().softmax(-1).cumsum(-1)[0]
-    u = torch.linspace(0.0005, 0.9995, 500, dtype=torch.float64)
-    ids, log_p = draw(w.expand(500, -1), u)
-    assert (ids == torch.searchsorted(cdf, u)).float().mean() > 0.99
-    torch.testing.assert_close(log_p, w[0].double().log_softmax(-1)[ids], atol=1e-6, rtol=0)
+    cdf = w.double().softmax(-1).cumsum(-1)[0].numpy()
+    u = np.linspace(0.0005, 0.9995, 500)
+    ids, found = draw(w.expand(500, -1), 1000, None, u)
+    assert (ids == np.searchsorted(cdf, u)).mean() > 0.99
+    np.testing.assert_allclose(found.selected, w[0].double().log_softmax(-1)[ids], atol=1e-6)
 
 
 def test_selecting_twice(small: CausalLM):

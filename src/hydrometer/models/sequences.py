@@ -25,6 +25,7 @@ pa = cast("Any", pyarrow)
 pq = cast("Any", pyarrow.parquet)
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
+_PER_TOKEN = ("token_log_prob", "token_log_prob_unselected")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,9 @@ class Sequences:
     lengths : (N,) int64 tokens drawn, the stop token included.
     stopped : (N,) bool, True where the row ended with a stop token ("stop"), False where it was cut ("length").
     log_prob : (N,) float64 nats, under the law and numerics that drew the row.
+    token_log_prob : (N, T) float32 nats, of each token under the law that drew it, or None where it was not recorded.
+    token_log_prob_unselected : the same under that law without its selectivity.
+    near_edge : (N,) int64, at how many steps rounding could have changed what the selectivity keeps, or None.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -47,13 +51,18 @@ class Sequences:
     lengths: NDArray[np.int64]
     stopped: NDArray[np.bool_]
     log_prob: NDArray[np.float64]
+    token_log_prob: NDArray[np.float32] | None = None
+    token_log_prob_unselected: NDArray[np.float32] | None = None
+    near_edge: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = self.ids.shape[0]
-        for name in ("prompt_index", "lengths", "stopped", "log_prob"):
-            shape = getattr(self, name).shape
-            if shape != (n,):
-                raise ValueError(f"{name} must have shape ({n},); got {shape}")
+        wanted = {name: (n,) for name in ("prompt_index", "lengths", "stopped", "log_prob", "near_edge")}
+        wanted |= {name: self.ids.shape for name in _PER_TOKEN}
+        for name, shape in wanted.items():
+            column = getattr(self, name)
+            if column is not None and column.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}; got {column.shape}")
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -83,6 +92,9 @@ class Sequences:
             lengths,
             self.stopped[rows],
             self.log_prob[rows],
+            token_log_prob=_part(self.token_log_prob, rows, width),
+            token_log_prob_unselected=_part(self.token_log_prob_unselected, rows, width),
+            near_edge=None if self.near_edge is None else self.near_edge[rows],
         )
 
     @staticmethod
@@ -93,35 +105,54 @@ class Sequences:
         if any(p.prompt_ids != parts[0].prompt_ids for p in parts):
             raise ValueError("blocks of different prompts cannot be joined")
         width = max(p.ids.shape[1] for p in parts)
-        ids = np.zeros((sum(len(p) for p in parts), width), np.int64)
-        at = 0
-        for p in parts:
-            ids[at : at + len(p), : p.ids.shape[1]] = p.ids
-            at += len(p)
+
+        def joined(name: str) -> NDArray[Any] | None:
+            columns: list[Any] = [getattr(p, name) for p in parts]
+            if any(c is None for c in columns):
+                return None
+            if columns[0].ndim == 2:
+                columns = [np.pad(c, ((0, 0), (0, width - c.shape[1]))) for c in columns]
+            return np.concatenate(columns)
+
         return Sequences(
             parts[0].prompt_ids,
             np.concatenate([p.prompt_index for p in parts]),
-            ids,
+            cast("NDArray[np.int64]", joined("ids")),
             np.concatenate([p.lengths for p in parts]),
             np.concatenate([p.stopped for p in parts]),
             np.concatenate([p.log_prob for p in parts]),
+            token_log_prob=joined("token_log_prob"),
+            token_log_prob_unselected=joined("token_log_prob_unselected"),
+            near_edge=joined("near_edge"),
         )
 
 
+def _part(
+    column: NDArray[np.float32] | None, rows: slice | NDArray[np.int64], width: int
+) -> NDArray[np.float32] | None:
+    return None if column is None else column[rows][:, :width]
+
+
 def save_sequences(samples: Sequences, path: Path) -> None:
-    """Write rows as Parquet: token ids, lengths, finish reason, recorded log-probability; prompts once, aside."""
+    """Write rows as Parquet: token ids, finish reason, recorded log-probabilities; prompts once, aside."""
     mask = np.less(np.arange(samples.ids.shape[1], dtype=np.int64), samples.lengths[:, None])
     offsets = np.concatenate([[0], np.cumsum(samples.lengths)]).astype(np.int32)
-    ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(samples.ids[mask].astype(np.int32)))
-    table = pa.table(
-        {
-            "prompt": pa.array(samples.prompt_index.astype(np.int32)),
-            "ids": ids,
-            "finish_reason": pa.array(samples.finish_reason).dictionary_encode(),
-            "log_prob": pa.array(samples.log_prob),
-        }
-    )
-    pq.write_table(table, path)
+
+    def ragged(values: NDArray[Any]) -> Any:
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[mask]))
+
+    columns: dict[str, Any] = {
+        "prompt": pa.array(samples.prompt_index.astype(np.int32)),
+        "ids": ragged(samples.ids.astype(np.int32)),
+        "finish_reason": pa.array(samples.finish_reason).dictionary_encode(),
+        "log_prob": pa.array(samples.log_prob),
+    }
+    for name in _PER_TOKEN:
+        if (per_token := getattr(samples, name)) is not None:
+            columns[name] = ragged(per_token)
+    if samples.near_edge is not None:
+        columns["near_edge"] = pa.array(samples.near_edge.astype(np.int32))
+    pq.write_table(pa.table(columns), path)
     prompts = pa.table({"ids": pa.array([list(p) for p in samples.prompt_ids], pa.list_(pa.int32()))})
     pq.write_table(prompts, path.with_suffix(".prompts.parquet"))
 
@@ -140,15 +171,27 @@ def load_sequences(path: Path) -> Sequences:
         offsets = ragged.offsets.to_numpy().astype(np.int64)
         lengths = np.diff(offsets)
         width = int(lengths.max()) if lengths.size else 0
-        ids = np.zeros((lengths.size, width), np.int64)
-        ids[np.arange(width) < lengths[:, None]] = ragged.values.to_numpy()[offsets[0] : offsets[-1]]
+        mask = np.arange(width) < lengths[:, None]
+
+        def padded(column: Any, dtype: Any) -> NDArray[Any]:
+            out: NDArray[Any] = np.zeros((lengths.size, width), dtype)
+            out[mask] = column.values.to_numpy()[column.offsets.to_numpy()[0] : column.offsets.to_numpy()[-1]]
+            return out
+
+        def optional(name: str) -> Any:
+            return table.column(name).combine_chunks() if name in table.column_names else None
+
+        per_token = {name: None if (c := optional(name)) is None else padded(c, np.float32) for name in _PER_TOKEN}
+        near_edge = optional("near_edge")
         return Sequences(
             tuple(tuple(int(t) for t in p) for p in prompts.column("ids").to_pylist()),
             table.column("prompt").to_numpy().astype(np.int64),
-            ids,
+            padded(ragged, np.int64),
             lengths,
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
             table.column("log_prob").to_numpy().astype(np.float64),
+            near_edge=None if near_edge is None else near_edge.to_numpy().astype(np.int64),
+            **per_token,
         )
     except (OSError, KeyError, ValueError) as e:  # ArrowInvalid is a ValueError
         raise StoreError(f"rows cannot be read: {e}", got=path.name, fix="delete the artifact and run again") from None

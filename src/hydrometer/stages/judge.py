@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Estimate, mean_estimate
+from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.text import text_metrics
 from hydrometer.models.base import Law, Samples
@@ -57,7 +57,11 @@ def figures(s: Scores) -> dict[str, Estimate]:
     out = likelihood_metrics(s)
     if isinstance(s.law_rows, Sequences):
         out |= text_metrics(s.law_rows)
-        out["recorded_minus_scored"] = mean_estimate(s.law_rows.log_prob - s.law_on_law, "nats", s.law_rows.strata)
+        rows = s.law_rows
+        out["recorded_minus_scored"] = mean_estimate(rows.log_prob - s.law_on_law, "nats", rows.strata)
+        if rows.near_edge is not None:
+            near, lengths = rows.near_edge.astype(np.float64), rows.lengths.astype(np.float64)
+            out["near_edge_share"] = ratio_estimate(near, lengths, "share", rows.strata)
     return out
 
 

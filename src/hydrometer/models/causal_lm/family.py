@@ -113,7 +113,7 @@ class CausalLMFamily:
         c = _chain(chain)
         inits = {level.role: cast("LevelSpec", level.spec).init for level in self.levels(c)}
         return {
-            **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers")},
+            **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers", "numba")},
             "threads": c.n_threads,
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "device": c.device,
@@ -288,7 +288,9 @@ def _open_lm(path: str, revision: str | None, device: str, precision: Precision)
 
     if precision == "float64":
         raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
-    return CausalLM.from_pretrained(path, dtype=precision, device=device, revision=revision)
+    lm = CausalLM.from_pretrained(path, dtype=precision, device=device, revision=revision)
+    lm.frozen = True  # what a run opens is drawn from and scored, never trained
+    return lm
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ Row i answers prompt i mod P.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from hydrometer.models.base import Samples, ScoreKind
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.sequences import Sequences
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.scorer import StepScores
 
 __all__ = ["CausalLaw"]
 
@@ -74,13 +78,13 @@ class CausalLaw:
 
         Equal rows whatever the call that asks for them: bitwise for equal torch, processor class and threads.
         """
-        from hydrometer.models.causal_lm.sampler import draw_block
+        from hydrometer.models.causal_lm.sampler import draw_blocks
 
         if n < 1 or start < 0:
             raise InputError("sample needs n >= 1 and start >= 0", got=(n, start))
         stream, rows = as_stream(seed), self.block_rows
         first, last = start // rows, -(-(start + n) // rows)
-        whole = Sequences.concatenate([draw_block(self, stream, b * rows) for b in range(first, last)])
+        whole = draw_blocks(self, stream, first, last)
         at = start - first * rows
         return whole.take(slice(at, at + n))
 
@@ -101,6 +105,37 @@ class CausalLaw:
         if x.prompt_ids != self.prompts.ids:
             raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
         return score(self, x)
+
+    def score_steps(self, x: Sequences, *, entropy: bool = False, against: CausalLaw | None = None) -> StepScores:
+        """Log-probabilities step by step, and what the next-token law is like at each.
+
+        Parameters
+        ----------
+        x : rows that answer this law's prompts.
+        entropy : also the entropy of the next-token law at every step.
+        against : also the cross-entropy of this next-token law p relative to that one's q at every step,
+            ``-sum_j p(j | prefix) log q(j | prefix)``.
+
+        Returns
+        -------
+        StepScores, columns (N, T) in nats. Given a prefix, ``-cross_entropy`` is what log q of the next token is
+        expected to be.
+
+        Raises
+        ------
+        LawMismatchError : the rows answer other prompts, or the two laws are of other outcomes.
+
+        Examples
+        --------
+        >>> from hydrometer import CausalLM
+        >>> law = CausalLM.from_pretrained("smollm2-135m-instruct").law("The sea", max_new_tokens=4, block_rows=4)
+        >>> x = law.sample(4, seed=0)
+        >>> bool(abs(law.score_steps(x).selected.sum(1) - x.log_prob).max() < 1e-3)
+        True
+        """
+        from hydrometer.models.causal_lm.scorer import score_steps
+
+        return score_steps(self, x, entropy=entropy, against=against)
 
     def select(self, s: Selectivity) -> CausalLaw:
         """Return the law under a token selectivity.

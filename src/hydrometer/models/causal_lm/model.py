@@ -5,29 +5,30 @@ Shapes: B rows, T positions, D width, V ids the tokenizer knows.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.cache import is_extensible, roomy_cache
+from hydrometer.models.causal_lm.llama import Llama
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.law import CausalLaw
 
-__all__ = ["CausalLM", "model_stop_ids", "select_rows", "stop_set", "vocabulary_hash"]
+__all__ = ["CausalLM", "model_stop_ids", "stop_set", "vocabulary_hash"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -47,6 +48,10 @@ class CausalLM:
     ----------
     vocab_size : V, ids from 0 that the tokenizer knows. A network may have rows beyond it (padded vocabularies); those
         ids do not exist in any law.
+    has_cache : whether keys and values of earlier positions can be kept; without, every step runs the whole prefix.
+    is_split : whether the states that `body` returns are a hidden layer; if not, they are the logits.
+    is_llama : whether `engine` can run it.
+    frozen : set where nobody will change the weights again; what was laid out for drawing is then kept.
 
     Examples
     --------
@@ -69,13 +74,15 @@ class CausalLM:
             raise LawMismatchError(what, got=(rows, self.vocab_size), fix="use the model's own tokenizer")
         known = torch.zeros(self.vocab_size, dtype=torch.bool)
         known[ids] = True
-        self._holes: Tensor | None = None if bool(known.all()) else ~known
+        self.holes: Tensor | None = None if bool(known.all()) else (~known).nonzero()[:, 0]
         self._vocabulary_hash = vocabulary_hash(tokenizer)
         body: Any = model.base_model
+        if body is model or model.get_output_embeddings() is None:
+            raise ModelError("not a causal LM: it has no body apart from its head", got=type(model).__name__)
         self._accepts = set(inspect.signature(body.forward).parameters)
-        if body is model or not {"past_key_values", "attention_mask"} <= self._accepts:
-            raise ModelError("not a causal LM with an attention cache", got=type(model).__name__)
-        self.is_split: bool = self._probe()
+        self.frozen: bool = False
+        self._engine: Llama | None = None
+        self.has_cache, self.is_split, self.is_llama = self._probe()
 
     @classmethod
     def from_pretrained(
@@ -174,22 +181,38 @@ class CausalLM:
 
     # -- the network, in two parts ---------------------------------------------------------------------------------
 
+    @property
+    def engine(self) -> Llama | None:
+        """The network as packed matrices, where it is of Llama type and on the CPU.
+
+        Made anew at every call, for weights may have changed since, unless `frozen`.
+        """
+        if not self.is_llama:
+            return None
+        if not self.frozen:
+            return Llama(self.model)
+        if self._engine is None:
+            self._engine = Llama(self.model)
+        return self._engine
+
     def body(self, ids_BT: Tensor, mask_BS: Tensor | None = None, cache: DynamicCache | None = None) -> Tensor:
         """Run all but the head.
 
         Parameters
         ----------
         ids_BT : (B, T) ids that follow what `cache` holds.
-        mask_BS : (B, S) True on real tokens, S = cached + T; None where there is no padding.
+        mask_BS : (B, S) True on real tokens, S = cached + T; None where there is no padding, or only on the right.
         cache : extended in place.
 
         Returns
         -------
-        (B, T, D) states for `head`. Where the architecture does more to its states than multiply them by a matrix
-        (softcapped or scaled logits), the states are the logits themselves, and `head` passes them on.
+        (B, T, D) states for `logits`. Where the architecture does more to its states than multiply them by a matrix
+        (softcapped or scaled logits), the states are the logits themselves, and `logits` passes them on.
         """
         past = cache.get_seq_length() if cache is not None else 0
-        inputs: dict[str, Any] = {"input_ids": ids_BT, "use_cache": cache is not None, "past_key_values": cache}
+        inputs: dict[str, Any] = {"input_ids": ids_BT, "use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
         if mask_BS is not None:
             inputs["attention_mask"] = mask_BS.long()
             positions = mask_BS.long().cumsum(-1)[:, past:] - 1
@@ -199,46 +222,50 @@ class CausalLM:
         if "position_ids" in self._accepts:
             inputs["position_ids"] = positions
         if self.is_split:
-            return self.model.base_model(**inputs).last_hidden_state
+            return self.model.base_model(**inputs)[0]
         return self.model(**inputs).logits
 
-    def head(self, states_ND: Tensor) -> Tensor:
-        """Logits of all ids that exist, (N, V) float32; ids unknown to the tokenizer are -inf."""
-        out: Any = self.model.get_output_embeddings()
-        logits_NV = (out(states_ND) if self.is_split else states_ND)[..., : self.vocab_size].float()
-        if self._holes is not None:
-            logits_NV = logits_NV.masked_fill(self._holes.to(logits_NV.device), -torch.inf)
-        return logits_NV
+    @property
+    def head(self) -> torch.nn.Linear:
+        """Output matrix, (W, D) with W >= V, and its bias."""
+        return cast("torch.nn.Linear", self.model.get_output_embeddings())
+
+    def logits(self, states_MD: Tensor) -> Tensor:
+        """Logits of all rows of the output matrix, (M, W), in the network's dtype; holes of the vocabulary are -inf.
+
+        Columns from `vocab_size` on are of ids that do not exist.
+        """
+        logits_MW = self.head(states_MD) if self.is_split else states_MD
+        return (
+            logits_MW if self.holes is None else logits_MW.index_fill(-1, self.holes.to(logits_MW.device), -torch.inf)
+        )
 
     @torch.inference_mode()
-    def _probe(self) -> bool:
-        """Whether the output matrix on the body's states gives the logits. ModelError on a cache of another kind."""
+    def _probe(self) -> tuple[bool, bool, bool]:
+        """Find out how the network can be run: with a cache, in two parts, by `Llama`. Numbers decide, not names."""
+        self.has_cache = self.is_split = False
         ids_BT = torch.arange(3, device=self.device)[None] % self.vocab_size
-        cache = DynamicCache(config=self.model.config)
-        self.is_split = False
-        logits_BTV = self.body(ids_BT, cache=cache)
-        if cache.get_seq_length() != 3 or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
-            raise ModelError("not a causal LM with an attention cache", got=type(self.model).__name__)
-        out: Any = self.model.get_output_embeddings()
-        if out is None:
-            return False
+        if {"past_key_values", "attention_mask"} <= self._accepts:
+            cache = roomy_cache(self.model.config)
+            logits_BTV = self.body(ids_BT, cache=cache)
+            self.has_cache = is_extensible(cache, 3)
+        else:
+            logits_BTV = self.body(ids_BT)
+        if not self.has_cache:
+            what = f"{type(self.model).__name__} keeps no attention cache that can be extended"
+            warnings.warn(f"{what}: every drawn token runs its whole prefix again, which is slow", stacklevel=3)
+        off = _PROBE_TOLERANCE.get(self.dtype, 0.1) * max(1.0, float(logits_BTV.float().abs().max()))
+
+        def agrees(other_BTV: Tensor) -> bool:
+            same = other_BTV.shape == logits_BTV.shape
+            return same and float((other_BTV.float() - logits_BTV.float()).abs().max()) <= off
+
         self.is_split = True
         try:
-            split_BTV = out(self.body(ids_BT))
+            is_split = agrees(self.head(self.body(ids_BT)))
         except (RuntimeError, AttributeError):
-            return False
-        if split_BTV.shape != logits_BTV.shape:
-            return False
-        off = float((split_BTV.float() - logits_BTV.float()).abs().max())
-        return off <= _PROBE_TOLERANCE.get(self.dtype, 0.1) * max(1.0, float(logits_BTV.float().abs().max()))
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """Return a cache that holds the chosen rows; `cache` stays as it is."""
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
-    return chosen
+            is_split = False
+        return self.has_cache, is_split, is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

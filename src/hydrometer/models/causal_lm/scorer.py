@@ -1,95 +1,245 @@
-"""Scores sequences under a causal LM: the log-probability of the stopped process.
+"""Scores sequences under a causal LM: log-probability of the stopped process, and what is known at each of its steps.
 
-Shapes: N sequences, B rows scored together, T positions, D width, M wanted positions, V ids.
+Shapes: N sequences, B rows scored together, T positions, M wanted positions, D width, W rows of the output matrix.
 
-A prompt's prefix is run once and its cache shared by all its answers; answers of similar length go together; the head
-is applied to wanted positions only, a few hundred at a time, so no (B, T, V) tensor ever exists.
+A prompt is run once and its cache shared by all its answers; padding is not computed where the network is of Llama
+type, and hardly elsewhere (rows of like length go together); the head is applied to wanted positions only, a few
+hundred at a time, and what it gives is reduced where it lies. No (B, T, V) tensor ever exists.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
-from hydrometer.models.causal_lm.model import CausalLM, select_rows
-from hydrometer.models.causal_lm.sampler import prefill
-from hydrometer.models.causal_lm.selectivity import selected_log_weights
+from hydrometer.core.errors import LawMismatchError
+from hydrometer.models.causal_lm import next_token
+from hydrometer.models.causal_lm.cache import select_rows
+from hydrometer.models.causal_lm.decoders import prefill
+from hydrometer.models.causal_lm.lanes import Lanes
+from hydrometer.models.causal_lm.llama import Llama, Packing
+from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.next_token import Logits
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
-    from hydrometer.core.spec import Selectivity
     from hydrometer.models.causal_lm.law import CausalLaw
 
-__all__ = ["score", "token_log_prob"]
+__all__ = ["StepScores", "score", "score_steps"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 _PROMPTS_TOGETHER = 64
-_ROWS_TOGETHER = 128
-_TOKENS_TOGETHER = 4096
-_LOGITS_TOGETHER = 256  # where the states are the logits themselves
-_HEAD_POSITIONS = 512
+_PACKED_TOKENS = 1024  # of a batch of packed rows
+_PADDED_ROWS, _PADDED_TOKENS = 128, 4096
+_LOGITS_TOGETHER = 256  # padded positions where the states are the logits themselves
+_HEAD_POSITIONS = 256
 
 
-@torch.inference_mode()
-def score(law: CausalLaw, x: Sequences, *, rows_together: int = _ROWS_TOGETHER) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True, eq=False)
+class StepScores:
+    """What is known at each step of N sequences; beyond a row's length, zeros.
+
+    Attributes
+    ----------
+    selected, unselected : (N, T) float64 nats, log-probability of each token under the selected law and under the law
+        itself.
+    near_edge : (N, T) bool, whether rounding could change what the selectivity keeps there.
+    entropy : (N, T) float64 nats, of the selected next-token law, or None.
+    cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
+    """
+
+    selected: Floats
+    unselected: Floats
+    near_edge: NDArray[np.bool_]
+    entropy: Floats | None
+    cross_entropy: Floats | None
+
+
+def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
     """Log-probability of each row, (N,) float64; -inf for what the process cannot give."""
-    lm = law.lm
+    possible_N = _is_outcome(law, x)
     total_N = np.full(len(x), -math.inf)
-    possible = np.flatnonzero(_is_outcome(law, x))
-    prompts = np.unique(x.prompt_index[possible])
-    for at in range(0, len(prompts), _PROMPTS_TOGETHER):
-        group = prompts[at : at + _PROMPTS_TOGETHER]
-        rows = possible[np.isin(x.prompt_index[possible], group)]
-        first_UD, cache, mask_US = prefill(lm, [law.prompts.ids[p] for p in group])
-        tokens = _TOKENS_TOGETHER if lm.is_split else _LOGITS_TOGETHER
-        for batch in _batches(rows, x.lengths, rows_together, tokens):
-            of = torch.from_numpy(np.searchsorted(group, x.prompt_index[batch])).to(lm.device)
-            length_B = torch.from_numpy(x.lengths[batch]).to(lm.device)
-            ids_BT = torch.from_numpy(x.ids[batch, : x.lengths[batch].max()]).to(lm.device)
-            logp_B = _score_batch(
-                lm, law.selectivity, first_UD[of], select_rows(cache, of), mask_US[of], ids_BT, length_B
-            )
-            total_N[batch] = logp_B.cpu().numpy()
+    rows = np.flatnonzero(possible_N)
+    if rows.size:
+        total_N[rows] = score_steps(law, x.take(rows), rows_together=rows_together).selected.sum(-1)
     return total_N
 
 
+@torch.inference_mode()
+def score_steps(
+    law: CausalLaw,
+    x: Sequences,
+    *,
+    entropy: bool = False,
+    against: CausalLaw | None = None,
+    rows_together: int = _PADDED_ROWS,
+) -> StepScores:
+    """Score every token of every row, whatever ends the row.
+
+    Parameters
+    ----------
+    x : rows that answer the law's prompts.
+    entropy : also the entropy of the next-token law at each step.
+    against : also the cross-entropy of `law`'s next-token law relative to this one's at each step,
+        ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`.
+    rows_together : rows of a padded batch at most.
+
+    Raises
+    ------
+    LawMismatchError : the rows answer other prompts, or the laws are not of the same outcomes.
+    """
+    if x.prompt_ids != law.prompts.ids:
+        raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
+    if against is not None:
+        law.compatible(against)
+    shape = x.ids.shape
+    out = StepScores(
+        np.zeros(shape),
+        np.zeros(shape),
+        np.zeros(shape, np.bool_),
+        np.zeros(shape) if entropy else None,
+        None if against is None else np.zeros(shape),
+    )
+    laws = [law] if against is None else [law, against]
+    engines = [a.lm.engine for a in laws]
+    prompts = np.unique(x.prompt_index)
+    for at in range(0, len(prompts), _PROMPTS_TOGETHER):
+        group = prompts[at : at + _PROMPTS_TOGETHER]
+        rows = np.flatnonzero(np.isin(x.prompt_index, group) & (x.lengths > 0))
+        texts = [law.prompts.ids[p] for p in group]
+        packed = [e for e in engines if e is not None]
+        if len(packed) == len(laws):
+            batches = list(_batches(rows, x.lengths, len(rows), _PACKED_TOKENS))
+            lanes = Lanes(len(batches))
+            sources: list[_Source] = [_PackedSource(a.lm, e, texts, lanes) for a, e in zip(laws, packed, strict=True)]
+        else:
+            tokens = _PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
+            batches = list(_batches(rows, x.lengths, rows_together, tokens))
+            lanes = Lanes(1)
+            sources = [_PaddedSource(a.lm, texts) for a in laws]
+
+        def work(batch: Ints, group: Ints = group, sources: list[_Source] = sources) -> None:
+            _score_batch(laws, sources, x, batch, np.searchsorted(group, x.prompt_index[batch]), out)
+
+        lanes.each(work, batches)
+    return out
+
+
+class _Source:
+    """States at the positions that predict a batch's tokens, and their logits."""
+
+    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        """(M, D): for each row in turn, of each of its tokens."""
+        raise NotImplementedError
+
+    def logits(self, states_MD: Tensor) -> Logits:
+        """(M, W)."""
+        raise NotImplementedError
+
+
+class _PackedSource(_Source):
+    def __init__(self, lm: CausalLM, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
+        self.lm, self.engine = lm, engine
+        engine.pack_head()
+        self.prompts = engine.prompts(prompts, lanes)
+
+    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        first_BD = self.prompts.states[torch.from_numpy(of_B)]
+        fed = np.array([len(row) - 1 for row in ids])
+        if not fed.any():
+            return first_BD
+        at = Packing.of(fed, self.prompts.length[of_B])
+        cache = self.engine.cache(len(ids), int(fed.max()), shared=True)
+        tokens = np.concatenate([row[:-1] for row in ids])
+        later_MD = self.engine.forward(tokens, at, cache, self.prompts, of_B)
+        # Each row's first state, then its others.
+        starts = np.cumsum(fed) - fed
+        whole = torch.empty(len(tokens) + len(ids), later_MD.shape[1], dtype=later_MD.dtype)
+        is_first = np.zeros(len(whole), np.bool_)
+        is_first[starts + np.arange(len(ids))] = True
+        mask = torch.from_numpy(is_first)
+        whole[mask], whole[~mask] = first_BD, later_MD
+        return whole
+
+    def logits(self, states_MD: Tensor) -> Logits:
+        logits_MW = self.engine.logits(states_MD)
+        if self.lm.holes is not None:
+            logits_MW[:, self.lm.holes.numpy()] = 0xFF80 if logits_MW.dtype == np.uint16 else -np.inf
+        return logits_MW
+
+
+class _PaddedSource(_Source):
+    def __init__(self, lm: CausalLM, prompts: list[tuple[int, ...]]) -> None:
+        self.lm, self.prompts = lm, prompts
+        self.prefix = prefill(lm, prompts) if lm.has_cache else None
+
+    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        device = self.lm.device
+        length_B = torch.tensor([len(row) for row in ids], device=device)
+        width = int(length_B.max())
+        wanted_BT = torch.arange(width, device=device) < length_B[:, None]
+        ids_BT = torch.zeros(len(ids), width, dtype=torch.long)
+        for b, row in enumerate(ids):
+            ids_BT[b, : len(row)] = torch.from_numpy(row)
+        ids_BT = ids_BT.to(device)
+        if self.prefix is None:
+            return self._without_cache(ids, of_B)
+        first_UD, cache, mask_US = self.prefix
+        of = torch.from_numpy(of_B).to(device)
+        states_BTD = first_UD[of][:, None]
+        if width > 1:
+            mask_BS = torch.cat([mask_US[of], wanted_BT[:, :-1]], dim=1)
+            states_BTD = torch.cat([states_BTD, self.lm.body(ids_BT[:, :-1], mask_BS, select_rows(cache, of))], dim=1)
+        return states_BTD[wanted_BT]
+
+    def _without_cache(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        whole = [[*self.prompts[u], *row[:-1].tolist()] for u, row in zip(of_B, ids, strict=True)]
+        width = max(len(r) for r in whole)
+        ids_BS = torch.tensor([r + [0] * (width - len(r)) for r in whole], device=self.lm.device)
+        states_BSD = self.lm.body(ids_BS)
+        parts = [
+            states_BSD[b, len(self.prompts[u]) - 1 : len(self.prompts[u]) - 1 + len(row)]
+            for b, (u, row) in enumerate(zip(of_B, ids, strict=True))
+        ]
+        return torch.cat(parts)
+
+    def logits(self, states_MD: Tensor) -> Logits:
+        return self.lm.logits(states_MD)
+
+
 def _score_batch(
-    lm: CausalLM,
-    selectivity: Selectivity | None,
-    first_BD: Tensor,
-    cache: DynamicCache,
-    mask_BS: Tensor,
-    ids_BT: Tensor,
-    length_B: Tensor,
-) -> Tensor:
-    """Sum of the log-probabilities of each row's tokens, (B,) float64."""
-    steps = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    wanted_BT = steps < length_B[:, None]
-    states_BTD = first_BD[:, None]
-    if ids_BT.shape[1] > 1:
-        mask_BS = torch.cat([mask_BS, wanted_BT[:, :-1]], dim=1)
-        states_BTD = torch.cat([states_BTD, lm.body(ids_BT[:, :-1], mask_BS, cache)], dim=1)
-    logp_BT = torch.zeros_like(ids_BT, dtype=torch.float64)
-    logp_BT[wanted_BT] = token_log_prob(lm, selectivity, states_BTD[wanted_BT], ids_BT[wanted_BT])
-    return logp_BT.sum(-1)
-
-
-def token_log_prob(lm: CausalLM, selectivity: Selectivity | None, states_MD: Tensor, ids_M: Tensor) -> Tensor:
-    """Log-probability of each id under the selected next-token law at its state, (M,) float64."""
-    parts: list[Tensor] = []
-    for states, ids in zip(states_MD.split(_HEAD_POSITIONS), ids_M.split(_HEAD_POSITIONS), strict=True):
-        known = ids < lm.vocab_size
-        w = selected_log_weights(lm.head(states), selectivity)
-        chosen = w.gather(-1, torch.where(known, ids, 0)[:, None])[:, 0]
-        log_p = chosen.double() - w.logsumexp(-1).double()
-        parts.append(torch.where(known, log_p, -math.inf))
-    return torch.cat(parts)
+    laws: list[CausalLaw], sources: list[_Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
+) -> None:
+    """Fill in what is known of the rows of one batch."""
+    ids = [x.row(int(i)) for i in batch]
+    wanted = np.concatenate(ids)
+    row_M = np.repeat(batch, [len(row) for row in ids])
+    step_M = np.concatenate([np.arange(len(row)) for row in ids])
+    states = [source.states(ids, of_B) for source in sources]
+    mine = laws[0]
+    for a in range(0, len(wanted), _HEAD_POSITIONS):
+        part = slice(a, a + _HEAD_POSITIONS)
+        at = row_M[part], step_M[part]
+        logits = [source.logits(s[part]) for source, s in zip(sources, states, strict=True)]
+        found = next_token.score(
+            logits[0], mine.lm.vocab_size, mine.selectivity, wanted[part], entropy=out.entropy is not None
+        )
+        out.selected[at], out.unselected[at], out.near_edge[at] = found.selected, found.unselected, found.near_edge
+        if out.entropy is not None:
+            out.entropy[at] = found.entropy
+        if out.cross_entropy is not None:
+            out.cross_entropy[at] = next_token.cross_entropy(
+                logits[0], mine.selectivity, logits[1], laws[1].selectivity, mine.lm.vocab_size
+            )
 
 
 def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:
@@ -103,9 +253,7 @@ def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:
     return (ends_N | cut_N) & ~early_N & (x.lengths >= 1) & (x.lengths <= law.max_new_tokens)
 
 
-def _batches(
-    rows: NDArray[np.int64], lengths: NDArray[np.int64], most: int, tokens: int
-) -> Iterator[NDArray[np.int64]]:
+def _batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints]:
     """Rows of similar length together, longest first, at most `tokens` positions a batch."""
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     at = 0

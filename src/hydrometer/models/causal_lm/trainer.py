@@ -4,8 +4,8 @@ Shapes: B rows, T positions, M answer tokens of a batch, D width, V ids.
 
     loss = - (1 / M) sum over answer tokens, the stop token among them, of log q(x_t | prompt, x_<t)        nats/token
 
-Only answer positions meet the head. Padding is known by length: an end-of-sequence token that also pads is learned like
-any other.
+Only answer positions meet the head, and their logits are never all there at once (`losses`). Padding is known by
+length: an end-of-sequence token that also pads is learned like any other.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.initial import init_model
 from hydrometer.models.causal_lm.law import CausalLaw
+from hydrometer.models.causal_lm.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.scorer import score
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
@@ -127,11 +128,20 @@ class _MLETrainer(Trainer):
         """Mean negative log-likelihood of the answer tokens, nats/token."""
         labels_BT = inputs["labels"][:, 1:]
         wanted_BT = labels_BT != _IGNORED
-        with torch.autocast(self.lm.device.type, torch.bfloat16, enabled=self.bf16):
-            states_BTD = self.lm.body(inputs["input_ids"], inputs["attention_mask"])
-            logits_MV = self.lm.head(states_BTD[:, :-1][wanted_BT])
-        total = F.cross_entropy(logits_MV, labels_BT[wanted_BT], reduction="sum")
-        loss = total / (wanted_BT.sum() if num_items_in_batch is None else num_items_in_batch)
+        n_items = float(wanted_BT.sum() if num_items_in_batch is None else num_items_in_batch)
+        lm, dtype = self.lm, torch.bfloat16 if self.bf16 else torch.float32
+        with torch.autocast(lm.device.type, torch.bfloat16, enabled=self.bf16):
+            # No mask: padding is on the right, where no answer token looks.
+            states_MD = lm.body(inputs["input_ids"])[:, :-1][wanted_BT]
+        ids_M = labels_BT[wanted_BT]
+        if lm.is_split:
+            loss = linear_cross_entropy(
+                states_MD, lm.head.weight, lm.head.bias, ids_M,
+                n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
+            )  # fmt: skip
+        else:
+            logits_MV = lm.logits(states_MD)[:, : lm.vocab_size].float()
+            loss = F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
         if not torch.isfinite(loss):
             raise FitError("the loss is not finite", got=loss.item(), fix="lower the learning rate")
         return loss

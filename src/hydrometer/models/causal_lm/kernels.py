@@ -1,0 +1,463 @@
+"""What is done to a row of logits, in one pass where it lies: select, draw, score, entropy, cross-entropy. For the CPU.
+
+Shapes: M rows, V ids that exist (a row may hold more: padded vocabularies), W storage width of a row.
+
+Logits are float32, or bfloat16 as the uint16 of its bits; arithmetic is float32 with float64 sums. Everything here runs
+on one thread and without the interpreter's lock; rows are split over threads by the caller.
+
+For a row l with maximum m and temperature tau, x_j = (l_j - m) / tau. A selectivity keeps {j : x_j >= edge}:
+
+    log p_s(j) = x_j - log sum over kept i of exp(x_i),   -inf where x_j < edge.
+
+`select_row` finds the edge without sorting a row: only ids that can be kept are looked at, in buckets of x, and one
+bucket is sorted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+__all__ = ["NEAR_EDGE", "cross_rows", "draw_rows", "exp32", "narrow", "score_rows", "softmax_gradient", "wide"]
+
+# numba has no type information; what leaves this module is arrays that the caller made.
+nb = cast("Any", numba)
+ty = cast("Any", types)
+_intrinsic, _overload = cast("Any", intrinsic), cast("Any", overload)
+
+# No flag that lets the compiler assume finite numbers: -inf is a value here.
+_SUMS = {"reassoc", "contract", "nsz"}
+_EXACT = {"contract"}
+kernel = nb.njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+_exact = nb.njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+
+f32, i32, u32, u16 = np.float32, np.int32, np.uint32, np.uint16
+_INF = f32(np.inf)
+_CHUNK = 256
+_BUCKETS = 1024
+NEAR_EDGE = 1e-5
+"""Nats. A kept set with no larger margin may differ by a token between two computations of the same logits.
+
+The margin is the least e such that changing every logit by at most e can change the set. For top_k and min_p it is half
+the gap in logits. Raising all kept logits by e and lowering the others moves the kept mass p by 2 e p (1 - p), so for
+top_p it is the gap in mass over 2 p (1 - p).
+"""
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+@_intrinsic
+def _float_of(typing_context: Any, bits: Any) -> Any:
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], cast("Any", ir).FloatType())
+
+    return ty.float32(ty.uint32), generate
+
+
+@_intrinsic
+def _bits_of(typing_context: Any, x: Any) -> Any:
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], cast("Any", ir).IntType(32))
+
+    return ty.uint32(ty.float32), generate
+
+
+def wide(x: Any) -> Any:
+    """Stored number to float32."""
+    raise NotImplementedError
+
+
+@_overload(wide)
+def _wide(x: Any) -> Any:
+    def from_bfloat16(x: Any) -> Any:
+        return _float_of(u32(u32(x) << u32(16)))
+
+    def from_float32(x: Any) -> Any:
+        return x
+
+    return from_bfloat16 if x == ty.uint16 else from_float32
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """Convert float32 to the storage of `like`, rounded to nearest even."""
+    raise NotImplementedError
+
+
+@_overload(narrow)
+def _narrow(x: Any, like: Any) -> Any:
+    def to_bfloat16(x: Any, like: Any) -> Any:
+        bits = _bits_of(f32(x))
+        rounded = u32(bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1)))
+        return u16(rounded >> u32(16))
+
+    def to_float32(x: Any, like: Any) -> Any:
+        return f32(x)
+
+    return to_bfloat16 if like == ty.uint16 else to_float32
+
+
+@_exact
+def exp32(x: Any) -> Any:
+    """Exponential in float32, relative error 1e-7; below -87 it is exp(-87). After Cephes' expf."""
+    x = max(x, f32(-87.0))
+    shifted = x * f32(1.44269504) + f32(12582912.0)
+    n = shifted - f32(12582912.0)
+    r = x - n * f32(0.693359375)
+    r = r + n * f32(2.12194440e-4)
+    y = f32(1.9875691500e-4) * r + f32(1.3981999507e-3)
+    y = y * r + f32(8.3334519073e-3)
+    y = y * r + f32(4.1665795894e-2)
+    y = y * r + f32(1.6666665459e-1)
+    y = y * r + f32(5.0000001201e-1)
+    y = y * (r * r) + r + f32(1.0)
+    return y * _float_of(u32((_bits_of(shifted) << u32(23)) + u32(0x3F800000)))
+
+
+@kernel
+def _weight(x: Any) -> Any:
+    """Exponential of x, and exactly zero where x is -inf."""
+    return exp32(x) if x > f32(-1e30) else f32(0.0)
+
+
+# -- one row -----------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _maximum(row: Any, n: Any) -> Any:
+    top = -(2**31)
+    for j in range(n):
+        # As integers, floats of one sign keep their order; negative ones are turned round. Integers vectorise.
+        bits = i32(_bits_of(wide(row[j])))
+        top = max(top, i32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
+    bits = i32(top)
+    return _float_of(u32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
+
+
+@kernel
+def _masses(row: Any, n: Any, m: Any, rate: Any, cdf: Any) -> Any:
+    """Fill the running sums of exp(x) over chunks of 256 ids; return them whole: at rate 1, and at `rate`."""
+    plain = 0.0
+    total = 0.0
+    for k in range((n + _CHUNK - 1) // _CHUNK):
+        s = f32(0.0)
+        stop = min(n, (k + 1) * _CHUNK)
+        for j in range(k * _CHUNK, stop):
+            s += _weight((wide(row[j]) - m) * rate)
+        total += np.float64(s)
+        if rate != f32(1.0):
+            s = f32(0.0)
+            for j in range(k * _CHUNK, stop):
+                s += _weight(wide(row[j]) - m)
+        plain += np.float64(s)
+        cdf[k] = total
+    return plain, total
+
+
+@kernel
+def _count(row: Any, n: Any, m: Any, rate: Any, lowest: Any) -> Any:
+    count = 0
+    for j in range(n):
+        count += (wide(row[j]) - m) * rate >= lowest
+    return count
+
+
+@kernel
+def _gather(row: Any, n: Any, m: Any, rate: Any, lowest: Any, ids: Any, xs: Any) -> Any:
+    """Collect the ids with x >= lowest, in order of id."""
+    count = 0
+    for j in range(n):
+        x = (wide(row[j]) - m) * rate
+        ids[count] = j
+        xs[count] = x
+        count += x >= lowest
+    return count
+
+
+@kernel
+def _nucleus_edge(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any:
+    """Return x of the last id of the smallest set of likeliest ids that holds `top_p` of `mass`, and its margin.
+
+    Here the margin is the share of mass by which the set could miss, or do without its last id.
+    """
+    low = f32(0.0)
+    for i in range(count):
+        if xs[i] >= floor:
+            low = min(low, xs[i])
+    scale = f32(_BUCKETS - 1) / max(-low, f32(1e-6))
+    held = np.zeros(_BUCKETS)
+    for i in range(count):
+        if xs[i] >= floor:
+            held[int(-xs[i] * scale)] += np.float64(exp32(xs[i]))
+    target = top_p * mass
+    before = 0.0
+    b = 0
+    while b < _BUCKETS and before + held[b] < target:
+        before += held[b]
+        b += 1
+    if b == _BUCKETS:  # rounding leaves the whole mass below top_p: everything is kept
+        return -_INF, 0.0
+    inside = np.empty(count, np.float32)
+    k = 0
+    for i in range(count):
+        if xs[i] >= floor and int(-xs[i] * scale) == b:
+            inside[k] = xs[i]
+            k += 1
+    ordered = np.sort(inside[:k])
+    i = k - 1
+    while i >= 0:
+        tie = 0.0
+        edge = ordered[i]
+        while i >= 0 and ordered[i] == edge:
+            tie += np.float64(exp32(edge))
+            i -= 1
+        if before + tie >= target or i < 0:
+            return edge, min(target - before, abs(before + tie - target)) / mass
+        before += tie
+    return -_INF, 0.0
+
+
+@kernel
+def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: Any, cdf: Any, ids: Any, xs: Any) -> Any:
+    """Find the kept set of a row.
+
+    Parameters
+    ----------
+    row : (W,) logits, of which the first n exist.
+    rate : 1 / temperature, float32.
+    top_k : 0 keeps all. top_p : 1 keeps all. log_min_p : -inf keeps all.
+    cdf : (chunks,) float64, filled with running sums of exp(x) over chunks.
+    ids, xs : (n,) int32, float32, filled with the ids that can be kept.
+
+    Returns
+    -------
+    m, edge (-inf where nothing is dropped), log mass of the kept at `rate`, log mass of all at rate 1, how many of
+    `ids` are filled, margin of the kept set in nats (see NEAR_EDGE).
+    """
+    m = _maximum(row, n)
+    plain, total = _masses(row, n, m, rate, cdf)
+    if top_k == 0 and top_p >= 1.0 and log_min_p == -_INF:
+        return m, -_INF, math.log(total), math.log(plain), 0, 1.0
+    lowest = f32(-1e30)
+    if top_k > 0:
+        reach = f32(4.0)
+        while reach < f32(1e4) and _count(row, n, m, rate, -reach) <= top_k:
+            reach *= f32(2.0)
+        if reach < f32(1e4):
+            lowest = -reach
+    else:
+        # Ids further below hold, all together, less than the nucleus leaves out.
+        if top_p < 1.0:
+            lowest = max(lowest, f32(-math.log(n / ((1.0 - top_p) * total)) - 1e-2))
+        if log_min_p > -_INF:
+            lowest = max(lowest, f32(log_min_p) - f32(1e-2))
+    count = _gather(row, n, m, rate, lowest, ids, xs)
+    edge = -_INF
+    margin = 1.0
+    mass = total
+    if 0 < top_k < count:
+        ordered = np.partition(xs[:count], count - top_k)
+        edge = ordered[count - top_k]
+        below = -_INF
+        mass = 0.0
+        for i in range(count):
+            if xs[i] >= edge:
+                mass += np.float64(exp32(xs[i]))
+            else:
+                below = max(below, xs[i])
+        margin = np.float64(edge - below) / (2.0 * rate)
+    if top_p < 1.0:
+        nucleus, mass_margin = _nucleus_edge(xs, count, edge, top_p, mass)
+        if nucleus > edge:
+            edge = nucleus
+            margin = mass_margin / (2.0 * top_p * (1.0 - top_p) * rate)
+    if log_min_p > -_INF:
+        at = f32(log_min_p)
+        gap = _INF
+        for i in range(count):
+            if xs[i] >= edge:
+                gap = min(gap, abs(xs[i] - at))
+        if at > edge:
+            edge = at
+            margin = np.float64(gap) / (2.0 * rate)
+        else:
+            margin = min(margin, np.float64(gap) / (2.0 * rate))
+    kept = 0.0
+    for i in range(count):
+        if xs[i] >= edge:
+            kept += np.float64(exp32(xs[i]))
+    return m, edge, math.log(kept), math.log(plain), count, margin
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def draw_rows(
+    logits: Any, n: Any, u: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: Any, out: Any, log_p: Any, near: Any
+) -> None:
+    """Draw an id a row by inverse transform.
+
+    Parameters
+    ----------
+    logits : (M, W) ; n : V ; u : (M,) float64 in (0, 1); the selectivity as in `select_row`.
+    out : (M,) int64, filled.
+    log_p : (M, 2) float64, filled: under the selected and the unselected law, nats.
+    near : (M,) bool, filled: whether the kept set's margin is at most NEAR_EDGE.
+    """
+    cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
+    ids = np.empty(n + 1, np.int32)
+    xs = np.empty(n + 1, np.float32)
+    for r in range(logits.shape[0]):
+        row = logits[r]
+        m, edge, log_kept, log_all, count, margin = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
+        target = u[r] * math.exp(log_kept)
+        chosen = 0
+        if edge == -_INF and count == 0:
+            k = 0
+            while k < cdf.shape[0] - 1 and cdf[k] <= target:
+                k += 1
+            while k > 0 and cdf[k] == cdf[k - 1]:  # a last chunk without weight is never drawn from
+                k -= 1
+            mass = cdf[k - 1] if k > 0 else 0.0
+            for j in range(k * _CHUNK, min(n, (k + 1) * _CHUNK)):
+                w = np.float64(_weight((wide(row[j]) - m) * rate))
+                if w > 0.0:
+                    chosen = j
+                    mass += w
+                    if mass > target:
+                        break
+        else:
+            mass = 0.0
+            for i in range(count):
+                if xs[i] >= edge:
+                    chosen = ids[i]
+                    mass += np.float64(exp32(xs[i]))
+                    if mass > target:
+                        break
+        d = wide(row[chosen]) - m
+        out[r] = chosen
+        log_p[r, 0] = np.float64(d * rate) - log_kept
+        log_p[r, 1] = np.float64(d) - log_all
+        near[r] = margin <= NEAR_EDGE
+
+
+@kernel
+def score_rows(
+    logits: Any,
+    n: Any,
+    ids_in: Any,
+    rate: Any,
+    top_k: Any,
+    top_p: Any,
+    log_min_p: Any,
+    log_p: Any,
+    near: Any,
+    entropy: Any,
+) -> None:
+    """Score an id a row.
+
+    Parameters
+    ----------
+    logits : (M, W) ; n : V ; ids_in : (M,) int64; the selectivity as in `select_row`.
+    log_p : (M, 2) float64, filled: under the selected and the unselected law, nats; -inf for what cannot be drawn.
+    near : (M,) bool, filled as in `draw_rows`.
+    entropy : (M,) float64, filled with the entropy of the selected law, nats; (0,) where it is not wanted.
+    """
+    cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
+    ids = np.empty(n + 1, np.int32)
+    xs = np.empty(n + 1, np.float32)
+    for r in range(logits.shape[0]):
+        row = logits[r]
+        m, edge, log_kept, log_all, _, margin = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
+        near[r] = margin <= NEAR_EDGE
+        log_p[r, 0] = -np.inf
+        log_p[r, 1] = -np.inf
+        if 0 <= ids_in[r] < n:
+            d = wide(row[ids_in[r]]) - m
+            log_p[r, 1] = np.float64(d) - log_all
+            if d * rate >= edge:
+                log_p[r, 0] = np.float64(d * rate) - log_kept
+        if entropy.shape[0] > 0:
+            moment = 0.0
+            for j in range(n):
+                x = (wide(row[j]) - m) * rate
+                moment += np.float64(_weight(x) * max(x, f32(-1e30))) if x >= edge else 0.0
+            entropy[r] = log_kept - moment * math.exp(-log_kept)
+
+
+@kernel
+def cross_rows(
+    a: Any,
+    b: Any,
+    n: Any,
+    rate_a: Any,
+    top_k_a: Any,
+    top_p_a: Any,
+    log_min_p_a: Any,
+    rate_b: Any,
+    top_k_b: Any,
+    top_p_b: Any,
+    log_min_p_b: Any,
+    cross: Any,
+) -> None:
+    """Cross-entropy of the next-token laws a and b, -sum over j of p_a(j) log p_b(j), (M,) float64 nats.
+
+    Infinite where a keeps an id that b drops.
+    """
+    cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
+    ids = np.empty(n + 1, np.int32)
+    xs = np.empty(n + 1, np.float32)
+    for r in range(a.shape[0]):
+        row_a, row_b = a[r], b[r]
+        m_a, edge_a, log_a, _, _, _ = select_row(row_a, n, rate_a, top_k_a, top_p_a, log_min_p_a, cdf, ids, xs)
+        m_b, edge_b, log_b, _, _, _ = select_row(row_b, n, rate_b, top_k_b, top_p_b, log_min_p_b, cdf, ids, xs)
+        moment = 0.0
+        outside = 0
+        for j in range(n):
+            x = (wide(row_a[j]) - m_a) * rate_a
+            w = _weight(x) if x >= edge_a else f32(0.0)
+            y = (wide(row_b[j]) - m_b) * rate_b
+            shared = y >= edge_b and y > f32(-1e30)
+            outside += w > f32(0.0) and not shared
+            moment += np.float64(w * y) if shared else 0.0
+        cross[r] = np.inf if outside > 0 else log_b - moment * math.exp(-log_a)
+
+
+@kernel
+def softmax_gradient(logits: Any, n: Any, ids: Any, scale: Any, loss: Any) -> None:
+    """Turn each row into the gradient of `scale` times its loss, in place.
+
+    Parameters
+    ----------
+    logits : (M, W), overwritten with scale (softmax - onehot); columns from n on with zeros.
+    n : V ; ids : (M,) int64 ; scale : float32.
+    loss : (M,) float64, filled with -log softmax at the ids, nats.
+    """
+    for r in range(logits.shape[0]):
+        m = _maximum(logits[r], n)
+        total = 0.0
+        for k in range((n + _CHUNK - 1) // _CHUNK):
+            s = f32(0.0)
+            for j in range(k * _CHUNK, min(n, (k + 1) * _CHUNK)):
+                s += _weight(wide(logits[r, j]) - m)
+            total += np.float64(s)
+        log_mass = math.log(total)
+        at = ids[r]
+        own = wide(logits[r, at]) - m
+        loss[r] = log_mass - np.float64(own)
+        share = f32(np.float64(scale) / total)
+        for j in range(n):
+            logits[r, j] = narrow(_weight(wide(logits[r, j]) - m) * share, logits[r, j])
+        for j in range(n, logits.shape[1]):
+            logits[r, j] = narrow(f32(0.0), logits[r, j])
+        logits[r, at] = narrow(f32(math.exp(-loss[r]) - 1.0) * scale, logits[r, at])
