@@ -35,14 +35,12 @@ def arguments(description: str) -> argparse.Namespace:
 def in_turn(works: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Run each work once a turn, so that whatever else the machine does falls on all alike.
 
-    A work returns its rate (work per second). The first turn warms up and is dropped.
+    A work returns its rate (work per second). All have been run before, to check them and to find batch sizes.
     """
     rates: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for name, work in works.items():
-            rate = work()
-            if turn:
-                rates[name].append(rate)
+            rates[name].append(work())
     return rates
 
 

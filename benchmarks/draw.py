@@ -1,8 +1,9 @@
 """Drawing: ours against transformers' `generate` at its best batch size, and vLLM on the CPU, same tokens to draw.
 
-Every row draws exactly its full length (an empty stop set), with the log-probability of every token recorded by ours
-and, by vLLM, with logprobs=0. `generate` records none. Checked first: the mean log-probability a token of each peer's
-draws, scored in float32, agrees with ours within 4 standard errors.
+A peer's rate is that of one batch of its best size. Every row draws exactly its full length (an empty stop set), with
+the log-probability of every token recorded by ours and, by vLLM, with logprobs=0; `generate` records none. Checked
+first: the mean log-probability a token of each peer's draws, scored in float32, agrees with ours within 4 standard
+errors.
 
 vLLM needs an environment of its own; name its interpreter in VLLM_PYTHON (see README.md), or it is left out.
 """
@@ -16,8 +17,6 @@ import math
 import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +125,20 @@ def main() -> None:
         if vllm is not None:
             agree(judge, ours, np.array(vllm.ask(CHECKED, top_p, CHECKED)["ids"]), "vLLM")
 
-        def rate(work: Callable[[], object]) -> float:
-            begin = time.perf_counter()
-            work()
-            return 1 / (time.perf_counter() - begin)
+        def trial(batch: int, lm: CausalLM = lm, top_p: float = top_p) -> float:
+            return _peers.timed(lambda: generate(lm, batch, top_p, batch), batch * TOKENS)()
 
-        trials = {b: rate(lambda b=b, lm=lm, p=top_p: generate(lm, b, p)) for b in (64, 128, 256)}
+        trials = {b: trial(b) for b in (64, 128, 256)}
         best = max(trials, key=lambda b: trials[b])
         seeds = iter(range(1, 1000))
         works = {
             "hydrometer": _peers.timed(lambda law=law, seeds=seeds: law.sample(ROWS, seed=next(seeds)), ROWS * TOKENS),
-            f"generate, batch {best}": _peers.timed(lambda lm=lm, p=top_p, b=best: generate(lm, b, p), ROWS * TOKENS),
+            f"generate, batch {best}": lambda b=best, trial=trial: trial(b),
         }
         if vllm is not None:
-            rates = {b: 1 / vllm.ask(b, top_p)["seconds"] for b in (128, 256)}
-            b = max(rates, key=lambda b: rates[b])
-            works[f"vLLM, logprobs=0, batch {b}"] = lambda v=vllm, b=b, p=top_p: ROWS * TOKENS / v.ask(b, p)["seconds"]
+            served_at = {b: b * TOKENS / vllm.ask(b, top_p, b)["seconds"] for b in (128, 256)}
+            b = max(served_at, key=lambda b: served_at[b])
+            works[f"vLLM, logprobs=0, batch {b}"] = lambda v=vllm, b=b, p=top_p: b * TOKENS / v.ask(b, p, b)["seconds"]
         results.append(
             _peers.report(f"draw {ROWS} x {TOKENS}, {name}, bf16", _peers.in_turn(works, args.repeats), "tok/s")
         )

@@ -167,7 +167,7 @@ def test_ties_are_kept():
 def test_the_nucleus_of_a_large_flat_vocabulary_is_found_by_the_full_sort():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5000, generator=generator) * torch.tensor([[0.1], [1.0], [9.0]])
-    w, _ = selected_log_weights(logits, Selectivity(top_p=0.9))
+    w = selected_log_weights(logits, Selectivity(top_p=0.9)).log_weights
     p = logits.double().softmax(-1)
     for row in range(3):
         kept = torch.isfinite(w[row])

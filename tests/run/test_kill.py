@@ -59,16 +59,22 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path, tiny_models: dict
     killed, between = 0, set[str]()
     for k in range(KILLS):
         out = tmp_path / f"run{k}"
-        process = start(out)
-        time.sleep(whole * (k + dice.random()) / KILLS)  # one in each twentieth of a run, so that every stage is hit
-        if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
-            killed += 1
-        process.join(30)
+        share = (k + dice.random()) / KILLS  # one in each twentieth of a run, so that every stage is hit
+        for _ in range(5):
+            process = start(out)
+            time.sleep(whole * share)
+            if alive := process.is_alive():
+                os.kill(process.pid or 0, signal.SIGKILL)
+            process.join(30)
+            if alive:
+                killed += 1
+                break
+            whole *= 0.85  # the undisturbed run had been slower, on a busier machine
+            shutil.rmtree(out)
         between |= _stages(out) if (out / "artifacts").is_dir() else set()
         finish(out)
         assert without_timings(json.loads((out / "results.json").read_text())) == expected, f"kill {k}"
         assert not list((out / "artifacts").glob(".tmp-*"))
         shutil.rmtree(out)
-    assert killed >= KILLS - 3
+    assert killed == KILLS
     assert {"draw", "fit", "judge"} <= between

@@ -41,12 +41,17 @@ _INF = f32(np.inf)
 _CHUNK = 256
 _BUCKETS = 1024
 NEAR_EDGE = 1e-5
-"""Nats. A kept set with no larger margin may differ by a token between two computations of the same logits.
+WEIGHTY = 5e-5
+"""When a step is near its edge.
 
-The margin is the least e such that changing every logit by at most e can change the set. For top_k and min_p it is half
-the gap in logits. Raising all kept logits by e and lowering the others moves the kept mass p by 2 e p (1 - p), so for
-top_p it is the gap in mass over 2 p (1 - p).
+Two computations of the same logits may differ by NEAR_EDGE nats in each. Where that can change the kept set (two ids
+on either side of the edge closer than twice that, ids tied at the edge that are not all needed, a nucleus whose mass is
+within what it moves, 2 e p (1 - p) for a change e of every logit), the drawn token's log-probability moves visibly if
+it lies at the edge itself, or if what lies there holds more than WEIGHTY of the kept mass. Then, and only then, the
+step is counted.
 """
+LEAST = -1e37  # what lies so far below the maximum has probability zero in any arithmetic
+_ROUNDING = 2e-7  # of a mass summed from float32 exponentials
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -125,8 +130,8 @@ def exp32(x: Any) -> Any:
 
 @kernel
 def _weight(x: Any) -> Any:
-    """Exponential of x, and exactly zero where x is -inf."""
-    return exp32(x) if x > f32(-1e30) else f32(0.0)
+    """Exponential of x; exactly zero below -87, where all ids together hold nothing that float32 can show."""
+    return exp32(x) if x > f32(-87.0) else f32(0.0)
 
 
 # -- one row -----------------------------------------------------------------------------------------------------------
@@ -134,11 +139,17 @@ def _weight(x: Any) -> Any:
 
 @kernel
 def _maximum(row: Any, n: Any) -> Any:
+    """Return the largest entry; NaN where one is NaN."""
     top = -(2**31)
+    largest = 0
     for j in range(n):
         # As integers, floats of one sign keep their order; negative ones are turned round. Integers vectorise.
         bits = i32(_bits_of(wide(row[j])))
+        size = i32(bits & i32(0x7FFFFFFF))
+        largest = max(largest, size)
         top = max(top, i32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
+    if largest > 0x7F800000:
+        return f32(np.nan)
     bits = i32(top)
     return _float_of(u32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
 
@@ -184,10 +195,13 @@ def _gather(row: Any, n: Any, m: Any, rate: Any, lowest: Any, ids: Any, xs: Any)
 
 
 @kernel
-def _nucleus_edge(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any:
-    """Return x of the last id of the smallest set of likeliest ids that holds `top_p` of `mass`, and its margin.
+def _nucleus(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any:
+    """Find the smallest set of likeliest ids that holds `top_p` of `mass`.
 
-    Here the margin is the share of mass by which the set could miss, or do without its last id.
+    Returns
+    -------
+    x of its last id (-inf where rounding leaves all of it short), and the share of mass by which the set could miss, or
+    do without one of the ids tied at its edge.
     """
     low = f32(0.0)
     for i in range(count):
@@ -204,8 +218,8 @@ def _nucleus_edge(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any
     while b < _BUCKETS and before + held[b] < target:
         before += held[b]
         b += 1
-    if b == _BUCKETS:  # rounding leaves the whole mass below top_p: everything is kept
-        return -_INF, 0.0
+    if b == _BUCKETS:
+        return -_INF, 1.0
     inside = np.empty(count, np.float32)
     k = 0
     for i in range(count):
@@ -216,14 +230,17 @@ def _nucleus_edge(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any
     i = k - 1
     while i >= 0:
         tie = 0.0
+        one = np.float64(exp32(ordered[i]))
         edge = ordered[i]
         while i >= 0 and ordered[i] == edge:
-            tie += np.float64(exp32(edge))
+            tie += one
             i -= 1
         if before + tie >= target or i < 0:
-            return edge, min(target - before, abs(before + tie - target)) / mass
+            spare = before + tie - one - target  # not below zero where a tie is kept whole that is not all needed
+            missing = abs(before + tie - target)
+            return edge, (0.0 if spare >= 0.0 else min(-spare, missing)) / mass
         before += tie
-    return -_INF, 0.0
+    return -_INF, 1.0
 
 
 @kernel
@@ -236,17 +253,18 @@ def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: A
     rate : 1 / temperature, float32.
     top_k : 0 keeps all. top_p : 1 keeps all. log_min_p : -inf keeps all.
     cdf : (chunks,) float64, filled with running sums of exp(x) over chunks.
-    ids, xs : (n,) int32, float32, filled with the ids that can be kept.
+    ids, xs : (n + 1,) int32, float32, filled with the ids that can be kept.
 
     Returns
     -------
     m, edge (-inf where nothing is dropped), log mass of the kept at `rate`, log mass of all at rate 1, how many of
-    `ids` are filled, margin of the kept set in nats (see NEAR_EDGE).
+    `ids` are filled; and the span of x, low to high, in which a token is near the edge: empty where the set is sure,
+    everything where what lies at the edge is weighty (see NEAR_EDGE).
     """
     m = _maximum(row, n)
     plain, total = _masses(row, n, m, rate, cdf)
     if top_k == 0 and top_p >= 1.0 and log_min_p == -_INF:
-        return m, -_INF, math.log(total), math.log(plain), 0, 1.0
+        return m, -_INF, math.log(total), math.log(plain), 0, _INF, -_INF
     lowest = f32(-1e30)
     if top_k > 0:
         reach = f32(4.0)
@@ -261,41 +279,53 @@ def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: A
         if log_min_p > -_INF:
             lowest = max(lowest, f32(log_min_p) - f32(1e-2))
     count = _gather(row, n, m, rate, lowest, ids, xs)
+    step = f32(2.0 * NEAR_EDGE) * rate
     edge = -_INF
-    margin = 1.0
+    unsure = False
     mass = total
     if 0 < top_k < count:
-        ordered = np.partition(xs[:count], count - top_k)
-        edge = ordered[count - top_k]
-        below = -_INF
+        edge = np.partition(xs[:count], count - top_k)[count - top_k]
         mass = 0.0
+        reached = 0
         for i in range(count):
             if xs[i] >= edge:
                 mass += np.float64(exp32(xs[i]))
-            else:
-                below = max(below, xs[i])
-        margin = np.float64(edge - below) / (2.0 * rate)
+                reached += 1
+        unsure = reached > top_k
     if top_p < 1.0:
-        nucleus, mass_margin = _nucleus_edge(xs, count, edge, top_p, mass)
+        nucleus, share = _nucleus(xs, count, edge, top_p, mass)
         if nucleus > edge:
             edge = nucleus
-            margin = mass_margin / (2.0 * top_p * (1.0 - top_p) * rate)
+            unsure = False
+        if nucleus >= edge:
+            moved = np.float64(step) * top_p * (1.0 - top_p)
+            unsure = unsure or share <= max(moved, _ROUNDING)
     if log_min_p > -_INF:
         at = f32(log_min_p)
-        gap = _INF
-        for i in range(count):
-            if xs[i] >= edge:
-                gap = min(gap, abs(xs[i] - at))
         if at > edge:
             edge = at
-            margin = np.float64(gap) / (2.0 * rate)
-        else:
-            margin = min(margin, np.float64(gap) / (2.0 * rate))
+            unsure = False
+        for i in range(count):  # the likeliest is never dropped
+            unsure = unsure or (xs[i] < f32(0.0) and xs[i] >= edge - step and abs(xs[i] - at) <= step)
     kept = 0.0
+    last = f32(0.0)
+    below = lowest
     for i in range(count):
         if xs[i] >= edge:
             kept += np.float64(exp32(xs[i]))
-    return m, edge, math.log(kept), math.log(plain), count, margin
+            last = min(last, xs[i])
+        else:
+            below = max(below, xs[i])
+    low, high = _INF, -_INF
+    if edge > -_INF:
+        unsure = unsure or last - below <= step
+        at_edge = 0.0
+        for i in range(count):
+            if xs[i] == last:
+                at_edge += np.float64(exp32(xs[i]))
+        if unsure:
+            low, high = (-_INF, _INF) if at_edge > WEIGHTY * kept else (below, last + step)
+    return m, edge, math.log(kept), math.log(plain), count, low, high
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -312,14 +342,14 @@ def draw_rows(
     logits : (M, W) ; n : V ; u : (M,) float64 in (0, 1); the selectivity as in `select_row`.
     out : (M,) int64, filled.
     log_p : (M, 2) float64, filled: under the selected and the unselected law, nats.
-    near : (M,) bool, filled: whether the kept set's margin is at most NEAR_EDGE.
+    near : (M,) bool, filled: whether rounding could show in the selected log-probability, see NEAR_EDGE.
     """
     cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
     ids = np.empty(n + 1, np.int32)
     xs = np.empty(n + 1, np.float32)
     for r in range(logits.shape[0]):
         row = logits[r]
-        m, edge, log_kept, log_all, count, margin = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
+        m, edge, log_kept, log_all, count, low, high = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
         target = u[r] * math.exp(log_kept)
         chosen = 0
         if edge == -_INF and count == 0:
@@ -348,7 +378,7 @@ def draw_rows(
         out[r] = chosen
         log_p[r, 0] = np.float64(d * rate) - log_kept
         log_p[r, 1] = np.float64(d) - log_all
-        near[r] = margin <= NEAR_EDGE
+        near[r] = low <= d * rate <= high
 
 
 @kernel
@@ -378,14 +408,15 @@ def score_rows(
     xs = np.empty(n + 1, np.float32)
     for r in range(logits.shape[0]):
         row = logits[r]
-        m, edge, log_kept, log_all, _, margin = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
-        near[r] = margin <= NEAR_EDGE
+        m, edge, log_kept, log_all, _, low, high = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
+        near[r] = False
         log_p[r, 0] = -np.inf
         log_p[r, 1] = -np.inf
         if 0 <= ids_in[r] < n:
             d = wide(row[ids_in[r]]) - m
             log_p[r, 1] = np.float64(d) - log_all
-            if d * rate >= edge:
+            near[r] = low <= d * rate <= high
+            if d * rate >= edge and d * rate >= f32(LEAST):
                 log_p[r, 0] = np.float64(d * rate) - log_kept
         if entropy.shape[0] > 0:
             moment = 0.0
@@ -419,17 +450,17 @@ def cross_rows(
     xs = np.empty(n + 1, np.float32)
     for r in range(a.shape[0]):
         row_a, row_b = a[r], b[r]
-        m_a, edge_a, log_a, _, _, _ = select_row(row_a, n, rate_a, top_k_a, top_p_a, log_min_p_a, cdf, ids, xs)
-        m_b, edge_b, log_b, _, _, _ = select_row(row_b, n, rate_b, top_k_b, top_p_b, log_min_p_b, cdf, ids, xs)
+        m_a, edge_a, log_a, _, _, _, _ = select_row(row_a, n, rate_a, top_k_a, top_p_a, log_min_p_a, cdf, ids, xs)
+        m_b, edge_b, log_b, _, _, _, _ = select_row(row_b, n, rate_b, top_k_b, top_p_b, log_min_p_b, cdf, ids, xs)
         moment = 0.0
         outside = 0
         for j in range(n):
             x = (wide(row_a[j]) - m_a) * rate_a
-            w = _weight(x) if x >= edge_a else f32(0.0)
             y = (wide(row_b[j]) - m_b) * rate_b
-            shared = y >= edge_b and y > f32(-1e30)
-            outside += w > f32(0.0) and not shared
-            moment += np.float64(w * y) if shared else 0.0
+            kept_a = x >= edge_a and x > f32(-1e30)
+            kept_b = y >= edge_b and y > f32(-1e30)
+            outside += kept_a and not kept_b
+            moment += np.float64(_weight(x) * y) if kept_a and kept_b else 0.0
         cross[r] = np.inf if outside > 0 else log_b - moment * math.exp(-log_a)
 
 

@@ -166,9 +166,23 @@ class Llama:
             and set(kinds) == {"full_attention"}
             and not (windowed and "layer_types" not in config.to_dict())
         )
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        hooked = any(vars(m)["_forward_hooks"] or vars(m)["_forward_pre_hooks"] for m in model.modules())
-        return plain and not hooked and all(type(m) is nn.Linear and m.weight.dtype == model.dtype for m in linears)
+        return plain and Llama.untouched(model)
+
+    @staticmethod
+    def untouched(model: PreTrainedModel) -> bool:
+        """Whether every part does what its class says: no hooks, no replaced forward, no constants of its own."""
+        config: Any = model.config
+        for part in model.modules():
+            own = vars(part)
+            if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+                return False
+            if isinstance(part, nn.Linear) and (type(part) is not nn.Linear or part.weight.dtype != model.dtype):
+                return False
+            if own.get("variance_epsilon", config.rms_norm_eps) != config.rms_norm_eps:
+                return False
+            if "scaling" in own and own["scaling"] != own["head_dim"] ** -0.5:
+                return False
+        return True
 
     @staticmethod
     def agrees(model: PreTrainedModel) -> bool:

@@ -187,7 +187,7 @@ class CausalLM:
 
         Made anew at every call, for weights may have changed since, unless `frozen`.
         """
-        if not self.is_llama:
+        if not self.is_llama or not Llama.untouched(self.model):
             return None
         if not self.frozen:
             return Llama(self.model)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm import kernels
 from hydrometer.models.causal_lm.llama import as_array
-from hydrometer.models.causal_lm.selectivity import selected_log_weights
+from hydrometer.models.causal_lm.selectivity import inverse_temperature, selected_log_weights
 
 __all__ = ["TokenScores", "cross_entropy", "draw", "score"]
 
@@ -49,10 +49,9 @@ def _terms(s: Selectivity | None) -> tuple[np.float32, int, float, np.float32]:
     """Rate, top_k, top_p and log min_p as the kernels take them."""
     if s is None:
         return np.float32(1), 0, 1.0, np.float32(-np.inf)
-    temperature = 1.0 if s.temperature is None else s.temperature
     log_min_p = -math.inf if not s.min_p else math.log(s.min_p)
     return (
-        np.float32(1 / temperature),
+        np.float32(inverse_temperature(s)),
         s.top_k or 0,
         1.0 if s.top_p is None else float(s.top_p),
         np.float32(log_min_p),
@@ -108,7 +107,8 @@ def cross_entropy(
     rows_a, rows_b = _rows(a_MW), _rows(b_MW)
     if rows_a is None or rows_b is None:
         a, b = (torch.as_tensor(x)[:, :vocab_size].float() for x in (a_MW, b_MW))
-        return _cross_by_torch(selected_log_weights(a, s_a)[0], selected_log_weights(b, s_b)[0]).cpu().numpy()
+        kept_a, kept_b = selected_log_weights(a, s_a), selected_log_weights(b, s_b)
+        return _cross_by_torch(kept_a.log_weights, kept_b.log_weights).cpu().numpy()
     if rows_a.dtype != rows_b.dtype:
         rows_a, rows_b = (_as_float32(x) for x in (rows_a, rows_b))
     out = np.empty(len(rows_a))
@@ -127,7 +127,7 @@ def _draw_by_torch(
     logits_MV: Tensor, s: Selectivity | None, u_M: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], TokenScores]:
     """Look the inverse CDF up in two stages, over sums of chunks and then within one, both in float64."""
-    w_MV, _ = selected_log_weights(logits_MV, s)
+    w_MV = selected_log_weights(logits_MV, s).log_weights
     w_MV = (w_MV - w_MV.amax(-1, keepdim=True)).exp_()
     w_MKC = F.pad(w_MV, (0, -w_MV.shape[1] % _CHUNK)).view(w_MV.shape[0], -1, _CHUNK)
     cdf_MK = w_MKC.sum(-1, dtype=torch.float64).cumsum(-1)
@@ -150,7 +150,8 @@ def _first_above(cdf_MN: Tensor, target_M1: Tensor) -> Tensor:
 
 
 def _score_by_torch(logits_MV: Tensor, s: Selectivity | None, ids_M: Tensor, *, entropy: bool) -> TokenScores:
-    w_MV, margin_M = selected_log_weights(logits_MV, s)
+    kept = selected_log_weights(logits_MV, s)
+    w_MV = kept.log_weights
     known_M = (ids_M >= 0) & (ids_M < w_MV.shape[1])
     at_M1 = torch.where(known_M, ids_M, 0)[:, None]
     log_mass_M = w_MV.double().logsumexp(-1)
@@ -163,10 +164,12 @@ def _score_by_torch(logits_MV: Tensor, s: Selectivity | None, ids_M: Tensor, *, 
     if entropy:
         h = _cross_by_torch(w_MV, w_MV).cpu().numpy()
     unselected = found(logits_MV, logits_MV.double().logsumexp(-1))
-    return TokenScores(found(w_MV, log_mass_M), unselected, (margin_M <= kernels.NEAR_EDGE).cpu().numpy(), h)
+    x_M1 = kept.tempered.gather(-1, at_M1)
+    near_M = known_M & ((kept.low <= x_M1) & (x_M1 <= kept.high))[:, 0]
+    return TokenScores(found(w_MV, log_mass_M), unselected, near_M.cpu().numpy(), h)
 
 
 def _cross_by_torch(a_MV: Tensor, b_MV: Tensor) -> Tensor:
     log_a, log_b = (x.double().log_softmax(-1) for x in (a_MV, b_MV))
-    terms = torch.where(log_a == -math.inf, 0.0, log_a.exp() * log_b)
-    return -terms.sum(-1)
+    terms = torch.where(log_b == -math.inf, -math.inf, log_a.exp() * log_b)
+    return -torch.where(log_a == -math.inf, 0.0, terms).sum(-1)

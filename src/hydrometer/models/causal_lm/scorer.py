@@ -101,6 +101,8 @@ def score_steps(
         raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
     if against is not None:
         law.compatible(against)
+    if x.ids.size and not 0 <= x.ids.min() <= x.ids.max() < law.lm.vocab_size:
+        raise LawMismatchError("the rows hold ids that the tokenizer does not know", got=int(x.ids.max()))
     shape = x.ids.shape
     out = StepScores(
         np.zeros(shape),
@@ -250,7 +252,8 @@ def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:
     early_N = (stop_NT & (at < last_N1)).any(-1)
     ends_N = (stop_NT & (at == last_N1)).any(-1)
     cut_N = x.lengths == law.max_new_tokens
-    return (ends_N | cut_N) & ~early_N & (x.lengths >= 1) & (x.lengths <= law.max_new_tokens)
+    known_N = ((x.ids >= 0) & (x.ids < law.lm.vocab_size)).all(-1)
+    return (ends_N | cut_N) & ~early_N & known_N & (x.lengths >= 1) & (x.lengths <= law.max_new_tokens)
 
 
 def _batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints]:

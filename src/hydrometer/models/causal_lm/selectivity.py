@@ -7,86 +7,113 @@ left. Ties at a threshold are kept, so what is kept does not depend on the order
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hydrometer.core.spec import Selectivity
+from hydrometer.models.causal_lm.kernels import LEAST, NEAR_EDGE, WEIGHTY
 
-__all__ = ["selected_log_weights"]
+__all__ = ["Kept", "inverse_temperature", "selected_log_weights"]
 
 _LIKELY = 1024  # a nucleus is looked for among so many of the likeliest before all are sorted
+_ROUNDING = 2e-7  # of a mass
 
 
-def selected_log_weights(logits_BV: Tensor, s: Selectivity | None) -> tuple[Tensor, Tensor]:
-    """Unnormalised log-weights of the selected law, dropped ids -inf, and the margin of what is kept.
+class Kept(NamedTuple):
+    """A selected law and how sure its kept set is.
 
-    The margin is that of the threshold that binds, in nats of logit: see `kernels.NEAR_EDGE`.
-
-    Parameters
+    Attributes
     ----------
-    logits_BV : (B, V) float32
-    s : a token selectivity, or None for the law itself.
-
-    Returns
-    -------
-    (B, V) float32, (B,) float64
+    log_weights : (B, V) float32, unnormalised; dropped ids are -inf.
+    tempered : (B, V) float32, the same before anything is dropped.
+    low, high : (B, 1) span of `tempered` in which a token is near the edge; see `kernels.NEAR_EDGE`.
     """
-    margin_B1 = torch.ones_like(logits_BV[:, :1], dtype=torch.float64)
+
+    log_weights: Tensor
+    tempered: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def selected_log_weights(logits_BV: Tensor, s: Selectivity | None) -> Kept:
+    """Apply a token selectivity, or None for the law itself, to (B, V) float32 logits."""
+    nowhere = torch.full_like(logits_BV[:, :1], math.inf), torch.full_like(logits_BV[:, :1], -math.inf)
     if s is None or s.is_neutral:
-        return logits_BV, margin_B1[:, 0]
-    w_BV = logits_BV
-    temperature = 1.0 if s.temperature is None else s.temperature
-    if s.temperature not in (None, 1):
-        # Shifted first: a tiny temperature may take all but the likeliest to -inf, never one to +inf.
-        w_BV = (w_BV - w_BV.amax(-1, keepdim=True)) / s.temperature
+        return Kept(logits_BV, logits_BV, *nowhere)
+    rate = inverse_temperature(s)
+    # Shifted first: a tiny temperature may take all but the likeliest to -inf, never one to +inf.
+    x_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) * rate
+    x_BV = x_BV.masked_fill(x_BV < LEAST, -math.inf)
+    step = 2 * NEAR_EDGE * rate
+    w_BV = x_BV
+    edge_B1 = torch.full_like(x_BV[:, :1], -math.inf)
+    unsure_B1 = torch.zeros_like(edge_B1, dtype=torch.bool)
     if s.top_k is not None and s.top_k < w_BV.shape[-1]:
-        edges_B2 = w_BV.topk(s.top_k + 1, dim=-1).values[:, -2:]
-        edge_B1 = edges_B2[:, :1]
-        below_B1 = torch.where(w_BV < edge_B1, w_BV, -math.inf).amax(-1, keepdim=True)
-        margin_B1 = (edge_B1 - below_B1).double() * temperature / 2
+        edge_B1 = w_BV.topk(s.top_k, dim=-1).values[:, -1:]
+        unsure_B1 = (w_BV >= edge_B1).sum(-1, keepdim=True) > s.top_k
         w_BV = _keep(w_BV, edge_B1)
     if s.top_p is not None and s.top_p < 1:
-        edge_B1, mass_margin_B1 = _nucleus_edge(w_BV, s.top_p)
-        binds_B1 = edge_B1 > w_BV.masked_fill(w_BV == -math.inf, math.inf).amin(-1, keepdim=True)
-        nats_B1 = mass_margin_B1 * temperature / (2 * s.top_p * (1 - s.top_p))
-        margin_B1 = torch.where(binds_B1, nats_B1, margin_B1)
+        nucleus_B1, share_B1 = _nucleus(w_BV, s.top_p)
+        moved = max(step * s.top_p * (1 - s.top_p), _ROUNDING)
+        unsure_B1 = (unsure_B1 & (nucleus_B1 <= edge_B1)) | ((nucleus_B1 >= edge_B1) & (share_B1 <= moved))
+        edge_B1 = torch.maximum(edge_B1, nucleus_B1)
         w_BV = _keep(w_BV, edge_B1)
     if s.min_p:
-        edge_B1 = w_BV.amax(-1, keepdim=True) + math.log(s.min_p)
-        gap_B1 = (w_BV - edge_B1).abs().amin(-1, keepdim=True).double() * temperature / 2
-        binds_B1 = ((w_BV < edge_B1) & (w_BV > -math.inf)).any(-1, keepdim=True)
-        margin_B1 = torch.where(binds_B1, gap_B1, torch.minimum(margin_B1, gap_B1))
+        at = math.log(s.min_p)
+        unsure_B1 = unsure_B1 & (edge_B1 >= at)
+        edge_B1 = edge_B1.clamp_min(at)
+        close_BV = (x_BV < 0) & (x_BV >= edge_B1 - step) & ((x_BV - at).abs() <= step)
+        unsure_B1 = unsure_B1 | close_BV.any(-1, keepdim=True)
         w_BV = _keep(w_BV, edge_B1)
-    return w_BV, margin_B1[:, 0]
+    drops_B1 = edge_B1 > -math.inf
+    last_B1 = torch.where(w_BV == -math.inf, math.inf, w_BV).amin(-1, keepdim=True)
+    below_B1 = torch.where(x_BV < edge_B1, x_BV, -math.inf).amax(-1, keepdim=True)
+    unsure_B1 = drops_B1 & (unsure_B1 | (last_B1 - below_B1 <= step))
+    mass_BV = w_BV.double().softmax(-1)
+    weighty_B1 = (mass_BV * (w_BV == last_B1)).sum(-1, keepdim=True) > WEIGHTY
+    low_B1 = torch.where(weighty_B1, -math.inf, below_B1)
+    high_B1 = torch.where(weighty_B1, math.inf, last_B1 + step)
+    return Kept(w_BV, x_BV, torch.where(unsure_B1, low_B1, nowhere[0]), torch.where(unsure_B1, high_B1, nowhere[1]))
+
+
+def inverse_temperature(s: Selectivity) -> float:
+    """Return what logits are multiplied by; at most 1e38, beyond which all but the likeliest are at -inf anyway."""
+    return 1.0 if s.temperature is None else min(1 / s.temperature, 1e38)
 
 
 def _keep(w_BV: Tensor, edge_B1: Tensor) -> Tensor:
     return w_BV.masked_fill(w_BV < edge_B1, -math.inf)
 
 
-def _nucleus_edge(w_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Log-weight of the last id of the smallest set of likeliest ids that holds mass `top_p`, (B, 1), and its margin.
+def _nucleus(w_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Find the smallest set of likeliest ids that holds mass `top_p`.
 
-    That margin is the mass by which the set could miss, or do without its last id.
+    Returns
+    -------
+    log-weight of its last id, (B, 1), -inf where rounding leaves the whole mass short; and the share of mass by which
+    the set could miss, or do without one of the ids tied at its edge.
     """
     log_mass_B1 = w_BV.double().logsumexp(-1, keepdim=True)
     edge_B1 = torch.full_like(log_mass_B1, -math.inf, dtype=w_BV.dtype)
-    margin_B1 = torch.zeros_like(log_mass_B1)
+    share_B1 = torch.ones_like(log_mass_B1)
     left = torch.arange(w_BV.shape[0], device=w_BV.device)
     for k in sorted({min(_LIKELY, w_BV.shape[1]), w_BV.shape[1]}):
         sorted_BK = w_BV[left].topk(k, dim=-1).values
-        mass_BK = (sorted_BK.double() - log_mass_B1[left]).exp()
-        cdf_BK = mass_BK.cumsum(-1)
+        cdf_BK = (sorted_BK.double() - log_mass_B1[left]).exp().cumsum(-1)
         last_B = (cdf_BK < top_p).sum(-1)  # index of the first id at which the mass is reached
         found_B = last_B < k
         found, last_F1 = left[found_B], last_B[found_B][:, None]
         edge_F1 = sorted_BK[found_B].gather(-1, last_F1)
         edge_B1[found] = edge_F1
-        before_F1 = (mass_BK[found_B] * (sorted_BK[found_B] > edge_F1)).sum(-1, keepdim=True)
-        upto_F1 = ((w_BV[found].double() - log_mass_B1[found]).exp() * (w_BV[found] >= edge_F1)).sum(-1, keepdim=True)
-        margin_B1[found] = torch.minimum(top_p - before_F1, (upto_F1 - top_p).abs())
+        mass_FV = (w_BV[found].double() - log_mass_B1[found]).exp()
+        whole_F1 = (mass_FV * (w_BV[found] >= edge_F1)).sum(-1, keepdim=True)
+        one_F1 = (edge_F1.double() - log_mass_B1[found]).exp()
+        spare_F1 = whole_F1 - one_F1 - top_p
+        close_F1 = torch.minimum(-spare_F1, (whole_F1 - top_p).abs())
+        share_B1[found] = torch.where(spare_F1 >= 0, 0.0, close_F1)
         left = left[~found_B]
         if left.numel() == 0:
             break
-    return edge_B1, margin_B1  # -inf where rounding leaves the whole mass below top_p: everything is kept
+    return edge_B1, share_B1
