@@ -4,6 +4,7 @@
 #   make test       install if needed, run every test
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
+#   make bench      drawing, scoring, training against their peers (benchmarks/README.md); an hour, on an idle machine
 #
 # PYTHON       interpreter to make .venv with (default python3.11 where there is one, else python3)
 # TORCH_INDEX  wheel index to take torch from, for example the index of CPU builds; see README, Installation
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test check docs format clean browser
+.PHONY: install demo test check docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -42,6 +43,9 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generated.py --check
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+bench: $(STAMP)
+	for script in exact draw score train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/python scripts/generated.py

@@ -43,7 +43,7 @@ def student(tokenizer: Any) -> CausalLM:
     return CausalLM(LlamaForCausalLM(config), tokenizer)
 
 
-def generate(lm: CausalLM, batch: int, top_p: float, rows: int = ROWS) -> np.ndarray:
+def generate(lm: CausalLM, batch: int, top_p: float, rows: int = ROWS, tokens: int = TOKENS) -> np.ndarray:
     start = lm.tokenizer.bos_token_id
     out = []
     for _ in range(rows // batch):
@@ -51,7 +51,7 @@ def generate(lm: CausalLM, batch: int, top_p: float, rows: int = ROWS) -> np.nda
         out.append(
             lm.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=top_p,
-                max_new_tokens=TOKENS, min_new_tokens=TOKENS, eos_token_id=None, pad_token_id=0,
+                max_new_tokens=tokens, min_new_tokens=tokens, eos_token_id=None, pad_token_id=0,
             )[:, 1:]
         )  # fmt: skip
     return torch.cat(out).numpy()
@@ -125,10 +125,10 @@ def main() -> None:
         if vllm is not None:
             agree(judge, ours, np.array(vllm.ask(CHECKED, top_p, CHECKED)["ids"]), "vLLM")
 
-        def trial(batch: int, lm: CausalLM = lm, top_p: float = top_p) -> float:
-            return _peers.timed(lambda: generate(lm, batch, top_p, batch), batch * TOKENS)()
+        def trial(batch: int, tokens: int = TOKENS, lm: CausalLM = lm, top_p: float = top_p) -> float:
+            return _peers.timed(lambda: generate(lm, batch, top_p, batch, tokens), batch * tokens)()
 
-        trials = {b: trial(b) for b in (64, 128, 256)}
+        trials = {b: trial(b, 16) for b in (64, 128, 256)}
         best = max(trials, key=lambda b: trials[b])
         seeds = iter(range(1, 1000))
         works = {

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from hydrometer.models.causal_lm.kernels import exp32, kernel, narrow, wide
+from hydrometer.models.causal_lm.kernels import exp32, inlined, kernel, narrow, wide
 
 __all__ = ["add_rms_norm", "attend", "gate"]
 
 f32 = np.float32
+_LANES = 16
 
 
 @kernel
@@ -55,49 +56,67 @@ def gate(both: Any, out: Any) -> None:
             out[r, i] = narrow(g * sigmoid * wide(both[r, inner + i]), out[r, i])
 
 
-@kernel
-def _rotated(
-    x: Any, t: Any, at: Any, norm: Any, epsilon: Any, cos: Any, sin: Any, where: Any, out: Any, g: Any
-) -> None:
-    """Head at x[t, at:], normed where there is a norm, turned by its position's angles, as float32 into out[g]."""
+@inlined
+def _rotated(raw: Any, at: Any, norm: Any, epsilon: Any, cos: Any, sin: Any, where: Any, out: Any, g: Any) -> None:
+    """Head at raw[at:], normed where there is a norm, turned by its position's angles, into out[g]; all float32."""
     size = out.shape[1]
-    for i in range(size):
-        out[g, i] = wide(x[t, at + i])
     if norm.shape[0] > 0:
         squares = f32(0.0)
         for i in range(size):
-            squares += out[g, i] * out[g, i]
+            squares += raw[at + i] * raw[at + i]
         scale = f32(1.0) / f32(math.sqrt(squares / f32(size) + f32(epsilon)))
         for i in range(size):
-            out[g, i] *= scale * norm[i]
+            raw[at + i] *= scale * norm[i]
     half = size // 2
     for i in range(half):
-        a, b = out[g, i], out[g, half + i]
-        out[g, i] = a * cos[where, i] - b * sin[where, i]
-        out[g, half + i] = b * cos[where, half + i] + a * sin[where, half + i]
+        out[g, i] = raw[at + i] * cos[where, i] - raw[at + half + i] * sin[where, i]
+    for i in range(half):
+        out[g, half + i] = raw[at + half + i] * cos[where, half + i] + raw[at + i] * sin[where, half + i]
 
 
 # Arrays are indexed whole below: a view of a part would be counted in and out of use, which costs more than the sums.
 
 
-@kernel
+@inlined
 def _dots(query: Any, keys: Any, r: Any, h: Any, n: Any, score: Any, at: Any) -> None:
-    """Products of each query with n stored keys: score[g, at + s] = <query[g], keys[r, h, s]>. Four keys at a time."""
+    """Products of each query with n stored keys: score[g, at + s] = <query[g], keys[r, h, s]>.
+
+    Two queries and four keys at a time, so that a number once widened is used twice.
+    """
     group, size = query.shape
-    for g in range(group):
+    for g in range(0, group - 1, 2):
         for block in range(n // 4):
             s = 4 * block
-            d0, d1, d2, d3 = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
+            a0, a1, a2, a3 = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
+            b0, b1, b2, b3 = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
             for i in range(size):
-                q = query[g, i]
-                d0 += q * wide(keys[r, h, s, i])
-                d1 += q * wide(keys[r, h, s + 1, i])
-                d2 += q * wide(keys[r, h, s + 2, i])
-                d3 += q * wide(keys[r, h, s + 3, i])
-            score[g, at + s] = d0
-            score[g, at + s + 1] = d1
-            score[g, at + s + 2] = d2
-            score[g, at + s + 3] = d3
+                p, q = query[g, i], query[g + 1, i]
+                k0, k1 = wide(keys[r, h, s, i]), wide(keys[r, h, s + 1, i])
+                k2, k3 = wide(keys[r, h, s + 2, i]), wide(keys[r, h, s + 3, i])
+                a0 += p * k0
+                a1 += p * k1
+                a2 += p * k2
+                a3 += p * k3
+                b0 += q * k0
+                b1 += q * k1
+                b2 += q * k2
+                b3 += q * k3
+            score[g, at + s], score[g, at + s + 1], score[g, at + s + 2], score[g, at + s + 3] = a0, a1, a2, a3
+            score[g + 1, at + s], score[g + 1, at + s + 1] = b0, b1
+            score[g + 1, at + s + 2], score[g + 1, at + s + 3] = b2, b3
+    if group % 2:
+        g = group - 1
+        for block in range(n // 4):
+            s = 4 * block
+            a0, a1, a2, a3 = f32(0.0), f32(0.0), f32(0.0), f32(0.0)
+            for i in range(size):
+                p = query[g, i]
+                a0 += p * wide(keys[r, h, s, i])
+                a1 += p * wide(keys[r, h, s + 1, i])
+                a2 += p * wide(keys[r, h, s + 2, i])
+                a3 += p * wide(keys[r, h, s + 3, i])
+            score[g, at + s], score[g, at + s + 1], score[g, at + s + 2], score[g, at + s + 3] = a0, a1, a2, a3
+    for g in range(group):
         for s in range(n // 4 * 4, n):
             dot = f32(0.0)
             for i in range(size):
@@ -105,23 +124,31 @@ def _dots(query: Any, keys: Any, r: Any, h: Any, n: Any, score: Any, at: Any) ->
             score[g, at + s] = dot
 
 
-@kernel
+@inlined
 def _mix(weight: Any, at: Any, values: Any, r: Any, h: Any, n: Any, mixed: Any) -> None:
-    """mixed[g] += sum over s of weight[g, at + s] values[r, h, s]. Four values at a time."""
+    """mixed[g] += sum over s of weight[g, at + s] values[r, h, s]. Two queries and four values at a time."""
     group, size = mixed.shape
-    for g in range(group):
+    for g in range(0, group - 1, 2):
         for block in range(n // 4):
             s = 4 * block
-            w0, w1, w2, w3 = (
-                weight[g, at + s],
-                weight[g, at + s + 1],
-                weight[g, at + s + 2],
-                weight[g, at + s + 3],
-            )
+            a0, a1, a2, a3 = weight[g, at + s], weight[g, at + s + 1], weight[g, at + s + 2], weight[g, at + s + 3]
+            b0, b1 = weight[g + 1, at + s], weight[g + 1, at + s + 1]
+            b2, b3 = weight[g + 1, at + s + 2], weight[g + 1, at + s + 3]
             for i in range(size):
-                a = w0 * wide(values[r, h, s, i]) + w1 * wide(values[r, h, s + 1, i])
-                b = w2 * wide(values[r, h, s + 2, i]) + w3 * wide(values[r, h, s + 3, i])
-                mixed[g, i] += a + b
+                v0, v1 = wide(values[r, h, s, i]), wide(values[r, h, s + 1, i])
+                v2, v3 = wide(values[r, h, s + 2, i]), wide(values[r, h, s + 3, i])
+                mixed[g, i] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
+                mixed[g + 1, i] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
+    if group % 2:
+        g = group - 1
+        for block in range(n // 4):
+            s = 4 * block
+            a0, a1, a2, a3 = weight[g, at + s], weight[g, at + s + 1], weight[g, at + s + 2], weight[g, at + s + 3]
+            for i in range(size):
+                v0, v1 = wide(values[r, h, s, i]), wide(values[r, h, s + 1, i])
+                v2, v3 = wide(values[r, h, s + 2, i]), wide(values[r, h, s + 3, i])
+                mixed[g, i] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
+    for g in range(group):
         for s in range(n // 4 * 4, n):
             w = weight[g, at + s]
             for i in range(size):
@@ -164,37 +191,45 @@ def attend(
     heads_q = out.shape[1] // size
     group = heads_q // heads_k
     query = np.empty((group, size), np.float32)
+    raw = np.empty((heads_q + heads_k) * size, np.float32)
     turned = np.empty((1, size), np.float32)
+    kind = projected[0, 0]
+    inverse = np.empty(group, np.float32)
     mixed = np.empty((group, size), np.float32)
-    score = np.empty((group, prompt_keys.shape[2] + keys.shape[2]), np.float32)
+    # A whole number of vectors, so that no exponential is left to be computed alone.
+    score = np.empty((group, (prompt_keys.shape[2] + keys.shape[2] + _LANES) // _LANES * _LANES), np.float32)
     for t in range(projected.shape[0]):
         where, own, here = position[t], slot[t], place[t]
         p = prompt_of_slot[own]
         before = prompt_length[p] if p >= 0 else 0
         seen = before + here + 1
+        for i in range(raw.shape[0]):
+            raw[i] = wide(projected[t, i])
         for h in range(heads_k):
-            _rotated(projected, t, (heads_q + h) * size, key_norm, epsilon, cos, sin, where, turned, 0)
+            _rotated(raw, (heads_q + h) * size, key_norm, epsilon, cos, sin, where, turned, 0)
             for i in range(size):
-                keys[own, h, here, i] = narrow(turned[0, i], keys[own, h, here, i])
+                keys[own, h, here, i] = narrow(turned[0, i], kind)
+            for i in range(size):
                 values[own, h, here, i] = projected[t, (heads_q + heads_k + h) * size + i]
             for g in range(group):
-                at = (h * group + g) * size
-                _rotated(projected, t, at, query_norm, epsilon, cos, sin, where, query, g)
+                _rotated(raw, (h * group + g) * size, query_norm, epsilon, cos, sin, where, query, g)
             if before > 0:
                 _dots(query, prompt_keys, p, h, before, score, 0)
             _dots(query, keys, own, h, here + 1, score, before)
             for g in range(group):
+                padded = (seen + _LANES - 1) // _LANES * _LANES
+                for s in range(seen, padded):
+                    score[g, s] = f32(-1e30)
                 top = score[g, 0]
-                for s in range(1, seen):
-                    top = max(top, score[g, s])
-                total = f32(0.0)
                 for s in range(seen):
+                    v = score[g, s]
+                    top = v if v > top else top
+                total = f32(0.0)
+                for s in range(padded):
                     w = exp32((score[g, s] - top) * f32(scale))
                     score[g, s] = w
                     total += w
-                share = f32(1.0) / total
-                for s in range(seen):
-                    score[g, s] *= share
+                inverse[g] = f32(1.0) / total
                 for i in range(size):
                     mixed[g, i] = f32(0.0)
             if before > 0:
@@ -203,4 +238,4 @@ def attend(
             for g in range(group):
                 at = (h * group + g) * size
                 for i in range(size):
-                    out[t, at + i] = narrow(mixed[g, i], out[t, at + i])
+                    out[t, at + i] = narrow(mixed[g, i] * inverse[g], kind)

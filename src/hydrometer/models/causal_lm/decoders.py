@@ -49,13 +49,13 @@ class LlamaDecoder:
 
     Parameters
     ----------
-    lm, engine : the network, packed.
+    engine : the network, packed.
     prompts : caches of all prompts. of_B : which prompt each row answers.
     longest : tokens drawn at most.
     """
 
-    def __init__(self, lm: CausalLM, engine: Llama, prompts: PromptCache, of_B: Ints, longest: int) -> None:
-        self._lm, self._engine, self._prompts, self._of_B = lm, engine, prompts, of_B
+    def __init__(self, engine: Llama, prompts: PromptCache, of_B: Ints, longest: int) -> None:
+        self._engine, self._prompts, self._of_B = engine, prompts, of_B
         self._cache = engine.cache(len(of_B), longest - 1)
         self._slot_A = np.arange(len(of_B))
         self._steps = 0
@@ -63,14 +63,14 @@ class LlamaDecoder:
     def start(self) -> Logits:
         """Logits of every row's first token; computed once a prompt."""
         used, of = np.unique(self._of_B, return_inverse=True)
-        return self._logits(self._prompts.states[torch.from_numpy(used)])[of]
+        return self._engine.logits(self._prompts.states[torch.from_numpy(used)])[of]
 
     def step(self, tokens_A: Ints) -> Logits:
         """Append a token to every kept row."""
         place_A = np.full(len(tokens_A), self._steps)
         at = Packing(self._prompts.length[self._of_B[self._slot_A]] + place_A, self._slot_A, place_A)
         self._steps += 1
-        return self._logits(self._engine.forward(tokens_A, at, self._cache, self._prompts, self._of_B))
+        return self._engine.logits(self._engine.forward(tokens_A, at, self._cache, self._prompts, self._of_B))
 
     def keep(self, rows: Ints) -> None:
         """Forget the others; the cache stays where it is."""
@@ -79,12 +79,6 @@ class LlamaDecoder:
     def worth(self, active: int, kept: int) -> int:
         """Multiples of eight: for each other number oneDNN would compile its products anew."""
         return min(kept, -(-active // 8) * 8)
-
-    def _logits(self, states_AD: Tensor) -> Logits:
-        logits_AW = self._engine.logits(states_AD)
-        if self._lm.holes is not None:
-            logits_AW[:, self._lm.holes.numpy()] = 0xFF80 if logits_AW.dtype == np.uint16 else -np.inf
-        return logits_AW
 
 
 class CachedDecoder:

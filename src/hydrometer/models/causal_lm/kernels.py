@@ -23,7 +23,18 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-__all__ = ["NEAR_EDGE", "cross_rows", "draw_rows", "exp32", "narrow", "score_rows", "softmax_gradient", "wide"]
+__all__ = [
+    "NEAR_EDGE",
+    "cross_rows",
+    "draw_rows",
+    "exp32",
+    "inlined",
+    "kernel",
+    "narrow",
+    "score_rows",
+    "softmax_gradient",
+    "wide",
+]
 
 # numba has no type information; what leaves this module is arrays that the caller made.
 nb = cast("Any", numba)
@@ -31,10 +42,25 @@ ty = cast("Any", types)
 _intrinsic, _overload = cast("Any", intrinsic), cast("Any", overload)
 
 # No flag that lets the compiler assume finite numbers: -inf is a value here.
-_SUMS = {"reassoc", "contract", "nsz"}
-_EXACT = {"contract"}
-kernel = nb.njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
-_exact = nb.njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+
+
+def _compiled(fastmath: set[str], **more: Any) -> Any:
+    """Compile without the interpreter's lock; cached on disk, where there is a place to write (else at every start)."""
+
+    def decorate(function: Any) -> Any:
+        options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **more}
+        try:
+            return nb.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder, nor the user's cache, nor NUMBA_CACHE_DIR can be written
+            return nb.njit(**options)(function)
+
+    return decorate
+
+
+kernel = _compiled({"reassoc", "contract", "nsz"})
+# A call passes every array as eight numbers; for a loop over 64 entries that costs as much as the loop.
+inlined = _compiled({"reassoc", "contract", "nsz"}, inline="always")
+_exact = _compiled({"contract"})
 
 f32, i32, u32, u16 = np.float32, np.int32, np.uint32, np.uint16
 _INF = f32(np.inf)
@@ -474,13 +500,16 @@ def softmax_gradient(logits: Any, n: Any, ids: Any, scale: Any, loss: Any) -> No
     n : V ; ids : (M,) int64 ; scale : float32.
     loss : (M,) float64, filled with -log softmax at the ids, nats.
     """
+    weight = np.empty(n, np.float32)
     for r in range(logits.shape[0]):
         m = _maximum(logits[r], n)
         total = 0.0
         for k in range((n + _CHUNK - 1) // _CHUNK):
             s = f32(0.0)
             for j in range(k * _CHUNK, min(n, (k + 1) * _CHUNK)):
-                s += _weight(wide(logits[r, j]) - m)
+                w = _weight(wide(logits[r, j]) - m)
+                weight[j] = w
+                s += w
             total += np.float64(s)
         log_mass = math.log(total)
         at = ids[r]
@@ -488,7 +517,7 @@ def softmax_gradient(logits: Any, n: Any, ids: Any, scale: Any, loss: Any) -> No
         loss[r] = log_mass - np.float64(own)
         share = f32(np.float64(scale) / total)
         for j in range(n):
-            logits[r, j] = narrow(_weight(wide(logits[r, j]) - m) * share, logits[r, j])
+            logits[r, j] = narrow(weight[j] * share, logits[r, j])
         for j in range(n, logits.shape[1]):
             logits[r, j] = narrow(f32(0.0), logits[r, j])
         logits[r, at] = narrow(f32(math.exp(-loss[r]) - 1.0) * scale, logits[r, at])

@@ -32,6 +32,7 @@ class Lanes:
     def __init__(self, pieces: int) -> None:
         self.threads: int = torch.get_num_threads()
         self.count: int = max(1, min(self.threads, pieces, _MOST))
+        self._stop = threading.Event()
 
     def split(self, n: int) -> list[slice]:
         """Divide n rows evenly among the lanes, in order; no part is empty unless n is less than the lanes."""
@@ -39,7 +40,10 @@ class Lanes:
         return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """Run the works, as many at a time as there are lanes; their results in order. The first error is raised."""
+        """Run the works, as many at a time as there are lanes; their results in order.
+
+        The first error is raised, when the other lanes have come to their next `check`.
+        """
         if self.count == 1 or len(works) == 1:
             return [work() for work in works]
 
@@ -47,12 +51,10 @@ class Lanes:
             torch.set_num_threads(max(1, self.threads // self.count))  # of this thread; and of threads yet unborn
 
         def enter(work: Callable[[], T]) -> T:
-            if stop.is_set():
-                raise InterruptedError
+            self.check()
             with torch.inference_mode(inference), torch.set_grad_enabled(grad):
                 return work()
 
-        stop = threading.Event()
         inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         try:
             with ThreadPoolExecutor(self.count, "lane", begin) as pool:
@@ -60,10 +62,15 @@ class Lanes:
                 try:
                     return [f.result() for f in futures]
                 except BaseException:
-                    stop.set()
+                    self._stop.set()
                     raise
         finally:
             torch.set_num_threads(self.threads)
+
+    def check(self) -> None:
+        """Raise InterruptedError in a lane whose work is no longer wanted: another failed, or the user interrupts."""
+        if self._stop.is_set():
+            raise InterruptedError
 
     def each(self, work: Callable[[A], T], items: Iterable[A]) -> list[T]:
         """Apply `work` to every item."""

@@ -33,6 +33,8 @@ _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
 _ROWS_HINT = 128  # for oneDNN's choice of layout
 _SHARED_PREFIX = 8  # a prefix that all prompts share is run once when it is at least so long
 
+_MINUS_INFINITY = {"uint16": 0xFF80, "float32": -np.inf}
+
 Linear = Callable[[Tensor], Tensor]
 Array = NDArray[Any]
 
@@ -115,9 +117,10 @@ class Llama:
     Parameters
     ----------
     model : of one of the types above; see `recognise`.
+    holes : ids that do not exist; their logits are -inf.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, holes: Tensor | None = None) -> None:
         config: Any = model.config
         body: Any = model.base_model
         head: Any = model.get_output_embeddings()
@@ -131,6 +134,7 @@ class Llama:
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._norm_out = _norm(body.norm)
         self._head_module: nn.Linear = head
+        self._holes = None if holes is None else holes.numpy()
         self._rotary: Any = body.rotary_emb
         self._angles: tuple[Array, Array] = (np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
         self._layers = [
@@ -227,7 +231,10 @@ class Llama:
     def logits(self, states_MD: Tensor) -> Array:
         """Logits of every row of the output matrix, (M, rows), float32 or bfloat16 bits."""
         self.pack_head()
-        return as_array(cast("Linear", self._head)(states_MD))
+        logits = as_array(cast("Linear", self._head)(states_MD))
+        if self._holes is not None:
+            logits[:, self._holes] = _MINUS_INFINITY[logits.dtype.name]
+        return logits
 
     # -- caches -------------------------------------------------------------------------------------------------------
 
@@ -239,7 +246,8 @@ class Llama:
             shape = (rows, self.heads_k, max(room, 1), self.size)
             if shared:
                 return [np.empty(shape, storage)] * len(self._layers)
-            return [np.empty(shape, storage) for _ in self._layers]
+            # One piece: large enough for numpy to ask for huge pages, without which half of attention is page walks.
+            return list(np.empty((len(self._layers), *shape), storage))
 
         return Cache(empty(), empty())
 

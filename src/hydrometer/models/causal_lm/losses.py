@@ -4,13 +4,14 @@ Shapes: M answer tokens of a batch, m of a chunk, D width, V ids that exist, W >
 
     loss = - (1 / n) sum over M of log softmax(h W')[x]       d loss / d logits = (softmax - onehot) / n
 
-The gradient is made in the forward pass, chunk by chunk, where the logits are still in the processor's cache: three
-matrix products and two passes over a chunk are all there is. On the CPU each lane does whole chunks of its own.
+The gradient is made in the forward pass, chunk by chunk, in the logits' own place: three matrix products and two passes
+over a chunk are all there is. On the CPU lanes share a chunk, by rows up to the states' gradient, by ids for the output
+matrix's.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from hydrometer.models.causal_lm.llama import as_array
 
 __all__ = ["linear_cross_entropy"]
 
-_CHUNK = 512
+_CHUNK = 1024
+_MOST_LANES = 8
 
 
 def linear_cross_entropy(
@@ -69,42 +71,45 @@ class _LinearCrossEntropy(torch.autograd.Function):
         h, w = states.detach().to(dtype), weight.detach().to(dtype)
         b = None if bias is None else bias.detach().to(dtype)
         d_states = torch.empty_like(h)
-        d_bias = None if b is None else torch.zeros_like(b, dtype=torch.float32)
-        lanes = Lanes(-(-len(h) // _CHUNK) if h.device.type == "cpu" else 1)
-        parts = lanes.split(len(h))
-        total = np.zeros(len(parts))
-        d_weights = [torch.zeros(w.shape, dtype=torch.float32, device=w.device) for _ in parts]
-
-        def work(lane: int) -> None:
-            part, d_weight = parts[lane], d_weights[lane]
-            room = min(_CHUNK, part.stop - part.start)
-            logits = torch.empty(room, len(w), dtype=dtype, device=w.device)
-            product = torch.empty_like(w)
-            for at in range(part.start, part.stop, _CHUNK):
-                rows = slice(at, min(at + _CHUNK, part.stop))
-                g = logits[: rows.stop - rows.start]
-                torch.mm(h[rows], w.t(), out=g)
-                if b is not None:
-                    g += b
-                if holes is not None:
-                    g[:, holes] = -torch.inf
-                total[lane] += _to_gradient(g, ids[rows], vocab_size, 1 / n_items)
-                torch.mm(g, w, out=d_states[rows])
-                torch.mm(g.t(), h[rows], out=product)
-                d_weight += product
-                if d_bias is not None:
-                    bias_parts[lane] += g.sum(0, dtype=torch.float32)
-
-        bias_parts = [torch.zeros(len(w), device=w.device) for _ in parts] if d_bias is not None else []
+        d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device)
+        d_bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=w.device)
+        lanes = Lanes(_MOST_LANES if h.device.type == "cpu" else 1)
+        room = torch.empty(min(_CHUNK, len(h)), len(w), dtype=dtype, device=w.device)
+        product = torch.empty_like(w)
+        total = 0.0
         with torch.no_grad():
-            lanes.each(work, range(len(parts)))
-            for other in d_weights[1:]:
-                d_weights[0] += other
-            for part in bias_parts:
-                cast("Tensor", d_bias).add_(part)
+            for at in range(0, len(h), _CHUNK):
+                chunk = slice(at, min(at + _CHUNK, len(h)))
+                h_m, ids_m, d_m = h[chunk], ids[chunk], d_states[chunk]
+                g = room[: len(h_m)]
+
+                def through_rows(part: slice, h_m: Tensor = h_m, ids_m: Tensor = ids_m, d_m: Tensor = d_m) -> float:
+                    """Logits, their gradient in place, and the gradient of the states."""
+                    own = room[part]
+                    torch.mm(h_m[part], w.t(), out=own)
+                    if b is not None:
+                        own += b
+                    if holes is not None:
+                        own[:, holes] = -torch.inf
+                    loss = _to_gradient(own, ids_m[part], vocab_size, 1 / n_items)
+                    torch.mm(own, w, out=d_m[part])
+                    return loss
+
+                def through_ids(part: slice, h_m: Tensor = h_m, g: Tensor = g, first: bool = at == 0) -> None:
+                    """Gradient of the output matrix, a range of ids a lane: nothing is summed twice."""
+                    torch.mm(g[:, part].t(), h_m, out=product[part])
+                    if first:
+                        d_weight[part] = product[part]
+                    else:
+                        d_weight[part] += product[part]
+
+                total += sum(lanes.each(through_rows, lanes.split(len(h_m))))
+                lanes.each(through_ids, lanes.split(len(w)))
+                if d_bias is not None:
+                    d_bias += g.sum(0, dtype=torch.float32)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
-        ctx.gradients = (d_states.to(states.dtype), d_weights[0].to(weight.dtype), last)
-        return torch.tensor(total.sum() / n_items, dtype=torch.float32, device=states.device)
+        ctx.gradients = (d_states.to(states.dtype), d_weight.to(weight.dtype), last)
+        return torch.tensor(total / n_items, dtype=torch.float32, device=states.device)
 
     @staticmethod
     @once_differentiable

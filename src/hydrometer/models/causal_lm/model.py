@@ -190,9 +190,9 @@ class CausalLM:
         if not self.is_llama or not Llama.untouched(self.model):
             return None
         if not self.frozen:
-            return Llama(self.model)
+            return Llama(self.model, self.holes)
         if self._engine is None:
-            self._engine = Llama(self.model)
+            self._engine = Llama(self.model, self.holes)
         return self._engine
 
     def body(self, ids_BT: Tensor, mask_BS: Tensor | None = None, cache: DynamicCache | None = None) -> Tensor:

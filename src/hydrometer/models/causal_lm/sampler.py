@@ -9,6 +9,7 @@ rows are divided into lanes follows from its size and torch's threads alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,14 +53,21 @@ def _draw_block(law: CausalLaw, engine: Llama | None, stream: Stream, start: int
         cached = engine.prompts(prompts, lanes)
 
         def work(part: slice) -> Sequences:
-            return _draw(law, LlamaDecoder(lm, engine, cached, of_n[part], longest), u_nL[part], prompt_n[part])
+            decoder = LlamaDecoder(engine, cached, of_n[part], longest)
+            return _draw(law, decoder, u_nL[part], prompt_n[part], lanes.check)
 
         return Sequences.concatenate(lanes.each(work, lanes.split(n)))
     decoder = CachedDecoder(lm, prompts, of_n) if lm.has_cache else RecomputeDecoder(lm, prompts, of_n)
     return _draw(law, decoder, u_nL, prompt_n)
 
 
-def _draw(law: CausalLaw, decoder: Decoder, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+def _draw(
+    law: CausalLaw,
+    decoder: Decoder,
+    u_nL: NDArray[np.float64],
+    prompt_n: Ints,
+    check: Callable[[], None] = lambda: None,
+) -> Sequences:
     """Draw rows to their end; rows that have finished leave when the decoder finds it worth while."""
     n, longest = u_nL.shape
     ids_nL = np.zeros((n, longest), np.int64)
@@ -70,6 +78,7 @@ def _draw(law: CausalLaw, decoder: Decoder, u_nL: NDArray[np.float64], prompt_n:
     rows_A = np.arange(n)  # which row of the block each kept row is
     logits_AW = decoder.start()
     for step in range(longest):
+        check()
         token_A, found = next_token.draw(logits_AW, law.lm.vocab_size, law.selectivity, u_nL[rows_A, step].copy())
         going_A = ~stopped_n[rows_A]
         going = rows_A[going_A]

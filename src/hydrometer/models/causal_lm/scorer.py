@@ -122,7 +122,7 @@ def score_steps(
         if len(packed) == len(laws):
             batches = list(_batches(rows, x.lengths, len(rows), _PACKED_TOKENS))
             lanes = Lanes(len(batches))
-            sources: list[_Source] = [_PackedSource(a.lm, e, texts, lanes) for a, e in zip(laws, packed, strict=True)]
+            sources: list[_Source] = [_PackedSource(e, texts, lanes) for e in packed]
         else:
             tokens = _PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
             batches = list(_batches(rows, x.lengths, rows_together, tokens))
@@ -149,8 +149,8 @@ class _Source:
 
 
 class _PackedSource(_Source):
-    def __init__(self, lm: CausalLM, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
-        self.lm, self.engine = lm, engine
+    def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
+        self.engine = engine
         engine.pack_head()
         self.prompts = engine.prompts(prompts, lanes)
 
@@ -173,10 +173,7 @@ class _PackedSource(_Source):
         return whole
 
     def logits(self, states_MD: Tensor) -> Logits:
-        logits_MW = self.engine.logits(states_MD)
-        if self.lm.holes is not None:
-            logits_MW[:, self.lm.holes.numpy()] = 0xFF80 if logits_MW.dtype == np.uint16 else -np.inf
-        return logits_MW
+        return self.engine.logits(states_MD)
 
 
 class _PaddedSource(_Source):
