@@ -116,6 +116,7 @@ def main() -> None:
     ):
         if args.only not in name:
             continue
+        lm.frozen = True  # as `run` opens models: laid-out weights are kept from draw to draw
         law = lm.law(None, max_new_tokens=TOKENS, stop=[], block_rows=128)
         law = law if top_p == 1 else law.select(Selectivity(top_p=top_p))
         judge = right.law(None, max_new_tokens=TOKENS, stop=[])
