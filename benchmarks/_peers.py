@@ -126,12 +126,11 @@ def matmul_rate(dtype: object) -> float:
     return statistics.median(rates[2:])
 
 
-def child(script: str, *args: str, env: Mapping[str, str] | None = None, python: str = sys.executable) -> str:
+def child(script: str, *args: str) -> str:
     """Run a script of this folder in a process of its own; its output."""
     done = subprocess.run(
-        [python, str(Path(__file__).with_name(script)), *args],
-        capture_output=True, text=True, env={**os.environ, **(env or {})},
-    )  # fmt: skip
+        [sys.executable, str(Path(__file__).with_name(script)), *args], capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{script} failed: {done.stderr[-2000:]}")
     return done.stdout

@@ -134,7 +134,7 @@ def train(lm: CausalLM, x, kind: str) -> list[float]:
 
 
 @pytest.mark.parametrize("make", [make_llama, lambda: make_gpt2(tied=True)], ids=["llama", "gpt2"])
-def test_the_loss_curve_is_the_plain_trainers_in_float32(make, tmp_path):
+def test_the_loss_curve_is_the_plain_trainers_in_float32(make):
     """Accumulated steps, answers of unequal length, prompts not learned, padding on the right."""
     x = CausalLM(make_llama(), make_tokenizer(64)).law(["w5", "w9 w10 w11"], max_new_tokens=6).sample(48, seed=1)
     curves = [train(CausalLM(make(), make_tokenizer(64)), x, kind) for kind in ("ours", "plain")]

@@ -39,8 +39,8 @@ class Decoder(Protocol):
         """Drop all kept rows but these, by index among the kept."""
         ...
 
-    def worth(self, active: int, kept: int) -> int:
-        """Say how many rows to go on with where `active` of `kept` are not finished: dropping rows has a price."""
+    def pays(self, active: int, kept: int) -> bool:
+        """Whether to drop the finished rows where `active` of `kept` go on: dropping has a price."""
         ...
 
 
@@ -76,9 +76,9 @@ class LlamaDecoder:
         """Forget the others; the cache stays where it is."""
         self._slot_A = self._slot_A[rows]
 
-    def worth(self, active: int, kept: int) -> int:
-        """Multiples of eight: for each other number oneDNN would compile its products anew."""
-        return min(kept, -(-active // 8) * 8)
+    def pays(self, active: int, kept: int) -> bool:
+        """Nothing is moved."""
+        return active < kept
 
 
 class CachedDecoder:
@@ -105,9 +105,9 @@ class CachedDecoder:
         kept = torch.from_numpy(rows).to(self._lm.device)
         self._mask_AS, self._cache = self._mask_AS[kept], select_rows(self._cache, kept)
 
-    def worth(self, active: int, kept: int) -> int:
-        """Copying the cache pays when a fifth of the rows have finished."""
-        return active if active < 0.8 * kept else kept
+    def pays(self, active: int, kept: int) -> bool:
+        """Copying the cache does when a fifth of the rows have finished."""
+        return active < 0.8 * kept
 
 
 class RecomputeDecoder:
@@ -135,9 +135,9 @@ class RecomputeDecoder:
         """Forget the others."""
         self._rows = [self._rows[i] for i in rows]
 
-    def worth(self, active: int, kept: int) -> int:
+    def pays(self, active: int, kept: int) -> bool:
         """Every row dropped is a row not run."""
-        return active
+        return active < kept
 
 
 def prefill(lm: CausalLM, prompts: list[tuple[int, ...]]) -> tuple[Tensor, DynamicCache, Tensor]:

@@ -16,53 +16,15 @@ bucket is sorted.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
-import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic, overload
 
-__all__ = [
-    "NEAR_EDGE",
-    "cross_rows",
-    "draw_rows",
-    "exp32",
-    "inlined",
-    "kernel",
-    "narrow",
-    "score_rows",
-    "softmax_gradient",
-    "wide",
-]
+from hydrometer.models.causal_lm.arithmetic import bits_of, exp32, float_of, kernel, narrow, wide
 
-# numba has no type information; what leaves this module is arrays that the caller made.
-nb = cast("Any", numba)
-ty = cast("Any", types)
-_intrinsic, _overload = cast("Any", intrinsic), cast("Any", overload)
+__all__ = ["LEAST", "NEAR_EDGE", "WEIGHTY", "cross_rows", "draw_rows", "score_rows", "softmax_gradient"]
 
-# No flag that lets the compiler assume finite numbers: -inf is a value here.
-
-
-def _compiled(fastmath: set[str], **more: Any) -> Any:
-    """Compile without the interpreter's lock; cached on disk, where there is a place to write (else at every start)."""
-
-    def decorate(function: Any) -> Any:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **more}
-        try:
-            return nb.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder, nor the user's cache, nor NUMBA_CACHE_DIR can be written
-            return nb.njit(**options)(function)
-
-    return decorate
-
-
-kernel = _compiled({"reassoc", "contract", "nsz"})
-# A call passes every array as eight numbers; for a loop over 64 entries that costs as much as the loop.
-inlined = _compiled({"reassoc", "contract", "nsz"}, inline="always")
-_exact = _compiled({"contract"})
-
-f32, i32, u32, u16 = np.float32, np.int32, np.uint32, np.uint16
+f32, i32, u32 = np.float32, np.int32, np.uint32
 _INF = f32(np.inf)
 _CHUNK = 256
 _BUCKETS = 1024
@@ -78,80 +40,6 @@ step is counted.
 """
 LEAST = -1e37  # what lies so far below the maximum has probability zero in any arithmetic
 _ROUNDING = 2e-7  # of a mass summed from float32 exponentials
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
-
-
-@_intrinsic
-def _float_of(typing_context: Any, bits: Any) -> Any:
-    from llvmlite import ir
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], cast("Any", ir).FloatType())
-
-    return ty.float32(ty.uint32), generate
-
-
-@_intrinsic
-def _bits_of(typing_context: Any, x: Any) -> Any:
-    from llvmlite import ir
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], cast("Any", ir).IntType(32))
-
-    return ty.uint32(ty.float32), generate
-
-
-def wide(x: Any) -> Any:
-    """Stored number to float32."""
-    raise NotImplementedError
-
-
-@_overload(wide)
-def _wide(x: Any) -> Any:
-    def from_bfloat16(x: Any) -> Any:
-        return _float_of(u32(u32(x) << u32(16)))
-
-    def from_float32(x: Any) -> Any:
-        return x
-
-    return from_bfloat16 if x == ty.uint16 else from_float32
-
-
-def narrow(x: Any, like: Any) -> Any:
-    """Convert float32 to the storage of `like`, rounded to nearest even."""
-    raise NotImplementedError
-
-
-@_overload(narrow)
-def _narrow(x: Any, like: Any) -> Any:
-    def to_bfloat16(x: Any, like: Any) -> Any:
-        bits = _bits_of(f32(x))
-        rounded = u32(bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1)))
-        return u16(rounded >> u32(16))
-
-    def to_float32(x: Any, like: Any) -> Any:
-        return f32(x)
-
-    return to_bfloat16 if like == ty.uint16 else to_float32
-
-
-@_exact
-def exp32(x: Any) -> Any:
-    """Exponential in float32, relative error 1e-7; below -87 it is exp(-87). After Cephes' expf."""
-    x = max(x, f32(-87.0))
-    shifted = x * f32(1.44269504) + f32(12582912.0)
-    n = shifted - f32(12582912.0)
-    r = x - n * f32(0.693359375)
-    r = r + n * f32(2.12194440e-4)
-    y = f32(1.9875691500e-4) * r + f32(1.3981999507e-3)
-    y = y * r + f32(8.3334519073e-3)
-    y = y * r + f32(4.1665795894e-2)
-    y = y * r + f32(1.6666665459e-1)
-    y = y * r + f32(5.0000001201e-1)
-    y = y * (r * r) + r + f32(1.0)
-    return y * _float_of(u32((_bits_of(shifted) << u32(23)) + u32(0x3F800000)))
 
 
 @kernel
@@ -170,14 +58,14 @@ def _maximum(row: Any, n: Any) -> Any:
     largest = 0
     for j in range(n):
         # As integers, floats of one sign keep their order; negative ones are turned round. Integers vectorise.
-        bits = i32(_bits_of(wide(row[j])))
+        bits = i32(bits_of(wide(row[j])))
         size = i32(bits & i32(0x7FFFFFFF))
         largest = max(largest, size)
         top = max(top, i32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
     if largest > 0x7F800000:
         return f32(np.nan)
     bits = i32(top)
-    return _float_of(u32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
+    return float_of(u32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF))))
 
 
 @kernel

@@ -3,11 +3,11 @@
 Shapes: M tokens packed without padding, U prompts, B rows, D width, H query heads on G key heads of size d, V ids.
 
 One forward serves all three. A token knows its row of the cache (slot), its place there, and its position; a row knows
-its prompt, whose keys and values are computed once and never copied. Matrix products are oneDNN's on weights packed
-beforehand; all between them is in `blocks`. The residual stream is float32 throughout.
+its prompt, whose keys and values are computed once and not copied for it. Matrix products are oneDNN's on weights
+packed beforehand; all between them is in `blocks`. The residual stream is float32 throughout.
 
 Llama, Mistral without a window, Qwen2 and Qwen3 are of this type. What is recognised by name is checked by number:
-`CausalLM` compares the logits with the network's own before it takes this path.
+`CausalLM` takes this path only where a small twin of the network gives the same logits (`Llama.agrees`).
 """
 
 from __future__ import annotations
@@ -81,10 +81,6 @@ class Cache:
 
     keys: list[Array]
     values: list[Array]
-
-    def rows(self, part: slice) -> Cache:
-        """View of some rows."""
-        return Cache([k[part] for k in self.keys], [v[part] for v in self.values])
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +242,7 @@ class Llama:
             shape = (rows, self.heads_k, max(room, 1), self.size)
             if shared:
                 return [np.empty(shape, storage)] * len(self._layers)
-            # One piece: large enough for numpy to ask for huge pages, without which half of attention is page walks.
+            # One piece: large enough for numpy to ask for huge pages.
             return list(np.empty((len(self._layers), *shape), storage))
 
         return Cache(empty(), empty())

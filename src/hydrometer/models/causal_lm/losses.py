@@ -25,7 +25,6 @@ from hydrometer.models.causal_lm.llama import as_array
 __all__ = ["linear_cross_entropy"]
 
 _CHUNK = 1024
-_MOST_LANES = 8
 
 
 def linear_cross_entropy(
@@ -73,7 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_states = torch.empty_like(h)
         d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device)
         d_bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=w.device)
-        lanes = Lanes(_MOST_LANES if h.device.type == "cpu" else 1)
+        lanes = Lanes(len(h) if h.device.type == "cpu" else 1)
         room = torch.empty(min(_CHUNK, len(h)), len(w), dtype=dtype, device=w.device)
         product = torch.empty_like(w)
         total = 0.0

@@ -93,10 +93,8 @@ def _draw(
         active = int(going_A.sum())
         if active == 0 or step + 1 == longest:
             break
-        keep = decoder.worth(active, len(rows_A))
-        if keep < len(rows_A):
-            # Rows that go on, and as many finished ones as the decoder wants to have beside them.
-            kept = np.sort(np.argsort(~going_A, kind="stable")[:keep])
+        if decoder.pays(active, len(rows_A)):
+            kept = np.flatnonzero(going_A)
             rows_A, token_A = rows_A[kept], token_A[kept]
             decoder.keep(kept)
         logits_AW = decoder.step(token_A)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class StepScores:
     ----------
     selected, unselected : (N, T) float64 nats, log-probability of each token under the selected law and under the law
         itself.
-    near_edge : (N, T) bool, whether rounding could change what the selectivity keeps there.
+    near_edge : (N, T) bool, whether rounding at the selectivity's edge could show there; see `kernels.NEAR_EDGE`.
     entropy : (N, T) float64 nats, of the selected next-token law, or None.
     cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
     """
@@ -136,19 +136,19 @@ def score_steps(
     return out
 
 
-class _Source:
+class _Source(Protocol):
     """States at the positions that predict a batch's tokens, and their logits."""
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
         """(M, D): for each row in turn, of each of its tokens."""
-        raise NotImplementedError
+        ...
 
     def logits(self, states_MD: Tensor) -> Logits:
         """(M, W)."""
-        raise NotImplementedError
+        ...
 
 
-class _PackedSource(_Source):
+class _PackedSource:
     def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
         self.engine = engine
         engine.pack_head()
@@ -176,12 +176,14 @@ class _PackedSource(_Source):
         return self.engine.logits(states_MD)
 
 
-class _PaddedSource(_Source):
+class _PaddedSource:
     def __init__(self, lm: CausalLM, prompts: list[tuple[int, ...]]) -> None:
         self.lm, self.prompts = lm, prompts
         self.prefix = prefill(lm, prompts) if lm.has_cache else None
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        if self.prefix is None:
+            return self._without_cache(ids, of_B)
         device = self.lm.device
         length_B = torch.tensor([len(row) for row in ids], device=device)
         width = int(length_B.max())
@@ -190,8 +192,6 @@ class _PaddedSource(_Source):
         for b, row in enumerate(ids):
             ids_BT[b, : len(row)] = torch.from_numpy(row)
         ids_BT = ids_BT.to(device)
-        if self.prefix is None:
-            return self._without_cache(ids, of_B)
         first_UD, cache, mask_US = self.prefix
         of = torch.from_numpy(of_B).to(device)
         states_BTD = first_UD[of][:, None]

@@ -1,0 +1,117 @@
+"""Numbers as the kernels store and compute them, and how kernels are compiled.
+
+Stored numbers are float32, or bfloat16 as the uint16 of its bits (numba has no such type). numba's cache on disk looks
+at a kernel's own file only: after a change here, delete ``__pycache__``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+__all__ = ["bits_of", "exp32", "float_of", "inlined", "kernel", "narrow", "wide"]
+
+# numba has no type information; what leaves this module is arrays that the caller made.
+nb = cast("Any", numba)
+ty = cast("Any", types)
+_intrinsic, _overload = cast("Any", intrinsic), cast("Any", overload)
+
+# No flag that lets the compiler assume finite numbers: -inf is a value here.
+
+
+def _compiled(fastmath: set[str], **more: Any) -> Any:
+    """Compile without the interpreter's lock; cached on disk, where there is a place to write (else at every start)."""
+
+    def decorate(function: Any) -> Any:
+        options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **more}
+        try:
+            return nb.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder, nor the user's cache, nor NUMBA_CACHE_DIR can be written
+            return nb.njit(**options)(function)
+
+    return decorate
+
+
+kernel = _compiled({"reassoc", "contract", "nsz"})
+# A call passes every array as eight numbers; for a loop over 64 entries that costs as much as the loop.
+inlined = _compiled({"reassoc", "contract", "nsz"}, inline="always")
+_exact = _compiled({"contract"})
+
+f32, u32, u16 = np.float32, np.uint32, np.uint16
+
+
+@_intrinsic
+def float_of(typing_context: Any, bits: Any) -> Any:
+    """Read uint32 bits as float32."""
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], cast("Any", ir).FloatType())
+
+    return ty.float32(ty.uint32), generate
+
+
+@_intrinsic
+def bits_of(typing_context: Any, x: Any) -> Any:
+    """Bits of a float32, as uint32."""
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], cast("Any", ir).IntType(32))
+
+    return ty.uint32(ty.float32), generate
+
+
+def wide(x: Any) -> Any:
+    """Stored number to float32."""
+    raise NotImplementedError
+
+
+@_overload(wide)
+def _wide(x: Any) -> Any:
+    def from_bfloat16(x: Any) -> Any:
+        return float_of(u32(u32(x) << u32(16)))
+
+    def from_float32(x: Any) -> Any:
+        return x
+
+    return from_bfloat16 if x == ty.uint16 else from_float32
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """Convert float32 to the storage of `like`, rounded to nearest even."""
+    raise NotImplementedError
+
+
+@_overload(narrow)
+def _narrow(x: Any, like: Any) -> Any:
+    def to_bfloat16(x: Any, like: Any) -> Any:
+        bits = bits_of(f32(x))
+        rounded = u32(bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1)))
+        return u16(rounded >> u32(16))
+
+    def to_float32(x: Any, like: Any) -> Any:
+        return f32(x)
+
+    return to_bfloat16 if like == ty.uint16 else to_float32
+
+
+@_exact
+def exp32(x: Any) -> Any:
+    """Exponential in float32, relative error 1e-7; below -87 it is exp(-87). After Cephes' expf."""
+    x = max(x, f32(-87.0))
+    shifted = x * f32(1.44269504) + f32(12582912.0)
+    n = shifted - f32(12582912.0)
+    r = x - n * f32(0.693359375)
+    r = r + n * f32(2.12194440e-4)
+    y = f32(1.9875691500e-4) * r + f32(1.3981999507e-3)
+    y = y * r + f32(8.3334519073e-3)
+    y = y * r + f32(4.1665795894e-2)
+    y = y * r + f32(1.6666665459e-1)
+    y = y * r + f32(5.0000001201e-1)
+    y = y * (r * r) + r + f32(1.0)
+    return y * float_of(u32((bits_of(shifted) << u32(23)) + u32(0x3F800000)))
