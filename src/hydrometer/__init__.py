@@ -25,9 +25,10 @@ from hydrometer.core.errors import (
 from hydrometer.core.estimate import Contrast, Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
+from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.base import Family, FitRequest, Fitted, Law
 from hydrometer.models.mixture.em import fit_mixture
-from hydrometer.models.mixture.law import Mixture, Points
+from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
 from hydrometer.report import build_report
 from hydrometer.run.api import RunResult, load_spec, recipes, run
@@ -55,6 +56,7 @@ __all__ = [
     "LawMismatchError",
     "MissingDependencyError",
     "Mixture",
+    "MixtureBatch",
     "ModelError",
     "Points",
     "RunResult",
@@ -68,6 +70,7 @@ __all__ = [
     "build_report",
     "fit_mixture",
     "judge",
+    "judge_exact",
     "load_results",
     "load_spec",
     "recipes",

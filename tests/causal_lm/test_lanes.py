@@ -79,7 +79,7 @@ def test_kernels_compile_where_no_cache_can_be_written(tmp_path):
         "import numba.core.caching as c\n"
         "c.CacheImpl._locator_classes = []\n"
         "import numpy as np\n"
-        "from hydrometer.models.causal_lm.arithmetic import exp32\n"
+        "from hydrometer.models.arithmetic import exp32\n"
         "print(float(exp32(np.float32(0))))\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

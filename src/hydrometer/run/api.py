@@ -18,9 +18,11 @@ from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.spec import apply_overrides, nearest, parse_yaml
+from hydrometer.metrics.modes import capacity_gap
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
+from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, merge, plan_run
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
@@ -35,7 +37,7 @@ __all__ = ["RunResult", "load_spec", "recipes", "run"]
 
 # Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
 _SHIPPED = files(import_module("hydrometer.recipes"))
-_VERSIONED = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "tokenizers")
+_VERSIONED = ("numpy", "scipy", "numba", "scikit-learn", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,9 @@ def _versions() -> dict[str, str]:
 def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome) -> dict[str, object]:
     """Write records and exhibits; return the content of results.json."""
     books = _Books(plan, store, outcome)
-    records = [books.record(cell) for cell in plan.cells]
+    maps = {name: MapBooks(chain, store, outcome) for name, chain in plan.chains.items() if chain.maps}
+    records = [books.record(cell) for cell in plan.cells if cell.chain not in maps]
+    records += [record for book in maps.values() for record in book.records]
     for record in records:
         folder.put("records", str(record["id"]), record)
     contrasts: list[object] = []
@@ -186,7 +190,12 @@ def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, out
     chains: dict[str, object] = {}
     for chain_name, chain in plan.chains.items():
         bench = Bench(store)
-        found = compare_chain(books.facts(chain), chain.cells, lambda c, b=bench: books.judged(c, b), books.released)
+        if chain_name in maps:
+            found = maps[chain_name].comparison()
+        else:
+            found = compare_chain(
+                books.facts(chain), chain.cells, lambda c, b=bench: books.judged(c, b), books.released
+            )
         contrasts += [asdict(c) for c in found.contrasts]
         groups |= found.groups
         chains[chain_name] = found.chain
@@ -194,6 +203,9 @@ def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, out
         shown = books.exhibit(cell)
         if shown is not None:
             folder.put("exhibits", cell.id, shown)
+    for book in maps.values():
+        for cell_id, shown in book.exhibits().items():
+            folder.put("exhibits", cell_id, shown)
     return {
         "schema": SCHEMA,
         "name": name,
@@ -234,7 +246,11 @@ class _Books:
             found = load_metrics(self.store.path("judge", cell.judge))
             teacher = self.by_id.get(cell.teacher_cell or "")
             if teacher is not None and teacher.judge not in self.outcome.failed:
-                found["entropy_teacher"] = load_metrics(self.store.path("judge", teacher.judge))["entropy"]
+                theirs = load_metrics(self.store.path("judge", teacher.judge))
+                found["entropy_teacher"] = theirs["entropy"]
+                gap = capacity_gap(theirs, found)
+                if gap is not None:
+                    found["capacity_gap"] = gap
             self._metrics[cell.id] = found
         return self._metrics[cell.id]
 
@@ -255,7 +271,7 @@ class _Books:
             "training": cell.training, "parent": cell.parent,
             "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
             "decoding": None if cell.decoding is None else cell.decoding.to_json(),
-            "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": cell.seed,
+            "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": cell.seed, "point": None,
             "status": "ok" if metrics is not None else "failed", "reason": self.outcome.failed.get(cell.judge),
             "metrics": {} if metrics is None else {k: asdict(v) for k, v in metrics.items()},
             "seconds": round(seconds, 3),

@@ -14,7 +14,8 @@ from hydrometer.stages.bench import Bench
 from hydrometer.stages.draw import draw
 from hydrometer.stages.fit import fit
 from hydrometer.stages.judge import judge, released, show
-from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ReleasedNode, ShowNode
+from hydrometer.stages.maps import map_point
+from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, MapNode, Node, ReleasedNode, ShowNode
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["Monitor", "Outcome", "SilentMonitor", "execute"]
@@ -117,6 +118,8 @@ def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> d
             return show(node, bench, folder)
         case ReleasedNode():
             return released(node, bench, folder)
+        case MapNode():
+            return map_point(node, folder, tick)
 
 
 def cost_of(node: Node) -> float:
@@ -131,6 +134,8 @@ def cost_of(node: Node) -> float:
             return family.cost(chain, "judge", node.law.role, node.law_rows.n)
         case ShowNode() | ReleasedNode():
             return family.cost(chain, "judge", "student", 1)
+        case MapNode():
+            return len(node.seeds) * (1 + len(chain.selectivity)) * family.cost(chain, "fit", "student", 1)
 
 
 def label_of(node: Node) -> str:
@@ -150,3 +155,6 @@ def label_of(node: Node) -> str:
             return f"{chain}: keep something to look at"
         case ReleasedNode():
             return f"{chain}: figures as released"
+        case MapNode():
+            at = ", ".join(f"{axis} {value:g}" for axis, value in node.point.values.items())
+            return f"{chain}: map at {at}"

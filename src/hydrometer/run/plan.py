@@ -17,7 +17,9 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Resample, Selectivity
 from hydrometer.models.base import Level
 from hydrometer.models.families import RunSpec, family_of
+from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.models.selectivity import canonical
+from hydrometer.stages.maps import MOST_SHOWN, map_groups
 from hydrometer.stages.nodes import (
     VERSIONS,
     Cell,
@@ -26,6 +28,7 @@ from hydrometer.stages.nodes import (
     FitNode,
     JudgeNode,
     LawRef,
+    MapNode,
     Node,
     PrefixSource,
     ReleasedNode,
@@ -45,6 +48,7 @@ class ChainPlan:
     truth: LawRef
     truth_identity: dict[str, object]
     cells: list[Cell] = field(default_factory=list[Cell])
+    maps: list[MapNode] = field(default_factory=list[MapNode])
 
 
 @dataclass(slots=True)
@@ -131,7 +135,11 @@ def plan_run(spec: RunSpec) -> Plan:
     for name, chain in spec.chains.items():
         context = Context(name, chain, family_of(chain))
         context.family.check(chain)
-        _ChainPlanner(plan, context, spec.seeds).build()
+        planner = _ChainPlanner(plan, context, spec.seeds)
+        if isinstance(chain, MixtureChain) and chain.grid is not None:
+            planner.build_map(chain)
+        else:
+            planner.build()
     return plan
 
 
@@ -163,7 +171,7 @@ class _ChainPlanner:
 
     # nodes -----------------------------------------------------------------------------------------------------------
 
-    def key(self, stage: Literal["draw", "fit", "judge", "show", "released"], parts: dict[str, object]) -> str:
+    def key(self, stage: Literal["draw", "fit", "judge", "show", "released", "map"], parts: dict[str, object]) -> str:
         return content_key(
             {"stage": stage, "version": VERSIONS[stage], "numerics": self.numerics, "family": self.family.name, **parts}
         )
@@ -276,6 +284,29 @@ class _ChainPlanner:
     def build(self) -> None:
         for seed in self.seeds:
             self.build_seed(seed)
+
+    def build_map(self, chain: MixtureChain) -> None:
+        """One node a point, all seeds in it; one cell a group and point."""
+        if len(self.seeds) < 2:
+            raise SpecError("a map's errors are those between seeds", got="one seed", fix="set seeds to 2 or more")
+        points = chain.points()
+        shown = len(points) <= MOST_SHOWN
+        for point in points:
+            body = point.chain.model_dump(mode="json", exclude={"selectivity", "decoding"})
+            body["selectivity"] = [s.to_json() for s in point.chain.selectivity]
+            body["decoding"] = [s.to_json() for s in point.chain.controls]
+            groups = map_groups(self.context.name, point)
+            key = self.key("map", {"chain": body, "seeds": list(self.seeds), "name": groups[0].id, "shown": shown})
+            self.add(node := MapNode(key, self.context, point, self.seeds, shown))
+            self.out.maps.append(node)
+            for g in groups:
+                self.out.cells.append(
+                    Cell(
+                        g.id, g.id, self.context.name, g.level, g.role, g.training, g.parent, g.selectivity,
+                        g.decoding, {"direct": "truth", "distilled": "teacher"}.get(g.training or ""),
+                        "mle" if g.training else None, None, key, g.teacher, point=point.values,
+                    )
+                )  # fmt: skip
 
     def build_seed(self, seed: int) -> None:
         """One seed's share of the chain; what seeds share is met again under the same keys."""

@@ -209,12 +209,12 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     """Error of figures over the truth's rows, which all terms share row by row."""
     value = float(np.mean(values))
     shared = all(g.rows_shared for _, g in terms)
-    rows = terms[0][1].at(seeds[0]).truth_rows()
     s = len(seeds)
     if s > 1 and not shared:
         between = float(np.var(values, ddof=1)) / s
         mc = float(np.mean([(g.at(x).metrics[metric].se_mc or 0.0) ** 2 * c * c for c, g in terms for x in seeds])) / s
         return Figure(value, math.sqrt(between), s - 1, math.sqrt(mc), pairing="row")
+    rows = terms[0][1].at(seeds[0]).truth_rows()
     table = np.stack([sum((c * _row_values(g.at(x), metric) for c, g in terms), np.zeros(1)) for x in seeds])
     thinned = table.shape[1] / rows.n  # fewer rows kept than drawn: their variance, at the size drawn
     own = float(np.mean([_own_variance(terms, x, metric, slope) for x in seeds])) if slope else 0.0

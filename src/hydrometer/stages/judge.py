@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
+from hydrometer.metrics.modes import mode_metrics
 from hydrometer.metrics.text import text_metrics
 from hydrometer.models.base import Law, Samples
+from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
@@ -95,7 +97,8 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
     root = Stream(seed)
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     law_rows = law.sample(n, seed=root.child("evaluate", "law"))
-    return figures(scores_of(truth, law, truth_rows, law_rows))
+    out = figures(scores_of(truth, law, truth_rows, law_rows))
+    return out | mode_metrics(truth, law) if isinstance(truth, Mixture) and isinstance(law, Mixture) else out
 
 
 def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
@@ -117,6 +120,8 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
             truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob
         )
     metrics = figures(s)
+    if isinstance(truth, Mixture) and isinstance(law, Mixture):
+        metrics |= mode_metrics(truth, law)
     if precision == "bfloat16":
         metrics |= _bias(node, bench, s)
     (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))

@@ -6,12 +6,14 @@ work, which is how data and teachers come to be shared between seeds and selecti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, Level
+from hydrometer.models.mixture.spec import MapPoint
 
 __all__ = [
     "VERSIONS",
@@ -21,6 +23,7 @@ __all__ = [
     "FitNode",
     "JudgeNode",
     "LawRef",
+    "MapNode",
     "Node",
     "ReleasedNode",
     "Rows",
@@ -28,7 +31,7 @@ __all__ = [
 ]
 
 # Raised whenever a stage's code changes its results.
-VERSIONS = {"draw": 2, "fit": 2, "judge": 2, "show": 1, "released": 1}
+VERSIONS = {"draw": 2, "fit": 2, "judge": 2, "show": 1, "released": 1, "map": 1}
 
 PrefixSource = Literal["truth", "teacher", "student"]
 
@@ -149,7 +152,25 @@ class ReleasedNode:
     stage: Literal["released"] = "released"
 
 
-Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode
+@dataclass(frozen=True, slots=True)
+class MapNode:
+    """One point of a map over mixtures, all seeds at once.
+
+    Attributes
+    ----------
+    shown : whether it leaves pictures.
+    """
+
+    key: str
+    context: Context
+    point: MapPoint
+    seeds: tuple[int, ...]
+    shown: bool
+    inputs: tuple[str, ...] = ()
+    stage: Literal["map"] = "map"
+
+
+Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode | MapNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +193,4 @@ class Cell:
     teacher_cell: str | None
     show: str | None = None
     released: str | None = None
+    point: Mapping[str, float] | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hydrometer.models.causal_lm.arithmetic import exp32, inlined, kernel, narrow, wide
+from hydrometer.models.arithmetic import exp32, inlined, kernel, narrow, wide
 
 __all__ = ["add_rms_norm", "attend", "gate"]
 

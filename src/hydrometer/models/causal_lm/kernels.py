@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hydrometer.models.causal_lm.arithmetic import bits_of, exp32, float_of, kernel, narrow, wide
+from hydrometer.models.arithmetic import bits_of, exp32, float_of, kernel, narrow, wide
 
 __all__ = ["LEAST", "NEAR_EDGE", "WEIGHTY", "cross_rows", "draw_rows", "score_rows", "softmax_gradient"]
 

@@ -1,25 +1,56 @@
-"""Maximum likelihood for mixtures by expectation maximisation.
+"""Maximum likelihood for mixtures by expectation maximisation, over a batch of data sets or one large one.
 
-The iterations are scikit-learn's `GaussianMixture` (k-means start, its meaning of convergence); this module gives them
-one face, one data set or a batch, refuses what cannot be fitted in one line, and reports how the fit went.
+The iterations, and the meaning of convergence, are scikit-learn's `GaussianMixture`; equal starts give equal results.
+Data sets of a batch are fitted side by side, each by one thread from start to end. One data set too large for that is
+cut into blocks, a fixed number whatever the threads, whose moments are added in order. So results do not depend on the
+number of threads.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
+from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import ThreadpoolController
 
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
-from hydrometer.models.mixture.law import CovarianceType, Mixture
+from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, moments, padded, params, sweep, work
+from hydrometer.models.mixture.law import CovarianceType, Mixture, MixtureBatch
+from hydrometer.models.mixture.start import candidates, kmeans
+from hydrometer.models.mixture.steps import (
+    CONVERGED,
+    DIAG,
+    FLOORED,
+    FULL,
+    ITERATIONS,
+    LIKELIHOOD,
+    RESEEDED,
+    SPHERICAL,
+    STATE,
+    TIED,
+    Options,
+    Start,
+    begin,
+    fit_range,
+    frame,
+    step,
+)
 
-__all__ = ["MixtureFitInfo", "fit_mixture"]
+__all__ = ["MixtureFit", "MixtureFitInfo", "fit_mixture"]
+
+Floats = NDArray[np.float64]
+_KINDS: dict[CovarianceType, int] = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
+_LARGE = 1 << 16  # points; a larger data set is cut into blocks, and its k-means sees so many
+_BLOCKS = 64
+_PIECES = 4  # a thread's, of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +59,30 @@ class MixtureFitInfo:
 
     Attributes
     ----------
-    log_likelihood : (B,) mean per point, nats.
+    log_likelihood : (B,) mean per point, weighted, nats.
     n_iter : (B,) iterations of the best start.
     converged : (B,) whether the gain fell below `tol` within `max_iter`.
+    floored : (B,) variances, or pivots of covariances, that had to be raised to stay positive in the last step.
+    reseeded : (B,) times an empty component was given to the point of least density.
     """
 
-    log_likelihood: NDArray[np.float64]
+    log_likelihood: Floats
     n_iter: NDArray[np.int64]
     converged: NDArray[np.bool_]
+    floored: NDArray[np.int64]
+    reseeded: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class MixtureFit:
-    """What `fit_mixture` returns: one model, or a list of B models, and `info`."""
+    """What `fit_mixture` returns: one model, or B models, and `info`."""
 
-    model: Mixture | list[Mixture]
+    model: Mixture | MixtureBatch
     info: MixtureFitInfo
 
 
-def checked(x: ArrayLike, n_components: int) -> NDArray[np.float64]:
-    """Return the points as (B, n, d) float64.
-
-    Raises
-    ------
-    DataError : the wrong shape, NaN or infinity, more components than points.
-    """
+def _points(x: ArrayLike, n_components: int) -> Floats:
+    """Return the points as (B, n, d)."""
     points = np.asarray(x, np.float64)
     if points.ndim == 2:
         points = points[None]
@@ -61,59 +91,61 @@ def checked(x: ArrayLike, n_components: int) -> NDArray[np.float64]:
     bad = ~np.isfinite(points)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0][-2:])
-        raise DataError(
-            "points must be finite", got=f"{int(bad.sum())} NaN or infinite values, first at {first}", fix="drop them"
-        )
+        what = f"{int(bad.sum())} NaN or infinite values, first at {first}"
+        raise DataError("points must be finite", got=what, fix="drop them")
     if n_components < 1 or n_components > points.shape[1]:
         raise DataError(
             f"{n_components} components cannot be fitted to {points.shape[1]} points",
             fix="need 1 <= n_components <= points",
         )
-    return points
+    return np.ascontiguousarray(points)
 
 
-@cache
-def _threads() -> Any:
-    """Find the thread pools once; looking for them costs as much as a small fit."""
-    return ThreadpoolController()
+def _weights(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> tuple[Floats, Floats]:
+    """Return weights (B, n), or (0, 0) for equal ones, and their sums (B,), which count points of positive weight."""
+    if sample_weight is None:
+        return np.zeros((0, 0)), np.full(shape[0], float(shape[1]))
+    w = np.asarray(sample_weight, np.float64)
+    if w.shape not in (shape[1:], shape):
+        raise DataError(f"sample_weight must have shape {shape[1:]} or {shape}", got=w.shape)
+    w = np.broadcast_to(w, shape)
+    if not np.isfinite(w).all() or (w < 0).any() or (w.max(axis=1) <= 0).any():
+        raise DataError("sample_weight must be finite and not negative, with a positive one in every data set")
+    count = (w > 0).sum(axis=1).astype(np.float64)
+    w = w / w.max(axis=1, keepdims=True)
+    return np.ascontiguousarray(w * (count / w.sum(axis=1))[:, None]), count
 
 
-def fit_one(
-    x: NDArray[np.float64],
-    n_components: int,
-    *,
-    covariance_type: CovarianceType,
-    n_init: int,
-    seed: int,
-    tol: float,
-    max_iter: int,
-    reg_covar: float,
-    means_init: NDArray[np.float64] | None = None,
-) -> tuple[Mixture, float, int, bool]:
-    """Fit one data set (n, d); returns the model, mean log-likelihood, iterations, converged."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    estimator: Any = GaussianMixture(
-        n_components,
-        covariance_type=covariance_type,
-        n_init=n_init,
-        random_state=seed,
-        tol=tol,
-        max_iter=max_iter,
-        reg_covar=reg_covar,
-        means_init=means_init,
-    )
-    # One thread: data sets are small, a pool's start costs more than it gains, and sums keep their order.
-    with _threads().limit(limits=1), warnings.catch_warnings():
-        # Reported in `info.converged`; duplicate points also make k-means find fewer clusters, which EM survives.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+def _start(
+    weights: ArrayLike | None, means: ArrayLike | None, precisions: ArrayLike | None, k: int, d: int,
+    kind: CovarianceType,
+) -> Start:  # fmt: skip
+    """Check what the caller starts from."""
+    e = padded(d)
+    given = [None if a is None else np.asarray(a, np.float64) for a in (weights, means, precisions)]
+    w, mean, precision = given
+    names = ("weights_init", "means_init", "precisions_init")
+    shapes = ((k,), (k, d), {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[kind])
+    for name, array, shape in zip(names, given, shapes, strict=True):
+        if array is not None and (array.shape != shape or not np.isfinite(array).all()):
+            raise InputError(f"{name} must be finite, with shape {shape}", got=array.shape)
+    if w is not None and ((w < 0).any() or abs(w.sum() - 1) > 1e-6):
+        raise InputError("weights_init must not be negative and must sum to 1", got=w.tolist())
+    covariance = np.zeros((0, e, 1))
+    if precision is not None:
+        covariance = np.zeros((k, e, 1 if kind in ("diag", "spherical") else e))
         try:
-            estimator.fit(x)
-            model = Mixture.from_sklearn(estimator)
-        except (ValueError, InputError) as e:
-            raise FitError(f"EM failed: {e}", fix="raise reg_covar or lower n_components") from None
-    return model, float(model.log_prob(x).mean()), int(estimator.n_iter_), bool(estimator.converged_)
+            match kind:
+                case "full" | "tied":
+                    np.linalg.cholesky(precision)
+                    covariance[:, :d, :d] = np.linalg.inv(precision)
+                case "diag" | "spherical":
+                    if (precision <= 0).any():
+                        raise np.linalg.LinAlgError
+                    covariance[:, :d, 0] = 1 / precision.reshape(k, -1)
+        except np.linalg.LinAlgError:
+            raise InputError("precisions_init must be positive definite", got=precision.tolist()) from None
+    return Start(np.zeros(0) if w is None else w, np.zeros((0, d)) if mean is None else mean, covariance)
 
 
 def fit_mixture(
@@ -122,31 +154,42 @@ def fit_mixture(
     *,
     covariance_type: CovarianceType = "full",
     n_init: int = 1,
-    seed: int | Stream = 0,
+    seed: int | Stream | Sequence[Stream] = 0,
     tol: float = 1e-3,
     max_iter: int = 100,
     reg_covar: float = 1e-6,
+    sample_weight: ArrayLike | None = None,
     means_init: ArrayLike | None = None,
+    weights_init: ArrayLike | None = None,
+    precisions_init: ArrayLike | None = None,
 ) -> MixtureFit:
-    """Fit a mixture of Gaussians by maximum likelihood.
+    """Fit mixtures of Gaussians by maximum likelihood, one or a batch at once.
+
+    EM (Dempster, Laird and Rubin 1977) from a greedy k-means++ start; of a data set of more than 65,536 points, k-means
+    sees so many, drawn evenly. The likelihood never falls from one iteration to the next. A component that loses all
+    its points is given to the point of least density where that raises the likelihood, else it keeps weight zero.
 
     Parameters
     ----------
     x : (n, d) one data set, or (B, n, d) a batch of independent ones.
     n_components : K
     covariance_type, n_init, tol, max_iter, reg_covar : as in scikit-learn.
-    seed : of the k-means starts; fit b of a batch starts from ``stream.child(str(b))``.
-    means_init : (K, d) start of the means, instead of k-means.
+    seed : of the k-means starts; start i of data set b takes row ``b * n_init + i`` of the stream. With a stream for
+        each data set, row i of its own: then a batch gives what its data sets give one by one.
+    sample_weight : (n,) or (B, n), not negative; only their proportions count.
+    means_init, weights_init, precisions_init : starts, shaped as scikit-learn's. Where some are missing they come from
+        assigning each point to its nearest mean, of `means_init` or of k-means.
 
     Returns
     -------
     MixtureFit
-        ``.model`` a `Mixture` for (n, d), a list of B for (B, n, d); ``.info`` with arrays of shape (B,).
+        ``.model`` a `Mixture` for (n, d), a `MixtureBatch` of B for (B, n, d); ``.info`` with arrays of shape (B,).
 
     Raises
     ------
-    DataError : points that are not finite, the wrong shape, more components than points.
-    FitError : EM ended without a usable model.
+    DataError : points that are not finite, the wrong shape, more components than points, weights that weigh nothing.
+    InputError : settings or starts out of range.
+    FitError : the result leaves the range of float64.
 
     Examples
     --------
@@ -155,27 +198,193 @@ def fit_mixture(
     >>> bool(np.allclose(fit.model.means[0], x.mean(0))), fit.info.converged.tolist()
     (True, [True])
     """
-    batch = checked(x, n_components)
-    stream = as_stream(seed)
-    start = None if means_init is None else np.asarray(means_init, np.float64)
-    fits = [
-        fit_one(
-            points,
-            n_components,
-            covariance_type=covariance_type,
-            n_init=n_init,
-            seed=stream.child(str(b)).integer(),
-            tol=tol,
-            max_iter=max_iter,
-            reg_covar=reg_covar,
-            means_init=start,
-        )
-        for b, points in enumerate(batch)
-    ]
-    models = [f[0] for f in fits]
+    batch = _points(x, n_components)
+    b, n, d = batch.shape
+    if covariance_type not in _KINDS:
+        raise InputError("covariance_type must be full, tied, diag or spherical", got=covariance_type)
+    if n_init < 1 or max_iter < 1 or not tol >= 0 or not 0 <= reg_covar < math.inf:
+        raise InputError("need n_init >= 1, max_iter >= 1, tol >= 0, finite reg_covar >= 0")
+    weight, total = _weights(sample_weight, (b, n))
+    start = _start(weights_init, means_init, precisions_init, n_components, d, covariance_type)
+    streams = [as_stream(seed)] if isinstance(seed, int | Stream) else list(seed)
+    if not isinstance(seed, int | Stream) and len(streams) != b:
+        raise InputError("seed must be one, or a stream for each data set", got=len(streams))
+    width = 1 + (n_components - 1) * candidates(n_components)
+    uniforms = np.concatenate([s.uniforms(0, b * n_init // len(streams), width) for s in streams])
+    out = _Out.empty(b, n_components, d, _KINDS[covariance_type])
+    fit = _fit_large if n > _LARGE else _fit_batch
+    fit(batch, weight, total, uniforms, streams, n_init, (tol, max_iter, float(reg_covar)), start, out)
+    models, state = out.models(d, covariance_type), out.state
     info = MixtureFitInfo(
-        np.array([f[1] for f in fits]),
-        np.array([f[2] for f in fits], np.int64),
-        np.array([f[3] for f in fits], np.bool_),
+        state[:, LIKELIHOOD].copy(),
+        state[:, ITERATIONS].astype(np.int64),
+        state[:, CONVERGED] == 1,
+        state[:, FLOORED].astype(np.int64),
+        state[:, RESEEDED].astype(np.int64),
     )
     return MixtureFit(models[0] if np.ndim(x) == 2 else models, info)
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """What the fits fill."""
+
+    kind: int
+    log_weight: Floats
+    mean: Floats
+    covariance: Floats
+    state: Floats
+
+    @staticmethod
+    def empty(b: int, k: int, d: int, kind: int) -> _Out:
+        e = padded(d)
+        return _Out(
+            kind, np.zeros((b, k)), np.zeros((b, k, d)), np.zeros((b, k, e, 1 if kind >= DIAG else e)),
+            np.zeros((b, STATE)),
+        )  # fmt: skip
+
+    def models(self, d: int, covariance_type: CovarianceType) -> MixtureBatch:
+        finite = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in (self.mean, self.covariance, self.state)]
+        bad = np.flatnonzero(~(finite[0] & finite[1] & finite[2]))
+        if len(bad):
+            raise FitError(
+                f"the fit of data set {int(bad[0])} left the range of float64",
+                fix="scale the points, lower n_components, or raise reg_covar",
+            )
+        match covariance_type:
+            case "full":
+                covariance = self.covariance[:, :, :d, :d]
+            case "tied":
+                covariance = self.covariance[:, 0, :d, :d]
+            case "diag":
+                covariance = self.covariance[:, :, :d, 0]
+            case "spherical":
+                covariance = self.covariance[:, :, 0, 0]
+        return MixtureBatch(self.log_weight, self.mean, np.ascontiguousarray(covariance), covariance_type)
+
+
+def _threads() -> int:
+    """Threads for fits: OMP_NUM_THREADS where it is set, else the processors this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _side_by_side(works: list[Callable[[], None]]) -> None:
+    """Run works on all threads; the first error is raised."""
+    threads = min(_threads(), len(works))
+    if threads == 1:
+        for work_ in works:
+            work_()
+        return
+    with ThreadPoolExecutor(threads, "em") as pool:
+        for future in [pool.submit(work_) for work_ in works]:
+            future.result()
+
+
+def _fit_batch(
+    batch: Floats, weight: Floats, total: Floats, uniforms: Floats, streams: list[Stream], n_init: int,
+    settings: tuple[float, int, float], start: Start, out: _Out,
+) -> None:  # fmt: skip
+    """Fit each data set by one thread."""
+    b = len(batch)
+    pieces = min(b, _PIECES * _threads())
+    edges = [b * i // pieces for i in range(pieces + 1)]
+    _side_by_side(
+        [
+            lambda first=first, last=last: fit_range(
+                first, last, batch, weight, total, uniforms, n_init, out.kind, *settings, start, out.log_weight,
+                out.mean, out.covariance, out.state,
+            )
+            for first, last in pairwise(edges)
+        ]
+    )  # fmt: skip
+
+
+def _fit_large(
+    batch: Floats, weight: Floats, total: Floats, uniforms: Floats, streams: list[Stream], n_init: int,
+    settings: tuple[float, int, float], start: Start, out: _Out,
+) -> None:  # fmt: skip
+    """Fit each data set by all threads."""
+    k = out.log_weight.shape[1]
+    for b, points in enumerate(batch):
+        w = weight[b] if len(weight) else np.zeros(0)
+        with _Blocks(points, w, k, out.kind, settings[2]) as data:
+            for attempt in range(n_init):
+                own = streams[0 if len(streams) == 1 else b].child("points", str(b if len(streams) == 1 else 0))
+                own = own.child(str(attempt))
+                p, state = data.fit(settings, float(total[b]), own, uniforms[b * n_init + attempt], start)
+                if attempt == 0 or state[LIKELIHOOD] > out.state[b, LIKELIHOOD]:
+                    out.state[b], out.log_weight[b] = state, p.log_weight
+                    out.mean[b] = p.mean * data.scale + data.centre
+                    out.covariance[b] = p.covariance * data.scale * data.scale
+
+
+class _Blocks:
+    """One large data set, swept block by block on all threads; a block's points are read, never copied whole."""
+
+    def __init__(self, points: Floats, weight: Floats, k: int, kind: int, reg: float) -> None:
+        n, d = points.shape
+        self.points, self.weight, self.k, self.d, self.kind = points, weight, k, d, kind
+        self.centre: Floats = np.zeros(d)
+        self.scale = float(frame(points, weight, reg, self.centre))
+        self._edges = [n * i // _BLOCKS for i in range(_BLOCKS + 1)]
+        self._parts: list[Any] = [moments(k, d, kind < DIAG) for _ in range(_BLOCKS)]
+        self._room = local()
+        self._pool = ThreadPoolExecutor(_threads(), "em")
+
+    def __enter__(self) -> _Blocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def sweep(self, p: Any, what: int, out: Any) -> None:
+        """Sum all blocks' moments in order."""
+
+        def one(i: int) -> None:
+            if not hasattr(self._room, "room"):
+                self._room.room = work(self.k, self.d)
+            first, last = self._edges[i], self._edges[i + 1]
+            sweep(
+                self.points, first, last, self.centre, self.scale, self.weight, p, what, self._room.room,
+                self._parts[i],
+            )  # fmt: skip
+
+        list(self._pool.map(one, range(_BLOCKS)))
+        for name in ("mass", "first", "second"):
+            total = getattr(out, name)
+            total[:] = 0
+            for part in self._parts:
+                total += getattr(part, name)
+        lowest = min(self._parts, key=lambda part: part.ends[1])
+        out.ends[:] = sum(part.ends[0] for part in self._parts), lowest.ends[1], lowest.ends[2]
+
+    def fit(
+        self, settings: tuple[float, int, float], total: float, stream: Stream, uniforms: Floats, start: Start
+    ) -> tuple[Any, Floats]:
+        """Fit from one start; returns parameters, in scaled units, and the state, in the points'."""
+        tol, max_iter, reg = settings
+        options = Options(self.kind, tol, max_iter, reg / self.scale / self.scale, total)
+        triangular = self.kind < DIAG
+        p, previous = params(self.k, self.d, triangular), params(self.k, self.d, triangular)
+        m, state = moments(self.k, self.d, triangular), np.zeros(STATE)
+        if len(start.mean):
+            p.mean[:] = (start.mean - self.centre) / self.scale
+        else:
+            rows = (stream.uniforms(0, _LARGE, 1)[:, 0] * len(self.points)).astype(np.int64)
+            w = self.weight[rows] if len(self.weight) else self.weight
+            if len(w) and not w.any():
+                raise FitError(
+                    f"none of {_LARGE} points drawn for the start has weight", fix="drop points of weight zero"
+                )
+            kmeans(self.points[rows], w, self.centre, self.scale, uniforms, p.mean)
+        self.sweep(p, NEAREST, m)
+        begin(options, start, self.centre, self.scale, m, p, state)
+        what = RESPONSIBLE
+        while what >= 0:
+            self.sweep(p, what, m)
+            what = int(step(options, m, self.points, self.centre, self.scale, p, previous, state))
+        state[LIKELIHOOD] -= self.d * math.log(self.scale)
+        return p, state

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numba
 import numpy as np
 import scipy
-import sklearn
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
-from hydrometer.models.mixture.em import checked, fit_one
+from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, Points
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 
@@ -50,7 +51,7 @@ class MixtureFamily:
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes."""
-        return {"files": 2, "numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__}
+        return {"files": 2, "numpy": np.__version__, "scipy": scipy.__version__, "numba": numba.__version__}
 
     def block_rows(self, chain: ChainSpec) -> int:
         """Draws are not stored; one block holds any draw."""
@@ -71,18 +72,18 @@ class MixtureFamily:
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by EM."""
         level = cast("MixtureLevel", request.level)
-        points = checked(cast("Points", request.data).x, level.n_components)[0]
-        model, log_likelihood, n_iter, converged = fit_one(
-            points,
+        fitted = fit_mixture(
+            cast("Points", request.data).x,
             level.n_components,
             covariance_type=level.covariance_type,
             n_init=level.n_init,
-            seed=request.stream.integer(),
+            seed=request.stream,
             tol=level.tol,
             max_iter=level.max_iter,
             reg_covar=level.reg_covar,
         )
-        return Fitted(model, {"log_likelihood": log_likelihood, "n_iter": n_iter, "converged": converged})
+        facts = {name: values[0].item() for name, values in asdict(fitted.info).items()}
+        return Fitted(cast("Mixture", fitted.model), facts)
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write the parameters as JSON, exact to the last bit."""

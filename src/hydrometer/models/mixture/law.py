@@ -9,8 +9,9 @@ Shapes: N points, K components, d dimensions. float64 and nats throughout. Covar
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,12 +22,13 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Samples, ScoreKind
+from hydrometer.models.mixture.kernels import log_density, padded
 from hydrometer.models.selectivity import power_log_weights
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-__all__ = ["CovarianceType", "Mixture", "Points"]
+__all__ = ["CovarianceType", "Mixture", "MixtureBatch", "Points"]
 
 Floats = NDArray[np.float64]
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
@@ -89,7 +91,7 @@ class Mixture:
     [0.5, 0.5]
     """
 
-    __slots__ = ("_log_weights", "_scales", "covariance_type", "covariances", "means")
+    __slots__ = ("_factor", "_log_norm", "_log_weights", "_scales", "covariance_type", "covariances", "means")
 
     score_kind: ScoreKind = "exact"
 
@@ -102,7 +104,7 @@ class Mixture:
         covariance_type: CovarianceType = "full",
     ) -> None:
         w = np.asarray(weights, np.float64)
-        mu = np.asarray(means, np.float64)
+        mu = np.ascontiguousarray(means, np.float64)
         cov = np.asarray(covariances, np.float64)
         if mu.ndim != 2 or 0 in mu.shape or w.shape != mu.shape[:1]:
             raise InputError("a mixture needs weights (K,) and means (K, d)", got=(w.shape, mu.shape))
@@ -119,6 +121,21 @@ class Mixture:
         with np.errstate(divide="ignore"):
             self._log_weights: Floats = np.log(w / w.sum())
         self._scales: Floats = self._cholesky()
+        self._factor, self._log_norm = self._inverses()
+
+    def _inverses(self) -> tuple[Floats, Floats]:
+        """Return what `kernels` takes: inverse factors (K, e, D), and log N(mu_k; mu_k, S_k), (K,)."""
+        k, d = self.means.shape
+        e = padded(d)
+        if self.covariance_type in ("full", "tied"):
+            factor = np.zeros((k, e, e))
+            factor[:, :d, :d] = np.tril(np.linalg.inv(self._scales))
+            log_det = np.log(np.diagonal(self._scales, axis1=1, axis2=2)).sum(axis=1)
+        else:
+            factor = np.zeros((k, e, 1))
+            factor[:, :d, 0] = 1 / self._scales
+            log_det = np.log(self._scales).sum(axis=1)
+        return factor, np.broadcast_to(-0.5 * d * _LOG_2PI - log_det, (k,))
 
     def _cholesky(self) -> Floats:
         """Lower factors (K, d, d) or (1, d, d) for full and tied, standard deviations (K, d) otherwise."""
@@ -150,7 +167,7 @@ class Mixture:
 
     @property
     def log_weights(self) -> Floats:
-        """(K,) normalised log-weights, nats."""
+        """(K,) normalised log-weights, nats; -inf for a component without weight."""
         return self._log_weights
 
     @property
@@ -176,6 +193,34 @@ class Mixture:
             out[j] = -0.5 * (d * _LOG_2PI + squares) - log_det
         return out
 
+    def component(self, k: int) -> Mixture:
+        """Return component k alone."""
+        one = self.covariances if self.covariance_type == "tied" else self.covariances[k : k + 1]
+        return Mixture([1.0], self.means[k : k + 1], one, covariance_type=self.covariance_type)
+
+    def component_points(self, components: NDArray[np.intp], z: Floats) -> Floats:
+        """Move standard normal points z (M, d) under each of the components named: mu_k + L_k z, (len, M, d)."""
+        if self.covariance_type in ("full", "tied"):
+            lower = self._scales[components if self.covariance_type == "full" else np.zeros_like(components)]
+            return self.means[components][:, None] + np.einsum("kij,mj->kmi", lower, z)
+        return self.means[components][:, None] + self._scales[components][:, None] * z
+
+    def moments(self) -> tuple[Floats, Floats]:
+        """Return mean (d,) and covariance (d, d) of the whole mixture."""
+        w, d = self.weights, self.n_features
+        mean = w @ self.means
+        match self.covariance_type:
+            case "full":
+                within = np.einsum("k,kij->ij", w, self.covariances)
+            case "tied":
+                within = self.covariances
+            case "diag":
+                within = np.diag(w @ self.covariances)
+            case "spherical":
+                within = float(w @ self.covariances) * np.eye(d)
+        off = self.means - mean
+        return mean, within + np.einsum("k,ki,kj->ij", w, off, off)
+
     def log_prob(self, x: Samples | Floats) -> Floats:
         """Log density of each point, (N,) nats.
 
@@ -186,12 +231,10 @@ class Mixture:
         points = np.asarray(x.x if isinstance(x, Points) else x, np.float64)
         if points.ndim != 2 or points.shape[1] != self.n_features:
             raise DataError(f"points must have shape (N, {self.n_features})", got=points.shape)
-        joint_KN = self.component_log_prob(points) + self._log_weights[:, None]
-        if self.n_components == 1:
-            return joint_KN[0]
-        # Components along the first axis: the maximum and the sum run over contiguous rows.
-        top = joint_KN.max(axis=0)
-        return top + np.log(np.exp(joint_KN - top).sum(axis=0))
+        out = np.empty(len(points))
+        points = np.ascontiguousarray(points)
+        log_density(points, self._log_weights + self._log_norm, self.means, self._factor, out)
+        return out
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
         """Draw rows ``start .. start + n`` by inverse CDF: one uniform for the component, d for the normals."""
@@ -229,6 +272,7 @@ class Mixture:
         chosen = object.__new__(Mixture)
         chosen.means, chosen.covariances, chosen.covariance_type = self.means, self.covariances, self.covariance_type
         chosen._log_weights, chosen._scales = log_weights, self._scales
+        chosen._factor, chosen._log_norm = self._factor, self._log_norm
         return chosen
 
     @classmethod
@@ -262,3 +306,38 @@ class Mixture:
         source: Any = fitted
         weights = np.asarray(source.weights_, np.float64)
         return cls(weights / weights.sum(), source.means_, source.covariances_, covariance_type=source.covariance_type)
+
+
+class MixtureBatch(Sequence[Mixture]):
+    """B mixtures as stacked arrays; a `Mixture` is made when it is asked for.
+
+    Attributes
+    ----------
+    log_weights : (B, K) nats; -inf for a component without weight.
+    means : (B, K, d)
+    covariances : (B, ...) shaped as `covariance_type` asks.
+    """
+
+    __slots__ = ("covariance_type", "covariances", "log_weights", "means")
+
+    def __init__(
+        self, log_weights: Floats, means: Floats, covariances: Floats, covariance_type: CovarianceType
+    ) -> None:
+        self.log_weights, self.means, self.covariances = log_weights, means, covariances
+        self.covariance_type: CovarianceType = covariance_type
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @overload
+    def __getitem__(self, i: int) -> Mixture: ...
+    @overload
+    def __getitem__(self, i: slice) -> MixtureBatch: ...
+    def __getitem__(self, i: int | slice) -> Mixture | MixtureBatch:
+        fields = (self.log_weights[i], self.means[i], self.covariances[i], self.covariance_type)
+        return MixtureBatch(*fields) if isinstance(i, slice) else Mixture.from_log_weights(*fields)
+
+    @property
+    def weights(self) -> Floats:
+        """(B, K) weights."""
+        return np.exp(self.log_weights)

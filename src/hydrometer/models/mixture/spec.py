@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+from scipy.special import ndtri
 
 from hydrometer.core.errors import InputError
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Resample, Strict
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
-__all__ = ["MixtureChain", "MixtureData", "MixtureLevel", "MixtureTruth"]
+__all__ = ["MapPoint", "MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
 
 Nested = float | tuple[float, ...] | tuple[tuple[float, ...], ...] | tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -63,6 +67,77 @@ class MixtureTruth(Strict):
         return self
 
 
+class MixtureWorld(Strict):
+    """The truth, drawn: spherical components of variance 1, spread out, at a stated separation.
+
+    Attributes
+    ----------
+    n_components, n_features : K and d.
+    separation : the least distance between two means, in standard deviations.
+    weight_ratio : of the heaviest to the lightest weight; between them weights fall geometrically.
+    seed : of the means. K of many standard normal points, each the farthest from those before, then scaled.
+    """
+
+    n_components: int = Field(ge=1, le=1024)
+    n_features: int = Field(default=2, ge=1, le=16)
+    separation: float = Field(default=4.0, gt=0, lt=1e6)
+    weight_ratio: float = Field(default=1.0, ge=1, lt=1e12)
+    seed: int = Field(default=0, ge=0)
+
+    def law(self) -> Mixture:
+        """Build the mixture."""
+        k, d = self.n_components, self.n_features
+        points = ndtri(Stream(self.seed).child("world").uniforms(0, 16 * k, d))
+        chosen = [0]
+        nearest = np.full(len(points), np.inf)
+        for _ in range(k - 1):
+            nearest = np.minimum(nearest, np.square(points - points[chosen[-1]]).sum(axis=1))
+            chosen.append(int(nearest.argmax()))
+        means = points[chosen] - points[chosen].mean(axis=0)
+        if k > 1:
+            gaps = np.square(means[:, None] - means[None]).sum(axis=2)
+            means *= self.separation / np.sqrt(gaps[~np.eye(k, dtype=bool)].min())
+        weights = self.weight_ratio ** -(np.arange(k) / max(k - 1, 1))
+        return Mixture(weights / weights.sum(), means, np.ones(k), covariance_type="spherical")
+
+
+class MixtureGrid(Strict):
+    """A map: every combination of these values, each a chain of its own, over all seeds.
+
+    Attributes
+    ----------
+    teacher, student : numbers of components, in place of the levels' own.
+    separation : of a drawn truth, in place of its own.
+    """
+
+    teacher: Annotated[tuple[int, ...], BeforeValidator(_tuples)] = ()
+    student: Annotated[tuple[int, ...], BeforeValidator(_tuples)] = ()
+    separation: Annotated[tuple[float, ...], BeforeValidator(_tuples)] = ()
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        axes = (self.teacher, self.student, self.separation)
+        if not any(axes):
+            raise PydanticCustomError("grid", "a grid needs values of teacher, student or separation")
+        for values in axes:
+            if len(set(values)) != len(values) or any(v <= 0 for v in values):
+                raise PydanticCustomError("grid", "values of a grid must be distinct and above 0")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class MapPoint:
+    """One point of a map: its values by axis, and the chain that they make."""
+
+    values: dict[str, float]
+    chain: MixtureChain
+
+    @property
+    def slug(self) -> str:
+        """For names; never parsed back."""
+        return "-".join(f"{axis}{value:g}" for axis, value in self.values.items())
+
+
 class MixtureLevel(Strict):
     """A fitted level: scikit-learn's parameters of `GaussianMixture`."""
 
@@ -89,12 +164,13 @@ class MixtureChain(ChainSpec):
     """
 
     family: Literal["mixture"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
-    truth: MixtureTruth
+    truth: MixtureTruth | MixtureWorld
     teacher: MixtureLevel | Literal["truth"]
     assistants: Annotated[tuple[MixtureLevel, ...], BeforeValidator(_tuples)] = ()
     student: MixtureLevel
     data: MixtureData = MixtureData()
     as_released: bool = False
+    grid: MixtureGrid | None = None
     resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuples)] = (
         "data",
         "teacher",
@@ -109,6 +185,47 @@ class MixtureChain(ChainSpec):
         if isinstance(value, str) and value != "truth":
             raise PydanticCustomError("teacher", "teacher is a mapping with n_components, or the word truth")
         return value
+
+    @field_validator("truth", mode="before")
+    @classmethod
+    def _truth(cls, value: object) -> object:
+        # One kind or the other, so that a message speaks of the one that was meant.
+        if not isinstance(value, dict):
+            return cast("object", value)
+        return (MixtureWorld if "n_components" in value else MixtureTruth).model_validate(value)
+
+    def points(self) -> tuple[MapPoint, ...]:
+        """All points of the map, the last axis fastest; none without a grid."""
+        if self.grid is None:
+            return ()
+        axes = {name: values for name in ("separation", "teacher", "student") if (values := getattr(self.grid, name))}
+        return tuple(self._point(dict(zip(axes, values, strict=True))) for values in product(*axes.values()))
+
+    def _point(self, values: dict[str, Any]) -> MapPoint:
+        fields = self.model_dump(exclude={"grid"})
+        for name in ("teacher", "student"):
+            if name in values:
+                fields[name]["n_components"] = values[name]
+        if "separation" in values:
+            fields["truth"]["separation"] = values["separation"]
+        return MapPoint({k: float(v) for k, v in values.items()}, MixtureChain.model_validate(fields))
+
+    @model_validator(mode="after")
+    def _mappable(self) -> Self:
+        if self.grid is None:
+            return self
+        if self.as_released or self.assistants:
+            raise PydanticCustomError("grid", "a grid goes with neither assistants nor as_released")
+        if set(self.resample) != {"data", "teacher", "distill", "student", "evaluate"}:
+            raise PydanticCustomError("grid", "a grid redraws everything with each seed; leave resample out")
+        if self.grid.separation and isinstance(self.truth, MixtureTruth):
+            raise PydanticCustomError(
+                "grid", "grid.separation needs a drawn truth: n_components, n_features, separation"
+            )
+        if self.grid.teacher and self.teacher == "truth":
+            raise PydanticCustomError("grid", "grid.teacher needs a fitted teacher")
+        self.points()
+        return self
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

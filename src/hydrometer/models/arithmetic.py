@@ -1,4 +1,4 @@
-"""Numbers as the kernels store and compute them, and how kernels are compiled.
+"""Numbers as the compiled kernels store and compute them, and how kernels are compiled.
 
 Stored numbers are float32, or bfloat16 as the uint16 of its bits (numba has no such type). numba's cache on disk looks
 at a kernel's own file only: after a change here, delete ``__pycache__``.
@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-__all__ = ["bits_of", "exp32", "float_of", "inlined", "kernel", "narrow", "wide"]
+__all__ = ["bits_of", "exp32", "exp64", "float_of", "inlined", "kernel", "narrow", "wide"]
 
 # numba has no type information; what leaves this module is arrays that the caller made.
 nb = cast("Any", numba)
@@ -66,6 +66,28 @@ def bits_of(typing_context: Any, x: Any) -> Any:
     return ty.uint32(ty.float32), generate
 
 
+@_intrinsic
+def _double_of(typing_context: Any, bits: Any) -> Any:
+    """Read uint64 bits as float64."""
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], cast("Any", ir).DoubleType())
+
+    return ty.float64(ty.uint64), generate
+
+
+@_intrinsic
+def _bits_of_double(typing_context: Any, x: Any) -> Any:
+    """Bits of a float64, as uint64."""
+    from llvmlite import ir
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], cast("Any", ir).IntType(64))
+
+    return ty.uint64(ty.float64), generate
+
+
 def wide(x: Any) -> Any:
     """Stored number to float32."""
     raise NotImplementedError
@@ -115,3 +137,30 @@ def exp32(x: Any) -> Any:
     y = y * r + f32(5.0000001201e-1)
     y = y * (r * r) + r + f32(1.0)
     return y * float_of(u32((bits_of(shifted) << u32(23)) + u32(0x3F800000)))
+
+
+@_exact
+def exp64(x: Any) -> Any:
+    """Exponential of x <= 709 in float64, within 2 units in the last place; below -708 it is exp(-708).
+
+    2^n times Taylor's series on [-log(2)/2, log(2)/2], where its 14th term is below rounding. Unlike `math.exp` it is
+    computed for a whole vector at a time.
+    """
+    x = max(x, -708.0)
+    shifted = x * 1.4426950408889634 + 6755399441055744.0
+    n = shifted - 6755399441055744.0
+    r = x - n * 0.6931471803691238
+    r = r - n * 1.9082149292705877e-10
+    y = r * 1.6059043836821613e-10 + 2.08767569878681e-09
+    y = y * r + 2.505210838544172e-08
+    y = y * r + 2.755731922398589e-07
+    y = y * r + 2.7557319223985893e-06
+    y = y * r + 2.48015873015873e-05
+    y = y * r + 0.0001984126984126984
+    y = y * r + 0.001388888888888889
+    y = y * r + 0.008333333333333333
+    y = y * r + 0.041666666666666664
+    y = y * r + 0.16666666666666666
+    y = y * r + 0.5
+    y = y * (r * r) + r + 1.0
+    return y * _double_of((_bits_of_double(shifted) << np.uint64(52)) + np.uint64(0x3FF0000000000000))

@@ -1,0 +1,152 @@
+"""Where EM starts: greedy k-means++ (Arthur and Vassilvitskii 2007, with several candidates a draw), then Lloyd.
+
+Shapes: n points, K centres, d dimensions. The rules of stopping are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from hydrometer.models.arithmetic import kernel
+
+__all__ = ["candidates", "kmeans"]
+
+_MAX_ITER = 300
+_TOL = 1e-4
+
+
+def candidates(k: int) -> int:
+    """How many points are tried for each centre after the first."""
+    return 2 + int(math.log(k))
+
+
+_candidates = kernel(candidates)
+
+
+@kernel
+def _squares(x: Any, centre: Any, out: Any) -> None:
+    """out[n] = |x_n - centre|^2 of x (d, n)."""
+    for i in range(x.shape[0]):
+        a = centre[i]
+        if i == 0:
+            for s in range(x.shape[1]):
+                u = x[0, s] - a
+                out[s] = u * u
+        else:
+            for s in range(x.shape[1]):
+                u = x[i, s] - a
+                out[s] += u * u
+
+
+@kernel
+def _pick(cumulative: Any, u: float) -> int:
+    """Index at which the cumulative sum passes the share u of its end; never a point without weight."""
+    end = cumulative[-1]
+    at = np.searchsorted(cumulative, u * end, side="right")
+    if at >= cumulative.shape[0] or end <= 0.0:
+        at = np.searchsorted(cumulative, end, side="left")
+    return at
+
+
+@kernel
+def _spread(x: Any, w: Any, u: Any, centres: Any, nearest: Any) -> None:
+    """Greedy k-means++: fill centres (K, d), and nearest (n,) squared distances."""
+    k_all, n = centres.shape[0], x.shape[1]
+    tries = _candidates(k_all)
+    cumulative, trial, best = np.empty(n), np.empty(n), np.empty(n)
+    total = 0.0
+    for s in range(n):
+        total += w[s]
+        cumulative[s] = total
+    at = _pick(cumulative, u[0])
+    centres[0] = x[:, at]
+    _squares(x, centres[0], nearest)
+    for k in range(1, k_all):
+        total = 0.0
+        for s in range(n):
+            total += w[s] * nearest[s]
+            cumulative[s] = total
+        least = np.inf
+        for t in range(tries):
+            at = _pick(cumulative, u[1 + (k - 1) * tries + t])
+            _squares(x, x[:, at].copy(), trial)
+            potential = 0.0
+            for s in range(n):
+                trial[s] = min(trial[s], nearest[s])
+                potential += w[s] * trial[s]
+            if potential < least:
+                least = potential
+                centres[k] = x[:, at]
+                best[:] = trial
+        nearest[:] = best
+
+
+@kernel
+def kmeans(points: Any, weight: Any, origin: Any, scale: float, u: Any, centres: Any) -> None:
+    """Fill centres (K, d) of the points (n, d), centred and scaled.
+
+    Parameters
+    ----------
+    weight : (n,), or (0,) for ones. u : (1 + (K - 1) candidates(K),) uniforms.
+    """
+    n, d = points.shape
+    k_all = centres.shape[0]
+    x, w = np.zeros((d, n)), np.ones(n)
+    for s in range(n):
+        if weight.shape[0] > 0:
+            w[s] = weight[s]
+        for i in range(d):
+            x[i, s] = (points[s, i] - origin[i]) / scale if w[s] > 0.0 else 0.0
+    nearest, distance = np.empty(n), np.empty(n)
+    label, before = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    _spread(x, w, u, centres, nearest)
+    total = w.sum()
+    variance = 0.0
+    for i in range(d):
+        mean, square = 0.0, 0.0
+        for s in range(n):
+            mean += w[s] * x[i, s] / total
+        for s in range(n):
+            square += w[s] * (x[i, s] - mean) ** 2 / total
+        variance += square / d
+    mass, sums = np.empty(k_all), np.empty((k_all, d))
+    for iteration in range(_MAX_ITER):
+        for k in range(k_all):
+            _squares(x, centres[k], distance)
+            for s in range(n):
+                closer = k == 0 or distance[s] < nearest[s]
+                nearest[s] = distance[s] if closer else nearest[s]
+                label[s] = k if closer else label[s]
+        mass[:] = 0.0
+        sums[:] = 0.0
+        changed = iteration == 0
+        for s in range(n):
+            k = label[s]
+            changed |= k != before[s]
+            before[s] = k
+            mass[k] += w[s]
+            for i in range(d):
+                sums[k, i] += w[s] * x[i, s]
+        if not changed:
+            return
+        shift = 0.0
+        for k in range(k_all):
+            if mass[k] > 0.0:
+                for i in range(d):
+                    moved = sums[k, i] / mass[k]
+                    shift += (moved - centres[k, i]) ** 2
+                    centres[k, i] = moved
+            else:  # to the point that is worst off
+                worst, at = 0.0, -1
+                for s in range(n):
+                    if w[s] * nearest[s] > worst:
+                        worst, at = w[s] * nearest[s], s
+                if at >= 0:
+                    nearest[at] = 0.0
+                    centres[k] = x[:, at]
+                    shift += worst
+        if shift <= _TOL * variance:
+            return

@@ -1,0 +1,322 @@
+"""Expectation maximisation, compiled: the M step, what happens between iterations, and whole fits one after another.
+
+Everything is computed on points centred and scaled into [-1, 1], so that values at 1e150 or 1e-150 meet no overflow;
+`reg_covar` is scaled with them. Shapes as in `kernels`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hydrometer.models.arithmetic import kernel
+from hydrometer.models.mixture.kernels import DENSITY, NEAREST, RESPONSIBLE, moments, params, sweep, work
+from hydrometer.models.mixture.start import kmeans
+
+__all__ = ["DIAG", "FULL", "SPHERICAL", "TIED", "Options", "Start", "begin", "fit_range", "frame", "step"]
+
+FULL, TIED, DIAG, SPHERICAL = 0, 1, 2, 3
+_LOG_2PI = math.log(2 * math.pi)
+_EMPTY = 1e-10
+_PIVOT = 1e-13
+_ROUNDING = 1e-11
+FLOOR = 1e-30
+"""Least variance in units of the data's squared reach: below it lies the rounding of the points themselves."""
+
+# What a fit has come to, by place in its state.
+LIKELIHOOD, ITERATIONS, CONVERGED, LAST, FLOORED, RESEEDED = 0, 1, 2, 3, 4, 5
+STATE = 6
+
+
+class Options(NamedTuple):
+    """What does not change during a fit.
+
+    Attributes
+    ----------
+    kind : `FULL`, `TIED`, `DIAG` or `SPHERICAL`. reg : added to variances, in scaled units. total : sum of weights.
+    """
+
+    kind: int
+    tol: float
+    max_iter: int
+    reg: float
+    total: float
+
+
+class Start(NamedTuple):
+    """What the caller gave to start from; arrays of size zero for what he did not.
+
+    Attributes
+    ----------
+    weight : (K,). mean : (K, d). covariance : (K, d, D), in the points' units.
+    """
+
+    weight: Any
+    mean: Any
+    covariance: Any
+
+
+@kernel
+def frame(points: Any, weight: Any, reg: float, centre: Any) -> float:
+    """Fill centre (d,) and return the scale that brings all points of positive weight into [-1, 1]."""
+    n, d = points.shape
+    count = 0
+    for s in range(n):
+        count += 1 if weight.shape[0] == 0 or weight[s] > 0.0 else 0
+    scale = 0.0
+    for i in range(d):
+        centre[i] = 0.0
+        for s in range(n):
+            if weight.shape[0] == 0 or weight[s] > 0.0:
+                centre[i] += points[s, i] / count
+    for s in range(n):
+        if weight.shape[0] == 0 or weight[s] > 0.0:
+            for i in range(d):
+                scale = max(scale, abs(points[s, i] - centre[i]))
+    # Not so small that reg / scale^2 leaves the range of numbers.
+    scale = max(scale, math.sqrt(reg) * 1e-100, 1e-300)
+    return scale if reg > 0.0 or scale > 1e-300 else 1.0
+
+
+@kernel
+def _factorise(kind: int, k: int, p: Any) -> int:
+    """Fill factor[k] with the inverse of covariance[k]'s Cholesky factor; returns how many pivots had to be raised."""
+    d = p.mean.shape[1]
+    raised = 0
+    log_det = 0.0
+    if kind >= DIAG:
+        for i in range(d):
+            if p.covariance[k, i, 0] < FLOOR:
+                p.covariance[k, i, 0] = FLOOR
+                raised += 1
+            p.factor[k, i, 0] = 1.0 / math.sqrt(p.covariance[k, i, 0])
+            log_det += math.log(p.factor[k, i, 0])
+    else:
+        lower = np.zeros((d, d))
+        for j in range(d):
+            pivot = p.covariance[k, j, j]
+            for i in range(j):
+                pivot -= lower[j, i] * lower[j, i]
+            least = max(FLOOR, _PIVOT * p.covariance[k, j, j])
+            if pivot < least:
+                p.covariance[k, j, j] += least - pivot
+                pivot = least
+                raised += 1
+            lower[j, j] = math.sqrt(pivot)
+            for i in range(j + 1, d):
+                v = p.covariance[k, i, j]
+                for h in range(j):
+                    v -= lower[i, h] * lower[j, h]
+                lower[i, j] = v / lower[j, j]
+        for j in range(d):
+            p.factor[k, j, j] = 1.0 / lower[j, j]
+            for i in range(j + 1, d):
+                v = 0.0
+                for h in range(j, i):
+                    v -= lower[i, h] * p.factor[k, h, j]
+                p.factor[k, i, j] = v / lower[i, i]
+            log_det += math.log(p.factor[k, j, j])
+    p.offset[k] = p.log_weight[k] - 0.5 * d * _LOG_2PI + log_det
+    return raised
+
+
+@kernel
+def _finish(kind: int, p: Any) -> int:
+    """Factorise all components; the tied ones once."""
+    raised = 0
+    for k in range(p.mean.shape[0]):
+        if kind == TIED and k > 0:
+            p.covariance[k] = p.covariance[0]
+            p.factor[k] = p.factor[0]
+            p.offset[k] = p.log_weight[k] - 0.5 * p.mean.shape[1] * _LOG_2PI
+            for i in range(p.mean.shape[1]):
+                p.offset[k] += math.log(p.factor[k, i, i])
+        else:
+            raised += _factorise(kind, k, p)
+    return raised
+
+
+@kernel
+def _maximise(options: Any, m: Any, p: Any) -> int:
+    """M step: move `p` to the parameters that the moments about it call for; returns pivots raised.
+
+    An empty component keeps mean and covariance and gets weight zero.
+    """
+    k_all, d = p.mean.shape
+    kind = options.kind
+    total = 0.0
+    for k in range(k_all):
+        total += m.mass[k] if m.mass[k] > _EMPTY else 0.0
+    pooled = np.zeros_like(p.covariance[0])
+    for k in range(k_all):
+        mass = m.mass[k]
+        if mass <= _EMPTY:
+            p.log_weight[k] = -np.inf
+            continue
+        p.log_weight[k] = math.log(mass / total)
+        if kind >= DIAG:
+            mean_variance = 0.0
+            for i in range(d):
+                shift = m.first[k, i] / mass
+                p.covariance[k, i, 0] = max(m.second[k, i, 0] / mass - shift * shift, 0.0) + options.reg
+                mean_variance += p.covariance[k, i, 0] / d
+            if kind == SPHERICAL:
+                for i in range(d):
+                    p.covariance[k, i, 0] = mean_variance
+        else:
+            for i in range(d):
+                for j in range(i + 1):
+                    v = m.second[k, i, j] / mass - m.first[k, i] / mass * (m.first[k, j] / mass)
+                    if kind == TIED:
+                        pooled[i, j] += v * (mass / total)
+                    else:
+                        p.covariance[k, i, j] = v + (options.reg if i == j else 0.0)
+                        p.covariance[k, j, i] = p.covariance[k, i, j]
+        for i in range(d):
+            p.mean[k, i] += m.first[k, i] / mass
+    if kind == TIED:
+        for i in range(d):
+            for j in range(i + 1):
+                p.covariance[0, i, j] = p.covariance[0, j, i] = pooled[i, j] + (options.reg if i == j else 0.0)
+    return _finish(kind, p)
+
+
+@kernel
+def _reseed(options: Any, point: Any, log_density: float, p: Any) -> int:
+    """Give an empty component to the point of least density, where that raises the likelihood; returns how many.
+
+    With weight 1/n and the others' mean covariance, all other points lose 1/n at most, and this one gains what is
+    compared here.
+    """
+    k_all = p.mean.shape[0]
+    empty = -1
+    for k in range(k_all):
+        if p.log_weight[k] == -np.inf:
+            empty = k
+            break
+    if empty < 0 or options.total < 2.0:
+        return 0
+    if options.kind != TIED:
+        p.covariance[empty] = 0.0
+        for k in range(k_all):
+            if p.log_weight[k] > -np.inf:
+                p.covariance[empty] += math.exp(p.log_weight[k]) * p.covariance[k]
+    before = p.mean[empty].copy()
+    p.mean[empty] = point
+    p.log_weight[empty] = -math.log(options.total)
+    _finish(options.kind, p)
+    if p.offset[empty] - log_density <= 1.0:
+        p.mean[empty] = before
+        p.log_weight[empty] = -np.inf
+        p.offset[empty] = -np.inf
+        return 0
+    rest = math.log1p(-1.0 / options.total)
+    for k in range(k_all):
+        if k != empty:
+            p.log_weight[k] += rest
+            p.offset[k] += rest
+    return 1
+
+
+@kernel
+def _copy(source: Any, target: Any) -> None:
+    target.log_weight[:] = source.log_weight
+    target.offset[:] = source.offset
+    target.mean[:] = source.mean
+    target.covariance[:] = source.covariance
+    target.factor[:] = source.factor
+
+
+@kernel
+def begin(options: Any, start: Any, centre: Any, scale: float, hard: Any, p: Any, state: Any) -> None:
+    """First parameters: those of the points' assignment to nearest means (moments `hard`), but what was given."""
+    state[:] = 0.0
+    state[LIKELIHOOD] = -np.inf
+    if start.weight.shape[0] == 0 or start.mean.shape[0] == 0 or start.covariance.shape[0] == 0:
+        state[FLOORED] = _maximise(options, hard, p)
+    for k in range(p.mean.shape[0]):
+        if start.weight.shape[0] > 0:
+            p.log_weight[k] = math.log(start.weight[k]) if start.weight[k] > 0.0 else -np.inf
+        for i in range(p.mean.shape[1]):
+            if start.mean.shape[0] > 0:
+                p.mean[k, i] = (start.mean[k, i] - centre[i]) / scale
+            if start.covariance.shape[0] > 0:
+                for j in range(start.covariance.shape[2]):
+                    p.covariance[k, i, j] = start.covariance[k, i, j] / scale / scale
+    state[FLOORED] = _finish(options.kind, p)
+
+
+@kernel
+def step(
+    options: Any, m: Any, points: Any, centre: Any, scale: float, p: Any, previous: Any, state: Any
+) -> int:  # fmt: skip
+    """After a sweep: end, or move `p` on; returns what the next sweep is to do, or -1 when `p` is the result.
+
+    The likelihood never falls: where `reg_covar`, a floor or a re-seed would lower it, the parameters before stay.
+    """
+    likelihood = m.ends[0] / options.total
+    before = state[LIKELIHOOD]
+    if likelihood < before - _ROUNDING * (1.0 + abs(before)):
+        _copy(previous, p)
+        state[CONVERGED] = 1.0
+        return -1
+    state[LIKELIHOOD] = likelihood
+    if state[LAST] == 1.0:
+        return -1
+    _copy(p, previous)
+    state[FLOORED] = _maximise(options, m, p)
+    state[ITERATIONS] += 1.0
+    if state[RESEEDED] < p.mean.shape[0] and m.ends[2] >= 0:
+        point = (points[int(m.ends[2])] - centre) / scale
+        state[RESEEDED] += _reseed(options, point, m.ends[1], p)
+    if abs(likelihood - before) < options.tol:
+        state[CONVERGED] = 1.0
+        state[LAST] = 1.0
+    elif state[ITERATIONS] >= options.max_iter:
+        state[LAST] = 1.0
+    return DENSITY if state[LAST] == 1.0 else RESPONSIBLE
+
+
+@kernel
+def fit_range(
+    first: int, last: int, batch: Any, weight: Any, total: Any, uniforms: Any, n_init: int, kind: int, tol: float,
+    max_iter: int, reg: float, start: Any, log_weight: Any, mean: Any, covariance: Any, state: Any,
+) -> None:  # fmt: skip
+    """Fit data sets first .. last of a batch, each from its own starts, and keep the best.
+
+    Parameters
+    ----------
+    batch : (B, n, d). weight : (B, n), or (0, 0) for ones. total : (B,) sums of weights.
+    uniforms : (B n_init, width) of the k-means starts.
+    log_weight : (B, K). mean : (B, K, d). covariance : (B, K, e, D). state : (B, STATE). All filled.
+    """
+    k, d = mean.shape[1], mean.shape[2]
+    triangular = kind < DIAG
+    p, previous, m, room = params(k, d, triangular), params(k, d, triangular), moments(k, d, triangular), work(k, d)
+    centre, own = np.zeros(d), np.zeros(STATE)
+    for b in range(first, last):
+        points = batch[b]
+        w = weight[b] if weight.shape[0] > 0 else np.zeros(0)
+        scale = frame(points, w, reg, centre)
+        options = Options(kind, tol, max_iter, reg / scale / scale, total[b])
+        for attempt in range(n_init):
+            if start.mean.shape[0] > 0:
+                for i in range(d):
+                    p.mean[:, i] = (start.mean[:, i] - centre[i]) / scale
+            else:
+                kmeans(points, w, centre, scale, uniforms[b * n_init + attempt], p.mean)
+            sweep(points, 0, points.shape[0], centre, scale, w, p, NEAREST, room, m)
+            begin(options, start, centre, scale, m, p, own)
+            what = RESPONSIBLE
+            while what >= 0:
+                sweep(points, 0, points.shape[0], centre, scale, w, p, what, room, m)
+                what = step(options, m, points, centre, scale, p, previous, own)
+            own[LIKELIHOOD] -= d * math.log(scale)
+            if attempt == 0 or own[LIKELIHOOD] > state[b, LIKELIHOOD]:
+                state[b] = own
+                log_weight[b] = p.log_weight
+                for i in range(d):
+                    mean[b, :, i] = p.mean[:, i] * scale + centre[i]
+                covariance[b] = p.covariance * scale * scale
