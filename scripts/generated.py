@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hydrometer.models.families import RunSpec, families
+from hydrometer.models.families import BUILT_IN, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ([], ["run"], ["recipes"], ["report"])
@@ -39,7 +39,7 @@ def spec_schema() -> str:
     schema = RunSpec.model_json_schema()
     choices: list[dict[str, str]] = []
     definitions: dict[str, object] = schema.setdefault("$defs", {})
-    for family in families().values():
+    for family in BUILT_IN:
         chain = family.chain_spec.model_json_schema(ref_template=f"#/$defs/{family.name}.{{model}}")
         for name, body in chain.pop("$defs", {}).items():
             definitions[f"{family.name}.{name}"] = body

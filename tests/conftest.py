@@ -1,7 +1,35 @@
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+import site
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
 from typing import Any
+
+OUTSIDE = Path(__file__).parent / "outside_family"
+
+
+def pytest_configure(config: Any) -> None:
+    """Install the family from outside for this process, as ``pip install -e`` does: its editable wheel, unpacked.
+
+    Before collection, since the contract tests are over all installed families. The environment stays as it is.
+    """
+    from hatchling.build import build_editable
+
+    folder = tempfile.mkdtemp(prefix="hydrometer-outside-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    with contextlib.chdir(OUTSIDE):
+        wheel = build_editable(folder)
+    with zipfile.ZipFile(Path(folder) / wheel) as archive:
+        archive.extractall(folder)
+    before = list(sys.path)
+    site.addsitedir(folder)  # reads the wheel's .pth
+    added = [p for p in sys.path if p not in before]
+    config.add_cleanup(lambda: [sys.path.remove(p) for p in added if p in sys.path])
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

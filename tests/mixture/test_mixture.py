@@ -144,7 +144,7 @@ def test_fit_recovers_a_separated_mixture_and_is_reproducible() -> None:
 def test_a_batch_is_its_fits_one_by_one() -> None:
     x = np.stack([LAWS["diag"].sample(80, seed=s).x for s in range(3)])
     batch = hm.fit_mixture(x, 2, seed=5)
-    assert isinstance(batch.model, list)
+    assert isinstance(batch.model, hm.MixtureBatch)
     assert batch.info.log_likelihood.shape == (3,)
     for b in range(3):
         assert batch.info.log_likelihood[b] == pytest.approx(batch.model[b].log_prob(x[b]).mean(), rel=1e-12)

@@ -174,7 +174,7 @@ def test_a_failed_cell_is_exit_1(hydrometer: Any, tmp_path: Path, monkeypatch: p
         raise FitError("no usable model")
 
     write_spec(mixture_spec(), tmp_path)
-    monkeypatch.setattr(family, "fit_one", never)
+    monkeypatch.setattr(family, "fit_mixture", never)
     code, out, _ = hydrometer("run", "spec.yaml", "--out", "out")
     assert code == 1
     assert "no usable model" in out

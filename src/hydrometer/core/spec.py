@@ -83,7 +83,8 @@ class Selectivity(Strict):
 
     Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
     transformers does (vLLM applies min_p before top_k and top_p), or `weight_power`, applied to the weights of a
-    mixture: ``a_k(beta) ~ a_k ** beta``.
+    mixture: ``a_k(beta) ~ a_k ** beta``. A family takes the fields that its laws can be normalised under, and says what
+    they mean there: without tokens, `temperature` may be that of a latent variable.
 
     Parameters
     ----------

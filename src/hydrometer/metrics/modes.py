@@ -16,6 +16,7 @@ Shapes: K true modes, M points a component, d dimensions.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ def _exact(value: float, unit: str) -> Estimate:
     return Estimate(value, 0.0, 0.0, 0, 0, "exact", unit)
 
 
+@cache
 def _normals(d: int) -> Floats:
     """Spread points (M, d) evenly under a standard normal: an additive recurrence of low discrepancy."""
     root = 2.0

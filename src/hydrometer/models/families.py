@@ -20,19 +20,47 @@ from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
 from hydrometer.models.mixture.family import MIXTURE
 
-__all__ = ["RunSpec", "families", "family_of", "parse_run_spec"]
+__all__ = ["RunSpec", "families", "family_of", "missing_methods", "parse_run_spec"]
 
 BUILT_IN: tuple[Family, ...] = (MIXTURE, CAUSAL_LM)
+_BUILT_IN_NAMES = frozenset(f.name for f in BUILT_IN)
+
+
+@cache
+def _installed() -> tuple[dict[str, Family], dict[str, str]]:
+    """Families of entry points by name, and by entry point why one is none: it must not keep the others from working."""
+    found: dict[str, Family] = {}
+    broken: dict[str, str] = {}
+    for point in entry_points(group="hydrometer.families"):
+        try:
+            family = cast("Family", point.load())
+        except Exception as e:
+            broken[point.name] = f"{type(e).__name__}: {e}"
+            continue
+        if missing := missing_methods(family):
+            broken[point.name] = "it lacks " + ", ".join(missing)
+        elif family.name != point.name:
+            broken[point.name] = f"its entry point is {point.name!r}, its name {family.name!r}"
+        else:
+            found[point.name] = family
+    return found, broken
 
 
 @cache
 def families() -> dict[str, Family]:
     """All families by name: the built-in ones, then those of installed entry points, which cannot replace them."""
-    found = {f.name: f for f in BUILT_IN}
-    for point in entry_points(group="hydrometer.families"):
-        family = cast("Family", point.load())
-        found.setdefault(family.name, family)
-    return found
+    return {f.name: f for f in BUILT_IN} | {n: f for n, f in _installed()[0].items() if n not in _BUILT_IN_NAMES}
+
+
+def missing_methods(family: object) -> list[str]:
+    """Return what an object lacks to be a `Family`.
+
+    Examples
+    --------
+    >>> missing_methods(families()["mixture"])
+    []
+    """
+    return [name for name in vars(Family) if not name.startswith("_") and not hasattr(family, name)]
 
 
 def family_of(chain: ChainSpec) -> Family:
@@ -95,6 +123,9 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
         kind = chain.get("family")
         if kind is None:
             raise SpecError(f"{where}: family: this key is missing", fix="known: " + ", ".join(families()))
+        if isinstance(kind, str) and kind in _installed()[1] and kind not in families():
+            why = _installed()[1][kind]
+            raise SpecError(f"{where}: the installed family {kind!r} cannot be used: {why}", fix="mend or remove it")
         if not isinstance(kind, str) or kind not in families():
             raise SpecError(f"{where}: unknown family", got=kind, fix=nearest(str(kind), list(families())))
         try:

@@ -76,7 +76,7 @@ def kinds_of(run: Run, chain: Chain) -> dict[Kind, list[Group]]:
     """
     found: dict[Kind, list[Group]] = {k: [] for k in KINDS}
     neutral = run.groups.get(chain.neutral_group or "")
-    for group in run.of_chain(chain.name):
+    for group in run.at_point(chain):
         if group.role == "truth":
             found["truth"].append(group)
         elif group.role == "teacher":

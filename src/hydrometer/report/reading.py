@@ -114,6 +114,7 @@ class Group:
     seeds: int
     failed: int
     metrics: dict[str, Figure]
+    point: Setting = field(default_factory=dict[str, float])
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -185,7 +186,10 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One chain's part of the summary."""
+    """One chain's part of the summary.
+
+    A map has `axes` and `points`, which are chains of the same name, each at its own `point`.
+    """
 
     name: str
     family: str
@@ -201,6 +205,9 @@ class Chain:
     tradeoff: list[Step]
     control: list[Control]
     as_released: list[Json]
+    point: Setting = field(default_factory=dict[str, float])
+    axes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    points: list[Chain] = field(default_factory=list["Chain"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +224,12 @@ class Run:
     folder: Path | None = field(default=None)
 
     def of_chain(self, chain: str) -> list[Group]:
-        """Return a chain's groups in the order of the file."""
+        """Return a chain's groups in the order of the file, those of all points of a map."""
         return [g for g in self.groups.values() if g.chain == chain]
+
+    def at_point(self, chain: Chain) -> list[Group]:
+        """Return a chain's own groups: of one point where it is a point of a map."""
+        return [g for g in self.of_chain(chain.name) if g.point == chain.point]
 
 
 def _diff(value: object) -> Diff | None:
@@ -249,7 +260,7 @@ def _group(name: str, value: object) -> Group:
     return Group(
         name, text(g.get("chain")), text(g.get("role")), _count(g.get("level")), text(g.get("training")) or None,
         read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
-        _count(g.get("seeds")), _count(g.get("failed")), metrics,
+        _count(g.get("seeds")), _count(g.get("failed")), metrics, read_setting(g.get("point")) or {},
     )  # fmt: skip
 
 
@@ -283,7 +294,7 @@ def _step(value: object) -> Step:
 
 def _chain(name: str, value: object) -> Chain:
     c = mapping(value)
-    gate = mapping(c.get("gate"))
+    gate, grid = mapping(c.get("gate")), mapping(c.get("map"))
     passed = gate.get("passed")
     return Chain(
         name=name,
@@ -300,6 +311,9 @@ def _chain(name: str, value: object) -> Chain:
         tradeoff=[_step(s) for s in items(c.get("tradeoff"))],
         control=[_control(s) for s in items(c.get("control"))],
         as_released=[mapping(r) for r in items(c.get("as_released"))],
+        point=read_setting(c.get("point")) or {},
+        axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
+        points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
     )
 
 

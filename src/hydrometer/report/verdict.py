@@ -9,28 +9,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from hydrometer.report.mapwords import capacity_sentence, map_sentences
 from hydrometer.report.reading import Chain, Control, Diff, Run, Step, parse
-from hydrometer.report.wording import among, is_neutral, num, per, setting, signed, span
+from hydrometer.report.wording import (
+    KL,
+    Sentence,
+    Tone,
+    among,
+    is_neutral,
+    num,
+    per,
+    recall_of,
+    setting,
+    signed,
+    span,
+)
 
 __all__ = ["Sentence", "coldest", "recall_of", "sentences", "verdict"]
 
-Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "caveat"]
-
-KL = "KL(q‖p*)"
 MAX_REASONS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """One sentence of the verdict: what about, which way it went, and the words."""
-
-    topic: Topic
-    tone: Tone
-    text: str
 
 
 def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
@@ -58,8 +57,9 @@ def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def sentences(run: Run, chain: Chain) -> list[Sentence]:
-    """Write one chain’s verdict: three sentences, then the caveats."""
-    return [_gate(chain), _tradeoff(run, chain), _control(run, chain), *_caveats(run, chain)]
+    """Write one chain’s verdict: gate, trade-off and control, capacity where it was measured, then the caveats."""
+    said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
+    return [*said, *capacity_sentence(run, chain), *_caveats(run, chain)]
 
 
 def _unit(chain: Chain) -> str:
@@ -99,14 +99,6 @@ def coldest(chain: Chain) -> Step | None:
     """Return the most selective setting that a student was distilled at, or None."""
     selective = [s for s in chain.tradeoff if not is_neutral(s.selectivity)]
     return next((s for s in selective if s.coldest), selective[-1] if selective else None)
-
-
-def recall_of(diffs: Mapping[str, Diff]) -> Diff | None:
-    """Return the recall contrast, or its finite companion on the support where recall itself is infinite."""
-    recall = diffs.get("recall")
-    if recall is not None and recall.value is not None:
-        return recall
-    return diffs.get("recall_on_support", recall)
 
 
 def _moved(diff: Diff, name: str, unit: str, more: str = "") -> str:

@@ -6,15 +6,48 @@ Minus is U+2212 in words for people. A figure is rounded to two digits of its st
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from hydrometer.report.reading import Chain, Diff, Figure, Group, Setting
 
-__all__ = ["among", "figure", "is_neutral", "model", "num", "per", "setting", "signed", "span"]
+__all__ = [
+    "KL",
+    "Sentence",
+    "Tone",
+    "Topic",
+    "among",
+    "figure",
+    "is_neutral",
+    "model",
+    "num",
+    "per",
+    "recall_of",
+    "setting",
+    "signed",
+    "span",
+    "where",
+]
+
+Tone = Literal["yes", "no", "open", "note"]
+Topic = Literal["gate", "trade-off", "control", "capacity", "caveat"]
+
+KL = "KL(q‖p*)"
 
 MINUS = "−"
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0}
 _WORDS = {"temperature": "temperature", "weight_power": "β =", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}
 _SYMBOLS = {"temperature": "τ", "weight_power": "β", "top_k": "k", "top_p": "p", "min_p": "min-p"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence of the verdict: what about, which way it went, and the words."""
+
+    topic: Topic
+    tone: Tone
+    text: str
 
 
 def _digits(se: float | None, value: float) -> int:
@@ -113,6 +146,28 @@ def model(group: Group) -> str:
     if group.decoding and not is_neutral(group.decoding):
         name += (", decoded at " if group.role == "student" else " at ") + setting(group.decoding)
     return name
+
+
+def recall_of(diffs: Mapping[str, Diff]) -> Diff | None:
+    """Return the recall contrast, or its finite companion on the support where recall itself is infinite."""
+    recall = diffs.get("recall")
+    if recall is not None and recall.value is not None:
+        return recall
+    return diffs.get("recall_on_support", recall)
+
+
+_AXES = {"teacher": "K′", "student": "K″", "separation": "separation"}
+
+
+def where(point: Setting) -> str:
+    """Name a point of a map.
+
+    Examples
+    --------
+    >>> where({"separation": 3.0, "teacher": 4.0, "student": 1.0})
+    'separation 3, K′ = 4, K″ = 1'
+    """
+    return ", ".join(f"{_AXES.get(k, k)}{' =' if _AXES.get(k, k) != k else ''} {v:g}" for k, v in point.items())
 
 
 def per(chain: Chain) -> str:

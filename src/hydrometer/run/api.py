@@ -271,7 +271,7 @@ class _Books:
             "training": cell.training, "parent": cell.parent,
             "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
             "decoding": None if cell.decoding is None else cell.decoding.to_json(),
-            "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": cell.seed, "point": None,
+            "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": cell.seed,
             "status": "ok" if metrics is not None else "failed", "reason": self.outcome.failed.get(cell.judge),
             "metrics": {} if metrics is None else {k: asdict(v) for k, v in metrics.items()},
             "seconds": round(seconds, 3),

@@ -287,8 +287,10 @@ class _ChainPlanner:
 
     def build_map(self, chain: MixtureChain) -> None:
         """One node a point, all seeds in it; one cell a group and point."""
-        if len(self.seeds) < 2:
-            raise SpecError("a map's errors are those between seeds", got="one seed", fix="set seeds to 2 or more")
+        own = None if chain.grid is None else chain.grid.seeds
+        seeds = self.seeds if own is None else tuple(range(own))
+        if len(seeds) < 2:
+            raise SpecError("a map's errors are those between seeds", got="one seed", fix="set grid.seeds to 2 or more")
         points = chain.points()
         shown = len(points) <= MOST_SHOWN
         for point in points:
@@ -296,8 +298,8 @@ class _ChainPlanner:
             body["selectivity"] = [s.to_json() for s in point.chain.selectivity]
             body["decoding"] = [s.to_json() for s in point.chain.controls]
             groups = map_groups(self.context.name, point)
-            key = self.key("map", {"chain": body, "seeds": list(self.seeds), "name": groups[0].id, "shown": shown})
-            self.add(node := MapNode(key, self.context, point, self.seeds, shown))
+            key = self.key("map", {"chain": body, "seeds": list(seeds), "name": groups[0].id, "shown": shown})
+            self.add(node := MapNode(key, self.context, point, seeds, shown))
             self.out.maps.append(node)
             for g in groups:
                 self.out.cells.append(

@@ -187,7 +187,7 @@ def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> J
         "training": cell.training,
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
-        "point": None if cell.point is None else dict(cell.point),
+        **({} if cell.point is None else {"point": dict(cell.point)}),
         "seeds": 0 if group is None else len(group.by_seed),
         "failed": failed,
         "metrics": metrics,

@@ -245,7 +245,11 @@ class _Out:
 
     def models(self, d: int, covariance_type: CovarianceType) -> MixtureBatch:
         finite = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in (self.mean, self.covariance, self.state)]
-        bad = np.flatnonzero(~(finite[0] & finite[1] & finite[2]))
+        variance = self.covariance[:, :, :d, 0]
+        if self.covariance.shape[3] > 1:
+            variance = np.diagonal(self.covariance, axis1=2, axis2=3)[:, :, :d]
+        held = (variance >= np.finfo(np.float64).tiny).all(axis=(1, 2))
+        bad = np.flatnonzero(~(finite[0] & finite[1] & finite[2] & held))
         if len(bad):
             raise FitError(
                 f"the fit of data set {int(bad[0])} left the range of float64",

@@ -263,8 +263,8 @@ class Mixture:
         return self._with_log_weights(power_log_weights(self._log_weights, s.weight_power or 1.0))
 
     def compatible(self, other: object) -> None:
-        """Refuse a law over other outcomes. Raises LawMismatchError."""
-        theirs = other.n_features if isinstance(other, Mixture) else type(other).__name__
+        """Refuse a law over other outcomes: any density over R^d says its d as `n_features`. Raises LawMismatchError."""
+        theirs = getattr(other, "n_features", type(other).__name__)
         if theirs != self.n_features:
             raise LawMismatchError(f"a mixture in {self.n_features} dimensions is compared with its like", got=theirs)
 

@@ -108,11 +108,14 @@ class MixtureGrid(Strict):
     ----------
     teacher, student : numbers of components, in place of the levels' own.
     separation : of a drawn truth, in place of its own.
+    seeds : how many seeds, from 0, in place of the run's: a map is cheap.
     """
 
     teacher: Annotated[tuple[int, ...], BeforeValidator(_tuples)] = ()
     student: Annotated[tuple[int, ...], BeforeValidator(_tuples)] = ()
     separation: Annotated[tuple[float, ...], BeforeValidator(_tuples)] = ()
+
+    seeds: int | None = Field(default=None, ge=2, le=100_000)
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

@@ -1,0 +1,166 @@
+"""The flow family: specification to laws, fits and files. torch is imported only where it is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import hydrometer as hm
+from hydrometer.core.spec import ChainSpec
+from hydrometer.models.base import Level, Precision, Samples
+from hydrometer_flow.spec import FlowChain, FlowLevel
+
+if TYPE_CHECKING:
+    from hydrometer_flow.law import FlowLaw
+
+__all__ = ["FLOW", "FlowFamily"]
+
+Floats = NDArray[np.float64]
+_GRID = 72
+_SHOWN_POINTS = 200
+
+
+class FlowFamily:
+    """Normalizing flows; implements `hydrometer.Family`."""
+
+    name: str = "flow"
+    chain_spec: type[ChainSpec] = FlowChain
+    keeps_draws: bool = False  # cheap: drawn again where they are needed
+
+    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
+        """Teacher and student."""
+        c = _chain(chain)
+        return Level("teacher", c.teacher), Level("student", c.student)
+
+    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Rows per stream."""
+        return _chain(chain).data.model_dump(by_alias=True)
+
+    def check(self, chain: ChainSpec) -> None:
+        """Refuse to plan what cannot run: without torch and zuko nothing is fitted."""
+        try:
+            import hydrometer_flow.law  # noqa: F401
+        except ModuleNotFoundError as e:
+            raise hm.MissingDependencyError("flows need torch and zuko", got=e.name, fix="pip install zuko") from None
+
+    def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Versions of what computes, and the processor class, whose vector units round differently."""
+        import torch
+
+        versions = {p: metadata.version(p) for p in ("numpy", "scipy", "torch", "zuko")}
+        return {"files": 1, **versions, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+    def block_rows(self, chain: ChainSpec) -> int:
+        """Draws are not stored; one block holds any draw."""
+        return 1 << 20
+
+    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
+        """Always float64."""
+        return "float64"
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """The mixture's parameters."""
+        return _chain(chain).truth.model_dump(mode="json")
+
+    def truth(self, chain: ChainSpec, precision: Precision) -> hm.Law:
+        """Make the truth: a law of another family over the same outcomes."""
+        return _chain(chain).truth.law()
+
+    def fit(self, request: hm.FitRequest) -> hm.Fitted[hm.Law]:
+        """Fit by maximum likelihood. Raises FitError."""
+        from hydrometer_flow.fit import fit_flow
+
+        return fit_flow(request)
+
+    def save_law(self, law: hm.Law, folder: Path) -> None:
+        """Write parameters and weights, exact to the last bit."""
+        mine = cast("FlowLaw", law)
+        if mine.temperature != 1:
+            raise hm.InputError("only an unselected law is stored", got=mine.temperature)
+        (folder / "level.json").write_text(mine.level.model_dump_json())
+        weights = {f"flow.{name}": value.numpy() for name, value in mine.flow.state_dict().items()}
+        np.savez(folder / "flow.npz", loc=mine.loc, scale=mine.scale, **weights)
+
+    def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> hm.Law:
+        """Open what `save_law` wrote. Raises StoreError."""
+        import torch
+
+        from hydrometer_flow.law import FlowLaw, make_flow
+
+        try:
+            level = FlowLevel.model_validate_json((folder / "level.json").read_text())
+            with np.load(folder / "flow.npz") as archive:
+                arrays = dict(archive)
+            loc, scale = arrays.pop("loc"), arrays.pop("scale")
+            flow = make_flow(level, len(loc), seed=0)
+            flow.load_state_dict({k.removeprefix("flow."): torch.from_numpy(v) for k, v in arrays.items()})
+        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            fix = "delete the artifact and run again"
+            raise hm.StoreError(f"no flow can be read: {e}", got=folder.name, fix=fix) from None
+        return FlowLaw(flow, level, loc, scale)
+
+    def save_samples(self, samples: Samples, folder: Path) -> None:
+        """Write points."""
+        p = cast("hm.Points", samples)
+        np.savez(folder / "points.npz", x=p.x, log_prob=p.log_prob)
+
+    def load_samples(self, folders: list[Path], n: int) -> hm.Points:
+        """Open the first n points of blocks."""
+        parts = [np.load(f / "points.npz") for f in folders]
+        x, log_prob = (np.concatenate([p[k] for p in parts])[:n] for k in ("x", "log_prob"))
+        return hm.Points(x, log_prob)
+
+    def take(self, samples: Samples, n: int) -> hm.Points:
+        """Return the first n points."""
+        p = cast("hm.Points", samples)
+        return hm.Points(p.x[:n], p.log_prob[:n])
+
+    def exhibit(
+        self, chain: ChainSpec, truth: hm.Law, law: hm.Law, samples: Samples, log_prob_truth: Floats
+    ) -> Mapping[str, object] | None:
+        """Log density on a grid around the truth, as the report draws it; planes only."""
+        p_star = cast("hm.Mixture", truth)
+        if p_star.n_features != 2:
+            return None
+        mean, covariance = p_star.moments()
+        reach = 3.5 * np.sqrt(np.diag(covariance))
+        x, y = (np.linspace(m - r, m + r, _GRID) for m, r in zip(mean, reach, strict=True))
+        grid = np.column_stack([np.tile(x, _GRID), np.repeat(y, _GRID)])
+        log_density = law.log_prob(hm.Points(grid, np.zeros(len(grid)))).reshape(_GRID, _GRID)
+        return {
+            "kind": "density-2d",
+            "version": 1,
+            "x": x.round(6).tolist(),
+            "y": y.round(6).tolist(),
+            "log_density": log_density.round(4).tolist(),
+            "points": cast("hm.Points", samples).x[:_SHOWN_POINTS].round(4).tolist(),
+            "means": [],
+            "weights": [],
+        }
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        """Name the truth for what it is."""
+        m = _chain(chain).truth.law()
+        return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
+
+    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+        """Operations, roughly: a row goes through each network once, and thrice as dear with gradients."""
+        c = _chain(chain)
+        level = c.teacher if role == "teacher" else c.student
+        once = level.transforms * sum(w * w for w in level.hidden_features) * float(rows)
+        return once * {"draw": 2.0, "fit": 6.0 * level.epochs, "judge": 6.0}[stage]
+
+
+def _chain(chain: ChainSpec) -> FlowChain:
+    if not isinstance(chain, FlowChain):
+        raise hm.InputError("not a flow chain", got=type(chain).__name__)
+    return chain
+
+
+FLOW = FlowFamily()
