@@ -1,4 +1,4 @@
-"""Fitting mixtures: ours against scikit-learn's GaussianMixture, in batches under joblib on all cores, and one large fit.
+"""Fitting mixtures: ours against scikit-learn's GaussianMixture, batches under joblib on all cores, and one large fit.
 
 Checked first: the mean log-likelihood per point of our fits is that of scikit-learn's within 1e-3, or better; for the
 large fit, from the same start, that it is the same to 1e-6.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,6 @@ def lm_chain(source: Path | str, **changes: Any) -> dict[str, Any]:
 
 def lm_spec(source: Path | str, seeds: int = 1, **changes: Any) -> dict[str, Any]:
     return {"name": "tiny-lm", "seeds": seeds, "chains": {"lm": lm_chain(source, **changes)}}
-
-
-CHAINS: dict[str, Callable[[], dict[str, Any]]] = {
-    "mixture": lambda: copy.deepcopy(MIXTURE),
-    "causal_lm": lambda: lm_chain("nowhere", block_rows=64),
-}
-"""A chain of each built-in family; those from outside bring theirs (`hydrometer.testing.ContractCase`)."""
 
 
 def write_spec(spec: dict[str, Any], folder: Path, name: str = "spec.yaml") -> Path:

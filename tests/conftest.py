@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import site
@@ -9,6 +10,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from hypothesis import settings
+
+# A kernel's first call takes seconds, so no example has a deadline. HYPOTHESIS_PROFILE=thorough before a release.
+settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 OUTSIDE = Path(__file__).parent / "outside_family"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hydrometer as hm
-from chains import CHAINS
+from chains import MIXTURE, lm_chain
 from hydrometer.models.families import BUILT_IN, families
 from hydrometer.testing import (
     CHECKS,
@@ -26,34 +26,49 @@ from hydrometer.testing import (
 )
 
 
-def mixture_case() -> ContractCase:
+def mixture_case(folder: Path) -> ContractCase:
     law = hm.Mixture([0.6, 0.3, 0.1], [[0, 0], [2, 1], [-1, 3]], [0.3, 0.2, 0.5], covariance_type="spherical")
-    return _case("mixture", law, hm.Selectivity(weight_power=1), hm.Selectivity(weight_power=4))
+    return _case(MIXTURE, law, hm.Selectivity(weight_power=1), hm.Selectivity(weight_power=4))
 
 
-def causal_case() -> ContractCase:
+def causal_case(folder: Path) -> ContractCase:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     from tiny import make_llama, make_tokenizer
 
     lm = hm.CausalLM(make_llama(vocab=24, layers=3), make_tokenizer(24))
     law = lm.law(["w3 w4", "w5", "w6 w7 w8"], max_new_tokens=5, block_rows=64)
-    return _case("causal_lm", law, hm.Selectivity(temperature=1.0), hm.Selectivity(temperature=0.5, top_p=0.9))
+    lm.save(folder / "truth")
+    chain = lm_chain(folder / "truth", block_rows=64)
+    return _case(chain, law, hm.Selectivity(temperature=1.0), hm.Selectivity(temperature=0.5, top_p=0.9))
 
 
-def _case(name: str, law: hm.Law, neutral: hm.Selectivity, cold: hm.Selectivity) -> ContractCase:
-    family = families()[name]
-    return ContractCase(family, law, neutral, cold, family.chain_spec.model_validate(CHAINS[name]()))
+def markov_case(folder: Path) -> ContractCase:
+    chain = {
+        "family": "markov", "truth": {"order": 2, "vocabulary": 5, "max_new_tokens": 6}, "teacher": {"order": 1},
+        "student": {"order": 1}, "data": {"train": 200, "distill": 200, "evaluate": 200},
+        "selectivity": [{"temperature": 1}, {"temperature": 0.5}],
+    }  # fmt: skip
+    law = families()["markov"].truth(families()["markov"].chain_spec.model_validate(chain), "float64")
+    return _case(chain, law, hm.Selectivity(temperature=1), hm.Selectivity(temperature=0.5))
 
 
-CASES: dict[str, Callable[[], ContractCase]] = {"mixture": mixture_case, "causal_lm": causal_case} | dict(
-    installed_cases()
-)
+def _case(chain: dict[str, Any], law: hm.Law, neutral: hm.Selectivity, cold: hm.Selectivity) -> ContractCase:
+    family = families()[chain["family"]]
+    return ContractCase(family, law, neutral, cold, family.chain_spec.model_validate(chain))
 
 
-@cache
-def made(name: str) -> ContractCase:
-    return CASES[name]()
+CASES: dict[str, Callable[[Path], ContractCase]] = {
+    "mixture": mixture_case,
+    "markov": markov_case,
+    "causal_lm": causal_case,
+}
+CASES |= {name: lambda _, make=make: make() for name, make in installed_cases().items()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ContractCase]:
+    return cache(lambda name: CASES[name](tmp_path_factory.mktemp(name)))
 
 
 def test_every_family_is_tested_here() -> None:
@@ -63,7 +78,7 @@ def test_every_family_is_tested_here() -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("name", CASES)
-def test_contract(name: str, check: Check, tmp_path: Path) -> None:
+def test_contract(name: str, check: Check, made: Callable[[str], ContractCase], tmp_path: Path) -> None:
     check(made(name), tmp_path)
 
 
@@ -103,7 +118,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("promise", BREAKS)
 def test_a_broken_promise_is_found(promise: str, tmp_path: Path) -> None:
-    right = mixture_case()
+    right = mixture_case(tmp_path)
     wrong = ContractCase(right.family, Wrong(right.law, promise), right.neutral, right.cold, right.chain)
     with pytest.raises(ContractError):
         BREAKS[promise](wrong, tmp_path)
@@ -111,7 +126,7 @@ def test_a_broken_promise_is_found(promise: str, tmp_path: Path) -> None:
 
 
 def test_a_family_that_lacks_a_method_is_found(tmp_path: Path) -> None:
-    right = mixture_case()
+    right = mixture_case(tmp_path)
     half: Any = SimpleNamespace(name="half", fit=right.family.fit)
     with pytest.raises(ContractError, match="load_law"):
         check_the_family_is_whole(ContractCase(half, right.law, right.neutral, right.cold, right.chain), tmp_path)

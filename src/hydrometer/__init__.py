@@ -27,6 +27,8 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.base import Family, FitRequest, Fitted, Law
+from hydrometer.models.markov.fit import fit_markov
+from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
@@ -54,6 +56,7 @@ __all__ = [
     "InputError",
     "Law",
     "LawMismatchError",
+    "Markov",
     "MissingDependencyError",
     "Mixture",
     "MixtureBatch",
@@ -68,6 +71,7 @@ __all__ = [
     "Stream",
     "__version__",
     "build_report",
+    "fit_markov",
     "fit_mixture",
     "judge",
     "judge_exact",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,93 @@ def write(folder: Path, run: Json, exhibits: dict[str, Json]) -> Path:
 def demo(folder: Path) -> Path:
     run = results()
     return write(folder, run, mixture_exhibits(run) | text_exhibits(run))
+
+
+def gaussian_exhibit(centre: tuple[float, float], spread: float, weights: list[float] | None = None) -> Json:
+    """A density-2d exhibit of one round Gaussian."""
+    x = np.linspace(-2.0, 2.0, 40)
+    grid = np.stack(np.meshgrid(x, x), axis=-1)
+    z = -((grid - np.array(centre)) ** 2).sum(-1) / (2 * spread**2) - math.log(2 * math.pi * spread**2)
+    means = [list(centre)] * len(weights or [1.0])
+    return {"kind": "density-2d", "version": 1, "x": x.tolist(), "y": x.tolist(), "log_density": z.tolist(),
+            "points": [], "means": means, "weights": weights or [1.0]}  # fmt: skip
+
+
+def map_point(name: str, point: dict[str, float], betas: list[float], seeds: int) -> tuple[Json, Json]:
+    """One point's groups and its summary: what is gained grows with beta and falls with K''."""
+    prefix = f"{name}." + "-".join(f"{k}{v:g}" for k, v in point.items())
+    k, h = point.get("student", 1.0), 1.5
+    truth = {"entropy": metric(h, 0.005), "precision": metric(-h, 0.005), "recall": metric(-h, 0.005)}
+    direct = figures(-6.0, 0.05, -2.6, 0.02, 2.5, h)
+    more: Json = {"point": point}
+    groups: Json = {
+        f"{prefix}.truth": group(name, "truth", truth, 1, **more),
+        f"{prefix}.direct": group(name, "student", direct, seeds, training="direct", **more),
+    }
+    steps, control = [], []
+    for i, beta in enumerate(betas):
+        s, gid = {"weight_power": safe(beta)}, f"{prefix}.distilled-{beta:g}"
+        gain = i * (1.6 - 0.4 * k)
+        m = figures(-6.0 + gain, 0.1, -2.6 - 2.0 * i, 0.3, 2.4 - 0.4 * i, h)
+        m["capacity_gap"] = metric(8.0 - 2 * i - k, 0.1, unit="modes")
+        m["n_components"] = metric(k, 0.0, unit="components")
+        groups[gid] = group(name, "student", m, seeds, training="distilled", selectivity=s, **more)
+        t = figures(-2.0, 0.03, -2.0 - i, 0.1, 2.0 - 0.5 * i, h)
+        t["effective_components"] = metric(4.0 - i, 0.05, unit="components")
+        at = None if beta == 1 else s
+        groups[f"{prefix}.teacher-{beta:g}"] = group(name, "teacher", t, seeds, decoding=at, **more)
+        steps.append({
+            "selectivity": s, "group": gid, "coldest": beta == betas[-1], "vs_neutral": {},
+            "vs_direct": between(groups, gid, f"{prefix}.direct", NAMES),
+        })  # fmt: skip
+        if beta > 1 and k > 1:
+            bracket = beta < betas[-1]
+            control.append({
+                "selectivity": s, "distilled": gid, "decoded": f"{prefix}.direct@{beta:g}", "same_setting": {},
+                "matched_entropy": {
+                    "entropy": 2.0, "recall": contrast(gid, "curve", "recall", -0.5, 0.1),
+                    "kl_student_truth": contrast(gid, "curve", "kl_student_truth", 0.3, 0.4),
+                } if bracket else None,
+                "matched_reason": None if bracket else "no two decoded settings bracket its entropy",
+            })  # fmt: skip
+    gate = between(groups, f"{prefix}.teacher-{betas[0]:g}", f"{prefix}.direct", ("recall",))["recall"]
+    chain = {
+        "point": point, "family": "mixture", "kind": "points", "unit": "nats", "seeds": seeds, "truth": "made up",
+        "truth_group": f"{prefix}.truth", "teacher_group": f"{prefix}.teacher-1",
+        "direct_group": f"{prefix}.direct", "neutral_group": f"{prefix}.distilled-1",
+        "gate": {"passed": True, "contrast": gate}, "tradeoff": steps, "control": control,
+    }  # fmt: skip
+    return groups, chain
+
+
+def map_results(axes: dict[str, list[float]] | None = None, *, seeds: int = 5, name: str = "world") -> Json:
+    """Results of one map chain; its cells are its groups."""
+    axes = axes if axes is not None else {"teacher": [2.0, 4.0], "student": [1.0, 2.0]}
+    betas = [1.0, 10.0, math.inf]
+    groups: Json = {}
+    points: list[Json] = []
+    for values in product(*axes.values()):
+        more, chain = map_point(name, dict(zip(axes, values, strict=True)), betas, seeds)
+        groups |= more
+        points.append(chain)
+    empty = {"truth_group": None, "teacher_group": None, "direct_group": None, "neutral_group": None,
+             "gate": {"passed": None, "contrast": None}, "tradeoff": [], "control": []}  # fmt: skip
+    summary = {**points[0], **empty, "map": {"axes": axes, "points": points}}
+    del summary["point"]
+    cells = [{**c, "id": c["group"], "seed": None, "point": groups[c["group"]]["point"]} for c in cells_of(groups, 1)]
+    return {
+        "schema": 1, "name": "map", "specs": [{"name": "map"}], "versions": {"hydrometer": "0.1.0"}, "cells": cells,
+        "contrasts": [], "summary": {"groups": groups, "chains": {name: summary}},
+    }  # fmt: skip
+
+
+def map_exhibits(run: Json) -> dict[str, Json]:
+    """A Gaussian for every cell that moves and narrows with the setting."""
+    found: dict[str, Json] = {}
+    for cell in run["cells"]:
+        beta = (cell["selectivity"] or cell["decoding"] or {"weight_power": 1.0})["weight_power"]
+        cold = math.log10(1000.0 if beta == "inf" else beta)
+        k = cell["point"].get("student", 1.0)
+        spread = 0.9 if cell["role"] == "truth" else 0.7 / (1 + cold / 3)
+        found[cell["id"]] = gaussian_exhibit((cold / 4, k / 8 if cell["role"] == "student" else 0.0), spread)
+    return found

@@ -140,7 +140,11 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     """The paper's mixture over 200 seeds."""
     spec = hm.load_spec("paper-mixture")
     body = spec.model_dump(mode="json", exclude_none=True)["chains"]["mixture"]
-    body |= {"selectivity": [{"weight_power": 1}, {"weight_power": 100}], "grid": {"student": [1]}, "as_released": False}
+    body |= {
+        "selectivity": [{"weight_power": 1}, {"weight_power": 100}],
+        "grid": {"student": [1]},
+        "as_released": False,
+    }
     chain = MixtureChain.model_validate(body)
     folder = tmp_path_factory.mktemp("paper")
     node = MapNode("k", Context("m", chain, MIXTURE), chain.points()[0], tuple(range(200)), False)
@@ -151,7 +155,9 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
 def difference(paper: dict[str, list[dict[str, Estimate]]], a: str, metric: str) -> tuple[float, float]:
     """Distilled less direct: mean over seeds and standard error."""
     distilled, direct = paper[f"m.student1.student.{a}"], paper["m.student1.student.direct"]
-    gaps = np.array([(x[metric].value or 0.0) - (y[metric].value or 0.0) for x, y in zip(distilled, direct, strict=True)])
+    gaps = np.array(
+        [(x[metric].value or 0.0) - (y[metric].value or 0.0) for x, y in zip(distilled, direct, strict=True)]
+    )
     return float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(gaps.size))
 
 

@@ -10,7 +10,7 @@ between them is no sampling error (stratified sampling, Cochran 1977, chapter 5)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "mean_estimate",
     "mean_variance",
     "ratio_estimate",
+    "share_estimate",
     "t_interval",
     "welch_satterthwaite",
 ]
@@ -142,6 +143,24 @@ def mean_estimate(values: Floats, unit: str, strata: Ints | None = None) -> Esti
         return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
     se = math.sqrt(mean_variance(values, strata)) if n > 1 else None
     return Estimate(float(values.mean()), se, se, n, 0, "mc", unit)
+
+
+def share_estimate(flags: Floats, strata: Ints | None = None) -> Estimate:
+    """Share of rows with a property, with its standard error.
+
+    Where all rows agree the plain error is zero; then it is Wilson's (1927), which shrinks with their number only.
+
+    Parameters
+    ----------
+    flags : (N,) 0 or 1.
+    """
+    plain = mean_estimate(flags, "probability", strata)
+    if plain.value not in (0.0, 1.0):
+        return plain
+    n = plain.n
+    centre = (plain.value * n + 1.92) / (n + 3.84)
+    se = math.sqrt(centre * (1 - centre) / n)
+    return replace(plain, se=se, se_mc=se)
 
 
 def ratio_estimate(numerator: Floats, denominator: Floats, unit: str, strata: Ints | None = None) -> Estimate:

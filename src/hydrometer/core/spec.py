@@ -83,8 +83,10 @@ class Selectivity(Strict):
 
     Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
     transformers does (vLLM applies min_p before top_k and top_p), or `weight_power`, applied to the weights of a
-    mixture: ``a_k(beta) ~ a_k ** beta``. A family takes the fields that its laws can be normalised under, and says what
-    they mean there: without tokens, `temperature` may be that of a latent variable.
+    mixture, ``a_k(beta) ~ a_k ** beta``, or `sequence_power`, applied to whole sequences of an n-gram chain.
+
+    A family takes the fields under which its laws can be normalised, and says what they mean there: without tokens,
+    `temperature` may be that of a latent variable.
 
     Parameters
     ----------
@@ -93,6 +95,7 @@ class Selectivity(Strict):
     top_p : in (0, 1]; keep the smallest set of likeliest tokens of at least this mass, ties kept.
     min_p : in [0, 1]; keep tokens of at least this share of the likeliest token's probability.
     weight_power : >= 1, may be infinite: uniform over the heaviest components.
+    sequence_power : > 0; ``p(y) ** s`` normalised over all sequences, where a family can do that exactly.
 
     Examples
     --------
@@ -107,6 +110,7 @@ class Selectivity(Strict):
     top_p: float | None = None
     min_p: float | None = None
     weight_power: float | None = None
+    sequence_power: float | None = None
 
     @field_validator("temperature")
     @classmethod
@@ -145,14 +149,24 @@ class Selectivity(Strict):
             )
         return v
 
+    @field_validator("sequence_power")
+    @classmethod
+    def _check_sequence_power(cls, v: float | None) -> float | None:
+        if v is not None and not (0 < v < math.inf):
+            raise PydanticCustomError("range", "sequence_power must be a finite number above 0 (1 changes nothing)")
+        return v
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if not self.model_dump(exclude_none=True):
             raise PydanticCustomError(
-                "empty", "a selectivity needs one of temperature, top_k, top_p, min_p, weight_power"
+                "empty", "a selectivity needs one of temperature, top_k, top_p, min_p, weight_power, sequence_power"
             )
-        if self.weight_power is not None and self.is_token:
-            raise PydanticCustomError("kinds", "weight_power cannot be combined with token selectivities")
+        kinds = (self.weight_power is not None, self.sequence_power is not None, self.is_token)
+        if sum(kinds) > 1:
+            raise PydanticCustomError(
+                "kinds", "weight_power or sequence_power cannot be combined with another selectivity"
+            )
         return self
 
     @property
@@ -169,6 +183,7 @@ class Selectivity(Strict):
             and self.top_p in (None, 1)
             and self.min_p in (None, 0)
             and self.weight_power in (None, 1)
+            and self.sequence_power in (None, 1)
         )
 
     def to_json(self) -> dict[str, float | int | str]:

@@ -3,7 +3,8 @@
     E_p log q = sum_k a_k integral phi(z) log q(mu_k + L_k z) dz
 
 Each integral is a trapezoid sum over z in [-8.5, 8.5]^d, which converges faster than any power of the step for a smooth
-integrand with Gaussian tails (Trefethen and Weideman 2014); the step is halved until the sum stands still. For q of
+integrand with Gaussian tails (Trefethen and Weideman 2014); the step is halved until the sum stands still, and until no
+component of q is narrow enough to lie between two nodes. For q of
 one component N(m, S) it is closed, -1/2 [d log 2 pi + log|S| + tr S^-1 (C + (mu - m)(mu - m)')], by p's mean mu and
 covariance C.
 """
@@ -16,15 +17,17 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.errors import InputError
+from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.estimate import Estimate
+from hydrometer.metrics.chains import judge_chain
 from hydrometer.metrics.modes import mode_metrics
+from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.law import Mixture
 
 __all__ = ["expected_log_prob", "judge_exact"]
 
 _REACH = 8.5
-_STEPS = {1: (0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625), 2: (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625)}
+_STEPS = {1: tuple(0.1 / 2**i for i in range(11)), 2: tuple(0.2 / 2**i for i in range(6))}
 _STILL = 1e-10
 
 Floats = NDArray[np.float64]
@@ -32,7 +35,7 @@ Floats = NDArray[np.float64]
 
 def _nodes(d: int, step: float) -> tuple[Floats, Floats]:
     """Return points z (n^d, d) and weights that sum to 1, without those of negligible weight."""
-    axis = np.arange(-math.floor(_REACH / step), math.floor(_REACH / step) + 1) * step
+    axis = np.arange(-math.floor(_REACH / step), math.floor(_REACH / step) + 1, dtype=np.float64) * step
     w = np.exp(-0.5 * axis**2)
     if d == 1:
         return axis[:, None], w / w.sum()
@@ -42,8 +45,30 @@ def _nodes(d: int, step: float) -> tuple[Floats, Floats]:
     return z[kept], both[kept] / both.sum()
 
 
+def _covariances(law: Mixture) -> Floats:
+    return np.array([law.component(int(k)).moments()[1] for k in np.flatnonzero(law.weights > 0)], np.float64)
+
+
+def _narrowest(p: Mixture, q: Mixture) -> float:
+    """Return the least standard deviation of a component of q within reach of one of p, in units of that one's."""
+    unit = np.linalg.inv(np.linalg.cholesky(_covariances(p)))[:, None]
+    squares = np.linalg.eigvalsh(unit @ _covariances(q)[None] @ unit.swapaxes(-1, -2))
+    apart = q.means[q.weights > 0][None] - p.means[p.weights > 0][:, None]
+    distance = np.linalg.norm(unit @ apart[..., None], axis=(-2, -1))
+    widths = np.sqrt(np.maximum(squares, 0.0))
+    within = distance < _REACH * (1.0 + widths[..., -1])
+    return float(widths[..., 0][within].min(initial=math.inf))
+
+
 def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
     found: list[float] = []
+    # Two sums also agree where both step over the same narrow component.
+    narrowest = _narrowest(p, q)
+    if narrowest < _STEPS[p.n_features][-1]:
+        raise InputError(
+            "the densities are too sharp for quadrature", got=f"a component {narrowest:.1e} times as wide as another",
+            fix="use judge, by Monte Carlo",
+        )  # fmt: skip
     for step in _STEPS[p.n_features]:
         z, w = _nodes(p.n_features, step)
         total = 0.0
@@ -51,7 +76,7 @@ def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
             total += float(p.weights[k]) * float(w @ q.log_prob(p.component_points(np.array([k]), z)[0]))
         found.append(total)
         for a, b in pairwise(found[-2:]):
-            if abs(a - b) <= _STILL * (1 + abs(b)):
+            if step <= narrowest and abs(a - b) <= _STILL * (1 + abs(b)):
                 return b, abs(a - b)
     gap = abs(found[-1] - found[-2])
     if gap > 1e-6 * (1 + abs(found[-1])):
@@ -88,12 +113,13 @@ def expected_log_prob(p: Mixture, q: Mixture) -> tuple[float, float]:
     return _by_quadrature(p, q)
 
 
-def judge_exact(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
-    """Every figure of `judge` for two mixtures, without Monte Carlo error.
+def judge_exact(truth: Mixture | Markov, law: Mixture | Markov) -> dict[str, Estimate]:
+    """Every figure of `judge` for two mixtures or two n-gram chains, without Monte Carlo error.
 
     Parameters
     ----------
-    truth, law : mixtures of one or two dimensions; of any, where both have one component.
+    truth, law : mixtures of one or two dimensions, or of any, where both have one component; or chains of any order
+        (all figures but repetition and distinct_2).
 
     Returns
     -------
@@ -109,6 +135,10 @@ def judge_exact(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
     >>> round(judge_exact(p, q)["kl_student_truth"].value, 12)
     0.5
     """
+    if isinstance(truth, Markov) and isinstance(law, Markov):
+        return judge_chain(truth, law)
+    if isinstance(truth, Markov) or isinstance(law, Markov):
+        raise LawMismatchError("a chain is compared with its like", got=(type(truth).__name__, type(law).__name__))
     cross = {
         "precision": expected_log_prob(law, truth)[0],
         "recall": expected_log_prob(truth, law)[0],

@@ -44,14 +44,15 @@ def _normals(d: int) -> Floats:
     for _ in range(64):  # the root of x^(d+1) = x + 1
         root = (1 + root) ** (1 / (d + 1))
     steps = root ** -np.arange(1, d + 1, dtype=np.float64)
-    return ndtri(np.mod(0.5 + np.arange(1, _POINTS + 1)[:, None] * steps, 1.0))
+    return ndtri(np.mod(0.5 + np.arange(1, _POINTS + 1, dtype=np.float64)[:, None] * steps, 1.0))
 
 
 def emphasised(law: Mixture) -> NDArray[np.intp]:
     """Return the heaviest components that hold the mass `EMPHASISED`, heaviest first."""
     order = np.argsort(-law.weights, kind="stable")
     held = np.cumsum(law.weights[order])
-    return order[: int(np.searchsorted(held, EMPHASISED * held[-1] - 1e-12)) + 1]
+    enough = float(held[-1]) * EMPHASISED - 1e-12
+    return order[: int((held < enough).sum()) + 1]
 
 
 def modes_covered(truth: Mixture, law: Mixture) -> int:

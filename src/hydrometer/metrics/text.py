@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from hydrometer.core.estimate import Estimate, mean_estimate
+from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.models.sequences import Sequences
 
 __all__ = ["text_metrics"]
@@ -33,7 +33,7 @@ def text_metrics(rows: Sequences) -> dict[str, Estimate]:
     repetition = np.array([_repetition(rows.row(i).tolist()) for i in range(len(rows))])
     return {
         "length": mean_estimate(rows.lengths.astype(np.float64), "tokens", strata),
-        "eos_rate": mean_estimate(rows.stopped.astype(np.float64), "probability", strata),
+        "eos_rate": share_estimate(rows.stopped.astype(np.float64), strata),
         "repetition": mean_estimate(repetition, "share", strata),
         "distinct_2": _distinct_2(rows),
     }

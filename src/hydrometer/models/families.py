@@ -18,17 +18,18 @@ from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import MAX_SEEDS, ChainSpec, Name, Strict, explain, nearest
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
+from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.mixture.family import MIXTURE
 
 __all__ = ["RunSpec", "families", "family_of", "missing_methods", "parse_run_spec"]
 
-BUILT_IN: tuple[Family, ...] = (MIXTURE, CAUSAL_LM)
+BUILT_IN: tuple[Family, ...] = (MIXTURE, MARKOV, CAUSAL_LM)
 _BUILT_IN_NAMES = frozenset(f.name for f in BUILT_IN)
 
 
 @cache
 def _installed() -> tuple[dict[str, Family], dict[str, str]]:
-    """Families of entry points by name, and by entry point why one is none: it must not keep the others from working."""
+    """Families of entry points, and why an entry point is none: a broken one must not keep the rest from working."""
     found: dict[str, Family] = {}
     broken: dict[str, str] = {}
     for point in entry_points(group="hydrometer.families"):

@@ -77,6 +77,11 @@ class Sequences:
         """Which prompt each row answers, or None where there is only one."""
         return self.prompt_index if len(self.prompt_ids) > 1 else None
 
+    @property
+    def within(self) -> NDArray[np.bool_]:
+        """(N, T) True where a token is the row's own."""
+        return np.less(np.arange(self.ids.shape[1], dtype=np.int64), self.lengths[:, None])
+
     def row(self, i: int) -> NDArray[np.int64]:
         """Return the token ids of answer i, without padding, (length,)."""
         return self.ids[i, : self.lengths[i]]
@@ -135,7 +140,7 @@ def _part(
 
 def save_sequences(samples: Sequences, path: Path) -> None:
     """Write rows as Parquet: token ids, finish reason, recorded log-probabilities; prompts once, aside."""
-    mask = np.less(np.arange(samples.ids.shape[1], dtype=np.int64), samples.lengths[:, None])
+    mask = samples.within
     offsets = np.concatenate([[0], np.cumsum(samples.lengths)]).astype(np.int32)
 
     def ragged(values: NDArray[Any]) -> Any:

@@ -19,12 +19,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hydrometer.report.draw import settle
-from hydrometer.report.plotdata import Kind, kinds_of, knob
-from hydrometer.report.reading import Chain, Group, Run, Setting, items, number, read_exhibit
+from hydrometer.report.gap import teacher_at
+from hydrometer.report.plotdata import Kind, kinds_of
+from hydrometer.report.reading import Chain, Group, Run, items, number, read_exhibit
 from hydrometer.report.style import LOOKS, QUIET, new_figure, styled
-from hydrometer.report.wording import is_neutral, setting
+from hydrometer.report.wording import setting
 
-__all__ = ["Column", "Density", "columns", "contour_figure", "draw_density", "mass_levels"]
+__all__ = ["Column", "Density", "columns", "contour_figure", "draw_density", "first_density", "mass_levels"]
 
 MASSES = (0.95, 0.8, 0.5)
 MAX_GRID = 120
@@ -35,13 +36,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """A density on a grid; x (X,), y (Y,), log_density (Y, X), means (K, 2), points (N, 2)."""
+    """A density on a grid; x (X,), y (Y,), log_density (Y, X), means (K, 2), points (N, 2), weights (K,)."""
 
     x: Floats
     y: Floats
     log_density: Floats
     means: Floats
     points: Floats
+    weights: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def density_of(exhibit: dict[str, Any]) -> Density | None:
         z = _array(items(exhibit.get("log_density")))
         means = _array(items(exhibit.get("means"))).reshape(-1, 2)
         points = _array(items(exhibit.get("points"))).reshape(-1, 2)[:MAX_POINTS]
+        weights = _array(items(exhibit.get("weights")))
     except ValueError:
         return None
     if x.ndim != 1 or y.ndim != 1 or z.shape != (y.size, x.size) or min(z.shape) < 3:
@@ -79,7 +82,11 @@ def density_of(exhibit: dict[str, Any]) -> Density | None:
     if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(z).any() and z.max() < math.inf):
         return None
     down, across = math.ceil(y.size / MAX_GRID), math.ceil(x.size / MAX_GRID)
-    return Density(x[::across], y[::down], z[::down, ::across], means, points[np.isfinite(points).all(axis=1)])
+    if weights.shape != (len(means),) or not (np.isfinite(weights) & (weights >= 0)).all():
+        weights = np.ones(len(means))
+    known = np.isfinite(means).all(axis=1)
+    seen = points[np.isfinite(points).all(axis=1)]
+    return Density(x[::across], y[::down], z[::down, ::across], means[known], seen, weights[known])
 
 
 def mass_levels(log_density: Floats, masses: tuple[float, ...] = MASSES) -> list[float]:
@@ -91,7 +98,7 @@ def mass_levels(log_density: Floats, masses: tuple[float, ...] = MASSES) -> list
     return [v for v in found if math.isfinite(v)]
 
 
-def _first(run: Run, group: Group | None) -> Density | None:
+def first_density(run: Run, group: Group | None) -> Density | None:
     """Return the exhibit of a group's first seed that left one."""
     if group is None:
         return None
@@ -106,21 +113,14 @@ def _first(run: Run, group: Group | None) -> Density | None:
 def columns(run: Run, chain: Chain) -> list[Column]:
     """Collect the panels: truth over direct student, then per setting the teacher sharpened over its student."""
     kinds = kinds_of(run, chain)
-    truth = _first(run, next(iter(kinds["truth"]), None))
-    direct = _first(run, run.groups.get(chain.direct_group or ""))
+    truth = first_density(run, next(iter(kinds["truth"]), None))
+    direct = first_density(run, run.groups.get(chain.direct_group or ""))
     found = [Column("", ("truth p*", "truth", truth), ("direct student", "direct", direct))]
 
-    def teacher_at(value: Setting | None) -> Group | None:
-        for group in kinds["teacher"]:
-            at = knob(group, "teacher")
-            if at == value or (is_neutral(at) and is_neutral(value)):
-                return group
-        return None
-
     for group in kinds["distilled"][: MAX_COLUMNS - 1]:
-        teacher = _first(run, teacher_at(group.selectivity))
+        teacher = first_density(run, teacher_at(run, chain, group.selectivity))
         at = setting(group.selectivity, short=True)
-        student = _first(run, group)
+        student = first_density(run, group)
         found.append(Column(at, (f"teacher {at}", "teacher", teacher), (f"student {at}", "distilled", student)))
     return found if any(d is not None for c in found for d in (c.upper[2], c.lower[2])) else []
 

@@ -38,11 +38,20 @@ class GapPoint:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """Mean over points of the rank correlation within each: `n` points counted, `flat` where the gap does not vary."""
+    """Mean over points of the rank correlation within each.
+
+    Attributes
+    ----------
+    value, ci95 : the mean, and its interval over points.
+    n, negative, positive : points counted, and those with a correlation of that sign.
+    flat : points left out because the gap or the gain does not vary.
+    """
 
     value: float | None
     ci95: tuple[float, float] | None
     n: int
+    negative: int
+    positive: int
     flat: int
 
 
@@ -125,9 +134,10 @@ def correlation(found: list[GapPoint], *, soft: bool = False) -> Correlation:
         if r is not None:
             rho.append(r)
     if not rho:
-        return Correlation(None, None, 0, flat)
+        return Correlation(None, None, 0, 0, 0, flat)
     mean = float(np.mean(rho))
+    negative, positive = sum(r < 0 for r in rho), sum(r > 0 for r in rho)
     if len(rho) < 2:
-        return Correlation(mean, None, 1, flat)
+        return Correlation(mean, None, 1, negative, positive, flat)
     low, high = t_interval(mean, float(np.std(rho, ddof=1)) / math.sqrt(len(rho)), len(rho) - 1)
-    return Correlation(mean, (max(low, -1.0), min(high, 1.0)), len(rho), flat)
+    return Correlation(mean, (max(low, -1.0), min(high, 1.0)), len(rho), negative, positive, flat)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from hydrometer.core.errors import one_line
 from hydrometer.report.reading import Chain, Control, Diff, Run, Setting, Step
 from hydrometer.report.wording import KL, is_neutral, recall_of, setting
 
-__all__ = ["AXES", "Axis", "Place", "Sheet", "Tile", "axis_of", "map_axes", "places", "sheets"]
+__all__ = ["COMPARISONS", "Axis", "Place", "Sheet", "Tile", "axis_of", "counted", "map_axes", "places", "sheets"]
 
 State = Literal["decided", "open", "none"]
 SETTING = "setting"
@@ -110,7 +111,7 @@ def axis_of(chain: Chain, key: str) -> Axis:
             return Axis(key, AXES[key], [setting(s) for s in settings], [s.removeprefix("β=") for s in short])
         return Axis(key, SETTING, [setting(s) for s in settings], short)
     values = chain.axes.get(key, [])
-    return Axis(key, AXES.get(key, key), [*values], [f"{v:g}" for v in values])
+    return Axis(key, one_line(AXES.get(key, key), 40), [*values], [f"{v:g}" for v in values])
 
 
 def map_axes(chain: Chain) -> list[Axis]:

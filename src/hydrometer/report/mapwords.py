@@ -31,7 +31,7 @@ def _gate(chain: Chain) -> list[Sentence]:
     tone: Tone = "yes" if found["up"] == n else "no" if found["down"] == n else "note"
     words = (
         f"The teacher gate holds at {found['up']} of {_plural(n, 'point')} and fails at {found['down']}, decided at "
-        f"95 %; {found['open']} are undecided{missing}."
+        f"95 %; undecided at {found['open']}{missing}."
     )
     if found["down"]:
         words += " Where it fails the teacher had nothing to teach, and a gain is cooling only."
@@ -69,8 +69,8 @@ def _tradeoff(chain: Chain) -> Sentence:
     both = sum(a.state == b.state == "decided" and (a.value or 0) > 0 > (b.value or 0) for a, b in pairs)
     words = (
         f"Against the direct student, distilling selectively raises precision at {up['up']} of {n} points and settings "
-        f"and lowers it at {up['down']}, decided at 95 %; {up['open']} are undecided{_missing(up['none'])}. It lowers "
-        f"recall at {fell['down']} of {n} and raises it at {fell['up']}; {fell['open']} are undecided"
+        f"and lowers it at {up['down']}, decided at 95 %; undecided at {up['open']}{_missing(up['none'])}. It lowers "
+        f"recall at {fell['down']} of {n} and raises it at {fell['up']}; undecided at {fell['open']}"
         f"{_missing(fell['none'])}."
     )
     if up["up"]:
@@ -87,13 +87,13 @@ def _tradeoff(chain: Chain) -> Sentence:
 
 
 def _missing(n: int) -> str:
-    return f" and {n} without an interval or infinite" if n else ""
+    return f", without an interval at {n}" if n else ""
 
 
-def _ahead(found: dict[str, int], n: int, name: str) -> str:
+def _ahead(found: dict[str, int], n: int) -> str:
     return (
-        f"on {name}, distilling is ahead at {found['up']} of {n} and decoding the direct student at {found['down']}, "
-        f"decided at 95 %; {found['open']} are undecided"
+        f"distilling is ahead at {found['up']} of {n} and decoding the direct student at {found['down']}, decided at "
+        f"95 %; undecided at {found['open']}{_missing(found['none'])}"
     )
 
 
@@ -119,9 +119,7 @@ def _control(chain: Chain) -> Sentence:
     fit = counted([tile(m.get("kl_student_truth"), -1.0) for m in matched])
     up, down = recall["up"] + fit["up"], recall["down"] + fit["down"]
     tone: Tone = "open" if not up + down else "yes" if not down else "no" if not up else "note"
-    words = f"The control, at equal entropy: {_ahead(recall, n, 'recall')}. {_ahead(fit, n, KL)}.".replace(
-        ". on", ". On"
-    )
+    words = f"The control, at equal entropy: on recall, {_ahead(recall, n)}. On {KL}, {_ahead(fit, n)}."
     return Sentence("control", tone, words + rest)
 
 
@@ -135,8 +133,11 @@ def _decides(found: Correlation) -> int | None:
 def _correlation(found: Correlation) -> str:
     if found.value is None:
         return "cannot be told"
-    ends = f", 95 % interval {_two(found.ci95[0])} to {_two(found.ci95[1])}" if found.ci95 else ", no interval"
-    return f"{_two(found.value)} (mean over {_plural(found.n, 'point')}{ends})"
+    if found.n == 1:
+        return f"{_two(found.value)} (one point, no interval)"
+    ends = f", 95 % interval {_two(found.ci95[0])} to {_two(found.ci95[1])}" if found.ci95 else ""
+    counts = f"{found.negative} negative, {found.positive} positive"
+    return f"{_two(found.value)} (mean over {found.n} points{ends}; {counts})"
 
 
 def _two(value: float) -> str:
@@ -168,11 +169,9 @@ def capacity_sentence(run: Run, chain: Chain) -> list[Sentence]:
     tones: dict[str, Tone] = {"note": "note", "no": "no", "open": "open"}
     tone, verb = lead[sign]
     flat = f" At {_plural(hard.flat, 'point')} it does not vary, or the gain does not." if hard.flat else ""
-    more = (
-        f"; of the teacher’s effective components, the soft form, {_correlation(soft)}"
-        if soft.value is not None
-        else ""
-    )
+    more = ""
+    if soft.value is not None:
+        more = f"; of the teacher’s effective components, the soft form, {_correlation(soft)}"
     return [
         Sentence(
             "capacity",

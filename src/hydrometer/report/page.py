@@ -1,6 +1,7 @@
 """The page: figures to files, everything into one self-contained HTML.
 
-The page loads nothing: styles and figures are inside, there is no script, and a content security policy forbids both.
+The page loads nothing: styles and figures are inside. There is no script but the explorer's, on pages that have one; a
+content security policy allows that one, by its hash, and no other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ from matplotlib.figure import Figure
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import contours, draw, plotdata, tables
+from hydrometer.report.maps import axis_of
+from hydrometer.report.mapviews import (
+    ExplorerView,
+    FigureView,
+    explorer_view,
+    gap_view,
+    map_views,
+    script_hash,
+)
 from hydrometer.report.reading import Chain, Group, Run, read_run
 from hydrometer.report.samples import prompt_rows, visible
 from hydrometer.report.style import LOOKS, inline_svg, render, write_atomic
@@ -33,17 +43,6 @@ VISIBLE_PROMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class FigureView:
-    """One figure of the page: inline panels, what a person reads under it, and its files."""
-
-    title: str
-    caption: Markup | str
-    panels: list[Markup]
-    layout: str
-    stem: str
-
-
-@dataclass(frozen=True, slots=True)
 class ChainView:
     """One chain's part of the page."""
 
@@ -51,6 +50,7 @@ class ChainView:
     anchor: str
     sentences: list[Sentence]
     figures: list[FigureView]
+    explorer: ExplorerView | None
     keys: list[tuple[str, str]]
     has_ties: bool
     tables: list[tuple[str, tables.TableData, bool]]
@@ -134,7 +134,11 @@ def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView
         count[0] += 1
         return Markup(inline_svg(figure, f"{stem}-{count[0]}", label))  # ours, escaped there
 
+    def save(name: str, figure: Figure) -> None:
+        _save(folder, name, figure)
+
     count = [0]
+    views += map_views(run, chain, stem, save, panel)
     plane, entropy = plotdata.plane_data(run, chain), plotdata.plane_data(run, chain, x="entropy")
     if any(k != "truth" for k in plane.paths):
         _save(folder, f"{stem}-plane", draw.plane_figure(plane, entropy))
@@ -154,7 +158,7 @@ def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView
             "region, + marks component means. Above the teacher sharpened at each setting, below its student."
         )
         views.append(FigureView("Where the mass goes", caption, shown, "many", f"{stem}-contours"))
-    return views
+    return views + gap_view(run, chain, stem, save, panel)
 
 
 def _curve_views(
@@ -200,15 +204,21 @@ def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
         ("seeds", str(chain.seeds) if chain.seeds else ""),
         ("settings", ", ".join(setting(s.selectivity, short=True) for s in chain.tradeoff)),
     ]
+    if chain.points:
+        axes = [axis_of(chain, key) for key in ("setting", *chain.axes)]
+        facts.append(("points of the map", str(len(chain.points))))
+        facts += [(a.name, ", ".join(a.labels)) for a in axes]
     return [f for f in facts if f[1]]
 
 
 def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     kinds = plotdata.kinds_of(run, chain)
     keys = [(kind, LOOKS[kind].label) for kind in plotdata.KINDS if kinds[kind]]
-    found: list[tuple[str, tables.TableData, bool]] = [
-        (f"Models, {chain.unit} per {per(chain)}", tables.group_table(run, chain), True)
-    ]
+    found: list[tuple[str, tables.TableData, bool]] = []
+    if chain.points:
+        found.append(("At how many points: + above zero, − below, ? undecided", tables.setting_table(chain), False))
+        found.append(("All points and settings, nats; ? undecided", tables.map_table(chain), False))
+    found.append((f"Models, {chain.unit} per {per(chain)}", tables.group_table(run, chain), not chain.points))
     found.append(("95 % intervals", tables.interval_table(run, chain), False))
     extra = tables.group_table(run, chain, extra=True)
     if len(extra.head) > 2:
@@ -221,6 +231,7 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
         anchor=stem,
         sentences=sentences(run, chain),
         figures=_figures(run, chain, stem, folder),
+        explorer=explorer_view(run, chain),
         keys=keys,
         has_ties=any(c.matched for c in chain.control),
         tables=found,
@@ -295,9 +306,17 @@ def build_report(runs: list[Path], *, out: Path | None = None) -> Path:
             for i, run in enumerate(read)
         ]
         env = _environment()
-        css = Markup(env.get_template("report.css").render())  # ours: a file of this package
+        # Ours: files of this package.
+        css, script = (Markup(env.get_template(name).render()) for name in ("report.css", "explorer.js"))
+        used = any(c.explorer for view in views for c in view.chains)
         page = env.get_template("report.html.j2").render(
-            runs=views, css=css, version=__version__, prompts_shown=VISIBLE_PROMPTS, formats=FORMATS
+            runs=views,
+            css=css,
+            script=script if used else None,
+            script_hash=script_hash(script),
+            version=__version__,
+            prompts_shown=VISIBLE_PROMPTS,
+            formats=FORMATS,
         )
         write_atomic(target, page.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
+from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Group, Run, number, parse, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
 from hydrometer.report.wording import figure, model, num, per, setting, signed
@@ -21,8 +23,10 @@ __all__ = [
     "contrast_table",
     "group_table",
     "interval_table",
+    "map_table",
     "ordered_groups",
     "released_table",
+    "setting_table",
     "summary_table",
 ]
 
@@ -44,9 +48,12 @@ EXTRA = {
     "repetition": "repetition",
     "distinct_2": "distinct-2",
     "entropy_teacher": "H(teacher)",
+    "capacity_gap": "capacity gap",
+    "modes_covered": "modes covered",
+    "effective_components": "effective components",
 }
 TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
-MAX_CONTRASTS = 400
+MAX_ROWS = 400
 _ROLE_ORDER = {"truth": 0, "teacher": 1, "student": 9}
 
 
@@ -74,8 +81,15 @@ def _order(group: Group, chain: Chain) -> tuple[int, int, int]:
 
 
 def ordered_groups(run: Run, chain: Chain) -> list[Group]:
-    """Return a chain's groups as people read them: truth, teachers, direct, direct decoded, distilled."""
-    return sorted(run.of_chain(chain.name), key=lambda g: (_order(g, chain), g.id))
+    """Return a chain's groups as people read them: truth, teachers, direct, direct decoded, distilled.
+
+    Those of a map come point by point.
+    """
+    return [
+        group
+        for point in chain.points or [chain]
+        for group in sorted(run.at_point(point), key=lambda g: (_order(g, point), g.id))
+    ]
 
 
 def _has(groups: list[Group], metric: str) -> bool:
@@ -87,10 +101,10 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     groups = ordered_groups(run, chain)
     columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
     rows: list[list[str]] = []
-    for group in groups:
+    for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
         rows.append([model(group), *(figure(group.metrics.get(m)) for m in columns), seeds])
-    return TableData(["model", *columns.values(), "seeds"], rows)
+    return TableData(["model", *columns.values(), "seeds"], rows, max(len(groups) - MAX_ROWS, 0))
 
 
 def interval_table(run: Run, chain: Chain) -> TableData:
@@ -98,14 +112,45 @@ def interval_table(run: Run, chain: Chain) -> TableData:
     groups = ordered_groups(run, chain)
     columns = {k: v for k, v in MAIN.items() if _has(groups, k)}
     rows: list[list[str]] = []
-    for group in groups:
+    for group in groups[:MAX_ROWS]:
         cells: list[str] = []
         for m in columns:
             found = group.metrics.get(m)
             ends = found.ci95 if found else None
             cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}" if ends else "–")
         rows.append([model(group), *cells])
-    return TableData(["model", *columns.values()], rows)
+    return TableData(["model", *columns.values()], rows, max(len(groups) - MAX_ROWS, 0))
+
+
+def _counts(tiles: list[Tile]) -> str:
+    found = counted(tiles)
+    return f"+{found['up']}  −{found['down']}  ?{found['open']}" if len(tiles) > found["none"] else "–"
+
+
+def setting_table(chain: Chain) -> TableData:
+    """Build the table of a map by setting: at how many points a figure rises, falls, is undecided."""
+    rows: list[list[str]] = []
+    found = places(chain)
+    for at in axis_of(chain, "setting").values:
+        here = [p for p in found if setting(p.step.selectivity) == at]
+        rows.append([str(at), *(_counts([compare(p) for p in here]) for _, compare in COMPARISONS)])
+    return TableData(["distilled at", *(title for title, _ in COMPARISONS)], rows)
+
+
+def map_table(chain: Chain) -> TableData:
+    """Build the table under a map's pictures: every point and setting, each comparison with its interval's reading."""
+    axes = [axis_of(chain, key) for key in chain.axes]
+    rows: list[list[str]] = []
+    found = places(chain)
+    for place in found[:MAX_ROWS]:
+        cells = [f"{place.point.point.get(a.key, math.nan):g}" for a in axes]
+        for _, compare in COMPARISONS:
+            t = compare(place)
+            mark = "" if t.state == "decided" else " ?"
+            cells.append(t.reason if t.value is None else signed(t.value) + mark)
+        rows.append([setting(place.step.selectivity, short=True), *cells])
+    head = ["setting", *(a.name for a in axes), *(title for title, _ in COMPARISONS)]
+    return TableData(head, rows, max(len(found) - MAX_ROWS, 0))
 
 
 def _name(run: Run, group_id: str) -> str:
@@ -121,14 +166,14 @@ def contrast_table(run: Run, chain: Chain) -> TableData:
     """Build the table of contrasts between a chain's groups, every metric."""
     mine = [c for c in run.contrasts if c.a in run.groups and run.groups[c.a].chain == chain.name]
     rows: list[list[str]] = []
-    for c in mine[:MAX_CONTRASTS]:
+    for c in mine[:MAX_ROWS]:
         interval = f"{num(c.ci95[0], c.se)} to {num(c.ci95[1], c.se)}" if c.ci95 else "–"
         value = "infinite" if c.value is None else signed(c.value, c.se)
         rows.append(
             [_name(run, c.a), _name(run, c.b), c.metric, value, num(c.se, c.se), interval, num(c.df, 1), _decided(c)]
         )
     head = ["a", "b", "metric", "a − b", "s.e.", "95 % interval", "df", "reading"]
-    return TableData(head, rows, max(len(mine) - MAX_CONTRASTS, 0))
+    return TableData(head, rows, max(len(mine) - MAX_ROWS, 0))
 
 
 def _two(value: float | None) -> str:
@@ -189,12 +234,14 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
     run = parse(results)
     parts: list[RenderableType] = []
     for chain in run.chains.values():
-        data = group_table(run, chain)
+        data = setting_table(chain) if chain.points else group_table(run, chain)
         seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
-        title = Text(f"{one_line(chain.name, 80)}: {chain.unit} per {per(chain)}, ± standard error, {seeds}")
+        what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"
+        what = what if chain.points else f"{chain.unit} per {per(chain)}, ± standard error"
+        title = Text(f"{one_line(chain.name, 80)}: {what}, {seeds}")
         table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         # What a terminal of 80 columns holds; the page has the rest.
-        shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL]
+        shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
         for i in shown:
             table.add_column(Text(data.head[i]), justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row in data.rows:

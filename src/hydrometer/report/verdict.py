@@ -246,6 +246,11 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
         "Precision alone is improper: the truth’s mode repeated for ever would maximise it. "
         f"Read it beside entropy, {KL} and recall, which is proper."
     ]
+    if chain.points:
+        said.append(
+            "Every interval is 95 % by itself: of many without any effect, one in twenty would exclude zero. Points "
+            "share their seeds, so neighbouring tiles err together."
+        )
     if chain.seeds == 1:
         said.append(
             "One seed: the intervals speak of these trained models only, not of what training again would give."

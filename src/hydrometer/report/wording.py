@@ -36,9 +36,23 @@ Topic = Literal["gate", "trade-off", "control", "capacity", "caveat"]
 KL = "KL(q‖p*)"
 
 MINUS = "−"
-_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0}
-_WORDS = {"temperature": "temperature", "weight_power": "β =", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}
-_SYMBOLS = {"temperature": "τ", "weight_power": "β", "top_k": "k", "top_p": "p", "min_p": "min-p"}
+_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0, "sequence_power": 1.0}
+_WORDS = {
+    "temperature": "temperature",
+    "weight_power": "β =",
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "sequence_power": "sequence power",
+}
+_SYMBOLS = {
+    "temperature": "τ",
+    "weight_power": "β",
+    "top_k": "k",
+    "top_p": "p",
+    "min_p": "min-p",
+    "sequence_power": "s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +144,11 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
 
 
 def model(group: Group) -> str:
-    """Name a model for people: ``distilled at temperature 0.8``."""
+    """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it."""
+    return f"{where(group.point)}: {_model(group)}" if group.point else _model(group)
+
+
+def _model(group: Group) -> str:
     if group.role == "truth":
         return "truth"
     if group.training == "direct" and group.role == "student":

@@ -67,7 +67,7 @@ class Plan:
 def strength(s: Selectivity) -> tuple[float, ...]:
     """Sort key from the mildest selectivity to the strongest, by field."""
     return (
-        s.weight_power or 1.0,
+        s.weight_power or s.sequence_power or 1.0,
         -(s.temperature if s.temperature is not None else 1.0),
         -(s.top_p if s.top_p is not None else 1.0),
         -float(s.top_k) if s.top_k is not None else float("-inf"),
@@ -305,7 +305,7 @@ class _ChainPlanner:
                 self.out.cells.append(
                     Cell(
                         g.id, g.id, self.context.name, g.level, g.role, g.training, g.parent, g.selectivity,
-                        g.decoding, {"direct": "truth", "distilled": "teacher"}.get(g.training or ""),
+                        g.decoding, None if g.training is None else "truth" if g.training == "direct" else "teacher",
                         "mle" if g.training else None, None, key, g.teacher, point=point.values,
                     )
                 )  # fmt: skip

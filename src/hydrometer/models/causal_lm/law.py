@@ -142,8 +142,8 @@ class CausalLaw:
 
         Temperatures compose; any other selectivity of an already selected law has no single meaning and is refused.
         """
-        if s.weight_power is not None:
-            raise InputError("weight_power is a mixture's selectivity", got=s.label, fix="use temperature or top_p")
+        if not s.is_token:
+            raise InputError("a language model takes token selectivities", got=s.label, fix="use temperature or top_p")
         if s.is_neutral:
             return self
         old = self.selectivity

@@ -255,10 +255,12 @@ class CausalLMChain(ChainSpec):
     @field_validator("selectivity", "decoding")
     @classmethod
     def _token_selectivities(cls, value: Selectivities | None) -> Selectivities | None:
-        if any(s.weight_power is not None for s in value or ()):
-            raise PydanticCustomError(
-                "selectivity", "weight_power is a mixture's selectivity; here use temperature, top_k, top_p, min_p"
-            )
+        for s in value or ():
+            if not s.is_token:
+                raise PydanticCustomError(
+                    "selectivity", "a language model is selected by temperature, top_k, top_p, min_p, not by {s}",
+                    {"s": s.label},
+                )  # fmt: skip
         return value
 
     @property

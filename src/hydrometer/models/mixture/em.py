@@ -49,7 +49,7 @@ __all__ = ["MixtureFit", "MixtureFitInfo", "fit_mixture"]
 Floats = NDArray[np.float64]
 _KINDS: dict[CovarianceType, int] = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 _LARGE = 1 << 16  # points; a larger data set is cut into blocks, and its k-means sees so many
-_BLOCKS = 64
+_BLOCK, _MOST_BLOCKS = 16_384, 64  # points of a block at least, and blocks at most; whatever the threads
 _PIECES = 4  # a thread's, of a batch
 
 
@@ -166,8 +166,9 @@ def fit_mixture(
     """Fit mixtures of Gaussians by maximum likelihood, one or a batch at once.
 
     EM (Dempster, Laird and Rubin 1977) from a greedy k-means++ start; of a data set of more than 65,536 points, k-means
-    sees so many, drawn evenly. The likelihood never falls from one iteration to the next. A component that loses all
-    its points is given to the point of least density where that raises the likelihood, else it keeps weight zero.
+    sees so many, drawn evenly. More iterations never give a lower likelihood: the best parameters met are returned. A
+    component that loses all its points is given to the point of least density where that raises the likelihood, else it
+    keeps weight zero.
 
     Parameters
     ----------
@@ -321,7 +322,7 @@ def _fit_large(
                 p, state = data.fit(settings, float(total[b]), own, uniforms[b * n_init + attempt], start)
                 if attempt == 0 or state[LIKELIHOOD] > out.state[b, LIKELIHOOD]:
                     out.state[b], out.log_weight[b] = state, p.log_weight
-                    out.mean[b] = p.mean * data.scale + data.centre
+                    out.mean[b] = np.asarray(p.mean * data.scale, np.float64) + data.centre
                     out.covariance[b] = p.covariance * data.scale * data.scale
 
 
@@ -331,10 +332,12 @@ class _Blocks:
     def __init__(self, points: Floats, weight: Floats, k: int, kind: int, reg: float) -> None:
         n, d = points.shape
         self.points, self.weight, self.k, self.d, self.kind = points, weight, k, d, kind
-        self.centre: Floats = np.zeros(d)
-        self.scale = float(frame(points, weight, reg, self.centre))
-        self._edges = [n * i // _BLOCKS for i in range(_BLOCKS + 1)]
-        self._parts: list[Any] = [moments(k, d, kind < DIAG) for _ in range(_BLOCKS)]
+        centre = np.zeros(d)
+        self.scale = float(frame(points, weight, reg, centre))
+        self.centre: Floats = centre
+        self._blocks = min(_MOST_BLOCKS, -(-n // _BLOCK))
+        self._edges = [n * i // self._blocks for i in range(self._blocks + 1)]
+        self._parts: list[Any] = [moments(k, d, kind < DIAG) for _ in range(self._blocks)]
         self._room = local()
         self._pool = ThreadPoolExecutor(_threads(), "em")
 
@@ -356,7 +359,7 @@ class _Blocks:
                 self._parts[i],
             )  # fmt: skip
 
-        list(self._pool.map(one, range(_BLOCKS)))
+        list(self._pool.map(one, range(self._blocks)))
         for name in ("mass", "first", "second"):
             total = getattr(out, name)
             total[:] = 0
@@ -372,7 +375,7 @@ class _Blocks:
         tol, max_iter, reg = settings
         options = Options(self.kind, tol, max_iter, reg / self.scale / self.scale, total)
         triangular = self.kind < DIAG
-        p, previous = params(self.k, self.d, triangular), params(self.k, self.d, triangular)
+        p, best = params(self.k, self.d, triangular), params(self.k, self.d, triangular)
         m, state = moments(self.k, self.d, triangular), np.zeros(STATE)
         if len(start.mean):
             p.mean[:] = (start.mean - self.centre) / self.scale
@@ -389,6 +392,6 @@ class _Blocks:
         what = RESPONSIBLE
         while what >= 0:
             self.sweep(p, what, m)
-            what = int(step(options, m, self.points, self.centre, self.scale, p, previous, state))
+            what = int(step(options, m, self.points, self.centre, self.scale, p, best, state))
         state[LIKELIHOOD] -= self.d * math.log(self.scale)
         return p, state

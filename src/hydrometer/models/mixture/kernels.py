@@ -98,6 +98,18 @@ def moments(k: int, d: int, triangular: bool) -> Moments:
 
 
 @kernel
+def clear(m: Any) -> None:
+    """Set all sums to zero. Loops, here and below, where a slice would do: slices compile for seconds each."""
+    for k in range(m.mass.shape[0]):
+        m.mass[k] = 0.0
+        for i in range(m.first.shape[1]):
+            m.first[k, i] = 0.0
+        for i in range(m.second.shape[1]):
+            for j in range(m.second.shape[2]):
+                m.second[k, i, j] = 0.0
+
+
+@kernel
 def work(k: int, d: int) -> Work:
     """Make room for a chunk; rows beyond d stay zero."""
     e = padded(d)
@@ -275,15 +287,14 @@ def _gather(p: Any, m: int, room: Any, out: Any) -> None:
                     t1 += v * c1
                     t2 += v * c2
                     t3 += v * c3
-                row, below = out.second[k, i], out.second[k, i + 1]
-                row[j] += s0
-                row[j + 1] += s1
-                row[j + 2] += s2
-                row[j + 3] += s3
-                below[j] += t0
-                below[j + 1] += t1
-                below[j + 2] += t2
-                below[j + 3] += t3
+                out.second[k, i, j] += s0
+                out.second[k, i, j + 1] += s1
+                out.second[k, i, j + 2] += s2
+                out.second[k, i, j + 3] += s3
+                out.second[k, i + 1, j] += t0
+                out.second[k, i + 1, j + 1] += t1
+                out.second[k, i + 1, j + 2] += t2
+                out.second[k, i + 1, j + 3] += t3
 
 
 @kernel
@@ -299,9 +310,7 @@ def sweep(
     what : `NEAREST`, `RESPONSIBLE` or `DENSITY`.
     out : replaced, not added to.
     """
-    out.mass[:] = 0.0
-    out.first[:] = 0.0
-    out.second[:] = 0.0
+    clear(out)
     out.ends[0], out.ends[1], out.ends[2] = 0.0, np.inf, -1.0
     rows, resp = room.rows, room.resp
     for begin in range(first, last, CHUNK):

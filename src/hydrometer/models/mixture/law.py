@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve_triangular  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import ndtri
 
-from hydrometer.core.errors import DataError, InputError, LawMismatchError
+from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Samples, ScoreKind
@@ -258,12 +258,12 @@ class Mixture:
         ------
         InputError : a token selectivity; a mixture has no tokens.
         """
-        if s.is_token:
+        if s.weight_power is None:
             raise InputError("a mixture is selected by weight_power", got=s.label, fix="use weight_power: BETA")
         return self._with_log_weights(power_log_weights(self._log_weights, s.weight_power or 1.0))
 
     def compatible(self, other: object) -> None:
-        """Refuse a law over other outcomes: any density over R^d says its d as `n_features`. Raises LawMismatchError."""
+        """Refuse a law over other outcomes: a density over R^d says d as `n_features`. Raises LawMismatchError."""
         theirs = getattr(other, "n_features", type(other).__name__)
         if theirs != self.n_features:
             raise LawMismatchError(f"a mixture in {self.n_features} dimensions is compared with its like", got=theirs)
@@ -284,8 +284,11 @@ class Mixture:
         return cls(np.exp(kept), means, covariances, covariance_type=covariance_type)._with_log_weights(kept)
 
     def to_sklearn(self) -> GaussianMixture:
-        """Return a fitted `sklearn.mixture.GaussianMixture` of the same law."""
-        from sklearn.mixture import GaussianMixture
+        """Return a fitted `sklearn.mixture.GaussianMixture` of the same law. Raises MissingDependencyError."""
+        try:
+            from sklearn.mixture import GaussianMixture
+        except ModuleNotFoundError:
+            raise MissingDependencyError("to_sklearn needs scikit-learn", fix="pip install scikit-learn") from None
 
         fitted: Any = GaussianMixture(self.n_components, covariance_type=self.covariance_type)
         fitted.weights_, fitted.means_, fitted.covariances_ = self.weights, self.means, self.covariances

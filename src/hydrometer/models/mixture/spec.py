@@ -194,7 +194,7 @@ class MixtureChain(ChainSpec):
     def _truth(cls, value: object) -> object:
         # One kind or the other, so that a message speaks of the one that was meant.
         if not isinstance(value, dict):
-            return cast("object", value)
+            return value
         return (MixtureWorld if "n_components" in value else MixtureTruth).model_validate(value)
 
     def points(self) -> tuple[MapPoint, ...]:
@@ -233,7 +233,7 @@ class MixtureChain(ChainSpec):
     @model_validator(mode="after")
     def _sane(self) -> Self:
         for s in (*self.selectivity, *(self.decoding or ())):
-            if s.is_token:
+            if s.weight_power is None:
                 raise PydanticCustomError("kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label})
         levels = [("student", self.student), *((f"assistants.{i}", a) for i, a in enumerate(self.assistants))]
         for name, level in levels:

@@ -27,10 +27,10 @@ _candidates = kernel(candidates)
 
 
 @kernel
-def _squares(x: Any, centre: Any, out: Any) -> None:
-    """out[n] = |x_n - centre|^2 of x (d, n)."""
+def _squares(x: Any, centres: Any, k: int, out: Any) -> None:
+    """out[n] = |x_n - centres[k]|^2 of x (d, n)."""
     for i in range(x.shape[0]):
-        a = centre[i]
+        a = centres[k, i]
         if i == 0:
             for s in range(x.shape[1]):
                 u = x[0, s] - a
@@ -43,12 +43,16 @@ def _squares(x: Any, centre: Any, out: Any) -> None:
 
 @kernel
 def _pick(cumulative: Any, u: float) -> int:
-    """Index at which the cumulative sum passes the share u of its end; never a point without weight."""
-    end = cumulative[-1]
-    at = np.searchsorted(cumulative, u * end, side="right")
-    if at >= cumulative.shape[0] or end <= 0.0:
-        at = np.searchsorted(cumulative, end, side="left")
-    return at
+    """First index at which the cumulative sum passes the share u of its end; never a point without weight."""
+    low, high = 0, cumulative.shape[0] - 1
+    wanted = u * cumulative[high]
+    while low < high:
+        middle = (low + high) // 2
+        if cumulative[middle] > wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @kernel
@@ -57,31 +61,41 @@ def _spread(x: Any, w: Any, u: Any, centres: Any, nearest: Any) -> None:
     k_all, n = centres.shape[0], x.shape[1]
     tries = _candidates(k_all)
     cumulative, trial, best = np.empty(n), np.empty(n), np.empty(n)
+    tried = np.empty((1, x.shape[0]))
     total = 0.0
     for s in range(n):
         total += w[s]
         cumulative[s] = total
     at = _pick(cumulative, u[0])
-    centres[0] = x[:, at]
-    _squares(x, centres[0], nearest)
+    for i in range(x.shape[0]):
+        centres[0, i] = x[i, at]
+    _squares(x, centres, 0, nearest)
     for k in range(1, k_all):
         total = 0.0
         for s in range(n):
             total += w[s] * nearest[s]
             cumulative[s] = total
+        if total <= 0.0:  # every point is a centre's: more centres would have no points
+            for i in range(x.shape[0]):
+                centres[k, i] = centres[0, i]
+            continue
         least = np.inf
         for t in range(tries):
             at = _pick(cumulative, u[1 + (k - 1) * tries + t])
-            _squares(x, x[:, at].copy(), trial)
+            for i in range(x.shape[0]):
+                tried[0, i] = x[i, at]
+            _squares(x, tried, 0, trial)
             potential = 0.0
             for s in range(n):
                 trial[s] = min(trial[s], nearest[s])
                 potential += w[s] * trial[s]
             if potential < least:
                 least = potential
-                centres[k] = x[:, at]
-                best[:] = trial
-        nearest[:] = best
+                for i in range(x.shape[0]):
+                    centres[k, i] = tried[0, i]
+                best, trial = trial, best
+        for s in range(n):
+            nearest[s] = best[s]
 
 
 @kernel
@@ -103,8 +117,9 @@ def kmeans(points: Any, weight: Any, origin: Any, scale: float, u: Any, centres:
     nearest, distance = np.empty(n), np.empty(n)
     label, before = np.zeros(n, np.int64), np.zeros(n, np.int64)
     _spread(x, w, u, centres, nearest)
-    total = w.sum()
-    variance = 0.0
+    total, variance = 0.0, 0.0
+    for s in range(n):
+        total += w[s]
     for i in range(d):
         mean, square = 0.0, 0.0
         for s in range(n):
@@ -115,13 +130,15 @@ def kmeans(points: Any, weight: Any, origin: Any, scale: float, u: Any, centres:
     mass, sums = np.empty(k_all), np.empty((k_all, d))
     for iteration in range(_MAX_ITER):
         for k in range(k_all):
-            _squares(x, centres[k], distance)
+            _squares(x, centres, k, distance)
             for s in range(n):
                 closer = k == 0 or distance[s] < nearest[s]
                 nearest[s] = distance[s] if closer else nearest[s]
                 label[s] = k if closer else label[s]
-        mass[:] = 0.0
-        sums[:] = 0.0
+        for k in range(k_all):
+            mass[k] = 0.0
+            for i in range(d):
+                sums[k, i] = 0.0
         changed = iteration == 0
         for s in range(n):
             k = label[s]
@@ -146,7 +163,8 @@ def kmeans(points: Any, weight: Any, origin: Any, scale: float, u: Any, centres:
                         worst, at = w[s] * nearest[s], s
                 if at >= 0:
                     nearest[at] = 0.0
-                    centres[k] = x[:, at]
+                    for i in range(d):
+                        centres[k, i] = x[i, at]
                     shift += worst
         if shift <= _TOL * variance:
             return

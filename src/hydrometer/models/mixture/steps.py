@@ -26,8 +26,8 @@ FLOOR = 1e-30
 """Least variance in units of the data's squared reach: below it lies the rounding of the points themselves."""
 
 # What a fit has come to, by place in its state.
-LIKELIHOOD, ITERATIONS, CONVERGED, LAST, FLOORED, RESEEDED = 0, 1, 2, 3, 4, 5
-STATE = 6
+LIKELIHOOD, ITERATIONS, CONVERGED, LAST, FLOORED, RESEEDED, BEFORE, BEST = 0, 1, 2, 3, 4, 5, 6, 7
+STATE = 8
 
 
 class Options(NamedTuple):
@@ -67,10 +67,13 @@ def frame(points: Any, weight: Any, reg: float, centre: Any) -> float:
         count += 1 if weight.shape[0] == 0 or weight[s] > 0.0 else 0
     scale = 0.0
     for i in range(d):
-        centre[i] = 0.0
+        centre[i], low, high = 0.0, np.inf, -np.inf
         for s in range(n):
             if weight.shape[0] == 0 or weight[s] > 0.0:
                 centre[i] += points[s, i] / count
+                low, high = min(low, points[s, i]), max(high, points[s, i])
+        # The mean of equal numbers is not that number after rounding; of large ones the difference would set the scale.
+        centre[i] = min(max(centre[i], low), high)
     for s in range(n):
         if weight.shape[0] == 0 or weight[s] > 0.0:
             for i in range(d):
@@ -94,21 +97,30 @@ def _factorise(kind: int, k: int, p: Any) -> int:
             p.factor[k, i, 0] = 1.0 / math.sqrt(p.covariance[k, i, 0])
             log_det += math.log(p.factor[k, i, 0])
     else:
-        lower = np.zeros((d, d))
+        lower, growth = np.zeros((d, d)), np.zeros(d)
         for j in range(d):
-            pivot = p.covariance[k, j, j]
+            # A small pivot is known to few digits, and so is what later rows take from it.
+            pivot = rounded = p.covariance[k, j, j]
             for i in range(j):
-                pivot -= lower[j, i] * lower[j, i]
-            least = max(FLOOR, _PIVOT * p.covariance[k, j, j])
-            if pivot < least:
+                square = lower[j, i] * lower[j, i]
+                pivot -= square
+                rounded += square * growth[i]
+            least = max(FLOOR, _PIVOT * rounded)
+            low = pivot < least
+            if low:
                 p.covariance[k, j, j] += least - pivot
                 pivot = least
                 raised += 1
             lower[j, j] = math.sqrt(pivot)
+            growth[j] = max(p.covariance[k, j, j] / pivot, 1.0)
             for i in range(j + 1, d):
                 v = p.covariance[k, i, j]
                 for h in range(j):
                     v -= lower[i, h] * lower[j, h]
+                if low:  # what is left of this column is rounding, which would be divided by almost nothing
+                    p.covariance[k, i, j] -= v
+                    p.covariance[k, j, i] = p.covariance[k, i, j]
+                    v = 0.0
                 lower[i, j] = v / lower[j, j]
         for j in range(d):
             p.factor[k, j, j] = 1.0 / lower[j, j]
@@ -128,8 +140,10 @@ def _finish(kind: int, p: Any) -> int:
     raised = 0
     for k in range(p.mean.shape[0]):
         if kind == TIED and k > 0:
-            p.covariance[k] = p.covariance[0]
-            p.factor[k] = p.factor[0]
+            for i in range(p.factor.shape[1]):
+                for j in range(p.factor.shape[2]):
+                    p.covariance[k, i, j] = p.covariance[0, i, j]
+                    p.factor[k, i, j] = p.factor[0, i, j]
             p.offset[k] = p.log_weight[k] - 0.5 * p.mean.shape[1] * _LOG_2PI
             for i in range(p.mean.shape[1]):
                 p.offset[k] += math.log(p.factor[k, i, i])
@@ -149,7 +163,7 @@ def _maximise(options: Any, m: Any, p: Any) -> int:
     total = 0.0
     for k in range(k_all):
         total += m.mass[k] if m.mass[k] > _EMPTY else 0.0
-    pooled = np.zeros_like(p.covariance[0])
+    pooled = np.zeros((d, d))
     for k in range(k_all):
         mass = m.mass[k]
         if mass <= _EMPTY:
@@ -184,13 +198,13 @@ def _maximise(options: Any, m: Any, p: Any) -> int:
 
 
 @kernel
-def _reseed(options: Any, point: Any, log_density: float, p: Any) -> int:
+def _reseed(options: Any, points: Any, at: int, centre: Any, scale: float, log_density: float, p: Any) -> int:
     """Give an empty component to the point of least density, where that raises the likelihood; returns how many.
 
     With weight 1/n and the others' mean covariance, all other points lose 1/n at most, and this one gains what is
     compared here.
     """
-    k_all = p.mean.shape[0]
+    k_all, d = p.mean.shape
     empty = -1
     for k in range(k_all):
         if p.log_weight[k] == -np.inf:
@@ -199,16 +213,22 @@ def _reseed(options: Any, point: Any, log_density: float, p: Any) -> int:
     if empty < 0 or options.total < 2.0:
         return 0
     if options.kind != TIED:
-        p.covariance[empty] = 0.0
-        for k in range(k_all):
-            if p.log_weight[k] > -np.inf:
-                p.covariance[empty] += math.exp(p.log_weight[k]) * p.covariance[k]
-    before = p.mean[empty].copy()
-    p.mean[empty] = point
+        for i in range(p.covariance.shape[1]):
+            for j in range(p.covariance.shape[2]):
+                v = 0.0
+                for k in range(k_all):
+                    if p.log_weight[k] > -np.inf:
+                        v += math.exp(p.log_weight[k]) * p.covariance[k, i, j]
+                p.covariance[empty, i, j] = v
+    before = np.empty(d)
+    for i in range(d):
+        before[i] = p.mean[empty, i]
+        p.mean[empty, i] = (points[at, i] - centre[i]) / scale
     p.log_weight[empty] = -math.log(options.total)
     _finish(options.kind, p)
     if p.offset[empty] - log_density <= 1.0:
-        p.mean[empty] = before
+        for i in range(d):
+            p.mean[empty, i] = before[i]
         p.log_weight[empty] = -np.inf
         p.offset[empty] = -np.inf
         return 0
@@ -222,18 +242,35 @@ def _reseed(options: Any, point: Any, log_density: float, p: Any) -> int:
 
 @kernel
 def _copy(source: Any, target: Any) -> None:
-    target.log_weight[:] = source.log_weight
-    target.offset[:] = source.offset
-    target.mean[:] = source.mean
-    target.covariance[:] = source.covariance
-    target.factor[:] = source.factor
+    for k in range(source.mean.shape[0]):
+        target.log_weight[k] = source.log_weight[k]
+        target.offset[k] = source.offset[k]
+        for i in range(source.mean.shape[1]):
+            target.mean[k, i] = source.mean[k, i]
+        for i in range(source.factor.shape[1]):
+            for j in range(source.factor.shape[2]):
+                target.covariance[k, i, j] = source.covariance[k, i, j]
+                target.factor[k, i, j] = source.factor[k, i, j]
+
+
+@kernel
+def _store(p: Any, centre: Any, scale: float, b: int, log_weight: Any, mean: Any, covariance: Any) -> None:
+    """Write parameters, in the points' units, as the batch's b-th."""
+    for k in range(p.mean.shape[0]):
+        log_weight[b, k] = p.log_weight[k]
+        for i in range(p.mean.shape[1]):
+            mean[b, k, i] = p.mean[k, i] * scale + centre[i]
+        for i in range(p.covariance.shape[1]):
+            for j in range(p.covariance.shape[2]):
+                covariance[b, k, i, j] = p.covariance[k, i, j] * scale * scale
 
 
 @kernel
 def begin(options: Any, start: Any, centre: Any, scale: float, hard: Any, p: Any, state: Any) -> None:
     """First parameters: those of the points' assignment to nearest means (moments `hard`), but what was given."""
-    state[:] = 0.0
-    state[LIKELIHOOD] = -np.inf
+    for i in range(STATE):
+        state[i] = 0.0
+    state[BEFORE] = state[BEST] = -np.inf
     if start.weight.shape[0] == 0 or start.mean.shape[0] == 0 or start.covariance.shape[0] == 0:
         state[FLOORED] = _maximise(options, hard, p)
     for k in range(p.mean.shape[0]):
@@ -250,32 +287,32 @@ def begin(options: Any, start: Any, centre: Any, scale: float, hard: Any, p: Any
 
 @kernel
 def step(
-    options: Any, m: Any, points: Any, centre: Any, scale: float, p: Any, previous: Any, state: Any
+    options: Any, m: Any, points: Any, centre: Any, scale: float, p: Any, best: Any, state: Any
 ) -> int:  # fmt: skip
     """After a sweep: end, or move `p` on; returns what the next sweep is to do, or -1 when `p` is the result.
 
-    The likelihood never falls: where `reg_covar`, a floor or a re-seed would lower it, the parameters before stay.
+    Where `reg_covar`, a floor or a re-seed made the likelihood fall, the result is the best parameters met.
     """
     likelihood = m.ends[0] / options.total
-    before = state[LIKELIHOOD]
-    if likelihood < before - _ROUNDING * (1.0 + abs(before)):
-        _copy(previous, p)
-        state[CONVERGED] = 1.0
-        return -1
-    state[LIKELIHOOD] = likelihood
     if state[LAST] == 1.0:
+        if likelihood < state[BEST] - _ROUNDING * (1.0 + abs(state[BEST])):
+            _copy(best, p)
+            likelihood = state[BEST]
+        state[LIKELIHOOD] = likelihood
         return -1
-    _copy(p, previous)
+    if likelihood >= state[BEST]:
+        _copy(p, best)
+        state[BEST] = likelihood
     state[FLOORED] = _maximise(options, m, p)
     state[ITERATIONS] += 1.0
     if state[RESEEDED] < p.mean.shape[0] and m.ends[2] >= 0:
-        point = (points[int(m.ends[2])] - centre) / scale
-        state[RESEEDED] += _reseed(options, point, m.ends[1], p)
-    if abs(likelihood - before) < options.tol:
+        state[RESEEDED] += _reseed(options, points, int(m.ends[2]), centre, scale, m.ends[1], p)
+    if abs(likelihood - state[BEFORE]) < options.tol:
         state[CONVERGED] = 1.0
         state[LAST] = 1.0
     elif state[ITERATIONS] >= options.max_iter:
         state[LAST] = 1.0
+    state[BEFORE] = likelihood
     return DENSITY if state[LAST] == 1.0 else RESPONSIBLE
 
 
@@ -294,7 +331,7 @@ def fit_range(
     """
     k, d = mean.shape[1], mean.shape[2]
     triangular = kind < DIAG
-    p, previous, m, room = params(k, d, triangular), params(k, d, triangular), moments(k, d, triangular), work(k, d)
+    p, best, m, room = params(k, d, triangular), params(k, d, triangular), moments(k, d, triangular), work(k, d)
     centre, own = np.zeros(d), np.zeros(STATE)
     for b in range(first, last):
         points = batch[b]
@@ -303,8 +340,9 @@ def fit_range(
         options = Options(kind, tol, max_iter, reg / scale / scale, total[b])
         for attempt in range(n_init):
             if start.mean.shape[0] > 0:
-                for i in range(d):
-                    p.mean[:, i] = (start.mean[:, i] - centre[i]) / scale
+                for j in range(k):
+                    for i in range(d):
+                        p.mean[j, i] = (start.mean[j, i] - centre[i]) / scale
             else:
                 kmeans(points, w, centre, scale, uniforms[b * n_init + attempt], p.mean)
             sweep(points, 0, points.shape[0], centre, scale, w, p, NEAREST, room, m)
@@ -312,11 +350,9 @@ def fit_range(
             what = RESPONSIBLE
             while what >= 0:
                 sweep(points, 0, points.shape[0], centre, scale, w, p, what, room, m)
-                what = step(options, m, points, centre, scale, p, previous, own)
+                what = step(options, m, points, centre, scale, p, best, own)
             own[LIKELIHOOD] -= d * math.log(scale)
             if attempt == 0 or own[LIKELIHOOD] > state[b, LIKELIHOOD]:
-                state[b] = own
-                log_weight[b] = p.log_weight
-                for i in range(d):
-                    mean[b, :, i] = p.mean[:, i] * scale + centre[i]
-                covariance[b] = p.covariance * scale * scale
+                for i in range(STATE):
+                    state[b, i] = own[i]
+                _store(p, centre, scale, b, log_weight, mean, covariance)

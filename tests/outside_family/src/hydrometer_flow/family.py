@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +39,7 @@ class FlowFamily:
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
         """Rows per stream."""
-        return _chain(chain).data.model_dump(by_alias=True)
+        return _chain(chain).data.model_dump()
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse to plan what cannot run: without torch and zuko nothing is fitted."""

@@ -66,8 +66,8 @@ class FlowLaw:
     -----
     `temperature` is latent: it scales the variance of the flow's base distribution, as sampling from flows at reduced
     temperature does (Kingma and Dhariwal 2018). The law stays normalised and is scored exactly. It is *not* the power
-    law ``q ** (1 / tau)``, whose divisor nobody knows, except where the Jacobian is constant. What it prefers is what lies
-    near the middle of the latent space, and that need not be where the density is highest.
+    law ``q ** (1 / tau)``, whose divisor nobody knows, except where the Jacobian is constant. What it prefers is what
+    lies near the middle of the latent space, and that need not be where the density is highest.
 
     Examples
     --------
@@ -147,4 +147,6 @@ class FlowLaw:
         """Refuse a law over other outcomes. Raises LawMismatchError."""
         theirs = getattr(other, "n_features", type(other).__name__)
         if theirs != self.n_features:
-            raise hm.LawMismatchError(f"a density over {self.n_features} dimensions is compared with its like", got=theirs)
+            raise hm.LawMismatchError(
+                f"a density over {self.n_features} dimensions is compared with its like", got=theirs
+            )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.spec import ChainSpec, Resample, Strict
@@ -22,7 +22,7 @@ class FlowLevel(Strict):
 
     Attributes
     ----------
-    flow : "nsf", neural spline flow (Durkan et al. 2019), or "maf", masked autoregressive flow (Papamakarios et al. 2017).
+    flow : "nsf", neural spline flow (Durkan et al. 2019); "maf", masked autoregressive flow (Papamakarios et al. 2017).
     transforms : autoregressive transformations, in alternating order.
     hidden_features : widths of each transformation's network.
     bins : of the splines; nsf only.
@@ -40,6 +40,8 @@ class FlowLevel(Strict):
 
 class FlowData(Strict):
     """Rows per stream. With `validate` rows, a fit keeps the epoch that they like best."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)  # written as it is read: `validate`
 
     train: int = Field(default=1000, ge=2)
     validate_: int = Field(default=0, ge=0, alias="validate")

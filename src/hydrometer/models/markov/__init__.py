@@ -1,0 +1,1 @@
+"""n-gram chains with an end of sequence."""

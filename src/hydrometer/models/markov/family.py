@@ -1,0 +1,144 @@
+"""The Markov family: specification to laws, fits and files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import StoreError
+from hydrometer.core.spec import ChainSpec
+from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
+from hydrometer.models.markov.fit import fit_markov
+from hydrometer.models.markov.law import Markov
+from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
+from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+
+__all__ = ["MARKOV", "MarkovFamily"]
+
+Floats = NDArray[np.float64]
+_EXHIBITED = 16
+
+
+class MarkovFamily:
+    """n-gram chains. Draws are cheap: they are made again where needed instead of being stored."""
+
+    name: str = "markov"
+    chain_spec: type[ChainSpec] = MarkovChain
+    keeps_draws: bool = False
+
+    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
+        """Teacher, unless it is the truth; assistants; student."""
+        c = _chain(chain)
+        teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
+        assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, start=1))
+        return (*teacher, *assistants, Level("student", c.student))
+
+    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Rows per stream; counting needs no held-out rows."""
+        d = _chain(chain).data
+        return {"train": d.train, "validate": 0, "distill": d.distill, "evaluate": d.evaluate}
+
+    def check(self, chain: ChainSpec) -> None:
+        """Nothing is left to check: the specification builds the truth when it is read."""
+
+    def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Versions of what computes."""
+        return {"files": 1, "numpy": np.__version__, "scipy": scipy.__version__}
+
+    def block_rows(self, chain: ChainSpec) -> int:
+        """Draws are not stored; one block holds any draw."""
+        return 1 << 20
+
+    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
+        """Always float64."""
+        return "float64"
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """The table, by content: wherever its text lies."""
+        law = _chain(chain).truth.law()
+        digest = hashlib.sha256(np.ascontiguousarray(law.log_table).tobytes()).hexdigest()
+        return {"table": digest, "order": law.order, "max_new_tokens": law.max_new_tokens}
+
+    def truth(self, chain: ChainSpec, precision: Precision) -> Markov:
+        """Make the truth."""
+        return _chain(chain).truth.law()
+
+    def fit(self, request: FitRequest) -> Fitted[Law]:
+        """Fit by counts."""
+        level, truth = cast("MarkovLevel", request.level), cast("Markov", request.truth)
+        fitted = fit_markov(
+            cast("Sequences", request.data), level.order, smoothing=level.smoothing, vocabulary=truth.vocabulary,
+            max_new_tokens=truth.max_new_tokens,
+        )  # fmt: skip
+        return Fitted(fitted.model, fitted.info)
+
+    def save_law(self, law: Law, folder: Path) -> None:
+        """Write the table."""
+        m = cast("Markov", law)
+        np.savez(folder / "markov.npz", log_table=m.log_table, shape=np.array([m.order, m.max_new_tokens]))
+
+    def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Markov:
+        """Open what `save_law` wrote."""
+        try:
+            with np.load(folder / "markov.npz", allow_pickle=False) as archive:
+                order, longest = (int(v) for v in archive["shape"])
+                return Markov(archive["log_table"], order=order, max_new_tokens=longest)
+        except (OSError, ValueError, KeyError) as e:
+            raise StoreError(f"no chain can be read: {e}", got=folder.name) from None
+
+    def save_samples(self, samples: Samples, folder: Path) -> None:
+        """Write rows as Parquet."""
+        save_sequences(cast("Sequences", samples), folder / "rows.parquet")
+
+    def load_samples(self, folders: list[Path], n: int) -> Sequences:
+        """Open the first n rows of blocks."""
+        return self.take(Sequences.concatenate([load_sequences(f / "rows.parquet") for f in folders]), n)
+
+    def take(self, samples: Samples, n: int) -> Sequences:
+        """Return the first n rows."""
+        return cast("Sequences", samples).take(slice(0, n))
+
+    def exhibit(
+        self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
+    ) -> Mapping[str, object] | None:
+        """Return the first rows as text, with their log-probabilities."""
+        x, symbols = cast("Sequences", samples), _chain(chain).truth.symbols()
+        rows: list[dict[str, object]] = [
+            {
+                "prompt": "",
+                "answer": "".join(symbols[v - 1] for v in x.row(i).tolist() if v > 0),
+                "finish_reason": x.finish_reason[i],
+                "log_prob_truth": _json_float(log_prob_truth[i]),
+                "log_prob": _json_float(x.log_prob[i]),
+            }
+            for i in range(min(_EXHIBITED, len(x)))
+        ]
+        return {"kind": "texts", "version": 1, "rows": rows}
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        """Name the truth."""
+        truth = _chain(chain).truth
+        law = truth.law()
+        source = "drawn" if truth.text is None else f"counted in {Path(truth.text).name}"
+        return f"chain of order {law.order} over {law.vocabulary} ids, at most {law.max_new_tokens} long, {source}"
+
+    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+        """Seconds on one core, roughly, as operations."""
+        return {"draw": 1e5, "fit": 3e7, "judge": 6e8}[stage]
+
+
+def _chain(chain: ChainSpec) -> MarkovChain:
+    return cast("MarkovChain", chain)
+
+
+def _json_float(value: float) -> float | str:
+    return float(value) if np.isfinite(value) else str(float(value))
+
+
+MARKOV = MarkovFamily()

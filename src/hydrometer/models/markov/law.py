@@ -1,0 +1,218 @@
+"""n-gram chains with an end of sequence: the family of sequences in which every figure can be computed.
+
+    p(y) = prod_t p_t(y_t | y_{t-m} .. y_{t-1}),   stopped at the first end of sequence or after L tokens
+
+Shapes: N rows, L max_new_tokens, V ids, id 0 the end of sequence; m the order; C = (V + 1)^m contexts. A context is the
+last m ids as digits in base V + 1, the newest last; the digit V stands for what lies before the start. float64, nats.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType]
+
+from hydrometer.core.errors import DataError, InputError, LawMismatchError
+from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import Samples, ScoreKind
+from hydrometer.models.selectivity import canonical
+from hydrometer.models.sequences import Sequences
+
+__all__ = ["END", "Markov", "contexts"]
+
+END = 0
+MOST_ENTRIES = 50_000_000  # of a table; 400 MB
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def contexts(ids: Ints, order: int, vocabulary: int) -> Ints:
+    """Return the context of every position of padded rows (N, T), as an index below (V + 1)^m."""
+    n, width = ids.shape
+    base = vocabulary + 1
+    padded = np.concatenate([np.full((n, order), vocabulary), ids], axis=1)
+    out = np.zeros((n, width), np.int64)
+    for back in range(order):
+        out = out * base + padded[:, back : back + width]
+    return out
+
+
+class Markov:
+    """A chain of order m over V ids, immutable.
+
+    Parameters
+    ----------
+    log_table : (C, V) next-id log-probabilities of every context, or (L, C, V) of every step and context; -inf allowed.
+    order : m
+    max_new_tokens : L
+
+    Raises
+    ------
+    InputError : shapes that do not fit, rows that do not sum to 1.
+
+    Examples
+    --------
+    >>> coin = Markov(np.log([[0.5, 0.5]]), order=0, max_new_tokens=3)  # ends with probability 1/2 at each step
+    >>> x = coin.sample(1000, seed=0)
+    >>> bool(np.allclose(coin.log_prob(x), -x.lengths * np.log(2)))
+    True
+    """
+
+    __slots__ = ("log_table", "max_new_tokens", "order", "unselected", "vocabulary")
+
+    score_kind: ScoreKind = "exact"
+
+    def __init__(
+        self, log_table: ArrayLike, *, order: int, max_new_tokens: int, unselected: Markov | None = None
+    ) -> None:
+        table = np.asarray(log_table, np.float64)
+        if table.ndim not in (2, 3) or order < 0 or max_new_tokens < 1:
+            raise InputError("a chain needs a table (C, V) or (L, C, V), order >= 0, max_new_tokens >= 1")
+        vocabulary = int(table.shape[-1])
+        shape = ((vocabulary + 1) ** order, vocabulary)
+        if table.shape[-2:] != shape or (table.ndim == 3 and len(table) != max_new_tokens):
+            raise InputError(f"a chain of order {order} needs a table of {shape}, or L of them", got=table.shape)
+        with np.errstate(invalid="ignore"):
+            off = np.abs(np.exp(table).sum(axis=-1) - 1).max()
+        if not off <= 1e-9:
+            raise InputError("the rows of a chain must sum to 1", got=f"off by {off:.1e}")
+        self.log_table: Floats = table
+        self.order, self.vocabulary, self.max_new_tokens = order, vocabulary, max_new_tokens
+        self.unselected: Markov | None = unselected
+
+    def step_table(self, t: int) -> Floats:
+        """Log-probabilities (C, V) at step t."""
+        return self.log_table if self.log_table.ndim == 2 else self.log_table[t]
+
+    @property
+    def start(self) -> int:
+        """The context before the first id."""
+        return (self.vocabulary + 1) ** self.order - 1
+
+    def follow(self, context: Ints, ids: Ints) -> Ints:
+        """Return the contexts after these ids."""
+        return (context * (self.vocabulary + 1) + ids) % (self.vocabulary + 1) ** self.order
+
+    def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
+        """Draw rows ``start .. start + n``: one uniform a row and step, inverse CDF."""
+        u = as_stream(seed).uniforms(start, n, self.max_new_tokens)
+        ids = np.zeros((n, self.max_new_tokens), np.int64)
+        scores = np.zeros((n, self.max_new_tokens))
+        lengths = np.full(n, self.max_new_tokens, np.int64)
+        alive, context = np.arange(n), np.full(n, self.start)
+        for t in range(self.max_new_tokens):
+            table = self.step_table(t)
+            rows = table[context]
+            cumulative = np.cumsum(np.exp(rows), axis=1)
+            # Against the row's own end, and below it, so that rounding in a sum reaches no id of probability zero.
+            wanted = (u[alive, t] * cumulative[:, -1])[:, None]
+            drawn = (cumulative <= np.minimum(wanted, np.nextafter(cumulative[:, -1:], 0))).sum(axis=1)
+            ids[alive, t] = drawn
+            scores[alive, t] = rows[np.arange(len(alive)), drawn]
+            ended = drawn == END
+            lengths[alive[ended]] = t + 1
+            alive, context = alive[~ended], self.follow(context, drawn)[~ended]
+            if alive.size == 0:
+                break
+        width = int(lengths.max()) if n else 0
+        stopped = ids[np.arange(n), lengths - 1] == END
+        drawn_rows = Sequences(
+            ((),), np.zeros(n, np.int64), ids[:, :width], lengths, stopped, scores.sum(axis=1),
+            token_log_prob=scores[:, :width].astype(np.float32),
+        )  # fmt: skip
+        return drawn_rows
+
+    def token_log_prob(self, x: Sequences) -> Floats:
+        """Log-probability of every token, (N, T) float64; 0 beyond a row's length."""
+        self._check(x)
+        context = contexts(x.ids, self.order, self.vocabulary)
+        steps: Ints = np.arange(x.ids.shape[1], dtype=np.int64)
+        if self.log_table.ndim == 2:
+            scores = self.log_table[context, x.ids]
+        else:
+            scores = self.log_table[steps[None], context, x.ids]
+        return np.where(x.within, scores, 0.0)
+
+    def log_prob(self, x: Samples) -> Floats:
+        """Log-probability of each row as the stopped process says it, (N,) nats; -inf where it cannot."""
+        if not isinstance(x, Sequences):
+            raise DataError("a chain scores Sequences", got=type(x).__name__)
+        return self.token_log_prob(x).sum(axis=1)
+
+    def _check(self, x: Sequences) -> None:
+        within = x.within
+        if x.ids.shape[1] > self.max_new_tokens or ((x.ids < 0) | (x.ids >= self.vocabulary))[within].any():
+            raise DataError(
+                f"rows must hold ids below {self.vocabulary}, at most {self.max_new_tokens} of them", got=x.ids.shape
+            )
+        last = x.ids[np.arange(len(x)), np.maximum(x.lengths - 1, 0)] == END
+        early: Ints = ((x.ids == END) & within).sum(axis=1) - last
+        if len(x) and ((x.lengths < 1).any() or early.any() or (~last & (x.lengths < self.max_new_tokens)).any()):
+            raise DataError("a row ends at its first end of sequence (id 0), or after max_new_tokens")
+
+    def select(self, s: Selectivity) -> Markov:
+        """Return the law sharpened by a token selectivity, or by `sequence_power`: p(y)^s, normalised over sequences.
+
+        Raises
+        ------
+        InputError : weight_power; a chain has no components.
+        """
+        if s.weight_power is not None:
+            raise InputError("a chain is selected by token selectivities or sequence_power", got=s.label)
+        if canonical(s) is None:
+            return self
+        chosen = self._powered(s.sequence_power) if s.sequence_power is not None else _selected(self.log_table, s)
+        return Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens, unselected=self)
+
+    def _powered(self, power: float) -> Floats:
+        """p(y)^s / Z by the transfer matrix, backwards: a chain whose steps differ.
+
+        Z_t(c) = sum_v p(v | c)^s Z_{t+1}(c v),  Z after the end of sequence and after L is 1.
+        """
+        width, count = self.max_new_tokens, (self.vocabulary + 1) ** self.order
+        if width * count * self.vocabulary > MOST_ENTRIES:
+            raise InputError(
+                "the powered chain has too many entries", got=width * count * self.vocabulary,
+                fix="lower order, vocabulary or max_new_tokens",
+            )  # fmt: skip
+        every: Ints = np.arange(count, dtype=np.int64)
+        after = np.stack([self.follow(every, np.array(v)) for v in range(self.vocabulary)], axis=1)
+        out = np.empty((width, count, self.vocabulary))
+        log_z = np.zeros(count)
+        for t in reversed(range(width)):
+            ahead = log_z[after]
+            ahead[:, END] = 0.0
+            joint = power * self.step_table(t) + ahead
+            log_z = np.asarray(logsumexp(joint, axis=1), np.float64)
+            out[t] = joint - log_z[:, None]
+        return out
+
+    def compatible(self, other: object) -> None:
+        """Refuse a law over other outcomes. Raises LawMismatchError."""
+        theirs = (other.vocabulary, other.max_new_tokens) if isinstance(other, Markov) else type(other).__name__
+        mine = (self.vocabulary, self.max_new_tokens)
+        if theirs != mine:
+            raise LawMismatchError(
+                f"a chain over {mine[0]} ids of at most {mine[1]} is compared with its like", got=theirs
+            )
+
+
+def _selected(log_table: Floats, s: Selectivity) -> Floats:
+    """Apply a token selectivity to every row, in the order temperature, top_k, top_p, min_p; ties are kept."""
+    x = log_table - log_table.max(axis=-1, keepdims=True)
+    if s.temperature is not None:
+        x = x / s.temperature
+    if s.top_k is not None and s.top_k < x.shape[-1]:
+        x = np.where(x >= -np.partition(-x, s.top_k - 1, axis=-1)[..., s.top_k - 1 : s.top_k], x, -np.inf)
+    if s.top_p is not None and s.top_p < 1:
+        falling = -np.sort(-x, axis=-1)
+        held = np.cumsum(np.exp(falling), axis=-1)
+        last = np.argmax(held >= s.top_p * held[..., -1:] * (1 - 1e-12), axis=-1)
+        x = np.where(x >= np.take_along_axis(falling, last[..., None], axis=-1), x, -np.inf)
+    if s.min_p:
+        x = np.where(x >= math.log(s.min_p), x, -np.inf)
+    return x - np.asarray(logsumexp(x, axis=-1, keepdims=True), np.float64)

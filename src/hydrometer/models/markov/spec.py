@@ -1,0 +1,171 @@
+"""How a chain of n-gram models is specified. See docs, Specification."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from scipy.special import gammaincinv  # pyright: ignore[reportUnknownVariableType]
+
+from hydrometer.core.errors import DataError, HydrometerError
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import ChainSpec, Resample, Strict
+from hydrometer.models.markov.fit import fit_markov
+from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
+
+__all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
+
+_MOST_TEXT = 50_000_000
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+class MarkovTruth(Strict):
+    """The truth: a chain drawn from a seed, or counted in a text file, one sequence a line.
+
+    Attributes
+    ----------
+    order : m.
+    max_new_tokens : L.
+    vocabulary : of a drawn chain, V with the end of sequence. Its rows are Dirichlet.
+    concentration : of the Dirichlet; small ones make the chain predictable.
+    end : probability of the end of sequence at every step of a drawn chain.
+    seed : of a drawn chain.
+    text : a UTF-8 file; ids are its characters, most frequent first.
+    smoothing : added to the counts of a text.
+    """
+
+    order: int = Field(ge=0, le=8)
+    max_new_tokens: int = Field(default=16, ge=1, le=4096)
+    vocabulary: int | None = Field(default=None, ge=2, le=4096)
+    concentration: float = Field(default=0.5, gt=0, lt=1e6)
+    end: float = Field(default=0.1, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    text: str | None = None
+    smoothing: float = Field(default=0.0, ge=0, lt=1e6)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.vocabulary is None) == (self.text is None):
+            raise PydanticCustomError("truth", "a truth is drawn (vocabulary) or counted in a file (text): give one")
+        if self.vocabulary is not None and (self.vocabulary + 1) ** self.order * self.vocabulary > MOST_ENTRIES:
+            raise PydanticCustomError("size", "the truth's table has too many entries; lower order or vocabulary")
+        return self
+
+    def law(self) -> Markov:
+        """Build the chain. Raises DataError."""
+        if self.text is not None:
+            return _counted(self.text, self.order, self.max_new_tokens, self.smoothing)[0]
+        return _drawn(self)
+
+    def symbols(self) -> str:
+        """What ids 1, 2, ... are written as."""
+        if self.text is not None:
+            return _counted(self.text, self.order, self.max_new_tokens, self.smoothing)[1]
+        return "".join(_LETTERS[i] if i < len(_LETTERS) else chr(0x4E00 + i) for i in range((self.vocabulary or 2) - 1))
+
+
+def _drawn(truth: MarkovTruth) -> Markov:
+    v = truth.vocabulary or 2
+    rows = (v + 1) ** truth.order
+    u = Stream(truth.seed).child("chain").uniforms(0, rows, v - 1)
+    gamma = np.maximum(np.asarray(gammaincinv(truth.concentration, u), np.float64), 1e-300)
+    others = np.log(gamma) - np.log(gamma.sum(axis=1, keepdims=True)) + np.log1p(-truth.end)
+    log_table = np.concatenate([np.full((rows, 1), np.log(truth.end)), others], axis=1)
+    return Markov(log_table, order=truth.order, max_new_tokens=truth.max_new_tokens)
+
+
+@lru_cache(maxsize=4)
+def _counted(path: str, order: int, max_new_tokens: int, smoothing: float) -> tuple[Markov, str]:
+    file = Path(path)
+    try:
+        if file.stat().st_size > _MOST_TEXT:
+            raise DataError(f"the text is larger than {_MOST_TEXT // 1_000_000} MB", got=file.name)
+        lines = [x for x in file.read_text("utf-8").splitlines() if x.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"the text cannot be read: {e}", got=file.name, fix="give a UTF-8 file") from None
+    if not lines:
+        raise DataError("the text has no lines", got=file.name)
+    values, counts = np.unique(np.array(list("".join(lines))), return_counts=True)
+    symbols = "".join(cast("NDArray[np.str_]", values)[np.argsort(-counts, kind="stable")])
+    ids = {c: i + 1 for i, c in enumerate(symbols)}
+    rows = [[*(ids[c] for c in line[:max_new_tokens]), END][:max_new_tokens] for line in lines]
+    model = fit_markov(
+        rows, order, smoothing=smoothing, vocabulary=len(symbols) + 1, max_new_tokens=max_new_tokens
+    ).model  # fmt: skip
+    return model, symbols
+
+
+class MarkovLevel(Strict):
+    """A fitted level: counts with additive smoothing."""
+
+    order: int = Field(ge=0, le=8)
+    smoothing: float = Field(default=0.01, ge=0, lt=1e6)
+
+
+class MarkovData(Strict):
+    """Rows per stream."""
+
+    train: int = Field(default=1000, ge=1)
+    distill: int = Field(default=4000, ge=1)
+    evaluate: int = Field(default=4000, ge=2)
+
+
+class MarkovChain(ChainSpec):
+    """truth -> teacher -> student, all n-gram chains."""
+
+    family: Literal["markov"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
+    truth: MarkovTruth
+    teacher: MarkovLevel | Literal["truth"]
+    assistants: Annotated[tuple[MarkovLevel, ...], BeforeValidator(_tuples)] = ()
+    student: MarkovLevel
+    data: MarkovData = MarkovData()
+    resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuples)] = (
+        "data",
+        "teacher",
+        "distill",
+        "student",
+        "evaluate",
+    )
+
+    @field_validator("truth", mode="before")
+    @classmethod
+    def _beside(cls, value: object, info: ValidationInfo) -> object:
+        """Read a relative file name from the specification's folder."""
+        base = cast("dict[str, object]", info.context or {}).get("base")
+        if not isinstance(value, dict):
+            return value
+        fields = cast("dict[str, object]", value)
+        text = fields.get("text")
+        return fields | {"text": str(base / text)} if isinstance(text, str) and isinstance(base, Path) else fields
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teacher(cls, value: object) -> object:
+        if isinstance(value, str) and value != "truth":
+            raise PydanticCustomError("teacher", "teacher is a mapping with order, or the word truth")
+        return value
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        for s in (*self.selectivity, *(self.decoding or ())):
+            if s.weight_power is not None:
+                raise PydanticCustomError(
+                    "kind", "a chain is selected by token selectivities or sequence_power, not by {s}", {"s": s.label}
+                )
+        try:
+            v = self.truth.law().vocabulary
+        except HydrometerError as e:
+            raise PydanticCustomError("truth", "{m}", {"m": str(e)}) from None
+        levels = (self.student, *self.assistants, *(() if self.teacher == "truth" else (self.teacher,)))
+        if any((v + 1) ** x.order * v > MOST_ENTRIES for x in levels):
+            raise PydanticCustomError("size", "a level's table has too many entries; lower its order")
+        return self
