@@ -24,7 +24,7 @@ from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, moments, padded, params, sweep, work
 from hydrometer.models.mixture.law import CovarianceType, Mixture, MixtureBatch
-from hydrometer.models.mixture.start import candidates, kmeans
+from hydrometer.models.mixture.start import kmeans, width
 from hydrometer.models.mixture.steps import (
     CONVERGED,
     DIAG,
@@ -210,8 +210,8 @@ def fit_mixture(
     streams = [as_stream(seed)] if isinstance(seed, int | Stream) else list(seed)
     if not isinstance(seed, int | Stream) and len(streams) != b:
         raise InputError("seed must be one, or a stream for each data set", got=len(streams))
-    width = 1 + (n_components - 1) * candidates(n_components)
-    uniforms = np.concatenate([s.uniforms(0, b * n_init // len(streams), width) for s in streams])
+    own = b * n_init // len(streams)
+    uniforms = np.concatenate([s.uniforms(0, own, width(n_components)) for s in streams])
     out = _Out.empty(b, n_components, d, _KINDS[covariance_type])
     fit = _fit_large if n > _LARGE else _fit_batch
     fit(batch, weight, total, uniforms, streams, n_init, (tol, max_iter, float(reg_covar)), start, out)
