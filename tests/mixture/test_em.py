@@ -172,7 +172,7 @@ def test_best_of_ten_starts_is_scikit_learns_best() -> None:
     x = np.stack([truth.sample(200, seed=s).x for s in range(20)])
     ours = hm.fit_mixture(x, 4, covariance_type="diag", seed=1, n_init=10).info.log_likelihood
     theirs = [sklearn_fit(x[b], 4, "diag", random_state=b, n_init=10).score(x[b]) for b in range(20)]
-    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # far below what tells one optimum from the next
 
 
 @pytest.mark.parametrize(("kind", "k"), [("diag", 4), ("full", 3)])
