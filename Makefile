@@ -4,7 +4,7 @@
 #   make test       install if needed, run every test
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
-#   make bench      drawing, scoring, training against their peers (benchmarks/README.md); an hour, on an idle machine
+#   make bench      drawing, scoring, training, mixtures against their peers (benchmarks/README.md); two hours, idle machine
 #
 # PYTHON       interpreter to make .venv with (default python3.11 where there is one, else python3)
 # TORCH_INDEX  wheel index to take torch from, for example the index of CPU builds; see README, Installation
@@ -45,7 +45,7 @@ check: $(STAMP)
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 bench: $(STAMP)
-	for script in exact draw score train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in exact draw score train mixture; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 docs: $(STAMP)
 	$(BIN)/python scripts/generated.py

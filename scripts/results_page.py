@@ -48,15 +48,15 @@ def page(folder: Path, command: str, commit: str) -> str:
     name = results["name"]
     out = [f"# {name}\n", f"`{command}`, commit `{commit}`, {machine()}.\n"]
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    out.append(
-        f"Versions: {versions}. Seeds: {', '.join(sorted({str(c['seed']) for c in results['cells']} - {'None'}))}.\n"
-    )
+    out.append(f"Versions: {versions}.\n")
     for chain, facts in results["summary"]["chains"].items():
         unit = "answer" if facts["kind"] == "sequences" else "point"
-        out.append(f"## {chain}\n\nTruth: {facts['truth']}. Nats per {unit}, mean over seeds ± total standard error.\n")
-        out.append("| model | precision | recall | H(q) | KL(q‖p\\*) | KL(p\\*‖q) |\n|---|---|---|---|---|---|")
+        over = f"mean over {facts['seeds']} seeds ± total standard error"
+        out.append(f"## {chain}\n\nTruth: {facts['truth']}. Nats per {unit}, {over}.\n")
+        if "map" not in facts:
+            out.append("| model | precision | recall | H(q) | KL(q‖p\\*) | KL(p\\*‖q) |\n|---|---|---|---|---|---|")
         for group in results["summary"]["groups"].values():
-            if group["chain"] == chain:
+            if group["chain"] == chain and "map" not in facts:
                 cells = " | ".join(figure(group["metrics"].get(c)) for c in COLUMNS)
                 out.append(f"| {label(group)} | {cells} |")
         out.append("\nWhat the report says:\n")
@@ -70,7 +70,7 @@ def page(folder: Path, command: str, commit: str) -> str:
                     f"{row['printed']}, {inside} the central 95 % of seeds, {row['q025']:.2f} to {row['q975']:.2f}, "
                     f"median {row['median']:.2f}."
                 )
-        for kind in ("plane", "by-setting", "contours"):
+        for kind in ("plane", "by-setting", "contours", "map-1", "map-2", "map-3", "map-4", "gap"):
             picture = folder / "figures" / f"{chain}-{kind}.svg"
             if picture.is_file():
                 target = DOCS / f"{name}-{chain}-{kind}.svg"
