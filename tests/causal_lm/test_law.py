@@ -213,7 +213,7 @@ def test_selecting_twice(small: CausalLM):
     assert twice.selectivity == Selectivity(temperature=0.25)
     with pytest.raises(InputError, match="already selected"):
         twice.select(Selectivity(top_p=0.9))
-    with pytest.raises(InputError, match="mixture"):
+    with pytest.raises(InputError, match="token selectivities"):
         law.select(Selectivity(weight_power=2))
 
 
