@@ -58,7 +58,7 @@ def chain(folder: Path | str, **fields: object) -> CausalLMChain:
         ("student: {init: scratch}", "needs an architecture"),
         ("student: {init: truth, architecture: {hidden_size: 4}}", "scratch only"),
         ("student: {init: 3}", "init is scratch, truth, above"),
-        ("selectivity: [{weight_power: 2}]", "weight_power is a mixture's"),
+        ("selectivity: [{weight_power: 2}]", "not by weight_power 2"),
         ("data: {validate: 0}", "data.validate"),
         ("student: {init: truth, training: {learningrate: 1}}", "did you mean 'learning_rate'"),
         ("student: {init: truth, training: {warmup_ratio: 0.9}}", "must not exceed 1"),
