@@ -176,16 +176,17 @@ def test_best_of_ten_starts_is_scikit_learns_best() -> None:
 
 
 @pytest.mark.parametrize(("kind", "k"), [("diag", 4), ("full", 3)])
-def test_one_start_is_as_good_as_scikit_learns_on_average(kind: CovarianceType, k: int) -> None:
-    """Overlapping modes and few points, so that starts differ: paired over data sets, within 4 standard errors."""
-    many = 5000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 200
+def test_one_start_is_no_worse_than_scikit_learns_on_average(kind: CovarianceType, k: int) -> None:
+    """Overlapping modes and few points, so that starts differ: paired over data sets. Many of them show it better."""
+    thorough = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+    many = 5000 if thorough else 200
     grid = [[-1, 1], [0, 1], [1, 1], [-1, 0], [1, 0], [-1, -1], [0, -1], [1, -1]]
     truth = Mixture([1 / 8] * 8, grid, [0.025] * 8, covariance_type="spherical")
     x = truth.sample(many * 150, seed=5).x.reshape(many, 150, 2)
     ours = hm.fit_mixture(x, k, covariance_type=kind, seed=1).info.log_likelihood
     theirs = [sklearn_fit(x[b], k, kind, random_state=b).score(x[b]) for b in range(many)]
     gap = ours - np.array(theirs)
-    assert abs(gap.mean()) < 4 * gap.std() / math.sqrt(many)
+    assert gap.mean() > (4 if thorough else -4) * gap.std() / math.sqrt(many)
     assert gap.std() / math.sqrt(many) < 0.2 / math.sqrt(many)
 
 

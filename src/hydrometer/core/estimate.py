@@ -28,6 +28,7 @@ __all__ = [
     "share_estimate",
     "t_interval",
     "welch_satterthwaite",
+    "wilson_se",
 ]
 
 Floats = NDArray[np.float64]
@@ -157,10 +158,14 @@ def share_estimate(flags: Floats, strata: Ints | None = None) -> Estimate:
     plain = mean_estimate(flags, "probability", strata)
     if plain.value not in (0.0, 1.0):
         return plain
-    n = plain.n
-    centre = (plain.value * n + 1.92) / (n + 3.84)
-    se = math.sqrt(centre * (1 - centre) / n)
+    se = wilson_se(plain.value, plain.n)
     return replace(plain, se=se, se_mc=se)
+
+
+def wilson_se(share: float, n: int) -> float:
+    """Return the standard error of a share of n rows about Wilson's centre: away from 0 where all rows agree."""
+    centre = (share * n + 1.92) / (n + 3.84)
+    return math.sqrt(centre * (1 - centre) / n)
 
 
 def ratio_estimate(numerator: Floats, denominator: Floats, unit: str, strata: Ints | None = None) -> Estimate:

@@ -12,13 +12,12 @@ Shapes: N truth rows, M rows of the judged law.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
 from hydrometer.models.base import Samples
 
 __all__ = ["Scores", "likelihood_metrics"]
@@ -99,9 +98,7 @@ def _support(s: Scores, out: dict[str, Estimate]) -> None:
         lengths = _lengths(s.truth_rows)[can_say]
         out["recall_on_support_per_token"] = ratio_estimate(s.law_on_truth[can_say], lengths, "nats/token", kept)
     share = 1 - k / n
-    # Wilson's centre keeps the standard error away from 0 where no row, or every row, was missed.
-    centre = (n - k + 1.92) / (n + 3.84)
-    se = math.sqrt(centre * (1 - centre) / n)
+    se = wilson_se(share, n)
     out["truth_mass_outside_support"] = Estimate(share, se, se, n, 0, "mc", "probability")
 
 

@@ -9,7 +9,7 @@ judging, storing, is written against these two alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -31,6 +31,7 @@ __all__ = [
     "Samples",
     "ScoreKind",
     "Tick",
+    "chain_levels",
     "no_progress",
 ]
 
@@ -151,6 +152,15 @@ class Level:
 
     role: str
     spec: Strict
+
+
+def chain_levels(
+    teacher: Strict | Literal["truth"], assistants: Sequence[Strict], student: Strict
+) -> tuple[Level, ...]:
+    """Fitted levels of a chain: teacher, unless it is the truth; assistants; student."""
+    above = () if isinstance(teacher, str) else (Level("teacher", teacher),)
+    between = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(assistants, start=1))
+    return (*above, *between, Level("student", student))
 
 
 class Family(Protocol):

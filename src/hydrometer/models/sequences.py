@@ -5,7 +5,7 @@ Shapes: N rows, T the longest answer, P prompts. Padding is known by length, nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 
-__all__ = ["FinishReason", "Sequences", "load_sequences", "save_sequences"]
+__all__ = ["FinishReason", "Sequences", "load_sequences", "save_sequences", "texts_exhibit"]
 
 FinishReason = Literal["stop", "length"]
 # pyarrow has no type information; what leaves this module is annotated.
@@ -25,6 +25,7 @@ pa = cast("Any", pyarrow)
 pq = cast("Any", pyarrow.parquet)
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
+_EXHIBITED = 16
 _PER_TOKEN = ("token_log_prob", "token_log_prob_unselected")
 
 
@@ -130,6 +131,29 @@ class Sequences:
             token_log_prob_unselected=joined("token_log_prob_unselected"),
             near_edge=joined("near_edge"),
         )
+
+
+def texts_exhibit(
+    x: Sequences, log_prob_truth: NDArray[np.float64], prompt: Callable[[int], str], answer: Callable[[int], str]
+) -> dict[str, object]:
+    """Return the first rows as texts with their log-probabilities, for people to look at.
+
+    Parameters
+    ----------
+    log_prob_truth : (N,) nats. prompt, answer : the text of a row's prompt and answer, by row.
+    """
+
+    def number(value: float) -> float | str:
+        return float(value) if np.isfinite(value) else str(float(value))
+
+    rows = [
+        {
+            "prompt": prompt(i), "answer": answer(i), "finish_reason": x.finish_reason[i],
+            "log_prob_truth": number(log_prob_truth[i]), "log_prob": number(x.log_prob[i]),
+        }
+        for i in range(min(_EXHIBITED, len(x)))
+    ]  # fmt: skip
+    return {"kind": "texts", "version": 1, "rows": rows}
 
 
 def _part(

@@ -18,15 +18,15 @@ from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.spec import apply_overrides, nearest, parse_yaml
-from hydrometer.metrics.modes import capacity_gap
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
+from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
-from hydrometer.run.plan import ChainPlan, Plan, merge, plan_run
+from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
-from hydrometer.stages.judge import load_law_on_truth, load_metrics
+from hydrometer.stages.judge import from_teacher, load_law_on_truth, load_metrics
 from hydrometer.stages.nodes import Cell, JudgeNode
 from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore
@@ -246,11 +246,7 @@ class _Books:
             found = load_metrics(self.store.path("judge", cell.judge))
             teacher = self.by_id.get(cell.teacher_cell or "")
             if teacher is not None and teacher.judge not in self.outcome.failed:
-                theirs = load_metrics(self.store.path("judge", teacher.judge))
-                found["entropy_teacher"] = theirs["entropy"]
-                gap = capacity_gap(theirs, found)
-                if gap is not None:
-                    found["capacity_gap"] = gap
+                found |= from_teacher(load_metrics(self.store.path("judge", teacher.judge)), found)
             self._metrics[cell.id] = found
         return self._metrics[cell.id]
 
@@ -266,16 +262,8 @@ class _Books:
         seconds = 0.0
         if metrics is not None:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
-        return {
-            "id": cell.id, "group": cell.group, "chain": cell.chain, "level": cell.level, "role": cell.role,
-            "training": cell.training, "parent": cell.parent,
-            "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
-            "decoding": None if cell.decoding is None else cell.decoding.to_json(),
-            "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": cell.seed,
-            "status": "ok" if metrics is not None else "failed", "reason": self.outcome.failed.get(cell.judge),
-            "metrics": {} if metrics is None else {k: asdict(v) for k, v in metrics.items()},
-            "seconds": round(seconds, 3),
-        }  # fmt: skip
+        plain = None if metrics is None else {k: asdict(v) for k, v in metrics.items()}
+        return cell.record(plain, self.outcome.failed.get(cell.judge), seconds)
 
     def judged(self, cell: Cell, bench: Bench) -> Judged | None:
         """A cell for comparisons; its rows are read when they are first needed."""

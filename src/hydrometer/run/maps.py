@@ -56,17 +56,7 @@ class MapBooks:
         self.points.append({"point": dict(node.point.values), **comparison.chain})
         for cell in cells:
             metrics = _pooled(found.get(cell.group, []), comparison.groups[cell.group]["metrics"])
-            self.records.append(
-                {
-                    "id": cell.id, "group": cell.group, "chain": cell.chain, "level": cell.level, "role": cell.role,
-                    "training": cell.training, "parent": cell.parent,
-                    "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
-                    "decoding": None if cell.decoding is None else cell.decoding.to_json(),
-                    "prefix_source": cell.prefix_source, "loss": cell.loss, "seed": None,
-                    "point": dict(node.point.values), "status": "ok" if reason is None else "failed",
-                    "reason": reason, "metrics": metrics, "seconds": round(seconds, 3),
-                }
-            )  # fmt: skip
+            self.records.append(cell.record(None if reason else metrics, reason, seconds))
 
     def comparison(self) -> Comparison:
         """Return the whole map as a chain's comparison: no gate and no trade-off of its own, but its points."""

@@ -14,7 +14,7 @@ from typing import Literal, cast
 
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import ChainSpec, Resample, Selectivity
+from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.base import Level
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.mixture.spec import MixtureChain
@@ -37,7 +37,7 @@ from hydrometer.stages.nodes import (
 )
 from hydrometer.store.artifacts import content_key
 
-__all__ = ["ChainPlan", "Plan", "merge", "plan_run"]
+__all__ = ["ChainPlan", "Plan", "plan_run"]
 
 
 @dataclass(slots=True)
@@ -62,71 +62,6 @@ class Plan:
     def cells(self) -> list[Cell]:
         """Cells of all chains, in order."""
         return [c for chain in self.chains.values() for c in chain.cells]
-
-
-def strength(s: Selectivity) -> tuple[float, ...]:
-    """Sort key from the mildest selectivity to the strongest, by field."""
-    return (
-        s.weight_power or s.sequence_power or 1.0,
-        -(s.temperature if s.temperature is not None else 1.0),
-        -(s.top_p if s.top_p is not None else 1.0),
-        -float(s.top_k) if s.top_k is not None else float("-inf"),
-        s.min_p or 0.0,
-    )
-
-
-def merge(specs: list[RunSpec]) -> RunSpec:
-    """Join specifications of one experiment: the union of seeds, selectivities and decodings.
-
-    Raises
-    ------
-    SpecError : they differ in anything else.
-    """
-    first = specs[0]
-    for other in specs[1:]:
-        difference = _difference(experiment(first), experiment(other))
-        if difference:
-            raise SpecError(
-                f"the folder holds another experiment: {difference} differs",
-                fix="only seeds, selectivity and decoding may be extended; choose another --out",
-            )
-
-    def union(name: str) -> ChainSpec:
-        chains = [s.chains[name] for s in specs]
-        # A neutral setting has many spellings that mean one law; the first spelling stands for it.
-        selectivity = _unique([s for c in chains for s in c.selectivity])
-        controls = _unique([s for c in chains for s in c.controls])
-        return chains[0].model_copy(update={"selectivity": selectivity, "decoding": controls})
-
-    seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
-    return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
-
-
-def _unique(items: list[Selectivity]) -> tuple[Selectivity, ...]:
-    chosen: dict[Selectivity | None, Selectivity] = {}
-    for s in sorted(items, key=strength):
-        chosen.setdefault(canonical(s), s)
-    return tuple(chosen.values())
-
-
-def experiment(spec: RunSpec) -> dict[str, object]:
-    """Return the part of a specification that an extension may not change."""
-    body = spec.model_dump(mode="json", exclude={"seeds", "description"})
-    for chain in body["chains"].values():
-        chain.pop("selectivity")
-        chain.pop("decoding", None)
-    return body
-
-
-def _difference(a: object, b: object, path: str = "") -> str:
-    """Return the path of the first difference, or an empty string."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted({*a, *b}, key=str):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-            found = _difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-            if found:
-                return found
-        return ""
-    return "" if a == b else path or "everything"
 
 
 def plan_run(spec: RunSpec) -> Plan:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
-from hydrometer.metrics.modes import mode_metrics
+from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import text_metrics
 from hydrometer.models.base import Law, Samples
 from hydrometer.models.mixture.law import Mixture
@@ -20,7 +20,17 @@ from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 
-__all__ = ["judge", "judge_laws", "load_law_on_truth", "load_metrics", "released", "show"]
+__all__ = [
+    "figures",
+    "from_teacher",
+    "judge",
+    "judge_laws",
+    "load_law_on_truth",
+    "load_metrics",
+    "released",
+    "scores_of",
+    "show",
+]
 
 Floats = NDArray[np.float64]
 
@@ -54,9 +64,11 @@ def scores_of(
     return s
 
 
-def figures(s: Scores) -> dict[str, Estimate]:
+def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     """All figures of one judged law."""
     out = likelihood_metrics(s)
+    if isinstance(truth, Mixture) and isinstance(law, Mixture):
+        out |= mode_metrics(truth, law)
     if isinstance(s.law_rows, Sequences):
         out |= text_metrics(s.law_rows)
         rows = s.law_rows
@@ -65,6 +77,13 @@ def figures(s: Scores) -> dict[str, Estimate]:
             near, lengths = rows.near_edge.astype(np.float64), rows.lengths.astype(np.float64)
             out["near_edge_share"] = ratio_estimate(near, lengths, "share", rows.strata)
     return out
+
+
+def from_teacher(teacher: dict[str, Estimate], student: dict[str, Estimate]) -> dict[str, Estimate]:
+    """Return the figures that a distilled student has from its (selected) teacher's."""
+    out = {"entropy_teacher": teacher["entropy"]}
+    gap = capacity_gap(teacher, student)
+    return out if gap is None else out | {"capacity_gap": gap}
 
 
 def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Estimate]:
@@ -97,8 +116,7 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
     root = Stream(seed)
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     law_rows = law.sample(n, seed=root.child("evaluate", "law"))
-    out = figures(scores_of(truth, law, truth_rows, law_rows))
-    return out | mode_metrics(truth, law) if isinstance(truth, Mixture) and isinstance(law, Mixture) else out
+    return figures(scores_of(truth, law, truth_rows, law_rows), truth, law)
 
 
 def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
@@ -119,9 +137,7 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
         s = scores_of(
             truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob
         )
-    metrics = figures(s)
-    if isinstance(truth, Mixture) and isinstance(law, Mixture):
-        metrics |= mode_metrics(truth, law)
+    metrics = figures(s, truth, law)
     if precision == "bfloat16":
         metrics |= _bias(node, bench, s)
     (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))

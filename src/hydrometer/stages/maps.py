@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.models.base import Tick
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MapPoint, MixtureLevel
 from hydrometer.models.selectivity import canonical
-from hydrometer.stages.judge import figures, scores_of
+from hydrometer.stages.judge import figures, from_teacher, scores_of
 from hydrometer.stages.nodes import MapNode
 
 __all__ = ["MapGroup", "load_map", "map_groups", "map_point"]
@@ -141,13 +140,9 @@ def _judge(n: int, truth: Mixture, laws: list[tuple[MapGroup, Mixture]], root: S
         s = scores_of(
             truth, law, truth_rows, rows, truth_on_truth=truth_rows.log_prob, law_on_law=rows.log_prob
         )  # fmt: skip
-        metrics = figures(s) | mode_metrics(truth, law)
-        teacher = at.get(group.teacher or "")
-        if teacher is not None:
-            metrics["entropy_teacher"] = teacher["entropy"]
-            gap = capacity_gap(teacher, metrics)
-            if gap is not None:
-                metrics["capacity_gap"] = gap
+        metrics = figures(s, truth, law)
+        if group.teacher is not None:
+            metrics |= from_teacher(at[group.teacher], metrics)
         at[group.id] = metrics
         out.append(metrics)
     return out

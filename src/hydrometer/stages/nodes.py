@@ -194,3 +194,16 @@ class Cell:
     show: str | None = None
     released: str | None = None
     point: Mapping[str, float] | None = None
+
+    def record(self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float) -> dict[str, object]:
+        """Return the cell as results.json holds it; without figures it failed, for a reason."""
+        where = {} if self.point is None else {"point": dict(self.point)}
+        return {
+            "id": self.id, "group": self.group, "chain": self.chain, "level": self.level, "role": self.role,
+            "training": self.training, "parent": self.parent,
+            "selectivity": None if self.selectivity is None else self.selectivity.to_json(),
+            "decoding": None if self.decoding is None else self.decoding.to_json(),
+            "prefix_source": self.prefix_source, "loss": self.loss, "seed": self.seed, **where,
+            "status": "failed" if metrics is None else "ok", "reason": reason, "metrics": metrics or {},
+            "seconds": round(seconds, 3),
+        }  # fmt: skip

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
+from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.law import CausalLaw
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["CAUSAL_LM", "CausalLMFamily"]
 
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
-_EXHIBITED = 16
 
 
 class CausalLMFamily:
@@ -46,9 +45,7 @@ class CausalLMFamily:
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
         """Teacher, unless it is the truth; assistants; student."""
         c = _chain(chain)
-        teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
-        assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, 1))
-        return (*teacher, *assistants, Level("student", c.student))
+        return chain_levels(c.teacher, c.assistants, c.student)
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
         """Rows per stream."""
@@ -208,18 +205,11 @@ class CausalLMFamily:
     ) -> Mapping[str, object] | None:
         """Return the first answers as text, with their log-probabilities."""
         mine, x = _law(law), _sequences(samples)
-        rows: list[dict[str, object]] = []
-        for i in range(min(_EXHIBITED, len(x))):
-            rows.append(
-                {
-                    "prompt": mine.prompts.texts[int(x.prompt_index[i])],
-                    "answer": mine.lm.tokenizer.decode(x.row(i).tolist(), skip_special_tokens=True),
-                    "finish_reason": x.finish_reason[i],
-                    "log_prob_truth": _json_float(log_prob_truth[i]),
-                    "log_prob": _json_float(x.log_prob[i]),
-                }
-            )
-        return {"kind": "texts", "version": 1, "rows": rows}
+
+        def answer(i: int) -> str:
+            return cast("str", mine.lm.tokenizer.decode(x.row(i).tolist(), skip_special_tokens=True))
+
+        return texts_exhibit(x, log_prob_truth, lambda i: mine.prompts.texts[int(x.prompt_index[i])], answer)
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the truth for what it is."""
@@ -346,7 +336,3 @@ def _sequences(samples: Samples) -> Sequences:
     if not isinstance(samples, Sequences):
         raise InputError("not Sequences", got=type(samples).__name__)
     return samples
-
-
-def _json_float(value: float) -> float | str:
-    return float(value) if np.isfinite(value) else str(float(value))

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
+from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 
 __all__ = ["MARKOV", "MarkovFamily"]
 
 Floats = NDArray[np.float64]
-_EXHIBITED = 16
 
 
 class MarkovFamily:
@@ -35,9 +34,7 @@ class MarkovFamily:
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
         """Teacher, unless it is the truth; assistants; student."""
         c = _chain(chain)
-        teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
-        assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, start=1))
-        return (*teacher, *assistants, Level("student", c.student))
+        return chain_levels(c.teacher, c.assistants, c.student)
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
         """Rows per stream; counting needs no held-out rows."""
@@ -109,17 +106,11 @@ class MarkovFamily:
     ) -> Mapping[str, object] | None:
         """Return the first rows as text, with their log-probabilities."""
         x, symbols = cast("Sequences", samples), _chain(chain).truth.symbols()
-        rows: list[dict[str, object]] = [
-            {
-                "prompt": "",
-                "answer": "".join(symbols[v - 1] for v in x.row(i).tolist() if v > 0),
-                "finish_reason": x.finish_reason[i],
-                "log_prob_truth": _json_float(log_prob_truth[i]),
-                "log_prob": _json_float(x.log_prob[i]),
-            }
-            for i in range(min(_EXHIBITED, len(x)))
-        ]
-        return {"kind": "texts", "version": 1, "rows": rows}
+
+        def answer(i: int) -> str:
+            return "".join(symbols[v - 1] for v in x.row(i).tolist() if v > 0)
+
+        return texts_exhibit(x, log_prob_truth, lambda _: "", answer)
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the truth."""
@@ -135,10 +126,6 @@ class MarkovFamily:
 
 def _chain(chain: ChainSpec) -> MarkovChain:
     return cast("MarkovChain", chain)
-
-
-def _json_float(value: float) -> float | str:
-    return float(value) if np.isfinite(value) else str(float(value))
 
 
 MARKOV = MarkovFamily()

@@ -62,13 +62,11 @@ class Markov:
     True
     """
 
-    __slots__ = ("log_table", "max_new_tokens", "order", "unselected", "vocabulary")
+    __slots__ = ("log_table", "max_new_tokens", "order", "vocabulary")
 
     score_kind: ScoreKind = "exact"
 
-    def __init__(
-        self, log_table: ArrayLike, *, order: int, max_new_tokens: int, unselected: Markov | None = None
-    ) -> None:
+    def __init__(self, log_table: ArrayLike, *, order: int, max_new_tokens: int) -> None:
         table = np.asarray(log_table, np.float64)
         if table.ndim not in (2, 3) or order < 0 or max_new_tokens < 1:
             raise InputError("a chain needs a table (C, V) or (L, C, V), order >= 0, max_new_tokens >= 1")
@@ -82,7 +80,6 @@ class Markov:
             raise InputError("the rows of a chain must sum to 1", got=f"off by {off:.1e}")
         self.log_table: Floats = table
         self.order, self.vocabulary, self.max_new_tokens = order, vocabulary, max_new_tokens
-        self.unselected: Markov | None = unselected
 
     def step_table(self, t: int) -> Floats:
         """Log-probabilities (C, V) at step t."""
@@ -166,7 +163,7 @@ class Markov:
         if canonical(s) is None:
             return self
         chosen = self._powered(s.sequence_power) if s.sequence_power is not None else _selected(self.log_table, s)
-        return Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens, unselected=self)
+        return Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens)
 
     def _powered(self, power: float) -> Floats:
         """p(y)^s / Z by the transfer matrix, backwards: a chain whose steps differ.

@@ -165,10 +165,10 @@ def fit_mixture(
 ) -> MixtureFit:
     """Fit mixtures of Gaussians by maximum likelihood, one or a batch at once.
 
-    EM (Dempster, Laird and Rubin 1977) from a greedy k-means++ start; of a data set of more than 65,536 points, k-means
-    sees so many, drawn evenly. More iterations never give a lower likelihood: the best parameters met are returned. A
-    component that loses all its points is given to the point of least density where that raises the likelihood, else it
-    keeps weight zero.
+    EM (Dempster, Laird and Rubin 1977) from the better of two greedy k-means++ starts; of a data set of more than
+    65,536 points, k-means sees so many, drawn evenly. More iterations never give a lower likelihood: the best
+    parameters met are returned. A component that loses all its points is given to the point of least density where that
+    raises the likelihood, else it keeps weight zero.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.spec import ChainSpec, Strict
-from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples
+from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, Points
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
@@ -37,9 +37,7 @@ class MixtureFamily:
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
         """Teacher, unless it is the truth; assistants; student."""
         c = _chain(chain)
-        teacher = () if c.teacher == "truth" else (Level("teacher", c.teacher),)
-        assistants = tuple(Level(f"assistant_{i}", a) for i, a in enumerate(c.assistants, start=1))
-        return (*teacher, *assistants, Level("student", c.student))
+        return chain_levels(c.teacher, c.assistants, c.student)
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
         """Rows per stream; EM needs no held-out rows."""
