@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -111,3 +112,24 @@ def assert_right(law: CausalLaw, n: int = 24, seed: int = 3) -> Sequences:
     np.testing.assert_allclose(x.log_prob, token_log_prob.sum(-1), atol=1e-4)
     np.testing.assert_allclose(law.log_prob(x)[inside], scored.selected.sum(-1)[inside], atol=1e-5)
     return x
+
+
+def as_sequences(law: CausalLaw, answers: list[tuple[int, ...]]) -> Sequences:
+    lengths = np.array([len(a) for a in answers])
+    ids = np.zeros((len(answers), lengths.max()), np.int64)
+    for i, a in enumerate(answers):
+        ids[i, : len(a)] = a
+    zeros = np.zeros(len(answers), np.int64)
+    stopped = np.array([a[-1] in law.stop_ids for a in answers])
+    return Sequences(law.prompts.ids, zeros, ids, lengths, stopped, zeros.astype(float))
+
+
+def all_strings(law: CausalLaw) -> list[tuple[int, ...]]:
+    out: list[tuple[int, ...]] = []
+    going = [i for i in range(law.lm.vocab_size) if i not in law.stop_ids]
+    for length in range(1, law.max_new_tokens + 1):
+        for head in itertools.product(going, repeat=length - 1):
+            out += [(*head, s) for s in law.stop_ids]
+            if length == law.max_new_tokens:
+                out += [(*head, g) for g in going]
+    return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -19,29 +18,8 @@ from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.selectivity import selected_log_weights  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
-from naive import PROMPTS, SETTINGS, naive_log_prob, slug  # noqa: E402
+from naive import PROMPTS, SETTINGS, all_strings, as_sequences, naive_log_prob, slug  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
-
-
-def as_sequences(law: CausalLaw, answers: list[tuple[int, ...]]) -> Sequences:
-    lengths = np.array([len(a) for a in answers])
-    ids = np.zeros((len(answers), lengths.max()), np.int64)
-    for i, a in enumerate(answers):
-        ids[i, : len(a)] = a
-    zeros = np.zeros(len(answers), np.int64)
-    stopped = np.array([a[-1] in law.stop_ids for a in answers])
-    return Sequences(law.prompts.ids, zeros, ids, lengths, stopped, zeros.astype(float))
-
-
-def all_strings(law: CausalLaw) -> list[tuple[int, ...]]:
-    out: list[tuple[int, ...]] = []
-    going = [i for i in range(law.lm.vocab_size) if i not in law.stop_ids]
-    for length in range(1, law.max_new_tokens + 1):
-        for head in itertools.product(going, repeat=length - 1):
-            out += [(*head, s) for s in law.stop_ids]
-            if length == law.max_new_tokens:
-                out += [(*head, g) for g in going]
-    return out
 
 
 @pytest.mark.parametrize("selectivity", SETTINGS, ids=slug)

@@ -19,6 +19,7 @@ from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 __all__ = [
     "Contrast",
+    "Controls",
     "Estimate",
     "Method",
     "crossed_variance",
@@ -92,6 +93,14 @@ def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple
     return value - half, value + half
 
 
+def _usable(strata: Ints | None) -> Ints | None:
+    """Strata as numbers from 0, or None where one of them is of a single row, which says nothing of its own spread."""
+    if strata is None:
+        return None
+    _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    return inverse.astype(np.int64) if counts.min() >= 2 else None
+
+
 def _centred(values: Floats, strata: Ints | None) -> tuple[Floats, int]:
     """Residuals from the stratum means along the last axis, and the degrees of freedom that centring costs."""
     if strata is not None:
@@ -124,13 +133,87 @@ def mean_variance(values: Floats, strata: Ints | None = None) -> float:
     return float(np.square(residual).sum()) / values.size**2
 
 
-def mean_estimate(values: Floats, unit: str, strata: Ints | None = None) -> Estimate:
+class Controls:
+    """Control variates with fitted coefficients: columns of known mean zero, regressed out of every figure alike.
+
+    Row i becomes ``v_i - C_i b``, b the least-squares coefficient within strata over all rows but i. So the mean stays
+    unbiased however few the rows, the rows' own spread is the jackknife's (heavy-tailed controls are not trusted
+    unduly), and to first order the variance is never larger than the plain one (Owen 2013, section 8.9; Avramidis and
+    Wilson 1993 for the leave-one-out form). The adjustment is linear in v: identities between figures, such as
+    precision = -H - KL, survive it, and a ratio of sums is adjusted above and below.
+
+    Parameters
+    ----------
+    columns : (N, K) zero-mean functions of the rows, of order one: what varies by less than 1e-6 is taken for rounding.
+    strata : (N,) or None.
+
+    Examples
+    --------
+    >>> x = np.linspace(-1, 1, 101) + 0.3  # the mean is known to be zero, the rows happen to lie high
+    >>> e = mean_estimate(2 * x + 1, "nats", controls=Controls.of(x[:, None]))
+    >>> round(e.value, 3), e.method  # the plain mean is 1.6
+    (1.006, 'cv')
+    """
+
+    _ROWS_A_COLUMN = 10  # fewer rows for a coefficient than that, and fitting it costs more than it gains
+    _ROUNDING = 1e-6
+    # What the sample explains to the last digit may owe its error to rows too rare to be in it. A coefficient short by
+    # a hundredth leaves a hundredth of the plain error to be seen, and costs nothing elsewhere.
+    _TRUST = 0.99
+
+    def __init__(self, columns: Floats, strata: Ints | None) -> None:
+        self._strata = _usable(strata)
+        centred_KN = self._centre(columns.T)
+        n, k = columns.shape
+        spread = np.sqrt(np.square(centred_KN).sum(axis=1))
+        varies = spread > self._ROUNDING * math.sqrt(n)
+        scale = np.where(varies, spread, np.inf)
+        self._unit: Floats = centred_KN / scale[:, None]
+        values, vectors = np.linalg.eigh(self._unit @ self._unit.T)
+        kept = values > 1e-9 * max(k, 1)
+        # The pseudo-inverse, so that equal columns do no harm.
+        solve = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+        self._weights: Floats = solve @ self._unit
+        self._columns: Floats = columns / scale
+        in_stratum = n if self._strata is None else np.bincount(self._strata)[self._strata]
+        leverage = 1 / in_stratum + np.einsum("kn,kn->n", self._unit, self._weights)
+        self._lift: Floats = np.einsum("nk,kn->n", self._columns, self._weights) / np.maximum(1 - leverage, 1e-3)
+        groups = 1 if self._strata is None else int(self._strata.max()) + 1
+        free = n - groups
+        self.inflation: float = math.sqrt(free / max(free - int(kept.sum()), 1))
+
+    @staticmethod
+    def of(columns: Floats | None, strata: Ints | None = None) -> Controls | None:
+        """Return controls, or None where there are no columns or too few rows to fit their coefficients."""
+        if columns is None or columns.shape[1] == 0:
+            return None
+        n, k = columns.shape
+        groups = 1 if strata is None else int(np.unique(strata).size)
+        return Controls(columns, strata) if n - groups >= Controls._ROWS_A_COLUMN * k else None
+
+    def _centre(self, values: Floats) -> Floats:
+        if self._strata is None:
+            return values - values.mean(axis=-1, keepdims=True)
+        counts = np.bincount(self._strata)
+        means = np.stack([np.bincount(self._strata, weights=row) / counts for row in np.atleast_2d(values)])
+        return values - means.reshape((*values.shape[:-1], counts.size))[..., self._strata]
+
+    def adjust(self, values: Floats) -> Floats:
+        """Return ``v_i - C_i b``, (N,), b fitted without row i: rows whose mean is the controlled estimate."""
+        centred = self._centre(values)
+        b = self._weights @ centred
+        residual = centred - b @ self._unit
+        return values - self._TRUST * (self._columns @ b - self._lift * residual)
+
+
+def mean_estimate(values: Floats, unit: str, strata: Ints | None = None, controls: Controls | None = None) -> Estimate:
     """Mean of rows with its standard error; infinities are counted, never averaged.
 
     Parameters
     ----------
     values : (N,) without NaN.
     unit, strata : see `Estimate` and `mean_variance`.
+    controls : control variates of the same rows.
 
     Examples
     --------
@@ -142,8 +225,16 @@ def mean_estimate(values: Floats, unit: str, strata: Ints | None = None) -> Esti
     n_neg_inf = int(np.isinf(values).sum())
     if n == 0 or n_neg_inf:
         return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
+    if controls is not None:
+        values = controls.adjust(values)
     se = math.sqrt(mean_variance(values, strata)) if n > 1 else None
-    return Estimate(float(values.mean()), se, se, n, 0, "mc", unit)
+    return _estimated(float(values.mean()), se, n, unit, controls)
+
+
+def _estimated(value: float, se: float | None, n: int, unit: str, controls: Controls | None) -> Estimate:
+    if controls is None or se is None:
+        return Estimate(value, se, se, n, 0, "mc", unit)
+    return Estimate(value, se * controls.inflation, se * controls.inflation, n, 0, "cv", unit)
 
 
 def share_estimate(flags: Floats, strata: Ints | None = None) -> Estimate:
@@ -168,22 +259,27 @@ def wilson_se(share: float, n: int) -> float:
     return math.sqrt(centre * (1 - centre) / n)
 
 
-def ratio_estimate(numerator: Floats, denominator: Floats, unit: str, strata: Ints | None = None) -> Estimate:
+def ratio_estimate(
+    numerator: Floats, denominator: Floats, unit: str, strata: Ints | None = None, controls: Controls | None = None
+) -> Estimate:
     """Ratio of sums with its delta-method standard error (Cochran 1977, section 6.3).
 
     Parameters
     ----------
     numerator, denominator : (N,) paired by row; the denominator is known and positive in sum.
+    controls : control variates of the same rows.
     """
     n = int(numerator.size)
     n_neg_inf = int(np.isinf(numerator).sum())
+    if controls is not None and not n_neg_inf:
+        numerator, denominator = controls.adjust(numerator), controls.adjust(denominator)
     total = float(denominator.sum())
     if n == 0 or n_neg_inf or total <= 0:
         return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
     ratio = float(numerator.sum()) / total
     linearised = (numerator - ratio * denominator) / (total / n)
     se = math.sqrt(mean_variance(linearised, strata)) if n > 1 else None
-    return Estimate(ratio, se, se, n, 0, "mc", unit)
+    return _estimated(ratio, se, n, unit, controls)
 
 
 def crossed_variance(table: Floats, strata: Ints | None = None) -> tuple[float, float, float, float]:

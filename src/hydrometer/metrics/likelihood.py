@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
+from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, wilson_se
 from hydrometer.models.base import Samples
 
 __all__ = ["Scores", "likelihood_metrics"]
@@ -36,6 +36,7 @@ class Scores:
     law_on_truth : (N,) log q of truth rows; -inf where q cannot say the row.
     truth_on_law : (M,) log p* of the law's rows.
     law_on_law : (M,) log q of the law's rows.
+    truth_controls, law_controls : control variates of figures over the truth's rows and over the law's, or None.
     """
 
     truth_rows: Samples
@@ -44,6 +45,8 @@ class Scores:
     law_on_truth: Floats
     truth_on_law: Floats
     law_on_law: Floats
+    truth_controls: Controls | None = None
+    law_controls: Controls | None = None
 
 
 def likelihood_metrics(s: Scores) -> dict[str, Estimate]:
@@ -53,23 +56,24 @@ def likelihood_metrics(s: Scores) -> dict[str, Estimate]:
     -------
     dict of `Estimate` by metric name, nats per row; with ``_per_token`` companions (ratio of sums) for sequences.
     """
-    columns: dict[str, tuple[Floats, Samples]] = {
-        "precision": (s.truth_on_law, s.law_rows),
-        "recall": (s.law_on_truth, s.truth_rows),
-        "entropy": (-s.law_on_law, s.law_rows),
-        "entropy_truth": (-s.truth_on_truth, s.truth_rows),
-        "kl_student_truth": (s.law_on_law - s.truth_on_law, s.law_rows),
+    p, q = s.truth_controls, s.law_controls
+    columns: dict[str, tuple[Floats, Samples, Controls | None]] = {
+        "precision": (s.truth_on_law, s.law_rows, q),
+        "recall": (s.law_on_truth, s.truth_rows, p),
+        "entropy": (-s.law_on_law, s.law_rows, q),
+        "entropy_truth": (-s.truth_on_truth, s.truth_rows, p),
+        "kl_student_truth": (s.law_on_law - s.truth_on_law, s.law_rows, q),
     }
-    out = {name: mean_estimate(values, "nats", rows.strata) for name, (values, rows) in columns.items()}
+    out = {name: mean_estimate(values, "nats", rows.strata, c) for name, (values, rows, c) in columns.items()}
     if s.truth_rows.lengths is not None:
-        for name, (values, rows) in columns.items():
-            out[f"{name}_per_token"] = ratio_estimate(values, _lengths(rows), "nats/token", rows.strata)
-    _kl_truth(s, out)
+        for name, (values, rows, c) in columns.items():
+            out[f"{name}_per_token"] = ratio_estimate(values, _lengths(rows), "nats/token", rows.strata, c)
+    _kl_truth(s, p, out)
     _support(s, out)
     return out
 
 
-def _kl_truth(s: Scores, out: dict[str, Estimate]) -> None:
+def _kl_truth(s: Scores, controls: Controls | None, out: dict[str, Estimate]) -> None:
     """KL(p* || q): plus infinity where q misses a row of the truth; then without a value, the rows counted."""
     missed = int(np.isneginf(s.law_on_truth).sum())
     per_token = s.truth_rows.lengths is not None
@@ -80,10 +84,10 @@ def _kl_truth(s: Scores, out: dict[str, Estimate]) -> None:
             out["kl_truth_student_per_token"] = Estimate(None, None, None, n, missed, "mc", "nats/token")
         return
     gap = s.truth_on_truth - s.law_on_truth
-    out["kl_truth_student"] = mean_estimate(gap, "nats", s.truth_rows.strata)
+    out["kl_truth_student"] = mean_estimate(gap, "nats", s.truth_rows.strata, controls)
     if per_token:
         out["kl_truth_student_per_token"] = ratio_estimate(
-            gap, _lengths(s.truth_rows), "nats/token", s.truth_rows.strata
+            gap, _lengths(s.truth_rows), "nats/token", s.truth_rows.strata, controls
         )
 
 

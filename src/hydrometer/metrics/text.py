@@ -11,14 +11,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
+from hydrometer.core.estimate import Controls, Estimate, mean_estimate, share_estimate
 from hydrometer.models.sequences import Sequences
 
 __all__ = ["text_metrics"]
 
 
-def text_metrics(rows: Sequences) -> dict[str, Estimate]:
+def text_metrics(rows: Sequences, controls: Controls | None = None) -> dict[str, Estimate]:
     """Length, end rate, repetition and distinct bigrams.
+
+    Parameters
+    ----------
+    controls : control variates of the rows; the length takes them, as the per-token figures do.
 
     Returns
     -------
@@ -32,7 +36,7 @@ def text_metrics(rows: Sequences) -> dict[str, Estimate]:
     strata = rows.strata
     repetition = np.array([_repetition(rows.row(i).tolist()) for i in range(len(rows))])
     return {
-        "length": mean_estimate(rows.lengths.astype(np.float64), "tokens", strata),
+        "length": mean_estimate(rows.lengths.astype(np.float64), "tokens", strata, controls),
         "eos_rate": share_estimate(rows.stopped.astype(np.float64), strata),
         "repetition": mean_estimate(repetition, "share", strata),
         "distinct_2": _distinct_2(rows),

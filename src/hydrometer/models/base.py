@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Selectivity, Strict
 
 __all__ = [
+    "Beside",
+    "Controlled",
     "Family",
     "FitRequest",
     "Fitted",
@@ -104,6 +106,34 @@ class Law(Protocol):
 
     def compatible(self, other: object) -> None:
         """Refuse a law over other outcomes. Raises LawMismatchError, which says what differs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """Rows that a law drew, scored under it and under another, with control variates.
+
+    Attributes
+    ----------
+    own, other : (N,) log-probability under the law that drew them and under the other, nats; -inf is an answer.
+    controls : (N, K) functions of each row whose mean under the law that drew it is exactly zero; finite.
+    """
+
+    own: Floats
+    other: Floats
+    controls: Floats
+
+
+@runtime_checkable
+class Controlled(Protocol):
+    """A law that knows expectations along its rows: what a `Law` may offer besides, to make estimates sharper."""
+
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+        """Score rows that this law drew under it and under `other`.
+
+        `again` tells that the same rows will be scored beside further laws, so that what depends on this law alone may
+        be kept. Raises LawMismatchError.
+        """
         ...
 
 

@@ -26,7 +26,7 @@ from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
-from hydrometer.stages.judge import from_teacher, load_law_on_truth, load_metrics
+from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
 from hydrometer.stages.nodes import Cell, JudgeNode
 from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore
@@ -271,7 +271,12 @@ class _Books:
         if metrics is None:
             return None
         folder = self.store.path("judge", cell.judge)
-        return Judged(metrics, lambda: load_law_on_truth(folder), lambda: self.truth_rows(cell, bench))
+        return Judged(
+            metrics,
+            lambda: load_law_on_truth(folder),
+            lambda: self.truth_rows(cell, bench),
+            lambda: load_adjusted(folder),
+        )
 
     def truth_rows(self, cell: Cell, bench: Bench) -> TruthRows:
         """The truth's rows a cell was judged on."""

@@ -55,11 +55,19 @@ class TruthRows:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One judged cell: its figures, and how to get log q of the truth's rows (N,)."""
+    """One judged cell: its figures, and how to get what they are means of.
+
+    Attributes
+    ----------
+    law_on_truth : log q of the truth's rows, (N,).
+    truth_rows : those rows.
+    adjusted : log q, log p* and lengths of those rows as control variates adjusted them for this cell, or None.
+    """
 
     metrics: dict[str, Estimate]
     law_on_truth: Callable[[], Floats]
     truth_rows: Callable[[], TruthRows]
+    adjusted: Callable[[], tuple[Floats, Floats, Floats | None] | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,18 +199,22 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
 def _row_values(judged: Judged, metric: str) -> Floats:
     """Per-row contributions whose mean is the figure; ratios linearised."""
     base = metric.removesuffix("_per_token")
-    rows = judged.truth_rows()
+    found = judged.adjusted()
+    if found is None:
+        rows = judged.truth_rows()
+        found = judged.law_on_truth(), rows.log_prob, rows.lengths
+    log_q, log_p, lengths = found
     match base:
         case "recall" | "recall_on_support":
-            values = judged.law_on_truth()
+            values = log_q
         case "kl_truth_student":
-            values = rows.log_prob - judged.law_on_truth()
+            values = log_p - log_q
         case _:
-            values = -rows.log_prob
-    if metric == base or rows.lengths is None:
+            values = -log_p
+    if metric == base or lengths is None:
         return values
-    ratio = values.sum() / rows.lengths.sum()
-    return (values - ratio * rows.lengths) / rows.lengths.mean() + ratio
+    ratio = values.sum() / lengths.sum()
+    return (values - ratio * lengths) / lengths.mean() + ratio
 
 
 def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:

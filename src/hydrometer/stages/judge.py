@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import text_metrics
-from hydrometer.models.base import Law, Samples
+from hydrometer.models.base import Controlled, Law, Samples
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
@@ -25,6 +26,7 @@ __all__ = [
     "from_teacher",
     "judge",
     "judge_laws",
+    "load_adjusted",
     "load_law_on_truth",
     "load_metrics",
     "released",
@@ -45,18 +47,33 @@ def scores_of(
 ) -> Scores:  # fmt: skip
     """Score both sets of rows under both laws; what is known already is not scored again.
 
+    Laws that know expectations along their rows give control variates besides (`models.base.Controlled`).
+
+    Parameters
+    ----------
+    truth_rows, law_rows : drawn by the two laws themselves, in the arithmetic that scores them here.
+
     Raises
     ------
     StageError : NaN, or a row that its own law cannot say.
     """
     truth.compatible(law)
     same = law is truth and law_rows is truth_rows
+    if isinstance(truth, Controlled) and isinstance(law, Controlled):
+        x = truth.score_beside(truth_rows, law, again=True)
+        y = x if same else law.score_beside(law_rows, truth)
+        on_truth, on_law = Controls.of(x.controls, truth_rows.strata), Controls.of(y.controls, law_rows.strata)
+        return _finite(Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law))
     own = truth.log_prob(truth_rows) if truth_on_truth is None else truth_on_truth
     if same:
         s = Scores(truth_rows, law_rows, own, own, own, own)
     else:
         theirs = law.log_prob(law_rows) if law_on_law is None else law_on_law
         s = Scores(truth_rows, law_rows, own, law.log_prob(truth_rows), truth.log_prob(law_rows), theirs)
+    return _finite(s)
+
+
+def _finite(s: Scores) -> Scores:
     for name in ("truth_on_truth", "law_on_truth", "truth_on_law", "law_on_law"):
         column: Floats = getattr(s, name)
         if np.isnan(column).any() or np.isposinf(column).any():
@@ -70,7 +87,7 @@ def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     if isinstance(truth, Mixture) and isinstance(law, Mixture):
         out |= mode_metrics(truth, law)
     if isinstance(s.law_rows, Sequences):
-        out |= text_metrics(s.law_rows)
+        out |= text_metrics(s.law_rows, s.law_controls)
         rows = s.law_rows
         out["recorded_minus_scored"] = mean_estimate(rows.log_prob - s.law_on_law, "nats", rows.strata)
         if rows.near_edge is not None:
@@ -142,8 +159,22 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
         metrics |= _bias(node, bench, s)
     (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))
     kept = s.law_on_truth if family.keeps_draws else s.law_on_truth[:KEPT_ROWS]
-    np.savez(folder / "rows.npz", law_on_truth=kept, truth_on_law=s.truth_on_law[:SHOWN_ROWS])
+    columns: dict[str, Any] = {"law_on_truth": kept, "truth_on_law": s.truth_on_law[:SHOWN_ROWS]}
+    np.savez(folder / "rows.npz", **columns, **_adjusted(s, len(kept)))
     return {"rows": len(law_rows)}
+
+
+def _adjusted(s: Scores, n: int) -> dict[str, Any]:
+    """Rows of the truth as the cell's figures hold them, where they are adjusted by control variates."""
+    controls = s.truth_controls
+    if controls is None or not np.isfinite(s.law_on_truth).all():
+        return {}
+    out: dict[str, Any] = {
+        "adjusted_law": controls.adjust(s.law_on_truth)[:n],
+        "adjusted_truth": controls.adjust(s.truth_on_truth)[:n],
+    }
+    lengths = s.truth_rows.lengths
+    return out if lengths is None else out | {"adjusted_lengths": controls.adjust(lengths.astype(np.float64))[:n]}
 
 
 def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
@@ -189,6 +220,15 @@ def load_law_on_truth(folder: Path) -> Floats:
     """Read log q of the truth's rows, (N,) or the first `KEPT_ROWS` of a cheap family's."""
     with np.load(folder / "rows.npz") as archive:
         return archive["law_on_truth"]
+
+
+def load_adjusted(folder: Path) -> tuple[Floats, Floats, Floats | None] | None:
+    """Read log q, log p* and lengths of the truth's rows as control variates adjusted them for this cell, or None."""
+    with np.load(folder / "rows.npz") as archive:
+        if "adjusted_law" not in archive:
+            return None
+        lengths: Floats | None = archive["adjusted_lengths"] if "adjusted_lengths" in archive else None
+        return archive["adjusted_law"], archive["adjusted_truth"], lengths
 
 
 def released(node: ReleasedNode, bench: Bench, folder: Path) -> dict[str, object]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Samples, ScoreKind
+from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.sequences import Sequences
@@ -105,6 +105,22 @@ class CausalLaw:
         if x.prompt_ids != self.prompts.ids:
             raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
         return score(self, x)
+
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+        """Score rows that this law drew under it and under `other`, with both martingales as control variates.
+
+        One pass of each network; see `models.base.Controlled`. With `again` this network's states are kept for the
+        next law (256 MiB at most).
+
+        Raises
+        ------
+        LawMismatchError : other outcomes. StageError : rows that this law did not draw.
+        """
+        from hydrometer.models.causal_lm.scorer import score_beside
+
+        if not isinstance(x, Sequences) or not isinstance(other, CausalLaw):
+            raise LawMismatchError("a causal LM is scored beside causal LMs", got=type(other).__name__)
+        return score_beside(self, x, other, again=again)
 
     def score_steps(self, x: Sequences, *, entropy: bool = False, against: CausalLaw | None = None) -> StepScores:
         """Log-probabilities step by step, and what the next-token law is like at each.

@@ -26,6 +26,7 @@ from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
 
 if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.kept import KeptStates
     from hydrometer.models.causal_lm.law import CausalLaw
 
 __all__ = ["CausalLM", "model_stop_ids", "stop_set", "vocabulary_hash"]
@@ -82,6 +83,7 @@ class CausalLM:
         self._accepts = set(inspect.signature(body.forward).parameters)
         self.frozen: bool = False
         self._engine: Llama | None = None
+        self.kept_states: KeptStates | None = None
         self.has_cache, self.is_split, self.is_llama = self._probe()
 
     @classmethod

@@ -9,20 +9,23 @@ hundred at a time, and what it gives is reduced where it lies. No (B, T, V) tens
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hydrometer.core.errors import LawMismatchError
+from hydrometer.core.errors import LawMismatchError, StageError
+from hydrometer.models.base import Beside
 from hydrometer.models.causal_lm import next_token
 from hydrometer.models.causal_lm.cache import select_rows
 from hydrometer.models.causal_lm.decoders import prefill
+from hydrometer.models.causal_lm.kept import KeptStates, kept_states
 from hydrometer.models.causal_lm.lanes import Lanes
 from hydrometer.models.causal_lm.llama import Llama, Packing
 from hydrometer.models.causal_lm.model import CausalLM
@@ -32,7 +35,7 @@ from hydrometer.models.sequences import Sequences
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.law import CausalLaw
 
-__all__ = ["StepScores", "score", "score_steps"]
+__all__ = ["StepScores", "score", "score_beside", "score_steps"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,6 +58,7 @@ class StepScores:
     near_edge : (N, T) bool, whether rounding at the selectivity's edge could show there; see `kernels.NEAR_EDGE`.
     entropy : (N, T) float64 nats, of the selected next-token law, or None.
     cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
+    other : (N, T) float64 nats, log-probability of each token under that other law as it is selected, or None.
     """
 
     selected: Floats
@@ -62,6 +66,7 @@ class StepScores:
     near_edge: NDArray[np.bool_]
     entropy: Floats | None
     cross_entropy: Floats | None
+    other: Floats | None = None
 
 
 def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
@@ -74,6 +79,27 @@ def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) ->
     return total_N
 
 
+def score_beside(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool = False) -> Beside:
+    """Score rows that `law` drew under it and under `other`; the controls are the martingales of both.
+
+    ``sum_t (log r(x_t | x_<t) - E[log r(X | x_<t)])``, X of the next-token law that draws, has mean zero under that
+    law whatever r is: r is `law` itself, and `other` wherever its expectations are finite.
+    """
+    law.compatible(other)
+    if not (_is_outcome(law, x).all() and _is_outcome(other, x).all()):
+        raise StageError("rows that their own law cannot say", fix="score them with log_prob instead")
+    same = other is law
+    steps = score_steps(law, x, entropy=True, against=None if same else other, again=again)
+    own = steps.selected.sum(-1)
+    columns = [own + cast("Floats", steps.entropy).sum(-1)]
+    if same:
+        return Beside(own, own, np.stack(columns, axis=1))
+    theirs = cast("Floats", steps.other).sum(-1)
+    columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
+    usable = [c for c in columns if np.isfinite(c).all()]
+    return Beside(own, theirs, np.stack(usable, axis=1) if usable else np.empty((len(x), 0)))
+
+
 @torch.inference_mode()
 def score_steps(
     law: CausalLaw,
@@ -81,6 +107,7 @@ def score_steps(
     *,
     entropy: bool = False,
     against: CausalLaw | None = None,
+    again: bool = False,
     rows_together: int = _PADDED_ROWS,
 ) -> StepScores:
     """Score every token of every row, whatever ends the row.
@@ -90,7 +117,8 @@ def score_steps(
     x : rows that answer the law's prompts.
     entropy : also the entropy of the next-token law at each step.
     against : also the cross-entropy of `law`'s next-token law relative to this one's at each step,
-        ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`.
+        ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`; and log q of each token.
+    again : keep the states of `law`'s network at these rows for the next call with them, 256 MiB at most.
     rows_together : rows of a padded batch at most.
 
     Raises
@@ -110,9 +138,11 @@ def score_steps(
         np.zeros(shape, np.bool_),
         np.zeros(shape) if entropy else None,
         None if against is None else np.zeros(shape),
+        None if against is None else np.zeros(shape),
     )
     laws = [law] if against is None else [law, against]
     engines = [a.lm.engine for a in laws]
+    kept = kept_states(law.lm, x) if again and law.lm.frozen else None  # weights that may change keep nothing
     prompts = np.unique(x.prompt_index)
     for at in range(0, len(prompts), _PROMPTS_TOGETHER):
         group = prompts[at : at + _PROMPTS_TOGETHER]
@@ -128,6 +158,8 @@ def score_steps(
             batches = list(_batches(rows, x.lengths, rows_together, tokens))
             lanes = Lanes(1)
             sources = [_PaddedSource(a.lm, texts) for a in laws]
+        if kept is not None:
+            sources[0] = _KeptSource(sources[0], kept)
 
         def work(batch: Ints, group: Ints = group, sources: list[_Source] = sources) -> None:
             _score_batch(laws, sources, x, batch, np.searchsorted(group, x.prompt_index[batch]), out)
@@ -215,6 +247,24 @@ class _PaddedSource:
         return self.lm.logits(states_MD)
 
 
+class _KeptSource:
+    """A source that runs its network once for rows that come again."""
+
+    def __init__(self, source: _Source, kept: KeptStates) -> None:
+        self.source, self.kept = source, kept
+
+    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        batch = hashlib.sha256(b"".join(row.tobytes() + b"/" for row in ids) + of_B.tobytes()).digest()
+        found = self.kept.states.get(batch)
+        if found is None:
+            found = self.source.states(ids, of_B)
+            self.kept.keep(batch, found)
+        return found
+
+    def logits(self, states_MD: Tensor) -> Logits:
+        return self.source.logits(states_MD)
+
+
 def _score_batch(
     laws: list[CausalLaw], sources: list[_Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
 ) -> None:
@@ -235,7 +285,9 @@ def _score_batch(
         out.selected[at], out.unselected[at], out.near_edge[at] = found.selected, found.unselected, found.near_edge
         if out.entropy is not None:
             out.entropy[at] = found.entropy
-        if out.cross_entropy is not None:
+        if out.cross_entropy is not None and out.other is not None:
+            theirs = next_token.score(logits[1], mine.lm.vocab_size, laws[1].selectivity, wanted[part])
+            out.other[at] = theirs.selected
             out.cross_entropy[at] = next_token.cross_entropy(
                 logits[0], mine.selectivity, logits[1], laws[1].selectivity, mine.lm.vocab_size
             )

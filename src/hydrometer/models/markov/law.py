@@ -17,7 +17,7 @@ from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType
 from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Samples, ScoreKind
+from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.selectivity import canonical
 from hydrometer.models.sequences import Sequences
 
@@ -139,6 +139,39 @@ class Markov:
         if not isinstance(x, Sequences):
             raise DataError("a chain scores Sequences", got=type(x).__name__)
         return self.token_log_prob(x).sum(axis=1)
+
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+        """Score rows that this chain drew under it and under `other`, with both martingales as control variates.
+
+        See `models.base.Controlled`; nothing is kept, `again` or not.
+
+        Raises
+        ------
+        LawMismatchError : other outcomes.
+        """
+        self.compatible(other)
+        if not isinstance(x, Sequences) or not isinstance(other, Markov):
+            raise LawMismatchError("a chain is scored beside chains", got=type(other).__name__)
+        own, theirs = self.log_prob(x), other.log_prob(x)
+        columns: list[Floats] = []
+        for log_r, total in ((self, own),) if other is self else ((self, own), (other, theirs)):
+            with np.errstate(invalid="ignore"):  # where r drops an id both terms may be infinite
+                column = total - self._expected(log_r, x)
+            if np.isfinite(column).all():
+                columns.append(column)
+        return Beside(own, theirs, np.stack(columns, axis=1) if columns else np.empty((len(x), 0)))
+
+    def _expected(self, r: Markov, x: Sequences) -> Floats:
+        """Sum along each row of E[log r(next | context)] under this chain, (N,) nats; -inf where r drops an id."""
+        mine, theirs = (contexts(x.ids, m, self.vocabulary) for m in (self.order, r.order))
+        out = np.zeros(len(x))
+        for t in range(x.ids.shape[1]):
+            rows = np.flatnonzero(x.lengths > t)
+            log_p, log_r = self.step_table(t)[mine[rows, t]], r.step_table(t)[theirs[rows, t]]
+            said = log_p > -np.inf
+            with np.errstate(invalid="ignore"):
+                out[rows] += np.where(said, np.exp(log_p) * log_r, 0.0).sum(axis=1)
+        return out
 
     def _check(self, x: Sequences) -> None:
         within = x.within

@@ -21,8 +21,8 @@ from scipy.special import ndtri
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Samples, ScoreKind
-from hydrometer.models.mixture.kernels import log_density, padded
+from hydrometer.models.base import Beside, Law, Samples, ScoreKind
+from hydrometer.models.mixture.kernels import log_density, log_density_and_shares, padded
 from hydrometer.models.selectivity import power_log_weights
 
 if TYPE_CHECKING:
@@ -235,6 +235,35 @@ class Mixture:
         points = np.ascontiguousarray(points)
         log_density(points, self._log_weights + self._log_norm, self.means, self._factor, out)
         return out
+
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+        """Score points that this mixture drew under it and under `other`, with their moments as control variates.
+
+        Columns, K = d + d (d + 1) / 2, and two more for several components: first and second moments about the
+        mixture's own; squared distances within components, and the components' log heights, both weighted by
+        responsibilities, whose expectations are the weights. See `models.base.Controlled`; nothing is kept.
+
+        Raises
+        ------
+        LawMismatchError : another dimension.
+        """
+        self.compatible(other)
+        points = np.ascontiguousarray(x.x if isinstance(x, Points) else x, np.float64)
+        alive = np.flatnonzero(self.weights)
+        height = (self._log_weights + self._log_norm)[alive]
+        found = np.empty((len(points), 3))
+        log_density_and_shares(points, height, self.means[alive], self._factor[alive], found)
+        own = found[:, 0]
+        theirs = own if other is self else other.log_prob(x)
+        mean, covariance = self.moments()
+        d = self.n_features
+        rows, columns = np.triu_indices(d)
+        scale = np.sqrt(np.diagonal(covariance))
+        off = (points - mean) / scale
+        controls = [off, off[:, rows] * off[:, columns] - (covariance / np.outer(scale, scale))[rows, columns]]
+        if self.n_components > 1:
+            controls.append(found[:, 1:] - np.array([d, height @ self.weights[alive]]))
+        return Beside(own, theirs, np.concatenate(controls, axis=1))
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
         """Draw rows ``start .. start + n`` by inverse CDF: one uniform for the component, d for the normals."""
