@@ -150,7 +150,7 @@ def score_steps(
         texts = [law.prompts.ids[p] for p in group]
         packed = [e for e in engines if e is not None]
         if len(packed) == len(laws):
-            batches = list(_batches(rows, x.lengths, len(rows), _PACKED_TOKENS))
+            batches = list(_full_batches(rows, x.lengths, _PACKED_TOKENS))
             lanes = Lanes(len(batches))
             sources: list[_Source] = [_PackedSource(e, texts, lanes) for e in packed]
         else:
@@ -313,3 +313,21 @@ def _batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints
         n = max(1, min(most, tokens // int(lengths[rows[at]])))
         yield rows[at : at + n]
         at += n
+
+
+def _full_batches(rows: Ints, lengths: Ints, tokens: int) -> Iterator[Ints]:
+    """Rows packed as close to `tokens` positions a batch as they go, longest first.
+
+    Batches of one size allocate pieces of one size, which the allocator uses again; with sizes that differ it grows.
+    """
+    left = {int(n): list(rows[lengths[rows] == n]) for n in np.unique(lengths[rows])}
+    sizes = sorted(left, reverse=True)
+    while sizes:
+        room, batch = tokens, []
+        for n in [*sizes]:
+            while left[n] and (n <= room or not batch):
+                batch.append(left[n].pop())
+                room -= n
+            if not left[n]:
+                sizes.remove(n)
+        yield np.array(batch, np.int64)
