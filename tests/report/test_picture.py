@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import report_synthetic as synthetic
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from hydrometer.report import build_report
-from hydrometer.report.picture import Picture, picture_data, picture_figure
+from hydrometer.report.mapviews import FigureView
+from hydrometer.report.picture import Picture, picture_data, picture_figure, picture_view
 from hydrometer.report.reading import read_run
-from hydrometer.report.style import render
+from hydrometer.report.style import inline_svg, render
 
 N = 40
 HOSTILE = "<script>alert(1)</script><img src=x> \u202eabc \x07 {{ 7*7 }} \ud800"
@@ -42,6 +45,16 @@ def folder_of(path: Path, run: dict[str, Any], body: dict[str, Any]) -> Path:
 def data(path: Path, run: dict[str, Any], body: dict[str, Any]) -> Picture | str | None:
     read = read_run(folder_of(path, run, body))
     return picture_data(read, read.chains["smollm2"])
+
+
+def views(path: Path, run: dict[str, Any], body: dict[str, Any]) -> list[FigureView]:
+    """The figure alone, without the rest of a page."""
+    read = read_run(folder_of(path, run, body))
+
+    def panel(figure: Figure, label: str) -> Markup:
+        return Markup(inline_svg(figure, "p-1", label))
+
+    return picture_view(read, read.chains["smollm2"], "smollm2", lambda name, figure: None, panel)
 
 
 def test_columns_pair_the_distilled_with_the_decoded(tmp_path: Path) -> None:
@@ -95,10 +108,11 @@ def test_every_point_tells_its_words_and_hostile_ones_are_inert(tmp_path: Path) 
 def test_principal_components_say_what_they_hold(tmp_path: Path) -> None:
     run = synthetic.results(seeds=1, mixture=False)
     body = exhibit(run, method="pca", explained=[0.214, 0.108], within_prompts=False)
-    page = build_report([folder_of(tmp_path, run, body)]).read_text()
-    assert "which hold 21 % and 11 % of the variance" in page
-    assert "UMAP" not in page
-    assert "answers from their mean" in page
+    (view,) = views(tmp_path, run, body)
+    assert "which hold 21 % and 11 % of the variance" in view.caption
+    assert "UMAP" not in view.caption
+    assert "answers from their mean" in view.caption
+    assert len(view.panels) == 4
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,7 @@ def test_principal_components_say_what_they_hold(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     run = synthetic.results(seeds=1, mixture=False)
     assert data(tmp_path, run, exhibit(run, **change)) is None
-    assert "Where the answers lie" not in build_report([tmp_path]).read_text()
+    assert views(tmp_path, run, exhibit(run, **change)) == []
 
 
 def test_points_without_coordinates_are_dropped_with_their_words(tmp_path: Path) -> None:
