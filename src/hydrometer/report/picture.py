@@ -286,7 +286,7 @@ def _caption(picture: Picture) -> Markup:
     how = {
         "umap": "UMAP, fitted once to the rows of all these models",
         "pca": "the first two principal components of the rows of all these models",
-    }.get(picture.method, picture.method)
+    }.get(picture.method, visible(picture.method, 40))
     if picture.explained is not None:
         a, b = (f"{100 * v:.0f} %" for v in picture.explained)
         how += f", which hold {a} and {b} of the variance"
