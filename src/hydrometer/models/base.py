@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Beside",
     "Controlled",
+    "Embeds",
     "Family",
     "FitRequest",
     "Fitted",
@@ -134,6 +135,19 @@ class Controlled(Protocol):
         `again` tells that the same rows will be scored beside further laws, so that what depends on this law alone may
         be kept. Raises LawMismatchError.
         """
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A law whose model can place outcomes in a space of its own: an optional capability, for pictures."""
+
+    def embed(self, x: Samples) -> NDArray[np.float32]:
+        """Return one vector a row, (N, D); equal rows have equal vectors."""
+        ...
+
+    def texts(self, x: Samples) -> list[str]:
+        """Return each row as text for people, N of them."""
         ...
 
 

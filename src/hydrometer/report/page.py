@@ -28,6 +28,7 @@ from hydrometer.report.mapviews import (
     map_views,
     script_hash,
 )
+from hydrometer.report.picture import picture_view
 from hydrometer.report.reading import Chain, Group, Run, read_run
 from hydrometer.report.samples import prompt_rows, visible
 from hydrometer.report.style import LOOKS, inline_svg, render, write_atomic
@@ -158,7 +159,7 @@ def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView
             "region, + marks component means. Above the teacher sharpened at each setting, below its student."
         )
         views.append(FigureView("Where the mass goes", caption, shown, "many", f"{stem}-contours"))
-    return views + gap_view(run, chain, stem, save, panel)
+    return views + gap_view(run, chain, stem, save, panel) + picture_view(run, chain, stem, save, panel)
 
 
 def _curve_views(

@@ -28,6 +28,7 @@ from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
 from hydrometer.stages.nodes import Cell, JudgeNode
+from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.lock import hold
@@ -203,6 +204,9 @@ def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, out
         shown = books.exhibit(cell)
         if shown is not None:
             folder.put("exhibits", cell.id, shown)
+    for chain_name, chain in plan.chains.items():
+        if chain.picture is not None:
+            folder.put("exhibits", f"{chain_name}.picture", books.picture(chain.picture))
     for book in maps.values():
         for cell_id, shown in book.exhibits().items():
             folder.put("exhibits", cell_id, shown)
@@ -308,3 +312,8 @@ class _Books:
         if cell.show is None or cell.show in self.outcome.failed:
             return None
         return json.loads((self.store.path("show", cell.show) / "exhibit.json").read_bytes())
+
+    def picture(self, key: str) -> dict[str, Any]:
+        """A chain's picture, or why there is none."""
+        reason = self.outcome.failed.get(key)
+        return load_picture(self.store.path("picture", key)) if reason is None else without_picture(reason)

@@ -15,7 +15,18 @@ from hydrometer.stages.draw import draw
 from hydrometer.stages.fit import fit
 from hydrometer.stages.judge import judge, released, show
 from hydrometer.stages.maps import map_point
-from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, MapNode, Node, ReleasedNode, ShowNode
+from hydrometer.stages.nodes import (
+    DrawNode,
+    EmbedNode,
+    FitNode,
+    JudgeNode,
+    MapNode,
+    Node,
+    PictureNode,
+    ReleasedNode,
+    ShowNode,
+)
+from hydrometer.stages.picture import embed, picture
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["Monitor", "Outcome", "SilentMonitor", "execute"]
@@ -120,6 +131,10 @@ def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> d
             return released(node, bench, folder)
         case MapNode():
             return map_point(node, folder, tick)
+        case EmbedNode():
+            return embed(node, bench, folder)
+        case PictureNode():
+            return picture(node, bench, folder)
 
 
 def cost_of(node: Node) -> float:
@@ -132,8 +147,10 @@ def cost_of(node: Node) -> float:
             return family.cost(chain, "fit", node.level.role, node.data.n)
         case JudgeNode():
             return family.cost(chain, "judge", node.law.role, node.law_rows.n)
-        case ShowNode() | ReleasedNode():
+        case ShowNode() | ReleasedNode() | PictureNode():
             return family.cost(chain, "judge", "student", 1)
+        case EmbedNode():  # one pass of the truth, as a draw is
+            return family.cost(chain, "draw", node.truth.role, node.n)
         case MapNode():
             return len(node.seeds) * (1 + len(chain.selectivity)) * family.cost(chain, "fit", "student", 1)
 
@@ -155,6 +172,11 @@ def label_of(node: Node) -> str:
             return f"{chain}: keep something to look at"
         case ReleasedNode():
             return f"{chain}: figures as released"
+        case EmbedNode():
+            at = "" if node.rows.selectivity is None else f" at {node.rows.selectivity.label}"
+            return f"{chain}: embed the {node.rows.law.role}'s rows{at}"
+        case PictureNode():
+            return f"{chain}: picture by {node.method}"
         case MapNode():
             at = ", ".join(f"{axis} {value:g}" for axis, value in node.point.values.items())
             return f"{chain}: map at {at}"

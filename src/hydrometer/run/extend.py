@@ -34,7 +34,7 @@ def merge(specs: list[RunSpec]) -> RunSpec:
         if difference:
             raise SpecError(
                 f"the folder holds another experiment: {difference} differs",
-                fix="only seeds, selectivity and decoding may be extended; choose another --out",
+                fix="only seeds, selectivity, decoding and picture may change; choose another --out",
             )
 
     def union(name: str) -> ChainSpec:
@@ -42,7 +42,11 @@ def merge(specs: list[RunSpec]) -> RunSpec:
         # A neutral setting has many spellings that mean one law; the first spelling stands for it.
         selectivity = _unique([s for c in chains for s in c.selectivity])
         controls = _unique([s for c in chains for s in c.controls])
-        return chains[0].model_copy(update={"selectivity": selectivity, "decoding": controls})
+        update: dict[str, object] = {"selectivity": selectivity, "decoding": controls}
+        picture = next((p for c in chains if (p := getattr(c, "picture", None)) is not None), None)
+        if picture is not None:  # it changes no figure, so that a finished run can still be given one
+            update["picture"] = picture
+        return chains[0].model_copy(update=update)
 
     seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
     return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
@@ -61,6 +65,7 @@ def experiment(spec: RunSpec) -> dict[str, object]:
     for chain in body["chains"].values():
         chain.pop("selectivity")
         chain.pop("decoding", None)
+        chain.pop("picture", None)
     return body
 
 

@@ -15,6 +15,7 @@ from typing import Literal, cast
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
+from hydrometer.metrics.projection import projection_versions
 from hydrometer.models.base import Level
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.mixture.spec import MixtureChain
@@ -25,16 +26,19 @@ from hydrometer.stages.nodes import (
     Cell,
     Context,
     DrawNode,
+    EmbedNode,
     FitNode,
     JudgeNode,
     LawRef,
     MapNode,
     Node,
+    PictureNode,
     PrefixSource,
     ReleasedNode,
     Rows,
     ShowNode,
 )
+from hydrometer.stages.picture import PICTURE_ROWS
 from hydrometer.store.artifacts import content_key
 
 __all__ = ["ChainPlan", "Plan", "plan_run"]
@@ -49,6 +53,7 @@ class ChainPlan:
     truth_identity: dict[str, object]
     cells: list[Cell] = field(default_factory=list[Cell])
     maps: list[MapNode] = field(default_factory=list[MapNode])
+    picture: str | None = None
 
 
 @dataclass(slots=True)
@@ -106,7 +111,10 @@ class _ChainPlanner:
 
     # nodes -----------------------------------------------------------------------------------------------------------
 
-    def key(self, stage: Literal["draw", "fit", "judge", "show", "released", "map"], parts: dict[str, object]) -> str:
+    def key(
+        self, stage: Literal["draw", "fit", "judge", "show", "released", "map", "embed", "picture"],
+        parts: dict[str, object],
+    ) -> str:  # fmt: skip
         return content_key(
             {"stage": stage, "version": VERSIONS[stage], "numerics": self.numerics, "family": self.family.name, **parts}
         )
@@ -219,6 +227,7 @@ class _ChainPlanner:
     def build(self) -> None:
         for seed in self.seeds:
             self.build_seed(seed)
+        self.picture()
 
     def build_map(self, chain: MixtureChain) -> None:
         """One node a point, all seeds in it; one cell a group and point."""
@@ -324,6 +333,24 @@ class _ChainPlanner:
                     )  # fmt: skip
         return out
 
+    def picture(self) -> None:
+        """Plan the chain's picture, where it asks for one: the first seed's truth, teacher, students and controls."""
+        method: Literal["pca", "umap"] | None = getattr(self.chain, "picture", None)
+        if method is None:
+            return
+        versions = projection_versions(method)  # says in one line what is not installed
+        n = min(PICTURE_ROWS, self.sizes["evaluate"])
+        models: list[tuple[str, str]] = []
+        for cell in self.out.cells:
+            if cell.seed in (None, self.seeds[0]) and _is_pictured(cell):
+                rows = cast("JudgeNode", self.plan.nodes[cell.judge]).law_rows
+                key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})
+                inputs = (*_law_inputs(rows.law), *rows.blocks)
+                models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs))))
+        key = self.key("picture", {"method": method, "versions": versions, "models": [[c, k] for c, k in models]})
+        inputs = tuple(k for _, k in models)
+        self.out.picture = self.add(PictureNode(key, self.context, method, tuple(models), inputs))
+
     def validation(self, law: LawRef, s: Selectivity | None, root: Stream) -> Rows | None:
         """Held-out rows of a fit's own law."""
         n = self.sizes.get("validate", 0)
@@ -349,6 +376,13 @@ class _ChainPlanner:
         inputs = (*_law_inputs(teacher), *_law_inputs(direct), *_law_inputs(student), *train.blocks)
         inputs += tuple(b for _, rows in students for b in rows.blocks)
         return self.add(ReleasedNode(key, self.context, teacher, s, train, students, inputs))
+
+
+def _is_pictured(cell: Cell) -> bool:
+    """Truth and teacher as they are, students as they are, and the direct student decoded."""
+    if cell.role == "student":
+        return cell.decoding is None or cell.training == "direct"
+    return cell.role in ("truth", "teacher") and cell.decoding is None
 
 
 def _law_inputs(law: LawRef) -> tuple[str, ...]:

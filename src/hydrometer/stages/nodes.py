@@ -20,18 +20,20 @@ __all__ = [
     "Cell",
     "Context",
     "DrawNode",
+    "EmbedNode",
     "FitNode",
     "JudgeNode",
     "LawRef",
     "MapNode",
     "Node",
+    "PictureNode",
     "ReleasedNode",
     "Rows",
     "ShowNode",
 ]
 
 # Raised whenever a stage's code changes its results.
-VERSIONS = {"draw": 2, "fit": 2, "judge": 4, "show": 1, "released": 1, "map": 1}
+VERSIONS = {"draw": 2, "fit": 2, "judge": 4, "show": 1, "released": 1, "map": 1, "embed": 1, "picture": 1}
 
 PrefixSource = Literal["truth", "teacher", "student"]
 
@@ -170,7 +172,37 @@ class MapNode:
     stage: Literal["map"] = "map"
 
 
-Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode | MapNode
+@dataclass(frozen=True, slots=True)
+class EmbedNode:
+    """The first `n` rows that a law was judged on, in the truth's embedding space."""
+
+    key: str
+    context: Context
+    truth: LawRef
+    rows: Rows
+    n: int
+    inputs: tuple[str, ...]
+    stage: Literal["embed"] = "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureNode:
+    """A chain's picture of embedded rows.
+
+    Attributes
+    ----------
+    models : cell id and key of the embedded rows; the truth first.
+    """
+
+    key: str
+    context: Context
+    method: Literal["pca", "umap"]
+    models: tuple[tuple[str, str], ...]
+    inputs: tuple[str, ...]
+    stage: Literal["picture"] = "picture"
+
+
+Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,11 +100,7 @@ class CausalLaw:
         """
         from hydrometer.models.causal_lm.scorer import score
 
-        if not isinstance(x, Sequences):
-            raise InputError("a causal LM scores Sequences", got=type(x).__name__)
-        if x.prompt_ids != self.prompts.ids:
-            raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
-        return score(self, x)
+        return score(self, self._answers(x))
 
     def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
         """Score rows that this law drew under it and under `other`, with both martingales as control variates.
@@ -152,6 +148,42 @@ class CausalLaw:
         from hydrometer.models.causal_lm.scorer import score_steps
 
         return score_steps(self, x, entropy=entropy, against=against)
+
+    def embed(self, x: Samples) -> NDArray[np.float32]:
+        """Place rows in the network's own space: mean last hidden state over the answer's tokens, (N, D) float32.
+
+        The state is what the body returns at each of the answer's tokens, the stop token included, after the final
+        norm (`last_hidden_state` of transformers). The prompt is read, but its own tokens do not count. Computed in the
+        network's dtype; the selectivity plays no part.
+
+        Raises
+        ------
+        LawMismatchError : the rows answer other prompts, hold unknown ids, or one of them has no token.
+
+        Examples
+        --------
+        >>> from hydrometer import CausalLM
+        >>> law = CausalLM.from_pretrained("smollm2-135m-instruct").law("The sea", max_new_tokens=4, block_rows=4)
+        >>> law.embed(law.sample(4, seed=0)).shape
+        (4, 576)
+        """
+        from hydrometer.models.causal_lm.embedder import embed
+
+        return embed(self, self._answers(x))
+
+    def texts(self, x: Samples) -> list[str]:
+        """Return each row's answer as text, without special tokens."""
+        rows = self._answers(x)
+        decode = self.lm.tokenizer.decode
+        return [str(decode(rows.row(i).tolist(), skip_special_tokens=True)) for i in range(len(rows))]
+
+    def _answers(self, x: Samples) -> Sequences:
+        """Rows that are Sequences and answer this law's prompts."""
+        if not isinstance(x, Sequences):
+            raise InputError("a causal LM reads Sequences", got=type(x).__name__)
+        if x.prompt_ids != self.prompts.ids:
+            raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
+        return x
 
     def select(self, s: Selectivity) -> CausalLaw:
         """Return the law under a token selectivity.

@@ -35,7 +35,7 @@ from hydrometer.models.sequences import Sequences
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.law import CausalLaw
 
-__all__ = ["StepScores", "score", "score_beside", "score_steps"]
+__all__ = ["StepScores", "row_batches", "score", "score_beside", "score_steps"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -155,7 +155,7 @@ def score_steps(
             sources: list[_Source] = [_PackedSource(e, texts, lanes) for e in packed]
         else:
             tokens = _PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
-            batches = list(_batches(rows, x.lengths, rows_together, tokens))
+            batches = list(row_batches(rows, x.lengths, rows_together, tokens))
             lanes = Lanes(1)
             sources = [_PaddedSource(a.lm, texts) for a in laws]
         if kept is not None:
@@ -305,7 +305,7 @@ def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:
     return (ends_N | cut_N) & ~early_N & known_N & (x.lengths >= 1) & (x.lengths <= law.max_new_tokens)
 
 
-def _batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints]:
+def row_batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints]:
     """Rows of similar length together, longest first, at most `tokens` positions a batch."""
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     at = 0

@@ -238,6 +238,7 @@ class CausalLMChain(ChainSpec):
     block_rows : rows drawn together, part of a draw's identity.
     threads : of torch, part of the numerics; None takes the machine's count.
     device : "cpu", "cuda", or "auto", which takes cuda where there is one.
+    picture : how answers of the first seed, in the truth's embedding space, are brought to the plane; None for none.
     """
 
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
@@ -251,6 +252,7 @@ class CausalLMChain(ChainSpec):
     block_rows: int = Field(default=128, ge=1, le=65536)
     threads: int | None = Field(default=None, ge=1)
     device: Literal["cpu", "cuda", "auto"] = "cpu"
+    picture: Literal["pca", "umap"] | None = None
 
     @field_validator("selectivity", "decoding")
     @classmethod
