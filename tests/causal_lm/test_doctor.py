@@ -49,7 +49,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chain(source: Path | str, **changes: Any) -> CausalLMChain:
     fields: dict[str, Any] = {
-        "truth": {"source": str(source), "max_new_tokens": 24, "prompts": "w3 w4"},
+        "truth": {"source": str(source), "max_new_tokens": 24, "prompts": "w5 w6"},
         "teacher": {"init": {"layers_of": "truth", "layers": [0, 1]}},
         "student": {"init": {"layers_of": "truth", "layers": [0]}},
         "data": {"train": 64, "validate": 16, "distill": 64, "evaluate": 512},
@@ -189,7 +189,7 @@ def _merging() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("code", FOLDERS)
 def test_a_fault_of_the_model_is_found(tmp_path: Path, code: str) -> None:
     make, severity = FOLDERS[code]
-    prompts = {"retokenisation": "c d", "bos-twice-elsewhere": "w3"}.get(code, "w3 w4")
+    prompts = {"retokenisation": "cd", "bos-twice-elsewhere": "w3"}.get(code, "w5 w6")
     folder = save(tmp_path / "m", *make())
     here = found(chain(folder, truth={"prompts": prompts}))
     assert here[code].severity == severity

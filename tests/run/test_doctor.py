@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from test_cli import call
 
 import hydrometer as hm
 from chains import lm_spec, mixture_spec, write_spec
@@ -224,23 +223,29 @@ def test_findings_are_in_the_results_and_probed_once(
     kept = results["summary"]["findings"]
     assert {"one-seed", "pad-is-eos"} <= {f["code"] for f in kept}
     assert all(f["chain"] == "lm" for f in kept)
-    monkeypatch.setattr(CausalLMFamily, "examine", lambda *_: pytest.fail("probed again"))
+    calls: list[object] = []
+    right = CausalLMFamily.examine
+    monkeypatch.setattr(CausalLMFamily, "examine", lambda *a: calls.append(a) or right(*a))
     again = hm.run(path, out=tmp_path / "out")
     assert again.results["summary"]["findings"] == kept
     assert hm.doctor(path, out=tmp_path / "out").lasting == tuple(hm.Finding(**f) for f in kept)
-
-
-@pytest.mark.parametrize("damage", ["{}", "[1]", "[{", ""])
-def test_damaged_findings_are_found_again(tmp_path: Path, tiny_models: dict[str, Path], damage: str) -> None:
-    path = write_spec(lm_spec(tiny_models["llama"]), tmp_path)
-    first = hm.run(path, out=tmp_path / "out")
+    assert calls == []
     (folder,) = (tmp_path / "out" / "artifacts").glob("examine-*")
     whole = (folder / "findings.json").read_text()
-    (folder / "findings.json").write_text(damage)
-    again = hm.run(path, out=tmp_path / "out")
-    assert again.results["summary"] == first.results["summary"]
+    (folder / "findings.json").write_text("[{")
+    mended = hm.run(path, out=tmp_path / "out")
+    assert len(calls) == 1
+    assert mended.results["summary"] == results["summary"]
     assert (folder / "findings.json").read_text() == whole
-    assert sum(again.outcome.computed.values()) == 0
+    assert sum(mended.outcome.computed.values()) == 0
+
+
+@pytest.mark.parametrize("damage", [b"{}", b"[1]", b"[{", b"", b"\xff", b"null", b"[" * 100_000])
+def test_damaged_findings_are_none(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "findings.json").write_bytes(damage)
+    assert diagnosis._read(tmp_path / "findings.json") is None
+    (tmp_path / "findings.json").write_bytes(b"[]")
+    assert diagnosis._read(tmp_path / "findings.json") == ()
 
 
 def test_only_what_lasts_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,31 +265,25 @@ def test_more_than_one_fatal_finding_is_said() -> None:
 # -- the command ----------------------------------------
 
 
-@pytest.fixture
-def hydrometer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.chdir(tmp_path)
-    return lambda *argv: call(list(argv), capsys, monkeypatch)
-
-
-def test_the_command_lists_findings_and_exits_0(hydrometer: Any, tmp_path: Path) -> None:
+def test_the_command_lists_findings_and_exits_0(command: Any, tmp_path: Path) -> None:
     write_spec(mixture(seeds=1), tmp_path)
-    code, out, err = hydrometer("doctor", "spec.yaml")
+    code, out, err = command("doctor", "spec.yaml")
     assert (code, err) == (0, "")
     assert "warning one-seed" in out
     assert "why" in out
     assert "fix" in out
-    code, out, _ = hydrometer("doctor", "spec.yaml", "--json", "--set", "seeds=3")
+    code, out, _ = command("doctor", "spec.yaml", "--json", "--set", "seeds=3")
     assert code == 0
     assert json.loads(out) == {"fatal": False, "findings": []}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spec.yaml"]
 
 
-def test_the_command_exits_2_on_a_fatal_finding_and_names_every_chain(hydrometer: Any, tmp_path: Path) -> None:
+def test_the_command_exits_2_on_a_fatal_finding_and_names_every_chain(command: Any, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     spec = mixture(seeds=1)
     spec["chains"]["lm"] = lm_spec(tmp_path / "nowhere")["chains"]["lm"]
     write_spec(spec, tmp_path)
-    code, out, _ = hydrometer("doctor", "spec.yaml", "--json")
+    code, out, _ = command("doctor", "spec.yaml", "--json")
     assert code == 2
     body = json.loads(out)
     assert body["fatal"]
@@ -293,16 +292,16 @@ def test_the_command_exits_2_on_a_fatal_finding_and_names_every_chain(hydrometer
     assert {f["chain"] for f in body["findings"]} == {"lm", "m"}
 
 
-def test_a_run_prints_its_warnings(hydrometer: Any, tmp_path: Path) -> None:
+def test_a_run_prints_its_warnings(command: Any, tmp_path: Path) -> None:
     write_spec(mixture(seeds=1), tmp_path)
-    code, out, _ = hydrometer("run", "spec.yaml", "--out", "out")
+    code, out, _ = command("run", "spec.yaml", "--out", "out")
     assert code == 0
-    assert "warning one-seed  m: the run has one seed" in out
+    assert "warning one-seed: m: the run has one seed" in out
 
 
-def test_findings_are_text_not_markup(hydrometer: Any, tmp_path: Path) -> None:
+def test_findings_are_text_not_markup(command: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: x\nchains: {m: {family: '[red]x[/red]'}}")
-    code, _, err = hydrometer("doctor", "bad.yaml")
+    code, _, err = command("doctor", "bad.yaml")
     assert code == 2
     assert "[red]x[/red]" in err
     assert err.count("\n") == 1

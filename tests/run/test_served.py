@@ -4,12 +4,10 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import call
 
 from hydrometer.core.errors import InputError
 from hydrometer.run.served import examine_server
@@ -73,7 +71,7 @@ def server() -> Iterator[Callable[..., str]]:
         kind = type("Mode", (Handler,), {"mode": mode, "vllm": vllm})
         one = ThreadingHTTPServer(("127.0.0.1", 0), kind)
         started.append(one)
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+        threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{one.server_address[1]}"
 
     yield start
@@ -119,14 +117,11 @@ def test_what_is_no_server_is_refused(url: str) -> None:
         examine_server(url, timeout=2)
 
 
-def test_the_command_asks_a_server(
-    server: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, out, _ = call(["doctor", "--engine-url", server("raw"), "--json"], capsys, monkeypatch)
+def test_the_command_asks_a_server(server: Callable[..., str], command: Any) -> None:
+    code, out, _ = command("doctor", "--engine-url", server("raw"), "--json")
     assert code == 0
     assert [f["code"] for f in json.loads(out)["findings"]] == ["served-raw"]
-    assert call(["doctor", "--engine-url", server("logits")], capsys, monkeypatch)[0] == 2
-    code, _, err = call(["doctor"], capsys, monkeypatch)
+    assert command("doctor", "--engine-url", server("logits"))[0] == 2
+    code, _, err = command("doctor")
     assert code == 2
     assert "a recipe" in err

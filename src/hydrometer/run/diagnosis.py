@@ -109,5 +109,5 @@ def _read(path: Path) -> tuple[Finding, ...] | None:
     try:
         value: object = json.loads(path.read_bytes())
         return tuple(Finding.from_json(v) for v in value) if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType]
-    except (OSError, ValueError, StoreError):
+    except (OSError, ValueError, RecursionError, StoreError):
         return None

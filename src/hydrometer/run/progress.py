@@ -50,7 +50,7 @@ class ConsoleMonitor:
         for f in findings:
             if f.severity == "warning":
                 where = f"{f.chain}: " if f.chain else ""
-                line = f"warning {f.code}  {where}{f.what}: {f.why}; {f.fix}"
+                line = f"warning {f.code}: {where}{f.what}: {f.why}; {f.fix}"
                 self.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
         if notes := sum(f.severity == "note" for f in findings):
             self.console.print(f"{notes} notes, see `hydrometer doctor`", markup=False, highlight=False)
