@@ -121,7 +121,7 @@ def check_an_examination_repeats_itself(case: ContractCase, folder: Path) -> Non
         for stage in ("draw", "fit", "judge"):
             takes = f.footprint(c, stage, level.role, 100)
             n_bytes = (takes.disk_least, takes.disk_most, takes.memory_least)
-            _demand(all(isinstance(n, int) and n >= 0 for n in n_bytes), f"bytes of {stage} are no sizes", n_bytes)
+            _demand(all(n >= 0 and n == int(n) for n in n_bytes), f"bytes of {stage} are no sizes", n_bytes)
             _demand(takes.disk_least <= takes.disk_most, f"{stage} takes more disk at least than at most", n_bytes)
 
 

@@ -229,15 +229,13 @@ def test_a_scorer_that_is_off_the_sampler_is_found(
     assert (here and here.severity) == severity
 
 
-def test_infinite_scores_are_fatal(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = CausalLaw.score_steps
-
-    def broken(self: Any, x: Any, **options: Any) -> Any:
-        steps = right(self, x, **options)
-        return replace(steps, selected=np.full_like(steps.selected, np.nan))
-
-    monkeypatch.setattr(CausalLaw, "score_steps", broken)
-    assert found(chain(sound))["not-finite"].is_fatal
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_network_that_gives_no_finite_logits_is_fatal_and_nothing_else_is_said(tmp_path: Path, value: float) -> None:
+    model = make_llama(vocab=8, layers=2, seed=5)
+    with torch.no_grad():
+        model.lm_head.weight[5] = value
+    here = found(chain(save(tmp_path / "m", model, sound_tokenizer())))
+    assert {c: f.severity for c, f in here.items()} == {"not-finite": "fatal"}
 
 
 def test_answers_that_hardly_ever_stop(tmp_path: Path) -> None:

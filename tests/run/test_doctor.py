@@ -2,20 +2,24 @@
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from rich.console import Console
 
 import hydrometer as hm
 from chains import lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import InputError
 from hydrometer.models.families import parse_run_spec
 from hydrometer.models.mixture.spec import MixtureLevel
+from hydrometer.report.findings import findings_table
 from hydrometer.run import diagnosis, machine
 from hydrometer.run.design import examine_design
+from hydrometer.run.progress import ConsoleMonitor
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
 MARKOV: dict[str, Any] = {
@@ -292,14 +296,25 @@ def test_the_command_exits_2_on_a_fatal_finding_and_names_every_chain(command: A
     assert {f["chain"] for f in body["findings"]} == {"lm", "m"}
 
 
-def test_a_run_prints_its_warnings(command: Any, tmp_path: Path) -> None:
-    write_spec(mixture(seeds=1), tmp_path)
-    code, out, _ = command("run", "spec.yaml", "--out", "out")
-    assert code == 0
-    assert "warning one-seed: m: the run has one seed" in out
+def test_a_run_prints_its_warnings_and_counts_notes(tmp_path: Path) -> None:
+    path, out = write_spec(mixture(seeds=1, teacher="truth"), tmp_path), StringIO()
+    hm.run(path, out=tmp_path / "out", monitor=ConsoleMonitor(Console(file=out, width=80)))
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("warning one-seed: m: the run has one seed: intervals")
+    assert lines[1].startswith("notes: 1,")
 
 
-def test_findings_are_text_not_markup(command: Any, tmp_path: Path) -> None:
+def test_findings_quote_text_as_text() -> None:
+    out = StringIO()
+    console = Console(file=out, width=200)
+    found = hm.Finding("x", "warning", "[red]what[/red]\x1b[31m", "why", "fix", "m")
+    console.print(findings_table([found.to_json()]))
+    ConsoleMonitor(console).found([found])
+    assert out.getvalue().count("[red]what[/red]") == 2
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_bad_specification_is_one_line(command: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: x\nchains: {m: {family: '[red]x[/red]'}}")
     code, _, err = command("doctor", "bad.yaml")
     assert code == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
@@ -54,13 +53,14 @@ class Finding:
     @staticmethod
     def from_json(value: object) -> Finding:
         """Read what `to_json` gave. Raises StoreError."""
-        fields = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
-        chain = fields.get("chain")
-        texts = {k: v for k in _TEXTS if isinstance(v := fields.get(k), str)}
-        known = fields.get("severity") in SEVERITIES and (chain is None or isinstance(chain, str))
-        if len(texts) < len(_TEXTS) or not known:
+        if not isinstance(value, dict):
             raise StoreError("not a finding", got=value)
-        return Finding(severity=cast("Severity", fields["severity"]), chain=chain, **texts)
+        fields = cast("dict[str, object]", value)
+        chain, severity = fields.get("chain"), fields.get("severity")
+        texts = {k: v for k in _TEXTS if isinstance(v := fields.get(k), str)}
+        if len(texts) < len(_TEXTS) or severity not in SEVERITIES or not (chain is None or isinstance(chain, str)):
+            raise StoreError("not a finding", got=fields)
+        return Finding(severity=severity, chain=chain, **texts)
 
 
 def fatal(code: str, what: str, why: str, fix: str) -> Finding:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.findings import SEVERITIES, Finding
@@ -108,6 +109,8 @@ def _read(path: Path) -> tuple[Finding, ...] | None:
     """Findings kept earlier; None where there are none, or none that can be read: they are then found again."""
     try:
         value: object = json.loads(path.read_bytes())
-        return tuple(Finding.from_json(v) for v in value) if isinstance(value, list) else None  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(value, list):
+            return None
+        return tuple(Finding.from_json(v) for v in cast("list[object]", value))
     except (OSError, ValueError, RecursionError, StoreError):
         return None

@@ -53,7 +53,7 @@ class ConsoleMonitor:
                 line = f"warning {f.code}: {where}{f.what}: {f.why}; {f.fix}"
                 self.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
         if notes := sum(f.severity == "note" for f in findings):
-            self.console.print(f"{notes} notes, see `hydrometer doctor`", markup=False, highlight=False)
+            self.console.print(f"notes: {notes}, listed by `hydrometer doctor`", markup=False, highlight=False)
 
     def begin(self, total: float, reused: float, stages: int) -> None:
         """Start the bar."""

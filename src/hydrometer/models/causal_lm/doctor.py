@@ -23,6 +23,7 @@ from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsF
 
 __all__ = ["Subject", "examine"]
 
+_TEXTS = 1000  # prompts whose words are looked at, evenly taken
 _ENDLESS = "answers run on to max_new_tokens, and every student learns to do so"
 
 
@@ -258,13 +259,14 @@ def _special_text(s: Subject) -> list[Finding]:
     """Control tokens that a prompt's own words turn into."""
     special = {i for i, t in s.tokenizer.added_tokens_decoder.items() if t.special}
     hit = 0
-    for text in s.prompts.texts:
+    texts = s.prompts.texts[:: 1 + (len(s.prompts.texts) - 1) // _TEXTS]
+    for text in texts:
         ids: Any = s.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         hit += not special.isdisjoint(ids)
     if not hit:
         return []
     chat = isinstance(s.chain.truth.prompts, PromptsFile) and s.chain.truth.prompts.chat
-    what = f"{hit} of {len(s.prompts.texts)} prompts spell special tokens in their text"
+    what = f"{hit} of {len(texts)} prompts spell special tokens in their text"
     why = "the tokenizer turns that text into control tokens"
     if chat:
         why += ": the turn ends, or another begins, in the middle of what the user is meant to say"

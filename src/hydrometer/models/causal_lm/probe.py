@@ -27,6 +27,7 @@ __all__ = ["Probe", "examine_probe", "take_probe"]
 
 Floats = NDArray[np.float64]
 
+_BROKEN = "not-finite"
 _ROWS, _FEWEST = 32, 8
 _TOKENS = 1536  # drawn at most in one arithmetic
 _SHOWS = 1e-3  # nats a token by which float32 sampler and scorer may differ
@@ -113,10 +114,12 @@ def _stop_log_prob(law: CausalLaw, x: Sequences) -> Floats:
 
 def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
     """Return what the probe shows."""
-    longest = chain.truth.max_new_tokens
+    longest, sampler = chain.truth.max_new_tokens, _sampler(probe)
+    if any(f.code == _BROKEN for f in sampler):
+        return sampler  # no figure of such a probe means anything
     return [
-        *_sampler(probe), *_ends(probe, longest), *_round_trip(probe), *_certain(probe, longest),
-        *_dtypes(probe, chain), *_resolution(probe, chain.data.evaluate),
+        *sampler, *_ends(probe, longest), *_round_trip(probe), *_certain(probe, longest), *_dtypes(probe, chain),
+        *_resolution(probe, chain.data.evaluate),
     ]  # fmt: skip
 
 
@@ -126,7 +129,7 @@ def _sampler(p: Probe) -> list[Finding]:
     if not np.isfinite(p.scored[within]).all() or not np.isfinite(p.x.log_prob).all():
         return [
             fatal(
-                "not-finite",
+                _BROKEN,
                 "a drawn token has no finite log-probability under the truth that drew it",
                 "the network gives NaN or infinite logits, and every figure would be one too",
                 "check the weights; if they overflow in bfloat16, draw and judge in float32",

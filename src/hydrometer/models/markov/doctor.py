@@ -45,8 +45,8 @@ def _ends(chain: MarkovChain) -> list[Finding]:
 
 
 def _smoothing(chain: MarkovChain) -> list[Finding]:
-    bare = [role for role, level in (("teacher", chain.teacher), ("student", chain.student))
-            if level != "truth" and level.smoothing == 0]  # fmt: skip
+    levels = {"student": chain.student} | ({} if chain.teacher == "truth" else {"teacher": chain.teacher})
+    bare = sorted(role for role, level in levels.items() if level.smoothing == 0)
     if not bare:
         return []
     return [
