@@ -101,7 +101,8 @@ def footprint(
 
 def _here(chain: CausalLMChain, held: int) -> int:
     """What is held in this machine's memory; an accelerator's is not looked at."""
-    return held if chain.device == "cpu" else 0
+    elsewhere = chain.device == "cuda" or (chain.device == "auto" and torch.cuda.is_available())
+    return 0 if elsewhere else held
 
 
 def _row_bytes(rows: int, tokens: int) -> int:
