@@ -19,6 +19,7 @@ from hydrometer.testing import (
     ContractError,
     check_a_cold_law_is_normalised_and_has_less_entropy,
     check_a_neutral_selectivity_changes_nothing,
+    check_an_examination_repeats_itself,
     check_recorded_log_prob_is_the_score,
     check_rows_do_not_depend_on_the_call,
     check_the_family_is_whole,
@@ -130,3 +131,25 @@ def test_a_family_that_lacks_a_method_is_found(tmp_path: Path) -> None:
     half: Any = SimpleNamespace(name="half", fit=right.family.fit)
     with pytest.raises(ContractError, match="load_law"):
         check_the_family_is_whole(ContractCase(half, right.law, right.neutral, right.cold, right.chain), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [
+        [[], [hm.Finding("x", "note", "what", "why", "fix")]],
+        [[hm.Finding("x", "note", "what", "why", "fix", "its-own-name")]] * 2,
+        [[hm.Finding("x", "note", "two\nlines", "why", "fix")]] * 2,
+    ],
+    ids=["changing", "named", "two lines"],
+)
+def test_an_examination_that_breaks_its_promise_is_found(tmp_path: Path, findings: list[list[hm.Finding]]) -> None:
+    right = mixture_case(tmp_path)
+    calls = iter(findings)
+    family: Any = SimpleNamespace(
+        examine=lambda _: next(calls), levels=right.family.levels, footprint=right.family.footprint
+    )
+    with pytest.raises(ContractError):
+        check_an_examination_repeats_itself(
+            ContractCase(family, right.law, right.neutral, right.cold, right.chain), tmp_path
+        )
+    check_an_examination_repeats_itself(right, tmp_path)

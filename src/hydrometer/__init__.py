@@ -23,6 +23,7 @@ from hydrometer.core.errors import (
     StoreError,
 )
 from hydrometer.core.estimate import Contrast, Estimate
+from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.exact import judge_exact
@@ -34,6 +35,8 @@ from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
 from hydrometer.report import build_report
 from hydrometer.run.api import RunResult, load_spec, recipes, run
+from hydrometer.run.diagnosis import Diagnosis
+from hydrometer.run.doctor import doctor
 from hydrometer.stages.judge import judge_laws as judge
 from hydrometer.store.records import load_results
 
@@ -46,8 +49,10 @@ __all__ = [
     "CausalLaw",
     "Contrast",
     "DataError",
+    "Diagnosis",
     "Estimate",
     "Family",
+    "Finding",
     "FitError",
     "FitRequest",
     "Fitted",
@@ -71,6 +76,7 @@ __all__ = [
     "Stream",
     "__version__",
     "build_report",
+    "doctor",
     "fit_markov",
     "fit_mixture",
     "judge",

@@ -93,6 +93,43 @@ def run_command(
         raise typer.Exit(1)
 
 
+@app.command("doctor")
+def doctor_command(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")
+    ] = None,
+    out: Out = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
+    ] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are kept.")] = None,
+    engine_url: Annotated[
+        str | None,
+        typer.Option("--engine-url", metavar="URL", help="Ask a server which law its log-probabilities are of."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine an experiment before paying for it: what would make it fail, or spoil its figures."""
+    from hydrometer.report.findings import findings_table
+    from hydrometer.run.doctor import doctor
+    from hydrometer.run.served import examine_server
+
+    if recipe is None and engine_url is None:
+        raise InputError("doctor needs a recipe, a specification or --engine-url", fix="see `hydrometer recipes`")
+    found = [] if engine_url is None else examine_server(engine_url)
+    if recipe is not None:
+        found += doctor(recipe, out=out, overrides=overrides or [], cache=cache).findings
+    fatal = any(f.is_fatal for f in found)
+    rows = [f.to_json() for f in found]
+    if as_json:
+        typer.echo(json.dumps({"fatal": fatal, "findings": rows}))
+    else:
+        Console().print(findings_table(rows))
+    if fatal:
+        raise typer.Exit(2)
+
+
 @app.command("recipes")
 def recipes_command(as_json: Json = False) -> None:
     """List the recipes that ship with the package."""

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import HydrometerError
+from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, FitRequest, Law, Samples
@@ -106,6 +107,22 @@ def check_the_family_is_whole(case: ContractCase, folder: Path) -> None:
         for stage in ("draw", "fit", "judge"):
             cost = f.cost(c, stage, role, 100)
             _demand(0 < cost < math.inf, f"cost of {stage} is not above 0 and finite", cost)
+
+
+def check_an_examination_repeats_itself(case: ContractCase, folder: Path) -> None:
+    """Equal chains give equal findings, JSON-able, without a chain's name; bytes are whole numbers, not below 0."""
+    f, c = case.family, case.chain
+    found = tuple(f.examine(c))
+    _demand(found == tuple(f.examine(c)), "two examinations of one chain differ", [x.code for x in found])
+    for finding in found:
+        _demand(finding.chain is None, "a family does not know its chain's name; leave `chain` out", finding.chain)
+        _demand(Finding.from_json(finding.to_json()) == finding, "a finding's text is not one line", finding)
+    for level in f.levels(c):
+        for stage in ("draw", "fit", "judge"):
+            takes = f.footprint(c, stage, level.role, 100)
+            n_bytes = (takes.disk_least, takes.disk_most, takes.memory_least)
+            _demand(all(n >= 0 and n == int(n) for n in n_bytes), f"bytes of {stage} are no sizes", n_bytes)
+            _demand(takes.disk_least <= takes.disk_most, f"{stage} takes more disk at least than at most", n_bytes)
 
 
 def check_rows_do_not_depend_on_the_call(case: ContractCase, folder: Path) -> None:
@@ -196,6 +213,7 @@ def check_a_fit_depends_on_its_request_alone(case: ContractCase, folder: Path) -
 
 CHECKS: tuple[Check, ...] = (
     check_the_family_is_whole,
+    check_an_examination_repeats_itself,
     check_rows_do_not_depend_on_the_call,
     check_recorded_log_prob_is_the_score,
     check_a_neutral_selectivity_changes_nothing,

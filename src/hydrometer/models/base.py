@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_c
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "Family",
     "FitRequest",
     "Fitted",
+    "Footprint",
     "Law",
     "Level",
     "Samples",
@@ -198,6 +200,21 @@ class Level:
     spec: Strict
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that a stage takes.
+
+    Attributes
+    ----------
+    disk_least, disk_most : what its artifact keeps: what is certain, and what it may come to.
+    memory_least : held at once while it runs, as far as it is certain; what is not known beforehand is left out.
+    """
+
+    disk_least: int = 0
+    disk_most: int = 0
+    memory_least: int = 0
+
+
 def chain_levels(
     teacher: Strict | Literal["truth"], assistants: Sequence[Strict], student: Strict
 ) -> tuple[Level, ...]:
@@ -242,6 +259,18 @@ class Family(Protocol):
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse what can be known to be wrong before anything is drawn. Raises InputError."""
+        ...
+
+    def examine(self, chain: ChainSpec) -> Sequence[Finding]:
+        """Look for what would spoil the result: from the chain alone or, where needed, by a small probe of the truth.
+
+        Called for chains that `check` lets pass. Equal chains give equal findings: those of a family that stores its
+        draws are kept with its artifacts.
+        """
+        ...
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Return the bytes that a stage takes."""
         ...
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:

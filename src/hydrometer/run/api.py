@@ -20,6 +20,7 @@ from hydrometer.core.estimate import Estimate
 from hydrometer.core.spec import apply_overrides, nearest, parse_yaml
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.run.diagnosis import Diagnosis, diagnose, keep
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
@@ -34,7 +35,7 @@ from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.lock import hold
 from hydrometer.store.records import SCHEMA, RunFolder, load_results
 
-__all__ = ["RunResult", "load_spec", "recipes", "run"]
+__all__ = ["RunResult", "joined", "load_spec", "recipes", "run"]
 
 # Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
 _SHIPPED = files(import_module("hydrometer.recipes"))
@@ -113,7 +114,8 @@ def run(
 
     Raises
     ------
-    InputError : anything wrong with what was given. Nothing has been changed then.
+    InputError : anything wrong with what was given, or a fatal finding of its examination (`doctor`). Nothing has been
+        changed then.
 
     Examples
     --------
@@ -126,18 +128,33 @@ def run(
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / spec.name)
     wanted = _entry(spec, plan_run(spec))
-    _merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
+    whole = _merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
+    plan, artifacts = plan_run(whole), Path(cache) if cache is not None else folder.root / "artifacts"
+    watch = monitor or SilentMonitor()
+    diagnosis = diagnose(whole, plan, artifacts)
+    diagnosis.refuse()
+    watch.found(diagnosis.findings)
     folder.create()
     with hold(folder.root):
-        plan = plan_run(_merge_with(folder, spec, wanted))  # again: another run may have extended the folder meanwhile
-        store = ArtifactStore(Path(cache) if cache is not None else folder.root / "artifacts")
+        again = _merge_with(folder, spec, wanted)
+        if again != whole:  # another run has extended the folder meanwhile
+            plan = plan_run(again)
+            diagnosis = diagnose(again, plan, artifacts)
+            diagnosis.refuse()
+        store = ArtifactStore(artifacts)
         if cache is None:  # a shared cache may hold another run's work in progress
             store.sweep()
         folder.accept(wanted)
-        outcome = execute(plan, store, monitor or SilentMonitor())
-        results = _results(spec.name, folder, plan, store, outcome)
+        keep(store, diagnosis)
+        outcome = execute(plan, store, watch)
+        results = _results(spec.name, folder, plan, store, outcome, diagnosis)
         folder.write_results(results)
     return RunResult(folder.root, load_results(folder.root), outcome)
+
+
+def joined(folder: RunFolder, spec: RunSpec) -> RunSpec:
+    """Join a specification with what its folder holds. Raises FolderError or SpecError for another experiment."""
+    return _merge_with(folder, spec, _entry(spec, plan_run(spec)))
 
 
 def _entry(spec: RunSpec, plan: Plan) -> dict[str, object]:
@@ -178,7 +195,9 @@ def _versions() -> dict[str, str]:
     return out
 
 
-def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome) -> dict[str, object]:
+def _results(
+    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome, diagnosis: Diagnosis
+) -> dict[str, object]:
     """Write records and exhibits; return the content of results.json."""
     books = _Books(plan, store, outcome)
     maps = {name: MapBooks(chain, store, outcome) for name, chain in plan.chains.items() if chain.maps}
@@ -217,7 +236,7 @@ def _results(name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, out
         "versions": _versions(),
         "cells": records,
         "contrasts": contrasts,
-        "summary": {"groups": groups, "chains": chains},
+        "summary": {"groups": groups, "chains": chains, "findings": [f.to_json() for f in diagnosis.lasting]},
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
+from hydrometer.core.findings import Finding
 from hydrometer.models.base import Tick
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
@@ -35,6 +37,10 @@ __all__ = ["Monitor", "Outcome", "SilentMonitor", "execute"]
 class Monitor(Protocol):
     """Watches a run. Costs are relative, for time-left estimates."""
 
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Hear what the examination found, before anything is made."""
+        ...
+
     def begin(self, total: float, reused: float, stages: int) -> None:
         """Start: the cost of all stages, and of those that are there already."""
         ...
@@ -54,6 +60,9 @@ class Monitor(Protocol):
 
 class SilentMonitor:
     """A monitor that says nothing."""
+
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Say nothing."""
 
     def begin(self, total: float, reused: float, stages: int) -> None:
         """Say nothing."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from hydrometer.core.errors import one_line
+from hydrometer.core.findings import Finding
 
 __all__ = ["ConsoleMonitor"]
 
@@ -40,6 +44,16 @@ class ConsoleMonitor:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def found(self, findings: Sequence[Finding]) -> None:
+        """Print warnings, a line each; notes are counted."""
+        for f in findings:
+            if f.severity == "warning":
+                where = f"{f.chain}: " if f.chain else ""
+                line = f"warning {f.code}: {where}{f.what}: {f.why}; {f.fix}"
+                self.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+        if notes := sum(f.severity == "note" for f in findings):
+            self.console.print(f"notes: {notes}, listed by `hydrometer doctor`", markup=False, highlight=False)
 
     def begin(self, total: float, reused: float, stages: int) -> None:
         """Start the bar."""

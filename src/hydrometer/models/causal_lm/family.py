@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
+from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
@@ -64,7 +65,7 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.initial import scratch_config
         from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
 
-        truth = load.outline(resolved)
+        truth = _outline(resolved)
         room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(p) for p in prompts.ids) + c.truth.max_new_tokens
         if isinstance(room, int) and longest > room:
@@ -102,6 +103,26 @@ class CausalLMFamily:
                         )
                     n_own = int(other.config.get_text_config().num_hidden_layers)
             n_above = n_own
+
+    def examine(self, chain: ChainSpec) -> Sequence[Finding]:
+        """Look for what would spoil the result: vocabularies, prompts and ends, and a small probe of the truth."""
+        from hydrometer.models.causal_lm.doctor import Subject, examine
+        from hydrometer.models.causal_lm.footprint import level_configs
+
+        c = _chain(chain)
+        resolved, prompts, stop_ids = _opening(c.truth)
+        configs = level_configs(_outline(resolved).config, self.levels(c))
+        subject = Subject(c, resolved, _outline(resolved), prompts, stop_ids, configs)
+        return examine(subject, lambda precision: self.truth(c, precision))
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Weights, gradients, optimiser states and caches; activations are left out."""
+        from hydrometer.models.causal_lm.footprint import footprint, level_configs
+
+        c = _chain(chain)
+        configs = level_configs(_outline(load.resolve(c.truth.source, c.truth.revision)).config, self.levels(c))
+        training = {x.role: cast("LevelSpec", x.spec).training for x in self.levels(c)}.get(role)
+        return footprint(c, configs, training, stage, role, rows)
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions, threads, processor class, and the content of what levels start from."""
@@ -242,14 +263,20 @@ def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
     from hydrometer.models.causal_lm.model import model_stop_ids, stop_set
 
     resolved = load.resolve(truth.source, truth.revision)
-    outline = _outline(resolved.path, resolved.revision)
+    outline = _outline(resolved)
     prompts = read_prompts(truth.prompts, outline.tokenizer)
     own = model_stop_ids(outline.generation_config, outline.tokenizer)
     return resolved, prompts, own if truth.stop is None else stop_set(truth.stop, outline.tokenizer)
 
 
-def _outline(path: str, revision: str | None) -> load.Outline:
-    return load.outline(load.Resolved(path, revision, {}, ""))
+def _outline(resolved: load.Resolved) -> load.Outline:
+    return _read_outline(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)))
+
+
+@lru_cache(maxsize=8)
+def _read_outline(path: str, revision: str | None, identity: str) -> load.Outline:
+    """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
+    return load.outline(load.Resolved(path, revision, json.loads(identity), ""))
 
 
 def _set_threads(c: CausalLMChain) -> None:
@@ -294,7 +321,7 @@ def _n_parameters(c: CausalLMChain) -> dict[str, float]:
     from hydrometer.models.causal_lm.initial import scratch_config
 
     resolved = load.resolve(c.truth.source, c.truth.revision)
-    base = _outline(resolved.path, resolved.revision).config
+    base = _outline(resolved).config
 
     def count(config: object, layers: int | None = None) -> float:
         width, vocabulary = float(getattr(config, "hidden_size", 1)), float(getattr(config, "vocab_size", 1))

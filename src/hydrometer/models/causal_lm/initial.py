@@ -16,7 +16,7 @@ from hydrometer.core.spec import nearest
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
 
-__all__ = ["init_model", "scratch_config"]
+__all__ = ["init_model", "layers_config", "scratch_config"]
 
 
 def init_model(level: LevelSpec, truth: CausalLM, above: CausalLM, seed: int) -> CausalLM:
@@ -118,16 +118,22 @@ def _with_layers(source: CausalLM, chosen: Sequence[int] | None) -> CausalLM:
     chosen = range(n) if chosen is None else chosen
     if max(chosen) >= n:
         raise SpecError(f"layers are counted from 0 to {n - 1}", got=list(chosen))
-    config = copy.deepcopy(source.model.config)
+    model = _from_config(layers_config(source.model.config, chosen), seed=0)
+    model.load_state_dict(_renumbered(source.model.state_dict(), name, chosen), strict=True)
+    model.generation_config = copy.deepcopy(source.model.generation_config)
+    return CausalLM(_to(model, source), source.tokenizer)
+
+
+def layers_config(base: PretrainedConfig, chosen: Sequence[int]) -> PretrainedConfig:
+    """Return the config of a model of some decoder layers; lists with an entry a layer keep the chosen entries."""
+    config = copy.deepcopy(base)
     text = config.get_text_config()
+    n = int(text.num_hidden_layers)
     for key, value in list(text.to_dict().items()):
         if key.startswith("layer") and isinstance(value, list) and len(cast("list[Any]", value)) == n:
             setattr(text, key, [value[i] for i in chosen])
     text.num_hidden_layers = len(chosen)
-    model = _from_config(config, seed=0)
-    model.load_state_dict(_renumbered(source.model.state_dict(), name, chosen), strict=True)
-    model.generation_config = copy.deepcopy(source.model.generation_config)
-    return CausalLM(_to(model, source), source.tokenizer)
+    return config
 
 
 def _renumbered(state: Mapping[str, torch.Tensor], name: str, chosen: Sequence[int]) -> dict[str, torch.Tensor]:

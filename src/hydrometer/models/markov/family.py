@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -12,8 +12,10 @@ import scipy
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
+from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.markov.doctor import examine
 from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
@@ -43,6 +45,14 @@ class MarkovFamily:
 
     def check(self, chain: ChainSpec) -> None:
         """Nothing is left to check: the specification builds the truth when it is read."""
+
+    def examine(self, chain: ChainSpec) -> Sequence[Finding]:
+        """Look for what would spoil the result."""
+        return examine(_chain(chain))
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Rows are held in memory, eight bytes a token."""
+        return Footprint(memory_least=8 * rows * _chain(chain).truth.max_new_tokens)
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,8 +14,10 @@ import scipy
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
+from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec, Strict
-from hydrometer.models.base import FitRequest, Fitted, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, Points
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
@@ -46,6 +48,14 @@ class MixtureFamily:
 
     def check(self, chain: ChainSpec) -> None:
         """Nothing is left to check: the specification builds the truth when it is read."""
+
+    def examine(self, chain: ChainSpec) -> Sequence[Finding]:
+        """Look for what would spoil the result."""
+        return examine(_chain(chain))
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Points are held in memory, float64, with their log-probabilities."""
+        return Footprint(memory_least=8 * rows * (_chain(chain).truth.law().n_features + 1))
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes."""

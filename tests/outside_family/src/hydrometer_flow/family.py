@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hydrometer as hm
+from hydrometer.core.findings import Finding, warning
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import Level, Precision, Samples
+from hydrometer.models.base import Footprint, Level, Precision, Samples
 from hydrometer_flow.spec import FlowChain, FlowLevel
 
 if TYPE_CHECKING:
@@ -47,6 +48,26 @@ class FlowFamily:
             import hydrometer_flow.law  # noqa: F401
         except ModuleNotFoundError as e:
             raise hm.MissingDependencyError("flows need torch and zuko", got=e.name, fix="pip install zuko") from None
+
+    def examine(self, chain: ChainSpec) -> Sequence[Finding]:
+        """A last batch that is not full is left out of every epoch."""
+        c = _chain(chain)
+        found: list[Finding] = []
+        for role, level, rows in (("teacher", c.teacher, c.data.train), ("student", c.student, c.data.distill)):
+            if lost := rows % level.batch_size if rows > level.batch_size else 0:
+                found.append(
+                    warning(
+                        "rows-left-out",
+                        f"every epoch of the {role} leaves out {lost} of {rows} rows",
+                        "a fit takes whole batches only, in an order drawn anew each epoch",
+                        "make data a multiple of batch_size",
+                    )
+                )
+        return found
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Points are held in memory, float64, with their log-probabilities."""
+        return Footprint(memory_least=8 * rows * (_chain(chain).truth.law().n_features + 1))
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes, and the processor class, whose vector units round differently."""

@@ -1,0 +1,134 @@
+"""What a chain's models take, from their configurations alone: parameters, disk, memory.
+
+Parameters are counted on networks without storage (torch's meta device), so the count is that of the real network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from hydrometer.models.base import Footprint, Level
+from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.initial import layers_config, scratch_config
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
+
+__all__ = ["count_parameters", "footprint", "level_configs"]
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_CHUNK = 1024  # rows of logits that the loss holds at once
+
+
+def level_configs(truth: PretrainedConfig, levels: Sequence[Level]) -> dict[str, PretrainedConfig]:
+    """Return the configuration of the truth and of every level, by role."""
+    configs = {"truth": truth}
+    above = truth
+    for level in levels:
+        spec = cast("LevelSpec", level.spec)
+        match spec.init:
+            case "scratch":
+                above = scratch_config(truth, spec.architecture)
+            case "truth":
+                above = truth
+            case "above":
+                pass
+            case FromLayers(layers_of=owner, layers=layers):
+                above = layers_config(truth if owner == "truth" else above, layers)
+            case FromSource(source=source, revision=revision):
+                above = _config_of(source, revision)
+        configs[level.role] = above
+    return configs
+
+
+def _config_of(source: str, revision: str | None) -> PretrainedConfig:
+    resolved = load.resolve(source, revision)
+    options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
+    return AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Return how many parameters the network has, tied ones once."""
+    return _count(type(config), config.to_json_string(use_diff=False))
+
+
+@lru_cache(maxsize=64)
+def _count(kind: type[PretrainedConfig], body: str) -> int:
+    config = kind.from_dict(json.loads(body))
+    with torch.device("meta"), load.quiet():
+        network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return sum(p.numel() for p in network.parameters())
+
+
+def footprint(
+    chain: CausalLMChain,
+    configs: Mapping[str, PretrainedConfig],
+    training: Training | None,
+    stage: Literal["draw", "fit", "judge"],
+    role: str,
+    rows: int,
+) -> Footprint:
+    """Return the bytes that a stage takes. Activations and what libraries keep are left out.
+
+    Parameters
+    ----------
+    configs : of the truth and the levels, by role; see `level_configs`.
+    training : of the level that is fitted.
+
+    Sources: `trainer` for what a fit holds (float32 master weights, gradients, two moments of AdamW, the best epoch),
+    `losses` for the output matrix's products, `decoders` for keys and values.
+    """
+    own, truth = configs[role], configs["truth"]
+    n, longest = count_parameters(own), chain.truth.max_new_tokens
+    match stage:
+        case "draw":
+            width = _BYTES[chain.draw_dtype]
+            cache = chain.block_rows * longest * _keys_and_values(own) * width
+            logits = chain.block_rows * _vocabulary(own) * width
+            return Footprint(_row_bytes(rows, 1), _row_bytes(rows, longest), _here(chain, n * width + cache + logits))
+        case "fit":
+            held = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
+            held += _BYTES[chain.judge_dtype] * count_parameters(truth)
+            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), _here(chain, held))
+        case "judge":
+            both = n if role == "truth" else n + count_parameters(truth)
+            return Footprint(0, 16 * rows, _here(chain, both * _BYTES[chain.judge_dtype]))
+
+
+def _here(chain: CausalLMChain, held: int) -> int:
+    """What is held in this machine's memory; an accelerator's is not looked at."""
+    elsewhere = chain.device == "cuda" or (chain.device == "auto" and torch.cuda.is_available())
+    return 0 if elsewhere else held
+
+
+def _row_bytes(rows: int, tokens: int) -> int:
+    """A stored token is an id and two float32 log-probabilities; Parquet packs ids into about two bytes."""
+    return rows * tokens * 10
+
+
+def _loss(config: PretrainedConfig, width: int) -> int:
+    """The output matrix's gradient, its product and a chunk of logits."""
+    text = config.get_text_config()
+    matrix = _vocabulary(config) * int(getattr(text, "hidden_size", 0))
+    return matrix * (4 + width) + _CHUNK * _vocabulary(config) * width
+
+
+def _vocabulary(config: PretrainedConfig) -> int:
+    return int(config.get_text_config().vocab_size)
+
+
+def _keys_and_values(config: PretrainedConfig) -> int:
+    """Numbers that one position of one row leaves in an attention cache."""
+    text = config.get_text_config()
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    kept = int(getattr(text, "num_key_value_heads", None) or heads)
+    size = int(getattr(text, "head_dim", None) or (int(text.hidden_size) // heads if heads else 0))
+    return 2 * int(text.num_hidden_layers) * kept * size
+
+
+def _tokenizer_bytes(config: PretrainedConfig) -> int:
+    return 80 * _vocabulary(config)

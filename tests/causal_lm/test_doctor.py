@@ -1,0 +1,308 @@
+"""Every check of a language-model chain fires on a planted fault and is silent on a sound chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tokenizers import Tokenizer, decoders, models, processors  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+from hydrometer.core.findings import Finding  # noqa: E402
+from hydrometer.models.causal_lm import load  # noqa: E402
+from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
+from hydrometer.models.causal_lm.footprint import count_parameters  # noqa: E402
+from hydrometer.models.causal_lm.initial import layers_config  # noqa: E402
+from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.probe import take_probe  # noqa: E402
+from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
+from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
+
+
+def save(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """Write both as they are, without asking whether they fit."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sound_tokenizer(size: int = 8) -> PreTrainedTokenizerFast:
+    tokenizer = make_tokenizer(size)
+    tokenizer.pad_token = "<unk>"
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight ids, two layers: most answers stop within 24 tokens."""
+    return save(tmp_path_factory.mktemp("sound") / "m", make_llama(vocab=8, layers=2, seed=5), sound_tokenizer())
+
+
+def chain(source: Path | str, **changes: Any) -> CausalLMChain:
+    fields: dict[str, Any] = {
+        "truth": {"source": str(source), "max_new_tokens": 24, "prompts": "w5 w6"},
+        "teacher": {"init": {"layers_of": "truth", "layers": [0, 1]}},
+        "student": {"init": {"layers_of": "truth", "layers": [0]}},
+        "data": {"train": 64, "validate": 16, "distill": 64, "evaluate": 512},
+        "selectivity": [{"temperature": 1}, {"temperature": 0.8}],
+        "threads": 1, "draw_dtype": "float32",
+    }  # fmt: skip
+    truth = fields["truth"] | changes.pop("truth", {})
+    return CausalLMChain.model_validate(fields | changes | {"truth": truth}, context={"base": Path(source).parent})
+
+
+def found(c: CausalLMChain) -> dict[str, Finding]:
+    return {f.code: f for f in CAUSAL_LM.examine(c)}
+
+
+def scratch(**architecture: Any) -> dict[str, Any]:
+    return {"student": {"init": "scratch", "architecture": {"num_hidden_layers": 1, **architecture}}}
+
+
+def jsonl(folder: Path, *rows: str, chat: bool = False) -> dict[str, Any]:
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": r}) for r in rows))
+    return {"truth": {"prompts": {"file": str(folder / "prompts.jsonl"), "chat": chat}}}
+
+
+def test_nothing_is_found_in_a_sound_chain(sound: Path) -> None:
+    assert found(chain(sound)) == {}
+
+
+def test_equal_chains_give_equal_findings(sound: Path) -> None:
+    c = chain(sound, draw_dtype="bfloat16")
+    assert CAUSAL_LM.examine(c) == CAUSAL_LM.examine(c)
+    assert "draw-dtype" in found(c)
+
+
+# -- what files and specification say ----------------------------------------
+
+SPEC_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "vocabulary-short": (scratch(vocab_size=4), "fatal"),
+    "vocabulary-padding-differs": (scratch(vocab_size=12), "note"),
+    "context-short": (scratch(max_position_embeddings=4), "fatal"),
+    "no-stop": ({"truth": {"stop": []}}, "warning"),
+    "eos-not-a-stop": ({"truth": {"stop": ["w5"]}}, "warning"),
+    "bos-twice": ({"truth": {"prompts": "<bos> <bos> w3"}}, "warning"),
+    "unknown-tokens": ({"truth": {"prompts": "w3 never-seen"}}, "warning"),
+    "special-in-text": ({"truth": {"prompts": "w3 <eos> w4"}}, "note"),
+    "student-larger": (
+        {
+            "teacher": {"init": {"layers_of": "truth", "layers": [0]}},
+            "student": {"init": {"layers_of": "truth", "layers": [0, 1]}},
+        },
+        "warning",
+    ),
+    "coarse": ({"data": {"evaluate": 2}}, "warning"),
+    "truncated": ({"truth": {"max_new_tokens": 4}}, "warning"),
+    "judge-dtype": ({"judge_dtype": "bfloat16"}, "warning"),
+}
+
+
+@pytest.mark.parametrize("code", SPEC_FAULTS)
+def test_a_fault_of_the_specification_is_found(sound: Path, code: str) -> None:
+    change, severity = SPEC_FAULTS[code]
+    here = found(chain(sound, **change))
+    assert code in here
+    assert here[code].severity == severity
+    assert not {c for c, f in here.items() if f.is_fatal and c != code}
+
+
+PROMPT_FAULTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "prompts-repeated": (("w3", "w4", "w3"), {}),
+    "prompts-unanswered": (tuple(f"w3 w{3 + i % 5}" + " w4" * (i // 5) for i in range(20)), {"data": {"train": 10}}),
+    "one-row-a-prompt": (("w3", "w4", "w5"), {"data": {"train": 16, "distill": 16, "evaluate": 5}}),
+}
+
+
+@pytest.mark.parametrize("code", PROMPT_FAULTS)
+def test_a_fault_of_the_prompts_is_found(sound: Path, tmp_path: Path, code: str) -> None:
+    rows, change = PROMPT_FAULTS[code]
+    assert found(chain(sound, **jsonl(tmp_path, *rows), **change))[code].severity == "warning"
+    assert code not in found(chain(sound, **jsonl(tmp_path, "w3", "w4")))
+
+
+def test_special_tokens_in_a_users_words_break_the_template(sound: Path, tmp_path: Path) -> None:
+    assert found(chain(sound, **jsonl(tmp_path, "w3 <eos> w4", chat=True)))["special-in-text"].severity == "warning"
+    assert "special-in-text" not in found(chain(sound, **jsonl(tmp_path, "w3 w4", chat=True)))
+
+
+FOLDERS: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
+    "vocabulary-short": (lambda: (make_llama(vocab=8, layers=2), sound_tokenizer(9)), "fatal"),
+    "vocabulary-padded": (lambda: (make_llama(vocab=10, layers=2), sound_tokenizer(8)), "note"),
+    "pad-is-eos": (lambda: (make_llama(vocab=8, layers=2), make_tokenizer(8)), "note"),
+    "stop-outside-vocabulary": (
+        lambda: (_ending(make_llama(vocab=8, layers=2), [1, 99]), sound_tokenizer()), "warning",
+    ),
+    "stop-unreachable": (lambda: (_ending(make_llama(vocab=10, layers=2), [8]), _with_a_hole()), "warning"),
+    "deterministic-prompt": (lambda: (_sharp(make_llama(vocab=8, layers=2, seed=5)), sound_tokenizer()), "warning"),
+    "bos-twice-elsewhere": (lambda: (make_llama(vocab=8, layers=2, seed=5), _adding_bos()), "note"),
+    "retokenisation": (lambda: (make_llama(vocab=8, layers=2, seed=5), _merging()), "note"),
+}  # fmt: skip
+
+
+def _ending(model: Any, ids: list[int]) -> Any:
+    model.generation_config.eos_token_id = ids
+    return model
+
+
+def _sharp(model: Any) -> Any:
+    with torch.no_grad():
+        model.lm_head.weight *= 300
+    return model
+
+
+def _with_a_hole() -> PreTrainedTokenizerFast:
+    """Ids 0 to 9 without 8: no token, so no law draws it."""
+    words = {"<bos>": 0, "<eos>": 1, "<unk>": 2, **{f"w{i}": i for i in (3, 4, 5, 6, 7, 9)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = make_tokenizer(8).backend_tokenizer.pre_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", unk_token="<unk>", pad_token="<unk>")
+
+
+def _adding_bos() -> PreTrainedTokenizerFast:
+    tokenizer = sound_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
+    return tokenizer
+
+
+def _merging() -> PreTrainedTokenizerFast:
+    """Byte-pair ids in which `a` and `b` side by side are always written `ab`."""
+    words = {w: i for i, w in enumerate(["<bos>", "<eos>", "<unk>", "a", "b", "ab", "c", "d"])}
+    inner = Tokenizer(models.BPE(words, [("a", "b")], unk_token="<unk>"))
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("code", FOLDERS)
+def test_a_fault_of_the_model_is_found(tmp_path: Path, code: str) -> None:
+    make, severity = FOLDERS[code]
+    prompts = {"retokenisation": "cd", "bos-twice-elsewhere": "w3"}.get(code, "w5 w6")
+    folder = save(tmp_path / "m", *make())
+    here = found(chain(folder, truth={"prompts": prompts}))
+    assert here[code].severity == severity
+
+
+def test_padding_that_stops_is_worse_below_another_source(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", make_llama(vocab=8, layers=2, seed=5), make_tokenizer(8))
+    here = found(chain(folder, student={"init": {"source": str(folder)}}))["pad-is-eos"]
+    assert here.severity == "warning"
+    assert "student starts from a source" in here.why
+
+
+def test_de_quantised_weights_are_named(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = load.resolve
+    told = "tiny, de-quantised from GGUF Q4_1 (not the original weights)"
+    monkeypatch.setattr(
+        load, "resolve", lambda *a: replace(right(*a), identity={"kind": "gguf", "sha256": "0"}, description=told)
+    )
+    assert told in found(chain(sound))["quantised-truth"].what
+
+
+# -- what the probe says ----------------------------------------
+
+
+@pytest.mark.parametrize(("by", "severity"), [(1e-5, None), (0.01, "warning"), (0.5, "fatal")])
+def test_a_scorer_that_is_off_the_sampler_is_found(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, by: float, severity: str | None
+) -> None:
+    right = CausalLaw.score_steps
+
+    def off(self: Any, x: Any, **options: Any) -> Any:
+        steps = right(self, x, **options)
+        return replace(steps, selected=steps.selected + by * x.within)
+
+    monkeypatch.setattr(CausalLaw, "score_steps", off)
+    here = found(chain(sound)).get("sampler-off-scorer")
+    assert (here and here.severity) == severity
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_network_that_gives_no_finite_logits_is_fatal_and_nothing_else_is_said(tmp_path: Path, value: float) -> None:
+    model = make_llama(vocab=8, layers=2, seed=5)
+    with torch.no_grad():
+        model.lm_head.weight[5] = value
+    here = found(chain(save(tmp_path / "m", model, sound_tokenizer())))
+    assert {c: f.severity for c, f in here.items()} == {"not-finite": "fatal"}
+
+
+def test_answers_that_hardly_ever_stop(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", make_llama(vocab=2000, layers=2, max_position_embeddings=4096), sound_tokenizer(2000))
+    short = found(chain(folder, truth={"max_new_tokens": 3}))
+    assert short["stop-not-trained"].severity == "warning"
+    long = found(chain(folder, truth={"max_new_tokens": 3000}))
+    assert long["stop-not-seen"].severity == "note"
+    assert "3000" in long["stop-not-seen"].why
+    assert not {"stop-not-trained", "truncated"} & set(long)
+
+
+def test_the_probe_is_the_law_of_the_run_and_small(sound: Path, tmp_path: Path) -> None:
+    many = jsonl(tmp_path, *(f"w3 w{3 + i % 5}" + " w4" * (i // 5) for i in range(50)))
+    c = chain(sound, **many)
+    whole = CAUSAL_LM.truth(c, "float32")
+    probe = take_probe(lambda precision: CAUSAL_LM.truth(c, precision), c)
+    assert len(probe.x) == 32
+    assert len(probe.law.prompts.ids) == 32
+    assert set(probe.law.prompts.ids) <= set(whole.prompts.ids)
+    assert probe.x.log_prob == pytest.approx(probe.scored.sum(-1), abs=1e-4)
+    assert probe.drift is None
+    assert probe.bias is None
+
+
+def test_drift_is_the_divergence_of_the_drawn_law_from_the_truth(sound: Path) -> None:
+    """KL(q||p) is not negative: on average rows are likelier under the law that drew them."""
+    c = chain(sound, draw_dtype="bfloat16")
+    probe = take_probe(lambda precision: CAUSAL_LM.truth(c, precision), c)
+    assert probe.drift is not None
+    gap, lengths = probe.drift
+    assert gap.mean() > -4 * gap.std(ddof=1) / np.sqrt(len(gap))
+    assert 0 < np.abs(gap).max() < 0.5 * lengths.max()
+
+
+# -- sizes ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make", [make_llama, lambda: make_gpt2(tied=True), lambda: make_gpt2(tied=False), make_qwen2],
+    ids=["llama", "gpt2", "gpt2-untied", "qwen2"],
+)  # fmt: skip
+def test_parameters_are_counted_without_weights(make: Callable[[], Any]) -> None:
+    model = make()
+    assert count_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    n_layers = model.config.num_hidden_layers
+    assert count_parameters(layers_config(model.config, [0, 1])) < count_parameters(model.config)
+    assert model.config.num_hidden_layers == n_layers
+
+
+def test_the_footprint_brackets_what_is_written(sound: Path, tmp_path: Path) -> None:
+    c = chain(sound)
+    law = CAUSAL_LM.truth(c, "float32")
+    CAUSAL_LM.save_law(law, tmp_path)
+    weights = (tmp_path / "model.safetensors").stat().st_size
+    fit = CAUSAL_LM.footprint(c, "fit", "teacher", 64)  # all of the truth's layers
+    assert fit.disk_least <= weights < fit.disk_most + 20_000
+    assert fit.memory_least > 5 * fit.disk_least
+    assert (
+        CAUSAL_LM.footprint(c, "draw", "truth", 200).disk_most
+        == 2 * CAUSAL_LM.footprint(c, "draw", "truth", 100).disk_most
+    )
+    elsewhere = c.model_copy(update={"device": "cuda"})
+    assert CAUSAL_LM.footprint(elsewhere, "fit", "teacher", 64).memory_least == 0
+
+
+def test_a_model_that_fits_no_tokenizer_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path / "m", make_llama(vocab=8, layers=2), sound_tokenizer(9))
+    monkeypatch.setattr(CausalLM, "from_pretrained", lambda *a, **k: pytest.fail("opened"))
+    assert found(chain(folder))["vocabulary-short"].is_fatal
