@@ -27,6 +27,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.base import Family, FitRequest, Fitted, Law
+from hydrometer.models.chosen import ChosenLaw, choose
 from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.em import fit_mixture
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CausalLM",
     "CausalLaw",
+    "ChosenLaw",
     "Contrast",
     "DataError",
     "Estimate",
@@ -71,6 +73,7 @@ __all__ = [
     "Stream",
     "__version__",
     "build_report",
+    "choose",
     "fit_markov",
     "fit_mixture",
     "judge",

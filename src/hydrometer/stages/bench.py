@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydrometer.models.base import Law, Precision, Samples
+from hydrometer.models.chosen import choose, needs_truth
 from hydrometer.stages.nodes import Context, LawRef, Rows
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ class Bench:
             else:
                 self._laws[slot] = context.family.load_law(self.store.path("fit", ref.key), context.spec, precision)
         law = self._laws[slot]
-        return law if selectivity is None else law.select(selectivity)
+        if selectivity is None or not selectivity.chooses:
+            return law if selectivity is None else law.select(selectivity)
+        write = getattr(context.family, "texts", None)  # run.plan has refused families without it
+        truth = context.family.truth(context.spec, precision) if needs_truth(selectivity) else None
+        texts = None if write is None else lambda x: write(context.spec, law, x)
+        return choose(law, selectivity, truth=truth, texts=texts)
 
     def rows(self, context: Context, rows: Rows) -> Samples:
         """Open rows from their blocks, or draw them again where draws are cheap."""
