@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,16 @@ from hydrometer.models.base import Family, Law, Samples, ScoreKind
 from hydrometer.models.scores import Scorer, Texts, check_score, score_identity, scorer
 from hydrometer.models.sequences import Sequences
 
-__all__ = ["CandidateLaw", "ChosenLaw", "candidates_of", "check_choices", "choice_identity", "choose", "needs_truth"]
+__all__ = [
+    "CandidateLaw",
+    "ChosenLaw",
+    "TextFamily",
+    "candidates_of",
+    "check_choices",
+    "choice_identity",
+    "choose",
+    "needs_truth",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -58,6 +67,15 @@ class CandidateLaw(Law, Protocol):
 
     def draw(self, uniforms: Floats, prompt_index: Ints) -> Sequences:
         """Draw a row from each row of uniforms (N, L)."""
+        ...
+
+
+@runtime_checkable
+class TextFamily(Protocol):
+    """What a family offers besides the contract of `models.base`, so that rows of its laws can be chosen."""
+
+    def texts(self, chain: ChainSpec, law: Law, x: Sequences) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text."""
         ...
 
 
@@ -176,7 +194,7 @@ def check_choices(chain: ChainSpec, family: Family) -> None:
     for s in (*chain.selectivity, *chain.controls):
         if not s.chooses:
             continue
-        if not hasattr(family, "texts"):
+        if not isinstance(family, TextFamily):
             fix = "use causal_lm or markov"
             raise SpecError(f"best_of and accept need a family of sequences, not {family.name}", got=s.label, fix=fix)
         for name in _scores(s):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hydrometer.models.base import Law, Precision, Samples
-from hydrometer.models.chosen import choose, needs_truth
+from hydrometer.models.chosen import TextFamily, choose, needs_truth
 from hydrometer.stages.nodes import Context, LawRef, Rows
 
 if TYPE_CHECKING:
@@ -49,10 +49,9 @@ class Bench:
         law = self._laws[slot]
         if selectivity is None or not selectivity.chooses:
             return law if selectivity is None else law.select(selectivity)
-        write = getattr(context.family, "texts", None)  # run.plan has refused families without it
+        family = cast("TextFamily", context.family)  # run.plan has refused others
         truth = context.family.truth(context.spec, precision) if needs_truth(selectivity) else None
-        texts = None if write is None else lambda x: write(context.spec, law, x)
-        return choose(law, selectivity, truth=truth, texts=texts)
+        return choose(law, selectivity, truth=truth, texts=lambda x: family.texts(context.spec, law, x))
 
     def rows(self, context: Context, rows: Rows) -> Samples:
         """Open rows from their blocks, or draw them again where draws are cheap."""
