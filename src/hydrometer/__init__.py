@@ -28,6 +28,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.base import Family, FitRequest, Fitted, Law
+from hydrometer.models.chosen import ChosenLaw, choose
 from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.em import fit_mixture
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CausalLM",
     "CausalLaw",
+    "ChosenLaw",
     "Contrast",
     "DataError",
     "Diagnosis",
@@ -76,6 +78,7 @@ __all__ = [
     "Stream",
     "__version__",
     "build_report",
+    "choose",
     "doctor",
     "fit_markov",
     "fit_mixture",

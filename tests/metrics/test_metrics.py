@@ -67,7 +67,8 @@ def test_distinct_jackknife_is_the_loop() -> None:
         return len(set(grams)) / len(grams)
 
     left = np.array([value([j for j in range(6) if j != i]) for i in range(6)])
-    assert e.se == pytest.approx(math.sqrt(5 / 6 * ((left - left.mean()) ** 2).sum()))
+    within = [left[i::2] for i in range(2)]  # rows i and i + 2 answer one prompt
+    assert e.se == pytest.approx(math.sqrt(sum(2 / 3 * ((v - v.mean()) ** 2).sum() for v in within)))
 
 
 def test_sequences_round_trip_through_parquet(tmp_path) -> None:

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.errors import SpecError
 
 __all__ = [
+    "Accept",
     "ChainSpec",
     "Name",
     "Resample",
@@ -78,12 +79,70 @@ def _tuple(value: object) -> object:
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
+class Accept(Strict):
+    """Which candidates rejection keeps: those whose score lies between two bounds, both included.
+
+    Parameters
+    ----------
+    by : name of a score (docs, Best of n and rejection).
+    min, max : bounds; at least one of them.
+    tries : most candidates drawn for each one kept; a row that needs more fails. It is no part of the law, so two
+        rules that differ in it alone are equal.
+
+    Examples
+    --------
+    >>> Accept(by="length", max=20, tries=50) == Accept(by="length", max=20)
+    True
+    """
+
+    by: Name
+    min: float | None = None
+    max: float | None = None
+    tries: int = Field(default=1000, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        bounds = [b for b in (self.min, self.max) if b is not None]
+        if not bounds or not all(math.isfinite(b) for b in bounds) or bounds != sorted(bounds):
+            raise PydanticCustomError("range", "accept needs a finite min, max, or both, min not above max")
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Accept) and self._region == other._region
+
+    def __hash__(self) -> int:
+        return hash(self._region)
+
+    @property
+    def _region(self) -> tuple[str, float | None, float | None]:
+        return self.by, self.min, self.max
+
+    def to_json(self) -> dict[str, float | str]:
+        """Return the score and the bounds that are set."""
+        return self.model_dump(exclude_none=True, exclude={"tries"})
+
+    @property
+    def label(self) -> str:
+        """For people: ``3 <= length <= 20``."""
+        low = "" if self.min is None else f"{self.min:g} <= "
+        return low + self.by + ("" if self.max is None else f" <= {self.max:g}")
+
+
+def _rank(value: str) -> str:
+    _name(value.removeprefix("-"))
+    return value
+
+
 class Selectivity(Strict):
     """How strongly a law prefers what it holds likely: the knob on the teacher.
 
     Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
     transformers does (vLLM applies min_p before top_k and top_p), or `weight_power`, applied to the weights of a
     mixture, ``a_k(beta) ~ a_k ** beta``, or `sequence_power`, applied to whole sequences of an n-gram chain.
+
+    `accept` and `best_of` choose among whole rows drawn from the law that the other fields make: the first `best_of`
+    candidates that `accept` keeps, and of them the one with the highest score. Such a law is drawn from, but has no
+    log-probability.
 
     A family takes the fields under which its laws can be normalised, and says what they mean there: without tokens,
     `temperature` may be that of a latent variable.
@@ -96,6 +155,9 @@ class Selectivity(Strict):
     min_p : in [0, 1]; keep tokens of at least this share of the likeliest token's probability.
     weight_power : >= 1, may be infinite: uniform over the heaviest components.
     sequence_power : > 0; ``p(y) ** s`` normalised over all sequences, where a family can do that exactly.
+    best_of : >= 1, candidates of which the best is kept; 1 changes nothing.
+    rank_by : name of the score that tells the best; a minus sign before it prefers low scores. With `best_of` only.
+    accept : which candidates count at all.
 
     Examples
     --------
@@ -103,6 +165,8 @@ class Selectivity(Strict):
     'temperature 0.8, top_p 0.95'
     >>> Selectivity(weight_power=1).is_neutral
     True
+    >>> Selectivity(temperature=0.8, best_of=4, rank_by="-length").label
+    'temperature 0.8, best of 4 by -length'
     """
 
     temperature: float | None = None
@@ -111,6 +175,9 @@ class Selectivity(Strict):
     min_p: float | None = None
     weight_power: float | None = None
     sequence_power: float | None = None
+    best_of: int | None = Field(default=None, ge=1, le=100_000)
+    rank_by: Annotated[str, AfterValidator(_rank)] | None = None
+    accept: Accept | None = None
 
     @field_validator("temperature")
     @classmethod
@@ -160,8 +227,12 @@ class Selectivity(Strict):
     def _one_kind(self) -> Self:
         if not self.model_dump(exclude_none=True):
             raise PydanticCustomError(
-                "empty", "a selectivity needs one of temperature, top_k, top_p, min_p, weight_power, sequence_power"
+                "empty",
+                "a selectivity needs one of temperature, top_k, top_p, min_p, weight_power, sequence_power, best_of, "
+                "accept",
             )
+        if (self.best_of is None) != (self.rank_by is None):
+            raise PydanticCustomError("rank", "best_of and rank_by go together: best_of 4, rank_by log_prob")
         kinds = (self.weight_power is not None, self.sequence_power is not None, self.is_token)
         if sum(kinds) > 1:
             raise PydanticCustomError(
@@ -184,22 +255,47 @@ class Selectivity(Strict):
             and self.min_p in (None, 0)
             and self.weight_power in (None, 1)
             and self.sequence_power in (None, 1)
+            and not self.chooses
         )
 
-    def to_json(self) -> dict[str, float | int | str]:
+    @property
+    def chooses(self) -> bool:
+        """Whether rows are chosen among candidates, so that the law has no log-probability."""
+        return self.best_of not in (None, 1) or self.accept is not None
+
+    @property
+    def candidates(self) -> Selectivity | None:
+        """The part that makes the candidates' law, or None where that is the unselected law."""
+        fields = self._numbers
+        return Selectivity(**fields) if fields else None
+
+    @property
+    def _numbers(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True, exclude={"best_of", "rank_by", "accept"})
+
+    def to_json(self) -> dict[str, Any]:
         """Return the set fields; infinity as the string "inf"."""
-        fields: dict[str, float] = self.model_dump(exclude_none=True)
-        return {k: "inf" if v == math.inf else v for k, v in fields.items()}
+        out: dict[str, Any] = {k: "inf" if v == math.inf else v for k, v in self._numbers.items()}
+        if self.best_of is not None:
+            out |= {"best_of": self.best_of, "rank_by": self.rank_by}
+        return out if self.accept is None else out | {"accept": self.accept.to_json()}
 
     @property
     def label(self) -> str:
         """For people: ``temperature 0.8, top_p 0.95``."""
-        return ", ".join(f"{k} {v}" if isinstance(v, str) else f"{k} {v:g}" for k, v in self.to_json().items())
+        parts = [f"{k} {v:g}" for k, v in self._numbers.items()]
+        parts += [] if self.best_of is None else [f"best of {self.best_of} by {self.rank_by}"]
+        parts += [] if self.accept is None else [f"accept {self.accept.label}"]
+        return ", ".join(parts)
 
     @property
     def slug(self) -> str:
         """For file names; never parsed back."""
-        return "_".join(k.replace("_", "") + (v if isinstance(v, str) else repr(v)) for k, v in self.to_json().items())
+        parts = [k.replace("_", "") + repr(v) for k, v in self._numbers.items()]
+        parts += [] if self.best_of is None else [f"bestof{self.best_of}-by-{self.rank_by}"]
+        if self.accept is not None:
+            parts.append("accept" + "".join(f"-{k}-{v}" for k, v in self.accept.to_json().items()))
+        return "_".join(parts)
 
 
 def _distinct(values: tuple[Selectivity, ...]) -> tuple[Selectivity, ...]:

@@ -118,7 +118,7 @@ def length_law(p: Markov) -> tuple[Floats, float]:
 
 
 def judge_chain(truth: Markov, law: Markov) -> dict[str, Estimate]:
-    """Return the figures of `judge` for two chains, exact: all but repetition and distinct_2.
+    """Return the figures of `judge` for two chains, exact: all but repetition and distinct n-grams.
 
     Parameters
     ----------

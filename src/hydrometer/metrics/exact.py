@@ -119,7 +119,7 @@ def judge_exact(truth: Mixture | Markov, law: Mixture | Markov) -> dict[str, Est
     Parameters
     ----------
     truth, law : mixtures of one or two dimensions, or of any, where both have one component; or chains of any order
-        (all figures but repetition and distinct_2).
+        (all figures but repetition and distinct n-grams).
 
     Returns
     -------

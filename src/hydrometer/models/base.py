@@ -42,7 +42,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-ScoreKind = Literal["exact", "lower_bound", "estimate"]
+ScoreKind = Literal["exact", "lower_bound", "estimate", "none"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 Tick = Callable[[float, float, str], None]
@@ -87,7 +87,8 @@ class Law(Protocol):
 
     Attributes
     ----------
-    score_kind : whether `log_prob` is exact, a lower bound, or an estimate.
+    score_kind : whether `log_prob` is exact, a lower bound, an estimate, or not to be had ("none": it raises, and the
+        law's rows record the log-probability of the law that they were chosen from).
     """
 
     @property

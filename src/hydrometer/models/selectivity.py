@@ -15,12 +15,21 @@ from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
 
-__all__ = ["Selectivity", "canonical", "power_log_weights"]
+__all__ = ["Selectivity", "canonical", "power_log_weights", "refuse_choice"]
 
 
 def canonical(s: Selectivity | None) -> Selectivity | None:
     """Return None for a selectivity that changes nothing, so that equal laws have equal identities."""
     return None if s is None or s.is_neutral else s
+
+
+def refuse_choice(s: Selectivity) -> None:
+    """Refuse a choice among candidates: it has no normalised law. Raises InputError."""
+    if s.chooses:
+        raise InputError(
+            "best_of and accept choose rows and make no law that can be scored", got=s.label,
+            fix="use hydrometer.choose(law, selectivity)",
+        )  # fmt: skip
 
 
 def power_log_weights(log_weights: NDArray[np.float64], beta: float) -> NDArray[np.float64]:

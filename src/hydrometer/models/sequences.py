@@ -27,6 +27,7 @@ pq = cast("Any", pyarrow.parquet)
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
 _EXHIBITED = 16
 _PER_TOKEN = ("token_log_prob", "token_log_prob_unselected")
+_PER_ROW = {"near_edge": np.int32, "draws": np.int64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,8 @@ class Sequences:
     token_log_prob : (N, T) float32 nats, of each token under the law that drew it, or None where it was not recorded.
     token_log_prob_unselected : the same under that law without its selectivity.
     near_edge : (N,) int64, at how many steps rounding could have changed what the selectivity keeps, or None.
+    draws : (N,) int64, candidates drawn until each row was chosen, or None where nothing was chosen. Of chosen rows,
+        `log_prob` and what belongs to it are under the candidates' law.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -55,10 +58,11 @@ class Sequences:
     token_log_prob: NDArray[np.float32] | None = None
     token_log_prob_unselected: NDArray[np.float32] | None = None
     near_edge: NDArray[np.int64] | None = None
+    draws: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = self.ids.shape[0]
-        wanted = {name: (n,) for name in ("prompt_index", "lengths", "stopped", "log_prob", "near_edge")}
+        wanted = {name: (n,) for name in ("prompt_index", "lengths", "stopped", "log_prob", "near_edge", "draws")}
         wanted |= {name: self.ids.shape for name in _PER_TOKEN}
         for name, shape in wanted.items():
             column = getattr(self, name)
@@ -101,6 +105,7 @@ class Sequences:
             token_log_prob=_part(self.token_log_prob, rows, width),
             token_log_prob_unselected=_part(self.token_log_prob_unselected, rows, width),
             near_edge=None if self.near_edge is None else self.near_edge[rows],
+            draws=None if self.draws is None else self.draws[rows],
         )
 
     @staticmethod
@@ -130,6 +135,7 @@ class Sequences:
             token_log_prob=joined("token_log_prob"),
             token_log_prob_unselected=joined("token_log_prob_unselected"),
             near_edge=joined("near_edge"),
+            draws=joined("draws"),
         )
 
 
@@ -179,8 +185,9 @@ def save_sequences(samples: Sequences, path: Path) -> None:
     for name in _PER_TOKEN:
         if (per_token := getattr(samples, name)) is not None:
             columns[name] = ragged(per_token)
-    if samples.near_edge is not None:
-        columns["near_edge"] = pa.array(samples.near_edge.astype(np.int32))
+    for name, stored in _PER_ROW.items():
+        if (per_row := getattr(samples, name)) is not None:
+            columns[name] = pa.array(per_row.astype(stored))
     pq.write_table(pa.table(columns), path)
     prompts = pa.table({"ids": pa.array([list(p) for p in samples.prompt_ids], pa.list_(pa.int32()))})
     pq.write_table(prompts, path.with_suffix(".prompts.parquet"))
@@ -211,7 +218,7 @@ def load_sequences(path: Path) -> Sequences:
             return table.column(name).combine_chunks() if name in table.column_names else None
 
         per_token = {name: None if (c := optional(name)) is None else padded(c, np.float32) for name in _PER_TOKEN}
-        near_edge = optional("near_edge")
+        per_row = {name: None if (c := optional(name)) is None else c.to_numpy().astype(np.int64) for name in _PER_ROW}
         return Sequences(
             tuple(tuple(int(t) for t in p) for p in prompts.column("ids").to_pylist()),
             table.column("prompt").to_numpy().astype(np.int64),
@@ -219,8 +226,8 @@ def load_sequences(path: Path) -> Sequences:
             lengths,
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
             table.column("log_prob").to_numpy().astype(np.float64),
-            near_edge=None if near_edge is None else near_edge.to_numpy().astype(np.int64),
             **per_token,
+            **per_row,
         )
     except (OSError, KeyError, ValueError) as e:  # ArrowInvalid is a ValueError
         raise StoreError(f"rows cannot be read: {e}", got=path.name, fix="delete the artifact and run again") from None

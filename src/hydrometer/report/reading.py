@@ -53,8 +53,23 @@ def _count(value: object) -> int:
 
 
 def read_setting(value: object) -> Setting | None:
-    """Return a selectivity's numbers by name, or None where there are none."""
-    found = {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
+    """Return a selectivity's numbers by name, or None where there are none.
+
+    A choice among candidates also has names in it; they go into the key, with ``{}`` where its number is read.
+
+    Examples
+    --------
+    >>> read_setting({"best_of": 4, "rank_by": "length", "accept": {"by": "stopped", "min": 1}})
+    {'best of {} by length': 4.0, 'accept stopped ≥ {}': 1.0}
+    """
+    given = mapping(value)
+    found = {k: n for k, v in given.items() if (n := number(v)) is not None and k != "best_of"}
+    best, accept = number(given.get("best_of")), mapping(given.get("accept"))
+    if best is not None and best != 1:
+        found[f"best of {{}} by {text(given.get('rank_by'))}"] = best
+    for end, sign in (("min", "≥"), ("max", "≤")):
+        if (bound := number(accept.get(end))) is not None:
+            found[f"accept {text(accept.get('by'))} {sign} {{}}"] = bound
     return found or None
 
 
@@ -115,6 +130,7 @@ class Group:
     failed: int
     metrics: dict[str, Figure]
     point: Setting = field(default_factory=dict[str, float])
+    absent: str = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -261,6 +277,7 @@ def _group(name: str, value: object) -> Group:
         name, text(g.get("chain")), text(g.get("role")), _count(g.get("level")), text(g.get("training")) or None,
         read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
         _count(g.get("seeds")), _count(g.get("failed")), metrics, read_setting(g.get("point")) or {},
+        text(g.get("absent")),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hydrometer.core.errors import one_line
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Group, Run, number, parse, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
-from hydrometer.report.wording import figure, model, num, per, setting, signed
+from hydrometer.report.wording import entry, figure, model, num, per, setting, signed
 
 __all__ = [
     "TableData",
@@ -46,7 +46,14 @@ EXTRA = {
     "length": "length",
     "eos_rate": "ended",
     "repetition": "repetition",
+    "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+    "draws_per_row": "draws / row",
+    "acceptance_rate": "accepted",
+    "entropy_bound": "H(q) at most",
+    "kl_chosen_candidates": "KL(q‖candidates)",
+    "kl_chosen_candidates_bound": "KL(q‖candidates) at most",
     "entropy_teacher": "H(teacher)",
     "capacity_gap": "capacity gap",
     "modes_covered": "modes covered",
@@ -103,7 +110,7 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     rows: list[list[str]] = []
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
-        rows.append([model(group), *(figure(group.metrics.get(m)) for m in columns), seeds])
+        rows.append([model(group), *(entry(group, m) for m in columns), seeds])
     return TableData(["model", *columns.values(), "seeds"], rows, max(len(groups) - MAX_ROWS, 0))
 
 

@@ -163,7 +163,22 @@ def _tradeoff(run: Run, chain: Chain) -> Sentence:
     more = _per_token(diffs, "precision")
     words = f"{head} {_moved(precision, 'precision', _unit(chain), more)}{_split(diffs)}"
     tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade, no success
-    return Sentence("trade-off", tone, words + _recall_words(diffs, "nats") + ".")
+    return Sentence("trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step))
+
+
+def _chosen(run: Run, chain: Chain, told: Step) -> str:
+    """Tell of the students whose teacher chose among candidates: no entropy puts them in order with the others."""
+    words = ""
+    for step in chain.tradeoff:
+        group = run.groups.get(step.group)
+        if step is told or group is None or "entropy_teacher" in group.metrics or is_neutral(step.selectivity):
+            continue
+        diffs = step.vs_neutral if "precision" in step.vs_neutral else step.vs_direct
+        precision = diffs.get("precision")
+        if precision is not None:
+            moved = _moved(precision, "precision", _unit(chain)) + _split(diffs) + _recall_words(diffs, "nats")
+            words += f" Distilling at {setting(step.selectivity)} {moved}."
+    return words
 
 
 def outcome(control: Control) -> tuple[int | None, int | None]:
@@ -262,6 +277,14 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
             f"Recall is −∞ at {among(cut)}: a cut-off gives some of the truth’s draws probability zero. "
             "recall_on_support stands in for it, over the truth’s draws that keep some probability, "
             "so two models' figures are not over the same draws."
+        )
+    chosen = [g for g in run.of_chain(chain.name) if g.absent]
+    if chosen:
+        where = sorted({setting(g.decoding) for g in chosen})
+        said.append(
+            f"Laws at {among(where)} cannot be scored: rows chosen among candidates have no log-probability that can "
+            "be computed. They have precision, texts and cost, but no entropy, recall or KL, and are left out of "
+            "figures over recall or entropy. Students distilled from them have every figure."
         )
     failed = [c for c in run.cells if c.chain == chain.name and not c.ok]
     if failed:

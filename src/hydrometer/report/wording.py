@@ -18,6 +18,7 @@ __all__ = [
     "Tone",
     "Topic",
     "among",
+    "entry",
     "figure",
     "is_neutral",
     "model",
@@ -36,6 +37,8 @@ Topic = Literal["gate", "trade-off", "control", "capacity", "caveat"]
 KL = "KL(q‖p*)"
 
 MINUS = "−"
+NO_SCORE = "no score"
+WITHOUT_SCORES = frozenset({"recall", "entropy", "kl_student_truth", "kl_truth_student"})
 _NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0, "sequence_power": 1.0}
 _WORDS = {
     "temperature": "temperature",
@@ -111,6 +114,12 @@ def figure(metric: Figure | None) -> str:
     return shown if metric.se is None else f"{shown} ± {num(metric.se, metric.se)}"
 
 
+def entry(group: Group, metric: str) -> str:
+    """Write a group's figure; that it cannot be computed where the group says why it is absent."""
+    found = group.metrics.get(metric)
+    return NO_SCORE if found is None and group.absent and metric in WITHOUT_SCORES else figure(found)
+
+
 def span(diff: Diff, sign: int = 1) -> str:
     """Write the 95 % interval of a difference, of its size when it is told as a fall (``sign=-1``)."""
     if diff.ci95 is None:
@@ -128,6 +137,10 @@ def _plain(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:g}"
 
 
+def _worded(key: str, value: float, words: Mapping[str, str], join: str) -> str:
+    return key.replace("{}", _plain(value)) if "{}" in key else f"{words.get(key, key)}{join}{_plain(value)}"
+
+
 def setting(selectivity: Setting | None, *, short: bool = False) -> str:
     """Name a selectivity.
 
@@ -135,12 +148,14 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
     --------
     >>> setting({"temperature": 0.8, "top_p": 0.95}), setting({"weight_power": float("inf")}, short=True)
     ('temperature 0.8, top-p 0.95', 'β=∞')
+    >>> setting({"temperature": 0.8, "best of {} by length": 4.0})
+    'temperature 0.8, best of 4 by length'
     """
     if not selectivity:
         return "as it is"
     if short:
-        return " ".join(f"{_SYMBOLS.get(k, k)}={_plain(v)}" for k, v in selectivity.items())
-    return ", ".join(f"{_WORDS.get(k, k)} {_plain(v)}" for k, v in selectivity.items())
+        return " ".join(_worded(k, v, _SYMBOLS, "=") for k, v in selectivity.items())
+    return ", ".join(_worded(k, v, _WORDS, " ") for k, v in selectivity.items())
 
 
 def model(group: Group) -> str:

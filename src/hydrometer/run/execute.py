@@ -151,7 +151,8 @@ def cost_of(node: Node) -> float:
     family, chain = node.context.family, node.context.spec
     match node:
         case DrawNode():
-            return family.cost(chain, "draw", node.law.role, node.n)
+            candidates = 1 if node.selectivity is None else node.selectivity.best_of or 1
+            return candidates * family.cost(chain, "draw", node.law.role, node.n)
         case FitNode():
             return family.cost(chain, "fit", node.level.role, node.data.n)
         case JudgeNode():

@@ -17,6 +17,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.metrics.projection import projection_versions
 from hydrometer.models.base import Level
+from hydrometer.models.chosen import check_choices, choice_identity
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.models.selectivity import canonical
@@ -74,6 +75,7 @@ def plan_run(spec: RunSpec) -> Plan:
     plan = Plan()
     for name, chain in spec.chains.items():
         context = Context(name, chain, family_of(chain))
+        check_choices(chain, context.family)
         context.family.check(chain)
         planner = _ChainPlanner(plan, context, spec.seeds)
         if isinstance(chain, MixtureChain) and chain.grid is not None:
@@ -132,6 +134,7 @@ class _ChainPlanner:
         base: dict[str, object] = {
             "law": law.key,
             "selectivity": None if s is None else s.to_json(),
+            **choice_identity(s),
             "stream": [stream.seed, *stream.path],
             "precision": self.family.precision(self.chain, purpose),
             "block": size,

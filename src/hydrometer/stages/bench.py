@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hydrometer.models.base import Law, Precision, Samples
+from hydrometer.models.chosen import TextFamily, choose, needs_truth
 from hydrometer.stages.nodes import Context, LawRef, Rows
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ class Bench:
             else:
                 self._laws[slot] = context.family.load_law(self.store.path("fit", ref.key), context.spec, precision)
         law = self._laws[slot]
-        return law if selectivity is None else law.select(selectivity)
+        if selectivity is None or not selectivity.chooses:
+            return law if selectivity is None else law.select(selectivity)
+        family = cast("TextFamily", context.family)  # run.plan has refused others
+        truth = context.family.truth(context.spec, precision) if needs_truth(selectivity) else None
+        return choose(law, selectivity, truth=truth, texts=lambda x: family.texts(context.spec, law, x))
 
     def rows(self, context: Context, rows: Rows) -> Samples:
         """Open rows from their blocks, or draw them again where draws are cheap."""

@@ -132,8 +132,7 @@ def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
     base = metric.removesuffix("_per_token")
     by_rows = base in ROW_METRICS
     n_neg_inf = sum(g.at(s).metrics[metric].n_neg_inf for _, g in terms for s in seeds if metric in g.at(s).metrics)
-    missed = any(g.at(s).metrics["recall"].n_neg_inf for _, g in terms for s in seeds)
-    if base == "recall_on_support" and missed:
+    if base == "recall_on_support" and any(g.at(s).metrics["recall"].n_neg_inf for _, g in terms for s in seeds):
         return _on_common_support(terms, seeds, slope, per_token=metric != base)
     values: list[float] = []
     for s in seeds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.core.errors import StageError
+from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import DrawNode
 
@@ -28,4 +29,6 @@ def draw(node: DrawNode, bench: Bench, folder: Path) -> dict[str, object]:
     info: dict[str, object] = {"rows": len(samples)}
     if samples.lengths is not None:
         info["tokens"] = int(samples.lengths.sum())
+    if isinstance(samples, Sequences) and samples.draws is not None:
+        info["candidates"] = int(samples.draws.sum())
     return info

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate
+from hydrometer.core.estimate import Controls, Estimate, mean_estimate
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
-from hydrometer.metrics.text import text_metrics
+from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Controlled, Law, Samples
+from hydrometer.models.chosen import ChosenLaw, candidates_of
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
+from hydrometer.stages.chosen import chosen_figures
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 
 __all__ = [
@@ -87,18 +89,13 @@ def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     if isinstance(truth, Mixture) and isinstance(law, Mixture):
         out |= mode_metrics(truth, law)
     if isinstance(s.law_rows, Sequences):
-        out |= text_metrics(s.law_rows, s.law_controls)
-        rows = s.law_rows
-        out["recorded_minus_scored"] = mean_estimate(rows.log_prob - s.law_on_law, "nats", rows.strata)
-        if rows.near_edge is not None:
-            near, lengths = rows.near_edge.astype(np.float64), rows.lengths.astype(np.float64)
-            out["near_edge_share"] = ratio_estimate(near, lengths, "share", rows.strata)
+        out |= text_metrics(s.law_rows, s.law_controls) | drawn_metrics(s.law_rows, s.law_on_law)
     return out
 
 
 def from_teacher(teacher: dict[str, Estimate], student: dict[str, Estimate]) -> dict[str, Estimate]:
     """Return the figures that a distilled student has from its (selected) teacher's."""
-    out = {"entropy_teacher": teacher["entropy"]}
+    out = {"entropy_teacher": teacher["entropy"]} if "entropy" in teacher else {}  # what chooses has none
     gap = capacity_gap(teacher, student)
     return out if gap is None else out | {"capacity_gap": gap}
 
@@ -115,6 +112,7 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
     Returns
     -------
     dict of `Estimate` by metric name, nats per row, with ``_per_token`` companions for sequences. Theory, eqs. 5 to 10.
+    Of a law that chooses among candidates only what can be said without its probabilities (`stages.chosen`).
 
     Raises
     ------
@@ -131,6 +129,8 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
     from hydrometer.core.rng import Stream
 
     root = Stream(seed)
+    if isinstance(law, ChosenLaw):
+        return chosen_figures(truth, law, law.sample(n, seed=root.child("evaluate", "law")))[0]
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     law_rows = law.sample(n, seed=root.child("evaluate", "law"))
     return figures(scores_of(truth, law, truth_rows, law_rows), truth, law)
@@ -145,6 +145,8 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
     truth_rows = bench.rows(node.context, node.truth_rows)
     law_rows = truth_rows if is_truth else bench.rows(node.context, node.law_rows)
     law = truth if is_truth else bench.law(node.context, node.law, precision, node.decoding)
+    if isinstance(law, ChosenLaw):
+        return _judge_chosen(node, bench, truth, law, cast("Sequences", law_rows), folder)
     if family.keeps_draws:
         path = None if node.truth_judge is None else bench.store.path("judge", node.truth_judge)
         s = scores_of(
@@ -157,7 +159,7 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
     metrics = figures(s, truth, law)
     if precision == "bfloat16":
         metrics |= _bias(node, bench, s)
-    (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))
+    _write_metrics(metrics, folder)
     kept = s.law_on_truth if family.keeps_draws else s.law_on_truth[:KEPT_ROWS]
     columns: dict[str, Any] = {"law_on_truth": kept, "truth_on_law": s.truth_on_law[:SHOWN_ROWS]}
     np.savez(folder / "rows.npz", **columns, **_adjusted(s, len(kept)))
@@ -177,12 +179,31 @@ def _adjusted(s: Scores, n: int) -> dict[str, Any]:
     return out if lengths is None else out | {"adjusted_lengths": controls.adjust(lengths.astype(np.float64))[:n]}
 
 
+def _judge_chosen(
+    node: JudgeNode, bench: Bench, truth: Law, law: ChosenLaw, rows: Sequences, folder: Path
+) -> dict[str, object]:
+    """Judge what chooses among candidates; it leaves no column for the truth's rows."""
+    family, context = node.context.family, node.context
+    known = None if family.keeps_draws else rows.log_prob
+    metrics, on_truth = chosen_figures(truth, law, rows, under_base=known)
+    if family.precision(context.spec, "judge") == "bfloat16":
+        exact = bench.law(context, node.truth, "float32")
+        metrics["precision_bias"] = _rounding(on_truth, exact, family.take(rows, BIAS_ROWS), 1.0)
+    _write_metrics(metrics, folder)
+    np.savez(folder / "rows.npz", truth_on_law=on_truth[:SHOWN_ROWS])
+    return {"rows": len(rows)}
+
+
+def _write_metrics(metrics: dict[str, Estimate], folder: Path) -> None:
+    (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))
+
+
 def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
     """Write a judged cell's exhibit; an empty one where the family has nothing to show."""
     judged, context = node.judged, node.context
     precision = context.family.precision(context.spec, "judge")
     truth = bench.law(context, judged.truth, precision)
-    law = bench.law(context, judged.law, precision, judged.decoding)
+    law = cast("Law", candidates_of(bench.law(context, judged.law, precision, judged.decoding)))
     rows = bench.rows(context, judged.law_rows)
     with np.load(bench.store.path("judge", judged.key) / "rows.npz") as archive:
         truth_on_law: Floats = archive["truth_on_law"]
@@ -202,13 +223,15 @@ def _bias(node: JudgeNode, bench: Bench, s: Scores) -> dict[str, Estimate]:
         "recall_bias": (s.law_on_truth, law, theirs, 1.0),
         "entropy_bias": (s.law_on_law, law, ours, -1.0),
     }
-    out: dict[str, Estimate] = {}
-    for name, (column, exact, rows, sign) in gaps.items():
-        rounded, right = column[: len(rows)], exact.log_prob(rows)
-        both = np.isfinite(rounded) & np.isfinite(right)  # at a nucleus' edge rounding may move a row in or out
-        strata = None if rows.strata is None else rows.strata[both]
-        out[name] = mean_estimate(sign * (rounded[both] - right[both]), "nats", strata)
-    return out
+    return {name: _rounding(column, exact, rows, sign) for name, (column, exact, rows, sign) in gaps.items()}
+
+
+def _rounding(column: Floats, exact: Law, rows: Samples, sign: float) -> Estimate:
+    """Mean of what rounding added to the first scores of a column."""
+    rounded, right = column[: len(rows)], exact.log_prob(rows)
+    both = np.isfinite(rounded) & np.isfinite(right)  # at a nucleus' edge rounding may move a row in or out
+    strata = None if rows.strata is None else rows.strata[both]
+    return mean_estimate(sign * (rounded[both] - right[both]), "nats", strata)
 
 
 def load_metrics(folder: Path) -> dict[str, Estimate]:

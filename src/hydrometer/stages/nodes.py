@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # Raised whenever a stage's code changes its results.
-VERSIONS = {"draw": 2, "fit": 2, "judge": 4, "show": 1, "released": 1, "map": 1, "embed": 1, "picture": 1}
+VERSIONS = {"draw": 2, "fit": 2, "judge": 5, "show": 1, "released": 1, "map": 1, "embed": 1, "picture": 1}
 
 PrefixSource = Literal["truth", "teacher", "student"]
 
@@ -202,6 +202,10 @@ class PictureNode:
     stage: Literal["picture"] = "picture"
 
 
+ABSENT = (
+    "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
+    "entropy, recall and both KLs are not"
+)
 Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
 
 
@@ -227,6 +231,11 @@ class Cell:
     released: str | None = None
     point: Mapping[str, float] | None = None
 
+    @property
+    def absence(self) -> dict[str, str]:
+        """Why figures that other cells have are absent, where they are; as results.json holds it."""
+        return {"absent": ABSENT} if self.decoding is not None and self.decoding.chooses else {}
+
     def record(self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float) -> dict[str, object]:
         """Return the cell as results.json holds it; without figures it failed, for a reason."""
         where = {} if self.point is None else {"point": dict(self.point)}
@@ -236,6 +245,6 @@ class Cell:
             "selectivity": None if self.selectivity is None else self.selectivity.to_json(),
             "decoding": None if self.decoding is None else self.decoding.to_json(),
             "prefix_source": self.prefix_source, "loss": self.loss, "seed": self.seed, **where,
-            "status": "failed" if metrics is None else "ok", "reason": reason, "metrics": metrics or {},
+            "status": "failed" if metrics is None else "ok", "reason": reason, "metrics": metrics or {}, **self.absence,
             "seconds": round(seconds, 3),
         }  # fmt: skip

@@ -26,7 +26,7 @@ __all__ = ["ChainFacts", "Comparison", "compare_chain", "load_released"]
 Json = dict[str, Any]
 
 LIKELIHOOD = ("precision", "recall", "recall_on_support", "entropy", "kl_student_truth", "kl_truth_student")
-TEXT = ("length", "eos_rate", "repetition", "distinct_2")
+TEXT = ("length", "eos_rate", "repetition", "distinct_1", "distinct_2", "distinct_3")
 # As printed by the notebook, for the direct student and for the one distilled at beta = 100 (docs, The paper).
 PRINTED = {
     ("direct", "precision_as_released"): -20.27,
@@ -187,6 +187,7 @@ def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> J
         "training": cell.training,
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
+        **cell.absence,
         **({} if cell.point is None else {"point": dict(cell.point)}),
         "seeds": 0 if group is None else len(group.by_seed),
         "failed": failed,
@@ -208,22 +209,22 @@ def _gate(c: _Chain, pair: Pair) -> Json:
     return {"passed": True if low > 0 else False if high < 0 else None, "contrast": _plain(found)}
 
 
-def _teacher_entropy(c: _Chain, s: Selectivity) -> float:
-    group = c.groups.get(c.distilled[s])
-    if group is None:
-        return float("inf")
-    values = [j.metrics["entropy_teacher"].value for j in group.by_seed.values() if "entropy_teacher" in j.metrics]
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else float("inf")
+def _teacher_entropy(c: _Chain, s: Selectivity) -> float | None:
+    values = [j.metrics.get("entropy_teacher") for j in c.groups[c.distilled[s]].by_seed.values()]
+    known = [v.value for v in values if v is not None and v.value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _tradeoff(c: _Chain, pair: Pair) -> list[Json]:
-    order = sorted((s for s in c.distilled if c.distilled[s] in c.groups), key=lambda s: -_teacher_entropy(c, s))
+    """One entry a setting by falling entropy of the teacher; those without one come last, and none is the coldest."""
+    entropies = {s: _teacher_entropy(c, s) for s, group in c.distilled.items() if group in c.groups}
+    order = sorted(entropies, key=lambda s: (entropies[s] is None, -(entropies[s] or 0.0)))
+    coldest = next((s for s in reversed(order) if entropies[s] is not None), None)
     return [
         {
             "selectivity": s.to_json(),
             "group": c.distilled[s],
-            "coldest": s is order[-1],
+            "coldest": s is coldest,
             "vs_neutral": {m: _plain(x) for m, x in pair(c.distilled[s], c.neutral).items()},
             "vs_direct": {m: _plain(x) for m, x in pair(c.distilled[s], c.direct).items()},
         }
@@ -252,6 +253,8 @@ def _matched(c: _Chain, distilled: str) -> tuple[Json | None, str]:
     entropies = {n: group_figure(c.groups[n], "entropy").value for n in path}
     known = sorted((h, n) for n, h in entropies.items() if h is not None)
     target = group_figure(c.groups[distilled], "entropy").value
+    if len(known) < 2 and any(x.chooses for x in c.decoded):
+        return None, "what chooses among candidates has no entropy to match, and fewer than two other settings do"
     if target is None or len(known) < 2:
         return None, "fewer than two decoded settings with a finite entropy"
     brackets = [(low, high) for low, high in pairwise(known) if low[0] <= target <= high[0]]

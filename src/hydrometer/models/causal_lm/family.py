@@ -225,12 +225,13 @@ class CausalLMFamily:
         self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: NDArray[np.float64]
     ) -> Mapping[str, object] | None:
         """Return the first answers as text, with their log-probabilities."""
-        mine, x = _law(law), _sequences(samples)
+        x = _sequences(samples)
+        prompts, answers = self.texts(chain, law, self.take(x, len(log_prob_truth)))
+        return texts_exhibit(x, log_prob_truth, prompts.__getitem__, answers.__getitem__)
 
-        def answer(i: int) -> str:
-            return cast("str", mine.lm.tokenizer.decode(x.row(i).tolist(), skip_special_tokens=True))
-
-        return texts_exhibit(x, log_prob_truth, lambda i: mine.prompts.texts[int(x.prompt_index[i])], answer)
+    def texts(self, chain: ChainSpec, law: Law, x: Sequences) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text."""
+        return _law(law).texts(x)
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the truth for what it is."""

@@ -22,6 +22,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.selectivity import refuse_choice
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class CausalLaw:
             )
 
     @property
+    def n_prompts(self) -> int:
+        """P: row i answers prompt i mod P."""
+        return len(self.prompts.ids)
+
+    @property
     def score_kind(self) -> ScoreKind:
         """Log-probabilities of sequences are exact, up to rounding."""
         return "exact"
@@ -87,6 +93,21 @@ class CausalLaw:
         whole = draw_blocks(self, stream, first, last)
         at = start - first * rows
         return whole.take(slice(at, at + n))
+
+    def draw(self, uniforms: NDArray[np.float64], prompt_index: NDArray[np.int64]) -> Sequences:
+        """Draw a row from each row of uniforms (N, L) after the prompt of that index, all N together.
+
+        Bits depend on which rows are drawn together, as everywhere.
+        """
+        from hydrometer.models.causal_lm.sampler import draw_rows
+
+        return draw_rows(self, uniforms, prompt_index)
+
+    def texts(self, x: Sequences) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text, special tokens left out of the answers."""
+        decode = self.lm.tokenizer.decode
+        answers = [str(decode(x.row(i).tolist(), skip_special_tokens=True)) for i in range(len(x))]
+        return [self.prompts.texts[int(p)] for p in x.prompt_index], answers
 
     def log_prob(self, x: Samples) -> NDArray[np.float64]:
         """Log-probability of each row, (N,) float64, nats.
@@ -190,6 +211,7 @@ class CausalLaw:
 
         Temperatures compose; any other selectivity of an already selected law has no single meaning and is refused.
         """
+        refuse_choice(s)
         if not s.is_token:
             raise InputError("a language model takes token selectivities", got=s.label, fix="use temperature or top_p")
         if s.is_neutral:

@@ -26,7 +26,7 @@ from hydrometer.models.sequences import Sequences
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.law import CausalLaw
 
-__all__ = ["draw_blocks"]
+__all__ = ["draw_blocks", "draw_rows"]
 
 Ints = NDArray[np.int64]
 
@@ -36,16 +36,29 @@ _LANE_ROWS = 32  # fewer rows than this are not worth a lane
 @torch.inference_mode()
 def draw_blocks(law: CausalLaw, stream: Stream, first: int, last: int) -> Sequences:
     """Draw whole blocks ``first .. last`` of the stream, each of ``law.block_rows`` rows."""
+    engine, n = _packed_engine(law), law.block_rows
+    blocks: list[Sequences] = []
+    for start in range(first * n, last * n, n):
+        prompt_n = np.arange(start, start + n, dtype=np.int64) % len(law.prompts.ids)
+        blocks.append(_draw_rows(law, engine, stream.uniforms(start, n, law.max_new_tokens), prompt_n))
+    return Sequences.concatenate(blocks)
+
+
+@torch.inference_mode()
+def draw_rows(law: CausalLaw, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+    """Draw n rows together, each from its own uniforms and after its own prompt."""
+    return _draw_rows(law, _packed_engine(law), u_nL, prompt_n)
+
+
+def _packed_engine(law: CausalLaw) -> Llama | None:
     engine = law.lm.engine
     if engine is not None:
         engine.pack()
-    return Sequences.concatenate([_draw_block(law, engine, stream, b * law.block_rows) for b in range(first, last)])
+    return engine
 
 
-def _draw_block(law: CausalLaw, engine: Llama | None, stream: Stream, start: int) -> Sequences:
-    lm, n, longest = law.lm, law.block_rows, law.max_new_tokens
-    u_nL = stream.uniforms(start, n, longest)
-    prompt_n = (np.arange(start, start + n) % len(law.prompts.ids)).astype(np.int64)
+def _draw_rows(law: CausalLaw, engine: Llama | None, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+    lm, (n, longest) = law.lm, u_nL.shape
     distinct, of_n = np.unique(prompt_n, return_inverse=True)
     prompts = [law.prompts.ids[p] for p in distinct]
     if engine is not None:

@@ -258,7 +258,7 @@ class CausalLMChain(ChainSpec):
     @classmethod
     def _token_selectivities(cls, value: Selectivities | None) -> Selectivities | None:
         for s in value or ():
-            if not s.is_token:
+            if not (s.is_token or s.chooses) or (s.candidates is not None and not s.candidates.is_token):
                 raise PydanticCustomError(
                     "selectivity", "a language model is selected by temperature, top_k, top_p, min_p, not by {s}",
                     {"s": s.label},

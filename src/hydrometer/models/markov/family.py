@@ -115,12 +115,14 @@ class MarkovFamily:
         self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
     ) -> Mapping[str, object] | None:
         """Return the first rows as text, with their log-probabilities."""
-        x, symbols = cast("Sequences", samples), _chain(chain).truth.symbols()
+        x = cast("Sequences", samples)
+        prompts, answers = self.texts(chain, law, self.take(x, len(log_prob_truth)))
+        return texts_exhibit(x, log_prob_truth, prompts.__getitem__, answers.__getitem__)
 
-        def answer(i: int) -> str:
-            return "".join(symbols[v - 1] for v in x.row(i).tolist() if v > 0)
-
-        return texts_exhibit(x, log_prob_truth, lambda _: "", answer)
+    def texts(self, chain: ChainSpec, law: Law, x: Sequences) -> tuple[list[str], list[str]]:
+        """Return prompts, which are empty, and rows in the truth's symbols, the end of sequence left out."""
+        symbols = _chain(chain).truth.symbols()
+        return [""] * len(x), ["".join(symbols[v - 1] for v in x.row(i).tolist() if v > 0) for i in range(len(x))]
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the truth."""

@@ -18,7 +18,7 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
-from hydrometer.models.selectivity import canonical
+from hydrometer.models.selectivity import canonical, refuse_choice
 from hydrometer.models.sequences import Sequences
 
 __all__ = ["END", "Markov", "contexts"]
@@ -65,6 +65,8 @@ class Markov:
     __slots__ = ("log_table", "max_new_tokens", "order", "vocabulary")
 
     score_kind: ScoreKind = "exact"
+    block_rows: int | None = None  # a row's bits do not depend on those drawn with it
+    n_prompts: int = 1
 
     def __init__(self, log_table: ArrayLike, *, order: int, max_new_tokens: int) -> None:
         table = np.asarray(log_table, np.float64)
@@ -96,7 +98,11 @@ class Markov:
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
         """Draw rows ``start .. start + n``: one uniform a row and step, inverse CDF."""
-        u = as_stream(seed).uniforms(start, n, self.max_new_tokens)
+        return self.draw(as_stream(seed).uniforms(start, n, self.max_new_tokens), np.zeros(n, np.int64))
+
+    def draw(self, uniforms: Floats, prompt_index: Ints) -> Sequences:
+        """Draw a row from each row of uniforms (N, L), whatever stream they are of; there is one prompt, number 0."""
+        u, n = uniforms, len(uniforms)
         ids = np.zeros((n, self.max_new_tokens), np.int64)
         scores = np.zeros((n, self.max_new_tokens))
         lengths = np.full(n, self.max_new_tokens, np.int64)
@@ -118,7 +124,7 @@ class Markov:
         width = int(lengths.max()) if n else 0
         stopped = ids[np.arange(n), lengths - 1] == END
         drawn_rows = Sequences(
-            ((),), np.zeros(n, np.int64), ids[:, :width], lengths, stopped, scores.sum(axis=1),
+            ((),), prompt_index, ids[:, :width], lengths, stopped, scores.sum(axis=1),
             token_log_prob=scores[:, :width].astype(np.float32),
         )  # fmt: skip
         return drawn_rows
@@ -189,8 +195,9 @@ class Markov:
 
         Raises
         ------
-        InputError : weight_power; a chain has no components.
+        InputError : weight_power, since a chain has no components; best_of and accept, which `hydrometer.choose` takes.
         """
+        refuse_choice(s)
         if s.weight_power is not None:
             raise InputError("a chain is selected by token selectivities or sequence_power", got=s.label)
         if canonical(s) is None:

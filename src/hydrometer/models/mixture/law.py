@@ -23,7 +23,7 @@ from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.mixture.kernels import log_density, log_density_and_shares, padded
-from hydrometer.models.selectivity import power_log_weights
+from hydrometer.models.selectivity import power_log_weights, refuse_choice
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -285,8 +285,9 @@ class Mixture:
 
         Raises
         ------
-        InputError : a token selectivity; a mixture has no tokens.
+        InputError : a token selectivity, or a choice among candidates; a mixture has no tokens.
         """
+        refuse_choice(s)
         if s.weight_power is None:
             raise InputError("a mixture is selected by weight_power", got=s.label, fix="use weight_power: BETA")
         return self._with_log_weights(power_log_weights(self._log_weights, s.weight_power or 1.0))

@@ -233,7 +233,7 @@ class MixtureChain(ChainSpec):
     @model_validator(mode="after")
     def _sane(self) -> Self:
         for s in (*self.selectivity, *(self.decoding or ())):
-            if s.weight_power is None:
+            if s.weight_power is None or s.chooses:
                 raise PydanticCustomError("kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label})
         levels = [("student", self.student), *((f"assistants.{i}", a) for i, a in enumerate(self.assistants))]
         for name, level in levels:

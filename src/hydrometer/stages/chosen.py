@@ -1,0 +1,55 @@
+"""Judge a law that chooses rows among candidates: what can be said without its probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import StageError
+from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.metrics.chosen import chosen_metrics
+from hydrometer.metrics.text import drawn_metrics, text_metrics
+from hydrometer.models.base import Law
+from hydrometer.models.chosen import ChosenLaw
+from hydrometer.models.sequences import Sequences
+
+__all__ = ["chosen_figures"]
+
+Floats = NDArray[np.float64]
+
+
+def chosen_figures(
+    truth: Law, law: ChosenLaw, rows: Sequences, *, under_base: Floats | None = None
+) -> tuple[dict[str, Estimate], Floats]:
+    """Return the figures of a law that chooses, and the truth's log-probability of its rows, (N,).
+
+    Parameters
+    ----------
+    truth : p*.
+    rows : drawn from `law`.
+    under_base : (N,) log-probability of the rows under the candidates' law, nats, where it is known.
+
+    Returns
+    -------
+    dict of `Estimate` : precision, `entropy_bound` (the mean of minus the candidates' log-probability, which the
+        entropy cannot exceed), each also per token; cost and divergence (`chosen_metrics`); texts.
+
+    Raises
+    ------
+    LawMismatchError : the truth is of other outcomes. StageError : NaN.
+    """
+    law.compatible(truth)
+    if rows.draws is None:
+        raise StageError("rows of a law that chooses lack the number of their candidates", fix="draw them again")
+    on_truth = truth.log_prob(rows)
+    on_base = law.base.log_prob(rows) if under_base is None else under_base
+    for name, column in (("truth_on_law", on_truth), ("candidates_on_law", on_base)):
+        if np.isnan(column).any() or np.isposinf(column).any():
+            raise StageError(f"scores {name} hold NaN or +inf", fix="the model diverged: lower its learning rate")
+    out: dict[str, Estimate] = {}
+    lengths = rows.lengths.astype(np.float64)
+    for name, column in (("precision", on_truth), ("entropy_bound", -on_base)):
+        out[name] = mean_estimate(column, "nats", rows.strata)
+        out[f"{name}_per_token"] = ratio_estimate(column, lengths, "nats/token", rows.strata)
+    out |= chosen_metrics(rows.draws, law.best_of, rows.strata, accept=law.accept is not None)
+    return out | text_metrics(rows) | drawn_metrics(rows, on_base), on_truth
