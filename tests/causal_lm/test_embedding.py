@@ -65,7 +65,7 @@ def test_a_law_embeds_and_tells_its_texts(llama: CausalLM) -> None:
     assert not isinstance(hm.Mixture([1.0], [[0.0]], [1.0], covariance_type="spherical"), Embeds)
     x = law.sample(6, seed=0)
     words = [[t for t in row.tolist() if t > 2] for row in (x.row(i) for i in range(6))]
-    assert [t.split() for t in law.texts(x)] == [llama.tokenizer.convert_ids_to_tokens(w) for w in words]
+    assert [t.split() for t in law.texts(x)[1]] == [llama.tokenizer.convert_ids_to_tokens(w) for w in words]
 
 
 def test_what_has_no_place_is_refused(llama: CausalLM) -> None:

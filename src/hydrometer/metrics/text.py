@@ -91,7 +91,8 @@ def _distinct(rows: Sequences, n: int) -> Estimate:
 def _numbered_grams(rows: Sequences, n: int) -> tuple[Ints, Ints]:
     """Row and number of each of the M n-grams of all rows; equal n-grams have equal numbers, 0 to G - 1."""
     width = max(rows.ids.shape[1] - n + 1, 0)
-    row_M, at_M = np.nonzero(np.arange(width) + n <= rows.lengths[:, None])
+    whole: NDArray[np.bool_] = np.arange(n, width + n) <= rows.lengths[:, None]
+    row_M, at_M = np.nonzero(whole)
     gram_M: Ints = np.zeros(row_M.size, np.int64)
     base = int(rows.ids.max(initial=0)) + 1
     for k in range(n):

@@ -149,8 +149,8 @@ class Embeds(Protocol):
         """Return one vector a row, (N, D); equal rows have equal vectors."""
         ...
 
-    def texts(self, x: Samples) -> list[str]:
-        """Return each row as text for people, N of them."""
+    def texts(self, x: Samples) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text for people."""
         ...
 
 

@@ -42,7 +42,7 @@ def embed(node: EmbedNode, bench: Bench, folder: Path) -> dict[str, object]:
         raise StageError("no picture: the truth's hidden states hold NaN or infinity", fix="set judge_dtype: float32")
     strata = np.zeros(len(rows), np.int64) if rows.strata is None else rows.strata
     np.savez(folder / "embedding.npz", embedding=found, strata=strata)
-    (folder / "words.json").write_text(json.dumps([one_line(t, WORDS) for t in truth.texts(rows)]))
+    (folder / "words.json").write_text(json.dumps([one_line(t, WORDS) for t in truth.texts(rows)[1]]))
     return {"rows": len(rows), "dimensions": int(found.shape[1])}
 
 

@@ -103,7 +103,7 @@ class CausalLaw:
 
         return draw_rows(self, uniforms, prompt_index)
 
-    def texts(self, x: Sequences) -> tuple[list[str], list[str]]:
+    def texts(self, x: Samples) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text, special tokens left out of the answers."""
         decode = self.lm.tokenizer.decode
         answers = [str(decode(x.row(i).tolist(), skip_special_tokens=True)) for i in range(len(x))]
@@ -191,12 +191,6 @@ class CausalLaw:
         from hydrometer.models.causal_lm.embedder import embed
 
         return embed(self, self._answers(x))
-
-    def texts(self, x: Samples) -> list[str]:
-        """Return each row's answer as text, without special tokens."""
-        rows = self._answers(x)
-        decode = self.lm.tokenizer.decode
-        return [str(decode(rows.row(i).tolist(), skip_special_tokens=True)) for i in range(len(rows))]
 
     def _answers(self, x: Samples) -> Sequences:
         """Rows that are Sequences and answer this law's prompts."""
