@@ -21,8 +21,8 @@ def test_steps_come_with_the_scores_and_sum_to_them() -> None:
     s = scores_of(p, q, x, y)
     assert s.truth_steps is not None
     assert s.law_steps is not None
-    for steps, totals in zip((*s.truth_steps, *s.law_steps),
-                             (s.truth_on_truth, s.law_on_truth, s.truth_on_law, s.law_on_law), strict=True):  # fmt: skip
+    whole = (s.truth_on_truth, s.law_on_truth, s.truth_on_law, s.law_on_law)
+    for steps, totals in zip((*s.truth_steps, *s.law_steps), whole, strict=True):
         assert steps.sum(axis=1) == pytest.approx(totals, abs=1e-12)
     assert np.isneginf(s.law_on_truth).any()
     assert s.truth_steps[1].shape == x.ids.shape

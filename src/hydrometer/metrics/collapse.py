@@ -72,7 +72,8 @@ def collapse_metrics(figures: dict[str, Estimate], *, sequences: bool) -> dict[s
         kept = own.value / true.value
         se = math.hypot(own.se, kept * true.se) / true.value
         out["entropy_kept"] = Estimate(kept, se, se, n, 0, method, "share", df if n else None)
-    out["collapsed"] = Estimate(float(collapsed), None, None, n, 0, method, "flag")
+    error = 0.0 if method == "exact" else None
+    out["collapsed"] = Estimate(float(collapsed), error, error, n, 0, method, "flag")
     return out
 
 

@@ -37,7 +37,7 @@ class Scores:
     truth_on_law : (M,) log p* of the law's rows.
     law_on_law : (M,) log q of the law's rows.
     truth_controls, law_controls : control variates of figures over the truth's rows and over the law's, or None.
-    truth_steps, law_steps : log p* and log q of every token of the truth's rows, (N, T) each, and of the law's, or None.
+    truth_steps, law_steps : log p* and log q by token, (N, T) each, of the truth's rows and of the law's; or None.
     """
 
     truth_rows: Samples
