@@ -120,7 +120,8 @@ def expected_log_prob(p: Mixture, q: Mixture) -> tuple[float, float]:
 def _on_nodes(p: Mixture, q: Mixture, step: float) -> Outcomes:
     """Lay both laws on the nodes of ``(p + q) / 2``, component by component."""
     z, w = _nodes(p.n_features, step)
-    x, mass = [], []
+    x: list[Floats] = []
+    mass: list[Floats] = []
     for law in (p, q):
         for k in np.flatnonzero(law.weights > 0):
             x.append(law.component_points(np.array([k]), z)[0])
@@ -128,7 +129,8 @@ def _on_nodes(p: Mixture, q: Mixture, step: float) -> Outcomes:
     points, masses = np.concatenate(x), np.concatenate(mass)
     log_p, log_q = p.log_prob(points), q.log_prob(points)
     gap = log_q - log_p
-    on_p, on_q = 2 * masses * expit(-gap), 2 * masses * expit(gap)
+    on_p = 2 * masses * np.asarray(expit(-gap), np.float64)
+    on_q = 2 * masses * np.asarray(expit(gap), np.float64)
     none = np.empty(0)
     return Outcomes(on_p / on_p.sum(), on_q / on_q.sum(), log_p, none, none)
 

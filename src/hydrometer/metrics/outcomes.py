@@ -110,7 +110,7 @@ def _typicality(x: Outcomes) -> dict[str, Estimate]:
     above_p, above_q, _ = roc(x.log_p[order], p, q, TIE)
     above_p, above_q = above_p * p.sum(), above_q * q.sum()
     return {
-        f"typicality_{name}": _exact(float(np.interp(level, above_p, above_q)))
+        f"typicality_{name}": _exact(float(np.interp(np.array([level]), above_p, above_q)[0]))
         for name, level in LEVELS.items()
         if level <= above_p[-1] + _MET
     }
