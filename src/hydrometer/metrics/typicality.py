@@ -87,9 +87,10 @@ def typicality_metrics(rows: Pooled, log_p: Floats) -> dict[str, Estimate]:
         value = float(above_q[k] + g * (above_q[k + 1] - above_q[k]))
         inside = np.where(group < k, 1.0, np.where(group == k, g, 0.0))[back]
         threshold = rows.a * (inside - level)
-        _, err, _ = rows.settle(np.zeros(1), threshold[None])
-        moved = np.interp(level + float(err[0]) * _NODES, above_p, above_q) - value
-        slope = math.sqrt(float(np.square(moved).mean())) / float(err[0]) if err[0] > 0 else 0.0
+        # Without the control variate: where P_a is bent, it is the plain threshold that lies on one side or the other.
+        err = math.sqrt(float(np.square(rows.residual(threshold)).sum())) / threshold.size
+        moved = np.interp(level + err * _NODES, above_p, above_q) - value
+        slope = math.sqrt(float(np.square(moved).mean())) / err if err > 0 else 0.0
         influence = rows.b * (inside - value) - slope * threshold
         settled, se, df = rows.settle(np.array([value]), influence[None])
         out[f"typicality_{name}"] = rows.share(float(settled[0]), float(se[0]), df[0])
