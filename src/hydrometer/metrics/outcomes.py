@@ -108,7 +108,7 @@ def _typicality(x: Outcomes) -> dict[str, Estimate]:
         return {}
     p, q = x.p[order], x.q[order]
     above_p, above_q, _ = roc(x.log_p[order], p, q, TIE)
-    above_p, above_q = above_p * p.sum(), above_q * q.sum()
+    above_p, above_q = above_p * float(p.sum()), above_q * float(q.sum())
     return {
         f"typicality_{name}": _exact(float(np.interp(np.array([level]), above_p, above_q)[0]))
         for name, level in LEVELS.items()
