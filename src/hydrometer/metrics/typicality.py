@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.estimate import Estimate, skewed_df
 from hydrometer.metrics.pooled import Pooled
 
 __all__ = ["LEVELS", "TIE", "roc", "typicality_metrics"]
@@ -92,6 +92,8 @@ def typicality_metrics(rows: Pooled, log_p: Floats) -> dict[str, Estimate]:
         moved = np.interp(level + err * _NODES, above_p, above_q) - value
         slope = math.sqrt(float(np.square(moved).mean())) / err if err > 0 else 0.0
         influence = rows.b * (inside - value) - slope * threshold
-        settled, se, df = rows.settle(np.array([value]), influence[None])
-        out[f"typicality_{name}"] = rows.share(float(settled[0]), float(se[0]), df[0])
+        # Nor for the figure: where P_a is bent, a coefficient fitted to one slope would shift it by the wrong amount.
+        residual = rows.residual(influence)
+        se = math.sqrt(float(np.square(residual).sum())) / residual.size
+        out[f"typicality_{name}"] = rows.share(value, se, skewed_df(residual, rows.n - 1))
     return out
