@@ -267,13 +267,28 @@ def test_every_estimate_of_the_recipe_is_near_the_exact_value(tmp_path: Path) ->
     for cell in plan.cells:
         node: Any = plan.nodes[cell.judge]
         law: Any = bench.law(node.context, node.law, "float64", node.decoding)
-        exact: dict[str, Estimate] = hm.judge_exact(truth, law)
+        exact: dict[str, Estimate] = hm.judge_exact(truth, law, strings=100_000)
         for name, e in exact.items():
-            found = cells[cell.id][name]
+            if name.endswith(("_lower", "_upper")):
+                found = cells[cell.id].get(name[:-6])
+                if found is not None and e.value is not None:  # the truth has no prefixes to compare with its own
+                    past = e.value - found["value"] if name.endswith("_lower") else found["value"] - e.value
+                    assert past <= max(4.5 * found["se"], 1e-9), (cell.id, name, found, e.value)
+                continue
+            found = cells[cell.id].get(name)
+            if found is None:
+                assert cell.role == "truth"
+                assert "_first_" in name
+                continue
+            if name == "collapsed":
+                assert found["value"] <= (e.value or 0.0), cell.id  # what is shown holds
+                continue
             assert (found["value"] is None) == (e.value is None), (cell.id, name)
             if e.value is not None:
                 gap = abs(found["value"] - e.value)
-                assert gap <= max(4.5 * found["se"], 1e-9), (cell.id, name, found, e.value)
+                # Between atoms of unlike ratios P_a is bent, and its error is not the normal law's (docs, Frontiers).
+                least = 0.01 if name.startswith("typicality") else 1e-9
+                assert gap <= max(4.5 * found["se"], least), (cell.id, name, found, e.value)
                 compared += 1
     assert compared > 1000
     assert math.isclose(cross(truth, truth).support, 1.0)

@@ -37,6 +37,7 @@ class Scores:
     truth_on_law : (M,) log p* of the law's rows.
     law_on_law : (M,) log q of the law's rows.
     truth_controls, law_controls : control variates of figures over the truth's rows and over the law's, or None.
+    truth_steps, law_steps : log p* and log q by token, (N, T) each, of the truth's rows and of the law's; or None.
     """
 
     truth_rows: Samples
@@ -47,6 +48,8 @@ class Scores:
     law_on_law: Floats
     truth_controls: Controls | None = None
     law_controls: Controls | None = None
+    truth_steps: tuple[Floats, Floats] | None = None
+    law_steps: tuple[Floats, Floats] | None = None
 
 
 def likelihood_metrics(s: Scores) -> dict[str, Estimate]:

@@ -121,11 +121,14 @@ class Beside:
     ----------
     own, other : (N,) log-probability under the law that drew them and under the other, nats; -inf is an answer.
     controls : (N, K) functions of each row whose mean under the law that drew it is exactly zero; finite.
+    own_steps, other_steps : sequences, (N, T) the same two by token, 0 beyond a row's length; or None.
     """
 
     own: Floats
     other: Floats
     controls: Floats
+    own_steps: Floats | None = None
+    other_steps: Floats | None = None
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
-from hydrometer.report import contours, draw, plotdata, tables
+from hydrometer.report import contours, draw, frontier, plotdata, tables
 from hydrometer.report.maps import axis_of
 from hydrometer.report.mapviews import (
     ExplorerView,
@@ -149,6 +149,7 @@ def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView
         ]
         views.append(FigureView("The trade-off", _plane_captions(chain, plane), shown, "two", f"{stem}-plane"))
     views += _curve_views(run, chain, stem, folder, panel)
+    views += _frontier_views(run, chain, stem, folder, panel)
     found = contours.columns(run, chain)
     if found:
         _save(folder, f"{stem}-contours", contours.contour_figure(found))
@@ -191,6 +192,18 @@ def _curve_views(
         ]
         views.append(FigureView(title, caption, shown, "two", f"{stem}-by-{against}"))
     return views
+
+
+def _frontier_views(
+    run: Run, chain: Chain, stem: str, folder: Path, panel: Callable[[Figure, str], Markup]
+) -> list[FigureView]:
+    data = frontier.frontier_data(run, chain)
+    if data is None:
+        return []
+    name = f"{stem}-frontier"
+    _save(folder, name, frontier.frontier_figure(data))
+    shown = [panel(figure, words) for words, figure in frontier.frontier_panels(data)]
+    return [FigureView("Frontiers and typicality", frontier.caption(data), shown, "two", name)]
 
 
 def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:

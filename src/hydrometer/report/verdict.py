@@ -18,6 +18,7 @@ from hydrometer.report.wording import (
     Sentence,
     Tone,
     among,
+    collapse_words,
     is_neutral,
     num,
     per,
@@ -270,6 +271,7 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
         said.append(
             "One seed: the intervals speak of these trained models only, not of what training again would give."
         )
+    said += collapse_words(run, chain)
     infinite = [g for g in run.of_chain(chain.name) if g.is_infinite("recall")]
     if infinite:
         cut = sorted({setting(g.decoding or g.selectivity) for g in infinite})

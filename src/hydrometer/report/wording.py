@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.reading import Chain, Diff, Figure, Group, Setting
+from hydrometer.report.reading import Chain, Diff, Figure, Group, Run, Setting
 
 __all__ = [
     "KL",
@@ -18,6 +18,7 @@ __all__ = [
     "Tone",
     "Topic",
     "among",
+    "collapse_words",
     "entry",
     "figure",
     "is_neutral",
@@ -211,3 +212,29 @@ def per(chain: Chain) -> str:
 def among(parts: list[str]) -> str:
     """Join words with commas and a last "and"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""
+
+
+MAX_COLLAPSED = 4
+
+
+def collapse_words(run: Run, chain: Chain) -> list[str]:
+    """Name the students that collapsed, in one sentence; none where none did."""
+    found: list[str] = []
+    for group in run.of_chain(chain.name):
+        share = group.value("collapsed") or 0.0
+        if group.role == "student" and share > 0:
+            of = f" ({share:.0%} of its seeds)" if share < 1 else ""
+            found.append(model(group) + of)
+    if not found:
+        return []
+    more = len(found) - MAX_COLLAPSED
+    named = among([*found[:MAX_COLLAPSED], f"{more} more"] if more > 0 else found)
+    lost = (
+        "less than a twentieth of the volume that the truth fills"
+        if chain.kind == "points"
+        else "less than half of the truth’s entropy"
+    )
+    return [
+        f"Collapsed: {named}. What such a student says lies among the truth’s likeliest, and it has {lost}; its "
+        "precision is that of repeating a few outcomes."
+    ]

@@ -171,6 +171,18 @@ def _own_variance(terms: Terms, seed: int | None, metric: str, slope: float, *, 
 
 _OTHER_ROW_MEANS = ("truth_mass_outside_support", "recall_bias")
 _ROW_NAMES = frozenset(ROW_METRICS) | {f"{m}_per_token" for m in ROW_METRICS}
+_BOTH_ROWS = ("prd_", "total_variation", "divergence_area", "typicality_", "entropy_kept", "effective_volume")
+
+
+def _rests_on_truth_rows(metric: str) -> bool:
+    """Whether a figure rests on the truth's rows without being a mean over them; of some it is a part only."""
+    return metric in _OTHER_ROW_MEANS or metric.startswith(_BOTH_ROWS)
+
+
+def _df(terms: Terms, seed: int | None, metric: str, n: int) -> float:
+    """Degrees of freedom at one seed: a single figure's own, which knows its rows' skew, else n - 1."""
+    own = terms[0][1].at(seed).metrics.get(metric)
+    return own.df if len(terms) == 1 and own is not None and own.df is not None else max(n - 1, 1)
 
 
 def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:
@@ -180,12 +192,12 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     if len(seeds) == 1:
         variance = _own_variance(terms, seeds[0], metric, slope)
         se = math.sqrt(variance)
-        return Figure(value, se, max(n - 1, 1), se)
+        return Figure(value, se, _df(terms, seeds[0], metric, n), se)
     s = len(seeds)
     between = float(np.var(values, ddof=1)) / s
     shared = _own_variance(terms, seeds[0], metric, slope, shared=True)
     own = float(np.mean([_own_variance(terms, seed, metric, slope, shared=False) for seed in seeds]))
-    if between == 0.0 or (metric in _OTHER_ROW_MEANS and all(g.rows_shared for _, g in terms)):
+    if between == 0.0 or (_rests_on_truth_rows(metric) and all(g.rows_shared for _, g in terms)):
         shared, own = (
             shared + own,
             0.0,
@@ -231,7 +243,8 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     own = float(np.mean([_own_variance(terms, x, metric, slope) for x in seeds])) if slope else 0.0
     if s == 1:
         variance = mean_variance(table[0], rows.strata) * thinned + own
-        return Figure(value, math.sqrt(variance), max(rows.n - 1, 1), math.sqrt(variance), pairing="row")
+        df = _df(terms, seeds[0], metric, rows.n)
+        return Figure(value, math.sqrt(variance), df, math.sqrt(variance), pairing="row")
     # The between-seed part is of `values`, which hold all rows and the entropies' share; from the table comes the rest.
     variance, _, seed_part, row_part = crossed_variance(table, rows.strata)
     between = float(np.var(values, ddof=1)) / s

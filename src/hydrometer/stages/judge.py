@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate
+from hydrometer.metrics.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
@@ -40,6 +41,7 @@ Floats = NDArray[np.float64]
 
 KEPT_ROWS = 1024  # of cheap families: enough for the variance of a paired difference
 SHOWN_ROWS = 16  # rows of a law that an exhibit may show with their log-probability under the truth
+_CURVES = "curves.json"
 BIAS_ROWS = 64  # rescored in float32 where a run is judged in bfloat16
 
 
@@ -65,7 +67,12 @@ def scores_of(
         x = truth.score_beside(truth_rows, law, again=True)
         y = x if same else law.score_beside(law_rows, truth)
         on_truth, on_law = Controls.of(x.controls, truth_rows.strata), Controls.of(y.controls, law_rows.strata)
-        return _finite(Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law))
+        s = Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law)
+        if not same and x.own_steps is not None and x.other_steps is not None:
+            s = replace(s, truth_steps=(x.own_steps, x.other_steps))
+        if not same and y.own_steps is not None and y.other_steps is not None:
+            s = replace(s, law_steps=(y.other_steps, y.own_steps))
+        return _finite(s)
     own = truth.log_prob(truth_rows) if truth_on_truth is None else truth_on_truth
     if same:
         s = Scores(truth_rows, law_rows, own, own, own, own)
@@ -90,6 +97,8 @@ def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
         out |= mode_metrics(truth, law)
     if isinstance(s.law_rows, Sequences):
         out |= text_metrics(s.law_rows, s.law_controls) | drawn_metrics(s.law_rows, s.law_on_law)
+    if truth.score_kind == law.score_kind == "exact":
+        out |= density_metrics(s, out)
     return out
 
 
@@ -163,6 +172,8 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
     kept = s.law_on_truth if family.keeps_draws else s.law_on_truth[:KEPT_ROWS]
     columns: dict[str, Any] = {"law_on_truth": kept, "truth_on_law": s.truth_on_law[:SHOWN_ROWS]}
     np.savez(folder / "rows.npz", **columns, **_adjusted(s, len(kept)))
+    if family.keeps_draws and not is_truth and truth.score_kind == law.score_kind == "exact":
+        (folder / _CURVES).write_text(json.dumps(curves(s)))
     return {"rows": len(law_rows)}
 
 
@@ -208,8 +219,24 @@ def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
     with np.load(bench.store.path("judge", judged.key) / "rows.npz") as archive:
         truth_on_law: Floats = archive["truth_on_law"]
     shown = context.family.exhibit(context.spec, truth, law, rows, truth_on_law)
+    found = _curves(judged, bench, truth, law, rows)
+    if found is not None:
+        shown = {**(shown or {"kind": "curves", "version": 1}), "curves": found}
     (folder / "exhibit.json").write_text(json.dumps(shown))
     return {}
+
+
+def _curves(judged: JudgeNode, bench: Bench, truth: Law, law: Law, rows: Samples) -> dict[str, object] | None:
+    """Frontiers of a judged law: as kept where scoring is dear, else made again; None for the truth itself."""
+    if judged.context.family.keeps_draws:
+        kept = bench.store.path("judge", judged.key) / _CURVES
+        return json.loads(kept.read_bytes()) if kept.is_file() else None
+    is_truth = judged.law == judged.truth and judged.decoding is None
+    if is_truth or not truth.score_kind == law.score_kind == "exact":
+        return None
+    truth_rows = bench.rows(judged.context, judged.truth_rows)
+    scores = scores_of(truth, law, truth_rows, rows, truth_on_truth=truth_rows.log_prob, law_on_law=rows.log_prob)
+    return curves(scores)
 
 
 def _bias(node: JudgeNode, bench: Bench, s: Scores) -> dict[str, Estimate]:

@@ -94,10 +94,13 @@ def score_beside(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool 
     columns = [own + cast("Floats", steps.entropy).sum(-1)]
     if same:
         return Beside(own, own, np.stack(columns, axis=1))
-    theirs = cast("Floats", steps.other).sum(-1)
-    columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
+    by_token = cast("Floats", steps.other)
+    theirs = by_token.sum(-1)
+    with np.errstate(invalid="ignore"):  # where the other law drops a token both terms may be infinite
+        columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
     usable = [c for c in columns if np.isfinite(c).all()]
-    return Beside(own, theirs, np.stack(usable, axis=1) if usable else np.empty((len(x), 0)))
+    controls = np.stack(usable, axis=1) if usable else np.empty((len(x), 0))
+    return Beside(own, theirs, controls, steps.selected, by_token)
 
 
 @torch.inference_mode()

@@ -158,14 +158,16 @@ class Markov:
         self.compatible(other)
         if not isinstance(x, Sequences) or not isinstance(other, Markov):
             raise LawMismatchError("a chain is scored beside chains", got=type(other).__name__)
-        own, theirs = self.log_prob(x), other.log_prob(x)
+        own_steps, other_steps = self.token_log_prob(x), other.token_log_prob(x)
+        own, theirs = own_steps.sum(axis=1), other_steps.sum(axis=1)
         columns: list[Floats] = []
         for log_r, total in ((self, own),) if other is self else ((self, own), (other, theirs)):
             with np.errstate(invalid="ignore"):  # where r drops an id both terms may be infinite
                 column = total - self._expected(log_r, x)
             if np.isfinite(column).all():
                 columns.append(column)
-        return Beside(own, theirs, np.stack(columns, axis=1) if columns else np.empty((len(x), 0)))
+        controls = np.stack(columns, axis=1) if columns else np.empty((len(x), 0))
+        return Beside(own, theirs, controls, own_steps, other_steps)
 
     def _expected(self, r: Markov, x: Sequences) -> Floats:
         """Sum along each row of E[log r(next | context)] under this chain, (N,) nats; -inf where r drops an id."""
