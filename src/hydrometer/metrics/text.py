@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from hydrometer.core.clusters import Clusters
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate, share_estimate
 from hydrometer.models.sequences import Sequences
 
@@ -49,19 +50,25 @@ def _repetition(ids: list[int]) -> float:
 
 
 def _distinct_2(rows: Sequences) -> Estimate:
-    """Ratio with its delete-one-row jackknife error (Efron and Stein 1981)."""
+    """Ratio with its delete-one jackknife error (Efron and Stein 1981): one row, or one cluster of rows, at a time."""
     per_row = [Counter(pairwise(r)) for r in (rows.row(i).tolist() for i in range(len(rows)))]
+    drawn, clustered = len(per_row), isinstance(rows.strata, Clusters)
+    if isinstance(rows.strata, Clusters):
+        joined: dict[int, Counter[tuple[int, int]]] = {}
+        for label, counts in zip(rows.strata.labels.tolist(), per_row, strict=True):
+            joined.setdefault(label, Counter()).update(counts)
+        per_row = list(joined.values())
     whole: Counter[tuple[int, int]] = Counter()
     for c in per_row:
         whole.update(c)
     total, n = whole.total(), len(per_row)
     if total == 0:
-        return Estimate(None, None, None, n, 0, "mc", "share")
+        return Estimate(None, None, None, drawn, 0, "mc", "share")
     value = len(whole) / total
     if n < 2:
-        return Estimate(value, None, None, n, 0, "mc", "share")
+        return Estimate(value, None, None, drawn, 0, "mc", "share")
     own = np.array([sum(1 for g, k in c.items() if whole[g] == k) for c in per_row])
     size = np.array([c.total() for c in per_row])
     left = np.where(total > size, (len(whole) - own) / np.maximum(total - size, 1), value)
     se = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
-    return Estimate(value, se, se, n, 0, "mc", "share")
+    return Estimate(value, se, se, drawn, 0, "mc", "share", float(n - 1) if clustered else None)

@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Clusters, PromptsAre, Strata
 from hydrometer.core.errors import StoreError
 
 __all__ = ["FinishReason", "Sequences", "load_sequences", "save_sequences", "texts_exhibit"]
@@ -26,6 +27,7 @@ pq = cast("Any", pyarrow.parquet)
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
 _EXHIBITED = 16
+_PROMPTS_ARE = "prompts_are"
 _PER_TOKEN = ("token_log_prob", "token_log_prob_unselected")
 
 
@@ -44,6 +46,7 @@ class Sequences:
     token_log_prob : (N, T) float32 nats, of each token under the law that drew it, or None where it was not recorded.
     token_log_prob_unselected : the same under that law without its selectivity.
     near_edge : (N,) int64, at how many steps rounding could have changed what the selectivity keeps, or None.
+    prompts_are : "fixed", the experiment's own list, or "sample" of a population of prompts.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -55,6 +58,7 @@ class Sequences:
     token_log_prob: NDArray[np.float32] | None = None
     token_log_prob_unselected: NDArray[np.float32] | None = None
     near_edge: NDArray[np.int64] | None = None
+    prompts_are: PromptsAre = "fixed"
 
     def __post_init__(self) -> None:
         n = self.ids.shape[0]
@@ -74,9 +78,11 @@ class Sequences:
         return tuple(_REASONS[0] if s else _REASONS[1] for s in self.stopped)
 
     @property
-    def strata(self) -> NDArray[np.int64] | None:
-        """Which prompt each row answers, or None where there is only one."""
-        return self.prompt_index if len(self.prompt_ids) > 1 else None
+    def strata(self) -> Strata | None:
+        """Which prompt each row answers, as `Clusters` where prompts are a sample; None where there is only one."""
+        if len(self.prompt_ids) == 1:
+            return None
+        return Clusters(self.prompt_index) if self.prompts_are == "sample" else self.prompt_index
 
     @property
     def within(self) -> NDArray[np.bool_]:
@@ -101,6 +107,7 @@ class Sequences:
             token_log_prob=_part(self.token_log_prob, rows, width),
             token_log_prob_unselected=_part(self.token_log_prob_unselected, rows, width),
             near_edge=None if self.near_edge is None else self.near_edge[rows],
+            prompts_are=self.prompts_are,
         )
 
     @staticmethod
@@ -130,6 +137,7 @@ class Sequences:
             token_log_prob=joined("token_log_prob"),
             token_log_prob_unselected=joined("token_log_prob_unselected"),
             near_edge=joined("near_edge"),
+            prompts_are=parts[0].prompts_are,
         )
 
 
@@ -183,6 +191,8 @@ def save_sequences(samples: Sequences, path: Path) -> None:
         columns["near_edge"] = pa.array(samples.near_edge.astype(np.int32))
     pq.write_table(pa.table(columns), path)
     prompts = pa.table({"ids": pa.array([list(p) for p in samples.prompt_ids], pa.list_(pa.int32()))})
+    if samples.prompts_are != "fixed":
+        prompts = prompts.replace_schema_metadata({_PROMPTS_ARE: samples.prompts_are})
     pq.write_table(prompts, path.with_suffix(".prompts.parquet"))
 
 
@@ -212,6 +222,7 @@ def load_sequences(path: Path) -> Sequences:
 
         per_token = {name: None if (c := optional(name)) is None else padded(c, np.float32) for name in _PER_TOKEN}
         near_edge = optional("near_edge")
+        metadata: dict[bytes, bytes] = prompts.schema.metadata or {}
         return Sequences(
             tuple(tuple(int(t) for t in p) for p in prompts.column("ids").to_pylist()),
             table.column("prompt").to_numpy().astype(np.int64),
@@ -220,6 +231,7 @@ def load_sequences(path: Path) -> Sequences:
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
             table.column("log_prob").to_numpy().astype(np.float64),
             near_edge=None if near_edge is None else near_edge.to_numpy().astype(np.int64),
+            prompts_are="sample" if metadata.get(_PROMPTS_ARE.encode()) == b"sample" else "fixed",
             **per_token,
         )
     except (OSError, KeyError, ValueError) as e:  # ArrowInvalid is a ValueError

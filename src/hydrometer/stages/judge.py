@@ -31,6 +31,7 @@ __all__ = [
     "load_metrics",
     "released",
     "scores_of",
+    "sequence_figures",
     "show",
 ]
 
@@ -87,12 +88,18 @@ def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     if isinstance(truth, Mixture) and isinstance(law, Mixture):
         out |= mode_metrics(truth, law)
     if isinstance(s.law_rows, Sequences):
-        out |= text_metrics(s.law_rows, s.law_controls)
-        rows = s.law_rows
-        out["recorded_minus_scored"] = mean_estimate(rows.log_prob - s.law_on_law, "nats", rows.strata)
-        if rows.near_edge is not None:
-            near, lengths = rows.near_edge.astype(np.float64), rows.lengths.astype(np.float64)
-            out["near_edge_share"] = ratio_estimate(near, lengths, "share", rows.strata)
+        out |= sequence_figures(s.law_rows, s.law_on_law, s.law_controls)
+    return out
+
+
+def sequence_figures(rows: Sequences, scored: Floats | None, controls: Controls | None = None) -> dict[str, Estimate]:
+    """What a law's own sequences look like, and, where they were `scored` (M,), how far sampler and scorer differ."""
+    out = text_metrics(rows, controls)
+    if scored is not None:
+        out["recorded_minus_scored"] = mean_estimate(rows.log_prob - scored, "nats", rows.strata)
+    if rows.near_edge is not None:
+        near, lengths = rows.near_edge.astype(np.float64), rows.lengths.astype(np.float64)
+        out["near_edge_share"] = ratio_estimate(near, lengths, "share", rows.strata)
     return out
 
 
