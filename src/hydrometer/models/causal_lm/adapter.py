@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -79,7 +80,9 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
     config = _config(folder)
     tensors = load_file(folder / WEIGHTS)
     options = _lora(config, {name: tuple(t.shape) for name, t in tensors.items()}, folder)
-    with load.as_model_error(resolved.path, fix=_wanted(str(config.get("base_model_name_or_path")))):
+    wanted = _wanted(str(config.get("base_model_name_or_path")))
+    with load.as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers; nobody here can act on it
         model: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options))
         result: Any = peft.set_peft_model_state_dict(model, tensors)
         unread = [*result.unexpected_keys, *(k for k in result.missing_keys if "lora_" in k)]

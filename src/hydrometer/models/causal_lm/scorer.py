@@ -282,7 +282,9 @@ def _score_batch(
         found = next_token.score(
             logits[0], mine.lm.vocab_size, mine.selectivity, wanted[part], entropy=out.entropy is not None
         )
-        out.selected[at], out.unselected[at], out.near_edge[at] = found.selected, found.unselected, found.near_edge
+        # A network that diverged compares as false everywhere, which must not pass for "cannot be drawn".
+        out.selected[at] = np.where(np.isnan(found.unselected), np.nan, found.selected)
+        out.unselected[at], out.near_edge[at] = found.unselected, found.near_edge
         if out.entropy is not None:
             out.entropy[at] = found.entropy
         if out.cross_entropy is not None and out.other is not None:
