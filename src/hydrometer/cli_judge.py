@@ -62,7 +62,7 @@ def judge_command(
     chat: Annotated[
         bool | None,
         typer.Option(
-            "--chat/--no-chat", help="Put prompts into the chat template. [default: messages, or if it has one]"
+            "--chat/--no-chat", help="Use the chat template. [default: yes for all but text, if there is one]"
         ),
     ] = None,
     prompts_are: Annotated[
@@ -86,9 +86,9 @@ def judge_command(
     base: Annotated[
         str | None, typer.Option("--base", metavar="M", help="The model under adapters, where they name a path.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for rows, scores, results. [default: runs/judge]")
-    ] = Path("runs/judge"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for rows, scores, results.")] = Path(
+        "runs/judge"
+    ),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")
     ] = False,

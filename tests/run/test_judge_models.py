@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,24 @@ def test_students_bring_their_prompts_along(tmp_path: Path, models: dict[str, st
     assert result.results["cells"][1]["metrics"]["length"]["value"] <= 4
     with pytest.raises(InputError, match="same prompts along"):
         judge_models([student, models["student"]], truth=models["truth"], out=tmp_path / "two")
-    (student / "law.json").write_text("{")
-    with pytest.raises(ModelError, match=r"law\.json"):
-        judge_models([student], truth=models["truth"], out=tmp_path / "three")
+    for wrong in ("{", "[]", '{"prompt_ids": [[1e999]]}', json.dumps(law | {"prompt_ids": [[]]})):
+        (student / "law.json").write_text(wrong)
+        with pytest.raises(ModelError, match=r"law\.json"):
+            judge_models([student], truth=models["truth"], out=tmp_path / "three")
+
+
+def test_an_adapter_is_judged_over_its_base(tmp_path: Path, models: dict[str, str]) -> None:
+    """An adapter that changes nothing is its base; the file that says so does not say where the base is."""
+    peft = pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])  # B is zero at the start
+        peft.get_peft_model(make_llama(seed=0), config).save_pretrained(tmp_path / "lora")
+    ask = {"truth": models["truth"], "answers_per_prompt": 8, "max_new_tokens": 5}
+    with pytest.raises(ModelError, match="--base"):
+        judge_models([tmp_path / "lora"], **ask, out=tmp_path / "out")
+    found = cells(judge_models([tmp_path / "lora"], **ask, base=models["truth"], out=tmp_path / "out"))
+    assert found["judge.student.lora"]["kl_student_truth"]["value"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_model_that_diverged_is_a_failed_cell(tmp_path: Path, models: dict[str, str]) -> None:
@@ -266,7 +282,9 @@ def test_a_model_that_diverged_is_a_failed_cell(tmp_path: Path, models: dict[str
         ({"truth": None}, "a model or a text"),
         ({"truth_text": "x.jsonl"}, "a model or a text"),
         ({"reference": "x"}, "--truth-text only"),
-        ({"answers_per_prompt": 0}, "at least 1"),
+        ({"answers_per_prompt": 0}, "between 1 and"),
+        ({"answers_per_prompt": 10**12}, "between 1 and"),
+        ({"truth": None, "truth_text": "x", "max_new_tokens": 3}, "nothing is drawn"),
         ({"max_new_tokens": 500}, "max_position_embeddings"),
         ({"prompts_are": "sample"}, "one prompt is no sample"),
         ({"prompts_are": "nested"}, "fixed or a sample"),
@@ -331,7 +349,7 @@ def test_the_command_prints_a_table_and_json_and_one_line_errors(
     assert "H(q): student, decoded at temperature 0.7, top-p 0.9 minus student is" in words
     page = (tmp_path / "out" / "report.html").read_text()
     assert "student, decoded at temperature 0.7, top-p 0.9" in page
-    assert "teacher gate" not in page.lower()
+    assert "There is no teacher gate" not in page  # nothing is said of a chain that was not run
     code, out, err = command(*argv, "--json")
     body = json.loads(out)
     assert (code, body["computed"], body["failed_cells"]) == (0, {}, [])

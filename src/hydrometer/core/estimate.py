@@ -181,7 +181,7 @@ class Controls:
     _TRUST = 0.99
 
     def __init__(self, columns: Floats, strata: Strata | None) -> None:
-        # Coefficients are fitted within prompts, whatever the prompts are: the controls know nothing of what lies between.
+        # Fitted within prompts, whatever the prompts are: the controls know nothing of what lies between them.
         strata = strata.labels if isinstance(strata, Clusters) else strata
         self._strata = _usable(strata)
         centred_KN = self._centre(columns.T)

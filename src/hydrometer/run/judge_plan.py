@@ -28,6 +28,7 @@ __all__ = ["JudgedCell", "Question", "build_cells", "pose"]
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 64
 BLOCK_ROWS = 128
+MAX_DRAWN = 10_000_000
 
 Role = Literal["truth", "reference", "student"]
 
@@ -104,6 +105,9 @@ def pose(settings: JudgeSettings) -> Question:
     longest = settings.max_new_tokens or (own.max_new_tokens if own is not None else DEFAULT_TOKENS)
     per_prompt = settings.answers_per_prompt or math.ceil(DEFAULT_ROWS / len(first.ids))
     rows = per_prompt * len(first.ids)
+    if rows > MAX_DRAWN:
+        fix = "lower --answers-per-prompt, or give fewer prompts"
+        raise InputError(f"more than {MAX_DRAWN} answers a model", got=rows, fix=fix)
     if rows < 2:
         raise InputError("one answer to one prompt has no error", got=rows, fix="raise --answers-per-prompt")
     numeric = numerics(settings.dtype, settings.device)

@@ -27,6 +27,7 @@ from hydrometer.store.records import RunFolder, load_results
 __all__ = ["JudgeResult", "JudgeSettings", "judge_models"]
 
 NAME = "judge"
+MOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,13 @@ class JudgeSettings:
         if self.truth_text is not None and self.prompts is not None:
             fix = "leave --prompts out: the text brings its own"
             raise InputError("prompts come from --truth-text", got=self.prompts, fix=fix)
-        for name, least in (("answers_per_prompt", 1), ("max_new_tokens", 1)):
+        for name in ("answers_per_prompt", "max_new_tokens"):
             value: int | None = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}", got=value)
+            if value is not None and not 1 <= value <= MOST:
+                raise InputError(f"{name} must lie between 1 and {MOST}", got=value)
+            if value is not None and self.truth_text is not None and self.reference is None:
+                fix = f"give --reference, or leave {name} out"
+                raise InputError("nothing is drawn where there is text and no reference", got=value, fix=fix)
         if self.seed < 0:
             raise InputError("the seed must not be negative", got=self.seed)
         if self.dtype not in ("float32", "bfloat16"):

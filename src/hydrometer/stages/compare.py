@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.clusters import Strata
+from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import (
     Contrast,
     Estimate,
@@ -256,7 +256,8 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, p
         columns = [(c, g.at(s).law_on_truth()) for c, g in terms]
         rows = terms[0][1].at(s).truth_rows()
         kept = np.logical_and.reduce([np.isfinite(v) for _, v in columns])
-        if kept.sum() < 2:
+        strata = None if rows.strata is None else rows.strata[kept]
+        if kept.sum() < 2 or (isinstance(strata, Clusters) and strata.count < 2):
             return Figure(None, None, None, pairing="row")
         y = sum((c * v[kept] for c, v in columns), np.zeros(1))
         if per_token and rows.lengths is not None:
@@ -266,7 +267,6 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, p
         n = int(kept.sum() * rows.n / kept.size)
         matching = slope * sum(c * (g.at(s).metrics["entropy"].value or 0.0) for c, g in terms)
         values.append(float(y.mean()) + matching)
-        strata = None if rows.strata is None else rows.strata[kept]
         variances.append(mean_variance(y, strata) * y.size / n)
         freedom = row_freedom(n, strata)
     count = len(seeds)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hydrometer.core.errors import MissingDependencyError, ModelError
+from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Existing", "Own", "find_model", "numerics", "open_law"]
 
 LAW_FILE = "law.json"
+MAX_LAW_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,12 @@ def _own(folder: Path) -> Own | None:
     if not path.is_file():
         return None
     try:
+        if path.stat().st_size > MAX_LAW_BYTES:
+            raise ValueError(f"larger than {MAX_LAW_BYTES} bytes")
         parts = json.loads(path.read_text(encoding="utf-8"))
         ids = tuple(tuple(int(t) for t in p) for p in parts["prompt_ids"])
         prompts = Prompts(ids, tuple(str(t) for t in parts["prompt_texts"]))
         return Own(prompts, tuple(int(t) for t in parts["stop_ids"]), int(parts["max_new_tokens"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DataError) as e:
         fix = "remove it, or copy the model's folder again"
         raise ModelError(f"{LAW_FILE} beside the model cannot be read: {e}", got=str(folder), fix=fix) from None

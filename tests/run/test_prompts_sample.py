@@ -1,0 +1,59 @@
+"""A run whose prompts are a sample: its figures, groups and contrasts have the prompts' degrees of freedom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import hydrometer as hm
+from chains import lm_spec, write_spec
+from hydrometer.core.errors import DataError
+
+
+def spec(folder: Path, source: Path, are: str | None, seeds: int = 1) -> Path:
+    rows = [{"prompt": f"w{i} w{i + 1}"} for i in range(3, 8)]
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    prompts: dict[str, Any] = {"file": "prompts.jsonl"} | ({} if are is None else {"are": are})
+    body = lm_spec(
+        source, seeds, truth={"source": str(source), "max_new_tokens": 5, "prompts": prompts},
+        selectivity=[{"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.8}],
+        data={"train": 32, "validate": 16, "distill": 32, "evaluate": 20},
+    )  # fmt: skip
+    return write_spec(body, folder)
+
+
+def test_a_run_over_a_sample_of_prompts(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    found = {
+        are: hm.run(spec(tmp_path, tiny_models["llama"], are), out=tmp_path / str(are)).results
+        for are in (None, "sample")
+    }
+    fixed, sample = ({c["id"]: c["metrics"] for c in r["cells"]} for r in found.values())
+    assert set(fixed) == set(sample)
+    for cell, metrics in sample.items():
+        assert {m["df"] for m in metrics.values() if m["se"] is not None} == {4.0}
+        for name in ("precision", "entropy", "length"):
+            assert metrics[name]["value"] == pytest.approx(fixed[cell][name]["value"], rel=1e-12)
+            assert metrics[name]["se"] != fixed[cell][name]["se"]
+        assert {m["df"] for m in fixed[cell].values()} == {None}
+    groups = found["sample"]["summary"]["groups"]
+    figures = [f for g in groups.values() for f in g["metrics"].values() if f["df"] is not None]
+    assert {f["df"] for f in figures} == {4.0}
+    assert {c["df"] for c in found["sample"]["contrasts"] if c["df"] is not None} == {4.0}
+
+
+def test_seeds_and_a_sample_of_prompts_go_together(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    results = hm.run(spec(tmp_path, tiny_models["llama"], "sample", seeds=2), out=tmp_path / "out").results
+    group = results["summary"]["groups"]["lm.student.direct"]["metrics"]["recall"]
+    assert 1 <= group["df"] <= 1 + 4  # Satterthwaite, between those of two seeds and those of both sources
+
+
+def test_one_prompt_is_no_sample(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    path = spec(tmp_path, tiny_models["llama"], "sample")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w3"}\n{"prompt": "w3"}\n')
+    with pytest.raises(DataError, match="at least two different"):
+        hm.run(path, out=tmp_path / "out")
