@@ -21,7 +21,7 @@ def spec(folder: Path, source: Path, are: str | None, seeds: int = 1) -> Path:
     prompts: dict[str, Any] = {"file": "prompts.jsonl"} | ({} if are is None else {"are": are})
     body = lm_spec(
         source, seeds, truth={"source": str(source), "max_new_tokens": 5, "prompts": prompts},
-        selectivity=[{"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.8}],
+        selectivity=[{"temperature": 1.0}, {"temperature": 0.6}],
         data={"train": 32, "validate": 16, "distill": 32, "evaluate": 20},
     )  # fmt: skip
     return write_spec(body, folder)

@@ -120,7 +120,10 @@ def truth_figures(
     metrics: dict[str, Estimate] = {}
     columns: dict[str, Column] = {}
     if ids is not None:
-        s = Scores(truth_rows, law_rows, **{name: found.log_prob for name, found in ids.items()})
+        s = Scores(
+            truth_rows, law_rows, ids["truth_on_truth"].log_prob, ids["law_on_truth"].log_prob,
+            ids["truth_on_law"].log_prob, ids["law_on_law"].log_prob,
+        )  # fmt: skip
         metrics |= likelihood_metrics(s) | sequence_figures(law_rows, s.law_on_law)
         columns |= {
             "precision": _column(s.truth_on_law, law_rows.strata),
