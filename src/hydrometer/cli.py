@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrometer._version import __version__
+from hydrometer.cli_judge import judge_command
 from hydrometer.core.errors import HydrometerError, InputError
 
 __all__ = ["app", "main"]
@@ -160,6 +161,9 @@ def report_command(
 
     page = build_report(folders, out=out)
     typer.echo(json.dumps({"report": str(page)}) if as_json else f"report   {page}")
+
+
+app.command("judge")(judge_command)
 
 
 class _Terminated(BaseException):

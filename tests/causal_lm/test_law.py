@@ -217,3 +217,13 @@ def test_bfloat16_draws_record_their_own_law(llama_folder):
     x = lm.law(PROMPTS, max_new_tokens=6).sample(30, seed=2)
     assert np.isfinite(x.log_prob).all()
     assert lm.float32().dtype == torch.float32
+
+
+def test_a_network_that_diverged_scores_nan_not_impossible(llama: CausalLM) -> None:
+    x = llama.law("w5", max_new_tokens=4, block_rows=4).sample(4, seed=0)
+    network = make_llama()
+    with torch.no_grad():
+        network.model.layers[1].mlp.up_proj.weight.fill_(float("nan"))
+    broken = CausalLM(network, make_tokenizer(64)).law("w5", max_new_tokens=4, block_rows=4)
+    assert np.isnan(broken.log_prob(x)).all()
+    assert np.isnan(broken.select(Selectivity(top_p=0.5)).log_prob(x)).all()

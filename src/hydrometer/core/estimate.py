@@ -4,7 +4,8 @@ Shapes: N rows (draws), S seeds. All logarithms are natural; the unit is written
 
 Standard errors are of a mean over rows that are independent given their stratum. For sequences a stratum is a prompt:
 a law with P prompts gives row i the prompt i mod P, so the prompts are equally represented by design and the variance
-between them is no sampling error (stratified sampling, Cochran 1977, chapter 5).
+between them is no sampling error (stratified sampling, Cochran 1977, chapter 5). Where the prompts are themselves a
+sample, rows come in clusters instead (`core.clusters`), and the degrees of freedom are those of the clusters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
+from hydrometer.core.clusters import Clusters, Strata
+
 __all__ = [
     "Contrast",
     "Controls",
@@ -27,6 +30,7 @@ __all__ = [
     "mean_estimate",
     "mean_variance",
     "ratio_estimate",
+    "row_freedom",
     "share_estimate",
     "skewed_df",
     "t_interval",
@@ -36,7 +40,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Method = Literal["mc", "cv", "exact"]
+Method = Literal["mc", "cv", "exact", "canonical"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,11 @@ class Estimate:
     n : draws behind it.
     n_neg_inf : draws whose log-probability was minus infinity. Where positive, `value` is None: the mean is infinite,
         downwards for log-probabilities, upwards for a KL.
-    method : "mc" plain Monte Carlo, "cv" with control variates, "exact".
-    unit : "nats", "nats/token", "tokens", "probability", ...
-    df : degrees of freedom of the interval, fewer where rows are skewed (`skewed_df`); None stands for n - 1.
+    method : "mc" plain Monte Carlo, "cv" with control variates, "exact", "canonical": Monte Carlo over texts scored in
+        their canonical tokenisation, a lower bound on each text's log-probability.
+    unit : "nats", "nats/token", "nats/byte", "tokens", "probability", ...
+    df : degrees of freedom of the interval, fewer where rows are skewed (`skewed_df`) or come in clusters; None stands
+        for n - 1.
     """
 
     value: float | None
@@ -65,11 +71,16 @@ class Estimate:
     unit: str = "nats"
     df: float | None = None
 
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the interval: `df`, or n - 1 where rows are independent."""
+        return max(self.n - 1, 1) if self.df is None else self.df
+
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Return the two-sided interval at `level` by Student's t with `df` degrees of freedom."""
+        """Return the two-sided interval at `level` by Student's t."""
         if self.value is None or self.se is None:
             return None
-        return t_interval(self.value, self.se, max(self.n - 1, 1) if self.df is None else self.df, level)
+        return t_interval(self.value, self.se, self.freedom, level)
 
     def __str__(self) -> str:
         if self.value is None:
@@ -88,7 +99,7 @@ class Contrast:
     se: float | None
     df: float | None
     ci95: tuple[float, float] | None
-    pairing: Literal["row", "seed"]
+    pairing: Literal["row", "seed", "prompt"]
 
 
 def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple[float, float]:
@@ -166,18 +177,25 @@ def skewed_df(residual: Floats, df: float) -> float:
     return min(df, math.exp(float(np.interp(np.array([wanted]), quantiles, log_df)[0])))
 
 
-def mean_variance(values: Floats, strata: Ints | None = None) -> float:
+def row_freedom(n: int, strata: Strata | None) -> float:
+    """Degrees of freedom of a mean over n rows: those of the clusters where rows come in clusters."""
+    return max((strata.count if isinstance(strata, Clusters) else n) - 1, 1)
+
+
+def mean_variance(values: Floats, strata: Strata | None = None) -> float:
     """Sampling variance of the mean of `values`.
 
     Parameters
     ----------
     values : (N,)
-    strata : (N,) labels of strata whose shares are fixed by design, or None for one simple random sample.
+    strata : (N,) labels of strata whose shares are fixed by design, `Clusters`, or None for one simple random sample.
 
     Returns
     -------
-    float, in squared units of `values`; NaN for a single row.
+    float, in squared units of `values`; NaN for a single row or a single cluster.
     """
+    if isinstance(strata, Clusters):
+        values, strata = strata.collapse(values), None
     residual, _ = _centred(values, strata)
     return float(np.square(residual).sum()) / values.size**2
 
@@ -194,7 +212,7 @@ class Controls:
     Parameters
     ----------
     columns : (N, K) zero-mean functions of the rows, of order one: what varies by less than 1e-6 is taken for rounding.
-    strata : (N,) or None.
+    strata : (N,), `Clusters`, or None.
 
     Examples
     --------
@@ -210,7 +228,9 @@ class Controls:
     # a hundredth leaves a hundredth of the plain error to be seen, and costs nothing elsewhere.
     _TRUST = 0.99
 
-    def __init__(self, columns: Floats, strata: Ints | None) -> None:
+    def __init__(self, columns: Floats, strata: Strata | None) -> None:
+        # Fitted within prompts, whatever the prompts are: the controls know nothing of what lies between them.
+        strata = strata.labels if isinstance(strata, Clusters) else strata
         self._strata = _usable(strata)
         centred_KN = self._centre(columns.T)
         n, k = columns.shape
@@ -232,12 +252,13 @@ class Controls:
         self.inflation: float = math.sqrt(free / max(free - int(kept.sum()), 1))
 
     @staticmethod
-    def of(columns: Floats | None, strata: Ints | None = None) -> Controls | None:
+    def of(columns: Floats | None, strata: Strata | None = None) -> Controls | None:
         """Return controls, or None where there are no columns or too few rows to fit their coefficients."""
         if columns is None or columns.shape[1] == 0:
             return None
         n, k = columns.shape
-        groups = 1 if strata is None else int(np.unique(strata).size)
+        labels = strata.labels if isinstance(strata, Clusters) else strata
+        groups = 1 if labels is None else int(np.unique(labels).size)
         return Controls(columns, strata) if n - groups >= Controls._ROWS_A_COLUMN * k else None
 
     def _centre(self, values: Floats) -> Floats:
@@ -255,16 +276,19 @@ class Controls:
         return values - self._TRUST * (self._columns @ b - self._lift * residual)
 
 
-def _error(values: Floats, strata: Ints | None) -> tuple[float | None, float | None]:
-    """Standard error of the mean of rows, and its degrees of freedom; None for a single row."""
-    n = values.size
-    if n < 2:
+def _error(values: Floats, strata: Strata | None) -> tuple[float | None, float | None]:
+    """Standard error of the mean of rows, and its degrees of freedom; None for a single row or cluster."""
+    if isinstance(strata, Clusters):
+        values, strata = strata.collapse(values), None
+    if values.size < 2:
         return None, None
     residual, lost = _centred(values, strata)
-    return math.sqrt(float(np.square(residual).sum())) / n, skewed_df(residual, max(n - lost, 1))
+    return math.sqrt(float(np.square(residual).sum())) / values.size, skewed_df(residual, max(values.size - lost, 1))
 
 
-def mean_estimate(values: Floats, unit: str, strata: Ints | None = None, controls: Controls | None = None) -> Estimate:
+def mean_estimate(
+    values: Floats, unit: str, strata: Strata | None = None, controls: Controls | None = None
+) -> Estimate:
     """Mean of rows with its standard error; infinities are counted, never averaged.
 
     Parameters
@@ -288,7 +312,7 @@ def mean_estimate(values: Floats, unit: str, strata: Ints | None = None, control
     return _estimated(float(values.mean()), values, strata, unit, controls)
 
 
-def _estimated(value: float, rows: Floats, strata: Ints | None, unit: str, controls: Controls | None) -> Estimate:
+def _estimated(value: float, rows: Floats, strata: Strata | None, unit: str, controls: Controls | None) -> Estimate:
     """Estimate whose error is that of the mean of `rows`."""
     se, df = _error(rows, strata)
     if controls is None or se is None:
@@ -297,10 +321,11 @@ def _estimated(value: float, rows: Floats, strata: Ints | None, unit: str, contr
     return Estimate(value, se, se, rows.size, 0, "cv", unit, df)
 
 
-def share_estimate(flags: Floats, strata: Ints | None = None) -> Estimate:
+def share_estimate(flags: Floats, strata: Strata | None = None) -> Estimate:
     """Share of rows with a property, with its standard error.
 
-    Where all rows agree the plain error is zero; then it is Wilson's (1927), which shrinks with their number only.
+    Where all rows agree the plain error is zero; then it is Wilson's (1927), which shrinks with their number only, or
+    with that of their clusters.
 
     Parameters
     ----------
@@ -309,7 +334,7 @@ def share_estimate(flags: Floats, strata: Ints | None = None) -> Estimate:
     plain = mean_estimate(flags, "probability", strata)
     if plain.value not in (0.0, 1.0):
         return plain
-    se = wilson_se(plain.value, plain.n)
+    se = wilson_se(plain.value, strata.count if isinstance(strata, Clusters) else plain.n)
     return replace(plain, se=se, se_mc=se)
 
 
@@ -320,7 +345,11 @@ def wilson_se(share: float, n: int) -> float:
 
 
 def ratio_estimate(
-    numerator: Floats, denominator: Floats, unit: str, strata: Ints | None = None, controls: Controls | None = None
+    numerator: Floats,
+    denominator: Floats,
+    unit: str,
+    strata: Strata | None = None,
+    controls: Controls | None = None,
 ) -> Estimate:
     """Ratio of sums with its delta-method standard error (Cochran 1977, section 6.3).
 
@@ -341,7 +370,7 @@ def ratio_estimate(
     return _estimated(ratio, linearised, strata, unit, controls)
 
 
-def crossed_variance(table: Floats, strata: Ints | None = None) -> tuple[float, float, float, float]:
+def crossed_variance(table: Floats, strata: Strata | None = None) -> tuple[float, float, float, float]:
     """Variance of the grand mean of seeds crossed with shared rows.
 
     Model: ``y[s, i] = mu + seed_s + row_i + interaction``; all seeds are judged on the same rows (two-way random
@@ -351,13 +380,15 @@ def crossed_variance(table: Floats, strata: Ints | None = None) -> tuple[float, 
     Parameters
     ----------
     table : (S, N), S >= 2, N >= 2
-    strata : (N,) or None
+    strata : (N,), `Clusters` (seeds are then crossed with clusters), or None
 
     Returns
     -------
     (variance, df, seed part, row part) : the parts are the one-way variances of the mean, MS_seed / (S N) and
     MS_row / (S N); df by Satterthwaite.
     """
+    if isinstance(strata, Clusters):
+        table, strata = strata.collapse(table), None
     s, n = table.shape
     seed_means = table.mean(axis=1)
     seed_part = float(seed_means.var(ddof=1)) / s

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma  # pyright: ignore[reportUnknownVariableType]
 
+from hydrometer.core.clusters import Strata
 from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
 
 __all__ = ["best_of_bound", "chosen_metrics"]
@@ -41,7 +42,7 @@ def best_of_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def chosen_metrics(draws: Ints, best_of: int, strata: Ints | None, *, accept: bool) -> dict[str, Estimate]:
+def chosen_metrics(draws: Ints, best_of: int, strata: Strata | None, *, accept: bool) -> dict[str, Estimate]:
     """Cost of chosen rows, and their divergence from the candidates' law.
 
     Parameters

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, wilson_se
+from hydrometer.core.clusters import Clusters
+from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
 from hydrometer.models.base import Samples
 
 __all__ = ["Scores", "likelihood_metrics"]
@@ -104,6 +105,9 @@ def _support(s: Scores, out: dict[str, Estimate]) -> None:
     if s.truth_rows.lengths is not None:
         lengths = _lengths(s.truth_rows)[can_say]
         out["recall_on_support_per_token"] = ratio_estimate(s.law_on_truth[can_say], lengths, "nats/token", kept)
+    if isinstance(strata, Clusters):
+        out["truth_mass_outside_support"] = share_estimate((~can_say).astype(np.float64), strata)
+        return
     share = 1 - k / n
     se = wilson_se(share, n)
     out["truth_mass_outside_support"] = Estimate(share, se, se, n, 0, "mc", "probability")

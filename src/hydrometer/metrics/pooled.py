@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit  # pyright: ignore[reportUnknownVariableType]
 
+from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import Estimate, skewed_df, wilson_se
 from hydrometer.metrics.likelihood import Scores
 
@@ -47,6 +48,7 @@ class Pooled:
     labels : (n,) which prompt of which law a row is of; None where there is one prompt, or one with under two rows.
     sizes : N, M.
     same : whether the two laws are one and the same: every figure is then known.
+    clusters : (n,) which prompt a row answers, 0 to G - 1, where prompts are a sample of many; or None.
     """
 
     a: Floats
@@ -54,11 +56,30 @@ class Pooled:
     labels: Ints | None
     sizes: tuple[int, int]
     same: bool
+    clusters: Ints | None = None
 
     @property
     def n(self) -> int:
-        """Rows of the smaller sample: what degrees of freedom are counted by."""
-        return min(self.sizes)
+        """Rows of the smaller sample, or clusters: what degrees of freedom are counted by."""
+        return min(self.sizes) if self.clusters is None else int(self.clusters.max()) + 1
+
+    def errors(self, values: Floats) -> Floats:
+        """Return what the error of ``mean(values)`` is made of: independent, and squared summing to n^2 its variance.
+
+        The rows' residuals; or one number a cluster, of the rows of both laws that answer its prompt.
+
+        Parameters
+        ----------
+        values : (..., n)
+        """
+        if self.clusters is None:
+            return self.residual(values)
+        cut = self.sizes[0]
+        parts = values[..., :cut], values[..., cut:]
+        away = np.concatenate([x - x.mean(axis=-1, keepdims=True) for x in parts], axis=-1)
+        flat = away.reshape(-1, away.shape[-1])
+        sums = np.stack([np.bincount(self.clusters, weights=row) for row in flat]) * _unbiased(self.n)
+        return sums.reshape(*values.shape[:-1], self.n)
 
     def residual(self, values: Floats) -> Floats:
         """Return deviations from the strata's means, scaled so that ``sum(residual^2) / n^2`` is unbiased.
@@ -99,7 +120,7 @@ class Pooled:
         """
         scaled, spread = self.control()
         c = np.einsum("fn,n->f", influence, scaled) / spread
-        rows = self.residual(influence - c[:, None] * self.a)
+        rows = self.errors(influence - c[:, None] * self.a)
         n = self.a.size
         # One coefficient was fitted.
         variance = np.einsum("fn,fn->f", rows, rows) / n**2 * ((n - 1) / max(n - 2, 1))
@@ -123,7 +144,7 @@ def _unbiased(n: int) -> float:
 
 
 def pool(
-    on_truth: Floats, on_law: Floats, truth_strata: Ints | None, law_strata: Ints | None, *, same: bool = False
+    on_truth: Floats, on_law: Floats, truth_strata: Strata | None, law_strata: Strata | None, *, same: bool = False
 ) -> Pooled:
     """Pool two sets of rows.
 
@@ -131,7 +152,7 @@ def pool(
     ----------
     on_truth : (N,) log q - log p* of the truth's rows; -inf where q cannot say the row.
     on_law : (M,) log q - log p* of the law's rows; +inf where the truth cannot.
-    truth_strata, law_strata : prompts, or None.
+    truth_strata, law_strata : prompts, as strata or as clusters; or None.
     same : whether both are one law and its one set of rows.
 
     Examples
@@ -147,14 +168,18 @@ def pool(
     # expit of both signs: each share keeps its digits where it is small.
     b = np.asarray(expit(ratio + shift), np.float64) * (n / sizes[1])
     a = np.asarray(expit(-ratio - shift), np.float64) * (n / sizes[0])
-    labels = None
-    if truth_strata is not None and law_strata is not None:
+    labels = clusters = None
+    if isinstance(truth_strata, Clusters) and isinstance(law_strata, Clusters):
+        truth_strata, law_strata = truth_strata.labels, law_strata.labels
+        _, found = np.unique(np.concatenate([truth_strata, law_strata]), return_inverse=True)
+        clusters = np.asarray(found, np.int64)
+    if isinstance(truth_strata, np.ndarray) and isinstance(law_strata, np.ndarray):
         of_law = np.repeat(np.arange(2, dtype=np.int64), sizes)
         both = np.stack([of_law, np.concatenate([truth_strata, law_strata])])
         _, fine, counts = np.unique(both, axis=1, return_inverse=True, return_counts=True)
         if counts.min() >= 2:  # a stratum of one row says nothing of its own spread
             labels = np.asarray(fine, np.int64).ravel()
-    return Pooled(a, b, labels, sizes, same)
+    return Pooled(a, b, labels, sizes, same, clusters)
 
 
 def pool_scores(s: Scores) -> Pooled:

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Clusters
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, share_estimate
 from hydrometer.models.sequences import Sequences
 
@@ -71,27 +72,33 @@ def _distinct(rows: Sequences, n: int) -> Estimate:
     for texts of chains, about twice where nearly every n-gram that there is was drawn.
     """
     row_M, gram_M = _numbered_grams(rows, n)
-    total, count = int(gram_M.size), len(rows)
+    drawn, strata, df = len(rows), rows.strata, None
+    total, count = int(gram_M.size), drawn
+    if isinstance(strata, Clusters):  # a cluster is left out at a time, as if its rows were one
+        _, of = np.unique(strata.labels, return_inverse=True)
+        row_M, count, strata = of[row_M], strata.count, None
+        df = float(count - 1)
     if total == 0:
-        return Estimate(None, None, None, count, 0, "mc", "share")
+        return Estimate(None, None, None, drawn, 0, "mc", "share")
     whole_G: Ints = np.bincount(gram_M)
     distinct = int(whole_G.size)
     value = distinct / total
     if count < 2:
-        return Estimate(value, None, None, count, 0, "mc", "share")
+        return Estimate(value, None, None, drawn, 0, "mc", "share")
     pair, times = np.unique(row_M * distinct + gram_M, return_counts=True)
     alone = pair[times == whole_G[pair % distinct]]  # (row, n-gram) where no other row has that n-gram
     own = np.bincount(alone // distinct, minlength=count)
     size = np.bincount(row_M, minlength=count)
     left = np.where(total > size, (distinct - own) / np.maximum(total - size, 1), value)
-    se = math.sqrt(_jackknife_variance(left, rows.strata))
-    return Estimate(value, se, se, count, 0, "mc", "share")
+    se = math.sqrt(_jackknife_variance(left, strata))
+    return Estimate(value, se, se, drawn, 0, "mc", "share", df)
 
 
 def _numbered_grams(rows: Sequences, n: int) -> tuple[Ints, Ints]:
     """Row and number of each of the M n-grams of all rows; equal n-grams have equal numbers, 0 to G - 1."""
     width = max(rows.ids.shape[1] - n + 1, 0)
-    whole: NDArray[np.bool_] = np.arange(n, width + n) <= rows.lengths[:, None]
+    at: Ints = np.arange(n, width + n, dtype=np.int64)
+    whole: NDArray[np.bool_] = np.less_equal(at, rows.lengths[:, None])
     row_M, at_M = np.nonzero(whole)
     gram_M: Ints = np.zeros(row_M.size, np.int64)
     base = int(rows.ids.max(initial=0)) + 1

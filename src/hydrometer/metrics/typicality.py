@@ -88,12 +88,12 @@ def typicality_metrics(rows: Pooled, log_p: Floats) -> dict[str, Estimate]:
         inside = np.where(group < k, 1.0, np.where(group == k, g, 0.0))[back]
         threshold = rows.a * (inside - level)
         # Without the control variate: where P_a is bent, it is the plain threshold that lies on one side or the other.
-        err = math.sqrt(float(np.square(rows.residual(threshold)).sum())) / threshold.size
+        err = math.sqrt(float(np.square(rows.errors(threshold)).sum())) / threshold.size
         moved = np.interp(level + err * _NODES, above_p, above_q) - value
         slope = math.sqrt(float(np.square(moved).mean())) / err if err > 0 else 0.0
         influence = rows.b * (inside - value) - slope * threshold
         # Nor for the figure: where P_a is bent, a coefficient fitted to one slope would shift it by the wrong amount.
-        residual = rows.residual(influence)
-        se = math.sqrt(float(np.square(residual).sum())) / residual.size
+        residual = rows.errors(influence)
+        se = math.sqrt(float(np.square(residual).sum())) / influence.size
         out[f"typicality_{name}"] = rows.share(value, se, skewed_df(residual, rows.n - 1))
     return out

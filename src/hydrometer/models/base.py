@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_c
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Strata
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 
@@ -61,7 +62,8 @@ class Samples(Protocol):
     ----------
     log_prob : (N,) log-probability of each row under the law and numerics that drew it, nats.
     lengths : (N,) tokens drawn in each row, or None where outcomes have no length.
-    strata : (N,) which prompt each row answers, or None where there is only one.
+    strata : (N,) which prompt each row answers, as `Clusters` where the prompts are a sample; None where there is only
+        one.
     """
 
     @property
@@ -75,7 +77,7 @@ class Samples(Protocol):
         ...
 
     @property
-    def strata(self) -> Ints | None:
+    def strata(self) -> Strata | None:
         """(N,) or None."""
         ...
 

@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Clusters, PromptsAre, Strata
 from hydrometer.core.errors import StoreError
 
 __all__ = ["FinishReason", "Sequences", "load_sequences", "save_sequences", "texts_exhibit"]
@@ -26,6 +27,7 @@ pq = cast("Any", pyarrow.parquet)
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
 _EXHIBITED = 16
+_PROMPTS_ARE = "prompts_are"
 _PER_TOKEN = ("token_log_prob", "token_log_prob_unselected")
 _PER_ROW = {"near_edge": np.int32, "draws": np.int64}
 
@@ -47,6 +49,7 @@ class Sequences:
     near_edge : (N,) int64, at how many steps rounding could have changed what the selectivity keeps, or None.
     draws : (N,) int64, candidates drawn until each row was chosen, or None where nothing was chosen. Of chosen rows,
         `log_prob` and what belongs to it are under the candidates' law.
+    prompts_are : "fixed", the experiment's own list, or "sample" of a population of prompts.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -59,6 +62,7 @@ class Sequences:
     token_log_prob_unselected: NDArray[np.float32] | None = None
     near_edge: NDArray[np.int64] | None = None
     draws: NDArray[np.int64] | None = None
+    prompts_are: PromptsAre = "fixed"
 
     def __post_init__(self) -> None:
         n = self.ids.shape[0]
@@ -78,9 +82,11 @@ class Sequences:
         return tuple(_REASONS[0] if s else _REASONS[1] for s in self.stopped)
 
     @property
-    def strata(self) -> NDArray[np.int64] | None:
-        """Which prompt each row answers, or None where there is only one."""
-        return self.prompt_index if len(self.prompt_ids) > 1 else None
+    def strata(self) -> Strata | None:
+        """Which prompt each row answers, as `Clusters` where prompts are a sample; None where there is only one."""
+        if len(self.prompt_ids) == 1:
+            return None
+        return Clusters(self.prompt_index) if self.prompts_are == "sample" else self.prompt_index
 
     @property
     def within(self) -> NDArray[np.bool_]:
@@ -106,6 +112,7 @@ class Sequences:
             token_log_prob_unselected=_part(self.token_log_prob_unselected, rows, width),
             near_edge=None if self.near_edge is None else self.near_edge[rows],
             draws=None if self.draws is None else self.draws[rows],
+            prompts_are=self.prompts_are,
         )
 
     @staticmethod
@@ -136,6 +143,7 @@ class Sequences:
             token_log_prob_unselected=joined("token_log_prob_unselected"),
             near_edge=joined("near_edge"),
             draws=joined("draws"),
+            prompts_are=parts[0].prompts_are,
         )
 
 
@@ -190,6 +198,8 @@ def save_sequences(samples: Sequences, path: Path) -> None:
             columns[name] = pa.array(per_row.astype(stored))
     pq.write_table(pa.table(columns), path)
     prompts = pa.table({"ids": pa.array([list(p) for p in samples.prompt_ids], pa.list_(pa.int32()))})
+    if samples.prompts_are != "fixed":
+        prompts = prompts.replace_schema_metadata({_PROMPTS_ARE: samples.prompts_are})
     pq.write_table(prompts, path.with_suffix(".prompts.parquet"))
 
 
@@ -219,6 +229,7 @@ def load_sequences(path: Path) -> Sequences:
 
         per_token = {name: None if (c := optional(name)) is None else padded(c, np.float32) for name in _PER_TOKEN}
         per_row = {name: None if (c := optional(name)) is None else c.to_numpy().astype(np.int64) for name in _PER_ROW}
+        metadata: dict[bytes, bytes] = prompts.schema.metadata or {}
         return Sequences(
             tuple(tuple(int(t) for t in p) for p in prompts.column("ids").to_pylist()),
             table.column("prompt").to_numpy().astype(np.int64),
@@ -226,6 +237,7 @@ def load_sequences(path: Path) -> Sequences:
             lengths,
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
             table.column("log_prob").to_numpy().astype(np.float64),
+            prompts_are="sample" if metadata.get(_PROMPTS_ARE.encode()) == b"sample" else "fixed",
             **per_token,
             **per_row,
         )

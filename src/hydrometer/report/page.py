@@ -130,6 +130,8 @@ def _describe(run: Run, chain: Chain) -> str:
 
 def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView]:
     views: list[FigureView] = []
+    if chain.judged:  # no teacher, no path: the tables say it all
+        return views
 
     def panel(figure: Figure, label: str) -> Markup:
         count[0] += 1

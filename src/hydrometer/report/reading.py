@@ -131,6 +131,7 @@ class Group:
     metrics: dict[str, Figure]
     point: Setting = field(default_factory=dict[str, float])
     absent: str = ""
+    model: str = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -204,7 +205,8 @@ class Control:
 class Chain:
     """One chain's part of the summary.
 
-    A map has `axes` and `points`, which are chains of the same name, each at its own `point`.
+    A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` is of models
+    that exist: how they were asked.
     """
 
     name: str
@@ -224,6 +226,7 @@ class Chain:
     point: Setting = field(default_factory=dict[str, float])
     axes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     points: list[Chain] = field(default_factory=list["Chain"])
+    judged: Json = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +281,7 @@ def _group(name: str, value: object) -> Group:
         read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
         _count(g.get("seeds")), _count(g.get("failed")), metrics, read_setting(g.get("point")) or {},
         text(g.get("absent")),
+        text(g.get("model")),
     )  # fmt: skip
 
 
@@ -331,6 +335,7 @@ def _chain(name: str, value: object) -> Chain:
         point=read_setting(c.get("point")) or {},
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
+        judged=mapping(c.get("judged")),
     )
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
+from hydrometer.report.judged import judged_table
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Group, Run, number, parse, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
@@ -65,6 +66,15 @@ EXTRA = {
     "capacity_gap": "capacity gap",
     "modes_covered": "modes covered",
     "effective_components": "effective components",
+    "precision_per_byte": "precision / byte",
+    "recall_per_byte": "recall / byte",
+    "entropy_per_byte": "H(q) / byte",
+    "entropy_truth_per_byte": "H(p*) / byte",
+    "precision_reference": "precision under the reference",
+    "precision_reference_per_byte": "precision under the reference / byte",
+    "kl_student_reference": "KL(q‖reference)",
+    "round_trip_truth": "texts given back",
+    "round_trip_own": "own texts given back",
 }
 TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
 MAX_ROWS = 400
@@ -248,6 +258,9 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
     run = parse(results)
     parts: list[RenderableType] = []
     for chain in run.chains.values():
+        if chain.judged:
+            parts += [judged_table(run, chain), _verdict_text(sentences(run, chain))]
+            continue
         data = setting_table(chain) if chain.points else group_table(run, chain)
         seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
         what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"

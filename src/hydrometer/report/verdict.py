@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from hydrometer.report.judged import judged_sentences
 from hydrometer.report.mapwords import capacity_sentence, map_sentences
 from hydrometer.report.reading import Chain, Control, Diff, Run, Step, parse
 from hydrometer.report.wording import (
@@ -59,6 +60,8 @@ def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
 
 def sentences(run: Run, chain: Chain) -> list[Sentence]:
     """Write one chain’s verdict: gate, trade-off and control, capacity where it was measured, then the caveats."""
+    if chain.judged:
+        return [*judged_sentences(run, chain), *_caveats(run, chain)]
     said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
     return [*said, *capacity_sentence(run, chain), *_caveats(run, chain)]
 
@@ -267,7 +270,7 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
             "Every interval is 95 % by itself: of many without any effect, one in twenty would exclude zero. Points "
             "share their seeds, so neighbouring tiles err together."
         )
-    if chain.seeds == 1:
+    if chain.seeds == 1 and not chain.judged:
         said.append(
             "One seed: the intervals speak of these trained models only, not of what training again would give."
         )

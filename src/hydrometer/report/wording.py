@@ -167,6 +167,9 @@ def model(group: Group) -> str:
 def _model(group: Group) -> str:
     if group.role == "truth":
         return "truth"
+    if group.model:
+        name = group.model if group.role == "student" else f"{group.role} {group.model}"
+        return f"{name}, decoded at {setting(group.decoding)}" if group.decoding else name
     if group.training == "direct" and group.role == "student":
         name = "direct"
     elif group.training == "distilled":

@@ -35,7 +35,7 @@ from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.lock import hold
 from hydrometer.store.records import SCHEMA, RunFolder, load_results
 
-__all__ = ["RunResult", "joined", "load_spec", "recipes", "run"]
+__all__ = ["RunResult", "joined", "load_spec", "recipes", "run", "versions"]
 
 # Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
 _SHIPPED = files(import_module("hydrometer.recipes"))
@@ -185,7 +185,8 @@ def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> R
     return merge([spec, *(parse_run_spec(k["spec"], "specs/") for k in known)])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of this package, Python and the libraries that figures depend on."""
     out = {"hydrometer": __version__, "python": platform.python_version()}
     for name in _VERSIONED:
         try:
@@ -233,7 +234,7 @@ def _results(
         "schema": SCHEMA,
         "name": name,
         "specs": [a["spec"] for a in folder.accepted()],
-        "versions": _versions(),
+        "versions": versions(),
         "cells": records,
         "contrasts": contrasts,
         "summary": {"groups": groups, "chains": chains, "findings": [f.to_json() for f in diagnosis.lasting]},

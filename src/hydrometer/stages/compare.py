@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import (
     Contrast,
     Estimate,
     crossed_variance,
     mean_variance,
+    row_freedom,
     t_interval,
     welch_satterthwaite,
 )
@@ -49,7 +51,7 @@ class TruthRows:
 
     log_prob: Floats
     lengths: Floats | None
-    strata: Ints | None
+    strata: Strata | None
     n: int
 
 
@@ -179,20 +181,14 @@ def _rests_on_truth_rows(metric: str) -> bool:
     return metric in _OTHER_ROW_MEANS or metric.startswith(_BOTH_ROWS)
 
 
-def _df(terms: Terms, seed: int | None, metric: str, n: int) -> float:
-    """Degrees of freedom at one seed: a single figure's own, which knows its rows' skew, else n - 1."""
-    own = terms[0][1].at(seed).metrics.get(metric)
-    return own.df if len(terms) == 1 and own is not None and own.df is not None else max(n - 1, 1)
-
-
 def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:
     """Error of figures whose rows are the judged laws' own: cells are independent given their models."""
-    n = min(g.at(seeds[0]).metrics[metric].n for _, g in terms)
+    freedom = min(g.at(seeds[0]).metrics[metric].freedom for _, g in terms)
     value = float(np.mean(values))
     if len(seeds) == 1:
         variance = _own_variance(terms, seeds[0], metric, slope)
         se = math.sqrt(variance)
-        return Figure(value, se, _df(terms, seeds[0], metric, n), se)
+        return Figure(value, se, freedom, se)
     s = len(seeds)
     between = float(np.var(values, ddof=1)) / s
     shared = _own_variance(terms, seeds[0], metric, slope, shared=True)
@@ -203,7 +199,7 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
             0.0,
         )  # one teacher, or one set of rows, behind all seeds: its error does not average out
     own /= s
-    df = welch_satterthwaite([between, shared], [s - 1, max(n - 1, 1)])
+    df = welch_satterthwaite([between, shared], [s - 1, freedom])
     return Figure(value, math.sqrt(between + shared), df, math.sqrt(own + shared))
 
 
@@ -243,14 +239,16 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     own = float(np.mean([_own_variance(terms, x, metric, slope) for x in seeds])) if slope else 0.0
     if s == 1:
         variance = mean_variance(table[0], rows.strata) * thinned + own
-        df = _df(terms, seeds[0], metric, rows.n)
+        own_df = terms[0][1].at(seeds[0]).metrics[metric].df if len(terms) == 1 else None
+        df = row_freedom(rows.n, rows.strata) if own_df is None else own_df
         return Figure(value, math.sqrt(variance), df, math.sqrt(variance), pairing="row")
     # The between-seed part is of `values`, which hold all rows and the entropies' share; from the table comes the rest.
     variance, _, seed_part, row_part = crossed_variance(table, rows.strata)
     between = float(np.var(values, ddof=1)) / s
     shared_entropies = _own_variance(terms, seeds[0], metric, slope, shared=True) if slope else 0.0
     row_variance = max(variance - seed_part, 0.0) * thinned + shared_entropies
-    df = welch_satterthwaite([between, row_part * thinned + shared_entropies], [s - 1, max(rows.n - 1, 1)])
+    freedom = row_freedom(rows.n, rows.strata)
+    df = welch_satterthwaite([between, row_part * thinned + shared_entropies], [s - 1, freedom])
     total = max(between + row_variance, row_part * thinned)
     return Figure(value, math.sqrt(total), df, math.sqrt(row_variance + own / s), pairing="row")
 
@@ -260,11 +258,13 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, p
     values: list[float] = []
     variances: list[float] = []
     n = 0
+    freedom = 1.0
     for s in seeds:
         columns = [(c, g.at(s).law_on_truth()) for c, g in terms]
         rows = terms[0][1].at(s).truth_rows()
         kept = np.logical_and.reduce([np.isfinite(v) for _, v in columns])
-        if kept.sum() < 2:
+        strata = None if rows.strata is None else rows.strata[kept]
+        if kept.sum() < 2 or (isinstance(strata, Clusters) and strata.count < 2):
             return Figure(None, None, None, pairing="row")
         y = sum((c * v[kept] for c, v in columns), np.zeros(1))
         if per_token and rows.lengths is not None:
@@ -274,15 +274,16 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, p
         n = int(kept.sum() * rows.n / kept.size)
         matching = slope * sum(c * (g.at(s).metrics["entropy"].value or 0.0) for c, g in terms)
         values.append(float(y.mean()) + matching)
-        variances.append(mean_variance(y, None if rows.strata is None else rows.strata[kept]) * y.size / n)
+        variances.append(mean_variance(y, strata) * y.size / n)
+        freedom = row_freedom(n, strata)
     count = len(seeds)
     own = float(np.mean([_own_variance(terms, s, "recall", slope) for s in seeds])) if slope else 0.0
     mc = float(np.mean(variances)) + own
     if count == 1:
-        return Figure(values[0], math.sqrt(mc), max(n - 1, 1), math.sqrt(mc), pairing="row")
+        return Figure(values[0], math.sqrt(mc), freedom, math.sqrt(mc), pairing="row")
     between = float(np.var(values, ddof=1)) / count
     shared = mc if all(g.rows_shared for _, g in terms) else 0.0
-    df = welch_satterthwaite([between, shared], [count - 1, max(n - 1, 1)])
+    df = welch_satterthwaite([between, shared], [count - 1, freedom])
     return Figure(float(np.mean(values)), math.sqrt(between + shared), df, math.sqrt(mc), pairing="row")
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "load_metrics",
     "released",
     "scores_of",
+    "sequence_figures",
     "show",
 ]
 
@@ -96,9 +97,17 @@ def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     if isinstance(truth, Mixture) and isinstance(law, Mixture):
         out |= mode_metrics(truth, law)
     if isinstance(s.law_rows, Sequences):
-        out |= text_metrics(s.law_rows, s.law_controls) | drawn_metrics(s.law_rows, s.law_on_law)
+        out |= sequence_figures(s.law_rows, s.law_on_law, s.law_controls)
     if truth.score_kind == law.score_kind == "exact":
         out |= density_metrics(s, out)
+    return out
+
+
+def sequence_figures(rows: Sequences, scored: Floats | None, controls: Controls | None = None) -> dict[str, Estimate]:
+    """What a law's own sequences look like, and, where they were `scored` (M,), how far sampler and scorer differ."""
+    out = text_metrics(rows, controls)
+    if scored is not None:
+        out |= drawn_metrics(rows, scored)
     return out
 
 

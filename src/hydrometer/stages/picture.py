@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Clusters
 from hydrometer.core.errors import StageError, one_line
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
@@ -40,7 +41,8 @@ def embed(node: EmbedNode, bench: Bench, folder: Path) -> dict[str, object]:
     found = truth.embed(rows)
     if not np.isfinite(found).all():
         raise StageError("no picture: the truth's hidden states hold NaN or infinity", fix="set judge_dtype: float32")
-    strata = np.zeros(len(rows), np.int64) if rows.strata is None else rows.strata
+    labels = rows.strata.labels if isinstance(rows.strata, Clusters) else rows.strata
+    strata = np.zeros(len(rows), np.int64) if labels is None else labels
     np.savez(folder / "embedding.npz", embedding=found, strata=strata)
     (folder / "words.json").write_text(json.dumps([one_line(t, WORDS) for t in truth.texts(rows)[1]]))
     return {"rows": len(rows), "dimensions": int(found.shape[1])}

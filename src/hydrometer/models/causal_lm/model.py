@@ -94,8 +94,9 @@ class CausalLM:
         dtype: Dtype = "auto",
         device: str = "auto",
         revision: str | None = None,
+        base: str | None = None,
     ) -> CausalLM:
-        """Open an alias, a folder, a GGUF file or a hub id.
+        """Open an alias, a folder, a GGUF file, a hub id, or a PEFT adapter's folder, merged into its base.
 
         Parameters
         ----------
@@ -103,12 +104,17 @@ class CausalLM:
         dtype : "auto" is float32, whatever the file holds: the float32 law is the model.
         device : "auto" takes cuda where there is one.
         revision : of a hub id.
+        base : the model under an adapter, where the adapter does not name an alias or a hub id.
 
         Raises
         ------
         ModelError, MissingDependencyError
         """
-        resolved = load.resolve(str(source), revision)
+        return cls.open(load.resolve(str(source), revision, base=base), dtype=dtype, device=device)
+
+    @classmethod
+    def open(cls, resolved: load.Resolved, *, dtype: Dtype = "auto", device: str = "auto") -> CausalLM:
+        """Open what `load.resolve` found. Raises ModelError."""
         network: Any = load.read_weights(resolved)
         model = network.to(device=pick_device(device), dtype=torch_dtype(dtype))
         return cls(model, load.outline(resolved).tokenizer, source=resolved)

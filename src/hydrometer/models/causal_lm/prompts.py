@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.errors import DataError, ModelError, one_line
 from hydrometer.models.causal_lm.spec import PromptsFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prompts", "read_prompts"]
+__all__ = ["MAX_LINE_BYTES", "Prompts", "encode_prompt", "read_prompts"]
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES = 1_000_000
@@ -28,10 +29,12 @@ class Prompts:
     ----------
     ids : (P,) tuples of at least one token id.
     texts : (P,) what a person asked; empty for the begin-of-sequence prompt.
+    are : "fixed", or "sample" where they stand for a population; says how errors are computed, not what is drawn.
     """
 
     ids: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+    are: PromptsAre = "fixed"
 
     def __post_init__(self) -> None:
         if not self.ids or len(self.ids) != len(self.texts) or not all(self.ids):
@@ -83,13 +86,15 @@ def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts
                     raise DataError(f"{where}: the prompts file is too large", fix=limit)
                 if line.strip():
                     prompt = _messages(line, where)
-                    ids.append(_encode(prompt, spec.chat, tokenizer, where))
+                    ids.append(encode_prompt(prompt, spec.chat, tokenizer, where))
                     texts.append(prompt[-1]["content"])
     except OSError as e:
         raise DataError(f"the prompts file cannot be read: {e.strerror}", got=spec.file, fix="check the path") from None
     if not ids:
         raise DataError("the prompts file holds no prompt", got=spec.file, fix='write rows such as {"prompt": "..."}')
-    return Prompts(tuple(ids), tuple(texts))
+    if spec.are == "sample" and len(set(ids)) < 2:
+        raise DataError("a sample of prompts needs at least two different ones", got=spec.file, fix="set are: fixed")
+    return Prompts(tuple(ids), tuple(texts), spec.are)
 
 
 def _messages(line: bytes, where: str) -> list[dict[str, str]]:
@@ -114,9 +119,10 @@ def _messages(line: bytes, where: str) -> list[dict[str, str]]:
     raise DataError(f"{where}: a row needs a prompt or messages", got=row, fix=fix)
 
 
-def _encode(
+def encode_prompt(
     messages: list[dict[str, str]], chat: bool, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[int, ...]:
+    """Turn one prompt's turns into token ids; `where` it stands is for messages. Raises DataError."""
     if not chat and len(messages) > 1:
         raise DataError(f"{where}: messages need the chat template", fix="set chat: true")
     try:

@@ -122,4 +122,5 @@ def _draw(
         token_log_prob=selected_nL[:, :width].astype(np.float32),
         token_log_prob_unselected=unselected_nL[:, :width].astype(np.float32),
         near_edge=near_n,
+        prompts_are=law.prompts.are,
     )

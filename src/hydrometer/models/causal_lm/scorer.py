@@ -29,7 +29,7 @@ from hydrometer.models.causal_lm.kept import KeptStates, kept_states
 from hydrometer.models.causal_lm.lanes import Lanes
 from hydrometer.models.causal_lm.llama import Llama, Packing
 from hydrometer.models.causal_lm.model import CausalLM
-from hydrometer.models.causal_lm.next_token import Logits
+from hydrometer.models.causal_lm.next_token import Logits, TokenScores
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -285,15 +285,21 @@ def _score_batch(
         found = next_token.score(
             logits[0], mine.lm.vocab_size, mine.selectivity, wanted[part], entropy=out.entropy is not None
         )
-        out.selected[at], out.unselected[at], out.near_edge[at] = found.selected, found.unselected, found.near_edge
+        out.selected[at] = _known(found)
+        out.unselected[at], out.near_edge[at] = found.unselected, found.near_edge
         if out.entropy is not None:
             out.entropy[at] = found.entropy
         if out.cross_entropy is not None and out.other is not None:
             theirs = next_token.score(logits[1], mine.lm.vocab_size, laws[1].selectivity, wanted[part])
-            out.other[at] = theirs.selected
+            out.other[at] = _known(theirs)
             out.cross_entropy[at] = next_token.cross_entropy(
                 logits[0], mine.selectivity, logits[1], laws[1].selectivity, mine.lm.vocab_size
             )
+
+
+def _known(found: TokenScores) -> Floats:
+    """Log-probability under the selected law; a network that diverged must not pass for one that cannot draw."""
+    return np.where(np.isnan(found.unselected), np.nan, found.selected)
 
 
 def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.spec import ChainSpec, Selectivities, Strict
 
 __all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
@@ -42,10 +43,12 @@ class PromptsFile(Strict):
     ----------
     file : path, relative to the specification's folder.
     chat : put every prompt into the tokenizer's chat template, the assistant's turn opened.
+    are : "fixed", the experiment's own list, or "sample" of a population that intervals are to cover.
     """
 
     file: str = Field(min_length=1)
     chat: bool = False
+    are: PromptsAre = "fixed"
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -71,7 +74,7 @@ def _prompts_kind(value: object) -> str | None:
             return None
 
 
-_NO_PROMPTS = "prompts are null (begin of sequence), a text, or {file: PATH, chat: true|false}"
+_NO_PROMPTS = "prompts are null (begin of sequence), a text, or {file: PATH, chat: true|false, are: fixed|sample}"
 Prompts = Annotated[
     Annotated[None, Tag("begin")] | Annotated[str, Tag("text")] | Annotated[PromptsFile, Tag("mapping")],
     Discriminator(_prompts_kind, custom_error_type="prompts", custom_error_message=_NO_PROMPTS),

@@ -1,0 +1,136 @@
+"""Models that exist: what is known of one before its weights are opened, and its law.
+
+Models of one vocabulary share the ids of their prompts and their stop set, those of the first of them; a model of
+another vocabulary has prompts and a stop set of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
+from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.prompts import Prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hydrometer.models.causal_lm.law import CausalLaw
+
+__all__ = ["Existing", "Own", "find_model", "numerics", "open_law"]
+
+LAW_FILE = "law.json"
+MAX_LAW_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a model fitted by this package brings along: what it was asked, and where its answers end."""
+
+    prompts: Prompts
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Existing:
+    """A model that was found.
+
+    Attributes
+    ----------
+    source : as the caller named it.
+    resolved : where and what it is.
+    tokenizer : its tokenizer.
+    vocabulary : hash of every token with its id.
+    stop_ids : its own stop set.
+    size : parameters, roughly, for time-left estimates.
+    has_template : whether its tokenizer has a chat template.
+    room : positions that the network has, or None where its config does not say.
+    own : what it brings along, or None.
+    """
+
+    source: str
+    resolved: load.Resolved
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: str
+    stop_ids: tuple[int, ...]
+    size: float
+    has_template: bool
+    room: int | None
+    own: Own | None
+
+
+def find_model(source: str, base: str | None = None) -> Existing:
+    """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened.
+
+    Raises
+    ------
+    ModelError, MissingDependencyError : see `load.resolve`.
+    """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        what = "causal language models need torch and transformers"
+        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
+
+    resolved = load.resolve(source, base=base)
+    found = load.outline(resolved)
+    config: Any = found.config.get_text_config()
+    width = float(getattr(config, "hidden_size", 1))
+    size = 12.0 * float(getattr(config, "num_hidden_layers", 1)) * width**2
+    size += float(getattr(config, "vocab_size", 1)) * width
+    stop_ids = model_stop_ids(found.generation_config, found.tokenizer)
+    own = _own(Path(resolved.path)) if resolved.revision is None else None
+    room: object = getattr(config, "max_position_embeddings", None)
+    return Existing(
+        source, resolved, found.tokenizer, vocabulary_hash(found.tokenizer), stop_ids, size,
+        bool(found.tokenizer.chat_template),
+        room if isinstance(room, int) else None, own,
+    )  # fmt: skip
+
+
+def numerics(dtype: str, device: str) -> Mapping[str, object]:
+    """What equal bits depend on besides the inputs."""
+    import torch
+
+    return {
+        **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers", "numba")},
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": device,
+        "dtype": dtype,
+    }
+
+
+def open_law(
+    model: Existing, prompts: Prompts, stop_ids: tuple[int, ...], max_new_tokens: int, block_rows: int, *,
+    dtype: Literal["float32", "bfloat16"], device: str,
+) -> CausalLaw:  # fmt: skip
+    """Open the weights and make the law. Raises ModelError, InputError."""
+    from hydrometer.models.causal_lm.law import CausalLaw
+    from hydrometer.models.causal_lm.model import CausalLM
+
+    lm = CausalLM.open(model.resolved, dtype=dtype, device=device)
+    lm.frozen = True  # drawn from and scored, never trained
+    return CausalLaw(lm, prompts, stop_ids, max_new_tokens, None, block_rows)
+
+
+def _own(folder: Path) -> Own | None:
+    path = folder / LAW_FILE
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_LAW_BYTES:
+            raise ValueError(f"larger than {MAX_LAW_BYTES} bytes")
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        ids = tuple(tuple(int(t) for t in p) for p in parts["prompt_ids"])
+        prompts = Prompts(ids, tuple(str(t) for t in parts["prompt_texts"]))
+        return Own(prompts, tuple(int(t) for t in parts["stop_ids"]), int(parts["max_new_tokens"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DataError) as e:
+        fix = "remove it, or copy the model's folder again"
+        raise ModelError(f"{LAW_FILE} beside the model cannot be read: {e}", got=str(folder), fix=fix) from None

@@ -1,0 +1,85 @@
+"""Models that exist, judged: the terminal's table and what is to be said of it."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from hydrometer.core.errors import one_line
+from hydrometer.report.reading import Chain, Diff, Group, Run, items, number, text
+from hydrometer.report.wording import KL, Sentence, model, num, signed, span
+
+__all__ = ["judged_sentences", "judged_table"]
+
+# What is shown of a judgement, in this order; a column stands where a model has it.
+_COLUMNS = {
+    "precision": ("precision", "nats"),
+    "precision_reference": ("precision under the reference", "nats"),
+    "recall": ("recall", "nats"),
+    "entropy": ("H(q)", "nats"),
+    "kl_student_truth": (KL, "nats"),
+    "kl_student_reference": ("KL(q‖reference)", "nats"),
+    "precision_per_byte": ("precision", "nats/byte"),
+    "precision_reference_per_byte": ("precision under the reference", "nats/byte"),
+    "recall_per_byte": ("recall", "nats/byte"),
+    "entropy_per_byte": ("H(q)", "nats/byte"),
+}
+
+
+def judged_table(run: Run, chain: Chain) -> Table:
+    """Build the terminal's table: one model a row, figures with their standard error."""
+    groups = run.of_chain(chain.name)
+    columns = [m for m in _COLUMNS if any(m in g.metrics for g in groups)]
+    title = Text(f"{one_line(chain.name, 80)}: nats per answer, or per byte of text where it says so, ± standard error")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model")
+    for m in columns:
+        name, unit = _COLUMNS[m]
+        table.add_column(Text(name if unit == "nats" else f"{name}\n/ byte"), justify="right")
+    for group in groups:
+        table.add_row(Text(one_line(model(group), 80)), *(Text(_cell(group, m)) for m in columns))
+    return table
+
+
+def _cell(group: Group, metric: str) -> str:
+    found = group.metrics.get(metric)
+    if found is None:
+        return ""
+    if found.value is None:
+        sign = "+" if metric.startswith("kl") else "−"
+        return f"{sign}∞" if found.n_neg_inf else "–"
+    return num(found.value, found.se) + (f" ± {num(found.se, found.se)}" if found.se is not None else "")
+
+
+def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
+    """Say how the models were asked, what the intervals are of, and which differences are decided."""
+    how = chain.judged
+    prompts, answers = number(how.get("prompts")), number(how.get("answers"))
+    out: list[Sentence] = []
+    if number(how.get("held_out_rows")) is not None:
+        words = f"Recall is over {how['held_out_rows']} held-out texts, each in the model’s own canonical tokenisation"
+        reference = text(how.get("reference"))
+        more = f"; precision is under the reference {reference}, which is not the truth" if reference else ""
+        out.append(Sentence("trade-off", "note", words + more + "."))
+    if prompts is not None and prompts > 1:
+        each = f", {answers / prompts:.0f} answers each" if answers is not None else ""
+        of = (
+            "Intervals are for the population that they are a sample of (clustered by prompt)"
+            if how.get("prompts_are") == "sample"
+            else "Intervals are for these prompts and no others"
+        )
+        out.append(Sentence("caveat", "note", f"{prompts:.0f} prompts{each}. {of}."))
+    mine = [c for c in run.contrasts if c.a in run.groups and run.groups[c.a].chain == chain.name]
+    out += [s for c in mine if c.metric in _COLUMNS and (s := _difference(run, c)) is not None]
+    return out + [Sentence("caveat", "note", text(note) + ".") for note in items(how.get("notes"))]
+
+
+def _difference(run: Run, c: Diff) -> Sentence | None:
+    if c.value is None or c.b not in run.groups:
+        return None
+    name, unit = _COLUMNS[c.metric]
+    a, b = (model(run.groups[g]) for g in (c.a, c.b))
+    words = f"{name}: {a} minus {b} is {signed(c.value, c.se)} {unit} ({span(c)})"
+    undecided = c.sign is None or c.sign == 0
+    return Sentence("trade-off", "open" if undecided else "note", words + (", undecided." if undecided else "."))

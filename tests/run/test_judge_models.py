@@ -1,0 +1,381 @@
+"""Models that exist, judged: against a truth, across tokenizers, against held-out text; hostile input; going on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import jsonschema  # noqa: E402
+
+from hydrometer import cli  # noqa: E402
+from hydrometer.core.errors import DataError, FolderError, InputError, ModelError  # noqa: E402
+from hydrometer.core.spec import Selectivity  # noqa: E402
+from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.run.judging import JudgeResult, judge_models  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two models of one vocabulary, one of another that splits words into letters, one that diverged."""
+    root = tmp_path_factory.mktemp("models")
+    CausalLM(make_llama(seed=0), make_tokenizer(64)).save(root / "truth")
+    CausalLM(make_llama(seed=0, layers=2), make_tokenizer(64)).save(root / "student")
+    CausalLM(make_llama(vocab=32, seed=3), letters(32)).save(root / "other")
+    broken = make_llama(seed=0)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.up_proj.weight.fill_(float("nan"))
+    broken.save_pretrained(root / "broken")
+    make_tokenizer(64).save_pretrained(root / "broken")
+    return {p.name: str(p) for p in root.iterdir()}
+
+
+def letters(size: int) -> Any:
+    """A tokenizer of characters: w, digits, space, and the rest unknown."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<bos>", "<eos>", "<unk>", " ", "w", *"0123456789", *(f"#{i}" for i in range(size - 15))]
+    inner = Tokenizer(kinds.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
+
+
+def prompts_file(folder: Path, rows: list[dict[str, Any]], name: str = "prompts.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return path
+
+
+def texts(n: int) -> list[dict[str, Any]]:
+    return [{"text": f"w{3 + i} w{4 + i}"} for i in range(n)]
+
+
+def cells(result: JudgeResult) -> dict[str, dict[str, Any]]:
+    jsonschema.validate(result.results, SCHEMA)
+    return {c["id"]: c["metrics"] for c in result.results["cells"]}
+
+
+def test_figures_are_those_of_judge(tmp_path: Path, models: dict[str, str]) -> None:
+    """The same rows scored by the laws themselves give the same figures."""
+    import hydrometer as hm
+
+    file = prompts_file(tmp_path, texts(4))
+    settings = [Selectivity(temperature=0.7), Selectivity(top_p=0.6)]
+    result = judge_models(
+        [models["student"]], truth=models["truth"], prompts=file, answers_per_prompt=8, max_new_tokens=6,
+        decodings=settings, out=tmp_path / "out",
+    )  # fmt: skip
+    found = cells(result)
+    plain = "judge.student.student"
+    assert set(found) == {
+        "judge.truth", plain, f"{plain}.decoded-temperature0.7", f"{plain}.decoded-topp0.6"
+    }  # fmt: skip
+    m = {k: v["value"] for k, v in found[plain].items()}
+    assert m["precision"] == pytest.approx(-m["entropy"] - m["kl_student_truth"], abs=1e-9)
+    assert m["recall"] == pytest.approx(-m["entropy_truth"] - m["kl_truth_student"], abs=1e-9)
+    assert abs(m["recorded_minus_scored"]) < 1e-3
+    assert found["judge.truth"]["kl_student_truth"]["value"] == 0
+    nucleus = found[f"{plain}.decoded-topp0.6"]
+    assert nucleus["recall"]["value"] is None
+    assert nucleus["recall"]["n_neg_inf"] > 0
+    # 4 prompts are a sample: 3 degrees of freedom, everywhere
+    assert {v["df"] for k, v in found[plain].items() if v["se"] is not None} == {3.0}
+    truth, student = (CausalLM.from_pretrained(models[k]).law(["w3 w4", "w4 w5"], max_new_tokens=6, block_rows=32)
+                      for k in ("truth", "student"))  # fmt: skip
+    direct = hm.judge(truth, student, n=600, seed=5)
+    assert direct["entropy"].value == pytest.approx(m["entropy"], abs=6 * (direct["entropy"].se or 0) + 5)
+    pairs = {(c["a"], c["metric"]): c for c in result.results["contrasts"]}
+    cold = pairs[f"{plain}.decoded-temperature0.7", "entropy"]
+    assert cold["pairing"] == "prompt"
+    assert cold["df"] == 3
+    assert cold["value"] == pytest.approx(found[f"{plain}.decoded-temperature0.7"]["entropy"]["value"] - m["entropy"])
+
+
+def test_fixed_prompts_are_strata_and_draw_nothing_anew(tmp_path: Path, models: dict[str, str]) -> None:
+    file = prompts_file(tmp_path, texts(3))
+    ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 6, "max_new_tokens": 5,
+           "out": tmp_path / "out"}  # fmt: skip
+    sample = judge_models([models["student"]], **ask)
+    fixed = judge_models([models["student"]], prompts_are="fixed", **ask)
+    assert not fixed.outcome.computed
+    one, two = (cells(r)["judge.student.student"]["recall"] for r in (sample, fixed))
+    assert one["value"] == two["value"]
+    assert one["se"] != two["se"]
+    assert two["df"] is None
+    assert fixed.results["summary"]["chains"]["judge"]["judged"]["prompts_are"] == "fixed"
+
+
+def test_a_second_call_goes_on_and_more_is_added(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydrometer.run import judge_jobs
+
+    file = prompts_file(tmp_path, texts(2))
+    ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 4, "max_new_tokens": 5}
+    whole = judge_models([models["student"]], **ask, out=tmp_path / "whole")
+    done = []
+
+    def interrupted(*args: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(*args)
+
+    original = judge_jobs.score_ids
+    monkeypatch.setattr(judge_jobs, "score_ids", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        judge_models([models["student"]], **ask, out=tmp_path / "cut")
+    monkeypatch.undo()
+    again = judge_models([models["student"]], **ask, out=tmp_path / "cut")
+    assert again.outcome.reused["draw"] >= 1
+    assert again.outcome.reused["score"] == 1
+    assert cells(again) == cells(whole)
+    more = judge_models([models["student"], models["truth"]], **ask, out=tmp_path / "cut")
+    assert more.outcome.reused["score"] == 4
+    assert cells(more)["judge.student.student"] == cells(whole)["judge.student.student"]
+
+
+def test_another_tokenizer_gets_nats_per_byte_and_nothing_else(tmp_path: Path, models: dict[str, str]) -> None:
+    file = prompts_file(tmp_path, [{"text": "w3 w4"}, {"text": "w5"}, {"text": "w7 w9"}])
+    result = judge_models(
+        [models["other"], models["student"]], truth=models["truth"], prompts=file, answers_per_prompt=5,
+        max_new_tokens=6, out=tmp_path / "out",
+    )  # fmt: skip
+    found = cells(result)
+    other, same = found["judge.student.other"], found["judge.student.student"]
+    for name in ("precision", "recall", "entropy", "entropy_truth"):
+        assert name not in other
+        assert name in same
+        for cell in (other, same):
+            assert cell[f"{name}_per_byte"]["unit"] == "nats/byte"
+            assert cell[f"{name}_per_byte"]["method"] == "canonical"
+    assert not [k for k in other if k.startswith("kl_")]
+    assert any("canonical" in n for n in result.results["summary"]["chains"]["judge"]["judged"]["notes"])
+    compared = {(c["a"], c["metric"]) for c in result.results["contrasts"]}
+    assert compared == {
+        ("judge.student.student", m) for m in ("precision_per_byte", "recall_per_byte", "entropy_per_byte")
+    }
+
+
+def test_recall_of_held_out_text_is_the_models_own_log_probability(tmp_path: Path, models: dict[str, str]) -> None:
+    rows = [
+        {"prompt": "w3", "completion": "w5 w6"}, {"prompt": "w3", "completion": "w8"},
+        {"prompt": "w4 w9", "completion": "w5"}, {"prompt": "w7", "completion": "w6 w6 w6"},
+    ]  # fmt: skip
+    file = prompts_file(tmp_path, rows, "text.jsonl")
+    result = judge_models(
+        [models["student"]], truth_text=file, reference=models["truth"], chat=False, answers_per_prompt=6,
+        max_new_tokens=5, out=tmp_path / "out",
+    )  # fmt: skip
+    found = cells(result)
+    student = found["judge.student.student"]
+    lm = CausalLM.from_pretrained(models["student"])
+    expected = []
+    for r in rows:
+        prompt, answer = (lm.tokenizer(r[k])["input_ids"] for k in ("prompt", "completion"))
+        ids = [*prompt, *answer, 1]
+        with torch.no_grad():
+            log_p = torch.log_softmax(lm.model(torch.tensor([ids])).logits[0].double(), -1)
+        expected.append(sum(float(log_p[len(prompt) - 1 + t, ids[len(prompt) + t]]) for t in range(len(answer) + 1)))
+    assert student["recall"]["value"] == pytest.approx(np.mean(expected), abs=1e-4)
+    n_bytes = sum(len(r["completion"]) for r in rows)
+    assert student["recall_per_byte"]["value"] == pytest.approx(sum(expected) / n_bytes, abs=1e-5)
+    # three prompts, two rows of one of them: clusters, by hand
+    e = np.array(expected) - np.mean(expected)
+    clustered = np.array([e[0] + e[1], e[2], e[3]])
+    assert student["recall"]["se"] == pytest.approx(np.sqrt(1.5 * (clustered**2).sum()) / 4, rel=1e-4)
+    assert student["recall"]["df"] == 2
+    assert "precision" not in student
+    assert student["precision_reference"]["method"] == "mc"
+    assert found["judge.reference.truth"]["kl_student_reference"]["value"] == 0
+    assert student["kl_student_reference"]["value"] == pytest.approx(
+        -student["entropy"]["value"] - student["precision_reference"]["value"], abs=1e-9
+    )
+
+
+def test_text_alone_and_a_reference_of_another_tokenizer(tmp_path: Path, models: dict[str, str]) -> None:
+    file = prompts_file(tmp_path, texts(5), "text.jsonl")
+    alone = cells(judge_models([models["student"]], truth_text=file, out=tmp_path / "alone"))
+    assert list(alone) == ["judge.student.student"]
+    assert alone["judge.student.student"]["recall"]["n"] == 5
+    assert alone["judge.student.student"]["recall"]["df"] is None  # documents: every row is its own
+    beside = cells(
+        judge_models(
+            [models["other"]],
+            truth_text=file,
+            reference=models["truth"],
+            answers_per_prompt=8,
+            max_new_tokens=5,
+            out=tmp_path / "beside",
+        )
+    )["judge.student.other"]
+    assert beside["precision_reference_per_byte"]["method"] == "canonical"
+    assert "precision_reference" not in beside
+    assert "precision" not in beside
+
+
+def test_students_bring_their_prompts_along(tmp_path: Path, models: dict[str, str]) -> None:
+    student = tmp_path / "fitted"
+    shutil.copytree(models["student"], student)
+    law = {"version": 1, "prompt_ids": [[5, 6], [7]], "prompt_texts": ["a", "b"], "stop_ids": [1], "max_new_tokens": 4}
+    (student / "law.json").write_text(json.dumps(law))
+    result = judge_models([student], truth=models["truth"], answers_per_prompt=3, out=tmp_path / "out")
+    judged = result.results["summary"]["chains"]["judge"]["judged"]
+    assert (judged["prompts"], judged["max_new_tokens"]) == (2, 4)
+    assert result.results["cells"][1]["metrics"]["length"]["value"] <= 4
+    with pytest.raises(InputError, match="same prompts along"):
+        judge_models([student, models["student"]], truth=models["truth"], out=tmp_path / "two")
+    for wrong in ("{", "[]", '{"prompt_ids": [[1e999]]}', json.dumps(law | {"prompt_ids": [[]]})):
+        (student / "law.json").write_text(wrong)
+        with pytest.raises(ModelError, match=r"law\.json"):
+            judge_models([student], truth=models["truth"], out=tmp_path / "three")
+
+
+def test_an_adapter_is_judged_over_its_base(tmp_path: Path, models: dict[str, str]) -> None:
+    """An adapter that changes nothing is its base; the file that says so does not say where the base is."""
+    peft = pytest.importorskip("peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])  # B is zero at the start
+        peft.get_peft_model(make_llama(seed=0), config).save_pretrained(tmp_path / "lora")
+    ask = {"truth": models["truth"], "answers_per_prompt": 8, "max_new_tokens": 5}
+    with pytest.raises(ModelError, match="--base"):
+        judge_models([tmp_path / "lora"], **ask, out=tmp_path / "out")
+    found = cells(judge_models([tmp_path / "lora"], **ask, base=models["truth"], out=tmp_path / "out"))
+    assert found["judge.student.lora"]["kl_student_truth"]["value"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_model_that_diverged_is_a_failed_cell(tmp_path: Path, models: dict[str, str]) -> None:
+    file = prompts_file(tmp_path, texts(2), "text.jsonl")
+    result = judge_models([models["broken"], models["student"]], truth_text=file, out=tmp_path / "out")
+    assert result.failed_cells == ["judge.student.broken"]
+    assert "NaN" in result.results["cells"][0]["reason"]
+    assert cells(result)["judge.student.student"]["recall"]["value"] is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"truth": None}, "a model or a text"),
+        ({"truth_text": "x.jsonl"}, "a model or a text"),
+        ({"reference": "x"}, "--truth-text only"),
+        ({"answers_per_prompt": 0}, "between 1 and"),
+        ({"answers_per_prompt": 10**12}, "between 1 and"),
+        ({"truth": None, "truth_text": "x", "max_new_tokens": 3}, "nothing is drawn"),
+        ({"max_new_tokens": 500}, "max_position_embeddings"),
+        ({"prompts_are": "sample"}, "one prompt is no sample"),
+        ({"prompts_are": "nested"}, "fixed or a sample"),
+        ({"dtype": "float16"}, "float32 or bfloat16"),
+        ({"seed": -1}, "negative"),
+        ({"chat": True}, "needs prompts"),
+        ({"decodings": [Selectivity(weight_power=2)]}, "decoded by temperature"),
+        ({"decodings": [Selectivity(top_p=0.5)] * 2}, "twice"),
+        ({"students": []}, "no student"),
+        ({"students": ["nowhere"]}, "no such model"),
+        ({"prompts": "missing.jsonl"}, "cannot be read"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_made(
+    tmp_path: Path, models: dict[str, str], change: dict[str, Any], words: str
+) -> None:
+    asked: dict[str, Any] = {"students": [models["student"]], "truth": models["truth"], "out": tmp_path / "out"}
+    asked |= change
+    with pytest.raises(InputError, match=words) as caught:
+        judge_models(asked.pop("students"), **asked)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, models: dict[str, str]) -> None:
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "a.yaml").write_text("spec: {name: other}\ntruths: {}\n")
+    with pytest.raises(FolderError, match="not a judgement"):
+        judge_models([models["student"]], truth=models["truth"], out=tmp_path)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command line in this process; returns exit code, stdout, stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hydrometer", "judge", *(str(a) for a in argv)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = int(e.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_the_command_prints_a_table_and_json_and_one_line_errors(
+    tmp_path: Path, models: dict[str, str], command: Any
+) -> None:
+    file = prompts_file(tmp_path, texts(3))
+    argv = ["--truth", models["truth"], "--student", models["student"], "--prompts", file, "--n", 4]
+    argv += ["--max-new-tokens", 5, "--decoding", "temperature=0.7,top_p=0.9", "--out", tmp_path / "out"]
+    code, out, _ = command(*argv)
+    assert code == 0
+    words = " ".join(out.split())
+    assert "clustered by prompt" in words
+    assert "H(q): student, decoded at temperature 0.7, top-p 0.9 minus student is" in words
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "student, decoded at temperature 0.7, top-p 0.9" in page
+    assert "There is no teacher gate" not in page  # nothing is said of a chain that was not run
+    code, out, err = command(*argv, "--json")
+    body = json.loads(out)
+    assert (code, body["computed"], body["failed_cells"]) == (0, {}, [])
+    assert "going on" in err
+    (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    for wrong, said in (
+        (["--prompts", tmp_path / "bad.jsonl"], "UTF-8"),
+        (["--decoding", "temperature=0"], "above 0"),
+        (["--decoding", "hotter"], "NAME=VALUE"),
+        (["--seed", "x"], "integer"),
+    ):
+        code, _, err = command(*argv, *wrong)
+        assert code == 2
+        assert said in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_chat_template_that_is_not_there(tmp_path: Path, models: dict[str, str]) -> None:
+    file = prompts_file(tmp_path, [{"messages": [{"role": "user", "content": "w3"}]}])
+    with pytest.raises(ModelError, match="no chat template"):
+        judge_models([models["other"]], truth=models["truth"], prompts=file, out=tmp_path / "out")
+    turns = [
+        {"role": "user", "content": "w3"},
+        {"role": "assistant", "content": "w4"},
+        {"role": "user", "content": "w5"},
+    ]
+    file = prompts_file(tmp_path, [{"messages": turns}])
+    with pytest.raises(DataError, match="chat template"):
+        judge_models([models["student"]], truth=models["truth"], prompts=file, chat=False, out=tmp_path / "out")
