@@ -78,8 +78,8 @@ class Pooled:
         parts = values[..., :cut], values[..., cut:]
         away = np.concatenate([x - x.mean(axis=-1, keepdims=True) for x in parts], axis=-1)
         flat = away.reshape(-1, away.shape[-1])
-        sums = np.stack([np.bincount(self.clusters, weights=row) for row in flat]) * _unbiased(self.n)
-        return sums.reshape(*values.shape[:-1], self.n)
+        sums: Floats = np.stack([np.bincount(self.clusters, weights=row) for row in flat])
+        return (sums * _unbiased(self.n)).reshape(*values.shape[:-1], self.n)
 
     def residual(self, values: Floats) -> Floats:
         """Return deviations from the strata's means, scaled so that ``sum(residual^2) / n^2`` is unbiased.
