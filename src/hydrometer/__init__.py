@@ -34,9 +34,12 @@ from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
 from hydrometer.report import build_report
+from hydrometer.run.adopting import AdoptResult, adopt
 from hydrometer.run.api import RunResult, load_spec, recipes, run
 from hydrometer.run.diagnosis import Diagnosis
 from hydrometer.run.doctor import doctor
+from hydrometer.run.exporting import Exported, export
+from hydrometer.run.scoring import ScoresResult, add_scores
 from hydrometer.stages.judge import judge_laws as judge
 from hydrometer.store.records import load_results
 
@@ -45,12 +48,14 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.model import CausalLM
 
 __all__ = [
+    "AdoptResult",
     "CausalLM",
     "CausalLaw",
     "Contrast",
     "DataError",
     "Diagnosis",
     "Estimate",
+    "Exported",
     "Family",
     "Finding",
     "FitError",
@@ -68,6 +73,7 @@ __all__ = [
     "ModelError",
     "Points",
     "RunResult",
+    "ScoresResult",
     "Selectivity",
     "Sequences",
     "SpecError",
@@ -75,8 +81,11 @@ __all__ = [
     "StoreError",
     "Stream",
     "__version__",
+    "add_scores",
+    "adopt",
     "build_report",
     "doctor",
+    "export",
     "fit_markov",
     "fit_mixture",
     "judge",

@@ -115,6 +115,7 @@ class Group:
     failed: int
     metrics: dict[str, Figure]
     point: Setting = field(default_factory=dict[str, float])
+    adopted: str = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -261,6 +262,7 @@ def _group(name: str, value: object) -> Group:
         name, text(g.get("chain")), text(g.get("role")), _count(g.get("level")), text(g.get("training")) or None,
         read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
         _count(g.get("seeds")), _count(g.get("failed")), metrics, read_setting(g.get("point")) or {},
+        text(g.get("adopted")),
     )  # fmt: skip
 
 
