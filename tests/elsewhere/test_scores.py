@@ -66,7 +66,7 @@ def test_contrasts_over_seeds_and_tables_have_them(joined: Any) -> None:
     assert (found["df"], found["pairing"]) == (1, "seed")
     page = hm.build_report([joined[0]]).read_text()
     assert "user_even" in page
-    metrics = {r["metric"] for r in csv.DictReader((joined[0] / "results.csv").open())}
+    metrics = {r["metric"] for r in csv.DictReader((joined[0] / "results.csv").read_text().splitlines())}
     assert {"user_even", "user_valid"} <= metrics
 
 

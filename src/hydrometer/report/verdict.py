@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from hydrometer.report.adoptedwords import adopted_sentences
 from hydrometer.report.mapwords import capacity_sentence, map_sentences
 from hydrometer.report.reading import Chain, Control, Diff, Run, Step, parse
 from hydrometer.report.wording import (
@@ -59,7 +60,7 @@ def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
 def sentences(run: Run, chain: Chain) -> list[Sentence]:
     """Write one chain’s verdict: gate, trade-off and control, capacity where it was measured, then the caveats."""
     said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
-    return [*said, *capacity_sentence(run, chain), *_caveats(run, chain)]
+    return [*said, *capacity_sentence(run, chain), *adopted_sentences(chain), *_caveats(run, chain)]
 
 
 def _unit(chain: Chain) -> str:

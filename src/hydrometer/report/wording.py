@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "capacity", "caveat"]
+Topic = Literal["gate", "trade-off", "control", "capacity", "adopted", "caveat"]
 
 KL = "KL(q‖p*)"
 

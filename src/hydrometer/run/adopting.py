@@ -24,6 +24,7 @@ from hydrometer.run.reopen import (
     finished,
     parse_selectivity,
     reopen,
+    require_run,
     with_selectivity,
 )
 from hydrometer.stages.nodes import Cell
@@ -91,10 +92,11 @@ def adopt(
         ...
     hydrometer.core.errors.FolderError: no run in the folder; got 'nowhere'; give the folder of a run
     """
-    opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
-    at = chain_named(opened.plan, chain)
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
-    with hold(opened.folder.root):
+    require_run(Path(folder))
+    with hold(Path(folder)):
+        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
+        at = chain_named(opened.plan, chain)
         finished(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
         entry = _entry(opened, at, str(model), name, wanted, training, seed)
         known = next((a for a in read_adopted(opened.folder) if a.place == entry.place), None)

@@ -80,9 +80,9 @@ class Exported:
     def advice(self) -> str:
         """One line for people: what the text loses, and what to train on."""
         if self.exact == self.rows:
-            return f"all {self.rows} rows survive the way over text"
+            return f"the text of all {self.rows} rows gives their ids"
         why = "; ".join(f"{n}: {what}" for what, n in self.lost.items())
-        share = f"{self.rows - self.exact} of {self.rows} rows do not survive the way over text ({why})"
+        share = f"the text of {self.rows - self.exact} of {self.rows} rows does not give their ids ({why})"
         if self.stream == "evaluate":
             return share
         if self.text_only:

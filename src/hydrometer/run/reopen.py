@@ -28,6 +28,7 @@ __all__ = [
     "finished",
     "parse_selectivity",
     "reopen",
+    "require_run",
     "training_rows",
     "with_selectivity",
 ]
@@ -53,6 +54,12 @@ class Opened:
         return plan_run(self.spec, [*read_adopted(self.folder), entry])
 
 
+def require_run(root: Path) -> None:
+    """Refuse a folder that no run has begun in, before anything is made in it."""
+    if "\0" in str(root) or not (root / "specs").is_dir():
+        raise FolderError("no run in the folder", got=str(root), fix="give the folder of a run")
+
+
 def reopen(root: Path, cache: Path | None = None, bases: Sequence[Path] = ()) -> Opened:
     """Open the folder of a run; nothing in it is changed.
 
@@ -68,8 +75,7 @@ def reopen(root: Path, cache: Path | None = None, bases: Sequence[Path] = ()) ->
     FolderError : no run there, or its truth is not what it was.
     InputError : a file that its specifications name is gone.
     """
-    if not (root / "specs").is_dir():
-        raise FolderError("no run in the folder", got=str(root), fix="give the folder of a run")
+    require_run(root)
     folder = RunFolder(root)
     accepted = folder.accepted()
     if not accepted:

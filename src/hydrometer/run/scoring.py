@@ -23,7 +23,7 @@ from hydrometer.run.api import RunResult, results_of, shipped_folder
 from hydrometer.run.execute import Outcome
 from hydrometer.run.exporting import COLUMNS
 from hydrometer.run.plan import Plan
-from hydrometer.run.reopen import Opened, finished, reopen
+from hydrometer.run.reopen import Opened, finished, reopen, require_run
 from hydrometer.run.scores import CellScores, keep_scores
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, JudgeNode
@@ -77,9 +77,10 @@ def add_scores(
     InputError : an unreadable file, no such cell, a score that is not finite, a row that does not exist, is there twice
         or has no score. Nothing has been changed then.
     """
-    opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
     path = Path(file)
-    with hold(opened.folder.root):
+    require_run(Path(folder))
+    with hold(Path(folder)):
+        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
         outcome = Outcome()
         part = finished(opened, opened.plan, outcome)
         raw = _read(path)

@@ -159,7 +159,7 @@ def _plain_rows(x: Sequences, form: Form, tokenizer: PreTrainedTokenizerBase) ->
     trained = [prompt + (answer if answer.endswith(eos) else answer + eos) for prompt, answer in texts]
     with load.quiet():
         back: Any = tokenizer(text=trained)["input_ids"] if trained else []
-        heads: list[list[int]] = [list(cast("Any", tokenizer(text=p)["input_ids"])) for p in prompts]
+        heads: list[list[int]] = [list(tokenizer(text=p)["input_ids"]) for p in prompts]
     out: list[TextRow] = []
     for i, (prompt, answer) in enumerate(texts):
         p = int(x.prompt_index[i])
@@ -177,7 +177,7 @@ def _prompt_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     rest = _decode(ids[1:], tokenizer)
     with load.quiet():
         for text in (whole, rest):
-            if list(cast("Any", tokenizer(text=text)["input_ids"])) == list(ids):
+            if list(tokenizer(text=text)["input_ids"]) == list(ids):
                 return text
     return whole
 
