@@ -92,13 +92,15 @@ def test_page_and_csv_have_them(adopted: Any) -> None:
     assert "trl (adopted), distilled at temperature 0.6" in page
     assert "trained elsewhere, adopted" in page
     from hydrometer.report.verdict import verdict
+    from hydrometer.report.wording import signed
 
     said = [
         s for s in verdict(adopted[1])["lm"] if s.startswith("trl, distilled at temperature 0.6, minus the run’s own")
     ]
     assert len(said) == 1
     entry = next(e for e in adopted[1]["summary"]["chains"]["lm"]["adopted"] if e["group"] == COLD)
-    assert f"{abs(entry['vs_native']['recall']['value']):.1f}" in said[0]
+    native_recall = entry["vs_native"]["recall"]
+    assert f"recall {signed(native_recall['value'], native_recall['se'])}" in said[0]
     assert f"{COLD}.seed1" in (adopted[0] / "results.csv").read_text()
 
 

@@ -43,7 +43,8 @@ def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
     LawMismatchError : its vocabulary is not the truth's.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir() and not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
+    named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
+    if folder.is_dir() and not any((folder / f).is_file() for f in named):
         raise ModelError(
             "the checkpoint has no tokenizer, so its ids cannot be told from others", got=source,
             fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
