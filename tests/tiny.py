@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import (  # noqa: E402
     GPT2Config,
     GPT2LMHeadModel,
@@ -36,6 +36,17 @@ def make_tokenizer(size: int, template: str | None = TEMPLATE) -> PreTrainedToke
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def make_merging_tokenizer() -> PreTrainedTokenizerFast:
+    """<bos> 0, <eos> 1, <unk> 2, a b c, and merges ab bc abc: many strings of ids are not what their text gives."""
+    tokens = ["<bos>", "<eos>", "<unk>", "a", "b", "c", "ab", "bc", "abc"]
+    merges = [("a", "b"), ("b", "c"), ("ab", "c")]
+    inner = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges, unk_token="<unk>"))
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<eos>"
+    )
 
 
 def make_llama(vocab: int = 64, layers: int = 3, seed: int = 0, **fields: object) -> LlamaForCausalLM:

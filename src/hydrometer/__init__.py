@@ -35,9 +35,12 @@ from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
 from hydrometer.report import build_report
+from hydrometer.run.adopting import AdoptResult, adopt
 from hydrometer.run.api import RunResult, load_spec, recipes, run
 from hydrometer.run.diagnosis import Diagnosis
 from hydrometer.run.doctor import doctor
+from hydrometer.run.exporting import Exported, export
+from hydrometer.run.scoring import ScoresResult, add_scores
 from hydrometer.stages.judge import judge_laws as judge
 from hydrometer.store.records import load_results
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.model import CausalLM
 
 __all__ = [
+    "AdoptResult",
     "CausalLM",
     "CausalLaw",
     "ChosenLaw",
@@ -53,6 +57,7 @@ __all__ = [
     "DataError",
     "Diagnosis",
     "Estimate",
+    "Exported",
     "Family",
     "Finding",
     "FitError",
@@ -70,6 +75,7 @@ __all__ = [
     "ModelError",
     "Points",
     "RunResult",
+    "ScoresResult",
     "Selectivity",
     "Sequences",
     "SpecError",
@@ -77,9 +83,12 @@ __all__ = [
     "StoreError",
     "Stream",
     "__version__",
+    "add_scores",
+    "adopt",
     "build_report",
     "choose",
     "doctor",
+    "export",
     "fit_markov",
     "fit_mixture",
     "judge",

@@ -10,13 +10,14 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hydrometer import cli_elsewhere
 from hydrometer._version import __version__
 from hydrometer.cli_judge import judge_command
 from hydrometer.core.errors import HydrometerError, InputError
@@ -63,6 +64,10 @@ def run_command(
         Path | None,
         typer.Option("--cache", metavar="DIR", help="Where artifacts are kept, to share them between runs."),
     ] = None,
+    until: Annotated[
+        Literal["draw"] | None,
+        typer.Option("--until", help="draw: make the training rows alone, to export them; nothing is judged."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
@@ -73,7 +78,10 @@ def run_command(
     console = Console(stderr=as_json)
     spec = load_spec(recipe, overrides or [])
     with ConsoleMonitor(console) as monitor:
-        result = run(spec, out=out, cache=cache, monitor=monitor)
+        result = run(spec, out=out, cache=cache, monitor=monitor, until=until)
+    if until is not None:
+        cli_elsewhere.say_drawn(result, as_json=as_json)
+        return
     page = build_report([result.folder])
     failed = result.failed_cells
     if as_json:
@@ -164,6 +172,7 @@ def report_command(
 
 
 app.command("judge")(judge_command)
+cli_elsewhere.add_commands(app)
 
 
 class _Terminated(BaseException):

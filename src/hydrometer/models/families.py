@@ -6,12 +6,13 @@ A new family is one folder and one line in `BUILT_IN`. A third party's family ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError
@@ -91,6 +92,17 @@ class RunSpec(Strict):
     description: str = ""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     chains: dict[Name, SerializeAsAny[ChainSpec]] = Field(min_length=1)
+    _base: Path | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Keep the folder that relative file names refer to; it is no part of what the specification says."""
+        if isinstance(context, Mapping) and "base" in context:
+            self._base = cast("Mapping[str, Path]", context)["base"]
+
+    @property
+    def base(self) -> Path | None:
+        """The folder that relative file names refer to, where it is known."""
+        return self._base
 
     @field_validator("seeds")
     @classmethod
@@ -136,6 +148,6 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
     if isinstance(raw, dict):
         fields["chains"] = chains
     try:
-        return RunSpec.model_validate(fields)
+        return RunSpec.model_validate(fields, context={"base": base or Path.cwd()})
     except ValidationError as e:
         raise explain(e, origin) from None

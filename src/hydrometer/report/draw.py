@@ -64,7 +64,7 @@ def _mark(ax: Axes, kind: Kind, x: float, y: float, **more: Any) -> None:
 def _path(ax: Axes, kind: Kind, points: list[Point], rail: float) -> None:
     look = LOOKS[kind]
     seen = [p for p in points if p.x is not None]
-    if len(seen) > 1 and kind not in ("truth", "direct"):
+    if len(seen) > 1 and kind not in ("truth", "direct", "adopted"):
         ax.plot(
             [p.x for p in seen if p.x is not None], [p.y for p in seen], color=look.color, linestyle=look.line,
             linewidth=1.5 if kind != "teacher" else 1.1, zorder=3,
@@ -144,7 +144,7 @@ def _place_labels(ax: Axes, plane: Plane, rail: float) -> None:
     bounds = (frame.x0, frame.y0, frame.x1, frame.y1)
     figure = ax.get_figure(root=True)
     scale = (figure.dpi if figure is not None else 72) / 72
-    for kind in ("truth", "distilled", "direct", "teacher", "decoded", "decoded_neutral"):
+    for kind in ("truth", "distilled", "direct", "teacher", "adopted", "decoded", "decoded_neutral"):
         points = plane.paths.get(kind, [])
         start = _spot(ax, points[0], rail) if points else (0.0, 0.0)
         follows = kind in ("decoded", "decoded_neutral")

@@ -16,8 +16,8 @@ from hydrometer.report.wording import is_neutral, setting
 
 __all__ = ["Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]
 
-Kind = Literal["truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled"]
-KINDS: tuple[Kind, ...] = ("truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled")
+Kind = Literal["truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "adopted"]
+KINDS: tuple[Kind, ...] = ("truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "adopted")
 CLOUD_PER_GROUP = 60
 
 
@@ -83,6 +83,9 @@ def kinds_of(run: Run, chain: Chain) -> dict[Kind, list[Group]]:
             found["teacher"].append(group)
         elif group.role != "student":
             continue
+        elif group.adopted:
+            if not group.decoding or is_neutral(group.decoding):
+                found["adopted"].append(group)
         elif group.training == "direct":
             found["decoded" if group.decoding and not is_neutral(group.decoding) else "direct"].append(group)
         elif not group.decoding or is_neutral(group.decoding):
@@ -101,7 +104,7 @@ def kinds_of(run: Run, chain: Chain) -> dict[Kind, list[Group]]:
 
 def knob(group: Group, kind: Kind) -> Setting | None:
     """Return the setting that moves a model along its path."""
-    if kind == "distilled":
+    if kind in ("distilled", "adopted"):
         return group.selectivity
     return group.decoding or (group.selectivity if kind == "teacher" else None)
 
@@ -118,6 +121,8 @@ def _coldness(group: Group, kind: Kind, order: list[Setting]) -> tuple[int, floa
 
 def _label(group: Group, kind: Kind) -> str:
     value = knob(group, kind)
+    if kind == "adopted":
+        return f"{group.adopted} {setting(group.selectivity, short=True) if group.selectivity else 'direct'}"
     if kind == "truth":
         return "truth"
     if value is None:
@@ -168,7 +173,7 @@ def _cloud(run: Run, kinds: dict[Kind, list[Group]], x: str, y: str) -> dict[Kin
         if cell.ok and across is not None and up is not None:
             by_group.setdefault(cell.group, []).append((across, up))
     cloud: dict[Kind, list[tuple[float, float]]] = {}
-    for kind in ("direct", "distilled"):
+    for kind in ("direct", "distilled", "adopted"):
         for group in kinds[kind]:
             seen = by_group.get(group.id, [])
             if len(seen) > 1:
@@ -272,11 +277,12 @@ def curves_data(run: Run, chain: Chain, *, against: Literal["setting", "entropy"
     panels: list[Panel] = []
     for metric, title, sign in PARTS:
         series: dict[Kind, list[tuple[float, float, float | None]]] = {}
-        for kind in ("decoded", "decoded_neutral", "distilled"):
+        for kind in ("decoded", "decoded_neutral", "distilled", "adopted"):
             points = [
                 (p, sign * v, g.half_width(metric))
                 for g in kinds[kind]
-                if (p := place(knob(g, kind) if g is not _start(run, chain, kind) else None)) is not None
+                if (kind != "adopted" or g.selectivity)
+                and (p := place(knob(g, kind) if g is not _start(run, chain, kind) else None)) is not None
                 and (v := g.value(metric)) is not None
             ]
             if points:

@@ -14,7 +14,21 @@ from typing import Any, cast
 
 from hydrometer.core.errors import DataError, FolderError
 
-__all__ = ["Cell", "Chain", "Control", "Diff", "Figure", "Gate", "Group", "Run", "Setting", "Step", "parse", "read_run"]
+__all__ = [
+    "Brought",
+    "Cell",
+    "Chain",
+    "Control",
+    "Diff",
+    "Figure",
+    "Gate",
+    "Group",
+    "Run",
+    "Setting",
+    "Step",
+    "parse",
+    "read_run",
+]
 
 Json = dict[str, Any]
 Setting = dict[str, float]
@@ -132,6 +146,7 @@ class Group:
     point: Setting = field(default_factory=dict[str, float])
     absent: str = ""
     model: str = ""
+    adopted: str = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -202,6 +217,17 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Brought:
+    """A model trained elsewhere, with its contrasts by what it is compared with."""
+
+    group: str
+    name: str
+    training: str
+    selectivity: Setting | None
+    diffs: dict[str, dict[str, Diff]]
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """One chain's part of the summary.
 
@@ -227,6 +253,7 @@ class Chain:
     axes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     points: list[Chain] = field(default_factory=list["Chain"])
     judged: Json = field(default_factory=dict[str, Any])
+    adopted: list[Brought] = field(default_factory=list["Brought"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +309,7 @@ def _group(name: str, value: object) -> Group:
         _count(g.get("seeds")), _count(g.get("failed")), metrics, read_setting(g.get("point")) or {},
         text(g.get("absent")),
         text(g.get("model")),
+        text(g.get("adopted")),
     )  # fmt: skip
 
 
@@ -313,6 +341,15 @@ def _step(value: object) -> Step:
     )  # fmt: skip
 
 
+def _brought(value: object) -> Brought:
+    b = mapping(value)
+    keys = [k for k in b if k.startswith("vs_") or k == "same_setting"]
+    return Brought(
+        text(b.get("group")), text(b.get("name")), text(b.get("training")), read_setting(b.get("selectivity")),
+        {k: _diffs(b.get(k)) for k in keys},
+    )  # fmt: skip
+
+
 def _chain(name: str, value: object) -> Chain:
     c = mapping(value)
     gate, grid = mapping(c.get("gate")), mapping(c.get("map"))
@@ -334,6 +371,7 @@ def _chain(name: str, value: object) -> Chain:
         as_released=[mapping(r) for r in items(c.get("as_released"))],
         point=read_setting(c.get("point")) or {},
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
+        adopted=[_brought(b) for b in items(c.get("adopted"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
         judged=mapping(c.get("judged")),
     )

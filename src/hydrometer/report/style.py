@@ -49,11 +49,13 @@ LOOKS: Mapping[Kind, Look] = {
     "decoded": Look("#0068a9", "o", (0, (4, 2)), True, "direct, decoded selectively", 5.5),
     "decoded_neutral": Look("#a8528a", "^", (0, (1, 1.6)), True, "distilled neutrally, decoded selectively", 5.5),
     "distilled": Look("#c94f00", "s", "-", False, "distilled selectively", 6),
+    "adopted": Look("#8a6d00", "P", "none", False, "trained elsewhere, adopted", 7),
 }
 
 VARIABLES = {
     INK: "--fig-ink", QUIET: "--fig-quiet", FAINT: "--fig-faint", PAPER: "--fig-paper",
     "#00805f": "--c-teacher", "#0068a9": "--c-direct", "#a8528a": "--c-neutral", "#c94f00": "--c-distilled",
+    "#8a6d00": "--c-adopted",
 }  # fmt: skip
 
 _RC: dict[str, Any] = {

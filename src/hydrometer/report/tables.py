@@ -97,6 +97,8 @@ def _order(group: Group, chain: Chain) -> tuple[int, int, int]:
         return 0 if value is None else steps.index(value) + 1 if value in steps else len(steps) + 1
 
     role = _ROLE_ORDER.get(group.role, 5)
+    if group.adopted:
+        return role, 400 + place(group.selectivity), place(group.decoding)
     if group.training == "distilled" and group.decoding:
         return role, 300 + place(group.selectivity), place(group.decoding)
     if group.training == "distilled":
@@ -124,6 +126,8 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     """Build the table of a chain's models: one row per group, figures with their standard error."""
     groups = ordered_groups(run, chain)
     columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
+    if extra:
+        columns |= {m: m for g in groups for m in g.metrics if m.startswith(("user_", "lm_eval_"))}
     rows: list[list[str]] = []
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from hydrometer.report.adoptedwords import adopted_sentences
 from hydrometer.report.judged import judged_sentences
 from hydrometer.report.mapwords import capacity_sentence, map_sentences
 from hydrometer.report.reading import Chain, Control, Diff, Run, Step, parse
@@ -63,7 +64,7 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
     if chain.judged:
         return [*judged_sentences(run, chain), *_caveats(run, chain)]
     said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
-    return [*said, *capacity_sentence(run, chain), *_caveats(run, chain)]
+    return [*said, *capacity_sentence(run, chain), *adopted_sentences(chain), *_caveats(run, chain)]
 
 
 def _unit(chain: Chain) -> str:

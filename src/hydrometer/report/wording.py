@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "capacity", "caveat"]
+Topic = Literal["gate", "trade-off", "control", "capacity", "adopted", "caveat"]
 
 KL = "KL(q‖p*)"
 
@@ -161,7 +161,8 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
 
 def model(group: Group) -> str:
     """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it."""
-    return f"{where(group.point)}: {_model(group)}" if group.point else _model(group)
+    name = f"{group.adopted} (adopted), {_model(group)}" if group.adopted else _model(group)
+    return f"{where(group.point)}: {name}" if group.point else name
 
 
 def _model(group: Group) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,11 +20,14 @@ from hydrometer.core.estimate import Estimate
 from hydrometer.core.spec import apply_overrides, nearest, parse_yaml
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
-from hydrometer.run.diagnosis import Diagnosis, diagnose, keep
+from hydrometer.run.adopted import read_adopted
+from hydrometer.run.diagnosis import diagnose, keep
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.reopen import training_rows
+from hydrometer.run.scores import CellScores, read_scores
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
@@ -35,7 +38,7 @@ from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.lock import hold
 from hydrometer.store.records import SCHEMA, RunFolder, load_results
 
-__all__ = ["RunResult", "joined", "load_spec", "recipes", "run", "versions"]
+__all__ = ["RunResult", "joined", "load_spec", "recipes", "results_of", "run", "shipped_folder", "versions"]
 
 # Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
 _SHIPPED = files(import_module("hydrometer.recipes"))
@@ -61,6 +64,11 @@ class RunResult:
     def failed_cells(self) -> list[str]:
         """Ids of cells without figures."""
         return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
+
+
+def shipped_folder() -> Path:
+    """Return where the recipes that ship with the package are."""
+    return Path(str(_SHIPPED))
 
 
 def recipes() -> dict[str, str]:
@@ -101,6 +109,7 @@ def run(
     overrides: Sequence[str] = (),
     cache: str | Path | None = None,
     monitor: Monitor | None = None,
+    until: Literal["draw"] | None = None,
 ) -> RunResult:
     """Run an experiment, or go on with one, or extend one by selectivities or seeds.
 
@@ -111,6 +120,8 @@ def run(
     overrides : ``a.b.c=VALUE``, as ``--set``.
     cache : folder for artifacts, where several runs share them; inside the run's folder by default.
     monitor : watches progress.
+    until : "draw" makes every model's training rows, and what they are drawn from, and nothing else: no student below
+        the last of them is fitted, nothing is judged, and the results hold no cells. A later run goes on from there.
 
     Raises
     ------
@@ -137,17 +148,23 @@ def run(
     folder.create()
     with hold(folder.root):
         again = _merge_with(folder, spec, wanted)
-        if again != whole:  # another run has extended the folder meanwhile
-            plan = plan_run(again)
+        adopted = read_adopted(folder)
+        if again != whole or adopted:  # another run may have extended the folder meanwhile
+            plan = plan_run(again, adopted)
             diagnosis = diagnose(again, plan, artifacts)
             diagnosis.refuse()
         store = ArtifactStore(artifacts)
         if cache is None:  # a shared cache may hold another run's work in progress
             store.sweep()
         folder.accept(wanted)
+        folder.remember_base(spec.base or Path.cwd())
         keep(store, diagnosis)
+        if until == "draw":
+            outcome = execute(training_rows(plan), store, watch)
+            return RunResult(folder.root, {"name": spec.name, "cells": []}, outcome)
         outcome = execute(plan, store, watch)
-        results = _results(spec.name, folder, plan, store, outcome, diagnosis)
+        findings = [f.to_json() for f in diagnosis.lasting]
+        results = results_of(spec.name, folder, plan, store, outcome, findings)
         folder.write_results(results)
     return RunResult(folder.root, load_results(folder.root), outcome)
 
@@ -196,11 +213,11 @@ def versions() -> dict[str, str]:
     return out
 
 
-def _results(
-    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome, diagnosis: Diagnosis
+def results_of(
+    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome, findings: Sequence[object]
 ) -> dict[str, object]:
     """Write records and exhibits; return the content of results.json."""
-    books = _Books(plan, store, outcome)
+    books = _Books(plan, store, outcome, read_scores(folder))
     maps = {name: MapBooks(chain, store, outcome) for name, chain in plan.chains.items() if chain.maps}
     records = [books.record(cell) for cell in plan.cells if cell.chain not in maps]
     records += [record for book in maps.values() for record in book.records]
@@ -237,15 +254,15 @@ def _results(
         "versions": versions(),
         "cells": records,
         "contrasts": contrasts,
-        "summary": {"groups": groups, "chains": chains, "findings": [f.to_json() for f in diagnosis.lasting]},
+        "summary": {"groups": groups, "chains": chains, "findings": list(findings)},
     }
 
 
 class _Books:
     """Reads what the stages left."""
 
-    def __init__(self, plan: Plan, store: ArtifactStore, outcome: Outcome) -> None:
-        self.plan, self.store, self.outcome = plan, store, outcome
+    def __init__(self, plan: Plan, store: ArtifactStore, outcome: Outcome, scores: Mapping[str, CellScores]) -> None:
+        self.plan, self.store, self.outcome, self.scores = plan, store, outcome, scores
         self.by_id = {c.id: c for c in plan.cells}
         self._truth_rows: dict[str, TruthRows] = {}
         self._metrics: dict[str, dict[str, Estimate]] = {}
@@ -271,6 +288,9 @@ class _Books:
             teacher = self.by_id.get(cell.teacher_cell or "")
             if teacher is not None and teacher.judge not in self.outcome.failed:
                 found |= from_teacher(load_metrics(self.store.path("judge", teacher.judge)), found)
+            node = self.plan.nodes[cell.judge]
+            if cell.id in self.scores and isinstance(node, JudgeNode):
+                found |= self.scores[cell.id].figures(node.law_rows.key)
             self._metrics[cell.id] = found
         return self._metrics[cell.id]
 

@@ -18,6 +18,7 @@ from hydrometer.stages.fit import fit
 from hydrometer.stages.judge import judge, released, show
 from hydrometer.stages.maps import map_point
 from hydrometer.stages.nodes import (
+    AdoptNode,
     DrawNode,
     EmbedNode,
     FitNode,
@@ -132,6 +133,8 @@ def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> d
             return draw(node, bench, folder)
         case FitNode():
             return fit(node, plan.chains[node.context.name].truth, bench, folder, tick)
+        case AdoptNode():
+            raise StoreError("the weights of an adopted model are gone", got=node.name, fix="adopt it again")
         case JudgeNode():
             return judge(node, bench, folder)
         case ShowNode():
@@ -157,6 +160,8 @@ def cost_of(node: Node) -> float:
             return family.cost(chain, "fit", node.level.role, node.data.n)
         case JudgeNode():
             return family.cost(chain, "judge", node.law.role, node.law_rows.n)
+        case AdoptNode():
+            return 0.0
         case ShowNode() | ReleasedNode() | PictureNode():
             return family.cost(chain, "judge", "student", 1)
         case EmbedNode():  # one pass of the truth, as a draw is
@@ -175,6 +180,8 @@ def label_of(node: Node) -> str:
         case FitNode():
             at = "" if node.data.selectivity is None else f" at {node.data.selectivity.label}"
             return f"{chain}: fit the {node.level.role} on the {node.data.law.role}'s rows{at}"
+        case AdoptNode():
+            return f"{chain}: open the adopted {node.name}"
         case JudgeNode():
             at = "" if node.decoding is None else f" decoded at {node.decoding.label}"
             return f"{chain}: judge the {node.law.role}{at}"

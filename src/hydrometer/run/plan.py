@@ -9,6 +9,7 @@ The graph is data: nodes in an order in which every input comes before its user.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -21,6 +22,7 @@ from hydrometer.models.chosen import check_choices, choice_identity
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.models.selectivity import canonical
+from hydrometer.run.adopted import Adopted, plan_adopted
 from hydrometer.stages.maps import MOST_SHOWN, map_groups
 from hydrometer.stages.nodes import (
     VERSIONS,
@@ -70,8 +72,8 @@ class Plan:
         return [c for chain in self.chains.values() for c in chain.cells]
 
 
-def plan_run(spec: RunSpec) -> Plan:
-    """Plan a whole run. Raises InputError where a family's `check` finds something wrong."""
+def plan_run(spec: RunSpec, adopted: Sequence[Adopted] = ()) -> Plan:
+    """Plan a whole run, with what it adopted. Raises InputError where a family's `check` finds something wrong."""
     plan = Plan()
     for name, chain in spec.chains.items():
         context = Context(name, chain, family_of(chain))
@@ -82,6 +84,9 @@ def plan_run(spec: RunSpec) -> Plan:
             planner.build_map(chain)
         else:
             planner.build()
+        for entry in adopted:
+            if entry.chain == name:
+                plan_adopted(planner, entry)
     return plan
 
 
@@ -201,28 +206,34 @@ class _ChainPlanner:
         training: Literal["direct", "distilled"] | None = None, selectivity: Selectivity | None = None,
         decoding: Selectivity | None = None, parent: str | None = None, source: PrefixSource | None = None,
         loss: str | None = None, teacher_cell: str | None = None, released: str | None = None,
+        origin: Mapping[str, object] | None = None,
     ) -> str:  # fmt: skip
-        """Judge a law and enter its cell; returns the cell's id."""
+        """Judge a law and enter its cell; returns the cell's id. One with an origin is of its seed alone."""
         parts = [self.context.name, role]
         if training:
             parts.append(training + ("" if selectivity is None else "-" + selectivity.slug))
         if loss not in (None, "mle"):
             parts.append(str(loss))
+        if origin is not None:
+            parts.append(f"adopted-{origin['adopted']}")
         if decoding is not None:
             parts.append("decoded-" + decoding.slug)
         group = ".".join(parts)
-        cell_seed = self.seed_of(seed, *redrawn)
+        cell_seed = self.seed_of(seed, *redrawn) if origin is None else seed
         cell_id = group if cell_seed is None else f"{group}.seed{cell_seed}"
         if cell_id not in self.known_cells:
             self.known_cells.add(cell_id)
             key = self.judge(law, decoding, seed, group, cell_seed)
             if law.kind == "truth" and decoding is None:
                 self.truth_judge[cell_seed] = key
-            show = self.show(key) if cell_seed in (None, self.seeds[0]) else None
+            first = cell_seed in (None, self.seeds[0])
+            if origin is not None:
+                first = all(c.group != group for c in self.out.cells)
+            show = self.show(key) if first else None
             self.out.cells.append(
                 Cell(
                     cell_id, group, self.context.name, level, role, training, parent, selectivity, decoding, source,
-                    loss, cell_seed, key, teacher_cell, show, released,
+                    loss, cell_seed, key, teacher_cell, show, released, origin=origin,
                 )
             )  # fmt: skip
         return cell_id

@@ -86,6 +86,14 @@ class Group:
     by_seed: dict[int | None, Judged]
     rows_shared: bool
 
+    @property
+    def metrics(self) -> dict[str, Estimate]:
+        """Every metric that some cell has, with the first cell's estimate."""
+        out: dict[str, Estimate] = {}
+        for judged in self.by_seed.values():
+            out = {**judged.metrics, **out}
+        return out
+
     def at(self, seed: int | None) -> Judged:
         """Return the cell that stands for `seed`."""
         return self.by_seed[None] if None in self.by_seed else self.by_seed[seed]
@@ -185,6 +193,9 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     """Error of figures whose rows are the judged laws' own: cells are independent given their models."""
     freedom = min(g.at(seeds[0]).metrics[metric].freedom for _, g in terms)
     value = float(np.mean(values))
+    unknown = any(g.at(s).metrics[metric].se_mc is None for _, g in terms for s in seeds)
+    if unknown and (len(seeds) == 1 or any(None in g.by_seed for _, g in terms)):
+        return Figure(value, None, None)  # a figure without an error of its own, and no seeds to show one
     if len(seeds) == 1:
         variance = _own_variance(terms, seeds[0], metric, slope)
         se = math.sqrt(variance)

@@ -17,6 +17,7 @@ from hydrometer.models.mixture.spec import MapPoint
 
 __all__ = [
     "VERSIONS",
+    "AdoptNode",
     "Cell",
     "Context",
     "DrawNode",
@@ -105,6 +106,17 @@ class FitNode:
     loss: str
     stream: Stream
     inputs: tuple[str, ...]
+    stage: Literal["fit"] = "fit"
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptNode:
+    """A model trained elsewhere, kept where a fit would be. It cannot be made again here."""
+
+    key: str
+    context: Context
+    name: str
+    inputs: tuple[str, ...] = ()
     stage: Literal["fit"] = "fit"
 
 
@@ -206,7 +218,7 @@ ABSENT = (
     "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
     "entropy, recall and both KLs are not"
 )
-Node = DrawNode | FitNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
+Node = DrawNode | FitNode | AdoptNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +242,7 @@ class Cell:
     show: str | None = None
     released: str | None = None
     point: Mapping[str, float] | None = None
+    origin: Mapping[str, object] | None = None
 
     @property
     def absence(self) -> dict[str, str]:
@@ -238,7 +251,8 @@ class Cell:
 
     def record(self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float) -> dict[str, object]:
         """Return the cell as results.json holds it; without figures it failed, for a reason."""
-        where = {} if self.point is None else {"point": dict(self.point)}
+        where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
+        where |= {} if self.origin is None else {"origin": dict(self.origin)}
         return {
             "id": self.id, "group": self.group, "chain": self.chain, "level": self.level, "role": self.role,
             "training": self.training, "parent": self.parent,

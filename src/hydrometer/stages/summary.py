@@ -27,6 +27,8 @@ Json = dict[str, Any]
 
 LIKELIHOOD = ("precision", "recall", "recall_on_support", "entropy", "kl_student_truth", "kl_truth_student")
 TEXT = ("length", "eos_rate", "repetition", "distinct_1", "distinct_2", "distinct_3")
+BROUGHT = ("user_", "lm_eval_")
+"""What begins the names of figures that a user brought."""
 # As printed by the notebook, for the direct student and for the one distilled at beta = 100 (docs, The paper).
 PRINTED = {
     ("direct", "precision_as_released"): -20.27,
@@ -91,7 +93,9 @@ class _Chain:
         self.metrics = [*LIKELIHOOD]
         if facts.sequences:
             self.metrics += [f"{m}_per_token" for m in LIKELIHOOD] + list(TEXT)
-        at_end = {n: c for n, c in example.items() if c.level == last and c.training}
+        mine = {n: c for n, c in example.items() if c.level == last and c.training}
+        self.adopted = {n: c for n, c in mine.items() if c.origin is not None}
+        at_end = {n: c for n, c in mine.items() if c.origin is None}
         plain = {n: c for n, c in at_end.items() if c.decoding is None}
         self.direct = next((n for n, c in plain.items() if c.training == "direct"), None)
         self.distilled: dict[Selectivity, str] = {
@@ -110,8 +114,9 @@ class _Chain:
     def contrasts(self, a: str, b: str) -> dict[str, Contrast]:
         one, two = self.groups[a], self.groups[b]
         out: dict[str, Contrast] = {}
-        for metric in self.metrics:
-            if all(metric in next(iter(g.by_seed.values())).metrics for g in (one, two)):
+        first, second = one.metrics, two.metrics
+        for metric in [*self.metrics, *(m for m in first if m.startswith(BROUGHT))]:
+            if metric in first and metric in second:
                 out[metric] = contrast(one, two, metric)
         return out
 
@@ -140,13 +145,14 @@ def compare_chain(
     for name in (*c.distilled.values(), *c.decoded.values(), *_decoded_neutral(c), c.teacher):
         pair(name, c.direct)
     tradeoff = _tradeoff(c, pair)
+    adopted = _adopted(c, pair)
     control = [entry for s in facts.controls if (entry := _control(c, s, pair)) is not None]
     out.chain = {
         "family": facts.family,
         "truth": facts.truth,
         "kind": "sequences" if facts.sequences else "points",
         "unit": "nats",
-        "seeds": len({x.seed for x in cells if x.seed is not None}) or 1,
+        "seeds": len({x.seed for x in cells if x.seed is not None and x.origin is None}) or 1,
         "truth_group": c.truth,
         "teacher_group": c.teacher,
         "direct_group": c.direct,
@@ -154,6 +160,7 @@ def compare_chain(
         "gate": _gate(c, pair),
         "tradeoff": tradeoff,
         "control": control,
+        **({"adopted": adopted} if adopted else {}),
     }
     out.contrasts = [x for found in pairs.values() for x in found.values()]
     quoted = _as_released(c, cells, released, out)
@@ -173,8 +180,7 @@ def _decoded_neutral(c: _Chain) -> list[str]:
 def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> Json:
     metrics: Json = {}
     if group is not None:
-        first = next(iter(group.by_seed.values())).metrics
-        for metric, estimate in first.items():
+        for metric, estimate in group.metrics.items():
             f = group_figure(group, metric)
             metrics[metric] = {
                 "value": f.value, "se": f.se, "se_mc": f.se_mc, "df": f.df, "ci95": f.ci95, "unit": estimate.unit,
@@ -189,6 +195,7 @@ def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> J
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
         **cell.absence,
         **({} if cell.point is None else {"point": dict(cell.point)}),
+        **({} if cell.origin is None else {"adopted": cell.origin["adopted"]}),
         "seeds": 0 if group is None else len(group.by_seed),
         "failed": failed,
         "metrics": metrics,
@@ -230,6 +237,45 @@ def _tradeoff(c: _Chain, pair: Pair) -> list[Json]:
         }
         for s in order
     ]
+
+
+def _adopted(c: _Chain, pair: Pair) -> list[Json]:
+    """Compare models trained elsewhere: with the run's students, and with others of the same name."""
+    plain = {n: x for n, x in c.adopted.items() if x.decoding is None and n in c.groups}
+    of_name = {(_name(x), x.training, canonical(x.selectivity)): n for n, x in plain.items()}
+    out: list[Json] = []
+    for n, x in c.adopted.items():
+        if x.decoding is not None:
+            pair(n, c.direct if x.training == "direct" else c.neutral)
+            pair(n, of_name.get((_name(x), "direct", None)))
+            continue
+        native = c.direct if x.training == "direct" else _at(c, x.selectivity)
+        entry: Json = {
+            "group": n,
+            "name": _name(x),
+            "training": x.training,
+            "selectivity": None if x.selectivity is None else x.selectivity.to_json(),
+        }
+        against = {
+            "vs_direct": c.direct,
+            "vs_neutral": c.neutral,
+            "vs_native": native,
+            "vs_own_direct": of_name.get((_name(x), "direct", None)),
+            "vs_own_neutral": of_name.get((_name(x), "distilled", None)),
+            "same_setting": None if x.selectivity is None else c.decoded.get(x.selectivity),
+        }
+        entry |= {key: {m: _plain(d) for m, d in pair(n, other).items()} for key, other in against.items()}
+        matched, reason = _matched(c, n) if n in c.groups and c.direct is not None else (None, "no direct student")
+        out.append(entry | {"matched_entropy": matched} | ({} if matched is not None else {"matched_reason": reason}))
+    return out
+
+
+def _name(cell: Cell) -> str:
+    return "" if cell.origin is None else str(cell.origin["adopted"])
+
+
+def _at(c: _Chain, s: Selectivity | None) -> str | None:
+    return next((n for t, n in c.distilled.items() if canonical(t) == canonical(s)), None)
 
 
 def _control(c: _Chain, s: Selectivity, pair: Pair) -> Json | None:

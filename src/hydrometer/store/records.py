@@ -86,6 +86,22 @@ class RunFolder:
         body = plain(spec)
         write_atomic(self.root / "specs" / f"{content_key(body)}.yaml", yaml.safe_dump(body, sort_keys=False))
 
+    def bases(self) -> list[Path]:
+        """Folders that relative file names of the accepted specifications were read from, newest first."""
+        try:
+            value: object = json.loads((self.root / "specs" / "bases.json").read_bytes())
+        except (OSError, ValueError):  # of this machine; elsewhere others are tried
+            return []
+        found = cast("list[object]", value) if isinstance(value, list) else []
+        return [Path(v) for v in found if isinstance(v, str) and "\0" not in v]
+
+    def remember_base(self, base: Path) -> None:
+        """Keep where relative file names were read from."""
+        old = self.bases()
+        if old[:1] != [base]:
+            kept = [str(b) for b in dict.fromkeys([base, *old])][:8]
+            write_atomic(self.root / "specs" / "bases.json", json.dumps(kept) + "\n")
+
     def put(self, part: str, name: str, value: Mapping[str, object]) -> None:
         """Write a record or exhibit unless it already says the same."""
         path = self.root / part / f"{name}.json"

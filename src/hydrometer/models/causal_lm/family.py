@@ -28,10 +28,12 @@ from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSour
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from hydrometer.models.causal_lm.law import CausalLaw
     from hydrometer.models.causal_lm.model import CausalLM
 
-__all__ = ["CAUSAL_LM", "CausalLMFamily"]
+__all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
 
@@ -271,6 +273,12 @@ def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
     prompts = read_prompts(truth.prompts, outline.tokenizer)
     own = model_stop_ids(outline.generation_config, outline.tokenizer)
     return resolved, prompts, own if truth.stop is None else stop_set(truth.stop, outline.tokenizer)
+
+
+def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Prompts, tuple[int, ...]]:
+    """Open all of a truth's law but its network: tokenizer, prompts, stop set."""
+    resolved, prompts, stop_ids = _opening(chain.truth)
+    return _outline(resolved).tokenizer, prompts, stop_ids
 
 
 def _outline(resolved: load.Resolved) -> load.Outline:

@@ -271,9 +271,11 @@ def quiet() -> Generator[None]:
 @contextlib.contextmanager
 def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
     """Whatever transformers says about a source it cannot open becomes one line."""
+    from safetensors import SafetensorError  # of a torn file; it derives from Exception alone
+
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as e:
         said = one_line(str(e), 200) or type(e).__name__
         raise ModelError(f"the model cannot be opened: {said}", got=source, fix=fix) from e

@@ -1,0 +1,166 @@
+"""Commands for what is trained or scored elsewhere: `export`, `adopt`, `scores`. Parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from hydrometer.run.api import RunResult
+
+__all__ = ["add_commands", "say_drawn"]
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+Chain = Annotated[str | None, typer.Option("--chain", metavar="NAME", help="The chain, where there are several.")]
+Cache = Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are, if not in DIR.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The run's seed. [default: its first]")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
+Setting = Annotated[
+    str | None,
+    typer.Option("--selectivity", metavar="KEY=VALUE,...", help="Of the teacher, for example temperature=0.8."),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("export")(export_command)
+    app.command("adopt")(adopt_command)
+    app.command("scores")(scores_command)
+
+
+def say_drawn(result: RunResult, *, as_json: bool) -> None:
+    """Say what a run that only drew has drawn. Raises typer.Exit where some of it failed."""
+    failed = list(dict.fromkeys(result.outcome.failed.values()))
+    if as_json:
+        counts = {"computed": dict(result.outcome.computed), "reused": dict(result.outcome.reused)}
+        typer.echo(json.dumps({"folder": str(result.folder), **counts, "failed": failed}))
+    else:
+        blocks = result.outcome.computed["draw"] + result.outcome.reused["draw"]
+        typer.echo(f"drawn    {blocks} blocks of training rows in {result.folder}")
+        typer.echo(f"next     hydrometer export {result.folder} --to FILE.parquet")
+        for reason in failed:
+            typer.echo(f"failed   {reason}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def export_command(
+    folder: Folder,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="FILE.parquet or FILE.jsonl; must not exist.")],
+    format: Annotated[
+        Literal["messages", "prompt-completion", "text"], typer.Option("--format", help="TRL's dataset type.")
+    ] = "prompt-completion",
+    chat: Annotated[bool, typer.Option("--chat", help="Prompt and completion as messages.")] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="No input_ids and labels: the trainer tokenises the text.")
+    ] = False,
+    stream: Annotated[
+        Literal["distill", "train", "evaluate"] | None,
+        typer.Option("--stream", help="The teacher's rows, the truth's, or a cell's. [default: distill]"),
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", metavar="ROLE", help="Who drew them: truth, teacher, assistant_1, ...")
+    ] = None,
+    selectivity: Setting = None,
+    seed: Seed = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The validation rows that go with these.")] = False,
+    cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="Evaluation rows of this cell.")] = None,
+    chain: Chain = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's rows as a dataset for a trainer elsewhere: text, token ids, log-probabilities."""
+    from hydrometer.run.exporting import export
+
+    done = export(
+        folder, to=to, format=format, chat=chat, text_only=text_only, stream=stream, role=role,
+        selectivity=selectivity, seed=seed, held_out=held_out, cell=cell, chain=chain, cache=cache,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({**asdict(done), "path": str(done.path)}))
+        return
+    typer.echo(f"rows     {done.rows} to {done.path}; {done.cut} cut at max_new_tokens, without a stop token")
+    typer.echo(f"text     {done.advice}")
+
+
+def adopt_command(
+    folder: Folder,
+    model: Annotated[str, typer.Option("--model", metavar="PATH", help="A folder of safetensors with its tokenizer.")],
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Of the way it was trained; its seeds form a group.")
+    ],
+    selectivity: Setting = None,
+    training: Annotated[
+        Literal["direct", "distilled"] | None,
+        typer.Option("--training", help="direct: trained on the truth's rows. [default: distilled]"),
+    ] = None,
+    seed: Seed = None,
+    chain: Chain = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Take a model trained elsewhere into a run and judge it as the run's own students are."""
+    from hydrometer.report import build_report, summary_table
+    from hydrometer.run.adopting import adopt
+    from hydrometer.run.progress import ConsoleMonitor
+
+    console = Console(stderr=as_json)
+    with ConsoleMonitor(console) as monitor:
+        done = adopt(
+            folder, model=model, name=name, selectivity=selectivity, training=training, seed=seed, chain=chain,
+            cache=cache, monitor=monitor,
+        )  # fmt: skip
+    page = build_report([done.run.folder])
+    failed = [c for c in done.run.failed_cells if c in done.cells]
+    if as_json:
+        body = {"folder": str(done.run.folder), "report": str(page), "cells": list(done.cells), "known": done.known}
+        typer.echo(json.dumps({**body, "failed_cells": failed}))
+    else:
+        console.print(summary_table(done.run.results))
+        said = "adopted before" if done.known else "adopted"
+        console.print(Text(f"{said}  {', '.join(done.cells)}\nreport   {page}"), soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def scores_command(
+    folder: Folder,
+    file: Annotated[
+        Path,
+        typer.Option("--file", metavar="FILE", help="Scores by row (.parquet, .jsonl, .csv), or lm-eval's .json."),
+    ],
+    cell: Annotated[
+        str | None, typer.Option("--cell", metavar="ID", help="Whose they are, where the file does not say.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", metavar="NAME", help="A column of scores. Repeatable.")
+    ] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
+    from hydrometer.report import build_report
+    from hydrometer.run.scoring import add_scores
+
+    done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
+    page = build_report([done.run.folder])
+    if as_json:
+        added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
+        typer.echo(json.dumps({"folder": str(done.run.folder), "report": str(page), "added": added}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for head in ("cell", "metric", "figure"):
+        table.add_column(head, no_wrap=True)
+    for owner, found in done.added.items():
+        for metric, estimate in found.items():
+            table.add_row(Text(owner), Text(metric), Text(str(estimate)))
+    console = Console()
+    console.print(table)
+    console.print(Text(f"report   {page}"), soft_wrap=True)

@@ -1,0 +1,214 @@
+"""Opening a run's folder again: its experiment, its plan, and what of it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hydrometer.core.errors import FolderError, InputError, SpecError
+from hydrometer.core.spec import Selectivity, explain, nearest, parse_yaml
+from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.models.selectivity import canonical
+from hydrometer.run.adopted import Adopted, read_adopted
+from hydrometer.run.execute import Outcome
+from hydrometer.run.extend import merge
+from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.stages.nodes import Cell, DrawNode
+from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.records import RunFolder, load_results
+
+__all__ = [
+    "Opened",
+    "chain_named",
+    "closure",
+    "finished",
+    "parse_selectivity",
+    "reopen",
+    "require_run",
+    "training_rows",
+    "with_selectivity",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run's folder with its plan: the union of its accepted specifications, and the models it adopted."""
+
+    folder: RunFolder
+    spec: RunSpec
+    plan: Plan
+    store: ArtifactStore
+
+    def findings(self) -> list[object]:
+        """Return what the last run's results say of its examination."""
+        if not (self.folder.root / "results.json").is_file():
+            return []
+        return list(load_results(self.folder.root)["summary"].get("findings", []))
+
+    def with_adopted(self, entry: Adopted) -> Plan:
+        """Plan once more, with one more adopted model."""
+        return plan_run(self.spec, [*read_adopted(self.folder), entry])
+
+
+def require_run(root: Path) -> None:
+    """Refuse a folder that no run has begun in, before anything is made in it."""
+    if "\0" in str(root) or not (root / "specs").is_dir():
+        raise FolderError("no run in the folder", got=str(root), fix="give the folder of a run")
+
+
+def reopen(root: Path, cache: Path | None = None, bases: Sequence[Path] = ()) -> Opened:
+    """Open the folder of a run; nothing in it is changed.
+
+    Parameters
+    ----------
+    root : the folder.
+    cache : where its artifacts are, if not inside.
+    bases : folders that relative file names of its specifications may refer to, tried after those that runs recorded.
+        A folder is the right one where the truths made with it are, by content, those that the run accepted.
+
+    Raises
+    ------
+    FolderError : no run there, or its truth is not what it was.
+    InputError : a file that its specifications name is gone.
+    """
+    require_run(root)
+    folder = RunFolder(root)
+    accepted = folder.accepted()
+    if not accepted:
+        raise FolderError("the folder accepted no specification yet", got=str(root), fix="run the experiment first")
+    adopted = read_adopted(folder)
+    first: InputError | None = None
+    for base in dict.fromkeys([*folder.bases(), *bases, Path.cwd(), root, root.parent]):
+        try:
+            spec = merge([_spec(a, base) for a in accepted])
+            plan = plan_run(spec, adopted)
+        except InputError as e:
+            first = first or e
+            continue
+        if {name: chain.truth.key for name, chain in plan.chains.items()} == accepted[0].get("truths"):
+            return Opened(folder, spec, plan, ArtifactStore(cache or root / "artifacts"))
+    raise first or FolderError(
+        "the truth of this run is not what it was", got=str(root), fix="restore the model and the prompts it was run on"
+    )
+
+
+def _spec(entry: dict[str, Any], base: Path) -> RunSpec:
+    body = entry.get("spec")
+    if not isinstance(body, dict):
+        raise FolderError("a file in specs/ holds no specification", fix="restore or remove it")
+    return parse_run_spec(body, "specs/", base)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def chain_named(plan: Plan, name: str | None) -> ChainPlan:
+    """Return a chain by name; without one, the only chain of sequences that keeps its draws.
+
+    Raises
+    ------
+    InputError : no such chain, or several to choose from.
+    """
+    if name is not None:
+        if name not in plan.chains:
+            raise InputError("no such chain in this run", got=name, fix=nearest(name, list(plan.chains)))
+        return plan.chains[name]
+    fitting = [c for c in plan.chains.values() if c.context.family.name == "causal_lm"]
+    if len(fitting) != 1:
+        names = ", ".join(c.context.name for c in fitting) or "none"
+        fix = "name one with --chain" if fitting else "this works on chains of language models"
+        raise InputError("the chain is not determined", got=f"chains of causal_lm: {names}", fix=fix)
+    return fitting[0]
+
+
+def parse_selectivity(text: str) -> Selectivity:
+    """Read ``temperature=0.8,top_p=0.95``.
+
+    Raises
+    ------
+    SpecError : anything else.
+
+    Examples
+    --------
+    >>> parse_selectivity("temperature=0.8, top_p=0.95").label
+    'temperature 0.8, top_p 0.95'
+    """
+    fields: dict[str, object] = {}
+    for part in text.split(","):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not equals or not key or key in fields:
+            raise SpecError("a selectivity is written KEY=VALUE,KEY=VALUE", got=text, fix="for example temperature=0.8")
+        fields[key] = parse_yaml(f"value: {value}", "--selectivity")["value"]
+    try:
+        return Selectivity.model_validate(fields)
+    except ValidationError as e:
+        raise explain(e, "selectivity") from None
+
+
+def with_selectivity(chain: ChainPlan, wanted: Selectivity) -> Selectivity:
+    """Return the chain's own spelling of a selectivity. Raises InputError, which names those it has."""
+    for s in chain.context.spec.selectivity:
+        if canonical(s) == canonical(wanted):
+            return s
+    known = "; ".join(",".join(f"{k}={v}" for k, v in s.to_json().items()) for s in chain.context.spec.selectivity)
+    raise InputError("this chain does not have that selectivity", got=wanted.label, fix=f"it has {known}")
+
+
+def closure(plan: Plan, keys: Iterable[str]) -> Plan:
+    """Return the part of a plan that makes these nodes, without cells."""
+    needed: set[str] = set()
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key not in needed:
+            needed.add(key)
+            waiting += plan.nodes[key].inputs
+    return Plan({k: n for k, n in plan.nodes.items() if k in needed}, plan.chains)
+
+
+def training_rows(plan: Plan) -> Plan:
+    """Return the part of a plan that draws every model's training rows, and fits what they are drawn from."""
+    return closure(plan, [k for k, n in plan.nodes.items() if isinstance(n, DrawNode) and n.purpose == "train"])
+
+
+def finished(opened: Opened, plan: Plan, outcome: Outcome) -> Plan:
+    """Return the plan with those of its cells alone that are judged, or that failed now or in an earlier run.
+
+    Raises
+    ------
+    FolderError : a cell that results.json has figures of is not judged under this machine's numerics.
+    """
+    store = opened.store
+    before: dict[str, dict[str, Any]] = {}
+    if (opened.folder.root / "results.json").is_file():
+        before = {c["id"]: c for c in load_results(opened.folder.root)["cells"]}
+    out = Plan(plan.nodes)
+    for name, chain in plan.chains.items():
+        kept: list[Cell] = []
+        for cell in chain.cells:
+            old = before.get(cell.id, {})
+            if store.has(plan.nodes[cell.judge].stage, cell.judge) or cell.judge in outcome.failed:
+                kept.append(_without_absent(cell, store))
+            elif old.get("status") == "failed":
+                outcome.failed[cell.judge] = str(old.get("reason"))
+                kept.append(_without_absent(cell, store))
+            elif old:
+                raise FolderError(
+                    "figures in results.json have no artifact under this machine's versions, threads and processor",
+                    got=cell.id,
+                    fix="go on where they were made, or `hydrometer run` it again here first",
+                )
+        if any(c.role == "truth" for c in kept):
+            judged = {c.judge for c in kept}
+            maps = [m for m in chain.maps if m.key in judged]
+            shown = chain.picture
+            picture = shown if shown is not None and store.has("picture", shown) else None
+            out.chains[name] = replace(chain, cells=kept, maps=maps, picture=picture)
+    return out
+
+
+def _without_absent(cell: Cell, store: ArtifactStore) -> Cell:
+    show = cell.show if cell.show is not None and store.has("show", cell.show) else None
+    quoted = cell.released if cell.released is not None and store.has("released", cell.released) else None
+    return replace(cell, show=show, released=quoted)

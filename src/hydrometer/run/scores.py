@@ -1,0 +1,80 @@
+"""Figures that a user brought: what a run's folder keeps of them, cell by cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from hydrometer.core.errors import FolderError
+from hydrometer.core.estimate import Estimate
+from hydrometer.store.artifacts import write_atomic
+
+if TYPE_CHECKING:
+    from hydrometer.store.records import RunFolder
+
+__all__ = ["CellScores", "keep_scores", "read_scores"]
+
+
+@dataclass(slots=True)
+class CellScores:
+    """One cell's figures from elsewhere.
+
+    Attributes
+    ----------
+    rows : by metric, the key of the evaluation rows it was computed on; None for a benchmark's, which has its own.
+    metrics : by name.
+    source : by metric, name and hash of the file it came from.
+    """
+
+    rows: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    metrics: dict[str, Estimate] = field(default_factory=dict[str, Estimate])
+    source: dict[str, str] = field(default_factory=dict[str, str])
+
+    def figures(self, rows: str) -> dict[str, Estimate]:
+        """Return the figures; one whose rows were drawn anew since is undefined, for it is no figure of these."""
+        return {
+            name: e if self.rows[name] in (None, rows) else Estimate(None, None, None, 0, 0, e.method, e.unit)
+            for name, e in self.metrics.items()
+        }
+
+    def joined(self, new: CellScores) -> CellScores:
+        """Return both, the new ones in place of old ones of the same name."""
+        return CellScores(self.rows | new.rows, self.metrics | new.metrics, self.source | new.source)
+
+
+def read_scores(folder: RunFolder) -> dict[str, CellScores]:
+    """Read what the folder holds, by cell id.
+
+    Raises
+    ------
+    FolderError : a file that cannot be read.
+    """
+    out: dict[str, CellScores] = {}
+    for path in sorted((folder.root / "scores").glob("*.json")):
+        try:
+            body: dict[str, Any] = json.loads(path.read_bytes())
+            made = CellScores()
+            for name, item in cast("dict[str, dict[str, Any]]", body["metrics"]).items():
+                made.metrics[name] = Estimate(**item["figure"])
+                made.rows[name], made.source[name] = item["rows"], str(item["source"])
+            out[str(body["cell"])] = made
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            fix = "remove it and bring the scores again"
+            raise FolderError(f"scores/{path.name} cannot be read: {e}", fix=fix) from None
+    return out
+
+
+def keep_scores(folder: RunFolder, new: Mapping[str, CellScores]) -> None:
+    """Add figures to what the folder holds."""
+    old = read_scores(folder)
+    (folder.root / "scores").mkdir(exist_ok=True)
+    for cell, scores in new.items():
+        whole = old.get(cell, CellScores()).joined(scores)
+        metrics = {
+            name: {"rows": whole.rows[name], "source": whole.source[name], "figure": asdict(e)}
+            for name, e in whole.metrics.items()
+        }
+        text = json.dumps({"version": 1, "cell": cell, "metrics": metrics}, indent=1, allow_nan=False) + "\n"
+        write_atomic(folder.root / "scores" / f"{cell}.json", text)
