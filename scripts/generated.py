@@ -15,7 +15,7 @@ from pathlib import Path
 from hydrometer.models.families import BUILT_IN, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ([], ["run"], ["doctor"], ["recipes"], ["report"])
+COMMANDS = ([], ["run"], ["doctor"], ["recipes"], ["report"], ["advise"])
 
 
 def cli_page() -> str:

@@ -35,9 +35,12 @@ from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
 from hydrometer.report import build_report
+from hydrometer.run.advise import Advice, advise
 from hydrometer.run.api import RunResult, load_spec, recipes, run
 from hydrometer.run.diagnosis import Diagnosis
 from hydrometer.run.doctor import doctor
+from hydrometer.run.pilot import advise_pilot
+from hydrometer.stages.advice import Need
 from hydrometer.stages.judge import judge_laws as judge
 from hydrometer.store.records import load_results
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.model import CausalLM
 
 __all__ = [
+    "Advice",
     "CausalLM",
     "CausalLaw",
     "ChosenLaw",
@@ -68,6 +72,7 @@ __all__ = [
     "Mixture",
     "MixtureBatch",
     "ModelError",
+    "Need",
     "Points",
     "RunResult",
     "Selectivity",
@@ -77,6 +82,8 @@ __all__ = [
     "StoreError",
     "Stream",
     "__version__",
+    "advise",
+    "advise_pilot",
     "build_report",
     "choose",
     "doctor",

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "capacity", "caveat"]
+Topic = Literal["gate", "trade-off", "control", "capacity", "advice", "caveat"]
 
 KL = "KL(q‖p*)"
 
