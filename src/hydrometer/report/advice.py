@@ -302,7 +302,7 @@ def advice_table(data: Json) -> Table:
     scored = bool(mapping(data.get("need")).get("score"))
     heads = ["setting", "precision +", "recall −", *(["score"] if scored else []), "need", "P(best)", "draws", "time"]
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, min_width=0 if i else 14)
     for c in (mapping(x) for x in items(data.get("candidates"))):
         cost = mapping(c.get("cost"))
         spent = sum(number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds"))

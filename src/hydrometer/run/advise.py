@@ -25,7 +25,7 @@ from hydrometer.store.artifacts import write_atomic
 from hydrometer.store.lock import hold
 from hydrometer.store.records import plain
 
-__all__ = ["Advice", "advise", "keep", "need_of"]
+__all__ = ["Advice", "advise", "advise_on", "completed", "keep", "need_of"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -94,27 +94,43 @@ def advise(
     paths = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
     if not paths:
         raise InputError("no run to advise from", got=paths, fix="give at least one run folder")
-    wanted = need or Need()
-    if not wanted.states_something:
-        if wanted.per == "sequence":
-            raise InputError("nothing is wanted of the student", fix="state a need, for example a largest recall loss")
-        wanted = replace(wanted, max_recall_loss=DEFAULT_LOSS)
+    wanted, stated = completed(need)
     sources = [open_source(p, chain, None if cache is None else Path(cache)) for p in paths]
+    return advise_on(sources, wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
+
+
+def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, monitor: Monitor) -> Advice:
+    """Advise from opened runs; see `advise`."""
     with ExitStack() as held:
         for folder in dict.fromkeys(s.folder.resolve() for s in sources):
             held.enter_context(hold(folder))
-        field = field_of(sources, wanted)
-        decision = decide(field.arms, field.design, wanted, field.baseline)
-        again = judge_again(field, wanted, decision, monitor or SilentMonitor()) if fresh else None
+        field = field_of(sources, need)
+        decision = decide(field.arms, field.design, need, field.baseline)
+        again = judge_again(field, need, decision, monitor) if fresh else None
         if decision.status == "decided" and again is not None and not again.confirmed:
             decision = replace(decision, status="undecided", reason="unconfirmed")
-        data = _data(sources, field, wanted, decision, again, stated=need is not None and need.states_something)
+        data = _data(sources, field, need, decision, again, stated=stated)
         keep(sources[0].folder, data)
     ids = [e.id for e in field.found]
     return Advice(
         decision.status, decision.reason, data["take"], ids[decision.leader],
         None if decision.runner_up is None else ids[decision.runner_up], data,
     )  # fmt: skip
+
+
+def completed(need: Need | None) -> tuple[Need, bool]:
+    """Return the need, or the default where nothing is stated; and whether something was.
+
+    Raises
+    ------
+    InputError : nothing is stated per sequence, for which there is no default.
+    """
+    wanted = need or Need()
+    if wanted.states_something:
+        return wanted, True
+    if wanted.per == "sequence":
+        raise InputError("nothing is wanted of the student", fix="state a need, for example a largest recall loss")
+    return replace(wanted, max_recall_loss=DEFAULT_LOSS), False
 
 
 def need_of(

@@ -17,6 +17,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.spec import nearest
 from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.run.api import shipped_recipes
 from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.stages.bench import Bench
@@ -119,8 +120,13 @@ def _advisable(results: dict[str, Any]) -> list[str]:
     return [name for name, chain in summary.items() if name in distilled and "map" not in chain]
 
 
-def open_source(folder: Path, chain: str | None, cache: Path | None) -> Source:
+def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path | None = None) -> Source:
     """Open one chain of a finished run.
+
+    Parameters
+    ----------
+    base : folder that file names inside the specification refer to; by default they are looked for here, in the run's
+        folder, and among the shipped recipes. The run's own record of its truth tells whether they are the same files.
 
     Raises
     ------
@@ -139,9 +145,8 @@ def open_source(folder: Path, chain: str | None, cache: Path | None) -> Source:
             fix="maps and chains without `student` are not advised on; give a run of a chain",
         )  # fmt: skip
     name = the_chain(names, chain, f"the run {folder}")
-    spec = merge([parse_run_spec(k["spec"], "specs/") for k in accepted])
-    spec = spec.model_copy(update={"chains": {name: spec.chains[name]}})
-    plan = plan_run(spec)
+    bases = (Path.cwd(), folder, shipped_recipes()) if base is None else (base,)
+    spec, plan = _planned(accepted, name, folder, bases)
     kept = folder / "artifacts" if cache is None else cache
     if not kept.is_dir():
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
@@ -151,6 +156,25 @@ def open_source(folder: Path, chain: str | None, cache: Path | None) -> Source:
         folder, str(results.get("name", spec.name)), spec, plan, plan.chains[name], store, cells,
         file_digest(folder / "results.json"),
     )  # fmt: skip
+
+
+def _planned(accepted: list[dict[str, Any]], name: str, folder: Path, bases: Sequence[Path]) -> tuple[RunSpec, Plan]:
+    """Plan the run again, with the files that it was made from."""
+    why = ""
+    for base in bases:
+        spec = merge([parse_run_spec(k["spec"], "specs/", base) for k in accepted])
+        spec = spec.model_copy(update={"chains": {name: spec.chains[name]}})
+        try:
+            plan = plan_run(spec)
+        except InputError as e:  # a file that is not there; another base may have it
+            why = why or str(e)
+            continue
+        if all(k.get("truths", {}).get(name) == plan.chains[name].truth.key for k in accepted):
+            return spec, plan
+        why = why or "the files or model that its truth is made of have changed"
+    raise FolderError(
+        f"the run cannot be planned again: {why}", got=str(folder), fix="call from the folder of its specification"
+    )
 
 
 def _need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: str) -> Path:

@@ -14,10 +14,10 @@ from typing import Any, cast
 
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.models.families import RunSpec
-from hydrometer.run.advise import Advice, advise, keep
-from hydrometer.run.api import load_spec, run
-from hydrometer.run.candidates import the_chain
-from hydrometer.run.execute import Monitor, cost_of
+from hydrometer.run.advise import Advice, advise_on, completed, keep
+from hydrometer.run.api import load_spec, recipes, run
+from hydrometer.run.candidates import open_source, the_chain
+from hydrometer.run.execute import Monitor, SilentMonitor, cost_of
 from hydrometer.run.fresh import rejudged
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.stages.advice import Need
@@ -239,11 +239,14 @@ def advise_pilot(
     >>> advice.data["pilot"]["seeds"]
     [20, 3]
     """
+    wanted, stated = completed(need)
     full = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     pilot = plan_pilot(full, share, chain, fresh=fresh)
     began = time.perf_counter()
     done = run(pilot.spec, out=out, cache=cache, monitor=monitor)
-    advice = advise(done.folder, need, fresh=fresh, cache=cache, monitor=monitor)
+    base = None if isinstance(source, RunSpec) or str(source) in recipes() else Path(source).absolute().parent
+    opened = open_source(done.folder, None, None if cache is None else Path(cache), base)
+    advice = advise_on([opened], wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
     advice.data["pilot"] = {
         "share": share,
         "planned_share": pilot.share,

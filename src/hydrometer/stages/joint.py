@@ -11,12 +11,12 @@ Shapes: G candidates, Q figures each, K = G Q, S seeds, N rows of the truth.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri, ndtri, stdtrit  # pyright: ignore[reportUnknownVariableType]
+from scipy.special import ndtri, stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.estimate import t_interval, welch_satterthwaite
 from hydrometer.core.rng import Stream
@@ -126,6 +126,16 @@ def _positive(matrix: Floats) -> Floats:
     return (vectors * np.maximum(values, 0.0)) @ vectors.T
 
 
+def _first(low: int, high: int, shown: Callable[[int], bool]) -> int | None:
+    """Return the smallest number that suffices, by bisection; None where the largest does not."""
+    if not shown(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shown(middle) else (middle + 1, high)
+    return low
+
+
 class Joint:
     """Means over seeds of K = G Q figures, and the two parts of their covariance.
 
@@ -205,21 +215,14 @@ class Joint:
         own = min(own, between)
         s, n = float(self.seeds), float(self.design.n)
 
-        def first(seeds: Floats, rows: Floats) -> int | None:
+        def shown(seeds: float, rows: float) -> bool:
             a = ((between - own) + own * n / rows) * s / seeds
             b = shared * n / rows
-            weight = np.square(a) / (seeds - 1) + np.square(b) / np.maximum(rows - 1, 1)
-            df = np.where(weight > 0, np.square(a + b) / np.where(weight > 0, weight, 1.0), seeds - 1)
-            shown = gap > np.asarray(stdtrit(df, 1 - level), np.float64) * np.sqrt(a + b)
-            return int(np.argmax(shown)) if shown.any() else None
+            df = welch_satterthwaite([a, b], [seeds - 1, rows - 1])
+            return gap > float(stdtrit(df, 1 - level)) * math.sqrt(a + b)
 
-        seeds = np.arange(s, _MOST_SEEDS + 1.0)
-        rows = np.unique(np.geomspace(n, max(_MOST_ROWS, n), 400).round())
-        by_seeds, by_rows = first(seeds, np.full_like(seeds, n)), first(np.full_like(rows, s), rows)
-        return (
-            None if by_seeds is None else int(seeds[by_seeds]),
-            None if by_rows is None else int(rows[by_rows]),
-        )
+        seeds = _first(self.seeds, _MOST_SEEDS, lambda x: shown(x, n))
+        return seeds, _first(self.design.n, _MOST_ROWS, lambda x: shown(s, x))
 
     def draws(self, n: int, stream: Stream) -> Floats:
         """Draw figures from their joint posterior: flat prior, Student's t over seeds, normal over shared rows.
@@ -232,7 +235,7 @@ class Joint:
         z = np.asarray(ndtri(stream.uniforms(0, n, s + k)), np.float64)
         spread = z[:, :s] @ self.residual
         if self.seeds > 1:
-            u = stream.child("scale").uniforms(0, n, 1)
-            spread *= np.sqrt((self.seeds - 1) / np.asarray(chdtri(self.seeds - 1, u), np.float64))
+            other = np.asarray(ndtri(stream.child("scale").uniforms(0, n, self.seeds - 1)), np.float64)
+            spread /= np.sqrt(np.square(other).mean(axis=1, keepdims=True))  # chi-square over its degrees of freedom
         values, vectors = np.linalg.eigh(self.shared)
         return self.mean + spread + z[:, s:] @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
