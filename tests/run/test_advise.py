@@ -13,6 +13,8 @@ import hydrometer as hm
 from chains import lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import advice_notes, advice_sentences, build_report
+from hydrometer.report.advice import advice_of
+from hydrometer.report.reading import read_run
 from hydrometer.run.candidates import open_source
 from hydrometer.run.fresh import rejudged
 from hydrometer.run.pilot import plan_pilot
@@ -56,7 +58,7 @@ def test_every_student_is_a_candidate_or_told_why_not(run: Path) -> None:
     advice = hm.advise(run, hm.Need(max_recall_loss=0.2), fresh=False)
     assert list(by_id(advice)) == [
         "n.student.direct", "n.student.direct.decoded-temperature0.6", "n.student.distilled-temperature1.0",
-        "n.student.distilled-temperature0.6", "n.student.distilled-topp0.8",
+        "n.student.distilled-topp0.8", "n.student.distilled-temperature0.6",
         "n.student.distilled-temperature1.0.decoded-temperature0.6",
     ]  # fmt: skip
     left_out = {x["id"]: x["reason"] for x in advice.data["excluded"]}
@@ -127,20 +129,27 @@ def test_words_follow_the_status(run: Path) -> None:
     assert advice_notes(default.data)[0].startswith("No need was stated: at most 0.1 nats per token of recall")
 
 
+def shown(run: Path) -> list[str]:
+    read = read_run(run)
+    return [s.text for s in advice_of(read, read.chains["n"])]
+
+
 def test_the_page_shows_advice_of_these_results_only(run: Path) -> None:
+    assert shown(run) == []
     advice = hm.advise(run, hm.Need(max_recall_loss=0.2), fresh=False)
-    page = build_report([run]).read_text()
-    assert advice_sentences(advice.data)[0].split(":")[0] in page
-    assert "P(best of those tried" in page
-    results = json.loads((run / "results.json").read_text())
-    results["name"] = "changed"
-    (run / "results.json").write_text(json.dumps(results))
-    page = build_report([run]).read_text()
-    assert "P(best of those tried" not in page
-    assert "advice kept here is of earlier results" in page
-    for broken in ("[]", "{", '{"schema": 1, "chain": "n", "results": 3, "candidates": [3]}'):
+    assert shown(run) == [" ".join(advice_sentences(advice.data)), *advice_notes(advice.data)]
+    assert "P(best of those tried" in build_report([run]).read_text()
+    good = (run / "advice.json").read_text()
+    for broken in ("{", "\xff", "[]", '{"schema": 1, "chain": "n", "results": 3, "candidates": [3]}'):
         (run / "advice.json").write_text(broken)
-        build_report([run])
+        assert all("P(best" not in s for s in shown(run))
+    hostile = json.loads(good) | {"candidates": [3, {"id": {}}], "expected": 5, "need": [], "leader": {}, "excluded": 1}
+    (run / "advice.json").write_text(json.dumps(hostile))
+    assert len(shown(run)) >= 1
+    (run / "advice.json").write_text(good)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"name": "changed"}))
+    assert shown(run) == ["The advice kept here is of earlier results; ask for advice again."]
 
 
 def test_a_score_of_the_users_is_a_constraint(run: Path) -> None:
@@ -211,41 +220,39 @@ def prompted(models: dict[str, Path]) -> dict[str, Any]:
     return {"source": str(models["llama"]), "max_new_tokens": 6, "prompts": prompts}
 
 
-def test_language_models_with_prompts_from_a_file(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
-    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{i} w4"}) for i in (3, 5)))
-    path = write_spec(lm_spec(tiny_models["llama"], seeds=2, truth=prompted(tiny_models)), tmp_path)
-    result = hm.run(path, out=tmp_path / "out", cache=tmp_path / "cache")
-    with pytest.raises(FolderError, match="cannot be planned again: the prompts file"):
-        hm.advise(result.folder, cache=tmp_path / "cache")
-    pilot = hm.advise_pilot(path, hm.Need(max_recall_loss=0.5), share=0.99, out=tmp_path / "pilot")
-    assert pilot.data["rows"] < 48
-    assert pilot.data["pilot"]["planned_share"] <= 0.99
-    cost = by_id(pilot)["lm.student.distilled-temperature0.6"]["cost"]
-    assert cost["teacher_tokens"] > cost["teacher_rows"] > 0
-    assert by_id(pilot)["lm.student.direct"]["cost"]["teacher_tokens"] == 0
-
-
-def test_stratified_pairing_is_that_of_the_comparisons(
+def test_language_models_are_paired_by_row_seed_and_prompt(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts as strata, rows shared by seeds: the crossed design, as `stages.compare` has it."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{i} w4"}) for i in (3, 5)))
-    truth = {
-        "source": str(tiny_models["llama"]),
-        "max_new_tokens": 6,
-        "prompts": {"file": "prompts.jsonl", "chat": False},
-    }
-    hm.run(write_spec(lm_spec(tiny_models["llama"], seeds=2, truth=truth), tmp_path), out=tmp_path / "out")
-    found = by_id(hm.advise(tmp_path / "out", hm.Need(max_recall_loss=0.5, per="sequence"), fresh=False))
-    results = hm.load_results(tmp_path / "out")
+    spec = lm_spec(tiny_models["llama"], seeds=2, truth=prompted(tiny_models))
+    hm.run(write_spec(spec, tmp_path), out=tmp_path / "out", cache=tmp_path / "cache")
+    with pytest.raises(FolderError, match="cannot be planned again: the prompts file"):
+        hm.advise(tmp_path / "out", cache=tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    found = by_id(hm.advise("out", hm.Need(max_recall_loss=0.5, per="sequence"), cache="cache"))
     name = "lm.student.distilled-temperature0.6"
     c = next(
-        c for c in results["contrasts"]
+        c for c in hm.load_results("out")["contrasts"]
         if (c["a"], c["b"], c["metric"]) == (name, "lm.student.distilled-temperature1.0", "recall")
     )  # fmt: skip
     assert found[name]["recall_loss"]["value"] == pytest.approx(-c["value"])
     assert found[name]["recall_loss"]["se"] == pytest.approx(c["se"], rel=0.05)
+    assert found[name]["cost"]["teacher_tokens"] > found[name]["cost"]["teacher_rows"] == 48
+    assert found["lm.student.direct"]["cost"]["teacher_tokens"] == 0
+
+
+def test_a_pilot_is_run_and_advised_on(tmp_path: Path) -> None:
+    path = write_spec(MARKOV | {"seeds": 10}, tmp_path)
+    advice = hm.advise_pilot(path, hm.Need(max_recall_loss=0.5), share=0.5, out=tmp_path / "pilot")
+    facts = advice.data["pilot"]
+    assert facts["seeds"] == [10, 3]
+    assert 0.3 < facts["planned_share"] <= 0.5
+    assert facts["seconds"] > 0
+    assert json.loads((tmp_path / "pilot" / "advice.json").read_text())["pilot"] == facts
+    notes = " ".join(advice_notes(advice.data))
+    assert "A pilot of 3 seeds for 10" in notes
+    assert "only the number of seeds differs" in notes
 
 
 # pilots ------------------------------------------------------------------------------------------------------------
@@ -268,7 +275,7 @@ def test_a_pilot_of_language_models_saves_rows(tmp_path: Path, tiny_models: dict
     spec = hm.load_spec(write_spec(lm_spec(tiny_models["llama"], seeds=3, data=data, block_rows=64), tmp_path))
     for share in (0.3, 0.5):
         pilot = plan_pilot(spec, share)
-        assert pilot.seeds == (3, 3)
+        assert pilot.seeds == (3, 2)
         assert 0.8 * share < pilot.share <= share
         assert all(small < full for full, small in pilot.rows.values())
         draws = [n for n in open_plan(pilot).values() if isinstance(n, DrawNode)]
@@ -362,7 +369,7 @@ def test_three_sentences_then_a_table_and_json(
     code, out, _ = command(["advise", str(run), "--max-recall-loss", "0.2"], capsys, monkeypatch)
     assert code == 0
     assert " ".join(out.split()).startswith(" ".join(body["sentences"]))
-    assert "distilled τ=0.6" in out
+    assert "τ=0.6" in out
 
 
 def test_damaged_or_missing_artifacts_are_told(run: Path) -> None:

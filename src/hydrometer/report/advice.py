@@ -208,7 +208,8 @@ def _sureness(data: Json) -> str:
         words += "; no other setting may still meet the need"
     if data.get("status") == "decided":
         error = number(data.get("error")) or 0.0
-        return f"{words}; an answer as confident as this is wrong in at most {100 * error:g} % of such runs."
+        size = " of the pilot’s size" if data.get("pilot") else ""
+        return f"{words}; an answer as confident as this is wrong in at most {100 * error:g} % of such runs{size}."
     return f"{words}{_more(data)}."
 
 

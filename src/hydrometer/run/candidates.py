@@ -27,7 +27,18 @@ from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
 from hydrometer.store.artifacts import ArtifactStore, file_digest
 from hydrometer.store.records import RunFolder, load_results
 
-__all__ = ["Entry", "Excluded", "Source", "arm_of", "common_seeds", "design_of", "entries", "open_source", "the_chain"]
+__all__ = [
+    "Entry",
+    "Excluded",
+    "Source",
+    "arm_of",
+    "common_seeds",
+    "design_of",
+    "entries",
+    "kept_rows",
+    "open_source",
+    "the_chain",
+]
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, Estimate]
@@ -276,6 +287,12 @@ def common_seeds(found: Sequence[Entry]) -> list[int | None]:
     if not seeded:
         return [None]
     return sorted((s for s in seeded[0] if all(s in f for f in seeded)), key=lambda s: -1 if s is None else s)
+
+
+def kept_rows(entry: Entry) -> int:
+    """How many of the truth's rows have their log-probability kept."""
+    cell = entry.cells[next(iter(entry.figures))]
+    return load_law_on_truth(_need_artifact(entry.source, "judge", cell.judge)).size
 
 
 def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None], Floats | None]]:

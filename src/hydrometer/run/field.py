@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from hydrometer.core.errors import InputError
 from hydrometer.core.estimate import Estimate
-from hydrometer.run.candidates import Entry, Excluded, Source, arm_of, common_seeds, design_of, entries
+from hydrometer.run.candidates import Entry, Excluded, Source, arm_of, common_seeds, design_of, entries, kept_rows
 from hydrometer.stages.advice import Need
 from hydrometer.stages.joint import Arm, Design
 from hydrometer.stages.nodes import Cell
@@ -102,18 +100,13 @@ def field_of(sources: list[Source], need: Need) -> Field:
     seeds = common_seeds(found)
     if not seeds:
         raise InputError("the candidates have no seed in common", fix="run again to retry the failed cells")
-    design, lengths = design_of(sources[0], _kept_rows(found[baseline]))
+    design, lengths = design_of(sources[0], kept_rows(found[baseline]))
     arms = [arm_of(e, seeds, names, lengths, lambda c, e=e: (c.judge, _figures(e, c))) for e in found]
     return Field(found, excluded, seeds, names, arms, design, baseline)
 
 
 def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:
     return entry.figures[cell.seed]
-
-
-def _kept_rows(entry: Entry) -> int:
-    with np.load(entry.source.store.path("judge", entry.cell.judge) / "rows.npz") as archive:
-        return int(archive["law_on_truth"].size)
 
 
 def _with_score(

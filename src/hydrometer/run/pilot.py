@@ -1,7 +1,8 @@
 """Pilots: the same chain at a share of its cost, to choose a setting before paying for the whole.
 
 Models, selectivities and epochs stay. Seeds are saved first, down to three: fewer seeds at full size change no level.
-Only then are rows saved, all by one factor, and at last a third seed.
+Where that is still too dear there are two seeds, and rows are saved, all by one factor: what students of fewer rows get
+wrong, no further seed puts right.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
     >>> from hydrometer import load_spec
     >>> pilot = plan_pilot(load_spec("markov"), 0.25)
     >>> pilot.seeds, pilot.share <= 0.25, pilot.rows["distill"]  # rows are cheap there: seeds alone are saved
-    ((20, 4), True, (4000, 4000))
+    ((20, 3), True, (4000, 4000))
     """
     if not 0 < share < 1:
         raise InputError(
@@ -92,13 +93,12 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
         sizes = {k: (n, after[k]) for k, n in before.items()}
         return Pilot(small, cost, (len(full.seeds), len(small.seeds)), sizes)
 
-    if len(full.seeds) > 3 and made(3, 1.0)[1] <= share:
+    if len(full.seeds) >= 3 and made(3, 1.0)[1] <= share:
         count = _most(lambda s: made(s, 1.0)[1] <= share, 3, len(full.seeds))
         return found(*made(count, 1.0))
-    for seeds in (3, 2):
-        best = _fewer_rows(lambda factor, s=seeds: made(s, factor), share)
-        if best is not None:
-            return found(*best)
+    best = _fewer_rows(lambda factor: made(2, factor), share)
+    if best is not None:
+        return found(*best)
     least = made(2, 0.0)[1]
     raise InputError(
         f"the share is too small: two seeds of {_FEWEST_ROWS} rows take {least:.3g} of the full run's cost", got=share,
@@ -124,7 +124,10 @@ def _fewer_rows(
     low, best = 0.0, made(0.0)
     if best[1] > share:
         return None
-    high, top = 1.0, made(1.0)[1]
+    whole = made(1.0)
+    if whole[1] <= share:
+        return whole
+    high, top = 1.0, whole[1]
     for _ in range(_GUESSES):
         if top <= best[1] or best[1] > _NEAR * share:
             break
@@ -235,7 +238,7 @@ def advise_pilot(
     >>> import tempfile, hydrometer as hm
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     few = ["chains.markov.selectivity=[{temperature: 1}, {temperature: 0.5}]"]
-    ...     advice = hm.advise_pilot("markov", share=0.2, out=folder, overrides=few)
+    ...     advice = hm.advise_pilot("markov", share=0.25, out=folder, overrides=few)
     >>> advice.data["pilot"]["seeds"]
     [20, 3]
     """
