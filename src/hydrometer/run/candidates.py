@@ -22,7 +22,7 @@ from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.joint import Arm, Design
-from hydrometer.stages.judge import load_law_on_truth
+from hydrometer.stages.judge import load_adjusted, load_law_on_truth
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
 from hydrometer.store.artifacts import ArtifactStore, file_digest
 from hydrometer.store.records import RunFolder, load_results
@@ -340,9 +340,10 @@ def arm_of(
         key, metrics = judged(cell)
         values.append([cast("float", metrics[m].value) for m in names])
         own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
-        y = load_law_on_truth(_need_artifact(entry.source, "judge", key))
-        length = lengths(seed) if names[1].endswith("_per_token") else None
-        if length is not None:
+        folder = _need_artifact(entry.source, "judge", key)
+        adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
+        y, length = (adjusted[0], adjusted[2]) if adjusted else (load_law_on_truth(folder), lengths(seed))
+        if length is not None and names[1].endswith("_per_token"):
             ratio = y.sum() / length.sum()
             y = (y - ratio * length) / length.mean() + ratio
         rows.append(y)
