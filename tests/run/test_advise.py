@@ -384,6 +384,21 @@ def test_damaged_or_missing_artifacts_are_told(run: Path) -> None:
         hm.advise(run, fresh=False)
 
 
+def test_results_that_were_tampered_with_are_one_line(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    for change, says in (
+        (lambda r: r.pop("summary"), "lacks what a run writes"),
+        (lambda r: [c.update(metrics={"precision": 3}) for c in r["cells"]], "figures that cannot be read"),
+        (lambda r: [c["metrics"]["precision_per_token"].update(value=float("nan")) for c in r["cells"]], "no finite"),
+    ):
+        results = json.loads(text)
+        change(results)
+        (run / "results.json").write_text(json.dumps(results))
+        with pytest.raises(InputError, match=says) as caught:
+            hm.advise(run, fresh=False)
+        assert "\n" not in str(caught.value)
+
+
 def test_maps_and_direct_students_alone_are_refused(tmp_path: Path) -> None:
     spec = mixture_spec(seeds=2, grid={"student": [1, 2]})
     hm.run(write_spec(spec, tmp_path), out=tmp_path / "map")

@@ -5,6 +5,7 @@ Read from a run's records and artifacts; nothing is drawn or scored here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "common_seeds",
     "design_of",
     "entries",
+    "is_finite",
     "kept_rows",
     "open_source",
     "the_chain",
@@ -124,11 +126,16 @@ def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
     return wanted
 
 
-def _advisable(results: dict[str, Any]) -> list[str]:
+def _advisable(results: dict[str, Any], where: str) -> list[str]:
     """Chains with a distilled student that are no maps."""
-    summary = cast("dict[str, dict[str, Any]]", results["summary"]["chains"])
-    distilled = {c["chain"] for c in results["cells"] if c["training"] == "distilled"}
-    return [name for name, chain in summary.items() if name in distilled and "map" not in chain]
+    try:
+        summary = cast("dict[str, dict[str, Any]]", results["summary"]["chains"])
+        distilled = {c["chain"] for c in results["cells"] if c["training"] == "distilled"}
+        return [name for name, chain in summary.items() if name in distilled and "map" not in chain]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise FolderError(
+            f"results.json lacks what a run writes: {e}", got=where, fix="run it again with this version"
+        ) from None
 
 
 def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path | None = None) -> Source:
@@ -149,7 +156,7 @@ def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path 
     accepted = books.accepted()
     if not accepted:
         raise FolderError("the folder holds results but no specification", got=str(folder), fix="give a whole run")
-    names = _advisable(results)
+    names = _advisable(results, str(folder))
     if not names:
         raise InputError(
             "the run has no distilled student to advise on", got=str(folder),
@@ -219,7 +226,7 @@ def entries(source: Source, recall: str, precision: str) -> tuple[list[Entry], l
             if record is None or record["status"] != "ok":
                 reason = f"its cells failed: {record['reason']}" if record else reason
                 continue
-            figures[seed] = {k: Estimate(**m) for k, m in record["metrics"].items()}
+            figures[seed] = _metrics(source, record)
         example = next(iter(cells.values()))
         if not figures:
             excluded.append(Excluded(example, reason))
@@ -228,6 +235,22 @@ def entries(source: Source, recall: str, precision: str) -> tuple[list[Entry], l
         else:
             found.append(Entry(source, name, cells, figures, _cost(source, [cells[s] for s in figures])))
     return sorted(found, key=_order), excluded
+
+
+def _metrics(source: Source, record: dict[str, Any]) -> Metrics:
+    try:
+        return {k: Estimate(**m) for k, m in record["metrics"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise FolderError(
+            "results.json holds figures that cannot be read", got=f"{source.folder}, cell {record.get('id')}",
+            fix="run it again with this version",
+        ) from None  # fmt: skip
+
+
+def is_finite(e: Estimate | None) -> bool:
+    """Whether a figure has a finite value."""
+    value: object = None if e is None else e.value
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _order(entry: Entry) -> tuple[bool, bool, bool]:
@@ -243,8 +266,10 @@ def _unusable(figures: dict[int | None, Metrics], recall: str, precision: str) -
             e = m.get(name)
             if e is None:
                 return f"it has no {name}"
-            if e.value is None:
+            if e.value is None and e.n_neg_inf:
                 return f"its {name} is minus infinity, since some rows have probability zero"
+            if not is_finite(e):
+                return f"its {name} is no finite number"
             if e.se_mc is None:
                 return f"its {name} has no standard error"
     return ""

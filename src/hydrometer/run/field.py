@@ -7,7 +7,17 @@ from typing import Literal
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.estimate import Estimate
-from hydrometer.run.candidates import Entry, Excluded, Source, arm_of, common_seeds, design_of, entries, kept_rows
+from hydrometer.run.candidates import (
+    Entry,
+    Excluded,
+    Source,
+    arm_of,
+    common_seeds,
+    design_of,
+    entries,
+    is_finite,
+    kept_rows,
+)
 from hydrometer.stages.advice import Need
 from hydrometer.stages.joint import Arm, Design
 from hydrometer.stages.nodes import Cell
@@ -124,4 +134,4 @@ def _with_score(
 
 
 def _has(metrics: dict[str, Estimate], name: str) -> bool:
-    return name in metrics and metrics[name].value is not None
+    return is_finite(metrics.get(name))
