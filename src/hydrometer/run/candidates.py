@@ -295,6 +295,8 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
             sums["draw_seconds"] += float(meta["seconds"])
             sums["tokens"] += float(meta["info"].get("tokens", 0))
             has_tokens = has_tokens or "tokens" in meta["info"]
+            if "candidates" in meta["info"]:  # a choice among several draws: those passed over were drawn too
+                sums["teacher_rows"] += float(meta["info"]["candidates"]) - float(meta["info"]["rows"])
         _need_artifact(source, "fit", fit.key)
         sums["fit_seconds"] += float(source.store.meta("fit", fit.key)["seconds"])
         if fit.teacher is not None and fit.teacher.kind == "fit":
