@@ -15,7 +15,18 @@ from pathlib import Path
 from hydrometer.models.families import BUILT_IN, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ([], ["run"], ["doctor"], ["recipes"], ["report"], ["judge"], ["export"], ["adopt"], ["scores"])
+COMMANDS = (
+    [],
+    ["run"],
+    ["doctor"],
+    ["recipes"],
+    ["report"],
+    ["judge"],
+    ["export"],
+    ["adopt"],
+    ["scores"],
+    ["advise"],
+)
 
 
 def cli_page() -> str:

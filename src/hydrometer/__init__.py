@@ -36,11 +36,14 @@ from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
 from hydrometer.report import build_report
 from hydrometer.run.adopting import AdoptResult, adopt
+from hydrometer.run.advise import Advice, advise
 from hydrometer.run.api import RunResult, load_spec, recipes, run
 from hydrometer.run.diagnosis import Diagnosis
 from hydrometer.run.doctor import doctor
 from hydrometer.run.exporting import Exported, export
+from hydrometer.run.pilot import advise_pilot
 from hydrometer.run.scoring import ScoresResult, add_scores
+from hydrometer.stages.advice import Need
 from hydrometer.stages.judge import judge_laws as judge
 from hydrometer.store.records import load_results
 
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdoptResult",
+    "Advice",
     "CausalLM",
     "CausalLaw",
     "ChosenLaw",
@@ -73,6 +77,7 @@ __all__ = [
     "Mixture",
     "MixtureBatch",
     "ModelError",
+    "Need",
     "Points",
     "RunResult",
     "ScoresResult",
@@ -85,6 +90,8 @@ __all__ = [
     "__version__",
     "add_scores",
     "adopt",
+    "advise",
+    "advise_pilot",
     "build_report",
     "choose",
     "doctor",

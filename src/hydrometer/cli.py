@@ -175,6 +175,82 @@ app.command("judge")(judge_command)
 cli_elsewhere.add_commands(app)
 
 
+@app.command("advise")
+def advise_command(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of finished runs.")] = None,
+    max_recall_loss: Annotated[
+        float | None,
+        typer.Option("--max-recall-loss", metavar="NATS", help="Most recall to lose. [default, if nothing else: 0.1]"),
+    ] = None,
+    min_precision_gain: Annotated[
+        float | None, typer.Option("--min-precision-gain", metavar="NATS", help="Least precision to gain.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option("--weight", metavar="W", help="Maximise W precision + (1 - W) recall.")
+    ] = None,
+    score: Annotated[str | None, typer.Option("--score", metavar="METRIC", help="A metric with a floor.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", metavar="X", help="That floor.")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            "--margin", metavar="NATS", help="Differences that do not matter. [default: 0.02; 0.5 a sequence]"
+        ),
+    ] = None,
+    per: Annotated[str, typer.Option("--per", metavar="token|sequence", help="What nats are counted per.")] = "token",
+    chain: Annotated[str | None, typer.Option("--chain", metavar="NAME", help="Which chain, if several.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--no-fresh", help="Judge the leader and its rival again, on new rows.")
+    ] = True,
+    pilot: Annotated[
+        str | None,
+        typer.Option("--pilot", metavar="RECIPE|FILE.yaml", help="Run a small version first, advise from it."),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option("--share", metavar="X", help="The pilot's part of the full cost. [default: 0.125]")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key of the pilot's full run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The pilot's folder. [default: runs/NAME-pilot]")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are, for runs made with one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which student to take, distilled or merely decoded, what it gains and costs, and how sure that is."""
+    from hydrometer.report import advice_notes, advice_sentences, advice_table
+    from hydrometer.run.advise import advise, need_of
+    from hydrometer.run.pilot import advise_pilot
+    from hydrometer.run.progress import ConsoleMonitor
+
+    given = {"--share": share, "--set": overrides, "--out": out}
+    if (pilot is None) == (not folders):
+        raise InputError("advise takes folders of runs, or --pilot with a recipe", fix="give one of the two")
+    if pilot is None and any(v is not None for v in given.values()):
+        raise InputError("only with --pilot", got=next(k for k, v in given.items() if v is not None))
+    need = need_of(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
+    console = Console(stderr=as_json)
+    with ConsoleMonitor(Console(stderr=True)) as monitor:
+        if pilot is None:
+            found = advise(folders or [], need, chain=chain, fresh=fresh, cache=cache, monitor=monitor)
+        else:
+            found = advise_pilot(
+                pilot, need, share=0.125 if share is None else share, out=out, overrides=overrides or [], chain=chain,
+                fresh=fresh, cache=cache, monitor=monitor,
+            )  # fmt: skip
+    said, notes = advice_sentences(found.data), advice_notes(found.data)
+    if as_json:
+        typer.echo(json.dumps({**found.data, "sentences": said, "notes": notes}))
+        return
+    for sentence in said:
+        console.print(Text(sentence))
+    console.print(advice_table(found.data))
+    for note in notes:
+        console.print(Text(note))
+
+
 class _Terminated(BaseException):
     """SIGTERM arrived."""
 

@@ -78,7 +78,7 @@ class Pooled:
         parts = values[..., :cut], values[..., cut:]
         away = np.concatenate([x - x.mean(axis=-1, keepdims=True) for x in parts], axis=-1)
         flat = away.reshape(-1, away.shape[-1])
-        sums: Floats = np.stack([np.bincount(self.clusters, weights=row) for row in flat])
+        sums: Floats = np.stack([np.bincount(self.clusters, weights=row).astype(np.float64) for row in flat])
         return (sums * _unbiased(self.n)).reshape(*values.shape[:-1], self.n)
 
     def residual(self, values: Floats) -> Floats:

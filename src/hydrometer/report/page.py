@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import contours, draw, frontier, plotdata, tables
+from hydrometer.report.advice import advice_of
 from hydrometer.report.maps import axis_of
 from hydrometer.report.mapviews import (
     ExplorerView,
@@ -245,7 +246,7 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     return ChainView(
         chain=chain,
         anchor=stem,
-        sentences=sentences(run, chain),
+        sentences=[*sentences(run, chain), *advice_of(run, chain)],
         figures=_figures(run, chain, stem, folder),
         explorer=explorer_view(run, chain),
         keys=keys,

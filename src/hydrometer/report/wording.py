@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "capacity", "adopted", "caveat"]
+Topic = Literal["gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
 
 KL = "KL(q‖p*)"
 

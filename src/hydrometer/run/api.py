@@ -38,7 +38,17 @@ from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.lock import hold
 from hydrometer.store.records import SCHEMA, RunFolder, load_results
 
-__all__ = ["RunResult", "joined", "load_spec", "recipes", "results_of", "run", "shipped_folder", "versions"]
+__all__ = [
+    "RunResult",
+    "joined",
+    "load_spec",
+    "recipes",
+    "results_of",
+    "run",
+    "shipped_folder",
+    "shipped_recipes",
+    "versions",
+]
 
 # Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
 _SHIPPED = files(import_module("hydrometer.recipes"))
@@ -81,6 +91,11 @@ def recipes() -> dict[str, str]:
     return out
 
 
+def shipped_recipes() -> Path:
+    """Return the folder that file names inside shipped recipes refer to."""
+    return Path(str(_SHIPPED))
+
+
 def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """Read a recipe by name, or a YAML file by path, and apply ``a.b.c=VALUE`` overrides.
 
@@ -91,7 +106,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     name = str(source)
     path = Path(source)
     if name in recipes():
-        data, origin, base = _SHIPPED.joinpath(f"{name}.yaml").read_bytes(), name, Path(str(_SHIPPED))
+        data, origin, base = _SHIPPED.joinpath(f"{name}.yaml").read_bytes(), name, shipped_recipes()
     elif path.suffix in (".yaml", ".yml") or path.exists():
         try:
             data, origin, base = path.read_bytes(), path.name, path.absolute().parent

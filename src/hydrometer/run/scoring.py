@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from hydrometer.core.clusters import Strata
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.core.spec import nearest
@@ -159,7 +160,7 @@ def _rows(
     return out
 
 
-def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, NDArray[np.int64] | None, int]:
+def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Strata | None, int]:
     at = _cell(opened, plan, str(owner))
     node = plan.nodes[at.judge]
     if not isinstance(node, JudgeNode) or not node.law_rows.blocks:
@@ -168,7 +169,7 @@ def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, NDArr
     return node, x.strata, len(x)
 
 
-def _estimate(values: Floats, strata: NDArray[np.int64] | None) -> Estimate:
+def _estimate(values: Floats, strata: Strata | None) -> Estimate:
     if np.isin(values, (0.0, 1.0)).all():
         return share_estimate(values, strata)
     return mean_estimate(values, "score", strata)

@@ -1,0 +1,263 @@
+"""Pilots: the same chain at a share of its cost, to choose a setting before paying for the whole.
+
+Models, selectivities and epochs stay. Seeds are saved first, down to three: fewer seeds at full size change no level.
+Where that is still too dear there are two seeds, and rows are saved, all by one factor: what students of fewer rows get
+wrong, no further seed puts right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydrometer.core.errors import InputError, SpecError
+from hydrometer.models.families import RunSpec
+from hydrometer.run.advise import Advice, advise_on, completed, keep
+from hydrometer.run.api import load_spec, recipes, run
+from hydrometer.run.candidates import open_source, the_chain
+from hydrometer.run.execute import Monitor, SilentMonitor, cost_of
+from hydrometer.run.fresh import rejudged
+from hydrometer.run.plan import Plan, plan_run
+from hydrometer.stages.advice import Need
+from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node
+
+__all__ = ["Pilot", "advise_pilot", "plan_pilot"]
+
+_FEWEST_ROWS = 16
+_BLOCK = 32
+_GUESSES = 6
+_NEAR = 0.97  # of the share: near enough
+_JUDGED_AGAIN = 3  # the leader, its closest rival and the baseline
+
+
+@dataclass(frozen=True, slots=True)
+class Pilot:
+    """A planned pilot.
+
+    Attributes
+    ----------
+    spec : what is run.
+    share : its planned cost over that of the full run; the fresh judging of the advice is in it.
+    seeds : of the full run, and here.
+    rows : by stream, of the full run and here.
+    """
+
+    spec: RunSpec
+    share: float
+    seeds: tuple[int, int]
+    rows: dict[str, tuple[int, int]]
+
+
+def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: bool = True) -> Pilot:
+    """Plan a pilot of one chain.
+
+    Parameters
+    ----------
+    spec : the full run.
+    share : of the full run's cost, as the families' cost functions put it; between 0 and 1.
+    chain : which chain, where there are several.
+    fresh : whether the advice will judge three students again, which is then part of the cost.
+
+    Raises
+    ------
+    InputError : a share out of range, or too small for two seeds of the fewest rows.
+
+    Examples
+    --------
+    >>> from hydrometer import load_spec
+    >>> pilot = plan_pilot(load_spec("markov"), 0.25)
+    >>> pilot.seeds, pilot.share <= 0.25, pilot.rows["distill"]  # rows are cheap there: seeds alone are saved
+    ((20, 3), True, (4000, 4000))
+    """
+    if not 0 < share < 1:
+        raise InputError(
+            "the share of the full run's cost must lie between 0 and 1", got=share, fix="for example 0.125"
+        )
+    names = [n for n, c in spec.chains.items() if getattr(c, "grid", None) is None]
+    if not names:
+        raise InputError("maps are not advised on", got=", ".join(spec.chains), fix="give a specification of a chain")
+    name = the_chain(names, chain, "the specification")
+    full = spec.model_copy(update={"chains": {name: spec.chains[name]}})
+    known: _Costs = {}
+    total = _cost(plan_run(full), known, with_advice=False)
+
+    def made(seeds: int, factor: float) -> tuple[RunSpec, float]:
+        small = _scaled(full, name, seeds, factor)
+        return small, _cost(plan_run(small), known, with_advice=fresh) / total
+
+    def found(small: RunSpec, cost: float) -> Pilot:
+        before, after = _rows(full, name), _rows(small, name)
+        sizes = {k: (n, after[k]) for k, n in before.items()}
+        return Pilot(small, cost, (len(full.seeds), len(small.seeds)), sizes)
+
+    if len(full.seeds) >= 3 and made(3, 1.0)[1] <= share:
+        count = _most(lambda s: made(s, 1.0)[1] <= share, 3, len(full.seeds))
+        return found(*made(count, 1.0))
+    best = _fewer_rows(lambda factor: made(2, factor), share)
+    if best is not None:
+        return found(*best)
+    least = made(2, 0.0)[1]
+    raise InputError(
+        f"the share is too small: two seeds of {_FEWEST_ROWS} rows take {least:.3g} of the full run's cost", got=share,
+        fix=f"give --share {least * 1.05:.3g} or more",
+    )  # fmt: skip
+
+
+def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the largest number up to `high` that fits, where `low` and all up to it do."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _fewer_rows(
+    made: Callable[[float], tuple[RunSpec, float]], share: float
+) -> tuple[RunSpec, float] | None:  # fmt: skip
+    """Return the specification of the largest factor that costs at most the share; None where not even 0 does.
+
+    Cost is nearly straight in the factor, so false position takes few plans, and planning is not free.
+    """
+    low, best = 0.0, made(0.0)
+    if best[1] > share:
+        return None
+    whole = made(1.0)
+    if whole[1] <= share:
+        return whole
+    high, top = 1.0, whole[1]
+    for _ in range(_GUESSES):
+        if top <= best[1] or best[1] > _NEAR * share:
+            break
+        factor = low + (high - low) * (share - best[1]) / (top - best[1])
+        spec, cost = made(factor)
+        if cost <= share:
+            low, best = factor, (spec, cost)
+        else:
+            high, top = factor, cost
+    return best
+
+
+def _rows(spec: RunSpec, name: str) -> dict[str, int]:
+    data = spec.chains[name].model_dump(mode="json")["data"]
+    return {k: v for k, v in data.items() if isinstance(v, int)}
+
+
+def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
+    """The specification with so many seeds and all row counts times a factor."""
+    chain = full.chains[name]
+    body = chain.model_dump(mode="json", exclude_none=True)
+    data = cast("dict[str, Any] | None", body.get("data"))
+    if data is None:
+        raise SpecError(f"chains.{name} has no `data` to scale", got=chain.family, fix="run it whole, then advise DIR")
+    rows = {k: max(min(v, _FEWEST_ROWS), round(v * factor)) if isinstance(v, int) else v for k, v in data.items()}
+    # Selectivities as objects: infinity is no JSON number.
+    kept = {k: getattr(chain, k) for k in type(chain).model_fields}
+    if factor < 1 and "block_rows" in kept:  # rows are drawn in whole blocks: large ones would be thrown away in part
+        kept["block_rows"] = min(kept["block_rows"], _BLOCK)
+    made = type(chain).model_validate({**kept, "data": rows})
+    chosen = full.seeds[:seeds]
+    chosen += tuple(s for s in range(max(full.seeds) + seeds + 1) if s not in chosen)[: seeds - len(chosen)]
+    return full.model_copy(update={"name": f"{full.name[:58]}-pilot", "seeds": chosen, "chains": {name: made}})
+
+
+_Costs = dict[tuple[str, str, int], float]
+
+
+def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
+    """Relative cost of a run, and of judging its three dearest students again.
+
+    `known` keeps costs of one chain's stages by kind, role and rows: a family may have to open models to tell one.
+    """
+
+    def cost(node: Node) -> float:
+        match node:
+            case DrawNode():
+                what = node.stage, node.law.role, node.n
+            case FitNode():
+                what = node.stage, node.level.role, node.data.n
+            case JudgeNode():
+                what = node.stage, node.law.role, node.law_rows.n
+            case _:
+                what = node.stage, "", 0
+        if what not in known:
+            known[what] = cost_of(node)
+        return known[what]
+
+    total = sum(cost(n) for n in plan.nodes.values())
+    if not with_advice:
+        return total
+    groups: dict[str, list[JudgeNode]] = {}
+    for cell in plan.cells:
+        node = plan.nodes[cell.judge]
+        if cell.training is not None and isinstance(node, JudgeNode):
+            groups.setdefault(cell.group, []).append(node)
+    dearest = sorted(groups.values(), key=lambda nodes: -sum(cost(n) for n in nodes))[:_JUDGED_AGAIN]
+    again, _ = rejudged(plan, [n for nodes in dearest for n in nodes])
+    return total + sum(cost(n) for n in again.nodes.values())
+
+
+def advise_pilot(
+    source: str | Path | RunSpec,
+    need: Need | None = None,
+    *,
+    share: float = 0.125,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    chain: str | None = None,
+    fresh: bool = True,
+    cache: str | Path | None = None,
+    monitor: Monitor | None = None,
+) -> Advice:
+    """Run a chain at a share of its cost, and say from it which setting to take.
+
+    Parameters
+    ----------
+    source : the full run: a recipe's name, a YAML file, or a specification.
+    need : what is wanted; see `advise`.
+    share : of the full run's cost.
+    out : the pilot's folder; ``runs/NAME-pilot`` by default.
+    overrides : ``a.b.c=VALUE``, applied to the full run.
+    chain : which chain, where there are several.
+    fresh, cache, monitor : see `advise`.
+
+    Returns
+    -------
+    Advice
+        its data has `pilot`: the share that was planned, seconds taken, seeds and rows of the full run and of the
+        pilot. What a pilot cannot tell is written in docs, Advice.
+
+    Raises
+    ------
+    InputError : anything wrong with what was given.
+
+    Examples
+    --------
+    >>> import tempfile, hydrometer as hm
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     few = ["chains.markov.selectivity=[{temperature: 1}, {temperature: 0.5}]"]
+    ...     advice = hm.advise_pilot("markov", share=0.25, out=folder, overrides=few)
+    >>> advice.data["pilot"]["seeds"]
+    [20, 3]
+    """
+    wanted, stated = completed(need)
+    full = source if isinstance(source, RunSpec) else load_spec(source, overrides)
+    pilot = plan_pilot(full, share, chain, fresh=fresh)
+    began = time.perf_counter()
+    done = run(pilot.spec, out=out, cache=cache, monitor=monitor)
+    base = None if isinstance(source, RunSpec) or str(source) in recipes() else Path(source).absolute().parent
+    opened = open_source(done.folder, None, None if cache is None else Path(cache), base)
+    advice = advise_on([opened], wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
+    advice.data["pilot"] = {
+        "share": share,
+        "planned_share": pilot.share,
+        "seconds": round(time.perf_counter() - began, 1),
+        "computed": sum(done.outcome.computed.values()),
+        "reused": sum(done.outcome.reused.values()),
+        "seeds": list(pilot.seeds),
+        "rows": {k: list(v) for k, v in pilot.rows.items()},
+    }
+    keep(done.folder, advice.data)
+    return advice

@@ -1,0 +1,426 @@
+"""The verb on real runs: candidates, fresh rows, costs, words, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hydrometer as hm
+from chains import lm_spec, mixture_spec, write_spec
+from hydrometer.core.errors import FolderError, InputError
+from hydrometer.report import advice_notes, advice_sentences, build_report
+from hydrometer.report.advice import advice_of
+from hydrometer.report.reading import read_run
+from hydrometer.run.candidates import open_source
+from hydrometer.run.fresh import rejudged
+from hydrometer.run.pilot import plan_pilot
+from hydrometer.stages.compare import Group, Judged, TruthRows, contrast
+from hydrometer.stages.judge import load_law_on_truth
+from hydrometer.stages.nodes import DrawNode, JudgeNode
+
+MARKOV: dict[str, Any] = {
+    "name": "tiny-markov",
+    "seeds": 4,
+    "chains": {
+        "n": {
+            "family": "markov",
+            "truth": {"order": 2, "vocabulary": 5, "max_new_tokens": 8, "end": 0.2},
+            "teacher": {"order": 2, "smoothing": 0.05},
+            "student": {"order": 1, "smoothing": 0.05},
+            "data": {"train": 200, "distill": 400, "evaluate": 200},
+            "selectivity": [{"temperature": 1}, {"temperature": 0.6}, {"top_p": 0.8}],
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("advise")
+    hm.run(write_spec(MARKOV, folder), out=folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def by_id(advice: hm.Advice) -> dict[str, Any]:
+    return {c["id"]: c for c in advice.data["candidates"]}
+
+
+def test_every_student_is_a_candidate_or_told_why_not(run: Path) -> None:
+    advice = hm.advise(run, hm.Need(max_recall_loss=0.2), fresh=False)
+    assert list(by_id(advice)) == [
+        "n.student.direct", "n.student.direct.decoded-temperature0.6", "n.student.distilled-temperature1.0",
+        "n.student.distilled-topp0.8", "n.student.distilled-temperature0.6",
+        "n.student.distilled-temperature1.0.decoded-temperature0.6",
+    ]  # fmt: skip
+    left_out = {x["id"]: x["reason"] for x in advice.data["excluded"]}
+    assert set(left_out) == {
+        "n.student.direct.decoded-topp0.8", "n.student.distilled-temperature1.0.decoded-topp0.8"
+    }  # fmt: skip
+    assert all("minus infinity" in reason for reason in left_out.values())
+    assert advice.data["baseline"] == "n.student.distilled-temperature1.0"
+    assert sum(c["p_best"] for c in advice.data["candidates"]) == pytest.approx(1, abs=0.02)
+
+
+def test_gains_and_losses_are_the_contrasts_of_the_run(run: Path) -> None:
+    """A recall loss is the run's own contrast, paired and with the same error, with its sign turned."""
+    results = hm.load_results(run)
+    known = {(c["a"], c["b"], c["metric"]): c for c in results["contrasts"]}
+    found = by_id(hm.advise(run, hm.Need(max_recall_loss=0.2), fresh=False))
+    for name in ("n.student.distilled-temperature0.6", "n.student.distilled-topp0.8"):
+        for key, metric, sign in (("precision_gain", "precision", 1), ("recall_loss", "recall", -1)):
+            c = known[name, "n.student.distilled-temperature1.0", f"{metric}_per_token"]
+            assert found[name][key]["value"] == pytest.approx(sign * c["value"])
+            assert found[name][key]["se"] == pytest.approx(c["se"])
+            assert found[name][key]["df"] == pytest.approx(c["df"])
+
+
+def test_fresh_rows_are_new_rows_of_the_same_models(run: Path) -> None:
+    need = hm.Need(max_recall_loss=0.2)
+    advice = hm.advise(run, need)
+    expected = advice.data["expected"]
+    assert expected["on"] == "fresh rows"
+    leader = by_id(advice)[advice.leader]
+    gain, again = leader["precision_gain"], expected["precision_gain"]
+    assert gain["value"] != again["value"]
+    assert abs(gain["value"] - again["value"]) < 5 * (gain["se"] ** 2 + again["se"] ** 2) ** 0.5
+    assert hm.advise(run, need).data == advice.data  # kept and read again
+    source = open_source(run, None, None)
+    nodes = [n for n in source.plan.nodes.values() if isinstance(n, JudgeNode)]
+    plan, _ = rejudged(source.plan, nodes)
+    old = {(r.stream.seed, r.stream.path) for n in nodes for r in (n.truth_rows, n.law_rows)}
+    new = [n for n in plan.nodes.values() if isinstance(n, JudgeNode)]
+    assert len(new) == len(nodes)
+    assert not old & {(r.stream.seed, r.stream.path) for n in new for r in (n.truth_rows, n.law_rows)}
+
+
+def test_costs_say_that_decoding_needs_no_teacher(run: Path) -> None:
+    found = by_id(hm.advise(run, fresh=False))
+    assert found["n.student.direct.decoded-temperature0.6"]["cost"]["teacher_rows"] == 0
+    distilled = found["n.student.distilled-temperature0.6"]["cost"]
+    assert distilled["teacher_rows"] == 400
+    assert distilled["fit_seconds"] > 0
+    assert distilled["teacher_fit_seconds"] > 0
+
+
+def test_words_follow_the_status(run: Path) -> None:
+    advice = hm.advise(run, hm.Need(min_precision_gain=50))
+    assert advice.status == "none"
+    assert advice.take is None
+    said = advice_sentences(advice.data)
+    assert len(said) == 3
+    assert said[0].startswith("None of the 6 settings tried is able to gain at least 50 nats per token of precision; ")
+    assert "which misses by" in said[0]
+    undecided = hm.advise(run, hm.Need(weight=0.5, margin=5.0))
+    assert (undecided.status, undecided.reason) == ("undecided", "equivalent")
+    assert "take the cheaper, the direct student" in advice_sentences(undecided.data)[0]
+    decided = hm.advise(run, hm.Need(min_precision_gain=0.0, margin=0.0, max_recall_loss=0.001))
+    assert advice_sentences(decided.data)[0].split()[0] in ("Take", "Undecided:")
+    default = hm.advise(run)
+    assert default.data["need"]["max_recall_loss"] == 0.1
+    assert advice_notes(default.data)[0].startswith("No need was stated: at most 0.1 nats per token of recall")
+
+
+def shown(run: Path) -> list[str]:
+    read = read_run(run)
+    return [s.text for s in advice_of(read, read.chains["n"])]
+
+
+def test_the_page_shows_advice_of_these_results_only(run: Path) -> None:
+    assert shown(run) == []
+    advice = hm.advise(run, hm.Need(max_recall_loss=0.2), fresh=False)
+    assert shown(run) == [" ".join(advice_sentences(advice.data)), *advice_notes(advice.data)]
+    assert "P(best of those tried" in build_report([run]).read_text()
+    good = (run / "advice.json").read_text()
+    for broken in ("{", "\xff", "[]", '{"schema": 1, "chain": "n", "results": 3, "candidates": [3]}'):
+        (run / "advice.json").write_text(broken)
+        assert all("P(best" not in s for s in shown(run))
+    hostile = json.loads(good) | {"candidates": [3, {"id": {}}], "expected": 5, "need": [], "leader": {}, "excluded": 1}
+    (run / "advice.json").write_text(json.dumps(hostile))
+    assert len(shown(run)) >= 1
+    (run / "advice.json").write_text(good)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"name": "changed"}))
+    assert shown(run) == ["The advice kept here is of earlier results; ask for advice again."]
+
+
+def test_a_score_of_the_users_is_a_constraint(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    for cell in results["cells"]:
+        if cell["role"] == "student" and "topp0.8" not in cell["id"]:
+            value = (0.99 if "0.6" in cell["id"] else 0.5) + 0.001 * (cell["seed"] or 0)
+            cell["metrics"]["user_valid"] = {"value": value, "se": 0.001, "se_mc": 0.001, "n": 200, "n_neg_inf": 0,
+                                             "method": "mc", "unit": "share"}  # fmt: skip
+    (run / "results.json").write_text(json.dumps(results))
+    advice = hm.advise(run, hm.Need(score="user_valid", min_score=0.95))
+    found = by_id(advice)
+    assert {k.rsplit("temperature", 1)[-1] for k, c in found.items() if c["feasible"] == "met"} == {"0.6"}
+    assert found["n.student.direct"]["feasible"] == "violated"
+    assert any(x["reason"] == "it has no user_valid" for x in advice.data["excluded"])
+    assert any("user_valid was not measured again" in n for n in advice_notes(advice.data))
+    with pytest.raises(InputError, match="no candidate has this score"):
+        hm.advise(run, hm.Need(score="user_jsn", min_score=0.5))
+
+
+def test_a_failed_seed_is_left_out_of_all(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    for cell in results["cells"]:
+        if cell["id"] == "n.student.distilled-temperature0.6.seed2":
+            cell.update(status="failed", reason="it diverged", metrics={})
+    (run / "results.json").write_text(json.dumps(results))
+    assert hm.advise(run, fresh=False).data["seeds"] == 3
+    for cell in results["cells"]:
+        if cell["role"] == "student":
+            cell.update(status="failed", reason="it diverged", metrics={})
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="its cells failed: it diverged") as caught:
+        hm.advise(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_points_are_advised_on_too_and_two_runs_make_one_field(tmp_path: Path) -> None:
+    one = write_spec(mixture_spec(seeds=3, student={"n_components": 2}), tmp_path, "one.yaml")
+    two = write_spec(mixture_spec(seeds=3, student={"n_components": 1}), tmp_path, "two.yaml")
+    far = mixture_spec(seeds=3)
+    far["chains"]["m"]["truth"]["covariances"] = 0.06
+    hm.run(one, out=tmp_path / "one")
+    hm.run(two, out=tmp_path / "two")
+    hm.run(write_spec(far, tmp_path, "far.yaml"), out=tmp_path / "far")
+    advice = hm.advise([tmp_path / "one", tmp_path / "two"], hm.Need(weight=0.3))
+    assert advice.data["per"] == "point"
+    ids = list(by_id(advice))
+    assert len(ids) == len(set(ids)) > 6
+    assert {i.split(":")[0] for i in ids} == {"one", "two"}
+    assert "(run " in advice_sentences(advice.data)[0]
+    assert hm.advise([tmp_path / "one", tmp_path / "one"], fresh=False).data["candidates"] != []
+    with pytest.raises(InputError, match="different truths"):
+        hm.advise([tmp_path / "one", tmp_path / "far"])
+    with pytest.raises(InputError, match="points, not sequences"):
+        hm.advise(tmp_path / "one", hm.Need(max_recall_loss=1.0, per="sequence"))
+
+
+def test_one_seed_never_decides(tmp_path: Path) -> None:
+    hm.run(write_spec(mixture_spec(seeds=1), tmp_path), out=tmp_path / "run")
+    advice = hm.advise(tmp_path / "run", fresh=False)
+    assert (advice.status, advice.reason) == ("undecided", "one_seed")
+    assert advice.data["expected"]["on"] == "the rows that chose it"
+    assert "with one seed nothing is known" in advice_sentences(advice.data)[0]
+
+
+def prompted(models: dict[str, Path]) -> dict[str, Any]:
+    prompts = {"file": "prompts.jsonl", "chat": False}
+    return {"source": str(models["llama"]), "max_new_tokens": 6, "prompts": prompts}
+
+
+def test_language_models_are_paired_by_row_seed_and_prompt(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts as strata, rows shared by seeds: the crossed design, as `stages.compare` has it."""
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{i} w4"}) for i in (3, 5)))
+    spec = lm_spec(tiny_models["llama"], seeds=2, truth=prompted(tiny_models))
+    hm.run(write_spec(spec, tmp_path), out=tmp_path / "out", cache=tmp_path / "cache")
+    with pytest.raises(FolderError, match="cannot be planned again: the prompts file"):
+        hm.advise(tmp_path / "out", cache=tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    found = by_id(hm.advise("out", hm.Need(max_recall_loss=0.5, per="sequence"), cache="cache"))
+    name = "lm.student.distilled-temperature0.6"
+    c = next(
+        c for c in hm.load_results("out")["contrasts"]
+        if (c["a"], c["b"], c["metric"]) == (name, "lm.student.distilled-temperature1.0", "recall")
+    )  # fmt: skip
+    assert found[name]["recall_loss"]["value"] == pytest.approx(-c["value"])
+    assert found[name]["recall_loss"]["se"] == pytest.approx(c["se"], rel=0.05)
+    assert found[name]["cost"]["teacher_tokens"] > found[name]["cost"]["teacher_rows"] == 48
+    assert found["lm.student.direct"]["cost"]["teacher_tokens"] == 0
+
+
+def test_a_pilot_is_run_and_advised_on(tmp_path: Path) -> None:
+    path = write_spec(MARKOV | {"seeds": 10}, tmp_path)
+    advice = hm.advise_pilot(path, hm.Need(max_recall_loss=0.5), share=0.5, out=tmp_path / "pilot")
+    facts = advice.data["pilot"]
+    assert facts["seeds"] == [10, 3]
+    assert 0.3 < facts["planned_share"] <= 0.5
+    assert facts["seconds"] > 0
+    assert json.loads((tmp_path / "pilot" / "advice.json").read_text())["pilot"] == facts
+    notes = " ".join(advice_notes(advice.data))
+    assert "A pilot of 3 seeds for 10" in notes
+    assert "only the number of seeds differs" in notes
+
+
+# pilots ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pilot_saves_seeds_before_rows() -> None:
+    spec = hm.load_spec("paper-mixture")
+    pilot = plan_pilot(spec, 0.1, "mixture")
+    assert pilot.seeds[0] == 200
+    assert 3 <= pilot.seeds[1] <= 20
+    assert pilot.share <= 0.1
+    assert all(full == small for full, small in pilot.rows.values())
+    assert plan_pilot(spec, 0.2, "mixture").seeds[1] > pilot.seeds[1]
+    assert list(pilot.spec.chains) == ["mixture"]
+    assert pilot.spec.name != spec.name
+
+
+def test_a_pilot_of_language_models_saves_rows(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    data = {"train": 512, "validate": 64, "distill": 512, "evaluate": 256}
+    spec = hm.load_spec(write_spec(lm_spec(tiny_models["llama"], seeds=3, data=data, block_rows=64), tmp_path))
+    for share in (0.3, 0.5):
+        pilot = plan_pilot(spec, share)
+        assert pilot.seeds == (3, 2)
+        assert 0.8 * share < pilot.share <= share
+        assert all(small < full for full, small in pilot.rows.values())
+        draws = [n for n in open_plan(pilot).values() if isinstance(n, DrawNode)]
+        assert {n.n for n in draws} == {32}
+    with pytest.raises(InputError, match=r"too small: two seeds of 16 rows take 0\.\d+ .* give --share 0\."):
+        plan_pilot(spec, 0.001)
+
+
+def open_plan(pilot: Any) -> dict[str, Any]:
+    from hydrometer.run.plan import plan_run
+
+    return plan_run(pilot.spec).nodes
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
+def test_shares_out_of_range_are_refused(share: float) -> None:
+    with pytest.raises(InputError, match="between 0 and 1"):
+        plan_pilot(hm.load_spec("markov"), share)
+
+
+# command line ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["nowhere"], "no results.json"),
+        (["empty"], "no results.json"),
+        (["spec.yaml"], "is a file"),
+        (["run", "--weight", "2"], "between 0"),
+        (["run", "--score", "user_x"], "belong together"),
+        (["run", "--score", "user_x", "--min-score", "1"], "no candidate has this score"),
+        (["run", "--max-recall-loss", "-1"], "max_recall_loss"),
+        (["run", "--per", "byte"], "per token or per sequence"),
+        (["run", "--per", "sequence"], "nothing is wanted"),
+        (["run", "--chain", "m"], "no such chain"),
+        (["run", "--share", "0.5"], "only with --pilot"),
+        (["run", "--out", "x"], "only with --pilot"),
+        (["run", "--pilot", "markov"], "one of the two"),
+        ([], "one of the two"),
+        (["run", "--cache", "nowhere"], "artifacts are not there"),
+        (["--pilot", "markv"], "did you mean 'markov'"),
+        (["--pilot", "mixture-map"], "maps are not advised on"),
+        (["--pilot", "quickstart"], "several chains"),
+    ],
+)
+def test_bad_calls_are_one_line_and_exit_2(
+    run: Path, argv: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    (run.parent / "empty").mkdir()
+    write_spec(MARKOV, run.parent)
+    code, _, err = command(["advise", *argv], capsys, monkeypatch)
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert says in err
+    assert not (run / "advice.json").exists()
+
+
+def command(
+    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    import signal
+    import sys
+
+    from hydrometer import cli
+
+    monkeypatch.setattr(sys, "argv", ["hydrometer", *argv])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        cli.main()
+    except SystemExit as e:
+        code = int(e.code or 0)
+    else:
+        code = 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_three_sentences_then_a_table_and_json(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = command(["advise", str(run), "--max-recall-loss", "0.2", "--json"], capsys, monkeypatch)
+    assert code == 0
+    body = json.loads(out)
+    assert len(body["sentences"]) == 3
+    kept = json.loads((run / "advice.json").read_text())
+    assert {k: v for k, v in body.items() if k in kept} == kept
+    code, out, _ = command(["advise", str(run), "--max-recall-loss", "0.2"], capsys, monkeypatch)
+    assert code == 0
+    assert " ".join(out.split()).startswith(" ".join(body["sentences"]))
+    assert "τ=0.6" in out
+
+
+def test_damaged_or_missing_artifacts_are_told(run: Path) -> None:
+    source = open_source(run, None, None)
+    cell = next(c for c in source.chain.cells if c.training == "direct")
+    (run / "artifacts" / f"judge-{cell.judge}" / "rows.npz").write_bytes(b"broken")
+    with pytest.raises(FolderError, match="a judge artifact of the run is missing, damaged"):
+        hm.advise(run, fresh=False)
+    shutil.rmtree(run / "specs")
+    (run / "specs").mkdir()
+    with pytest.raises(FolderError, match="no specification"):
+        hm.advise(run, fresh=False)
+
+
+def test_results_that_were_tampered_with_are_one_line(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    for change, says in (
+        (lambda r: r.pop("summary"), "lacks what a run writes"),
+        (lambda r: [c.update(metrics={"precision": 3}) for c in r["cells"]], "figures that cannot be read"),
+        (lambda r: [c["metrics"]["precision_per_token"].update(value=float("nan")) for c in r["cells"]], "no finite"),
+    ):
+        results = json.loads(text)
+        change(results)
+        (run / "results.json").write_text(json.dumps(results))
+        with pytest.raises(InputError, match=says) as caught:
+            hm.advise(run, fresh=False)
+        assert "\n" not in str(caught.value)
+
+
+def test_maps_and_direct_students_alone_are_refused(tmp_path: Path) -> None:
+    spec = mixture_spec(seeds=2, grid={"student": [1, 2]})
+    hm.run(write_spec(spec, tmp_path), out=tmp_path / "map")
+    with pytest.raises(InputError, match="no distilled student to advise on"):
+        hm.advise(tmp_path / "map")
+
+
+def test_contrast_helpers_agree(run: Path) -> None:
+    """What advice reads of artifacts gives the run's own contrast when put through `stages.compare`."""
+    source = open_source(run, None, None)
+    cells = {c.id: c for c in source.chain.cells}
+    groups = []
+    for name in ("distilled-temperature0.6", "distilled-temperature1.0"):
+        judged: dict[int | None, Judged] = {}
+        for s in range(4):
+            c = cells[f"n.student.{name}.seed{s}"]
+            metrics = {k: hm.Estimate(**m) for k, m in source.cells[c.id]["metrics"].items()}
+            rows = load_law_on_truth(source.store.path("judge", c.judge))
+            judged[s] = Judged(metrics, lambda r=rows: r, lambda r=rows: TruthRows(r, None, None, 200))
+        groups.append(Group(name, judged, rows_shared=False))
+    c = contrast(groups[0], groups[1], "recall")
+    found = by_id(hm.advise(run, hm.Need(max_recall_loss=1.0, per="sequence"), fresh=False))
+    loss = found["n.student.distilled-temperature0.6"]["recall_loss"]
+    assert loss["value"] == pytest.approx(-(c.value or 0.0))
+    assert loss["se"] == pytest.approx(c.se)
