@@ -14,7 +14,7 @@ from hydrometer.core.spec import Selectivity, explain
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, keep_adopted, read_adopted
-from hydrometer.run.api import RunResult, results_of, shipped_folder
+from hydrometer.run.api import RunResult, results_of, shipped_recipes
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
 from hydrometer.run.plan import ChainPlan, Plan
 from hydrometer.run.reopen import (
@@ -95,7 +95,7 @@ def adopt(
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
     require_run(Path(folder))
     with hold(Path(folder)):
-        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
+        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_recipes()])
         at = chain_named(opened.plan, chain)
         finished(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
         entry = _entry(opened, at, str(model), name, wanted, training, seed)

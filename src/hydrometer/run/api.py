@@ -45,7 +45,6 @@ __all__ = [
     "recipes",
     "results_of",
     "run",
-    "shipped_folder",
     "shipped_recipes",
     "versions",
 ]
@@ -74,11 +73,6 @@ class RunResult:
     def failed_cells(self) -> list[str]:
         """Ids of cells without figures."""
         return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
-
-
-def shipped_folder() -> Path:
-    """Return where the recipes that ship with the package are."""
-    return Path(str(_SHIPPED))
 
 
 def recipes() -> dict[str, str]:

@@ -22,7 +22,7 @@ from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.spec import Selectivity, nearest
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.sequences import Sequences
-from hydrometer.run.api import shipped_folder
+from hydrometer.run.api import shipped_recipes
 from hydrometer.run.plan import ChainPlan
 from hydrometer.run.reopen import Opened, chain_named, parse_selectivity, reopen, with_selectivity
 from hydrometer.stages.bench import Bench
@@ -142,7 +142,7 @@ def export(
     target = _target(to)
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
-    opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
+    opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_recipes()])
     _outside(target, opened)
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
     picked = _pick(opened, chain, stream, role, wanted, seed, held_out, cell)

@@ -20,7 +20,7 @@ from hydrometer.core.clusters import Strata
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.core.spec import nearest
-from hydrometer.run.api import RunResult, results_of, shipped_folder
+from hydrometer.run.api import RunResult, results_of, shipped_recipes
 from hydrometer.run.execute import Outcome
 from hydrometer.run.exporting import COLUMNS
 from hydrometer.run.plan import Plan
@@ -81,7 +81,7 @@ def add_scores(
     path = Path(file)
     require_run(Path(folder))
     with hold(Path(folder)):
-        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_folder()])
+        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_recipes()])
         outcome = Outcome()
         part = finished(opened, opened.plan, outcome)
         raw = _read(path)
