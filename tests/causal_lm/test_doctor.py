@@ -206,7 +206,9 @@ def test_de_quantised_weights_are_named(sound: Path, monkeypatch: pytest.MonkeyP
     right = load.resolve
     told = "tiny, de-quantised from GGUF Q4_1 (not the original weights)"
     monkeypatch.setattr(
-        load, "resolve", lambda *a: replace(right(*a), identity={"kind": "gguf", "sha256": "0"}, description=told)
+        load,
+        "resolve",
+        lambda *a, **k: replace(right(*a, **k), identity={"kind": "gguf", "sha256": "0"}, description=told),
     )
     assert told in found(chain(sound))["quantised-truth"].what
 

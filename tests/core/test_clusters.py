@@ -49,7 +49,8 @@ def test_intervals_cover_new_prompts_where_strata_do_not() -> None:
             low, high = mean_estimate(y, "nats", strata).interval() or (0.0, 0.0)
             hits[name] += low <= -3.0 <= high
         ratio = ratio_estimate(y * lengths[r], lengths[r], "nats/token", Clusters(labels))
-        assert ratio.df == prompts - 1
+        assert ratio.df is not None
+        assert ratio.df <= prompts - 1  # fewer where they are skewed
         low, high = ratio.interval() or (0.0, 0.0)
         hits["ratio"] += low <= -3.0 <= high
     share = {k: v / reps for k, v in hits.items()}

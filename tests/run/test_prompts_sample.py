@@ -35,17 +35,20 @@ def test_a_run_over_a_sample_of_prompts(tmp_path: Path, tiny_models: dict[str, P
     fixed, sample = ({c["id"]: c["metrics"] for c in r["cells"]} for r in found.values())
     assert set(fixed) == set(sample)
     for cell, metrics in sample.items():
-        on_support = {"recall_on_support", "recall_on_support_per_token"}  # some prompts may have no row there
-        assert {m["df"] for k, m in metrics.items() if m["se"] is not None and k not in on_support} == {4.0}
+        # Some prompts may have no row there; and a ratio of two samples has the freedom of both.
+        on_support = {"recall_on_support", "recall_on_support_per_token", "entropy_kept"}
+        most = {k: m["df"] for k, m in metrics.items() if m["se"] is not None and k not in on_support}
+        assert {k: df for k, df in most.items() if df is None or df > 4} == {}
+        assert max(most.values()) == 4.0
         for name in ("precision", "entropy"):
             assert metrics[name]["value"] == pytest.approx(fixed[cell][name]["value"], rel=1e-12)
             assert metrics[name]["se"] != fixed[cell][name]["se"]
-        assert {m["df"] for m in fixed[cell].values()} == {None}
+        assert fixed[cell]["entropy_truth"]["df"] > 4
     groups = found["sample"]["summary"]["groups"]
     for name in ("precision", "entropy", "kl_student_truth", "length"):
-        assert {g["metrics"][name]["df"] for g in groups.values()} == {4.0}
+        assert max(g["metrics"][name]["df"] for g in groups.values()) <= 4.0
     told = [c["df"] for c in found["sample"]["contrasts"] if c["metric"] in ("recall", "entropy")]
-    assert {df for df in told if df is not None} == {4.0}
+    assert max(df for df in told if df is not None) == 4.0
 
 
 def test_seeds_and_a_sample_of_prompts_go_together(tmp_path: Path, tiny_models: dict[str, Path]) -> None:

@@ -283,7 +283,9 @@ def _error(values: Floats, strata: Strata | None) -> tuple[float | None, float |
     if values.size < 2:
         return None, None
     residual, lost = _centred(values, strata)
-    return math.sqrt(float(np.square(residual).sum())) / values.size, skewed_df(residual, max(values.size - lost, 1))
+    return math.sqrt(float(np.square(residual).sum())) / values.size, float(
+        skewed_df(residual, max(values.size - lost, 1))
+    )
 
 
 def mean_estimate(

@@ -108,7 +108,8 @@ def _stop_log_prob(law: CausalLaw, x: Sequences) -> Floats:
     for stop in law.stop_ids:
         ids = x.ids.copy()
         ids[last] = stop
-        total = np.logaddexp(total, law.score_steps(replace(x, ids=ids)).selected[last])
+        with np.errstate(invalid="ignore"):  # a broken network's NaN is found out by the caller
+            total = np.logaddexp(total, law.score_steps(replace(x, ids=ids)).selected[last])
     return total
 
 
