@@ -7,41 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from hydrometer.core.errors import InputError
-from hydrometer.core.spec import Selectivity, explain, parse_yaml
+from hydrometer.core.spec import parse_selectivity
 
-__all__ = ["judge_command", "parse_decoding"]
+__all__ = ["judge_command"]
 
 _MODEL = "Hub id, folder, GGUF file, PEFT adapter folder, or smollm2-135m-instruct."
-
-
-def parse_decoding(value: str) -> Selectivity:
-    """Read ``temperature=0.8,top_p=0.95``.
-
-    Raises
-    ------
-    SpecError, InputError
-
-    Examples
-    --------
-    >>> parse_decoding("temperature=0.8,top_p=0.95").label
-    'temperature 0.8, top_p 0.95'
-    """
-    fields: dict[str, object] = {}
-    for part in value.split(","):
-        key, equals, raw = part.partition("=")
-        key = key.strip()
-        if not equals or not key or key in fields:
-            raise InputError("--decoding takes NAME=VALUE, each name once", got=value, fix="temperature=0.8,top_p=0.95")
-        fields[key] = parse_yaml(f"value: {raw.strip()}", "--decoding")["value"]
-    try:
-        return Selectivity.model_validate(fields)
-    except ValidationError as e:
-        raise explain(e, "--decoding") from None
 
 
 def judge_command(
@@ -103,8 +76,8 @@ def judge_command(
         result = judge_models(
             students, truth=truth, truth_text=truth_text, reference=reference, prompts=prompts, chat=chat,
             prompts_are=cast("Any", prompts_are), answers_per_prompt=answers, max_new_tokens=max_new_tokens,
-            decodings=[parse_decoding(d) for d in decodings or []], seed=seed, dtype=cast("Any", dtype), device=device,
-            base=base, out=out, monitor=monitor,
+            decodings=[parse_selectivity(d, "--decoding") for d in decodings or []], seed=seed,
+            dtype=cast("Any", dtype), device=device, base=base, out=out, monitor=monitor,
         )  # fmt: skip
     page = build_report([result.folder])
     failed = result.failed_cells

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from pydantic import ValidationError  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from hydrometer.core.documents import explain  # noqa: E402
 from hydrometer.core.errors import (  # noqa: E402
     DataError,
     InputError,
@@ -24,7 +25,7 @@ from hydrometer.core.errors import (  # noqa: E402
     SpecError,
     StoreError,
 )
-from hydrometer.core.spec import Selectivity, explain, parse_yaml  # noqa: E402
+from hydrometer.core.spec import Selectivity, parse_yaml  # noqa: E402
 from hydrometer.models.causal_lm import load  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hydrometer.core.spec import ChainSpec, Selectivity, explain
+from hydrometer.core.documents import explain
+from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.selectivity import canonical
 
 LENGTH = {"by": "length", "min": 2, "max": 5}

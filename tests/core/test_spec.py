@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hydrometer.core.documents import apply_overrides, explain, parse_yaml
 from hydrometer.core.errors import SpecError, one_line
-from hydrometer.core.spec import Selectivity, apply_overrides, explain, parse_yaml
+from hydrometer.core.spec import Selectivity
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hydrometer.core.documents import nearest
 from hydrometer.core.errors import InputError, SpecError, StageError
-from hydrometer.core.spec import nearest
 from hydrometer.models.base import Law
 from hydrometer.models.sequences import Sequences
 

@@ -9,8 +9,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.documents import explain
 from hydrometer.core.errors import FolderError
-from hydrometer.core.spec import Name, Selectivity, Strict, explain
+from hydrometer.core.spec import Name, Selectivity, Strict
 from hydrometer.models.selectivity import canonical
 from hydrometer.stages.nodes import AdoptNode, LawRef
 from hydrometer.store.artifacts import content_key, write_atomic

@@ -9,8 +9,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from hydrometer.core.documents import explain
 from hydrometer.core.errors import FolderError, InputError
-from hydrometer.core.spec import Selectivity, explain
+from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, keep_adopted, read_adopted
@@ -22,7 +23,6 @@ from hydrometer.run.reopen import (
     chain_named,
     closure,
     finished,
-    parse_selectivity,
     reopen,
     require_run,
     with_selectivity,

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from hydrometer._version import __version__
+from hydrometer.core.documents import apply_overrides, nearest, parse_yaml
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
-from hydrometer.core.spec import apply_overrides, nearest, parse_yaml
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.adopted import read_adopted

@@ -14,9 +14,9 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.documents import nearest
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.estimate import Estimate
-from hydrometer.core.spec import nearest
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.api import shipped_recipes
 from hydrometer.run.extend import merge

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import pyarrow
 import pyarrow.parquet
 
+from hydrometer.core.documents import nearest
 from hydrometer.core.errors import DataError, InputError
-from hydrometer.core.spec import Selectivity, nearest
+from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.sequences import Sequences
 from hydrometer.run.api import shipped_recipes
 from hydrometer.run.plan import ChainPlan
-from hydrometer.run.reopen import Opened, chain_named, parse_selectivity, reopen, with_selectivity
+from hydrometer.run.reopen import Opened, chain_named, reopen, with_selectivity
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
 

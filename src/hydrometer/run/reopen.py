@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from hydrometer.core.errors import FolderError, InputError, SpecError
-from hydrometer.core.spec import Selectivity, explain, nearest, parse_yaml
+from hydrometer.core.documents import nearest
+from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.spec import Selectivity
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, read_adopted
@@ -26,7 +25,6 @@ __all__ = [
     "chain_named",
     "closure",
     "finished",
-    "parse_selectivity",
     "reopen",
     "require_run",
     "training_rows",
@@ -120,30 +118,6 @@ def chain_named(plan: Plan, name: str | None) -> ChainPlan:
         fix = "name one with --chain" if fitting else "this works on chains of language models"
         raise InputError("the chain is not determined", got=f"chains of causal_lm: {names}", fix=fix)
     return fitting[0]
-
-
-def parse_selectivity(text: str) -> Selectivity:
-    """Read ``temperature=0.8,top_p=0.95``.
-
-    Raises
-    ------
-    SpecError : anything else.
-
-    Examples
-    --------
-    >>> parse_selectivity("temperature=0.8, top_p=0.95").label
-    'temperature 0.8, top_p 0.95'
-    """
-    fields: dict[str, object] = {}
-    for part in text.split(","):
-        key, equals, value = (p.strip() for p in part.partition("="))
-        if not equals or not key or key in fields:
-            raise SpecError("a selectivity is written KEY=VALUE,KEY=VALUE", got=text, fix="for example temperature=0.8")
-        fields[key] = parse_yaml(f"value: {value}", "--selectivity")["value"]
-    try:
-        return Selectivity.model_validate(fields)
-    except ValidationError as e:
-        raise explain(e, "selectivity") from None
 
 
 def with_selectivity(chain: ChainPlan, wanted: Selectivity) -> Selectivity:

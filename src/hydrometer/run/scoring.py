@@ -17,9 +17,9 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import Strata
+from hydrometer.core.documents import nearest
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
-from hydrometer.core.spec import nearest
 from hydrometer.run.api import RunResult, results_of, shipped_recipes
 from hydrometer.run.execute import Outcome
 from hydrometer.run.exporting import COLUMNS

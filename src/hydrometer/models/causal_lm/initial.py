@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from hydrometer.core.documents import nearest
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
-from hydrometer.core.spec import nearest
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
 
