@@ -56,8 +56,12 @@ class ConsoleMonitor:
             self.console.print(f"notes: {notes}, listed by `hydrometer doctor`", markup=False, highlight=False)
 
     def begin(self, total: float, reused: float, stages: int) -> None:
-        """Start the bar."""
+        """Start the bar, anew where one work follows another."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
         self._total, self._reused, self._stages = total, reused, stages
+        self._done, self._current, self._count = 0.0, 0.0, 0
         self._began = self._said = time.monotonic()
         if reused:
             self.console.print(f"going on: {stages} stages left, the rest is there already")
