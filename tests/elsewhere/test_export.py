@@ -136,7 +136,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a NUL": ({"to": "a\0.jsonl"}, "parquet or .jsonl"),
     "unknown selectivity": ({"selectivity": "temperature=0.7"}, "it has temperature=1.0; temperature=0.6"),
     "no selectivity": ({"selectivity": None}, "several selectivities"),
-    "not a selectivity": ({"selectivity": "0.8"}, "KEY=VALUE"),
+    "not a selectivity": ({"selectivity": "0.8"}, "NAME=VALUE"),
     "misspelt": ({"selectivity": "temprature=1"}, "did you mean 'temperature'"),
     "unknown seed": ({"seed": 9}, "known: 0, 1"),
     "unknown role": ({"role": "assistant_3"}, "known: teacher"),
