@@ -227,19 +227,23 @@ def test_language_models_are_paired_by_row_seed_and_prompt(
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{i} w4"}) for i in (3, 5)))
     spec = lm_spec(tiny_models["llama"], seeds=2, truth=prompted(tiny_models))
     hm.run(write_spec(spec, tmp_path), out=tmp_path / "out", cache=tmp_path / "cache")
-    with pytest.raises(FolderError, match="cannot be planned again: the prompts file"):
-        hm.advise(tmp_path / "out", cache=tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
-    found = by_id(hm.advise("out", hm.Need(max_recall_loss=0.5, per="sequence"), cache="cache"))
+    # From anywhere: the folder knows where the prompts file was.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out, cache = Path("../out"), Path("../cache")
+    found = by_id(hm.advise(out, hm.Need(max_recall_loss=0.5, per="sequence"), cache=cache))
     name = "lm.student.distilled-temperature0.6"
     c = next(
-        c for c in hm.load_results("out")["contrasts"]
+        c for c in hm.load_results(out)["contrasts"]
         if (c["a"], c["b"], c["metric"]) == (name, "lm.student.distilled-temperature1.0", "recall")
     )  # fmt: skip
     assert found[name]["recall_loss"]["value"] == pytest.approx(-c["value"])
     assert found[name]["recall_loss"]["se"] == pytest.approx(c["se"], rel=0.05)
     assert found[name]["cost"]["teacher_tokens"] > found[name]["cost"]["teacher_rows"] == 48
     assert found["lm.student.direct"]["cost"]["teacher_tokens"] == 0
+    (tmp_path / "prompts.jsonl").unlink()
+    with pytest.raises(FolderError, match="cannot be planned again: the prompts file"):
+        hm.advise(out, cache=cache)
 
 
 def test_a_pilot_is_run_and_advised_on(tmp_path: Path) -> None:

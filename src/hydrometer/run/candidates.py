@@ -163,7 +163,7 @@ def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path 
             fix="maps and chains without `student` are not advised on; give a run of a chain",
         )  # fmt: skip
     name = the_chain(names, chain, f"the run {folder}")
-    bases = (Path.cwd(), folder, shipped_recipes()) if base is None else (base,)
+    bases = (*books.bases(), Path.cwd(), folder, shipped_recipes()) if base is None else (base,)
     spec, plan = _planned(accepted, name, folder, bases)
     kept = folder / "artifacts" if cache is None else cache
     if not kept.is_dir():

@@ -16,6 +16,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.selectivity import canonical as neutral_is_none
+from hydrometer.run.api import RunResult
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.judge_jobs import Jobs, Work, run_jobs
 from hydrometer.run.judge_plan import JudgedCell, Question, build_cells, pose
@@ -87,24 +88,8 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeResult:
-    """What `judge_models` returns.
-
-    Attributes
-    ----------
-    folder : where everything is.
-    results : the content of results.json.
-    outcome : jobs computed, reused, failed.
-    """
-
-    folder: Path
-    results: dict[str, Any]
-    outcome: Outcome
-
-    @property
-    def failed_cells(self) -> list[str]:
-        """Ids of cells without figures."""
-        return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
+class JudgeResult(RunResult):
+    """What `judge_models` returns; what is counted in `outcome` are jobs."""
 
 
 def judge_models(
