@@ -38,7 +38,8 @@ class Scores:
     truth_on_law : (M,) log p* of the law's rows.
     law_on_law : (M,) log q of the law's rows.
     truth_controls, law_controls : control variates of figures over the truth's rows and over the law's, or None.
-    truth_steps, law_steps : log p* and log q by token, (N, T) each, of the truth's rows and of the law's; or None.
+    truth_first, law_first : log p* and log q of the first 1, 2, 4, ... tokens, (N, K) each, the last column of whole
+        rows (`metrics.prefixes.first_tokens`), of the truth's rows and of the law's; or None.
     """
 
     truth_rows: Samples
@@ -49,8 +50,8 @@ class Scores:
     law_on_law: Floats
     truth_controls: Controls | None = None
     law_controls: Controls | None = None
-    truth_steps: tuple[Floats, Floats] | None = None
-    law_steps: tuple[Floats, Floats] | None = None
+    truth_first: tuple[Floats, Floats] | None = None
+    law_first: tuple[Floats, Floats] | None = None
 
 
 def likelihood_metrics(s: Scores) -> dict[str, Estimate]:

@@ -9,7 +9,7 @@ is named.
 
 Per-token log-probabilities come from the pass that scores the rows (`models.base.Beside`). Theory, eq. 19.
 
-Shapes: N truth rows, M rows of the law, T tokens.
+Shapes: N truth rows, M rows of the law, T tokens, K prefix lengths.
 """
 
 from __future__ import annotations
@@ -25,11 +25,35 @@ from hydrometer.metrics.likelihood import Scores
 from hydrometer.metrics.pooled import Pooled, pool
 from hydrometer.metrics.typicality import typicality_metrics
 
-__all__ = ["PREFIX_METRICS", "prefix_metrics", "prefixes"]
+__all__ = ["PREFIX_METRICS", "first_tokens", "prefix_metrics", "prefixes"]
 
 PREFIX_METRICS = ("total_variation", "prd_alpha_two", "prd_beta_half", "divergence_area", "typicality_50")
 
 Floats = NDArray[np.float64]
+
+
+def first_tokens(steps: Floats) -> Floats:
+    """Log-probability of each row's first m tokens, m = 1, 2, 4, ..., and of the whole row.
+
+    Parameters
+    ----------
+    steps : (N, T) by token, nats; 0 beyond a row's length.
+
+    Returns
+    -------
+    (N, K) : a column for each m below T, and one of the whole row. All that prefixes need is K = 1 + ceil(log2 T)
+        columns, and unlike (N, T) they can be kept in float64 for any number of rows.
+
+    Examples
+    --------
+    >>> first_tokens(np.log([[0.5, 0.5, 0.5, 0.5, 0.5]])).round(3).tolist()
+    [[-0.693, -1.386, -2.773, -3.466]]
+    """
+    sums = np.cumsum(steps, axis=1)
+    at: list[int] = []
+    while 1 << len(at) < steps.shape[1]:
+        at.append((1 << len(at)) - 1)
+    return sums[:, [*at, -1]]
 
 
 def prefixes(s: Scores) -> Iterator[tuple[int, Pooled, Floats]]:
@@ -37,17 +61,16 @@ def prefixes(s: Scores) -> Iterator[tuple[int, Pooled, Floats]]:
 
     Yields
     ------
-    m, the pooled rows, and log p* of each row's prefix, (N + M,) nats. Nothing where per-token values are not at hand.
+    m, the pooled rows, and log p* of each row's prefix, (N + M,) nats. Nothing where prefixes were not scored.
     """
-    if s.truth_steps is None or s.law_steps is None:
+    if s.truth_first is None or s.law_first is None:
         return
-    columns = [np.cumsum(steps, axis=1) for steps in (*s.truth_steps, *s.law_steps)]
+    columns = (*s.truth_first, *s.law_first)
     truth, law = s.truth_rows.strata, s.law_rows.strata
-    m = 1
-    while m < max(c.shape[1] for c in columns):
-        p_x, q_x, p_y, q_y = (c[:, min(m, c.shape[1]) - 1] for c in columns)
-        yield m, pool(q_x - p_x, q_y - p_y, truth, law), np.concatenate([p_x, p_y])
-        m *= 2
+    for k in range(max(c.shape[1] for c in columns) - 1):
+        # The last column of shorter rows is of whole rows, which every longer prefix is.
+        p_x, q_x, p_y, q_y = (c[:, min(k, c.shape[1] - 1)] for c in columns)
+        yield 1 << k, pool(q_x - p_x, q_y - p_y, truth, law), np.concatenate([p_x, p_y])
 
 
 def prefix_metrics(s: Scores) -> dict[str, Estimate]:

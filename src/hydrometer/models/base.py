@@ -32,6 +32,7 @@ __all__ = [
     "FitRequest",
     "Fitted",
     "Footprint",
+    "KeepsTrainingRows",
     "Law",
     "Level",
     "Samples",
@@ -176,7 +177,7 @@ class FitRequest:
 
     Attributes
     ----------
-    data : rows to fit.
+    data : rows to fit; of families with a compact form of stored rows (`KeepsTrainingRows`) that, in a run.
     validate : held-out rows of the same law, or None.
     truth : the law of level 0, whose prompts, stop set and layers a level may take over.
     teacher : the unselected law of the level above, or None for a direct student.
@@ -214,11 +215,13 @@ class Footprint:
     ----------
     disk_least, disk_most : what its artifact keeps: what is certain, and what it may come to.
     memory_least : held at once while it runs, as far as it is certain; what is not known beforehand is left out.
+    scratch_most : on disk while it runs, beside its artifact, at most.
     """
 
     disk_least: int = 0
     disk_most: int = 0
     memory_least: int = 0
+    scratch_most: int = 0
 
 
 def chain_levels(
@@ -335,4 +338,19 @@ class Family(Protocol):
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
         """Return the rough relative cost of a stage, for time-left estimates only."""
+        ...
+
+
+@runtime_checkable
+class KeepsTrainingRows(Protocol):
+    """A family with a compact form of stored rows for its fits: what a `Family` may offer besides.
+
+    Its `fit` takes them as `FitRequest.data` where it takes what `load_samples` gives, with the same result.
+    """
+
+    def load_training_rows(self, folders: list[Path], n: int, scratch: Path) -> Samples:
+        """Open the first n rows of the blocks that `save_samples` wrote, in the order given.
+
+        `scratch` is a folder on whose disk they may lie, in a file without a name that goes with the process.
+        """
         ...

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hydrometer.core.clusters import Clusters, PromptsAre, Strata
 from hydrometer.core.errors import StoreError
 
-__all__ = ["FinishReason", "Sequences", "load_sequences", "save_sequences", "texts_exhibit"]
+__all__ = ["FinishReason", "Sequences", "load_prompts", "load_sequences", "save_sequences", "texts_exhibit"]
 
 FinishReason = Literal["stop", "length"]
 # pyarrow has no type information; what leaves this module is annotated.
@@ -203,6 +203,14 @@ def save_sequences(samples: Sequences, path: Path) -> None:
     pq.write_table(prompts, path.with_suffix(".prompts.parquet"))
 
 
+def load_prompts(path: Path) -> tuple[tuple[tuple[int, ...], ...], PromptsAre]:
+    """Read the prompts that rows saved at `path` answer, and what they are. Raises OSError, ValueError."""
+    table = pq.read_table(path.with_suffix(".prompts.parquet"))
+    metadata: dict[bytes, bytes] = table.schema.metadata or {}
+    ids = tuple(tuple(int(t) for t in p) for p in table.column("ids").to_pylist())
+    return ids, "sample" if metadata.get(_PROMPTS_ARE.encode()) == b"sample" else "fixed"
+
+
 def load_sequences(path: Path) -> Sequences:
     """Read what `save_sequences` wrote.
 
@@ -212,7 +220,7 @@ def load_sequences(path: Path) -> Sequences:
     """
     try:
         table = pq.read_table(path)
-        prompts = pq.read_table(path.with_suffix(".prompts.parquet"))
+        prompt_ids, prompts_are = load_prompts(path)
         ragged = table.column("ids").combine_chunks()
         offsets = ragged.offsets.to_numpy().astype(np.int64)
         lengths = np.diff(offsets)
@@ -229,15 +237,14 @@ def load_sequences(path: Path) -> Sequences:
 
         per_token = {name: None if (c := optional(name)) is None else padded(c, np.float32) for name in _PER_TOKEN}
         per_row = {name: None if (c := optional(name)) is None else c.to_numpy().astype(np.int64) for name in _PER_ROW}
-        metadata: dict[bytes, bytes] = prompts.schema.metadata or {}
         return Sequences(
-            tuple(tuple(int(t) for t in p) for p in prompts.column("ids").to_pylist()),
+            prompt_ids,
             table.column("prompt").to_numpy().astype(np.int64),
             padded(ragged, np.int64),
             lengths,
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
             table.column("log_prob").to_numpy().astype(np.float64),
-            prompts_are="sample" if metadata.get(_PROMPTS_ARE.encode()) == b"sample" else "fixed",
+            prompts_are=prompts_are,
             **per_token,
             **per_row,
         )

@@ -310,6 +310,7 @@ class _Books:
         stages = [("judge", cell.judge)]
         if isinstance(node, JudgeNode):
             stages += [("draw", k) for k in node.law_rows.blocks]
+            stages += [("score", k) for k in (*node.truth_scores, *node.law_scores)]
             if node.law.kind == "fit":
                 stages.append(("fit", node.law.key))
         seconds = 0.0
@@ -338,7 +339,7 @@ class _Books:
             raise TypeError(f"{cell.id} is not judged by a judge stage")
         key = node.truth_rows.key
         if key not in self._truth_rows:
-            rows: Samples = bench.rows(node.context, node.truth_rows)
+            rows: Samples = bench.outline(node.context, node.truth_rows)
             if node.truth_judge is None and (node.law.kind == "fit" or node.decoding is not None):
                 family, chain = node.context.family, node.context.spec
                 own = bench.law(node.context, node.truth, family.precision(chain, "judge")).log_prob(rows)

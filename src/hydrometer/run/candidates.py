@@ -338,7 +338,7 @@ def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None],
     def samples(rows: Rows) -> Any:
         for key in rows.blocks:
             _need_artifact(source, "draw", key)
-        return bench.rows(node.context, rows)
+        return bench.outline(node.context, rows)
 
     def lengths(seed: int | None) -> Floats | None:
         found = samples(by_seed[None if shared else seed]).lengths

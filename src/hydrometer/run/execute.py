@@ -27,9 +27,11 @@ from hydrometer.stages.nodes import (
     Node,
     PictureNode,
     ReleasedNode,
+    ScoreNode,
     ShowNode,
 )
 from hydrometer.stages.picture import embed, picture
+from hydrometer.stages.score import score
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["Monitor", "Outcome", "SilentMonitor", "execute"]
@@ -135,6 +137,8 @@ def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> d
             return fit(node, plan.chains[node.context.name].truth, bench, folder, tick)
         case AdoptNode():
             raise StoreError("the weights of an adopted model are gone", got=node.name, fix="adopt it again")
+        case ScoreNode():
+            return score(node, bench, folder)
         case JudgeNode():
             return judge(node, bench, folder)
         case ShowNode():
@@ -158,11 +162,13 @@ def cost_of(node: Node) -> float:
             return candidates * family.cost(chain, "draw", node.law.role, node.n)
         case FitNode():
             return family.cost(chain, "fit", node.level.role, node.data.n)
-        case JudgeNode():
+        case ScoreNode():  # judging is both sides' rows
+            return family.cost(chain, "judge", node.law.role, node.n) / 2
+        case JudgeNode() if not (node.truth_scores or node.law_scores):
             return family.cost(chain, "judge", node.law.role, node.law_rows.n)
         case AdoptNode():
             return 0.0
-        case ShowNode() | ReleasedNode() | PictureNode():
+        case JudgeNode() | ShowNode() | ReleasedNode() | PictureNode():
             return family.cost(chain, "judge", "student", 1)
         case EmbedNode():  # one pass of the truth, as a draw is
             return family.cost(chain, "draw", node.truth.role, node.n)
@@ -182,6 +188,10 @@ def label_of(node: Node) -> str:
             return f"{chain}: fit the {node.level.role} on the {node.data.law.role}'s rows{at}"
         case AdoptNode():
             return f"{chain}: open the adopted {node.name}"
+        case ScoreNode():
+            at = "" if node.decoding is None else f" decoded at {node.decoding.label}"
+            whose = "its" if node.side == "law" else "the truth's"
+            return f"{chain}: score the {node.law.role}{at}, {whose} rows {node.start}-{node.start + node.n - 1}"
         case JudgeNode():
             at = "" if node.decoding is None else f" decoded at {node.decoding.label}"
             return f"{chain}: judge the {node.law.role}{at}"

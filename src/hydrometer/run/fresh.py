@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from hydrometer.run.plan import Plan
 from hydrometer.stages.advice import Decision, Need, Problem, confirmed
 from hydrometer.stages.joint import Arm, Linear
 from hydrometer.stages.judge import load_metrics
-from hydrometer.stages.nodes import DrawNode, JudgeNode, Node, Rows
+from hydrometer.stages.nodes import DrawNode, JudgeNode, Node, Rows, ScoreNode
 from hydrometer.store.artifacts import content_key
 
 __all__ = ["Again", "judge_again", "rejudged"]
@@ -76,6 +77,15 @@ def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tupl
     def add(node: Node) -> None:
         again.nodes.setdefault(node.key, node)
 
+    def scores(old: Sequence[str]) -> tuple[str, ...]:
+        for key in old:
+            node = plan.nodes[key]
+            assert isinstance(node, ScoreNode)
+            block, known = key_of(node.block), None if node.known is None else key_of(node.known)
+            inputs = (block,) if known is None else (block, known)  # the fits are there
+            add(replace(node, key=key_of(key), block=block, known=known, inputs=inputs))
+        return tuple(key_of(key) for key in old)
+
     def judge(node: JudgeNode) -> str:
         if node.key not in keys:
             known = None
@@ -84,9 +94,13 @@ def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tupl
                 assert isinstance(of_truth, JudgeNode)
                 known = judge(of_truth)
             truth_rows, law_rows = rows(node.truth_rows), rows(node.law_rows)
-            inputs = (*truth_rows.blocks, *law_rows.blocks, *(() if known is None else (known,)))
+            of_truth, of_law = scores(node.truth_scores), scores(node.law_scores)
+            inputs = (*truth_rows.blocks, *law_rows.blocks, *(() if known is None else (known,)), *of_truth, *of_law)
             keys[node.key] = key = key_of(node.key)
-            new = {"key": key, "truth_rows": truth_rows, "law_rows": law_rows, "truth_judge": known, "inputs": inputs}
+            new: dict[str, Any] = {
+                "key": key, "truth_rows": truth_rows, "law_rows": law_rows, "truth_judge": known, "inputs": inputs,
+                "truth_scores": of_truth, "law_scores": of_law,
+            }  # fmt: skip
             add(replace(node, **new))
         return keys[node.key]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Footprint
 from hydrometer.run.plan import Plan
-from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node
+from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
 
 __all__ = ["examine_machine", "memory"]
 
@@ -43,6 +43,10 @@ def _footprint(node: Node, known: dict[tuple[object, ...], Footprint]) -> Footpr
             stage, role, rows = "draw", node.law.role, node.n
         case FitNode():
             stage, role, rows = "fit", node.level.role, node.data.n
+        case ScoreNode():
+            stage, role, rows = "judge", node.law.role, node.n
+        case JudgeNode() if node.truth_scores or node.law_scores:  # five columns at most; no model is opened
+            return Footprint(disk_most=40 * node.truth_rows.n)
         case JudgeNode():
             stage, role, rows = "judge", node.law.role, node.law_rows.n
         case _:
@@ -64,7 +68,7 @@ def _resume(stages: int, missing: int) -> Finding:
 
 def _disk(takes: list[tuple[Node, Footprint]], free: int) -> list[Finding]:
     least = sum(_ARTIFACT + f.disk_least for _, f in takes)
-    most = sum(_ARTIFACT + f.disk_most for _, f in takes)
+    most = sum(_ARTIFACT + f.disk_most for _, f in takes) + max((f.scratch_most for _, f in takes), default=0)
     why = "a run that cannot write a stage ends there; what is finished stays"
     fix = "free some space, choose another --out or --cache, or lower seeds, selectivities or data"
     if least > free:

@@ -22,7 +22,7 @@ from hydrometer.run.execute import Monitor, SilentMonitor, cost_of
 from hydrometer.run.fresh import rejudged
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.stages.advice import Need
-from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node
+from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
 
 __all__ = ["Pilot", "advise_pilot", "plan_pilot"]
 
@@ -178,6 +178,8 @@ def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
                 what = node.stage, node.law.role, node.n
             case FitNode():
                 what = node.stage, node.level.role, node.data.n
+            case ScoreNode():
+                what = node.stage, node.law.role, node.n
             case JudgeNode():
                 what = node.stage, node.law.role, node.law_rows.n
             case _:
@@ -194,7 +196,11 @@ def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
         node = plan.nodes[cell.judge]
         if cell.training is not None and isinstance(node, JudgeNode):
             groups.setdefault(cell.group, []).append(node)
-    dearest = sorted(groups.values(), key=lambda nodes: -sum(cost(n) for n in nodes))[:_JUDGED_AGAIN]
+
+    def judging(node: JudgeNode) -> float:
+        return cost(node) + sum(cost(plan.nodes[k]) for k in (*node.truth_scores, *node.law_scores))
+
+    dearest = sorted(groups.values(), key=lambda nodes: -sum(map(judging, nodes)))[:_JUDGED_AGAIN]
     again, _ = rejudged(plan, [n for nodes in dearest for n in nodes])
     return total + sum(cost(n) for n in again.nodes.values())
 

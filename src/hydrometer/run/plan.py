@@ -39,6 +39,7 @@ from hydrometer.stages.nodes import (
     PrefixSource,
     ReleasedNode,
     Rows,
+    ScoreNode,
     ShowNode,
 )
 from hydrometer.stages.picture import PICTURE_ROWS
@@ -119,7 +120,7 @@ class _ChainPlanner:
     # nodes -----------------------------------------------------------------------------------------------------------
 
     def key(
-        self, stage: Literal["draw", "fit", "judge", "show", "released", "map", "embed", "picture"],
+        self, stage: Literal["draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture"],
         parts: dict[str, object],
     ) -> str:  # fmt: skip
         return content_key(
@@ -184,15 +185,51 @@ class _ChainPlanner:
         n = self.sizes["evaluate"]
         law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, n, "judge")
         known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
+        at = canonical(decoding)
+        of_truth = () if at is not None and at.chooses else self.scores(law, decoding, "truth", truth_rows, known)
+        of_law = () if is_truth else self.scores(law, decoding, "law", law_rows, None)
         key = self.key(
             "judge",
             {"truth": self.truth.key, "law": law.key, "truth_rows": truth_rows.key, "rows": law_rows.key,
-             "decoding": _json(canonical(decoding))},
+             "decoding": _json(canonical(decoding)), "scores": [*of_truth, *of_law]},
         )  # fmt: skip
         inputs = _law_inputs(law) + truth_rows.blocks + law_rows.blocks + (() if known is None else (known,))
         return self.add(
-            JudgeNode(key, self.context, law, canonical(decoding), self.truth, truth_rows, law_rows, known, inputs)
-        )
+            JudgeNode(
+                key, self.context, law, canonical(decoding), self.truth, truth_rows, law_rows, known, of_truth, of_law,
+                (*inputs, *of_truth, *of_law),
+            )
+        )  # fmt: skip
+
+    def scores(
+        self, law: LawRef, decoding: Selectivity | None, side: Literal["truth", "law"], rows: Rows, known: str | None
+    ) -> tuple[str, ...]:
+        """Score rows block by block. How many rows there are in all is in no key, so more of them add blocks.
+
+        Parameters
+        ----------
+        known : key of the truth's own judge node, whose scores of these blocks a law may need.
+        """
+        size = self.family.block_rows(self.chain)
+        of_truth = () if known is None else cast("JudgeNode", self.plan.nodes[known]).truth_scores
+        keys: list[str] = []
+        for i, block in enumerate(rows.blocks):
+            n = min(size, rows.n - i * size)
+            key = self.key(
+                "score",
+                {"truth": self.truth.key, "law": law.key, "decoding": _json(canonical(decoding)), "side": side,
+                 "block": block, "rows": n},
+            )  # fmt: skip
+            own = of_truth[i] if of_truth else None
+            inputs = (*_law_inputs(law), block, *(() if own is None else (own,)))
+            keys.append(
+                self.add(
+                    ScoreNode(
+                        key, self.context, law, canonical(decoding), self.truth, side, block, i * size, n, own, inputs
+                    )
+                )
+            )
+        return tuple(keys)
 
     def show(self, judge_key: str) -> str:
         """Plan the exhibit of a judged cell."""

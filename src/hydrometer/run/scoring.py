@@ -165,7 +165,7 @@ def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Strat
     node = plan.nodes[at.judge]
     if not isinstance(node, JudgeNode) or not node.law_rows.blocks:
         raise InputError("the rows of this cell are not kept", got=at.id, fix="name a cell of a language model")
-    x = Bench(opened.store).rows(node.context, node.law_rows)
+    x = Bench(opened.store).outline(node.context, node.law_rows)
     return node, x.strata, len(x)
 
 

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from hydrometer.models.base import Law, Precision, Samples
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.clusters import Clusters, Strata
+from hydrometer.models.base import KeepsTrainingRows, Law, Precision, Samples
 from hydrometer.models.chosen import TextFamily, choose, needs_truth
+from hydrometer.models.sequences import Sequences
 from hydrometer.stages.nodes import Context, LawRef, Rows
 
 if TYPE_CHECKING:
     from hydrometer.core.spec import Selectivity
     from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Outline"]
 
 _LAWS_KEPT = 4
 _ROWS_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """What is known of rows besides the outcomes themselves; `models.base.Samples`."""
+
+    log_prob: NDArray[np.float64]
+    lengths: NDArray[np.int64] | None
+    strata: Strata | None
+
+    def __len__(self) -> int:
+        return int(self.log_prob.size)
 
 
 class Bench:
@@ -32,6 +51,7 @@ class Bench:
         self.store = store
         self._laws: OrderedDict[tuple[str, str, Precision], Law] = OrderedDict()
         self._rows: OrderedDict[str, Samples] = OrderedDict()
+        self._training: tuple[str, Samples] | None = None
 
     def law(self, context: Context, ref: LawRef, precision: Precision, selectivity: Selectivity | None = None) -> Law:
         """Open a law, selected where asked."""
@@ -69,3 +89,55 @@ class Bench:
             self._rows.popitem(last=False)
         self._rows[rows.key] = samples
         return samples
+
+    def block(self, context: Context, key: str, n: int) -> Samples:
+        """Open the first `n` rows of one block of draws."""
+        return context.family.load_samples([self.store.path("draw", key)], n)
+
+    def outline(self, context: Context, rows: Rows) -> Samples:
+        """Open lengths, strata and recorded log-probabilities alone, where draws are stored: 24 bytes a row.
+
+        Where draws are made again these are the rows themselves.
+        """
+        if not rows.blocks:
+            return self.rows(context, rows)
+        parts = [Outline(x.log_prob, x.lengths, x.strata) for x in self._blocks(context, rows)]
+        lengths = [x.lengths for x in parts if x.lengths is not None]
+        labels = [x.strata.labels if isinstance(x.strata, Clusters) else x.strata for x in parts]
+        strata = None if labels[0] is None else np.concatenate(cast("list[NDArray[np.int64]]", labels))
+        return Outline(
+            np.concatenate([x.log_prob for x in parts]),
+            np.concatenate(lengths) if lengths else None,
+            Clusters(strata) if strata is not None and isinstance(parts[0].strata, Clusters) else strata,
+        )
+
+    def texts(self, context: Context, rows: Rows) -> Samples:
+        """Open stored rows for what is said of outcomes: without what was recorded of each token."""
+        plain: list[Sequences] = []
+        for x in self._blocks(context, rows):
+            if not isinstance(x, Sequences):
+                return self.rows(context, rows)
+            plain.append(replace(x, token_log_prob=None, token_log_prob_unselected=None))
+        return Sequences.concatenate(plain)
+
+    def training_rows(self, context: Context, rows: Rows, scratch: Path) -> Samples:
+        """Open rows for a fit: in the family's compact form where it has one. The last ones are kept for the next fit.
+
+        Parameters
+        ----------
+        scratch : an existing folder on whose disk rows may lie that memory would not hold, as a file without a name.
+        """
+        if not rows.blocks or not isinstance(context.family, KeepsTrainingRows):
+            return self.rows(context, rows)
+        if self._training is None or self._training[0] != rows.key:
+            self._training = None  # what they take is given back first
+            folders = [self.store.path("draw", k) for k in rows.blocks]
+            self._training = rows.key, context.family.load_training_rows(folders, rows.n, scratch)
+        return self._training[1]
+
+    def _blocks(self, context: Context, rows: Rows) -> Iterator[Samples]:
+        left = rows.n
+        for key in rows.blocks:
+            x = self.block(context, key, left)
+            left -= len(x)
+            yield x

@@ -22,7 +22,7 @@ def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) ->
     precision = family.precision(chain, "judge")
     fitted = family.fit(
         FitRequest(
-            data=bench.rows(node.context, node.data),
+            data=bench.training_rows(node.context, node.data, folder),
             validate=None if node.validate is None else bench.rows(node.context, node.validate),
             truth=bench.law(node.context, truth, precision),
             teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision),

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate
 from hydrometer.metrics.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
-from hydrometer.models.base import Controlled, Law, Samples
+from hydrometer.models.base import Law, Samples
 from hydrometer.models.chosen import ChosenLaw, candidates_of
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
-from hydrometer.stages.chosen import chosen_figures
+from hydrometer.stages.chosen import chosen_estimates, chosen_figures
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
+from hydrometer.stages.score import Columns, columns_of, load_columns, scores_from
+
+if TYPE_CHECKING:
+    from hydrometer.core.spec import Selectivity
 
 __all__ = [
     "figures",
@@ -43,7 +46,6 @@ Floats = NDArray[np.float64]
 KEPT_ROWS = 1024  # of cheap families: enough for the variance of a paired difference
 SHOWN_ROWS = 16  # rows of a law that an exhibit may show with their log-probability under the truth
 _CURVES = "curves.json"
-BIAS_ROWS = 64  # rescored in float32 where a run is judged in bfloat16
 
 
 def scores_of(
@@ -63,44 +65,22 @@ def scores_of(
     StageError : NaN, or a row that its own law cannot say.
     """
     truth.compatible(law)
+    x = columns_of(truth, law, truth_rows, again=True, own=truth_on_truth)
     same = law is truth and law_rows is truth_rows
-    if isinstance(truth, Controlled) and isinstance(law, Controlled):
-        x = truth.score_beside(truth_rows, law, again=True)
-        y = x if same else law.score_beside(law_rows, truth)
-        on_truth, on_law = Controls.of(x.controls, truth_rows.strata), Controls.of(y.controls, law_rows.strata)
-        s = Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law)
-        if not same and x.own_steps is not None and x.other_steps is not None:
-            s = replace(s, truth_steps=(x.own_steps, x.other_steps))
-        if not same and y.own_steps is not None and y.other_steps is not None:
-            s = replace(s, law_steps=(y.other_steps, y.own_steps))
-        return _finite(s)
-    own = truth.log_prob(truth_rows) if truth_on_truth is None else truth_on_truth
-    if same:
-        s = Scores(truth_rows, law_rows, own, own, own, own)
-    else:
-        theirs = law.log_prob(law_rows) if law_on_law is None else law_on_law
-        s = Scores(truth_rows, law_rows, own, law.log_prob(truth_rows), truth.log_prob(law_rows), theirs)
-    return _finite(s)
-
-
-def _finite(s: Scores) -> Scores:
-    for name in ("truth_on_truth", "law_on_truth", "truth_on_law", "law_on_law"):
-        column: Floats = getattr(s, name)
-        if np.isnan(column).any() or np.isposinf(column).any():
-            raise StageError(f"scores {name} hold NaN or +inf", fix="the model diverged: lower its learning rate")
-    return s
+    return scores_from(truth_rows, law_rows, x, None if same else columns_of(law, truth, law_rows, own=law_on_law))
 
 
 def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     """All figures of one judged law."""
-    out = likelihood_metrics(s)
-    if isinstance(truth, Mixture) and isinstance(law, Mixture):
-        out |= mode_metrics(truth, law)
+    modes = mode_metrics(truth, law) if isinstance(truth, Mixture) and isinstance(law, Mixture) else {}
+    return _figures(s, modes, exact=truth.score_kind == law.score_kind == "exact")
+
+
+def _figures(s: Scores, modes: dict[str, Estimate], *, exact: bool) -> dict[str, Estimate]:
+    out = likelihood_metrics(s) | modes
     if isinstance(s.law_rows, Sequences):
         out |= sequence_figures(s.law_rows, s.law_on_law, s.law_controls)
-    if truth.score_kind == law.score_kind == "exact":
-        out |= density_metrics(s, out)
-    return out
+    return out | density_metrics(s, out) if exact else out
 
 
 def sequence_figures(rows: Sequences, scored: Floats | None, controls: Controls | None = None) -> dict[str, Estimate]:
@@ -155,35 +135,72 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
 
 
 def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
-    """Judge one cell and write its metrics and rows into `folder`."""
-    family, chain = node.context.family, node.context.spec
-    precision = family.precision(chain, "judge")
+    """Judge one cell and write its metrics and rows into `folder`.
+
+    Where rows were scored block by block (`stages.score`) no model is opened; elsewhere rows are drawn and scored here.
+    """
+    scored = node.truth_scores or node.law_scores
+    return _judge_scored(node, bench, folder) if scored else _judge_here(node, bench, folder)
+
+
+def _judge_scored(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
+    rows = bench.texts(node.context, node.law_rows)
+    x, y = (
+        load_columns([bench.store.path("score", k) for k in keys]) if keys else None
+        for keys in (node.truth_scores, node.law_scores)
+    )
+    if x is None:
+        return _judge_chosen(node, cast("Sequences", rows), cast("Columns", y), folder)
+    truth_rows = rows if y is None else bench.outline(node.context, node.truth_rows)
+    s = scores_from(truth_rows, rows, x, y)
+    exact = x.exact and (y is None or y.exact)
+    _write_metrics(_figures(s, {}, exact=exact) | _bias(s, x, x if y is None else y), folder)
+    _write_rows(s, len(truth_rows), folder)
+    if y is not None and exact:
+        (folder / _CURVES).write_text(json.dumps(curves(s)))
+    return {"rows": len(rows)}
+
+
+def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) -> dict[str, object]:
+    """Judge what chooses among candidates; it leaves no column for the truth's rows."""
+    choice = cast("Selectivity", node.decoding)
+    metrics = chosen_estimates(rows, y.other, y.own, choice.best_of or 1, accepts=choice.accept is not None)
+    if y.other_exact is not None:
+        metrics["precision_bias"] = _rounding(y.other, y.other_exact, rows, 1.0)
+    _write_chosen(metrics, y.other, folder)
+    return {"rows": len(rows)}
+
+
+def _judge_here(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
+    """Judge a cell of a cheap family.
+
+    Its rows were drawn just now by the arithmetic that would score them: the recorded log-probability is the score.
+    """
+    precision = node.context.family.precision(node.context.spec, "judge")
     truth = bench.law(node.context, node.truth, precision)
     is_truth = node.law == node.truth and node.decoding is None
     truth_rows = bench.rows(node.context, node.truth_rows)
     law_rows = truth_rows if is_truth else bench.rows(node.context, node.law_rows)
     law = truth if is_truth else bench.law(node.context, node.law, precision, node.decoding)
     if isinstance(law, ChosenLaw):
-        return _judge_chosen(node, bench, truth, law, cast("Sequences", law_rows), folder)
-    if family.keeps_draws:
-        path = None if node.truth_judge is None else bench.store.path("judge", node.truth_judge)
-        s = scores_of(
-            truth, law, truth_rows, law_rows, truth_on_truth=None if path is None else load_law_on_truth(path)
-        )
-    else:  # drawn just now by the arithmetic that would score them: the recorded log-probability is the score
-        s = scores_of(
-            truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob
-        )
-    metrics = figures(s, truth, law)
-    if precision == "bfloat16":
-        metrics |= _bias(node, bench, s)
-    _write_metrics(metrics, folder)
-    kept = s.law_on_truth if family.keeps_draws else s.law_on_truth[:KEPT_ROWS]
+        rows = cast("Sequences", law_rows)
+        _write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
+        return {"rows": len(rows)}
+    s = scores_of(truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob)
+    _write_metrics(figures(s, truth, law), folder)
+    _write_rows(s, KEPT_ROWS, folder)
+    return {"rows": len(law_rows)}
+
+
+def _write_rows(s: Scores, most: int, folder: Path) -> None:
+    kept = s.law_on_truth[:most]
     columns: dict[str, Any] = {"law_on_truth": kept, "truth_on_law": s.truth_on_law[:SHOWN_ROWS]}
     np.savez(folder / "rows.npz", **columns, **_adjusted(s, len(kept)))
-    if family.keeps_draws and not is_truth and truth.score_kind == law.score_kind == "exact":
-        (folder / _CURVES).write_text(json.dumps(curves(s)))
-    return {"rows": len(law_rows)}
+
+
+def _write_chosen(metrics: dict[str, Estimate], on_truth: Floats, folder: Path) -> None:
+    _write_metrics(metrics, folder)
+    np.savez(folder / "rows.npz", truth_on_law=on_truth[:SHOWN_ROWS])
 
 
 def _adjusted(s: Scores, n: int) -> dict[str, Any]:
@@ -197,21 +214,6 @@ def _adjusted(s: Scores, n: int) -> dict[str, Any]:
     }
     lengths = s.truth_rows.lengths
     return out if lengths is None else out | {"adjusted_lengths": controls.adjust(lengths.astype(np.float64))[:n]}
-
-
-def _judge_chosen(
-    node: JudgeNode, bench: Bench, truth: Law, law: ChosenLaw, rows: Sequences, folder: Path
-) -> dict[str, object]:
-    """Judge what chooses among candidates; it leaves no column for the truth's rows."""
-    family, context = node.context.family, node.context
-    known = None if family.keeps_draws else rows.log_prob
-    metrics, on_truth = chosen_figures(truth, law, rows, under_base=known)
-    if family.precision(context.spec, "judge") == "bfloat16":
-        exact = bench.law(context, node.truth, "float32")
-        metrics["precision_bias"] = _rounding(on_truth, exact, family.take(rows, BIAS_ROWS), 1.0)
-    _write_metrics(metrics, folder)
-    np.savez(folder / "rows.npz", truth_on_law=on_truth[:SHOWN_ROWS])
-    return {"rows": len(rows)}
 
 
 def _write_metrics(metrics: dict[str, Estimate], folder: Path) -> None:
@@ -248,25 +250,23 @@ def _curves(judged: JudgeNode, bench: Bench, truth: Law, law: Law, rows: Samples
     return curves(scores)
 
 
-def _bias(node: JudgeNode, bench: Bench, s: Scores) -> dict[str, Estimate]:
-    """What judging in bfloat16 adds to precision, recall and entropy: a float32 subsample rescored."""
-    family = node.context.family
-    truth = bench.law(node.context, node.truth, "float32")
-    law = bench.law(node.context, node.law, "float32", node.decoding)
-    ours, theirs = family.take(s.law_rows, BIAS_ROWS), family.take(s.truth_rows, BIAS_ROWS)
+def _bias(s: Scores, x: Columns, y: Columns) -> dict[str, Estimate]:
+    """What judging in bfloat16 adds to precision, recall and entropy: the first rows once more in float32."""
+    if x.other_exact is None or y.own_exact is None or y.other_exact is None:
+        return {}
     gaps = {
-        "precision_bias": (s.truth_on_law, truth, ours, 1.0),
-        "recall_bias": (s.law_on_truth, law, theirs, 1.0),
-        "entropy_bias": (s.law_on_law, law, ours, -1.0),
+        "precision_bias": (s.truth_on_law, y.other_exact, s.law_rows, 1.0),
+        "recall_bias": (s.law_on_truth, x.other_exact, s.truth_rows, 1.0),
+        "entropy_bias": (s.law_on_law, y.own_exact, s.law_rows, -1.0),
     }
-    return {name: _rounding(column, exact, rows, sign) for name, (column, exact, rows, sign) in gaps.items()}
+    return {name: _rounding(*of) for name, of in gaps.items()}
 
 
-def _rounding(column: Floats, exact: Law, rows: Samples, sign: float) -> Estimate:
+def _rounding(column: Floats, right: Floats, rows: Samples, sign: float) -> Estimate:
     """Mean of what rounding added to the first scores of a column."""
-    rounded, right = column[: len(rows)], exact.log_prob(rows)
+    rounded = column[: len(right)]
     both = np.isfinite(rounded) & np.isfinite(right)  # at a nucleus' edge rounding may move a row in or out
-    strata = None if rows.strata is None else rows.strata[both]
+    strata = None if rows.strata is None else rows.strata[: len(right)][both]
     return mean_estimate(sign * (rounded[both] - right[both]), "nats", strata)
 
 

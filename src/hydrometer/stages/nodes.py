@@ -30,11 +30,14 @@ __all__ = [
     "PictureNode",
     "ReleasedNode",
     "Rows",
+    "ScoreNode",
     "ShowNode",
 ]
 
 # Raised whenever a stage's code changes its results.
-VERSIONS = {"draw": 2, "fit": 2, "judge": 6, "show": 2, "released": 1, "map": 2, "embed": 1, "picture": 1}
+VERSIONS = {
+    "draw": 2, "fit": 2, "score": 1, "judge": 7, "show": 2, "released": 1, "map": 2, "embed": 1, "picture": 1,
+}  # fmt: skip
 
 PrefixSource = Literal["truth", "teacher", "student"]
 
@@ -121,12 +124,41 @@ class AdoptNode:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreNode:
+    """One block of judged rows under the law that drew it and under the other: the truth's rows, or the judged law's.
+
+    Attributes
+    ----------
+    law, decoding : the judged law.
+    side : whose rows they are.
+    block, start, n : key of the draw artifact, where it begins in its stream, and how many of its rows are scored.
+    known : key of the truth's own scores of this block of its rows, where a cell other than the truth's needs it.
+    """
+
+    key: str
+    context: Context
+    law: LawRef
+    decoding: Selectivity | None
+    truth: LawRef
+    side: Literal["truth", "law"]
+    block: str
+    start: int
+    n: int
+    known: str | None
+    inputs: tuple[str, ...]
+    stage: Literal["score"] = "score"
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeNode:
     """One law judged against the truth.
 
     Attributes
     ----------
     truth_judge : key of the truth's own judge artifact, which holds log p* of the truth's rows, or None.
+    truth_scores, law_scores : keys of the score artifacts of both sides' blocks, in order; empty where the stage scores
+        by itself, which families do that do not store draws. The truth's own cell has no `law_scores`, a law that
+        chooses among candidates no `truth_scores`.
     """
 
     key: str
@@ -137,6 +169,8 @@ class JudgeNode:
     truth_rows: Rows
     law_rows: Rows
     truth_judge: str | None
+    truth_scores: tuple[str, ...]
+    law_scores: tuple[str, ...]
     inputs: tuple[str, ...]
     stage: Literal["judge"] = "judge"
 
@@ -218,7 +252,9 @@ ABSENT = (
     "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
     "entropy, recall and both KLs are not"
 )
-Node = DrawNode | FitNode | AdoptNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
+Node = (
+    DrawNode | FitNode | AdoptNode | ScoreNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
+from hydrometer.models.training_rows import TrainingRows, load_training_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -221,6 +222,10 @@ class CausalLMFamily:
     def load_samples(self, folders: list[Path], n: int) -> Sequences:
         """Open the first n rows of blocks, in the order given."""
         return self.take(Sequences.concatenate([load_sequences(f / ROWS_FILE) for f in folders]), n)
+
+    def load_training_rows(self, folders: list[Path], n: int, scratch: Path) -> TrainingRows:
+        """Open the first n rows of blocks as a fit reads them: flat ids, on disk where they are many."""
+        return load_training_rows([f / ROWS_FILE for f in folders], n, scratch)
 
     def take(self, samples: Samples, n: int) -> Sequences:
         """Return the first n rows."""

@@ -6,10 +6,12 @@ Parameters are counted on networks without storage (torch's meta device), so the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -17,6 +19,7 @@ from hydrometer.models.base import Footprint, Level
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.initial import layers_config, scratch_config
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
+from hydrometer.models.training_rows import IN_MEMORY
 
 __all__ = ["count_parameters", "footprint", "level_configs"]
 
@@ -93,10 +96,14 @@ def footprint(
         case "fit":
             held = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
             held += _BYTES[chain.judge_dtype] * count_parameters(truth)
-            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), _here(chain, held))
+            ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
+            scratch = ids if ids > IN_MEMORY else 0
+            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), _here(chain, held), scratch)
         case "judge":
             both = n if role == "truth" else n + count_parameters(truth)
-            return Footprint(0, 16 * rows, _here(chain, both * _BYTES[chain.judge_dtype]))
+            # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
+            columns = 4 + 2 * (1 + math.ceil(math.log2(longest)))
+            return Footprint(16 * rows, 8 * columns * rows, _here(chain, both * _BYTES[chain.judge_dtype]))
 
 
 def _here(chain: CausalLMChain, held: int) -> int:

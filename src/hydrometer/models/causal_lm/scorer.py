@@ -121,7 +121,7 @@ def score_steps(
     entropy : also the entropy of the next-token law at each step.
     against : also the cross-entropy of `law`'s next-token law relative to this one's at each step,
         ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`; and log q of each token.
-    again : keep the states of `law`'s network at these rows for the next call with them, 256 MiB at most.
+    again : keep the states of `law`'s network at these rows for the next call with them, 256 MiB at most of all rows.
     rows_together : rows of a padded batch at most.
 
     Raises
@@ -152,17 +152,26 @@ def score_steps(
         rows = np.flatnonzero(np.isin(x.prompt_index, group) & (x.lengths > 0))
         texts = [law.prompts.ids[p] for p in group]
         packed = [e for e in engines if e is not None]
-        if len(packed) == len(laws):
+        if is_packed := len(packed) == len(laws):
             batches = list(_full_batches(rows, x.lengths, _PACKED_TOKENS))
             lanes = Lanes(len(batches))
-            sources: list[_Source] = [_PackedSource(e, texts, lanes) for e in packed]
         else:
             tokens = _PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
             batches = list(row_batches(rows, x.lengths, rows_together, tokens))
             lanes = Lanes(1)
-            sources = [_PaddedSource(a.lm, texts) for a in laws]
-        if kept is not None:
-            sources[0] = _KeptSource(sources[0], kept)
+        found = None if kept is None else _Kept(*kept, f"{'packed' if is_packed else 'padded'} {at}/".encode())
+        after = [texts] * len(laws)
+        if found is not None and all(
+            found.has([x.row(int(i)) for i in b], np.searchsorted(group, x.prompt_index[b])) for b in batches
+        ):
+            after[0] = []  # no prompt is run for states that are there
+        sources: list[_Source] = (
+            [_PackedSource(e, t, lanes) for e, t in zip(packed, after, strict=True)]
+            if is_packed
+            else [_PaddedSource(a.lm, t) for a, t in zip(laws, after, strict=True)]
+        )
+        if found is not None:
+            sources[0] = _KeptSource(sources[0], found)
 
         def work(batch: Ints, group: Ints = group, sources: list[_Source] = sources) -> None:
             _score_batch(laws, sources, x, batch, np.searchsorted(group, x.prompt_index[batch]), out)
@@ -187,7 +196,7 @@ class _PackedSource:
     def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
         self.engine = engine
         engine.pack_head()
-        self.prompts = engine.prompts(prompts, lanes)
+        self.prompts = engine.prompts(prompts, lanes) if prompts else engine.no_prompts()
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
         first_BD = self.prompts.states[torch.from_numpy(of_B)]
@@ -214,7 +223,7 @@ class _PackedSource:
 class _PaddedSource:
     def __init__(self, lm: CausalLM, prompts: list[tuple[int, ...]]) -> None:
         self.lm, self.prompts = lm, prompts
-        self.prefix = prefill(lm, prompts) if lm.has_cache else None
+        self.prefix = prefill(lm, prompts) if lm.has_cache and prompts else None
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
         if self.prefix is None:
@@ -250,18 +259,33 @@ class _PaddedSource:
         return self.lm.logits(states_MD)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What is kept of a network at a block of rows, by batch; `how`: packed or padded, and after which prompts."""
+
+    kept: KeptStates
+    states: dict[bytes, Tensor]
+    how: bytes
+
+    def key(self, ids: list[Ints], of_B: Ints) -> bytes:
+        return hashlib.sha256(self.how + b"".join(row.tobytes() + b"/" for row in ids) + of_B.tobytes()).digest()
+
+    def has(self, ids: list[Ints], of_B: Ints) -> bool:
+        return self.key(ids, of_B) in self.states
+
+
 class _KeptSource:
     """A source that runs its network once for rows that come again."""
 
-    def __init__(self, source: _Source, kept: KeptStates) -> None:
+    def __init__(self, source: _Source, kept: _Kept) -> None:
         self.source, self.kept = source, kept
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
-        batch = hashlib.sha256(b"".join(row.tobytes() + b"/" for row in ids) + of_B.tobytes()).digest()
+        batch = self.kept.key(ids, of_B)
         found = self.kept.states.get(batch)
         if found is None:
             found = self.source.states(ids, of_B)
-            self.kept.keep(batch, found)
+            self.kept.kept.keep(self.kept.states, batch, found)
         return found
 
     def logits(self, states_MD: Tensor) -> Logits:

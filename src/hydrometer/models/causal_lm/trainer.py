@@ -35,6 +35,7 @@ from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.scorer import score
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.sequences import Sequences
+from hydrometer.models.training_rows import TrainingRows
 
 __all__ = ["fit"]
 
@@ -57,6 +58,8 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         raise FitError("this loss is not implemented for causal_lm", got=request.loss, fix="use mle")
     data = _rows(request.data, truth)
     validate = None if request.validate is None else _rows(request.validate, truth)
+    if isinstance(validate, TrainingRows):
+        raise InputError("held-out rows are scored, so they are Sequences", got="TrainingRows")
     seed = request.stream.integer()
     lm = init_model(level, truth.lm, above.lm, seed)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
@@ -81,7 +84,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
 class _Answers(Dataset[dict[str, list[int]]]):
     """Prompt and answer of each row, with labels on the answer alone."""
 
-    def __init__(self, x: Sequences) -> None:
+    def __init__(self, x: Sequences | TrainingRows) -> None:
         self.x = x
 
     def __len__(self) -> int:
@@ -89,7 +92,7 @@ class _Answers(Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
         prompt = list(self.x.prompt_ids[int(self.x.prompt_index[i])])
-        answer = [int(t) for t in self.x.row(i)]
+        answer: list[int] = self.x.row(i).tolist()
         return {"input_ids": prompt + answer, "labels": [_IGNORED] * len(prompt) + answer}
 
 
@@ -108,7 +111,7 @@ class _MLETrainer(Trainer):
     """The Trainer with our loss; final: nothing derives from it."""
 
     def __init__(
-        self, lm: CausalLM, training: Training, args: TrainingArguments, data: Sequences, epochs: _Epochs
+        self, lm: CausalLM, training: Training, args: TrainingArguments, data: Sequences | TrainingRows, epochs: _Epochs
     ) -> None:
         super().__init__(
             model=lm.model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[epochs]
@@ -247,8 +250,8 @@ def _law(law: object) -> CausalLaw:
     return law
 
 
-def _rows(x: Samples, truth: CausalLaw) -> Sequences:
-    if not isinstance(x, Sequences):
+def _rows(x: Samples, truth: CausalLaw) -> Sequences | TrainingRows:
+    if not isinstance(x, Sequences | TrainingRows):
         raise InputError("a causal LM is fitted to Sequences", got=type(x).__name__)
     if x.prompt_ids != truth.prompts.ids:
         raise LawMismatchError("the rows answer other prompts than the truth's", got=len(x.prompt_ids))

@@ -1,0 +1,198 @@
+"""Score: one block of judged rows under the law that drew it and under the other, artifact out.
+
+    a block of rows   --score-->   log p*, log q, control variates, log-probabilities of prefixes   --judge-->   figures
+
+A block is the unit of work here as it is for draws: what is killed loses a block, what is added adds blocks, and blocks
+need nothing of each other. `judge` then runs no network. Everything is float64, so figures are bit for bit those of the
+scores: with K = 1 + ceil(log2 T) prefixes in place of T tokens a row takes 8 (2 K + 4) bytes, 192 at T = 512.
+
+Shapes: N rows, T tokens, K prefix lengths, C control variates, B rows scored again in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import StageError, StoreError
+from hydrometer.core.estimate import Controls
+from hydrometer.metrics.likelihood import Scores
+from hydrometer.metrics.prefixes import first_tokens
+from hydrometer.models.base import Controlled, Law, Samples
+from hydrometer.models.chosen import ChosenLaw, candidates_of
+from hydrometer.stages.bench import Bench
+from hydrometer.stages.nodes import ScoreNode
+
+__all__ = ["BIAS_ROWS", "Columns", "columns_of", "load_columns", "score", "scores_from"]
+
+Floats = NDArray[np.float64]
+
+BIAS_ROWS = 64  # rescored in float32 where a run is judged in bfloat16
+_FILE = "scores.npz"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What is known of rows that one law drew.
+
+    Attributes
+    ----------
+    own, other : (N,) log-probability under the law that drew them (of chosen rows: under the candidates' law) and under
+        the other, nats.
+    controls : (N, C) functions of each row whose mean under the law that drew it is zero; or None.
+    own_first, other_first : (N, K) of the first 1, 2, 4, ... tokens and of the whole row (`first_tokens`); or None.
+    own_exact, other_exact : (B,) `own` and `other` of the first rows in float32, where `own` and `other` are not; None
+        elsewhere, and for chosen rows' `own`.
+    exact : whether both laws' scores are exact.
+    """
+
+    own: Floats
+    other: Floats
+    controls: Floats | None = None
+    own_first: Floats | None = None
+    other_first: Floats | None = None
+    own_exact: Floats | None = None
+    other_exact: Floats | None = None
+    exact: bool = True
+
+
+def columns_of(law: Law, other: Law, rows: Samples, *, again: bool = False, own: Floats | None = None) -> Columns:
+    """Score rows that `law` drew under it and under `other`.
+
+    Parameters
+    ----------
+    again : the same rows will be scored beside further laws.
+    own : (N,) log-probability under `law`, where it is known; laws that give control variates find it anew.
+
+    Raises
+    ------
+    StageError : a row that its own law cannot say.
+    """
+    exact = law.score_kind == other.score_kind == "exact"
+    if isinstance(law, Controlled) and isinstance(other, Controlled):
+        found = law.score_beside(rows, other, again=again)
+        out = Columns(found.own, found.other, found.controls, exact=exact)
+        if found.own_steps is None or found.other_steps is None:
+            return out
+        return replace(out, own_first=first_tokens(found.own_steps), other_first=first_tokens(found.other_steps))
+    mine = law.log_prob(rows) if own is None else own
+    return Columns(mine, mine if other is law else other.log_prob(rows), exact=exact)
+
+
+def scores_from(truth_rows: Samples, law_rows: Samples, x: Columns, y: Columns | None) -> Scores:
+    """Put both sides' columns together.
+
+    Parameters
+    ----------
+    x : of the truth's rows: own is the truth's.
+    y : of the law's rows: own is the law's; None where the law is the truth and the rows are its own.
+
+    Raises
+    ------
+    StageError : NaN or plus infinity.
+    """
+    on_truth = Controls.of(x.controls, truth_rows.strata)
+    if y is None:
+        s = Scores(truth_rows, law_rows, x.own, x.other, x.other, x.own, on_truth, on_truth)
+    else:
+        on_law = Controls.of(y.controls, law_rows.strata)
+        s = Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law)
+        if x.own_first is not None and x.other_first is not None:
+            s = replace(s, truth_first=(x.own_first, x.other_first))
+        if y.own_first is not None and y.other_first is not None:
+            s = replace(s, law_first=(y.other_first, y.own_first))
+    for name in ("truth_on_truth", "law_on_truth", "truth_on_law", "law_on_law"):
+        _check(name, cast("Floats", getattr(s, name)))
+    return s
+
+
+def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
+    """Score one block and write its columns into `folder`.
+
+    Raises
+    ------
+    StageError : NaN, or a row that its own law cannot say. LawMismatchError : the laws are of other outcomes.
+    """
+    context = node.context
+    precision = context.family.precision(context.spec, "judge")
+    truth = bench.law(context, node.truth, precision)
+    is_truth = node.law == node.truth and node.decoding is None
+    law = truth if is_truth else bench.law(context, node.law, precision, node.decoding)
+    law.compatible(truth)
+    rows = bench.block(context, node.block, node.n)
+    if isinstance(law, ChosenLaw):  # what rows were chosen from has scores, the choice has none
+        base = cast("Law", law.base)
+        found = Columns(base.log_prob(rows), truth.log_prob(rows), exact=False)
+    elif node.side == "truth":
+        known = None if node.known is None else load_columns([bench.store.path("score", node.known)]).own
+        found = columns_of(truth, law, rows, again=True, own=known)
+    else:
+        found = columns_of(law, truth, rows)
+    for name in ("own", "other"):
+        _check(f"{name} of the {node.side}'s rows", cast("Floats", getattr(found, name)))
+    again = min(max(BIAS_ROWS - node.start, 0), node.n)
+    if precision == "bfloat16" and again:
+        found = _in_float32(node, bench, found, context.family.take(rows, again))
+    columns = {f.name: getattr(found, f.name) for f in fields(found)}
+    np.savez(folder / _FILE, **{name: v for name, v in columns.items() if v is not None})
+    return {"rows": len(rows)}
+
+
+def _in_float32(node: ScoreNode, bench: Bench, found: Columns, rows: Samples) -> Columns:
+    """Score the first rows once more as the laws are, not as bfloat16 rounds them."""
+    truth = bench.law(node.context, node.truth, "float32")
+    law = cast("Law", candidates_of(bench.law(node.context, node.law, "float32", node.decoding)))
+    own, other = (truth, law) if node.side == "truth" else (law, truth)
+    chosen = node.decoding is not None and node.decoding.chooses
+    mine = None if chosen else own.log_prob(rows)
+    return replace(found, own_exact=mine, other_exact=mine if other is own else other.log_prob(rows))
+
+
+def _check(name: str, column: Floats) -> None:
+    if np.isnan(column).any() or np.isposinf(column).any():
+        raise StageError(f"scores {name} hold NaN or +inf", fix="the model diverged: lower its learning rate")
+
+
+def load_columns(folders: Sequence[Path]) -> Columns:
+    """Read what `score` wrote, blocks in the order given.
+
+    Raises
+    ------
+    StoreError : a file that cannot be read.
+    """
+    parts: list[dict[str, NDArray[np.float64]]] = []
+    for folder in folders:
+        try:
+            with np.load(folder / _FILE) as archive:
+                parts.append({name: archive[name] for name in archive.files})
+        except (OSError, ValueError, KeyError, EOFError) as e:
+            raise StoreError(
+                f"scores cannot be read: {e}", got=folder.name, fix="delete the artifact, run again"
+            ) from None
+    out = Columns(_rows(parts, "own"), _rows(parts, "other"), exact=all(bool(p["exact"]) for p in parts))
+    if all("controls" in p for p in parts):
+        # A column that is infinite for a row is missing in that row's block, and then it serves none of the others.
+        least: int = min(p["controls"].shape[1] for p in parts)
+        out = replace(out, controls=np.concatenate([p["controls"][:, :least] for p in parts]))
+    for name in ("own_first", "other_first"):
+        if all(name in p for p in parts):
+            out = replace(out, **{name: _prefixes([p[name] for p in parts])})
+    for name in ("own_exact", "other_exact"):
+        if found := [p[name] for p in parts if name in p]:
+            out = replace(out, **{name: np.concatenate(found)})
+    return out
+
+
+def _rows(parts: Sequence[dict[str, Floats]], name: str) -> Floats:
+    return np.concatenate([p[name] for p in parts])
+
+
+def _prefixes(blocks: Sequence[Floats]) -> Floats:
+    """Join blocks whose longest rows differ: beyond a block's own, every prefix is the whole row."""
+    most: int = max(b.shape[1] for b in blocks)
+    return np.concatenate([b[:, np.minimum(np.arange(most), b.shape[1] - 1)] for b in blocks])
