@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from hydrometer.core.errors import LawMismatchError, StageError  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import Controlled  # noqa: E402
 from hydrometer.models.causal_lm import scorer  # noqa: E402
+from hydrometer.models.causal_lm.kept import KeptStates  # noqa: E402
+from hydrometer.models.causal_lm.llama import Llama  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from naive import PROMPTS, SETTINGS, all_strings, as_sequences, slug  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
@@ -74,3 +78,51 @@ def test_rows_of_another_law_and_other_outcomes_are_refused(small: CausalLM, lla
     with pytest.raises(StageError, match="cannot say"):
         law.score_beside(longer.sample(50, seed=0), law)
     assert scorer.score_steps(law, law.sample(3, seed=0)).other is None
+
+
+def test_rounds_longer_than_there_is_room_for_keep_their_first_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hydrometer.models.causal_lm.kept._KEPT_BYTES", 80)
+    kept, states = KeptStates(), torch.zeros(10)  # 40 bytes
+
+    def ask(name: str) -> bool:
+        found = kept.of(name.encode())
+        was_there = bool(found)
+        if not was_there:
+            kept.keep(found, b"batch", states)
+        return was_there
+
+    assert [ask(a) for a in "abc"] == [False] * 3
+    assert [ask(a) for a in "abc" * 2] == [True, True, False] * 2
+    assert kept.bytes == 80
+    assert [ask(a) for a in "de"] == [False] * 2  # another stream's rows: what is held may still come
+    assert [ask(a) for a in "de"] == [False] * 2  # a round without the old ones has passed
+    assert [ask(a) for a in "de"] == [True] * 2
+    assert kept.bytes == 80
+    assert not ask("a")
+
+
+def test_states_of_a_block_are_kept_beside_those_of_others(llama: CausalLM, monkeypatch: pytest.MonkeyPatch):
+    """The network and its prompts are run once for each block, however many laws its rows are scored beside."""
+    law = llama.law(PROMPTS, max_new_tokens=10, block_rows=32)
+    other = CausalLM(make_llama(seed=9), make_tokenizer(64)).law(PROMPTS, max_new_tokens=10, block_rows=32)
+    monkeypatch.setattr(llama, "frozen", True)
+    monkeypatch.setattr(llama, "kept_states", None)
+    blocks = [law.sample(16, seed=s) for s in range(3)]
+    calls: list[str] = []
+    for name in ("prompts", "forward"):
+        monkeypatch.setattr(Llama, name, _noted(calls, name, getattr(Llama, name)))
+    first = [law.score_beside(x, other, again=True) for x in blocks]
+    both, calls[:] = list(calls), []
+    for x, a in zip(blocks, first, strict=True):
+        b = law.score_beside(x, other, again=True)
+        assert (a.own == b.own).all()
+        assert (a.controls == b.controls).all()
+    assert len(both) == 2 * len(calls) > 0
+
+
+def _noted(calls: list[str], name: str, method: Callable[..., object]) -> Callable[..., object]:
+    def call(self: object, *given: object) -> object:
+        calls.append(name)
+        return method(self, *given)
+
+    return call

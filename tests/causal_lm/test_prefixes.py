@@ -56,14 +56,16 @@ def test_frontiers_are_the_enumerated_ones_at_every_prefix_length(small: CausalL
             assert abs(e.value - value) < 4.5 * e.se + 1e-5, (name, m, e, value)
 
 
-def test_scores_by_token_sum_to_the_score(llama: CausalLM) -> None:
+def test_scores_of_prefixes_are_those_of_the_tokens(llama: CausalLM) -> None:
     p = llama.law(PROMPTS, max_new_tokens=6, stop=STOP, block_rows=12)
     q = p.select(hm.Selectivity(top_k=5))
     x, y = p.sample(12, seed=1), q.sample(12, seed=2)
     s = scores_of(p, q, x, y)
-    assert s.truth_steps is not None
-    assert s.law_steps is not None
-    for steps, rows, law in zip((*s.truth_steps, *s.law_steps), (x, x, y, y), (p, q, p, q), strict=True):
-        assert steps.shape == rows.ids.shape
-        assert steps.sum(-1) == pytest.approx(law.log_prob(rows), abs=1e-9)
-        assert not steps[~rows.within].any()
+    assert s.truth_first is not None
+    assert s.law_first is not None
+    for first, rows, law in zip((*s.truth_first, *s.law_first), (x, x, y, y), (p, q, p, q), strict=True):
+        steps = law.score_steps(rows).selected
+        assert first.shape == (12, 4)  # 1, 2, 4 tokens, and whole rows of up to 6
+        for k, m in enumerate((1, 2, 4)):
+            assert first[:, k] == pytest.approx(steps[:, :m].sum(-1), abs=1e-9)
+        assert first[:, -1] == pytest.approx(law.log_prob(rows), abs=1e-9)

@@ -13,21 +13,22 @@ from chains import mixture_spec, write_spec
 from hydrometer.stages.judge import scores_of
 
 
-def test_steps_come_with_the_scores_and_sum_to_them() -> None:
+def test_prefixes_come_with_the_scores_and_end_in_them() -> None:
     table = np.random.default_rng(0).dirichlet(np.ones(3), size=4)
     p = hm.Markov(np.log(table), order=1, max_new_tokens=5)
     q = p.select(hm.Selectivity(top_k=2))
     x, y = p.sample(40, seed=1), q.sample(40, seed=2)
     s = scores_of(p, q, x, y)
-    assert s.truth_steps is not None
-    assert s.law_steps is not None
+    assert s.truth_first is not None
+    assert s.law_first is not None
     whole = (s.truth_on_truth, s.law_on_truth, s.truth_on_law, s.law_on_law)
-    for steps, totals in zip((*s.truth_steps, *s.law_steps), whole, strict=True):
-        assert steps.sum(axis=1) == pytest.approx(totals, abs=1e-12)
+    for first, totals in zip((*s.truth_first, *s.law_first), whole, strict=True):
+        assert first[:, -1] == pytest.approx(totals, abs=1e-12)
     assert np.isneginf(s.law_on_truth).any()
-    assert s.truth_steps[1].shape == x.ids.shape
+    assert s.truth_first[1].shape == (40, 4)  # 1, 2, 4 tokens, and whole rows of up to 5
+    assert s.truth_first[0][:, 1] == pytest.approx(p.token_log_prob(x)[:, :2].sum(axis=1), abs=1e-12)
     own = scores_of(p, p, x, x)
-    assert own.truth_steps is own.law_steps is None  # nothing to compare
+    assert own.truth_first is own.law_first is None  # nothing to compare
 
 
 def test_a_run_leaves_curves_in_its_exhibits(tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ def test_one_more_temperature_recomputes_only_its_own_stages(tmp_path: Path, tin
     run(lm_spec(tiny_models["llama"]), tmp_path)
     more = lm_spec(tiny_models["llama"], selectivity=[{"temperature": t} for t in (1.0, 0.8, 0.6)])
     done = run(more, tmp_path).outcome.computed
-    # draws in blocks of 16: distill 2, validate 1, and 3 for each of the four judged laws
-    assert dict(done) == {"draw": 3 + 4 * 3, "fit": 1, "judge": 4, "show": 4}
+    # draws in blocks of 16: distill 2, validate 1, and 3 for each of the four judged laws, scored on both sides' rows
+    assert dict(done) == {"draw": 3 + 4 * 3, "fit": 1, "score": 4 * 6, "judge": 4, "show": 4}
 
 
 def test_prompts_that_changed_are_another_experiment(tmp_path: Path, tiny_models: dict[str, Path]) -> None:

@@ -28,7 +28,7 @@ from hydrometer.models.chosen import ChosenLaw, candidates_of
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import ScoreNode
 
-__all__ = ["BIAS_ROWS", "Columns", "columns_of", "load_columns", "score", "scores_from"]
+__all__ = ["BIAS_ROWS", "Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]
 
 Floats = NDArray[np.float64]
 
@@ -138,8 +138,7 @@ def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
     again = min(max(BIAS_ROWS - node.start, 0), node.n)
     if precision == "bfloat16" and again:
         found = _in_float32(node, bench, found, context.family.take(rows, again))
-    columns = {f.name: getattr(found, f.name) for f in fields(found)}
-    np.savez(folder / _FILE, **{name: v for name, v in columns.items() if v is not None})
+    save_columns(found, folder)
     return {"rows": len(rows)}
 
 
@@ -158,8 +157,14 @@ def _check(name: str, column: Floats) -> None:
         raise StageError(f"scores {name} hold NaN or +inf", fix="the model diverged: lower its learning rate")
 
 
+def save_columns(found: Columns, folder: Path) -> None:
+    """Write one block's columns into an existing folder."""
+    columns = {f.name: getattr(found, f.name) for f in fields(found)}
+    np.savez(folder / _FILE, **{name: v for name, v in columns.items() if v is not None})
+
+
 def load_columns(folders: Sequence[Path]) -> Columns:
-    """Read what `score` wrote, blocks in the order given.
+    """Read what `save_columns` wrote, blocks in the order given.
 
     Raises
     ------
