@@ -77,4 +77,4 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path, tiny_models: dict
         assert not list((out / "artifacts").glob(".tmp-*"))
         shutil.rmtree(out)
     assert killed == KILLS
-    assert {"draw", "fit", "judge"} <= between
+    assert {"draw", "fit", "score", "judge"} <= between

@@ -221,7 +221,7 @@ def test_blocks_of_other_lengths_and_controls_are_joined(tmp_path: Path) -> None
     fewer = load_columns(folders)
     assert (fewer.controls == found.controls[:, :1]).all()
     assert not fewer.exact
-    (folders[2] / "scores.npz").write_bytes(b"PK broken")
+    (folders[2] / "scores.npz").write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(StoreError, match="scores cannot be read"):
         load_columns(folders)
 

@@ -23,6 +23,7 @@ from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, plan_adopted
+from hydrometer.run.blocks import plan_scores
 from hydrometer.stages.maps import MOST_SHOWN, map_groups
 from hydrometer.stages.nodes import (
     VERSIONS,
@@ -39,7 +40,6 @@ from hydrometer.stages.nodes import (
     PrefixSource,
     ReleasedNode,
     Rows,
-    ScoreNode,
     ShowNode,
 )
 from hydrometer.stages.picture import PICTURE_ROWS
@@ -185,9 +185,7 @@ class _ChainPlanner:
         n = self.sizes["evaluate"]
         law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, n, "judge")
         known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
-        at = canonical(decoding)
-        of_truth = () if at is not None and at.chooses else self.scores(law, decoding, "truth", truth_rows, known)
-        of_law = () if is_truth else self.scores(law, decoding, "law", law_rows, None)
+        of_truth, of_law = plan_scores(self, law, canonical(decoding), truth_rows, law_rows, known)
         key = self.key(
             "judge",
             {"truth": self.truth.key, "law": law.key, "truth_rows": truth_rows.key, "rows": law_rows.key,
@@ -200,36 +198,6 @@ class _ChainPlanner:
                 (*inputs, *of_truth, *of_law),
             )
         )  # fmt: skip
-
-    def scores(
-        self, law: LawRef, decoding: Selectivity | None, side: Literal["truth", "law"], rows: Rows, known: str | None
-    ) -> tuple[str, ...]:
-        """Score rows block by block. How many rows there are in all is in no key, so more of them add blocks.
-
-        Parameters
-        ----------
-        known : key of the truth's own judge node, whose scores of these blocks a law may need.
-        """
-        size = self.family.block_rows(self.chain)
-        of_truth = () if known is None else cast("JudgeNode", self.plan.nodes[known]).truth_scores
-        keys: list[str] = []
-        for i, block in enumerate(rows.blocks):
-            n = min(size, rows.n - i * size)
-            key = self.key(
-                "score",
-                {"truth": self.truth.key, "law": law.key, "decoding": _json(canonical(decoding)), "side": side,
-                 "block": block, "rows": n},
-            )  # fmt: skip
-            own = of_truth[i] if of_truth else None
-            inputs = (*_law_inputs(law), block, *(() if own is None else (own,)))
-            keys.append(
-                self.add(
-                    ScoreNode(
-                        key, self.context, law, canonical(decoding), self.truth, side, block, i * size, n, own, inputs
-                    )
-                )
-            )
-        return tuple(keys)
 
     def show(self, judge_key: str) -> str:
         """Plan the exhibit of a judged cell."""

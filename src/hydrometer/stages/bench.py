@@ -94,6 +94,14 @@ class Bench:
         """Open the first `n` rows of one block of draws."""
         return context.family.load_samples([self.store.path("draw", key)], n)
 
+    def head(self, context: Context, rows: Rows, n: int) -> Samples:
+        """Open the first `n` rows, from the first blocks alone where draws are stored; else all rows."""
+        if not rows.blocks:
+            return self.rows(context, rows)
+        n = min(n, rows.n)
+        blocks = rows.blocks[: -(-n // context.family.block_rows(context.spec))]
+        return context.family.load_samples([self.store.path("draw", k) for k in blocks], n)
+
     def outline(self, context: Context, rows: Rows) -> Samples:
         """Open lengths, strata and recorded log-probabilities alone, where draws are stored: 24 bytes a row.
 

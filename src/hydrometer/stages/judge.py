@@ -45,6 +45,7 @@ Floats = NDArray[np.float64]
 
 KEPT_ROWS = 1024  # of cheap families: enough for the variance of a paired difference
 SHOWN_ROWS = 16  # rows of a law that an exhibit may show with their log-probability under the truth
+SHOWN_STORED = 256  # stored rows that are opened for an exhibit at most
 _CURVES = "curves.json"
 
 
@@ -226,9 +227,9 @@ def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
     precision = context.family.precision(context.spec, "judge")
     truth = bench.law(context, judged.truth, precision)
     law = cast("Law", candidates_of(bench.law(context, judged.law, precision, judged.decoding)))
-    rows = bench.rows(context, judged.law_rows)
     with np.load(bench.store.path("judge", judged.key) / "rows.npz") as archive:
         truth_on_law: Floats = archive["truth_on_law"]
+    rows = bench.head(context, judged.law_rows, SHOWN_STORED)
     shown = context.family.exhibit(context.spec, truth, law, rows, truth_on_law)
     found = _curves(judged, bench, truth, law, rows)
     if found is not None:

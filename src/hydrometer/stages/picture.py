@@ -37,7 +37,7 @@ def embed(node: EmbedNode, bench: Bench, folder: Path) -> dict[str, object]:
     truth = bench.law(context, node.truth, family.precision(context.spec, "judge"))
     if not isinstance(truth, Embeds):
         raise StageError("no picture: this family's models do not embed", got=family.name, fix="leave picture out")
-    rows = family.take(bench.rows(context, node.rows), node.n)
+    rows = family.take(bench.head(context, node.rows, node.n), node.n)
     found = truth.embed(rows)
     if not np.isfinite(found).all():
         raise StageError("no picture: the truth's hidden states hold NaN or infinity", fix="set judge_dtype: float32")

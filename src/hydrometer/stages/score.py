@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +176,7 @@ def load_columns(folders: Sequence[Path]) -> Columns:
         try:
             with np.load(folder / _FILE) as archive:
                 parts.append({name: archive[name] for name in archive.files})
-        except (OSError, ValueError, KeyError, EOFError) as e:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
             raise StoreError(
                 f"scores cannot be read: {e}", got=folder.name, fix="delete the artifact, run again"
             ) from None
