@@ -19,6 +19,8 @@ from hydrometer.run.design import examine_design
 from hydrometer.run.machine import examine_machine
 from hydrometer.run.plan import ChainPlan, Plan
 from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_key
+from hydrometer.store.places import Url
+from hydrometer.store.remote import open_store
 
 __all__ = ["Diagnosis", "diagnose", "keep"]
 
@@ -62,7 +64,7 @@ class Diagnosis:
         raise InputError(f"{where}{first.what}: {first.why}", fix=first.fix + more)
 
 
-def diagnose(spec: RunSpec, plan: Plan, artifacts: Path) -> Diagnosis:
+def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
     """Examine a run before anything of it is made; nothing is written.
 
     Parameters
@@ -92,7 +94,7 @@ def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:
                 (folder / _FILE).write_text(canonical_json([f.to_json() for f in found]), encoding="utf-8")
 
 
-def _examined(chain: ChainPlan, artifacts: Path) -> tuple[tuple[Finding, ...], str | None]:
+def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, ...], str | None]:
     """Return what the family finds, and the key it is kept under where that took a probe."""
     family, spec = chain.context.family, chain.context.spec
     if not family.keeps_draws:
@@ -101,14 +103,16 @@ def _examined(chain: ChainPlan, artifacts: Path) -> tuple[tuple[Finding, ...], s
         {"stage": STAGE, "version": VERSION, "family": family.name, "truth": chain.truth.key,
          "numerics": dict(family.numerics(spec)), "chain": spec.model_dump(mode="json", exclude_none=True)}
     )  # fmt: skip
-    kept = _read(artifacts / f"{STAGE}-{key}" / _FILE)
+    kept = _read(artifacts, key)
     return (tuple(family.examine(spec)) if kept is None else kept), key
 
 
-def _read(path: Path) -> tuple[Finding, ...] | None:
+def _read(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
     """Findings kept earlier; None where there are none, or none that can be read: they are then found again."""
     try:
-        value: object = json.loads(path.read_bytes())
+        here = isinstance(artifacts, Path)  # opening a local store would make its folder
+        folder = artifacts / f"{STAGE}-{key}" if here else open_store(artifacts).path(STAGE, key)
+        value: object = json.loads((folder / _FILE).read_bytes())
         if not isinstance(value, list):
             return None
         return tuple(Finding.from_json(v) for v in cast("list[object]", value))
