@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.store.artifacts import file_digest
-from hydrometer.store.places import Url, asking, at_once, filesystem
+from hydrometer.store.places import Url, asking, at_once, filesystem, object_bytes
 
 __all__ = ["Mirror", "read_object", "send_folder"]
 
@@ -43,26 +43,29 @@ class Mirror:
         weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
         self.root = home / url.name  # named as the run is: pages and messages show it
         self.root.mkdir()
-        self._sent: dict[str, str] = {}
+        self._sent: dict[str, str] = {}  # digests, by name, of what is there as it is here
+        self._tags: dict[str, str] = {}
         self.pull()
 
     def pull(self) -> None:
-        """Bring the books as they are now; what was here is replaced."""
+        """Bring the books as they are now; what is here and was not changed there is not brought again."""
         names = self._names()
-        if names - {"artifacts"} and "specs" not in names:  # a run that was killed early has artifacts alone
+        if names.keys() - {"artifacts"} and "specs" not in names:  # a run that was killed early has artifacts alone
             fix = "choose an empty or new --out"
             raise FolderError("the place is not empty and holds no run", got=str(self.url), fix=fix)
-        wanted = [n for n in _LAST if n in names]
+        there = {n: names[n] for n in _LAST if n in names}
         for part in PARTS:
-            shutil.rmtree(self.root / part, ignore_errors=True)
             if part in names:
-                (self.root / part).mkdir()
-                wanted += [f"{part}/{n}" for n in self._files(part)]
-        for name in _LAST:
+                (self.root / part).mkdir(exist_ok=True)
+                there |= self._files(part)
+        for name in self._tags.keys() - there.keys():
             (self.root / name).unlink(missing_ok=True)
+        wanted = [n for n, tag in there.items() if self._tags.get(n) != tag or not (self.root / n).is_file()]
         with asking(self.url):
             at_once(lambda n: self._fs.get_file(f"{self.url.path}/{n}", str(self.root / n)), wanted)
-        self._sent = {n: file_digest(self.root / n) for n in wanted}
+        self._sent = {n: d for n, d in self._sent.items() if n in there}
+        self._sent |= {n: file_digest(self.root / n) for n in wanted}
+        self._tags = there
 
     def push(self) -> None:
         """Send what changed since it was brought or last sent."""
@@ -81,23 +84,28 @@ class Mirror:
         self._fs.put_file(str(self.root / name), f"{self.url.path}/{name}")
         self._sent[name] = digest
 
-    def _names(self) -> set[str]:
-        """First parts of what is below the URL but for the lock."""
+    def _names(self) -> dict[str, str]:
+        """First parts of what is below the URL but for the lock, with tags of their content."""
         with asking(self.url):
             try:
                 found = cast("list[dict[str, Any]]", self._fs.ls(self.url.path, detail=True))
             except FileNotFoundError as e:
                 if e.__cause__ is not None:  # the bucket itself
                     raise
-                return set()
-        names = {str(o["name"]).rstrip("/").removeprefix(self.url.path).strip("/") for o in found}
-        return names - {"", ".lock"}
+                return {}
+        names = {str(o["name"]).removeprefix(self.url.path).strip("/"): _tag(o) for o in found}
+        return {n: tag for n, tag in names.items() if n and not n.startswith(".lock")}
 
-    def _files(self, part: str) -> list[str]:
+    def _files(self, part: str) -> dict[str, str]:
         with asking(self.url):
-            found = cast("list[str]", self._fs.find(f"{self.url.path}/{part}"))
-        names = [p.removeprefix(f"{self.url.path}/{part}/") for p in found]
-        return [n for n in names if _NAME.fullmatch(n) and n not in (".", "..")]
+            found = cast("dict[str, dict[str, Any]]", self._fs.find(f"{self.url.path}/{part}", detail=True))
+        names = {p.removeprefix(f"{self.url.path}/{part}/"): _tag(o) for p, o in found.items()}
+        return {f"{part}/{n}": tag for n, tag in names.items() if _NAME.fullmatch(n) and n not in (".", "..")}
+
+
+def _tag(facts: dict[str, Any]) -> str:
+    """What changes when an object does."""
+    return " ".join(str(facts.get(k)) for k in ("ETag", "etag", "generation", "size", "LastModified", "mtime"))
 
 
 def read_object(url: Url) -> bytes:
@@ -105,7 +113,7 @@ def read_object(url: Url) -> bytes:
     absent = False
     with asking(url):
         try:
-            return cast("bytes", filesystem(url).cat_file(url.path))
+            return object_bytes(filesystem(url), url.path)
         except FileNotFoundError:
             absent = True
     assert absent

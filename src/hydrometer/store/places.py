@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +23,17 @@ from urllib.parse import unquote
 
 from hydrometer.core.errors import FolderError, InputError, MissingDependencyError, UnreachableError
 
-__all__ = ["Url", "asking", "at_once", "copies_bound", "copies_home", "filesystem", "place_of", "resolved"]
+__all__ = [
+    "Url",
+    "asking",
+    "at_once",
+    "copies_bound",
+    "copies_home",
+    "filesystem",
+    "object_bytes",
+    "place_of",
+    "resolved",
+]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -163,9 +175,24 @@ def filesystem(url: Url) -> Any:
         raise MissingDependencyError(
             f"{url.scheme}:// needs {package}", got=e.name or str(e), fix=f"pip install 'hydrometer[{extra}]'"
         ) from None
+    logging.getLogger("asyncio").addFilter(_is_news)
     if url.scheme == "s3":
         found.retries = 1  # botocore retries already; not both
     return found
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of asyncio's says what we do not: aiohttp leaves behind what a lost connection cost it."""
+    aiohttp = sys.modules.get("aiohttp")
+    error = record.exc_info[1] if record.exc_info else None
+    return aiohttp is None or not isinstance(error, aiohttp.ClientError)
+
+
+def object_bytes(fs: Any, path: str) -> bytes:
+    """Return an object's bytes, by one request; `cat_file` of s3fs makes two."""
+    with tempfile.TemporaryDirectory(prefix="hydrometer-") as folder:
+        fs.get_file(path, f"{folder}/object")
+        return Path(folder, "object").read_bytes()
 
 
 def _troubles() -> tuple[type[BaseException], ...]:

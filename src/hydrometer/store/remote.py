@@ -28,7 +28,7 @@ from typing import Any, cast
 from hydrometer.core.errors import StoreError
 from hydrometer.store.artifacts import META, ArtifactStore, file_digest
 from hydrometer.store.copies import Copies
-from hydrometer.store.places import Url, asking, at_once, copies_home, filesystem, place_of
+from hydrometer.store.places import Url, asking, at_once, copies_home, filesystem, object_bytes, place_of
 
 __all__ = ["RemoteArtifacts", "open_store"]
 
@@ -166,7 +166,7 @@ class RemoteArtifacts(ArtifactStore):
     def _read_meta(self, stage: str, key: str, attempt: str) -> dict[str, Any]:
         with asking(self.url):
             try:
-                raw = cast("bytes", self._fs.cat_file(f"{self.url.path}/{stage}-{key}/{attempt}/{META}"))
+                raw = object_bytes(self._fs, f"{self.url.path}/{stage}-{key}/{attempt}/{META}")
             except FileNotFoundError:
                 raise StoreError(f"artifact {stage}-{key} has no {META}") from None
         try:

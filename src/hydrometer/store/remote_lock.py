@@ -18,13 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from hydrometer.core.errors import FolderError, HydrometerError
-from hydrometer.store.places import Url, asking, filesystem
+from hydrometer.core.errors import FolderError, HydrometerError, UnreachableError
+from hydrometer.store.places import Url, asking, filesystem, object_bytes
 
 __all__ = ["Lease", "hold_remote"]
 
 BEAT = 60.0  # seconds between renewals
 DEAD = 300.0  # seconds without one, by the store's clock, after which the holder is gone
+
+_held: set[str] = set()  # tokens of this process's locks
 
 
 class Lease:
@@ -59,6 +61,7 @@ class Lease:
                 fix="keep the run's folder here and its artifacts there: --out FOLDER --cache URL",
             )  # fmt: skip
         self._tag = tag
+        _held.add(self._token)
         self._thread.start()
 
     def check(self) -> None:
@@ -72,6 +75,7 @@ class Lease:
     def release(self) -> None:
         """Let go, where it is still ours."""
         self._ended.set()
+        _held.discard(self._token)
         self._thread.join(timeout=2 * BEAT)
         if not self._lost:
             self._object.remove(self._tag)
@@ -165,7 +169,7 @@ class _LockObject:
         with asking(self.url):
             try:
                 found = self._info()
-                raw = cast("bytes", self._fs.cat_file(self._path))
+                raw = object_bytes(self._fs, self._path)
             except FileNotFoundError:
                 return None
         if found is None:
@@ -214,7 +218,9 @@ def hold_remote(url: Url) -> Generator[Lease]:
     try:
         yield lease
     finally:
-        lease.release()
+        # What was to be kept is kept, or its error is on its way; a lock that is not let go of ends by itself.
+        with suppress(UnreachableError):
+            lease.release()
 
 
 def _code(error: OSError) -> str:
@@ -244,8 +250,10 @@ def _process(pid: int) -> str | None:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder ran under this very kernel and namespace and does not any more."""
+    """Whether the holder ran under this very kernel and namespace and does not any more, or is an earlier call here."""
     name, pid, mine = holder.get("process"), holder.get("pid"), _process(os.getpid())
     if not isinstance(name, str) or not isinstance(pid, int) or mine is None:
         return False
+    if name == mine:
+        return holder.get("token") not in _held
     return name.split()[:2] == mine.split()[:2] and _process(pid) != name
