@@ -103,16 +103,23 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
         {"stage": STAGE, "version": VERSION, "family": family.name, "truth": chain.truth.key,
          "numerics": dict(family.numerics(spec)), "chain": spec.model_dump(mode="json", exclude_none=True)}
     )  # fmt: skip
-    kept = _read(artifacts, key)
+    kept = _kept(artifacts, key)
     return (tuple(family.examine(spec)) if kept is None else kept), key
 
 
-def _read(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
+def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
+    if isinstance(artifacts, Path):  # opening a local store would make its folder
+        return _read(artifacts / f"{STAGE}-{key}" / _FILE)
+    try:
+        return _read(open_store(artifacts).path(STAGE, key) / _FILE)
+    except StoreError:
+        return None
+
+
+def _read(path: Path) -> tuple[Finding, ...] | None:
     """Findings kept earlier; None where there are none, or none that can be read: they are then found again."""
     try:
-        here = isinstance(artifacts, Path)  # opening a local store would make its folder
-        folder = artifacts / f"{STAGE}-{key}" if here else open_store(artifacts).path(STAGE, key)
-        value: object = json.loads((folder / _FILE).read_bytes())
+        value: object = json.loads(path.read_bytes())
         if not isinstance(value, list):
             return None
         return tuple(Finding.from_json(v) for v in cast("list[object]", value))
