@@ -1,10 +1,11 @@
+import sys
 from pathlib import Path
 
 import pytest
 
-from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.errors import FolderError, InputError, MissingDependencyError
 from hydrometer.store.artifacts import ArtifactStore
-from hydrometer.store.places import Url, asking, copies_bound, copies_home, place_of
+from hydrometer.store.places import Url, asking, copies_bound, copies_home, filesystem, place_of
 from hydrometer.store.remote import open_store
 
 
@@ -68,6 +69,16 @@ def test_secrets_in_a_librarys_words_are_left_out() -> None:
     with pytest.raises(Exception, match="does not answer") as failed, asking(Url("s3", "bucket", "x")):
         raise OSError(5, "no answer from https://u:hush@host/x?X-Amz-Signature=hush")
     assert "hush" not in str(failed.value)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = pytest.importorskip("fsspec.registry")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(registry._registry, "gcs", raising=False)
+    found = place_of("gs://bucket/x")
+    assert isinstance(found, Url)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'hydrometer\[gcs\]'"):
+        filesystem(found)
 
 
 def test_the_bound_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

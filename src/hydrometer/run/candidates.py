@@ -212,7 +212,7 @@ def _need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: 
     if not source.store.has(stage, key):
         raise FolderError(
             f"a {stage} artifact of the run is missing, damaged, or was made by other versions or on another processor",
-            got=str(source.store.root), fix=f"run it again into {source.folder}, or name its --cache",
+            got=source.store.location, fix=f"run it again into {source.folder}, or name its --cache",
         )  # fmt: skip
     return source.store.path(stage, key)
 

@@ -71,6 +71,11 @@ class ArtifactStore:
         except OSError as e:
             raise FolderError(f"cannot make the folder {root}: {e.strerror}", fix="choose another --out") from None
 
+    @property
+    def location(self) -> str:
+        """Where it is, as `open_store` takes it in another process or on another machine."""
+        return str(self.root.absolute())
+
     def path(self, stage: str, key: str) -> Path:
         """Return where an artifact is or would be."""
         return self.root / f"{stage}-{key}"

@@ -170,7 +170,8 @@ def filesystem(url: Url) -> Any:
             config["retries"] = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
         options["config_kwargs"] = config
     try:
-        found = cast("Any", fsspec).filesystem("s3" if url.scheme == "s3" else "gcs", **options)
+        with asking(url):
+            found = cast("Any", fsspec).filesystem("s3" if url.scheme == "s3" else "gcs", **options)
     except ImportError as e:
         raise MissingDependencyError(
             f"{url.scheme}:// needs {package}", got=e.name or str(e), fix=f"pip install 'hydrometer[{extra}]'"

@@ -104,6 +104,11 @@ class RemoteArtifacts(ArtifactStore):
     def __reduce__(self) -> tuple[object, ...]:
         return (RemoteArtifacts, (self.url,))
 
+    @property
+    def location(self) -> str:
+        """The URL."""
+        return str(self.url)
+
     # what is there ---------------------------------------------------------------------------------------------------
 
     def has(self, stage: str, key: str) -> bool:
