@@ -21,6 +21,7 @@ from hydrometer.core.errors import (
     SpecError,
     StageError,
     StoreError,
+    UnreachableError,
 )
 from hydrometer.core.estimate import Contrast, Estimate
 from hydrometer.core.findings import Finding
@@ -87,6 +88,7 @@ __all__ = [
     "StageError",
     "StoreError",
     "Stream",
+    "UnreachableError",
     "__version__",
     "add_scores",
     "adopt",

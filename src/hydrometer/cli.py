@@ -9,7 +9,6 @@ import json
 import shlex
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -33,7 +32,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="DIR|URL", help="The run's folder, or s3://bucket/prefix. [default: runs/NAME]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
 
 
@@ -61,8 +63,8 @@ def run_command(
         typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
     ] = None,
     cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Where artifacts are kept, to share them between runs."),
+        str | None,
+        typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept, to share them between runs."),
     ] = None,
     until: Annotated[
         Literal["draw"] | None,
@@ -112,7 +114,7 @@ def doctor_command(
         list[str] | None,
         typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
     ] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are kept.")] = None,
+    cache: Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")] = None,
     engine_url: Annotated[
         str | None,
         typer.Option("--engine-url", metavar="URL", help="Ask a server which law its log-probabilities are of."),
@@ -158,9 +160,9 @@ def recipes_command(as_json: Json = False) -> None:
 
 @app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR|URL...", help="Folders of runs.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where the page goes. [default: first DIR]")
+        str | None, typer.Option("--out", metavar="DIR|URL", help="Where the page goes. [default: first DIR]")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -177,7 +179,7 @@ cli_elsewhere.add_commands(app)
 
 @app.command("advise")
 def advise_command(
-    folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of finished runs.")] = None,
+    folders: Annotated[list[str] | None, typer.Argument(metavar="DIR|URL...", help="Folders of finished runs.")] = None,
     max_recall_loss: Annotated[
         float | None,
         typer.Option("--max-recall-loss", metavar="NATS", help="Most recall to lose. [default, if nothing else: 0.1]"),
@@ -212,10 +214,10 @@ def advise_command(
         list[str] | None, typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key of the pilot's full run.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The pilot's folder. [default: runs/NAME-pilot]")
+        str | None, typer.Option("--out", metavar="DIR|URL", help="The pilot's folder. [default: runs/NAME-pilot]")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are, for runs made with one.")
+        str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are, for runs made with one.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_commands", "say_drawn"]
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR|URL", help="The folder of a run.")]
 Chain = Annotated[str | None, typer.Option("--chain", metavar="NAME", help="The chain, where there are several.")]
-Cache = Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are, if not in DIR.")]
+Cache = Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are, if not in DIR.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The run's seed. [default: its first]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
 Setting = Annotated[

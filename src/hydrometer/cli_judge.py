@@ -59,9 +59,9 @@ def judge_command(
     base: Annotated[
         str | None, typer.Option("--base", metavar="M", help="The model under adapters, where they name a path.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for rows, scores, results.")] = Path(
-        "runs/judge"
-    ),
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR|URL", help="Folder for rows, scores, results.")
+    ] = "runs/judge",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")
     ] = False,

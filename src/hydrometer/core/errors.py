@@ -18,6 +18,7 @@ __all__ = [
     "SpecError",
     "StageError",
     "StoreError",
+    "UnreachableError",
 ]
 
 _LONGEST_GOT = 200
@@ -88,3 +89,7 @@ class FitError(StageError):
 
 class StoreError(HydrometerError):
     """An artifact or record on disk is missing, damaged, or not what its key promises."""
+
+
+class UnreachableError(HydrometerError):
+    """A remote store does not answer. The run ends, for nothing more could be kept; what is finished stays."""

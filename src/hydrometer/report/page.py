@@ -6,9 +6,10 @@ content security policy allows that one, by its hash, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -36,6 +37,8 @@ from hydrometer.report.style import LOOKS, inline_svg, render, write_atomic
 from hydrometer.report.verdict import Sentence, sentences
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.wording import per, setting
+from hydrometer.store.mirror import Mirror, send_folder
+from hydrometer.store.places import Url, place_of
 
 __all__ = ["build_report"]
 
@@ -284,24 +287,24 @@ def _environment() -> Environment:
     return env
 
 
-def _target(folders: list[Path], out: Path | None) -> Path:
+def _target(places: list[Path | Url], out: Path | Url | None) -> Path | Url:
     if out is None:
-        return folders[0] / "report.html"
-    return out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
+        return places[0] / "report.html"
+    return out if out.name.lower().endswith((".html", ".htm")) else out / "report.html"
 
 
-def build_report(runs: list[Path], *, out: Path | None = None) -> Path:
+def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | None = None) -> Path | Url:
     """Write the page of one or several runs, and its figures beside it.
 
     Parameters
     ----------
-    runs : run folders, each with its results.json and, where judge left some, exhibits.
-    out : where to: a folder, or the name of an .html file; None takes the first run's folder.
+    runs : run folders or URLs, each with its results.json and, where judge left some, exhibits.
+    out : where to: a folder or URL, or the name of an .html file; None takes the first run's folder.
 
     Returns
     -------
-    Path : of report.html. Beside it `figures/` holds every figure as svg, png and pdf. The same results give the same
-        bytes.
+    Path or Url : of report.html. Beside it `figures/` holds every figure as svg, png and pdf. The same results give the
+        same bytes.
 
     Raises
     ------
@@ -309,11 +312,22 @@ def build_report(runs: list[Path], *, out: Path | None = None) -> Path:
     FolderError : where a folder has no results, or the page cannot be written.
     DataError : where results have another schema.
     """
-    folders = [Path(r) for r in runs]
-    if not folders:
+    places = [place_of(r) for r in runs]
+    if not places:
         raise InputError("no run to report on", got=runs, fix="give at least one run folder")
-    read = [read_run(f) for f in folders]
-    target = _target(folders, Path(out) if out is not None else None)
+    mirrors = [Mirror(p) for p in places if isinstance(p, Url)]  # they last until the page is written
+    at = {m.url: m.root for m in mirrors}
+    read = [read_run(p if isinstance(p, Path) else at[p]) for p in places]
+    wanted = _target(places, None if out is None else place_of(out))
+    if isinstance(wanted, Path):
+        return _build(read, wanted)
+    with TemporaryDirectory(prefix="hydrometer-report-") as made:
+        _build(read, Path(made) / wanted.name)
+        send_folder(Path(made), wanted.parent)
+    return wanted
+
+
+def _build(read: list[Run], target: Path) -> Path:
     stems = _stems(read)
     try:
         views = [

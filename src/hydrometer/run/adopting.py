@@ -29,7 +29,7 @@ from hydrometer.run.reopen import (
 )
 from hydrometer.stages.nodes import Cell
 from hydrometer.store.artifacts import content_key
-from hydrometer.store.lock import hold
+from hydrometer.store.places import Url
 from hydrometer.store.records import load_results
 
 __all__ = ["AdoptResult", "adopt"]
@@ -52,7 +52,7 @@ class AdoptResult:
 
 
 def adopt(
-    folder: str | Path,
+    folder: str | Path | Url,
     *,
     model: str | Path,
     name: str,
@@ -93,9 +93,9 @@ def adopt(
     hydrometer.core.errors.FolderError: no run in the folder; got 'nowhere'; give the folder of a run
     """
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
-    require_run(Path(folder))
-    with hold(Path(folder)):
-        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_recipes()])
+    home = require_run(folder)
+    with home.hold():
+        opened = reopen(home, cache, [shipped_recipes()])
         at = chain_named(opened.plan, chain)
         finished(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
         entry = _entry(opened, at, str(model), name, wanted, training, seed)
@@ -113,7 +113,7 @@ def adopt(
         part = finished(opened, plan, outcome)
         results = results_of(opened.spec.name, opened.folder, part, opened.store, outcome, opened.findings())
         opened.folder.write_results(results)
-    run = RunResult(opened.folder.root, load_results(opened.folder.root), outcome)
+    run = RunResult(opened.folder.place, load_results(opened.folder.root), outcome)
     return AdoptResult(run, tuple(c.id for c in cells), known is not None)
 
 

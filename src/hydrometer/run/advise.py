@@ -22,8 +22,8 @@ from hydrometer.stages.advice import ERROR, Candidate, Decision, Need, decide, l
 from hydrometer.stages.joint import Linear
 from hydrometer.stages.nodes import Cell
 from hydrometer.store.artifacts import write_atomic
-from hydrometer.store.lock import hold
-from hydrometer.store.records import plain
+from hydrometer.store.places import Url, resolved
+from hydrometer.store.records import RunFolder, plain
 
 __all__ = ["Advice", "advise", "advise_on", "completed", "keep", "need_of"]
 
@@ -55,7 +55,7 @@ class Advice:
 
 
 def advise(
-    folders: str | Path | Sequence[str | Path],
+    folders: str | Path | Url | Sequence[str | Path | Url],
     need: Need | None = None,
     *,
     chain: str | None = None,
@@ -91,26 +91,26 @@ def advise(
     >>> advice.status in ("decided", "undecided"), len(advice.data["candidates"])
     (True, 5)
     """  # noqa: E501  (an example's line cannot be broken)
-    paths = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
+    paths = [folders] if isinstance(folders, str | Path | Url) else list(folders)
     if not paths:
         raise InputError("no run to advise from", got=paths, fix="give at least one run folder")
     wanted, stated = completed(need)
-    sources = [open_source(p, chain, None if cache is None else Path(cache)) for p in paths]
+    sources = [open_source(p, chain, cache) for p in paths]
     return advise_on(sources, wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
 
 
 def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, monitor: Monitor) -> Advice:
     """Advise from opened runs; see `advise`."""
     with ExitStack() as held:
-        for folder in dict.fromkeys(s.folder.resolve() for s in sources):
-            held.enter_context(hold(folder))
+        for books in {resolved(s.folder): s.books for s in sources}.values():
+            held.enter_context(books.hold())
         field = field_of(sources, need)
         decision = decide(field.arms, field.design, need, field.baseline)
         again = judge_again(field, need, decision, monitor) if fresh else None
         if decision.status == "decided" and again is not None and not again.confirmed:
             decision = replace(decision, status="undecided", reason="unconfirmed")
         data = _data(sources, field, need, decision, again, stated=stated)
-        keep(sources[0].folder, data)
+        keep(sources[0].books, data)
     ids = [e.id for e in field.found]
     return Advice(
         decision.status, decision.reason, data["take"], ids[decision.leader],
@@ -143,9 +143,10 @@ def need_of(
     return Need(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
 
 
-def keep(folder: Path, data: Json) -> None:
+def keep(books: RunFolder, data: Json) -> None:
     """Write advice.json."""
-    write_atomic(folder / "advice.json", json.dumps(plain(data), indent=1) + "\n")
+    write_atomic(books.root / "advice.json", json.dumps(plain(data), indent=1) + "\n")
+    books.push()
 
 
 def _data(
@@ -201,7 +202,7 @@ def _candidate(entry: Entry, c: Candidate) -> Json:
     return {
         **_setting(entry.cell),
         "id": entry.id,
-        "run": entry.source.folder.resolve().name,
+        "run": resolved(entry.source.folder).name,
         "feasible": c.feasible,
         "p_best": c.p_best,
         "objective": _figure(c.objective),

@@ -35,8 +35,9 @@ from hydrometer.stages.nodes import Cell, JudgeNode
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore
-from hydrometer.store.lock import hold
+from hydrometer.store.places import Url, place_of
 from hydrometer.store.records import SCHEMA, RunFolder, load_results
+from hydrometer.store.remote import open_store
 
 __all__ = [
     "RunResult",
@@ -60,12 +61,12 @@ class RunResult:
 
     Attributes
     ----------
-    folder : where everything is.
+    folder : where everything is: a path, or a URL.
     results : the content of results.json.
     outcome : stages computed, reused, failed.
     """
 
-    folder: Path
+    folder: Path | Url
     results: dict[str, Any]
     outcome: Outcome
 
@@ -125,9 +126,9 @@ def run(
     Parameters
     ----------
     source : a recipe's name, a YAML file, or a specification.
-    out : the run's folder; ``runs/NAME`` by default.
+    out : the run's folder, or a URL (``s3://bucket/prefix``; docs, Remote stores); ``runs/NAME`` by default.
     overrides : ``a.b.c=VALUE``, as ``--set``.
-    cache : folder for artifacts, where several runs share them; inside the run's folder by default.
+    cache : folder or URL for artifacts, where several runs share them; inside the run's folder by default.
     monitor : watches progress.
     until : "draw" makes every model's training rows, and what they are drawn from, and nothing else: no student below
         the last of them is fitted, nothing is judged, and the results hold no cells. A later run goes on from there.
@@ -146,36 +147,37 @@ def run(
     ([], 16)
     """
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / spec.name)
+    folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     wanted = _entry(spec, plan_run(spec))
     whole = _merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
-    plan, artifacts = plan_run(whole), Path(cache) if cache is not None else folder.root / "artifacts"
+    plan, artifacts = plan_run(whole), place_of(cache) if cache is not None else folder.artifacts
     watch = monitor or SilentMonitor()
     diagnosis = diagnose(whole, plan, artifacts)
     diagnosis.refuse()
     watch.found(diagnosis.findings)
     folder.create()
-    with hold(folder.root):
+    with folder.hold():
         again = _merge_with(folder, spec, wanted)
         adopted = read_adopted(folder)
         if again != whole or adopted:  # another run may have extended the folder meanwhile
             plan = plan_run(again, adopted)
             diagnosis = diagnose(again, plan, artifacts)
             diagnosis.refuse()
-        store = ArtifactStore(artifacts)
+        store = open_store(artifacts)
         if cache is None:  # a shared cache may hold another run's work in progress
             store.sweep()
         folder.accept(wanted)
         folder.remember_base(spec.base or Path.cwd())
+        folder.push()  # before any artifact: what has artifacts is a run
         keep(store, diagnosis)
         if until == "draw":
             outcome = execute(training_rows(plan), store, watch)
-            return RunResult(folder.root, {"name": spec.name, "cells": []}, outcome)
+            return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
         outcome = execute(plan, store, watch)
         findings = [f.to_json() for f in diagnosis.lasting]
         results = results_of(spec.name, folder, plan, store, outcome, findings)
         folder.write_results(results)
-    return RunResult(folder.root, load_results(folder.root), outcome)
+    return RunResult(folder.place, load_results(folder.root), outcome)
 
 
 def joined(folder: RunFolder, spec: RunSpec) -> RunSpec:

@@ -26,7 +26,9 @@ from hydrometer.stages.joint import Arm, Design
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
 from hydrometer.store.artifacts import ArtifactStore, file_digest
+from hydrometer.store.places import Url, place_of
 from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.remote import open_store
 
 __all__ = [
     "Entry",
@@ -56,7 +58,7 @@ class Source:
     digest : of results.json, by which advice is told from newer results.
     """
 
-    folder: Path
+    books: RunFolder
     name: str
     spec: RunSpec
     plan: Plan
@@ -64,6 +66,11 @@ class Source:
     store: ArtifactStore
     cells: dict[str, dict[str, Any]]
     digest: str
+
+    @property
+    def folder(self) -> Path | Url:
+        """Where the run is."""
+        return self.books.place
 
     @property
     def truth_rows(self) -> dict[str, Rows]:
@@ -138,7 +145,9 @@ def _advisable(results: dict[str, Any], where: str) -> list[str]:
         ) from None
 
 
-def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path | None = None) -> Source:
+def open_source(
+    folder: str | Path | Url, chain: str | None, cache: str | Path | None, base: Path | None = None
+) -> Source:
     """Open one chain of a finished run.
 
     Parameters
@@ -152,7 +161,9 @@ def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path 
     InputError : no chain with a distilled student, or several and no name.
     """
     books = RunFolder(folder)
-    results = load_results(folder)
+    if books.place != books.root and not (books.root / "results.json").is_file():
+        raise FolderError("no results.json there", got=str(folder), fix="give the place of a finished run")
+    results = load_results(books.root)
     accepted = books.accepted()
     if not accepted:
         raise FolderError("the folder holds results but no specification", got=str(folder), fix="give a whole run")
@@ -163,20 +174,22 @@ def open_source(folder: Path, chain: str | None, cache: Path | None, base: Path 
             fix="maps and chains without `student` are not advised on; give a run of a chain",
         )  # fmt: skip
     name = the_chain(names, chain, f"the run {folder}")
-    bases = (*books.bases(), Path.cwd(), folder, shipped_recipes()) if base is None else (base,)
-    spec, plan = _planned(accepted, name, folder, bases)
-    kept = folder / "artifacts" if cache is None else cache
-    if not kept.is_dir():
+    bases = (*books.bases(), Path.cwd(), books.root, shipped_recipes()) if base is None else (base,)
+    spec, plan = _planned(accepted, name, books.place, bases)
+    kept = books.artifacts if cache is None else place_of(cache)
+    if isinstance(kept, Path) and not kept.is_dir():
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
-    store = ArtifactStore(kept)
+    store = open_store(kept)
     cells = {c["id"]: c for c in results["cells"]}
     return Source(
-        folder, str(results.get("name", spec.name)), spec, plan, plan.chains[name], store, cells,
-        file_digest(folder / "results.json"),
+        books, str(results.get("name", spec.name)), spec, plan, plan.chains[name], store, cells,
+        file_digest(books.root / "results.json"),
     )  # fmt: skip
 
 
-def _planned(accepted: list[dict[str, Any]], name: str, folder: Path, bases: Sequence[Path]) -> tuple[RunSpec, Plan]:
+def _planned(
+    accepted: list[dict[str, Any]], name: str, folder: Path | Url, bases: Sequence[Path]
+) -> tuple[RunSpec, Plan]:
     """Plan the run again, with the files that it was made from."""
     why = ""
     for base in bases:
@@ -199,7 +212,7 @@ def _need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: 
     if not source.store.has(stage, key):
         raise FolderError(
             f"a {stage} artifact of the run is missing, damaged, or was made by other versions or on another processor",
-            got=str(source.store.root), fix=f"run it again into {source.folder}, or name its --cache",
+            got=source.store.location, fix=f"run it again into {source.folder}, or name its --cache",
         )  # fmt: skip
     return source.store.path(stage, key)
 

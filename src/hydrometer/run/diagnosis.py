@@ -19,6 +19,8 @@ from hydrometer.run.design import examine_design
 from hydrometer.run.machine import examine_machine
 from hydrometer.run.plan import ChainPlan, Plan
 from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_key
+from hydrometer.store.places import Url
+from hydrometer.store.remote import open_store
 
 __all__ = ["Diagnosis", "diagnose", "keep"]
 
@@ -62,7 +64,7 @@ class Diagnosis:
         raise InputError(f"{where}{first.what}: {first.why}", fix=first.fix + more)
 
 
-def diagnose(spec: RunSpec, plan: Plan, artifacts: Path) -> Diagnosis:
+def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
     """Examine a run before anything of it is made; nothing is written.
 
     Parameters
@@ -92,7 +94,7 @@ def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:
                 (folder / _FILE).write_text(canonical_json([f.to_json() for f in found]), encoding="utf-8")
 
 
-def _examined(chain: ChainPlan, artifacts: Path) -> tuple[tuple[Finding, ...], str | None]:
+def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, ...], str | None]:
     """Return what the family finds, and the key it is kept under where that took a probe."""
     family, spec = chain.context.family, chain.context.spec
     if not family.keeps_draws:
@@ -101,8 +103,17 @@ def _examined(chain: ChainPlan, artifacts: Path) -> tuple[tuple[Finding, ...], s
         {"stage": STAGE, "version": VERSION, "family": family.name, "truth": chain.truth.key,
          "numerics": dict(family.numerics(spec)), "chain": spec.model_dump(mode="json", exclude_none=True)}
     )  # fmt: skip
-    kept = _read(artifacts / f"{STAGE}-{key}" / _FILE)
+    kept = _kept(artifacts, key)
     return (tuple(family.examine(spec)) if kept is None else kept), key
+
+
+def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
+    if isinstance(artifacts, Path):  # opening a local store would make its folder
+        return _read(artifacts / f"{STAGE}-{key}" / _FILE)
+    try:
+        return _read(open_store(artifacts).path(STAGE, key) / _FILE)
+    except StoreError:
+        return None
 
 
 def _read(path: Path) -> tuple[Finding, ...] | None:

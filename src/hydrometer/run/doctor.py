@@ -13,6 +13,7 @@ from hydrometer.run.api import joined, load_spec
 from hydrometer.run.design import examine_design
 from hydrometer.run.diagnosis import Diagnosis, diagnose
 from hydrometer.run.plan import plan_run
+from hydrometer.store.places import place_of
 from hydrometer.store.records import RunFolder
 
 __all__ = ["doctor"]
@@ -33,9 +34,10 @@ def doctor(
     Parameters
     ----------
     source : a recipe's name, a YAML file, or a specification.
-    out : the folder that the run would use; ``runs/NAME`` by default. What is there already is not asked of the disk.
+    out : the folder or URL that the run would use; ``runs/NAME`` by default. What is there already is not asked of the
+        disk.
     overrides : ``a.b.c=VALUE``, as ``--set``.
-    cache : folder for artifacts, as for `run`.
+    cache : folder or URL for artifacts, as for `run`.
 
     Raises
     ------
@@ -50,8 +52,8 @@ def doctor(
     (False, ['one-seed'])
     """
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
-    root = Path(out) if out is not None else Path("runs") / spec.name
-    artifacts = Path(cache) if cache is not None else root / "artifacts"
+    root = place_of(out) if out is not None else Path("runs") / spec.name
+    artifacts = place_of(cache) if cache is not None else root / "artifacts"
     refused = _refused(spec)
     if any(f.chain is None for f in refused):
         return Diagnosis(tuple(refused))

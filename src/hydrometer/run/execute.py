@@ -11,6 +11,7 @@ from typing import Protocol
 from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.models.base import Tick
+from hydrometer.run.missing import missing_of
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.draw import draw
@@ -100,15 +101,11 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
     """Compute every stage whose artifact is missing, inputs first.
 
     A stage that fails, or meets input that only it could find wrong, takes with it those that need it; others go on.
-    A folder that cannot be written ends the run, and so does a defect.
+    A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
     """
     outcome = Outcome()
-    missing: dict[str, Node] = {}
-    for key, node in plan.nodes.items():
-        if store.has(node.stage, key):
-            outcome.reused[node.stage] += 1
-        else:
-            missing[key] = node
+    missing = missing_of(plan.nodes, store)
+    outcome.reused.update(node.stage for key, node in plan.nodes.items() if key not in missing)
     costs = {key: cost_of(node) for key, node in plan.nodes.items()}
     monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))
     bench = Bench(store)

@@ -25,9 +25,10 @@ from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.sequences import Sequences
 from hydrometer.run.api import shipped_recipes
 from hydrometer.run.plan import ChainPlan
-from hydrometer.run.reopen import Opened, chain_named, reopen, with_selectivity
+from hydrometer.run.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
+from hydrometer.store.places import Url
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.trl_rows import Form, Format
@@ -92,7 +93,7 @@ class Exported:
 
 
 def export(
-    folder: str | Path,
+    folder: str | Path | Url,
     *,
     to: str | Path,
     format: Format = "prompt-completion",
@@ -143,7 +144,7 @@ def export(
     target = _target(to)
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
-    opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_recipes()])
+    opened = reopen(require_run(folder), cache, [shipped_recipes()])
     _outside(target, opened)
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
     picked = _pick(opened, chain, stream, role, wanted, seed, held_out, cell)

@@ -21,6 +21,7 @@ from hydrometer.run.candidates import (
 from hydrometer.stages.advice import Need
 from hydrometer.stages.joint import Arm, Design
 from hydrometer.stages.nodes import Cell
+from hydrometer.store.places import resolved
 
 __all__ = ["Field", "field_of", "unit_of"]
 
@@ -89,7 +90,7 @@ def field_of(sources: list[Source], need: Need) -> Field:
         # Two folders may hold the same student; it is one candidate.
         known = {c.judge for e in found for c in e.cells.values()}
         if len(sources) > 1:
-            usable = [replace(e, id=f"{source.folder.resolve().name}:{e.id}") for e in usable]
+            usable = [replace(e, id=f"{resolved(source.folder).name}:{e.id}") for e in usable]
         found += [e for e in usable if e.cell.judge not in known]
         excluded += others
     found, excluded = _with_score(found, excluded, need)

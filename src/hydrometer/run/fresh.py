@@ -24,13 +24,14 @@ from hydrometer.stages.joint import Arm, Linear
 from hydrometer.stages.judge import load_metrics
 from hydrometer.stages.nodes import DrawNode, JudgeNode, Node, Rows, ScoreNode
 from hydrometer.store.artifacts import content_key
+from hydrometer.store.places import Url
 
 __all__ = ["Again", "judge_again", "rejudged"]
 
 FRESH = "advise"
 """Name of the streams of fresh rows."""
 
-New = dict[tuple[Path, str], tuple[str, dict[str, Estimate]]]
+New = dict[tuple[Path | Url, str], tuple[str, dict[str, Estimate]]]
 
 
 @dataclass(frozen=True, slots=True)

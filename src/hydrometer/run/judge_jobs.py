@@ -21,6 +21,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.existing import Existing, open_law
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.run.execute import Monitor, Outcome
+from hydrometer.run.missing import missing_of
 from hydrometer.stages.judge_models import (
     VERSION,
     Scored,
@@ -186,13 +187,9 @@ class Work:
 def run_jobs(jobs: Jobs, work: Work, monitor: Monitor) -> Outcome:
     """Do every job whose artifact is missing; one that fails takes with it those that need it."""
     outcome = Outcome()
-    missing: dict[str, _Draw | _Score] = {}
+    missing = missing_of(jobs.jobs, work.store)
     costs = {key: _cost(job) for key, job in jobs.jobs.items()}
-    for key, job in jobs.jobs.items():
-        if work.store.has(job.stage, key):
-            outcome.reused[job.stage] += 1
-        else:
-            missing[key] = job
+    outcome.reused.update(job.stage for key, job in jobs.jobs.items() if key not in missing)
     monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))
     for key, job in missing.items():
         monitor.stage(_label(job), costs[key])

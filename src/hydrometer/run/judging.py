@@ -21,9 +21,8 @@ from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.judge_jobs import Jobs, Work, run_jobs
 from hydrometer.run.judge_plan import JudgedCell, Question, build_cells, pose
 from hydrometer.run.judge_results import results_of
-from hydrometer.store.artifacts import ArtifactStore
-from hydrometer.store.lock import hold
 from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.remote import open_store
 
 __all__ = ["JudgeResult", "JudgeSettings", "judge_models"]
 
@@ -134,7 +133,7 @@ def judge_models(
     seed : of the draws.
     dtype, device : arithmetic of drawing and scoring; float32 is the model.
     base : the model under adapters that do not name an alias or a hub id.
-    out : folder for artifacts and results.
+    out : folder or URL for artifacts and results.
     monitor : watches progress.
 
     Returns
@@ -161,21 +160,21 @@ def judge_models(
         tuple(str(s) for s in students), _text(truth), _text(truth_text), _text(reference), _text(prompts), chat,
         prompts_are, answers_per_prompt, max_new_tokens, tuple(decodings), seed, dtype, device, base,
     )  # fmt: skip
-    folder = RunFolder(Path(out))
+    folder = RunFolder(out)
     _check_folder(folder)
     question = pose(settings)
     jobs = Jobs()
     cells = build_cells(question, jobs, Stream(seed))
     folder.create()
-    with hold(folder.root):
-        store = ArtifactStore(folder.root / "artifacts")
+    with folder.hold():
+        store = open_store(folder.artifacts)
         store.sweep()
         work = Work(store, dtype, device)
         outcome = run_jobs(jobs, work, monitor or SilentMonitor())
         spec: dict[str, Any] = {"name": NAME, NAME: _spec(settings, question)}
         folder.accept(spec)
         folder.write_results(_written(folder, question, cells, work, outcome, spec))
-    return JudgeResult(folder.root, load_results(folder.root), outcome)
+    return JudgeResult(folder.place, load_results(folder.root), outcome)
 
 
 def _written(
@@ -197,7 +196,7 @@ def _written(
 def _check_folder(folder: RunFolder) -> None:
     if any(NAME not in known for known in folder.accepted()):
         what = "the folder holds an experiment, not a judgement"
-        raise FolderError(what, got=str(folder.root), fix="choose another --out")
+        raise FolderError(what, got=str(folder.place), fix="choose another --out")
 
 
 def _spec(settings: JudgeSettings, question: Question) -> dict[str, object]:

@@ -11,6 +11,8 @@ from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Footprint
 from hydrometer.run.plan import Plan
 from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
+from hydrometer.store.places import Url, copies_home
+from hydrometer.store.remote import open_store
 
 __all__ = ["examine_machine", "memory"]
 
@@ -19,21 +21,35 @@ _CROWDED = 0.8
 _CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def examine_machine(plan: Plan, artifacts: Path) -> list[Finding]:
+def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
     """Compare what the plan still lacks with free disk and memory.
+
+    What is kept at a URL takes room there, which is not asked for, and here that of the largest artifact at a time.
 
     Parameters
     ----------
     plan : of the whole run.
     artifacts : where its artifacts are or will be; need not exist.
     """
-    missing = [n for n in plan.nodes.values() if not (artifacts / f"{n.stage}-{n.key}").is_dir()]
+    missing = _missing(plan, artifacts)
     found = [_resume(len(plan.nodes), len(missing))] if len(missing) < len(plan.nodes) else []
     known: dict[tuple[object, ...], Footprint] = {}
     takes = [(n, _footprint(n, known)) for n in missing]
-    found += _disk(takes, shutil.disk_usage(_existing(artifacts)).free)
+    home = artifacts
+    if not isinstance(home, Path):
+        home, takes_here = copies_home(home), sorted(takes, key=lambda t: t[1].disk_least)[-1:]
+    else:
+        takes_here = takes
+    found += _disk(takes_here, shutil.disk_usage(_existing(home)).free)
     total, available = memory()
     return found + _memory(takes, total, available)
+
+
+def _missing(plan: Plan, artifacts: Path | Url) -> list[Node]:
+    if isinstance(artifacts, Path):  # opening a local store would make its folder
+        return [n for n in plan.nodes.values() if not (artifacts / f"{n.stage}-{n.key}").is_dir()]
+    absent = open_store(artifacts).absent([(n.stage, k) for k, n in plan.nodes.items()])
+    return [plan.nodes[k] for _, k in absent]
 
 
 def _footprint(node: Node, known: dict[tuple[object, ...], Footprint]) -> Footprint:

@@ -254,7 +254,7 @@ def advise_pilot(
     began = time.perf_counter()
     done = run(pilot.spec, out=out, cache=cache, monitor=monitor)
     base = None if isinstance(source, RunSpec) or str(source) in recipes() else Path(source).absolute().parent
-    opened = open_source(done.folder, None, None if cache is None else Path(cache), base)
+    opened = open_source(done.folder, None, cache, base)
     advice = advise_on([opened], wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
     advice.data["pilot"] = {
         "share": share,
@@ -265,5 +265,5 @@ def advise_pilot(
         "seeds": list(pilot.seeds),
         "rows": {k: list(v) for k, v in pilot.rows.items()},
     }
-    keep(done.folder, advice.data)
+    keep(opened.books, advice.data)
     return advice

@@ -18,7 +18,9 @@ from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.stages.nodes import Cell, DrawNode
 from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.places import Url, place_of
 from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.remote import open_store
 
 __all__ = [
     "Opened",
@@ -52,18 +54,22 @@ class Opened:
         return plan_run(self.spec, [*read_adopted(self.folder), entry])
 
 
-def require_run(root: Path) -> None:
-    """Refuse a folder that no run has begun in, before anything is made in it."""
-    if "\0" in str(root) or not (root / "specs").is_dir():
-        raise FolderError("no run in the folder", got=str(root), fix="give the folder of a run")
+def require_run(place: str | Path | Url) -> RunFolder:
+    """Open a folder or URL, refusing one that no run has begun in, before anything is made in it."""
+    found = place_of(place)
+    if not isinstance(found, Path) or ("\0" not in str(found) and (found / "specs").is_dir()):
+        folder = RunFolder(found)
+        if (folder.root / "specs").is_dir():
+            return folder
+    raise FolderError("no run in the folder", got=str(found), fix="give the folder of a run")
 
 
-def reopen(root: Path, cache: Path | None = None, bases: Sequence[Path] = ()) -> Opened:
+def reopen(folder: RunFolder, cache: str | Path | None = None, bases: Sequence[Path] = ()) -> Opened:
     """Open the folder of a run; nothing in it is changed.
 
     Parameters
     ----------
-    root : the folder.
+    folder : as `require_run` opens it.
     cache : where its artifacts are, if not inside.
     bases : folders that relative file names of its specifications may refer to, tried after those that runs recorded.
         A folder is the right one where the truths made with it are, by content, those that the run accepted.
@@ -73,14 +79,13 @@ def reopen(root: Path, cache: Path | None = None, bases: Sequence[Path] = ()) ->
     FolderError : no run there, or its truth is not what it was.
     InputError : a file that its specifications name is gone.
     """
-    require_run(root)
-    folder = RunFolder(root)
+    root = folder.place
     accepted = folder.accepted()
     if not accepted:
         raise FolderError("the folder accepted no specification yet", got=str(root), fix="run the experiment first")
     adopted = read_adopted(folder)
     first: InputError | None = None
-    for base in dict.fromkeys([*folder.bases(), *bases, Path.cwd(), root, root.parent]):
+    for base in dict.fromkeys([*folder.bases(), *bases, Path.cwd(), *_around(folder)]):
         try:
             spec = merge([_spec(a, base) for a in accepted])
             plan = plan_run(spec, adopted)
@@ -88,10 +93,14 @@ def reopen(root: Path, cache: Path | None = None, bases: Sequence[Path] = ()) ->
             first = first or e
             continue
         if {name: chain.truth.key for name, chain in plan.chains.items()} == accepted[0].get("truths"):
-            return Opened(folder, spec, plan, ArtifactStore(cache or root / "artifacts"))
+            return Opened(folder, spec, plan, open_store(cache or folder.artifacts))
     raise first or FolderError(
         "the truth of this run is not what it was", got=str(root), fix="restore the model and the prompts it was run on"
     )
+
+
+def _around(folder: RunFolder) -> tuple[Path, ...]:
+    return (folder.place, folder.place.parent) if isinstance(folder.place, Path) else ()
 
 
 def _spec(entry: dict[str, Any], base: Path) -> RunSpec:

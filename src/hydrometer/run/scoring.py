@@ -28,7 +28,7 @@ from hydrometer.run.reopen import Opened, finished, reopen, require_run
 from hydrometer.run.scores import CellScores, keep_scores
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, JudgeNode
-from hydrometer.store.lock import hold
+from hydrometer.store.places import Url
 from hydrometer.store.records import load_results
 
 __all__ = ["ScoresResult", "add_scores"]
@@ -51,7 +51,7 @@ class ScoresResult:
 
 
 def add_scores(
-    folder: str | Path,
+    folder: str | Path | Url,
     *,
     file: str | Path,
     cell: str | None = None,
@@ -79,9 +79,9 @@ def add_scores(
         or has no score. Nothing has been changed then.
     """
     path = Path(file)
-    require_run(Path(folder))
-    with hold(Path(folder)):
-        opened = reopen(Path(folder), None if cache is None else Path(cache), [shipped_recipes()])
+    home = require_run(folder)
+    with home.hold():
+        opened = reopen(home, cache, [shipped_recipes()])
         outcome = Outcome()
         part = finished(opened, opened.plan, outcome)
         raw = _read(path)
@@ -97,7 +97,7 @@ def add_scores(
         opened.folder.create()
         results = results_of(opened.spec.name, opened.folder, part, opened.store, outcome, opened.findings())
         opened.folder.write_results(results)
-    run = RunResult(opened.folder.root, load_results(opened.folder.root), outcome)
+    run = RunResult(opened.folder.place, load_results(opened.folder.root), outcome)
     return ScoresResult(run, {name: dict(s.metrics) for name, s in found.items()})
 
 

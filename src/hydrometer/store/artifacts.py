@@ -14,14 +14,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import FolderError, StoreError
 
-__all__ = ["ArtifactStore", "canonical_json", "content_key", "file_digest", "write_atomic"]
+__all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "file_digest", "write_atomic"]
 
 META = "meta.json"
 _KEY_LENGTH = 32
@@ -71,6 +71,11 @@ class ArtifactStore:
         except OSError as e:
             raise FolderError(f"cannot make the folder {root}: {e.strerror}", fix="choose another --out") from None
 
+    @property
+    def location(self) -> str:
+        """Where it is, as `open_store` takes it in another process or on another machine."""
+        return str(self.root.absolute())
+
     def path(self, stage: str, key: str) -> Path:
         """Return where an artifact is or would be."""
         return self.root / f"{stage}-{key}"
@@ -111,6 +116,18 @@ class ArtifactStore:
         else:
             shutil.rmtree(folder)
         return whole
+
+    def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return those (stage, key) that are not there; as `has`, for many at once."""
+        return [n for n in names if not self.has(*n)]
+
+    def damaged(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return those that are there and cannot be read as they were written; here `has` has seen to that."""
+        return [n for n in names if not self.has(*n)]
+
+    def restore(self, stage: str, key: str) -> bool:
+        """Put back what was finished and did not arrive; in a local folder nothing is on its way."""
+        return False
 
     @contextmanager
     def write(self, stage: str, key: str, facts: Mapping[str, object]) -> Generator[tuple[Path, dict[str, object]]]:

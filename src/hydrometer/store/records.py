@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,10 @@ import yaml
 
 from hydrometer.core.errors import FolderError, StoreError
 from hydrometer.store.artifacts import content_key, write_atomic
+from hydrometer.store.lock import hold
+from hydrometer.store.mirror import Mirror, read_object
+from hydrometer.store.places import Url, place_of
+from hydrometer.store.remote_lock import Lease, hold_remote
 
 __all__ = ["SCHEMA", "RunFolder", "load_results", "plain"]
 
@@ -48,11 +53,20 @@ class RunFolder:
 
     Parameters
     ----------
-    root : refused if it is a file or holds something else; made by `create`.
+    place : a folder or URL; refused if it is a file or holds something else; made by `create`.
+
+    Attributes
+    ----------
+    root : the folder on this machine that has the books; of a URL a mirror, as long as this object lives.
+    artifacts : where artifacts are, unless they are kept apart.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, place: str | Path | Url) -> None:
+        self.place = place_of(place)
+        self.artifacts = self.place / "artifacts"
+        self._mirror = Mirror(self.place) if isinstance(self.place, Url) else None
+        self._lease: Lease | None = None
+        self.root = root = self.place if isinstance(self.place, Path) else cast("Mirror", self._mirror).root
         if root.exists() and not root.is_dir():
             raise FolderError("the output path is a file", got=str(root), fix="choose another --out")
         if root.is_dir() and any(root.iterdir()) and not (root / "specs").is_dir():
@@ -67,6 +81,25 @@ class RunFolder:
                 (self.root / part).mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise FolderError(f"cannot make the folder {self.root}: {e.strerror}", fix="choose another --out") from None
+
+    @contextmanager
+    def hold(self) -> Generator[None]:
+        """Hold the folder's lock; the books are then as they are now. Raises FolderError where another run does."""
+        if self._mirror is None:
+            with hold(self.root):
+                yield
+            return
+        with hold_remote(self._mirror.url) as self._lease:
+            self._mirror.pull()
+            self.create()
+            yield
+
+    def push(self) -> None:
+        """Send what changed to where the folder is kept; a local folder is there already."""
+        if self._mirror is not None:
+            if self._lease is not None:
+                self._lease.check()
+            self._mirror.push()
 
     def accepted(self) -> list[dict[str, Any]]:
         """Accepted specifications, in a fixed order."""
@@ -114,6 +147,7 @@ class RunFolder:
         body = plain(results)
         write_atomic(self.root / "results.json", json.dumps(body, indent=1) + "\n")
         write_atomic(self.root / "results.csv", _csv(body["cells"]))
+        self.push()
 
 
 def _csv(cells: list[dict[str, Any]]) -> str:
@@ -129,16 +163,16 @@ def _csv(cells: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def load_results(folder: Path | str) -> dict[str, Any]:
-    """Read a run's results.json.
+def load_results(folder: Path | str | Url) -> dict[str, Any]:
+    """Read a run's results.json, from a folder or a URL.
 
     Raises
     ------
     FolderError : no run there, or of a schema this version does not know.
     """
-    path = Path(folder) / "results.json"
+    place = place_of(folder) / "results.json"
     try:
-        value: object = json.loads(path.read_bytes())
+        value: object = json.loads(place.read_bytes() if isinstance(place, Path) else read_object(place))
     except FileNotFoundError:
         raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
     except (OSError, ValueError) as e:

@@ -1,0 +1,100 @@
+"""Copies on this machine of artifacts that are kept elsewhere: whole or absent, checked, and bounded."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.places import copies_bound
+
+__all__ = ["Copies"]
+
+_IN_USE = 3600.0  # seconds since it was last asked for; what a reader may still have open is not removed
+_FORGOTTEN = 86400.0  # seconds after which a half-made copy has no maker any more
+_LEFT = 0.8  # of the bound, when room is made
+
+
+class Copies(ArtifactStore):
+    """A folder of copies, used by several processes at once.
+
+    Parameters
+    ----------
+    root : the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.bound = copies_bound()
+        self._size: int | None = None  # bytes; None until they are counted
+
+    def has(self, stage: str, key: str) -> bool:
+        """Whether a whole copy is here; it counts as used."""
+        found = super().has(stage, key)
+        if found:
+            try:
+                os.utime(self.path(stage, key))
+            except FileNotFoundError:  # another process made room
+                self._verified.discard(f"{stage}-{key}")
+                return False
+        return found
+
+    @contextmanager
+    def filling(self, stage: str, key: str) -> Generator[Path]:
+        """Yield a temporary folder that becomes the copy, unless the body raises."""
+        folder = self.root / f".tmp-{stage}-{key}-{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            yield folder
+            self.take(stage, key, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def take(self, stage: str, key: str, folder: Path) -> None:
+        """Move a whole, checked folder to its place; if another process was faster, its copy stays."""
+        with suppress(OSError):  # not empty, or taken by another: equal keys mean equal content
+            folder.replace(self.path(stage, key))
+        shutil.rmtree(folder, ignore_errors=True)
+        self._verified.add(f"{stage}-{key}")
+        if self._size is not None:
+            self._size += _bytes_in(self.path(stage, key))
+
+    def trim(self) -> None:
+        """Remove the least recently used copies where all together are above the bound."""
+        if self._size is not None and self._size <= self.bound:
+            return
+        found: list[tuple[float, int, Path]] = []
+        for folder in self.root.iterdir():
+            with suppress(FileNotFoundError):
+                if not folder.name.startswith("."):
+                    found.append((folder.stat().st_mtime, _bytes_in(folder), folder))
+        self._size = sum(n for _, n, _ in found)
+        if self._size <= self.bound:
+            return
+        recent = time.time() - _IN_USE
+        for used, n_bytes, folder in sorted(found):
+            if self._size <= _LEFT * self.bound or used > recent:
+                break
+            self._verified.discard(folder.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            self._size -= n_bytes
+
+    def sweep(self) -> None:
+        """Remove copies that a killed process left half-made."""
+        for leftover in self.root.glob(".tmp-*"):
+            with suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > _FORGOTTEN:
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
