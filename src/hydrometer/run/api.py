@@ -22,6 +22,7 @@ from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.adopted import read_adopted
 from hydrometer.run.diagnosis import diagnose, keep
+from hydrometer.run.engines import engine_records
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
@@ -247,7 +248,7 @@ def results_of(
             )
         contrasts += [asdict(c) for c in found.contrasts]
         groups |= found.groups
-        chains[chain_name] = found.chain
+        chains[chain_name] = found.chain | engine_records(plan, chain_name, store)
     for cell in plan.cells:
         shown = books.exhibit(cell)
         if shown is not None:

@@ -11,6 +11,7 @@ from typing import Protocol
 from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.models.base import Tick
+from hydrometer.models.drawing import release
 from hydrometer.run.missing import missing_of
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
@@ -122,11 +123,15 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
         if reason is not None:
             outcome.failed[key] = reason
         monitor.done(costs[key], reason)
+    for chain in plan.chains.values():
+        release(chain.context.family)
     return outcome
 
 
 def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
     """Compute one stage into `folder`."""
+    if not isinstance(node, DrawNode):
+        release(node.context.family)  # an engine that draws holds an accelerator's memory
     match node:
         case DrawNode():
             return draw(node, bench, folder)

@@ -68,6 +68,10 @@ def experiment(spec: RunSpec) -> dict[str, object]:
         chain.pop("selectivity")
         chain.pop("decoding", None)
         chain.pop("picture", None)
+    for name, chain in spec.chains.items():
+        if (drawing := getattr(chain, "drawing", None)) is not None:  # where an engine is and how fast may change
+            engine, settings = drawing
+            body["chains"][name]["engine"] = {engine.name: settings.identity(), "for": settings.roles}
     return body
 
 

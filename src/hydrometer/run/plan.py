@@ -19,6 +19,7 @@ from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.metrics.projection import projection_versions
 from hydrometer.models.base import Level
 from hydrometer.models.chosen import check_choices, choice_identity
+from hydrometer.models.drawing import draw_identity
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.models.selectivity import canonical
@@ -144,6 +145,7 @@ class _ChainPlanner:
             "stream": [stream.seed, *stream.path],
             "precision": self.family.precision(self.chain, purpose),
             "block": size,
+            **draw_identity(self.family, self.chain, law.role, purpose),
         }
         blocks: list[str] = []
         if self.family.keeps_draws:

@@ -1,35 +1,21 @@
 """Which law a serving engine's log-probabilities are of: asked over HTTP, at two temperatures.
 
-    raw        log softmax(z)_t                whatever the temperature: the law without its selectivity
-    processed  log softmax(z / tau)_t          the law that the token was drawn from
-
-vLLM calls the choice `logprobs_mode`; its default is raw. Of the log-probabilities that the server returns, the
-difference of two tokens' does not depend on the normaliser: at temperature tau it is that of temperature 1 for a raw
-server, and 1/tau times that for one that processes.
+How the two are told apart: `models.causal_lm.engines.probe`, which engines that draw use as well.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
-import math
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
 from hydrometer.core.errors import InputError, one_line
 from hydrometer.core.findings import Finding, fatal, note, warning
+from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base
+from hydrometer.models.causal_lm.engines.probe import COLD, log_prob_kind, top_log_probs
 
 __all__ = ["examine_server"]
 
-_TOP = 5
-_COLD = 0.5
 _PROMPT = "The"
-_MOST_BYTES = 4_000_000
-_SAME = 0.02  # nats by which a server's repeated answer may differ: bfloat16 networks in other batches
-_TELLS = 0.2  # nats that two tokens must differ by for the ratio to tell
 
 
 def examine_server(url: str, *, model: str | None = None, timeout: float = 60.0) -> list[Finding]:
@@ -49,38 +35,33 @@ def examine_server(url: str, *, model: str | None = None, timeout: float = 60.0)
     ------
     InputError : no such server, or one that gives no log-probabilities.
     """
+    server = Server(server_base(url), timeout)
     try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("not the URL of a server", got=url, fix="give for example http://localhost:8000")
-    base = url.rstrip("/").removesuffix("/v1")
-    name = model or _first_model(base, timeout)
-    warm, cold = (_top(base, name, t, timeout) for t in (1.0, _COLD))
-    return [_verdict(warm, cold, _version(base, timeout))]
+        name = model or _first_model(server)
+        warm, cold = (top_log_probs(server, name, _PROMPT, t) for t in (1.0, COLD))
+    except Refusal as e:
+        raise InputError(e.what, got=e.got, fix=e.fix) from None
+    return [_verdict(warm, cold, _version(server))]
 
 
 def _verdict(warm: Mapping[str, float], cold: Mapping[str, float], engine: str) -> Finding:
     """Compare what the server gives at temperature 1 and at a lower one."""
-    if sum(math.exp(min(v, 0.0)) for v in warm.values()) > 1.01 or max(warm.values()) > _SAME:
+    kind, ratio = log_prob_kind(warm, cold)
+    if kind == "logits":
         return fatal(
             "served-logits",
             f"{engine} returns logits where log-probabilities are asked for",
             "they are not normalised, so no entropy or divergence can be made of them",
             "serve with --logprobs-mode processed_logprobs, or raw_logprobs",
         )
-    both = sorted(set(warm) & set(cold), key=lambda t: warm[t])
-    spread = warm[both[-1]] - warm[both[0]] if len(both) >= 2 else 0.0
-    if spread < _TELLS:
+    if kind == "flat":
         return warning(
             "served-undecided",
             f"{engine} returns too few different log-probabilities to tell at which temperature they are",
             "what its recorded log-probabilities are of is not known",
             "score the rows again here before using them",
         )
-    ratio = (cold[both[-1]] - cold[both[0]]) / spread
-    if abs(ratio - 1) * spread <= max(_SAME, 0.05 * spread):
+    if kind == "raw":
         return warning(
             "served-raw",
             f"{engine} returns log-probabilities of the law without its selectivity (raw)",
@@ -88,7 +69,7 @@ def _verdict(warm: Mapping[str, float], cold: Mapping[str, float], engine: str) 
             "the entropy of what was drawn, and truncation does not show",
             "serve with --logprobs-mode processed_logprobs where rows are drawn selectively, or score them again here",
         )
-    if abs(ratio - 1 / _COLD) * spread <= max(_SAME, 0.05 * spread / _COLD):
+    if kind == "processed":
         return note(
             "served-processed",
             f"{engine} returns log-probabilities of the law that it draws from (processed)",
@@ -97,59 +78,25 @@ def _verdict(warm: Mapping[str, float], cold: Mapping[str, float], engine: str) 
         )
     return warning(
         "served-undecided",
-        f"{engine}'s log-probabilities change with temperature by a factor of {ratio:.2f}, where 1 or {1 / _COLD:g} "
+        f"{engine}'s log-probabilities change with temperature by a factor of {ratio:.2f}, where 1 or {1 / COLD:g} "
         "is expected",
         "what its recorded log-probabilities are of is not known: it may apply penalties or a truncation of its own",
         "switch off the server's default sampling parameters, or score the rows again here",
     )
 
 
-def _top(base: str, model: str, temperature: float, timeout: float) -> dict[str, float]:
-    """Log-probabilities of the likeliest next tokens, by token."""
-    body = {
-        "model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": temperature, "top_p": 1.0,
-        "logprobs": _TOP, "seed": 0,
-    }  # fmt: skip
-    answer = _ask(f"{base}/v1/completions", timeout, body)
-    try:
-        top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-        found = {str(k): float(v) for k, v in cast("dict[str, Any]", top).items()}
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        found = {}
-    finite = {k: v for k, v in found.items() if math.isfinite(v)}
-    if not finite:
-        fix = "serve it with log-probabilities, at least 5"
-        raise InputError("the server returns no log-probabilities", got=answer, fix=fix)
-    return finite
-
-
-def _first_model(base: str, timeout: float) -> str:
-    answer = _ask(f"{base}/v1/models", timeout)
+def _first_model(server: Server) -> str:
+    answer = server.ask("/v1/models")
     try:
         return str(answer["data"][0]["id"])
     except (KeyError, IndexError, TypeError):
-        raise InputError("the server lists no model", got=answer, fix="check that it has finished loading") from None
+        raise Refusal("the server lists no model", answer, "check that it has finished loading") from None
 
 
-def _version(base: str, timeout: float) -> str:
+def _version(server: Server) -> str:
     """The engine's name; vLLM tells its version, others need not."""
     try:
-        answer: Any = _ask(f"{base}/version", timeout)
+        answer: Any = server.ask("/version")
         return f"vLLM {one_line(str(answer['version']), 40)}"
-    except (InputError, KeyError, TypeError):
+    except (Refusal, KeyError, TypeError):
         return "the server"
-
-
-def _ask(url: str, timeout: float, body: Mapping[str, object] | None = None) -> Any:
-    """Send a request; what comes back must be JSON of modest size."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.loads(answer.read(_MOST_BYTES))
-    except urllib.error.HTTPError as e:
-        said = e.read(500).decode(errors="replace")
-        raise InputError(f"the server answers {e.code} to {url}", got=said, fix="check the URL and the model") from None
-    except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:
-        reason = getattr(e, "reason", e)
-        raise InputError(f"the server cannot be asked: {reason}", got=url, fix="check the URL") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.core.errors import StageError
+from hydrometer.models.drawing import draw_block
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import DrawNode
@@ -17,16 +18,19 @@ def draw(node: DrawNode, bench: Bench, folder: Path) -> dict[str, object]:
 
     Raises
     ------
-    StageError : a row without a finite log-probability under its own law, which would be a wrong draw.
+    StageError : a row without a finite log-probability under its own law, which would be a wrong draw; an engine that
+        fails, or draws from another law.
     """
     family, chain = node.context.family, node.context.spec
     law = bench.law(node.context, node.law, family.precision(chain, node.purpose), node.selectivity)
-    samples = law.sample(node.n, seed=node.stream, start=node.start)
+    samples, facts = draw_block(
+        family, chain, law, node.law.role, node.purpose, node.n, stream=node.stream, start=node.start
+    )
     lowest = float(samples.log_prob.min())
     if not lowest > float("-inf"):
         raise StageError("a drawn row has no probability under its own law", got=lowest)
     family.save_samples(samples, folder)
-    info: dict[str, object] = {"rows": len(samples)}
+    info: dict[str, object] = {"rows": len(samples), **facts}
     if samples.lengths is not None:
         info["tokens"] = int(samples.lengths.sum())
     if isinstance(samples, Sequences) and samples.draws is not None:

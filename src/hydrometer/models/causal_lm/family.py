@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
 from hydrometer.core.findings import Finding
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.engines import sessions
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
@@ -68,6 +70,9 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.initial import scratch_config
         from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
 
+        if c.drawing is not None:
+            engine, settings = c.drawing
+            engine.check(settings, c)
         truth = _outline(resolved)
         room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(p) for p in prompts.ids) + c.truth.max_new_tokens
@@ -175,6 +180,34 @@ class CausalLMFamily:
         _set_threads(c)
         lm = _truth_lm(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
+
+    def draw_identity(self, chain: ChainSpec, role: str, purpose: Literal["train", "judge"]) -> Mapping[str, object]:
+        """Name the engine of training rows, where it is another than the native one."""
+        c = _chain(chain)
+        if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
+            return {}
+        engine, settings = c.drawing
+        return {"engine": {"name": engine.name, **engine.identity(settings)}}
+
+    def draw_block(
+        self, chain: ChainSpec, law: Law, role: str, purpose: Literal["train", "judge"], n: int, *,
+        stream: Stream, start: int,
+    ) -> tuple[Samples, Mapping[str, object]]:  # fmt: skip
+        """Draw a block as the chain says, natively or by its engine. Raises StageError."""
+        from hydrometer.models.causal_lm.engines.drawing import draw_by_engine
+
+        c = _chain(chain)
+        if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
+            self.release()
+            return law.sample(n, seed=stream, start=start), {}
+        engine, settings = c.drawing
+        return draw_by_engine(
+            _law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
+        )
+
+    def release(self) -> None:
+        """Close the engine that is open, if one is."""
+        sessions.release()
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit a new model by maximum likelihood. Raises FitError."""

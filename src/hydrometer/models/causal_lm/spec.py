@@ -18,7 +18,9 @@ from pydantic import (
     Discriminator,
     Field,
     PrivateAttr,
+    SerializeAsAny,
     Tag,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -26,6 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.spec import ChainSpec, Selectivities, Strict
+from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings
+from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 
 __all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
 
@@ -241,6 +245,7 @@ class CausalLMChain(ChainSpec):
     block_rows : rows drawn together, part of a draw's identity.
     threads : of torch, part of the numerics; None takes the machine's count.
     device : "cpu", "cuda", or "auto", which takes cuda where there is one.
+    engine : what draws training rows, by name with its settings; None for this package's own sampler (`native`).
     picture : how answers of the first seed, in the truth's embedding space, are brought to the plane; None for none.
     """
 
@@ -255,6 +260,9 @@ class CausalLMChain(ChainSpec):
     block_rows: int = Field(default=128, ge=1, le=65536)
     threads: int | None = Field(default=None, ge=1)
     device: Literal["cpu", "cuda", "auto"] = "cpu"
+    engine: Annotated[
+        dict[str, SerializeAsAny[EngineSettings]] | None, BeforeValidator(read_engine), WithJsonSchema(ENGINE_SCHEMA)
+    ] = None
     picture: Literal["pca", "umap"] | None = None
 
     @field_validator("selectivity", "decoding")
@@ -267,6 +275,13 @@ class CausalLMChain(ChainSpec):
                     {"s": s.label},
                 )  # fmt: skip
         return value
+
+    @property
+    def drawing(self) -> tuple[Engine, EngineSettings] | None:
+        """The engine of training rows and its settings, or None for the native sampler."""
+        for name, settings in (self.engine or {}).items():
+            return engine_named(name), settings
+        return None
 
     @property
     def n_threads(self) -> int:

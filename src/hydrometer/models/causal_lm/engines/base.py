@@ -1,0 +1,225 @@
+"""What a drawing engine is. Importable without torch.
+
+An engine draws token ids; what they are worth is computed here, by the scorer of the law that was asked for
+(`rescore`). An engine has to honour a sampling order exactly; its own log-probabilities are evidence that it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from hydrometer.core.errors import SpecError
+from hydrometer.core.spec import Selectivity, Strict
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.spec import CausalLMChain
+
+__all__ = [
+    "Answer",
+    "Drawable",
+    "Engine",
+    "EngineSettings",
+    "LogProbsAre",
+    "Order",
+    "Place",
+    "Session",
+    "refuse_other_laws",
+    "selectivities_drawn",
+]
+
+Drawable = Literal["truth", "teacher", "assistants"]
+LogProbsAre = Literal["selected", "unselected"]
+LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
+
+
+class EngineSettings(Strict):
+    """What all engines' settings have in common.
+
+    Parameters
+    ----------
+    for : whose training rows it draws: `truth`, `teacher`, `assistants`; None for all that the engine can.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)
+    places: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say where and how fast, not what: no part of a draw's identity, free to change in a run."""
+    can: ClassVar[tuple[Drawable, ...]] = ("truth", "teacher", "assistants")
+
+    for_: Annotated[tuple[Drawable, ...], BeforeValidator(_tuple)] | None = Field(
+        default=None, alias="for", min_length=1
+    )
+
+    @property
+    def roles(self) -> tuple[Drawable, ...]:
+        """Whose rows it draws."""
+        return self.can if self.for_ is None else self.for_
+
+    def draws(self, role: str) -> bool:
+        """Whether it draws the training rows of the model of that role."""
+        return ("assistants" if role.startswith("assistant_") else role) in self.roles
+
+    def identity(self) -> dict[str, object]:
+        """Return the settings that what is drawn may depend on, as JSON."""
+        kept = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return {k: v for k, v in kept.items() if k not in self.places}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Rows to draw.
+
+    Attributes
+    ----------
+    prompts : (n,) token ids that each row answers.
+    seeds : (n,) 31-bit seeds, one a row.
+    selectivity : token selectivity, or None.
+    stop_ids : E; a row ends with the first of them, which is part of it.
+    max_new_tokens : L; a row is cut there.
+    vocab_size : V; an id from V on does not exist.
+    padded : whether the network has output rows beyond V.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...]
+    selectivity: Selectivity | None
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    vocab_size: int
+    padded: bool
+
+    @property
+    def sampling(self) -> dict[str, float | int]:
+        """All four settings in vLLM's words, the neutral ones too: an engine's own defaults must never apply."""
+        s = self.selectivity or Selectivity(temperature=1)
+        return {
+            "temperature": 1.0 if s.temperature is None else s.temperature,
+            "top_k": s.top_k or 0,
+            "top_p": 1.0 if s.top_p is None else s.top_p,
+            "min_p": s.min_p or 0.0,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One row as an engine drew it.
+
+    Attributes
+    ----------
+    ids : token ids, the stop token included.
+    log_probs : what the engine says of each, nats.
+    """
+
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The model to draw from, for engines that load it themselves.
+
+    Attributes
+    ----------
+    path, revision : folder or hub id that `from_pretrained` opens; None where the weights are in no folder of their
+        own (an adapter).
+    dtype : arithmetic, "bfloat16" or "float32".
+    longest : tokens of the longest prompt and answer.
+    vocab_size : V.
+    """
+
+    path: str | None
+    revision: str | None
+    dtype: str
+    longest: int
+    vocab_size: int
+
+
+class Session(Protocol):
+    """An opened engine."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What is known of it, for records: its version above all. JSON-able."""
+        ...
+
+    def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
+        """Draw, and say of which law the log-probabilities are. Raises StageError."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Engine(Protocol):
+    """A drawing engine. Third parties announce one as an entry point of the group `hydrometer.engines`.
+
+    Attributes
+    ----------
+    name : the word in a specification.
+    settings : type of its settings there.
+    """
+
+    @property
+    def name(self) -> str:
+        """The word in a specification."""
+        ...
+
+    @property
+    def settings(self) -> type[EngineSettings]:
+        """Type of its settings."""
+        ...
+
+    def check(self, settings: EngineSettings, chain: CausalLMChain) -> None:
+        """Refuse what it cannot draw exactly. Raises InputError. Nothing is opened."""
+        ...
+
+    def identity(self, settings: EngineSettings) -> Mapping[str, object]:
+        """Return what a draw's key needs: settings without places, and versions that are known without opening it."""
+        ...
+
+    def open(self, settings: EngineSettings, place: Place) -> Session:
+        """Open it. Raises StageError or InputError."""
+        ...
+
+
+def selectivities_drawn(settings: EngineSettings, chain: CausalLMChain) -> tuple[Selectivity, ...]:
+    """Return the selectivities at which this engine would draw."""
+    above = "truth" if chain.teacher == "truth" else "teacher"
+    parents = (above, *(f"assistant_{i}" for i in range(1, len(chain.assistants) + 1)))
+    return chain.selectivity if any(settings.draws(p) for p in parents) else ()
+
+
+def refuse_other_laws(settings: EngineSettings, chain: CausalLMChain, name: str) -> None:
+    """Refuse settings under which vLLM's sampler, and those made after it, draw from another law than ours.
+
+    Raises
+    ------
+    SpecError : rows chosen among candidates; min_p beside top_p, which vLLM applies first and we last; a temperature
+        that vLLM raises; a role that the engine cannot draw or the chain does not have.
+    """
+    native = "use engine: native, or another setting"
+    if "teacher" in (settings.for_ or ()) and chain.teacher == "truth":
+        raise SpecError(f"engine {name}: the teacher is the truth", got=list(settings.roles), fix="write for: [truth]")
+    if "assistants" in (settings.for_ or ()) and not chain.assistants:
+        raise SpecError(f"engine {name}: the chain has no assistants", got=list(settings.roles), fix="leave them out")
+    for role in settings.roles:
+        if role not in settings.can:
+            fix = f"write for: [{', '.join(settings.can)}]"
+            raise SpecError(f"engine {name} cannot draw from the {role}", got=list(settings.roles), fix=fix)
+    for s in selectivities_drawn(settings, chain):
+        if s.chooses:
+            raise SpecError(f"engine {name} does not choose among candidates", got=s.label, fix=native)
+        if s.min_p and s.top_p not in (None, 1):
+            what = f"engine {name} applies min_p before top_p; this package applies it last, which is another law"
+            raise SpecError(what, got=s.label, fix=native)
+        if s.temperature is not None and s.temperature < LEAST_TEMPERATURE:
+            what = f"engine {name} draws no colder than temperature {LEAST_TEMPERATURE:g}"
+            raise SpecError(what, got=s.label, fix=native)

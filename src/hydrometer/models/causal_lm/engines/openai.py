@@ -1,0 +1,233 @@
+"""Draws from a model that a server serves: OpenAI's completions with the fields that vLLM adds to them.
+
+Prompts are sent as token ids, one request a row, every sampling setting written out, so that neither a chat template
+nor the defaults of a model's generation config apply. An answer must bring its own token ids, those of the prompt, and
+log-probabilities; each is checked before anything is believed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from hydrometer.core.errors import InputError, MissingDependencyError, StageError, one_line
+from hydrometer.models.causal_lm.engines.base import (
+    Answer,
+    Drawable,
+    EngineSettings,
+    LogProbsAre,
+    Order,
+    Place,
+    refuse_other_laws,
+)
+from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base
+from hydrometer.models.causal_lm.engines.probe import COLD, log_prob_kind, top_log_probs
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.spec import CausalLMChain
+
+__all__ = ["OPENAI", "OpenAISettings"]
+
+_BYTES_A_TOKEN = 2048  # of an answer: id, log-probability and text of a token, generously
+_POSITIVE = 1e-3  # nats by which rounding may lift a log-probability above 0
+_VLLM = "serve the truth with vLLM 0.11 or later"
+
+
+class OpenAISettings(EngineSettings):
+    """A served model: the truth, and so a teacher that is the truth.
+
+    Parameters
+    ----------
+    base_url : of the server, with or without ``/v1``.
+    model : its name there.
+    api_key_env : environment variable that holds the key, where the server wants one. Its name begins with
+        HYDROMETER_: a specification from elsewhere must not be able to send other secrets to a server that it names.
+    timeout : seconds for a whole answer.
+    concurrency : requests at a time.
+    """
+
+    places: ClassVar[frozenset[str]] = frozenset({"base_url", "api_key_env", "timeout", "concurrency", "for"})
+    can: ClassVar[tuple[Drawable, ...]] = ("truth",)
+
+    base_url: str
+    model: str = Field(min_length=1, max_length=512)
+    api_key_env: str | None = None
+    timeout: float = Field(default=600.0, gt=0, le=86_400)
+    concurrency: int = Field(default=32, ge=1, le=1024)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        try:
+            server_base(value)
+        except InputError as e:
+            raise PydanticCustomError("url", "{why}", {"why": str(e)}) from None
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_ours(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"HYDROMETER_[A-Z0-9_]{1,100}", value):
+            raise PydanticCustomError("key", "the key's variable is named HYDROMETER_ and capitals, digits or _")
+        return value
+
+
+class _OpenAI:
+    """The engine `openai`."""
+
+    name = "openai"
+    settings: type[EngineSettings] = OpenAISettings
+
+    def check(self, settings: EngineSettings, chain: CausalLMChain) -> None:
+        """Refuse laws that it draws otherwise; the server is asked when rows are drawn."""
+        refuse_other_laws(settings, chain, self.name)
+
+    def identity(self, settings: EngineSettings) -> Mapping[str, object]:
+        """Return the model's name there: a key must not depend on whether the server is up."""
+        return settings.identity()
+
+    def open(self, settings: EngineSettings, place: Place) -> _Session:
+        """Ask the server what it serves. Raises StageError."""
+        s = cast("OpenAISettings", settings)
+        key = None
+        if s.api_key_env is not None:
+            key = os.environ.get(s.api_key_env)
+            if not key or not key.isascii() or not key.isprintable():
+                fix = "set it to the server's key before the run"
+                raise MissingDependencyError("engine openai: no key in the environment", got=s.api_key_env, fix=fix)
+        server = Server(server_base(s.base_url), s.timeout, key)
+        try:
+            return _Session(s, server, _served(server, s.model, place))
+        except Refusal as e:
+            raise _failed(e) from None
+
+
+OPENAI = _OpenAI()
+
+
+class _Session:
+    """A server that serves the model."""
+
+    def __init__(self, settings: OpenAISettings, server: Server, facts: dict[str, object]) -> None:
+        self._settings, self._server, self._facts = settings, server, facts
+        self._kind: LogProbsAre | None = None
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Version, where the server tells one, and what its log-probabilities are of."""
+        return self._facts
+
+    def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
+        """Draw one row a request, several at a time. Raises StageError."""
+        try:
+            kind = self._log_probs(order)
+            pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
+            try:
+                rows = list(pool.map(partial(self._row, order), range(len(order.prompts))))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        except Refusal as e:
+            raise _failed(e) from None
+        return rows, kind
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _log_probs(self, order: Order) -> LogProbsAre:
+        """Find out once which law the server's log-probabilities are of; under a neutral selectivity both are one."""
+        if self._kind is None:
+            prompt = order.prompts[0]
+            warm, cold = (top_log_probs(self._server, self._settings.model, prompt, t) for t in (1.0, COLD))
+            found, _ = log_prob_kind(warm, cold)
+            if found == "logits":
+                fix = "serve with --logprobs-mode processed_logprobs"
+                raise Refusal("the server returns logits for log-probabilities", self._settings.model, fix)
+            if found in ("raw", "processed"):
+                self._kind = "unselected" if found == "raw" else "selected"
+                self._facts["log_probs"] = found
+        if self._kind is not None:
+            return self._kind
+        if order.selectivity is None or order.selectivity.is_neutral:
+            return "selected"
+        fix = "switch off penalties and other sampling of the server's own"
+        raise Refusal("the server's log-probabilities are neither raw nor processed", self._settings.model, fix)
+
+    def _row(self, order: Order, i: int) -> Answer:
+        most = 65_536 + _BYTES_A_TOKEN * (order.max_new_tokens + len(order.prompts[i]))
+        body: dict[str, object] = {
+            "model": self._settings.model, "prompt": list(order.prompts[i]), "max_tokens": order.max_new_tokens,
+            **order.sampling, "seed": order.seeds[i], "n": 1, "logprobs": 0, "stream": False, "echo": False,
+            "stop": [], "stop_token_ids": list(order.stop_ids), "ignore_eos": True, "min_tokens": 0,
+            "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {},
+            "add_special_tokens": False, "skip_special_tokens": False, "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        return _answer(self._server.ask_patiently("/v1/completions", body, most_bytes=most), order, i)
+
+
+def _served(server: Server, model: str, place: Place) -> dict[str, object]:
+    """Look the model up in what the server lists; return what is known of server and model."""
+    listed = server.ask("/v1/models")
+    try:
+        models = {str(m["id"]): m for m in cast("list[dict[str, Any]]", listed["data"])}
+    except (KeyError, TypeError):
+        raise Refusal("the server lists no models", listed, "check the URL") from None
+    if model not in models:
+        fix = "known there: " + one_line(", ".join(models) or "none", 120)
+        raise Refusal("the server does not serve that model", model, fix)
+    room = models[model].get("max_model_len")
+    if isinstance(room, int) and room < place.longest:
+        fix = f"serve it with --max-model-len {place.longest} or more"
+        raise Refusal("the server's max_model_len is shorter than prompt and answer", (room, place.longest), fix)
+    try:
+        version = one_line(str(server.ask("/version")["version"]), 40)
+    except (Refusal, KeyError, TypeError):  # other servers than vLLM need not tell
+        version = "not told"
+    return {"version": version}
+
+
+def _answer(found: Any, order: Order, i: int) -> Answer:
+    """Read one answer, believing nothing. Raises Refusal."""
+    choices = found.get("choices") if isinstance(found, dict) else None
+    if not isinstance(choices, list) or len(cast("list[Any]", choices)) != 1 or not isinstance(choices[0], dict):
+        raise Refusal("the server does not give exactly one choice a request", found, "ask it with n = 1: " + _VLLM)
+    choice = cast("dict[str, Any]", choices[0])
+    prompt, ids = choice.get("prompt_token_ids"), choice.get("token_ids")
+    if not isinstance(prompt, list) or not isinstance(ids, list):
+        raise Refusal("the server does not return token ids (return_token_ids)", sorted(choice), _VLLM)
+    if prompt != list(order.prompts[i]):
+        what = "the server answers another prompt than the one it was sent (special tokens added, or cut short)"
+        raise Refusal(what, prompt, "serve it so that prompts of token ids are taken as they are")
+    if not all(type(t) is int and 0 <= t < order.vocab_size for t in cast("list[Any]", ids)):
+        bad = next(t for t in cast("list[Any]", ids) if type(t) is not int or not 0 <= t < order.vocab_size)
+        fix = "serve the truth's own model; engine vllm masks the rows of a padded vocabulary"
+        raise Refusal(f"the server draws what is no id of the tokenizer (0 to {order.vocab_size - 1})", bad, fix)
+    if not 1 <= len(cast("list[int]", ids)) <= order.max_new_tokens:
+        what = f"the server draws a row that is not of 1 to {order.max_new_tokens} tokens"
+        raise Refusal(what, len(cast("list[int]", ids)), "check its own limits on tokens")
+    return Answer(tuple(cast("list[int]", ids)), _log_probs_of(choice, len(cast("list[int]", ids))))
+
+
+def _log_probs_of(choice: Mapping[str, Any], n: int) -> tuple[float, ...]:
+    told = choice.get("logprobs")
+    values: Any = cast("Mapping[str, Any]", told).get("token_logprobs") if isinstance(told, dict) else None
+    if not isinstance(values, list) or len(cast("list[Any]", values)) != n:
+        raise Refusal("the server does not return a log-probability for every token", told, _VLLM)
+    out: list[float] = []
+    for v in cast("list[Any]", values):
+        if type(v) not in (int, float) or not math.isfinite(v) or not v <= _POSITIVE:
+            raise Refusal("the server returns what is no log-probability", v, "serve it without raw_logits")
+        out.append(float(v))
+    return tuple(out)
+
+
+def _failed(e: Refusal) -> StageError:
+    return StageError(f"engine openai: {e.what}", got=e.got, fix=e.fix)

@@ -1,0 +1,69 @@
+"""Which law a server's log-probabilities are of: asked at two temperatures.
+
+    raw        log softmax(z)_t                whatever the temperature: the law without its selectivity
+    processed  log softmax(z / tau)_t          the law that the token was drawn from
+
+vLLM calls the choice `logprobs_mode`; its default is raw. Of the log-probabilities that a server returns, the
+difference of two tokens' does not depend on the normaliser: at temperature tau it is that of temperature 1 for a raw
+server, and 1/tau times that for one that processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from hydrometer.models.causal_lm.engines.client import Refusal, Server
+
+__all__ = ["COLD", "LogProbKind", "log_prob_kind", "top_log_probs"]
+
+_TOP = 5
+COLD = 0.5
+_SAME = 0.02  # nats by which a server's repeated answer may differ: bfloat16 networks in other batches
+_TELLS = 0.2  # nats that two tokens must differ by for the ratio to tell
+
+LogProbKind = Literal["raw", "processed", "logits", "flat", "other"]
+
+
+def top_log_probs(server: Server, model: str, prompt: str | Sequence[int], temperature: float) -> dict[str, float]:
+    """Ask for log-probabilities of the likeliest next tokens, by token. Raises Refusal."""
+    body: dict[str, object] = {
+        "model": model, "prompt": prompt, "max_tokens": 1, "temperature": temperature, "top_p": 1.0,
+        "logprobs": _TOP, "seed": 0,
+    }  # fmt: skip
+    if not isinstance(prompt, str):  # a prompt of ids is of an engine that draws: nothing of the server's own may act
+        body |= {"prompt": list(prompt), "top_k": 0, "min_p": 0.0, "return_tokens_as_token_ids": True}
+    answer = server.ask("/v1/completions", body)
+    try:
+        top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        found = {str(k): float(v) for k, v in cast("dict[str, Any]", top).items()}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        found = {}
+    finite = {k: v for k, v in found.items() if math.isfinite(v)}
+    if not finite:
+        fix = "serve it with log-probabilities, at least 5"
+        raise Refusal("the server returns no log-probabilities", answer, fix)
+    return finite
+
+
+def log_prob_kind(warm: Mapping[str, float], cold: Mapping[str, float]) -> tuple[LogProbKind, float]:
+    """Compare what a server gives at temperature 1 and at `COLD`.
+
+    Returns
+    -------
+    kind : raw, processed, logits (not normalised), flat (too few different ones to tell) or other.
+    ratio : of differences, cold over warm; nan where it was not needed.
+    """
+    if sum(math.exp(min(v, 0.0)) for v in warm.values()) > 1.01 or max(warm.values()) > _SAME:
+        return "logits", math.nan
+    both = sorted(set(warm) & set(cold), key=lambda t: warm[t])
+    spread = warm[both[-1]] - warm[both[0]] if len(both) >= 2 else 0.0
+    if spread < _TELLS:
+        return "flat", math.nan
+    ratio = (cold[both[-1]] - cold[both[0]]) / spread
+    if abs(ratio - 1) * spread <= max(_SAME, 0.05 * spread):
+        return "raw", ratio
+    if abs(ratio - 1 / COLD) * spread <= max(_SAME, 0.05 * spread / COLD):
+        return "processed", ratio
+    return "other", ratio
