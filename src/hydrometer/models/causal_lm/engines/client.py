@@ -100,7 +100,8 @@ class Server:
             with _OPENER.open(request, timeout=self.timeout) as answer:
                 return self._json(self._read(answer, ends, most_bytes), url)
         except urllib.error.HTTPError as e:
-            raise self._refused(e, url) from None
+            with e:
+                raise self._refused(e, url) from None
         except (OSError, http.client.HTTPException, ValueError) as e:
             why = one_line(str(getattr(e, "reason", e)) or type(e).__name__, _SAID)
             raise Refusal(f"the server cannot be asked: {why}", url, "check the URL", again=True) from None

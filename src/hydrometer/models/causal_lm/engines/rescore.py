@@ -43,11 +43,11 @@ LOGIT_ERROR = {"float32": 1e-3, "bfloat16": 0.5}
 """Nats by which two computations of one network may differ in a logit: what puts a token in or out of a kept set.
 bfloat16: the most that was measured between two equivalent paths of SmolLM2-135M."""
 MOST_GAP = {"float32": 1e-3, "bfloat16": 0.05}
-"""Nats per token of `gap` and `surprise` that arithmetic explains. A law whose logits have independent errors of
-deviation e has a KL of about e^2 / 2 to the true one: bfloat16 with e = 0.1 makes 0.005, so ten times that is another
-model; float32 makes 1e-8."""
-_GAP_ERRORS, _SURPRISE_ERRORS = 4.0, 6.0  # standard errors beyond what arithmetic explains
-_IMPROBABLE = -30.0  # log-probability of coincidences that are taken for none
+"""Nats per token of `gap` that arithmetic explains at temperature 1 and above; 1/tau times that below. A law whose
+logits have independent errors of deviation e has a KL of about e^2 / 2 to the true one: bfloat16 with e = 0.1 makes
+0.005, so ten times that is another model; float32 makes 1e-8."""
+_ERRORS = 4.0  # standard errors beyond that
+_CHANCE = 20.0  # minus the logarithm of how often chance alone may refuse rows
 _ROWS_TOGETHER, _LOGITS_TOGETHER = 16, 64
 
 
@@ -100,11 +100,13 @@ def rescore(
     lengths = rows.lengths.astype(np.float64)
     off = np.where(within, told - (selected if kind == "selected" else steps.unselected), 0.0)
     gap = ratio_estimate(off.sum(-1), lengths, "nats/token", rows.strata)
-    moves = np.where(within & ~edge, selected + cast("Floats", steps.entropy), 0.0)
+    entropy = cast("Floats", steps.entropy)
+    moves = np.where(within & ~edge, selected + entropy, 0.0)
     surprise = ratio_estimate(moves.sum(-1), lengths, "nats/token", rows.strata)
-    _hold(gap, surprise, dtype)
     log_prob = np.where(within, selected, 0.0).sum(-1)
     _refuse_repeats(rows, log_prob)
+    _refuse_gap(gap, float(lengths.sum()), law.selectivity, dtype)
+    _refuse_surprise(moves[within], entropy[within], law.lm.vocab_size, dtype)
     scored = replace(
         rows,
         log_prob=log_prob,
@@ -143,24 +145,38 @@ def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) ->
     )  # fmt: skip
 
 
-def _hold(gap: Estimate, surprise: Estimate, dtype: str) -> None:
-    """Refuse rows that are of another model or another law."""
-    most = MOST_GAP[dtype]
-    for value, errors, what, fix in (
-        (
-            gap, _GAP_ERRORS,
+def _refuse_gap(gap: Estimate, tokens: float, s: Selectivity | None, dtype: str) -> None:
+    """Refuse rows of another model. Few tokens are given the error that logits may have, whatever their spread."""
+    colder = 1.0 if s is None else max(1.0, inverse_temperature(s))
+    error = math.hypot(gap.se or 0.0, LOGIT_ERROR[dtype] * colder / math.sqrt(tokens))
+    most = MOST_GAP[dtype] * colder + _ERRORS * error
+    if gap.value is None or abs(gap.value) > most:
+        raise StageError(
             "the engine's log-probabilities are not the model's: another model, another precision or another law",
-            f"serve the chain's own weights in draw_dtype ({dtype}), without quantisation",
-        ),
-        (
-            surprise, _SURPRISE_ERRORS,
-            "the engine does not draw from the law that was asked for: its tokens are likelier or less likely than "
-            "that law's own",
-            "switch off penalties, biases and sampling defaults of the engine; see docs, Engines",
-        ),
-    ):  # fmt: skip
-        if value.value is None or abs(value.value) > most + errors * (value.se or 0.0):
-            raise StageError(what, got=f"{value} nats/token where {most:g} is allowed", fix=fix)
+            got=f"{gap} where {most:.2g} is allowed",
+            fix=f"serve the chain's own weights in draw_dtype ({dtype}), without quantisation",
+        )
+
+
+def _refuse_surprise(moves_M: Floats, entropy_M: Floats, n_ids: int, dtype: str) -> None:
+    """Refuse rows whose tokens are likelier, or less likely, than those of the law that was asked for.
+
+    The moves are a martingale's: their sum exceeds ``sqrt(2 c W)`` with probability below about ``2 exp(-c)``, W the
+    sum of their squares and of their conditional variances, however heavy their tails (Bercu and Touati 2008, theorem
+    2.1). A next-token law of entropy H over V ids has ``Var log p`` of at most ``log(V - 1)^2 / 4 + 1`` (Reeb and Wolf
+    2015) and of at most ``(log V + 12) H + 0.01``, since ids below e^-12 / V add less than 0.01 to ``E (log p)^2``.
+    """
+    most_V = 0.25 * math.log(max(n_ids - 1, 1)) ** 2 + 1
+    variance_M = np.minimum(most_V, (math.log(n_ids) + 12) * entropy_M + 0.01)
+    chance = math.sqrt(2 * _CHANCE * float(np.square(moves_M).sum() + variance_M.sum()))
+    mean, most = float(moves_M.mean()), MOST_GAP[dtype] + chance / moves_M.size
+    if not abs(mean) <= most:
+        raise StageError(
+            "the engine does not draw from the law that was asked for: its tokens are "
+            + ("likelier" if mean > 0 else "less likely") + " than that law's own",
+            got=f"{mean:.2g} nats/token where {most:.2g} is allowed",
+            fix="switch off penalties, biases and sampling defaults of the engine; see docs, Engines",
+        )  # fmt: skip
 
 
 def _refuse_repeats(rows: Sequences, log_prob: Floats) -> None:
@@ -177,11 +193,12 @@ def _refuse_repeats(rows: Sequences, log_prob: Floats) -> None:
             if c < 2:
                 continue
             ways = math.lgamma(m) - math.lgamma(c) - math.lgamma(m - c + 1)
-            if math.log(m) + ways + (c - 1) * float(log_prob[at]) < _IMPROBABLE:
+            if math.log(m) + ways + (c - 1) * float(log_prob[at]) < -_CHANCE:
                 fix = "the server must honour a seed of each request, or draw afresh for each"
                 raise StageError(f"the engine gives one answer {c} times in {m}, which is no chance", fix=fix)
 
 
+@torch.inference_mode()
 def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], error: float) -> Floats:
     """Log-probability of tokens that the scorer drops, as if each were kept, (E,), in the order of `edge`.
 
@@ -210,7 +227,6 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
     return out
 
 
-@torch.inference_mode()
 def _states(law: CausalLaw, rows: Sequences, group: Ints, row_E: Ints, step_E: Ints) -> Tensor:
     """States that predict the tokens at (row, step), (E, D); padding is on the right, where nothing looks."""
     prompts = [law.prompts.ids[int(rows.prompt_index[i])] for i in group]
