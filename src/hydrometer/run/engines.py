@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from hydrometer.models.drawing import draw_identity
 from hydrometer.run.plan import Plan
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore
@@ -20,11 +21,14 @@ def engine_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, ob
     """
     groups: dict[tuple[str, str], list[tuple[DrawNode, Mapping[str, Any]]]] = {}
     for node in plan.nodes.values():
-        if isinstance(node, DrawNode) and node.context.name == chain and store.has("draw", node.key):
+        if not isinstance(node, DrawNode) or node.context.name != chain:
+            continue
+        context = node.context
+        named = draw_identity(context.family, context.spec, node.law.role, node.purpose)
+        if named and store.has("draw", node.key):
             info = cast("Mapping[str, Any]", store.meta("draw", node.key)["info"])
-            if "engine" in info:
-                label = "" if node.selectivity is None else node.selectivity.label
-                groups.setdefault((node.law.role, label), []).append((node, info))
+            label = "" if node.selectivity is None else node.selectivity.label
+            groups.setdefault((node.law.role, label), []).append((node, info))
     return {"engine": [_pooled(blocks) for blocks in groups.values()]} if groups else {}
 
 
