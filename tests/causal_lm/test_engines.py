@@ -508,5 +508,15 @@ def test_an_installed_package_brings_an_engine(monkeypatch: pytest.MonkeyPatch) 
         registry.engine_named.cache_clear()
 
 
+def test_an_answer_too_deep_to_be_shown_is_still_one_line() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    refusal = Refusal("what", deep, "fix")
+    assert "nested too deep" in str(openai._failed(refusal))
+    while deep:  # freed from outside, or the interpreter's stack would be
+        deep = deep[0]
+
+
 def test_refusals_are_errors_of_the_package() -> None:
     assert issubclass(type(openai._failed(Refusal("a", 1, "b"))), HydrometerError)

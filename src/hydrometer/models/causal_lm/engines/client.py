@@ -36,7 +36,16 @@ class Refusal(Exception):
 
     def __init__(self, what: str, got: object, fix: str, *, again: bool = False, after: float | None = None) -> None:
         super().__init__(what)
-        self.what, self.got, self.fix, self.again, self.after = what, got, fix, again, after
+        self.what, self.got, self.fix, self.again, self.after = what, _shown(got), fix, again, after
+
+
+def _shown(got: object) -> object:
+    """What a message can show: JSON that was just shallow enough to be read may be too deep to be written."""
+    try:
+        repr(got)
+    except RecursionError:
+        return "JSON nested too deep"
+    return got
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
