@@ -6,6 +6,7 @@ the only way to run them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
+import hydrometer as hm  # noqa: E402
+from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.engines import sessions  # noqa: E402
@@ -120,12 +123,13 @@ def test_vllm_offline_draws_the_law_of_a_padded_vocabulary(tmp_path: Path) -> No
 
 @pytest.fixture
 def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, CausalLM]]:
-    """`vllm serve` on a loopback port, with a generation config that would spoil every draw."""
+    """What `vllm serve` runs, on a loopback port, with a generation config that would spoil every draw."""
     lm = _model(tmp_path / "served", 8, temperature=0.3, top_p=0.5, top_k=2, repetition_penalty=1.5)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(os.environ[PYTHON]).parent / "vllm"), "serve", str(tmp_path / "served")]
+    # The program `vllm` asks for the metadata of a package of that name, which the builds for the CPU are not.
+    command = [os.environ[PYTHON], "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "served")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--dtype", "float32"]
     command += ["--max-model-len", "16", "--enforce-eager", "--logprobs-mode", request.param]
     with (tmp_path / "log").open("wb") as log:
@@ -142,12 +146,11 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}", lm
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
 
 
 @pytest.mark.parametrize("server", ["raw_logprobs", "processed_logprobs"], indirect=True)
@@ -156,3 +159,21 @@ def test_vllm_served_draws_the_law_whatever_its_defaults(server: tuple[str, Caus
     settings = OpenAISettings(base_url=url, model="tiny", concurrency=16, timeout=120)
     kinds = {follows_the_law(lm, OPENAI, settings, s)["log_probs"] for s in SETTINGS}
     assert len(kinds) == 1
+
+
+def test_a_run_whose_truth_and_fitted_teacher_vllm_draws_from(tmp_path: Path) -> None:
+    _model(tmp_path / "truth", 8)
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "bf16": False}
+    spec = lm_spec(
+        tmp_path / "truth",
+        teacher={"init": "truth", "training": training},
+        student={"init": {"layers_of": "truth", "layers": [0]}, "training": training},
+        selectivity=[{"temperature": 0.8}], decoding=[], engine={"vllm": {"enforce_eager": True, "timeout": 900}},
+    )  # fmt: skip
+    result = hm.run(write_spec(spec, tmp_path), out=tmp_path / "out")
+    assert not result.failed_cells
+    found = result.results["summary"]["chains"]["lm"]["engine"]
+    assert [(e["role"], e["selectivity"]) for e in found] == [("truth", None), ("teacher", {"temperature": 0.8})]
+    print(json.dumps(found))
+    assert all(abs(e["gap"]["value"]) < 1e-5 for e in found)
+    assert not hm.run(write_spec(spec, tmp_path), out=tmp_path / "out").outcome.computed
