@@ -182,7 +182,8 @@ def test_a_parcel_takes_the_prompts_along_and_keys_stay(tmp_path: Path, small_ru
     work = Work(pickle.loads(parcel))
     context = work.plan.chains["lm"].context
     assert context.family is families()["causal_lm"]
-    assert context.family.truth_identity(context.spec) == plan.chains["lm"].truth_identity
+    said = {"family": "causal_lm", **context.family.truth_identity(context.spec)}
+    assert said == plan.chains["lm"].truth_identity
     for key, data in nodes.items():
         assert len(data) < 4096
         assert work.node(data).key == key
