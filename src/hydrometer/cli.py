@@ -70,6 +70,14 @@ def run_command(
         Literal["draw"] | None,
         typer.Option("--until", help="draw: make the training rows alone, to export them; nothing is judged."),
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--executor", help="Who makes the stages: this process, or the workers of a Ray cluster."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT|auto", help="A running Ray cluster. [default: start one here]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
@@ -80,7 +88,7 @@ def run_command(
     console = Console(stderr=as_json)
     spec = load_spec(recipe, overrides or [])
     with ConsoleMonitor(console) as monitor:
-        result = run(spec, out=out, cache=cache, monitor=monitor, until=until)
+        result = run(spec, out=out, cache=cache, monitor=monitor, until=until, executor=executor, address=address)
     if until is not None:
         cli_elsewhere.say_drawn(result, as_json=as_json)
         return

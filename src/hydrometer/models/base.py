@@ -10,6 +10,7 @@ judging, storing, is written against these two alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -30,6 +31,7 @@ __all__ = [
     "Embeds",
     "Family",
     "FitRequest",
+    "FitsTogether",
     "Fitted",
     "Footprint",
     "KeepsTrainingRows",
@@ -37,6 +39,7 @@ __all__ = [
     "Level",
     "Samples",
     "ScoreKind",
+    "Threaded",
     "Tick",
     "chain_levels",
     "no_progress",
@@ -160,6 +163,35 @@ class Embeds(Protocol):
         ...
 
 
+@runtime_checkable
+class Threaded(Protocol):
+    """A family whose bits depend on the threads of the process: an optional capability.
+
+    Its `numerics` have "threads", and "device" where work may be elsewhere than on the processor: "cuda", or "auto",
+    which takes cuda where there is one.
+    """
+
+    def prepare(self, chain: ChainSpec) -> None:
+        """Set this process's threads to those of the chain. Called before every stage."""
+        ...
+
+
+@runtime_checkable
+class FitsTogether(Protocol):
+    """A family whose fits may take several processes: an optional capability.
+
+    Each process calls `fit` with the same request, inside a group of torch.distributed; each gets the whole model.
+    """
+
+    def workers(self, level: Level) -> int:
+        """Return how many processes fit a level together; 1 for an ordinary fit."""
+        ...
+
+    def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
+        """Join a group on this machine, which meets at a file that is not there yet."""
+        ...
+
+
 LawT = TypeVar("LawT", covariant=True)
 
 
@@ -186,6 +218,7 @@ class FitRequest:
     loss : training objective.
     stream : source of all randomness of the fit.
     tick : progress.
+    partial : folder that outlives a killed fit, not yet made, for what it needs to go on; None for none.
     """
 
     data: Samples
@@ -197,6 +230,7 @@ class FitRequest:
     loss: str
     stream: Stream
     tick: Tick = no_progress
+    partial: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

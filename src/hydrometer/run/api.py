@@ -23,7 +23,8 @@ from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.adopted import read_adopted
 from hydrometer.run.diagnosis import diagnose, keep
 from hydrometer.run.engines import engine_records
-from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
+from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
+from hydrometer.run.executors import ExecutorName, executor_of
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
@@ -121,6 +122,8 @@ def run(
     cache: str | Path | None = None,
     monitor: Monitor | None = None,
     until: Literal["draw"] | None = None,
+    executor: ExecutorName = "local",
+    address: str | None = None,
 ) -> RunResult:
     """Run an experiment, or go on with one, or extend one by selectivities or seeds.
 
@@ -133,6 +136,8 @@ def run(
     monitor : watches progress.
     until : "draw" makes every model's training rows, and what they are drawn from, and nothing else: no student below
         the last of them is fitted, nothing is judged, and the results hold no cells. A later run goes on from there.
+    executor : "local" makes one stage after the other in this process; "ray" many at once on a Ray cluster.
+    address : of that cluster, ``host:port`` or "auto"; None starts one on this machine, which ends with the run.
 
     Raises
     ------
@@ -147,6 +152,7 @@ def run(
     >>> result.failed_cells, result.outcome.computed["fit"]  # per seed: teacher, direct, six distilled
     ([], 16)
     """
+    make = executor_of(executor, address)
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     wanted = _entry(spec, plan_run(spec))
@@ -172,9 +178,9 @@ def run(
         folder.push()  # before any artifact: what has artifacts is a run
         keep(store, diagnosis)
         if until == "draw":
-            outcome = execute(training_rows(plan), store, watch)
+            outcome = make(training_rows(plan), store, watch)
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
-        outcome = execute(plan, store, watch)
+        outcome = make(plan, store, watch)
         findings = [f.to_json() for f in diagnosis.lasting]
         results = results_of(spec.name, folder, plan, store, outcome, findings)
         folder.write_results(results)

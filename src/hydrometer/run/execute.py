@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
 from hydrometer.core.findings import Finding
-from hydrometer.models.base import Tick
+from hydrometer.models.base import Family, FitsTogether, Threaded, Tick
 from hydrometer.models.drawing import release
 from hydrometer.run.missing import missing_of
 from hydrometer.run.plan import Plan
@@ -36,7 +37,10 @@ from hydrometer.stages.picture import embed, picture
 from hydrometer.stages.score import score
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["Monitor", "Outcome", "SilentMonitor", "execute"]
+__all__ = ["FAILURES", "Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "workers_of"]
+
+FAILURES = (StageError, StoreError, DataError, LawMismatchError, ModelError, SpecError)
+"""What fails a stage, and those that need it, while the rest goes on."""
 
 
 class Monitor(Protocol):
@@ -104,21 +108,21 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
     A stage that fails, or meets input that only it could find wrong, takes with it those that need it; others go on.
     A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
     """
-    outcome = Outcome()
-    missing = missing_of(plan.nodes, store)
-    outcome.reused.update(node.stage for key, node in plan.nodes.items() if key not in missing)
-    costs = {key: cost_of(node) for key, node in plan.nodes.items()}
-    monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))
+    outcome, missing, costs = begin(plan, store, monitor)
     bench = Bench(store)
     for key, node in missing.items():
         monitor.stage(label_of(node), costs[key])
         reason = next((outcome.failed[i] for i in node.inputs if i in outcome.failed), None)
         if reason is None:
             try:
-                with store.write(node.stage, key, {"inputs": list(node.inputs)}) as (folder, info):
-                    info.update(compute(node, plan, bench, folder, monitor.tick))
+                if workers_of(node) > 1:
+                    from hydrometer.run.ranks import fit_together
+
+                    fit_together(node, plan, store)
+                else:
+                    make(node, plan, bench, monitor.tick)
                 outcome.computed[node.stage] += 1
-            except (StageError, StoreError, DataError, LawMismatchError, ModelError, SpecError) as e:
+            except FAILURES as e:
                 reason = str(e)
         if reason is not None:
             outcome.failed[key] = reason
@@ -126,6 +130,42 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
     for chain in plan.chains.values():
         release(chain.context.family)
     return outcome
+
+
+def begin(plan: Plan, store: ArtifactStore, monitor: Monitor) -> tuple[Outcome, dict[str, Node], dict[str, float]]:
+    """Look at what is there: the outcome so far, the stages that are missing, inputs first, and every stage's cost."""
+    outcome = Outcome()
+    missing = missing_of(plan.nodes, store)
+    outcome.reused.update(node.stage for key, node in plan.nodes.items() if key not in missing)
+    costs = {key: cost_of(node) for key, node in plan.nodes.items()}
+    monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))
+    return outcome, missing, costs
+
+
+def make(node: Node, plan: Plan, bench: Bench, tick: Tick) -> None:
+    """Make one stage's artifact in this process."""
+    family, store = node.context.family, bench.store
+    threaded = _threaded(family)
+    if threaded is not None:  # a law that is open already was perhaps opened for a chain of other threads
+        threaded.prepare(node.context.spec)
+    with store.write(node.stage, node.key, {"inputs": list(node.inputs)}) as (folder, info):
+        info.update(compute(node, plan, bench, folder, tick))
+    if isinstance(node, FitNode):
+        store.discard_partial(node.stage, node.key)
+
+
+def workers_of(node: Node) -> int:
+    """Return how many processes make a stage together."""
+    if not isinstance(node, FitNode):
+        return 1
+    family = node.context.family
+    return family.workers(node.level) if isinstance(family, FitsTogether) else 1
+
+
+@cache
+def _threaded(family: Family) -> Threaded | None:
+    """Whether a family has the capability, asked once: an empty stage takes less time than the question."""
+    return family if isinstance(family, Threaded) else None
 
 
 def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:

@@ -14,7 +14,7 @@ from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNod
 from hydrometer.store.places import Url, copies_home
 from hydrometer.store.remote import open_store
 
-__all__ = ["examine_machine", "memory"]
+__all__ = ["examine_machine", "footprint_of", "memory"]
 
 _ARTIFACT = 8192  # bytes: its folder and meta.json, a block of the file system each
 _CROWDED = 0.8
@@ -50,6 +50,11 @@ def _missing(plan: Plan, artifacts: Path | Url) -> list[Node]:
         return [n for n in plan.nodes.values() if not (artifacts / f"{n.stage}-{n.key}").is_dir()]
     absent = open_store(artifacts).absent([(n.stage, k) for k, n in plan.nodes.items()])
     return [plan.nodes[k] for _, k in absent]
+
+
+def footprint_of(node: Node) -> Footprint:
+    """Return the bytes that a stage takes; none where they are few."""
+    return _footprint(node, {})
 
 
 def _footprint(node: Node, known: dict[tuple[object, ...], Footprint]) -> Footprint:

@@ -164,7 +164,7 @@ class _ChainPlanner:
             {
                 "truth": self.truth.key,
                 "role": level.role,
-                "level": level.spec.model_dump(mode="json"),
+                "level": level.spec.model_dump(mode="json", context="key"),
                 "data": data.key,
                 "validate": None if validate is None else validate.key,
                 "teacher": None if teacher is None else teacher.key,

@@ -12,7 +12,9 @@ __all__ = ["fit"]
 
 
 def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
-    """Fit one level and write the law into `folder`. A fit is atomic: killed, it starts again.
+    """Fit one level and write the law into `folder`.
+
+    A fit is atomic: killed, it starts again, or goes on from what its family left in the store's partial folder.
 
     Raises
     ------
@@ -31,6 +33,7 @@ def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) ->
             loss=node.loss,
             stream=node.stream,
             tick=tick,
+            partial=bench.store.partial(node.stage, node.key),
         )
     )
     family.save_law(fitted.model, folder)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,18 @@ class ArtifactStore:
         """Where it is, as `open_store` takes it in another process or on another machine."""
         return str(self.root.absolute())
 
+    def __getstate__(self) -> dict[str, object]:
+        """Another process may stand in another folder, and verifies for itself."""
+        return {**self.__dict__, "root": self.root.absolute(), "_verified": set[str]()}
+
+    def partial(self, stage: str, key: str) -> Path:
+        """Return where work on an artifact may leave what it needs to go on after being killed; need not exist."""
+        return self.root / f".partial-{stage}-{key}"
+
+    def discard_partial(self, stage: str, key: str) -> None:
+        """Remove what was left on the way to an artifact that is whole now."""
+        shutil.rmtree(self.partial(stage, key), ignore_errors=True)
+
     def path(self, stage: str, key: str) -> Path:
         """Return where an artifact is or would be."""
         return self.root / f"{stage}-{key}"
@@ -136,7 +149,9 @@ class ArtifactStore:
         Nothing remains if the body raises. `facts` (the keys of its inputs) goes into `meta.json`.
         """
         final = self.path(stage, key)
-        temporary = self.root / f".tmp-{stage}-{key}-{os.getpid()}"
+        temporary = (
+            self.root / f".tmp-{stage}-{key}-{socket.gethostname()}-{os.getpid()}"
+        )  # other machines write here too
         shutil.rmtree(temporary, ignore_errors=True)
         began = time.perf_counter()
         info: dict[str, object] = {}
@@ -156,7 +171,8 @@ class ArtifactStore:
                 "files": files,
                 "seconds": round(time.perf_counter() - began, 4),
             }
-            (temporary / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
+            # On one line, for the encoder that indents is Python's own and slow.
+            (temporary / META).write_text(json.dumps(meta, sort_keys=True))
             if final.exists():  # another run that shares this cache was faster; equal keys mean equal content
                 shutil.rmtree(temporary)
             else:
@@ -170,3 +186,6 @@ class ArtifactStore:
         """Remove what killed runs left half-written. Only while holding the folder's lock."""
         for leftover in self.root.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self.root.glob(".partial-*"):  # killed between the artifact's last step and its own removal
+            if (self.root / leftover.name.removeprefix(".partial-")).is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)

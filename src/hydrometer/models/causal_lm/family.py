@@ -9,6 +9,7 @@ import ctypes
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, lru_cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -214,6 +215,20 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.trainer import fit
 
         return fit(request)
+
+    def prepare(self, chain: ChainSpec) -> None:
+        """Set torch's threads to the chain's."""
+        _set_threads(_chain(chain))
+
+    def workers(self, level: Level) -> int:
+        """`num_workers` of the level's training."""
+        return cast("LevelSpec", level.spec).training.num_workers
+
+    def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
+        """Join a group on this machine: gloo on the processor, nccl on cuda."""
+        from hydrometer.models.causal_lm.together import group
+
+        return group(_chain(chain).device, rank, n_workers, meeting)
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write a folder that `from_pretrained` opens, and beside it what else makes the law."""

@@ -76,7 +76,7 @@ def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts
     ids: list[tuple[int, ...]] = []
     texts: list[str] = []
     try:
-        with spec.path.open("rb") as f:
+        with spec.open() as f:
             number = 0
             while line := f.readline(MAX_LINE_BYTES + 1):
                 number += 1

@@ -6,11 +6,12 @@ known of them holds here; the exceptions are the ratios of the warmup-stable-dec
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import IO, Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import (
     BeforeValidator,
@@ -18,10 +19,13 @@ from pydantic import (
     Discriminator,
     Field,
     PrivateAttr,
+    SerializationInfo,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     Tag,
     WithJsonSchema,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -54,11 +58,24 @@ class PromptsFile(Strict):
     chat: bool = False
     are: PromptsAre = "fixed"
     _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _content: bytes | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
         """Keep the folder that `file` is relative to; it is no part of what the specification says."""
         if isinstance(context, Mapping) and "base" in context:
             self._base = cast("Mapping[str, Path]", context)["base"]
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Take the file's content along to another process, whose machine may not have it."""
+        state = super().__getstate__()
+        private: dict[str, Any] = dict(state["__pydantic_private__"] or {})
+        if private.get("_content") is None:
+            private["_content"] = self.path.read_bytes()
+        return {**state, "__pydantic_private__": private}
+
+    def open(self) -> IO[bytes]:
+        """Open the file, or what came along of it."""
+        return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
 
     @property
     def path(self) -> Path:
@@ -156,6 +173,11 @@ class Training(Strict):
     Names and meanings are those of `transformers.TrainingArguments`. `bf16` is autocast over float32 master weights;
     `warmup_ratio` and `decay_ratio` are shares of all steps. After each epoch the held-out rows are scored in float32,
     and the best epoch is kept.
+
+    `num_workers` processes (Ray's `ScalingConfig` has the name) share every batch by rows, under `strategy`: each holds
+    the whole model (ddp), or a share of its weights, gradients and optimizer states (fsdp). Batch sizes stay those of
+    all workers together. `save_steps` is how often a fit leaves a checkpoint to go on from, None for never; it changes
+    no result and is no part of a fit's key.
     """
 
     num_train_epochs: int = Field(default=3, ge=1)
@@ -170,6 +192,31 @@ class Training(Strict):
     warmup_ratio: float = Field(default=0.01, ge=0, le=1)
     decay_ratio: float = Field(default=0.2, ge=0, le=1)
     bf16: bool = True
+    num_workers: int = Field(default=1, ge=1, le=4096)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    save_steps: int | None = Field(default=None, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Leave out what says nothing, so that keys from before these fields stay; and, in a key, what changes nothing.
+
+        A key asks with the context "key".
+        """
+        body: dict[str, Any] = handler(self)
+        if self.num_workers == 1:
+            body.pop("num_workers", None)
+            body.pop("strategy", None)
+        if self.save_steps is None or info.context == "key":
+            body.pop("save_steps", None)
+        return body
+
+    @model_validator(mode="after")
+    def _whole_checkpoints(self) -> Self:
+        if self.num_workers > 1 and self.strategy == "fsdp" and self.save_steps is not None:
+            raise PydanticCustomError(
+                "save_steps", "save_steps needs strategy ddp: with fsdp no worker holds the whole optimizer state"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ratios(self) -> Self:

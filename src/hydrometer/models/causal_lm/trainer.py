@@ -15,30 +15,36 @@ import math
 import random
 import tempfile
 from collections.abc import Generator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.initial import init_model
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.scorer import score
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
+from hydrometer.models.causal_lm.together import Together, together
 from hydrometer.models.sequences import Sequences
 from hydrometer.models.training_rows import TrainingRows
 
 __all__ = ["fit"]
 
+_WEIGHTS = "model.safetensors"
 _IGNORED = -100  # label of what is not learned, as everywhere in transformers
 
 
@@ -63,15 +69,18 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     seed = request.stream.integer()
     lm = init_model(level, truth.lm, above.lm, seed)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
-    epochs = _Epochs(law, validate, level.training, request.tick)
+    training = level.training
     with _reproducible(seed), load.quiet(), tempfile.TemporaryDirectory(prefix="hydrometer-") as scratch:
-        trainer = _MLETrainer(
-            lm, level.training, _arguments(level.training, len(data), lm, seed, scratch), data, epochs
-        )
-        trainer.train()
+        group = together(lm, training, partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32))
+        epochs = _Epochs(law, validate, training, request.tick, group)
+        kept = _checkpoints(training, request.partial, epochs, group)
+        folder = scratch if kept is None else str(kept.folder)
+        trainer = _MLETrainer(lm, training, _arguments(training, len(data), lm, seed, folder), data, epochs, group)
+        trainer.train(resume_from_checkpoint=_goes_on_from(trainer, kept, epochs, group))
     epochs.restore_best()
     lm.model.eval()
     info: dict[str, object] = {
+        **epochs.notes,
         "validation": epochs.held_out,
         "best_epoch": epochs.best,
         "steps": int(trainer.state.global_step),
@@ -91,6 +100,9 @@ class _Answers(Dataset[dict[str, list[int]]]):
         return len(self.x)
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
+        if i < 0:  # a row that takes part uncounted; see `together`
+            row = self[-1 - i]
+            return {**row, "labels": [_IGNORED] * len(row["labels"])}
         prompt = list(self.x.prompt_ids[int(self.x.prompt_index[i])])
         answer: list[int] = self.x.row(i).tolist()
         return {"input_ids": prompt + answer, "labels": [_IGNORED] * len(prompt) + answer}
@@ -107,17 +119,47 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     return {"input_ids": padded("input_ids", 0), "labels": padded("labels", _IGNORED), "attention_mask": mask_BT}
 
 
+def _answer_loss(
+    lm: CausalLM, ids_BT: Tensor, labels_BT: Tensor, n_items: float, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Negative log-likelihood of the answer tokens, divided by `n_items`; nats."""
+    labels_BT = labels_BT[:, 1:]
+    wanted_BT = labels_BT != _IGNORED
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        # No mask: padding is on the right, where no answer token looks.
+        states_BTD = lm.body(ids_BT)[:, :-1]
+    states_MD = states_BTD[wanted_BT]
+    ids_M = labels_BT[wanted_BT]
+    if not len(ids_M):  # nothing to learn, but all parameters that others have gradients of have one, of zeros
+        last = lm.head(states_BTD[:, -1].float()) if lm.is_split else states_BTD[:, -1]
+        return last.float().nan_to_num().sum() * 0.0
+    if lm.is_split:
+        return linear_cross_entropy(
+            states_MD, lm.head.weight, lm.head.bias, ids_M,
+            n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
+        )  # fmt: skip
+    logits_MV = lm.logits(states_MD)[:, : lm.vocab_size].float()
+    return F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
+
+
 class _MLETrainer(Trainer):
     """The Trainer with our loss; final: nothing derives from it."""
 
     def __init__(
-        self, lm: CausalLM, training: Training, args: TrainingArguments, data: Sequences | TrainingRows, epochs: _Epochs
+        self,
+        lm: CausalLM,
+        training: Training,
+        args: TrainingArguments,
+        data: Sequences | TrainingRows,
+        epochs: _Epochs,
+        group: Together | None,
     ) -> None:
+        model = lm.model if group is None else group.trained.model
         super().__init__(
-            model=lm.model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[epochs]
+            model=model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[epochs]
         )
         self.remove_callback(PrinterCallback)
-        self.lm, self.bf16 = lm, training.bf16
+        self.lm, self.training, self.group = lm, training, group
         # The loss below divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
         self.model_accepts_loss_kwargs = True
 
@@ -129,43 +171,71 @@ class _MLETrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Mean negative log-likelihood of the answer tokens, nats/token."""
-        labels_BT = inputs["labels"][:, 1:]
-        wanted_BT = labels_BT != _IGNORED
-        n_items = float(wanted_BT.sum() if num_items_in_batch is None else num_items_in_batch)
-        lm, dtype = self.lm, torch.bfloat16 if self.bf16 else torch.float32
-        with torch.autocast(lm.device.type, torch.bfloat16, enabled=self.bf16):
-            # No mask: padding is on the right, where no answer token looks.
-            states_MD = lm.body(inputs["input_ids"])[:, :-1][wanted_BT]
-        ids_M = labels_BT[wanted_BT]
-        if lm.is_split:
-            loss = linear_cross_entropy(
-                states_MD, lm.head.weight, lm.head.bias, ids_M,
-                n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
-            )  # fmt: skip
+        n = num_items_in_batch
+        n_items = float((inputs["labels"][:, 1:] != _IGNORED).sum() if n is None else n)
+        if self.group is None:
+            dtype = torch.bfloat16 if self.training.bf16 else torch.float32
+            loss = _answer_loss(self.lm, inputs["input_ids"], inputs["labels"], n_items, dtype=dtype)
         else:
-            logits_MV = lm.logits(states_MD)[:, : lm.vocab_size].float()
-            loss = F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
+            module: Any = model
+            loss = module(inputs["input_ids"], inputs["labels"], n_items)
         if not torch.isfinite(loss):
             raise FitError("the loss is not finite", got=loss.item(), fix="lower the learning rate")
         return loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Every row of a batch, or this process's."""
+        if self.group is None:
+            return super().get_train_dataloader()
+        data: Any = self.train_dataset
+        return self.group.loader(data, _collate, self.training.per_device_train_batch_size, int(self.args.seed))
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """Give the loop the module that exchanges gradients, where there are several processes."""
+        if self.group is None or not training:
+            return super()._wrap_model(model, training, dataloader)
+        return self.group.module
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a checkpoint's weights; the Trainer would write its arguments too, as a pickle."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.lm.model, str(folder / _WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self.lm.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
 
 class _Epochs(TrainerCallback):
     """After each epoch: held-out likelihood of the law itself; the best epoch's weights are kept in memory."""
 
-    def __init__(self, law: CausalLaw, validate: Sequences | None, training: Training, tick: Tick) -> None:
-        self.law, self.validate, self.training, self.tick = law, validate, training, tick
+    def __init__(
+        self, law: CausalLaw, validate: Sequences | None, training: Training, tick: Tick, group: Together | None
+    ) -> None:
+        self.law, self.validate, self.training, self.tick, self.group = law, validate, training, tick, group
+        self.notes: dict[str, object] = {}
         self.held_out: list[dict[str, float]] = []
         self.best = training.num_train_epochs
         self._best_nats = -math.inf
         self._best_weights: dict[str, Tensor] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A checkpoint at an epoch's last step was written before that epoch was scored.
+        if state.global_step * self.training.num_train_epochs // state.max_steps > len(self.held_out):
+            self.on_epoch_end(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.tick(state.global_step, state.max_steps, "steps")
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.validate is None:
+            if self.group is not None:
+                self.group.gather()
             return
+        if self.group is not None:
+            self.group.gather()
+            if self.group.rank:
+                return
         model = self.law.lm.model.eval()
         log_p_N = score(self.law, self.validate, rows_together=self.training.per_device_eval_batch_size)
         model.train()
@@ -178,11 +248,50 @@ class _Epochs(TrainerCallback):
             self._best_nats, self.best = nats, len(self.held_out)
             self._best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
+    def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Return the history, and the best epoch's weights."""
+        nats = None if self._best_weights is None else self._best_nats
+        return {"held_out": self.held_out, "best": self.best, "best_nats": nats}, self._best_weights
+
+    def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """Take over what an earlier process remembered."""
+        self.held_out, self.best = list(history["held_out"]), int(history["best"])
+        if weights is not None:
+            device = self.law.lm.device
+            self._best_nats = float(history["best_nats"])
+            self._best_weights = {k: v.to(device) for k, v in weights.items()}
+
     def restore_best(self) -> None:
         """Put the best epoch's weights back."""
         if self._best_weights is not None and self.best != len(self.held_out):
             self.law.lm.model.load_state_dict(self._best_weights)
         self._best_weights = None
+
+
+def _checkpoints(
+    training: Training, folder: Path | None, epochs: _Epochs, group: Together | None
+) -> Checkpoints | None:
+    if training.save_steps is None or folder is None:
+        return None
+    meet = None if group is None else lambda: group.told(None)
+    return Checkpoints(folder, epochs, meet, writes=group is None or group.rank == 0)
+
+
+def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, group: Together | None) -> str | None:
+    """Return the checkpoint to go on from, with what was remembered there; None to begin."""
+    if kept is None:
+        return None
+    trainer.add_callback(kept)
+    path = kept.newest() if kept.writes else None
+    path = path if group is None else group.told(path)
+    if kept.discarded:
+        epochs.notes["discarded"] = kept.discarded
+        epochs.tick(0, 1, kept.discarded[0])
+    if path is None:
+        return None
+    kept.open(path)
+    epochs.notes["resumed"] = path.name
+    return str(path)
 
 
 def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> TrainingArguments:
@@ -210,7 +319,8 @@ def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> 
         use_cpu=lm.device.type == "cpu",
         dataloader_pin_memory=lm.device.type != "cpu",
         remove_unused_columns=False,
-        save_strategy="no",
+        save_strategy="no" if t.save_steps is None else "steps",
+        save_steps=t.save_steps or 500,
         logging_strategy="no",
         eval_strategy="no",
         report_to="none",

@@ -1,0 +1,122 @@
+"""Checkpoints inside a fit: what a killed fit goes on from, whole or not at all.
+
+The Trainer writes model, optimizer, schedule, generators and position; beside them go the held-out history and the best
+epoch's weights. Last comes `whole.json` with every file's checksum: a checkpoint without it, or that is not what it
+says, is discarded. The one before is removed only then. Weights are safetensors; what torch writes is read with
+`weights_only`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["Checkpoints", "Remembers"]
+
+WHOLE, HISTORY, BEST = "whole.json", "history.json", "best.safetensors"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Remembers(Protocol):
+    """What a fit knows besides the Trainer: its history, and the best epoch's weights."""
+
+    def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Return what JSON can hold, and the weights."""
+        ...
+
+    def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """Take it over."""
+        ...
+
+
+class Checkpoints(TrainerCallback):
+    """Finds the newest whole checkpoint of a fit, and completes those that the Trainer writes.
+
+    Parameters
+    ----------
+    folder : of this fit's checkpoints.
+    meet : waits for all processes of the fit; None where there is one.
+    writes : whether this process completes and removes.
+
+    Attributes
+    ----------
+    discarded : why checkpoints could not be used.
+    """
+
+    def __init__(self, folder: Path, fit: Remembers, meet: Callable[[], None] | None, *, writes: bool) -> None:
+        self.folder, self.fit, self.meet, self.writes = folder, fit, meet, writes
+        self.discarded: list[str] = []
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint; others are removed, and said in `discarded` where they were damaged."""
+        found = sorted(self._all(), reverse=True)
+        chosen: Path | None = None
+        for step, path in found:
+            wrong = _damage(path) if chosen is None else "an older one"
+            if wrong is None:
+                chosen = path
+                continue
+            if chosen is None:
+                self.discarded.append(f"the checkpoint at step {step} was discarded: {wrong}")
+            shutil.rmtree(path, ignore_errors=True)
+        return chosen
+
+    def open(self, path: Path) -> None:
+        """Give the fit back what it remembered at a whole checkpoint."""
+        history = json.loads((path / HISTORY).read_text("utf-8"))
+        best = load_file(path / BEST) if (path / BEST).is_file() else None
+        self.fit.remember(history, best)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Complete what the Trainer wrote, then remove those before."""
+        if self.meet is not None:
+            self.meet()
+        if not self.writes:
+            return
+        path = self.folder / f"checkpoint-{state.global_step}"
+        history, best = self.fit.remembered()
+        (path / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+        if best is not None:
+            save_file(best, path / BEST)
+        files = {p.name: _facts(p) for p in sorted(path.iterdir()) if p.name != WHOLE}
+        unfinished = path / f"{WHOLE}.tmp"
+        unfinished.write_text(json.dumps(files), encoding="utf-8")
+        unfinished.replace(path / WHOLE)
+        for step, other in self._all():
+            if step != state.global_step:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _all(self) -> list[tuple[int, Path]]:
+        found = self.folder.glob("checkpoint-*") if self.folder.is_dir() else ()
+        return [(int(m[1]), p) for p in found if (m := _NAME.fullmatch(p.name))]
+
+
+def _facts(path: Path) -> dict[str, object]:
+    with path.open("rb") as f:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def _damage(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint; None where it is whole."""
+    try:
+        files: object = json.loads((path / WHOLE).read_bytes())
+    except (OSError, ValueError):
+        return "it was not finished"
+    if not isinstance(files, dict) or HISTORY not in files:
+        return "it was not finished"
+    for name, facts in files.items():
+        try:
+            if "/" in name or _facts(path / name) != facts:
+                return f"{name} is damaged"
+        except OSError:
+            return f"{name} is missing"
+    return None

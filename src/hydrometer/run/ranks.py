@@ -1,0 +1,138 @@
+"""A fit of several processes on this machine: `python -m hydrometer.run.ranks JOB RANK`, once for each rank.
+
+Every rank opens the fit's inputs from the store and fits; rank 0 writes the artifact. The processes are new ones, not
+forks, so that what runs here is what runs on a cluster. They meet at a file: no port is taken that another run may
+want.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from hydrometer.core.errors import FitError, HydrometerError, one_line
+from hydrometer.models.base import FitsTogether, no_progress
+from hydrometer.run.execute import compute, make, workers_of
+from hydrometer.run.plan import Plan
+from hydrometer.run.work import Parcel, Work, pack, pack_node
+from hydrometer.stages.nodes import Node
+from hydrometer.store.artifacts import ArtifactStore
+
+__all__ = ["fit_as_rank", "fit_together", "threads_of"]
+
+_POLL = 0.05  # seconds
+_GRACE = 10.0
+
+
+def fit_together(node: Node, plan: Plan, store: ArtifactStore) -> None:
+    """Make a fit's artifact by its processes, here.
+
+    Raises
+    ------
+    FitError : a process failed or died; what it said is in the message.
+    """
+    n = workers_of(node)
+    with tempfile.TemporaryDirectory(prefix="hydrometer-ranks-") as scratch:
+        job = Path(scratch) / "job"
+        job.write_bytes(pickle.dumps((pack(plan, store), pack_node(node))))
+        environment = os.environ | {
+            "WORLD_SIZE": str(n),
+            "LOCAL_WORLD_SIZE": str(n),
+            "OMP_NUM_THREADS": str(threads_of(node)),
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        if sys.platform == "linux":  # what a host's own name leads to is not always an interface of its own
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(n):
+                argv = [sys.executable, "-m", "hydrometer.run.ranks", str(job), str(rank)]
+                own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                with (Path(scratch) / f"{rank}.log").open("wb") as log:
+                    processes.append(subprocess.Popen(argv, env=own, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+            while any(p.poll() is None for p in processes) and not any(p.returncode for p in processes):
+                time.sleep(_POLL)
+        finally:
+            _end(processes)
+        failed = [rank for rank, p in enumerate(processes) if p.returncode]
+        if failed:
+            raise FitError(_reason(Path(scratch), failed, [p.returncode for p in processes]))
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End those that wait for one that died, or for nothing any more."""
+    for p in processes:
+        if p.poll() is None:
+            p.terminate()
+    deadline = time.monotonic() + _GRACE
+    for p in processes:
+        try:
+            p.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            p.kill()
+            p.wait()
+
+
+def _reason(scratch: Path, failed: list[int], codes: list[int]) -> str:
+    """What the first rank that knows says; else what the first that died left."""
+    for rank in failed:
+        said = scratch / f"job.{rank}.error"
+        if said.is_file():
+            return str(json.loads(said.read_text("utf-8")))
+    # Those that were ended here died of SIGTERM; the one that began it did not.
+    rank = next((r for r in failed if codes[r] != -signal.SIGTERM), failed[0])
+    last = (scratch / f"{rank}.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
+    tail = f": {one_line(last[0], 300)}" if last else ""
+    return f"process {rank} of the fit ended with code {codes[rank]}{tail}"
+
+
+def threads_of(node: Node) -> int:
+    """Return the threads that a stage's bits depend on; 1 where they do not."""
+    threads = node.context.family.numerics(node.context.spec).get("threads", 1)
+    return threads if isinstance(threads, int) else 1
+
+
+def fit_as_rank(work: Work, node: Node, rank: int) -> None:
+    """Fit as one of several processes that are in one group already; rank 0 writes the artifact."""
+    if rank == 0:
+        make(node, work.plan, work.bench, no_progress)
+        return
+    with tempfile.TemporaryDirectory(prefix="hydrometer-rank-") as scratch:
+        compute(node, work.plan, work.bench, Path(scratch), no_progress)
+
+
+def _end_with(parent: int) -> None:
+    """End when the run that started this process is gone: the next one makes this fit again, in the same folders."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main(job: Path, rank: int) -> int:
+    """Be one process of a fit; the exit status."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parcel, data = pickle.loads(job.read_bytes())
+    assert isinstance(parcel, Parcel)
+    work = Work(parcel)
+    node = work.node(data)
+    family = node.context.family
+    assert isinstance(family, FitsTogether)
+    try:
+        with family.group(node.context.spec, rank, workers_of(node), job.with_name("meeting")):
+            fit_as_rank(work, node, rank)
+    except HydrometerError as e:
+        job.with_name(f"job.{rank}.error").write_text(json.dumps(str(e)), encoding="utf-8")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,124 @@
+"""A fit that is killed goes on from its last whole checkpoint, and ends with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hydrometer.core.errors import FitError  # noqa: E402
+from hydrometer.core.rng import Stream  # noqa: E402
+from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
+from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.trainer import fit  # noqa: E402
+
+STEPS = 9  # three epochs of three steps
+
+
+class Killed(BaseException):
+    """What a signal would be."""
+
+
+def _request(llama: CausalLM, partial: Path | None, **fields: object) -> FitRequest:
+    law = llama.law("w3 w4", max_new_tokens=6, block_rows=16)
+    training = Training(
+        **{
+            "num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 0.01, "bf16": False,
+            "save_steps": 2, **fields,
+        }
+    )  # fmt: skip
+    level = LevelSpec(init=FromLayers(layers_of="truth", layers=(0, 1)), training=training)
+    rows, held_out = law.sample(40, seed=3), law.sample(16, seed=4)
+    return FitRequest(rows, held_out, law, None, level, "truth", "mle", Stream(7), partial=partial)
+
+
+def _killed_at(request: FitRequest, step: int) -> None:
+    def tick(done: float, total: float, what: str) -> None:
+        if what == "steps" and done == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(replace(request, tick=tick))
+
+
+def _equal(a: Fitted[CausalLaw], b: Fitted[CausalLaw]) -> None:
+    ours, theirs = (x.model.lm.model.state_dict() for x in (a, b))
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    for name in ("validation", "best_epoch", "steps"):
+        assert a.info[name] == b.info[name]
+
+
+@pytest.fixture(scope="module")
+def whole(llama: CausalLM) -> Fitted[CausalLaw]:
+    return fit(_request(llama, None, save_steps=None))
+
+
+@pytest.mark.parametrize(("killed", "resumed"), [(3, 2), (5, 4), (7, 6), (9, 8)])
+def test_a_killed_fit_goes_on_bit_for_bit(
+    llama: CausalLM, whole: Fitted[CausalLaw], tmp_path: Path, killed: int, resumed: int
+) -> None:
+    request = _request(llama, tmp_path / "partial")
+    _killed_at(request, killed)
+    assert [p.name for p in (tmp_path / "partial").iterdir()] == [f"checkpoint-{resumed}"]
+    steps: list[float] = []
+    again = fit(replace(request, tick=lambda done, total, what: steps.append(done)))
+    assert steps[0] == resumed + 1
+    assert again.info["resumed"] == f"checkpoint-{resumed}"
+    _equal(again, whole)
+
+
+def test_saving_changes_no_result(llama: CausalLM, whole: Fitted[CausalLaw], tmp_path: Path) -> None:
+    _equal(fit(_request(llama, tmp_path / "partial", save_steps=1)), whole)
+    assert not list((tmp_path / "partial").rglob("training_args.bin"))
+
+
+def test_damaged_checkpoints_are_discarded_and_said(llama: CausalLM, whole: Fitted[CausalLaw], tmp_path: Path) -> None:
+    request = _request(llama, tmp_path / "partial")
+    for damage in ("flip", "truncate", "mark", "unfinished"):
+        _killed_at(request, 5)
+        path = tmp_path / "partial" / "checkpoint-4"
+        weights = path / "model.safetensors"
+        raw = bytearray(weights.read_bytes())
+        match damage:
+            case "flip":
+                raw[-5] ^= 1
+                weights.write_bytes(bytes(raw))
+            case "truncate":
+                (path / "optimizer.pt").write_bytes(b"")
+            case "mark":
+                (path / "whole.json").write_text("[]")
+            case _:
+                (path / "whole.json").unlink()
+        said: list[str] = []
+        again = fit(replace(request, tick=lambda done, total, what, said=said: said.append(what)))
+        assert "resumed" not in again.info
+        assert any("checkpoint at step 4 was discarded" in what for what in said)
+        assert "step 4" in json.dumps(again.info["discarded"])
+        _equal(again, whole)
+        for left in (tmp_path / "partial").iterdir():
+            for file in left.iterdir():
+                file.unlink()
+            left.rmdir()
+
+
+def test_a_fit_of_several_is_not_made_by_one(llama: CausalLM) -> None:
+    with pytest.raises(FitError, match="set num_workers: 1"):
+        fit(_request(llama, None, num_workers=2, save_steps=None))
+
+
+def test_keys_are_those_from_before_these_fields(llama: CausalLM) -> None:
+    plain = Training().model_dump(mode="json", context="key")
+    assert not {"num_workers", "strategy", "save_steps"} & set(plain)
+    assert Training(save_steps=5, strategy="fsdp").model_dump(mode="json", context="key") == plain
+    assert Training(save_steps=5).model_dump(mode="json") == {**plain, "save_steps": 5}
+    two = Training(num_workers=2).model_dump(mode="json", context="key")
+    assert two == {**plain, "num_workers": 2, "strategy": "ddp"}
+    assert Training.model_validate(two).num_workers == 2
+    with pytest.raises(ValueError, match="strategy ddp"):
+        Training(num_workers=2, strategy="fsdp", save_steps=5)
