@@ -51,7 +51,9 @@ def test_every_verb_on_a_run_elsewhere(model: Path, bucket: str, tmp_path: Path,
     assert found[cell]["kl_student_truth"]["value"] == pytest.approx(0, abs=1e-6)
 
 
-def test_judging_resumes_elsewhere(model: Path, bucket: str, tmp_path: Path, elsewhere: Any) -> None:
+def test_judging_resumes_elsewhere(
+    model: Path, bucket: str, s3: Any, objects: Any, tmp_path: Path, elsewhere: Any
+) -> None:
     from hydrometer.run.judging import judge_models
 
     (tmp_path / "prompts.jsonl").write_text('{"text": "w3"}\n{"text": "w4 w5"}\n')
@@ -61,7 +63,9 @@ def test_judging_resumes_elsewhere(model: Path, bucket: str, tmp_path: Path, els
     local = judge_models([model], out=tmp_path / "local", **asked)
     remote = judge_models([model], out=f"s3://{bucket}/judged", **asked)
     assert local.results["cells"][1]["metrics"] == remote.results["cells"][1]["metrics"]
+    (score, *_) = (o for o in objects("judged/artifacts/score-") if o.endswith("scores.npz"))
+    s3.put_object(Bucket=bucket, Key=score, Body=bytes(objects(score)[score]))
     elsewhere()
     again = judge_models([model], out=f"s3://{bucket}/judged", **asked)
-    assert not again.outcome.computed
+    assert dict(again.outcome.computed) == {"score": 1}  # the one that was altered
     assert again.results["cells"][1]["metrics"] == remote.results["cells"][1]["metrics"]

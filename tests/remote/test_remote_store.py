@@ -73,14 +73,14 @@ def test_requests_of_an_artifact(store: RemoteArtifacts, proxy: Any, elsewhere: 
     proxy.seen.clear()
     put(store)
     assert proxy.seen == {"PUT": 3}
-    for i in range(1, 30):
+    for i in range(1, 12):
         put(store, f"{i:032x}", f"{i}")
     elsewhere()
     other = again(store)
     proxy.seen.clear()
-    assert not other.absent([("draw", f"{i:032x}") for i in range(30)])
+    assert not other.absent([("draw", f"{i:032x}") for i in range(12)])
     assert proxy.seen == {"GET": 1}
-    for i in range(30):
+    for i in range(12):
         assert other.has("draw", f"{i:032x}")
     assert proxy.seen == {"GET": 1}
     other.path("draw", KEY)
@@ -90,12 +90,12 @@ def test_requests_of_an_artifact(store: RemoteArtifacts, proxy: Any, elsewhere: 
 
 
 def test_one_by_one_turns_into_one_listing(store: RemoteArtifacts, proxy: Any, elsewhere: Any) -> None:
-    for i in range(20):
+    for i in range(12):
         put(store, f"{i:032x}")
     elsewhere()
     other = again(store)
     proxy.seen.clear()
-    assert all(other.has("draw", f"{i:032x}") for i in range(20))
+    assert all(other.has("draw", f"{i:032x}") for i in range(12))
     assert proxy.seen == {"GET": 9}
     # What a writer elsewhere finished since is seen at once.
     put(again(store), "f" * 32)
@@ -168,6 +168,28 @@ def test_two_writers_of_one_key_do_not_mix(store: RemoteArtifacts, objects: Any,
     at = again(store).path("draw", KEY)
     assert read == {((at / "a").read_text(), (at / "b").read_text())}
     assert len(set(read.pop())) == 1
+
+
+def test_two_processes_send_what_is_left_over(
+    store: RemoteArtifacts, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is faster and takes the files from under the other."""
+    proxy.cut()
+    with pytest.raises(UnreachableError):
+        put(store)
+    proxy.mend()
+    first, second = again(store), again(store)
+    put_file = first._fs.put_file
+
+    def overtaken(here: str, there: str) -> None:
+        monkeypatch.setattr(first._fs, "put_file", put_file)
+        assert second.restore("draw", KEY)
+        put_file(here, there)
+
+    monkeypatch.setattr(first._fs, "put_file", overtaken)
+    assert first.restore("draw", KEY)
+    assert first.has("draw", KEY)
+    assert (first.path("draw", KEY) / "x.txt").read_text() == "hello"
 
 
 @pytest.mark.parametrize("passed", [0, 1, 2])

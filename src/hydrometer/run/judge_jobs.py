@@ -187,7 +187,7 @@ class Work:
 def run_jobs(jobs: Jobs, work: Work, monitor: Monitor) -> Outcome:
     """Do every job whose artifact is missing; one that fails takes with it those that need it."""
     outcome = Outcome()
-    missing = missing_of(jobs.jobs, work.store)
+    missing = missing_of(jobs.jobs, work.store, unread=())
     costs = {key: _cost(job) for key, job in jobs.jobs.items()}
     outcome.reused.update(job.stage for key, job in jobs.jobs.items() if key not in missing)
     monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))

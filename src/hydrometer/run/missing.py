@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol, TypeVar
 
 from hydrometer.store.artifacts import ArtifactStore
@@ -24,7 +24,7 @@ class _Stage(Protocol):
 _S = TypeVar("_S", bound=_Stage)
 
 
-def missing_of(nodes: Mapping[str, _S], store: ArtifactStore) -> dict[str, _S]:
+def missing_of(nodes: Mapping[str, _S], store: ArtifactStore, unread: Collection[str] = _FOR_OTHERS) -> dict[str, _S]:
     """Return the nodes to make, in their order.
 
     What was finished here and has not arrived in the store is sent first. An artifact that is there but that a missing
@@ -33,13 +33,14 @@ def missing_of(nodes: Mapping[str, _S], store: ArtifactStore) -> dict[str, _S]:
     Parameters
     ----------
     nodes : by key, inputs before their users.
+    unread : stages that the books do not read.
     """
     lacking = {key for _, key in store.absent([(n.stage, k) for k, n in nodes.items()])}
     lacking = {k for k in lacking if not store.restore(nodes[k].stage, k)}
     checked: set[str] = set()
     while True:
         read = {i for k in lacking for i in nodes[k].inputs if i in nodes}
-        read |= {k for k, n in nodes.items() if n.stage not in _FOR_OTHERS}
+        read |= {k for k, n in nodes.items() if n.stage not in unread}
         read -= lacking | checked
         damaged = {key for _, key in store.damaged([(nodes[k].stage, k) for k in nodes if k in read])}
         checked |= read

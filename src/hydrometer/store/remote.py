@@ -297,8 +297,13 @@ class RemoteArtifacts(ArtifactStore):
         attempt = f"{secrets.token_hex(6)}-{len(files)}-{n_bytes}"
         target = f"{self.url.path}/{name}/{attempt}"
         with asking(self.url):
-            at_once(lambda f: self._fs.put_file(str(folder / f), f"{target}/{f}"), files)
-            self._fs.put_file(str(folder / META), f"{target}/{META}")
+            try:
+                at_once(lambda f: self._fs.put_file(str(folder / f), f"{target}/{f}"), files)
+                self._fs.put_file(str(folder / META), f"{target}/{META}")
+            except FileNotFoundError:
+                if folder.is_dir() or not self._seek(name):
+                    raise
+                return  # another process of this machine sent it meanwhile
         with self._guard:
             self._index[name] = attempt
         self._metas[name] = meta
