@@ -30,6 +30,7 @@ _EXHIBITED = 16
 _PROMPTS_ARE = "prompts_are"
 _PER_TOKEN = ("token_log_prob", "token_log_prob_unselected")
 _PER_ROW = {"near_edge": np.int32, "draws": np.int64}
+_REPEATING = ["prompt", "ids.list.element", "finish_reason", *_PER_ROW]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,7 +197,8 @@ def save_sequences(samples: Sequences, path: Path) -> None:
     for name, stored in _PER_ROW.items():
         if (per_row := getattr(samples, name)) is not None:
             columns[name] = pa.array(per_row.astype(stored))
-    pq.write_table(pa.table(columns), path)
+    # Log-probabilities hardly repeat: a dictionary of them is as large as they are, and its indices come on top.
+    pq.write_table(pa.table(columns), path, use_dictionary=_REPEATING)
     prompts = pa.table({"ids": pa.array([list(p) for p in samples.prompt_ids], pa.list_(pa.int32()))})
     if samples.prompts_are != "fixed":
         prompts = prompts.replace_schema_metadata({_PROMPTS_ARE: samples.prompts_are})

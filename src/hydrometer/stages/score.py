@@ -174,7 +174,7 @@ def load_columns(folders: Sequence[Path]) -> Columns:
     parts: list[dict[str, NDArray[np.float64]]] = []
     for folder in folders:
         try:
-            with np.load(folder / _FILE) as archive:
+            with (folder / _FILE).open("rb") as file, np.load(file) as archive:
                 parts.append({name: archive[name] for name in archive.files})
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
             raise StoreError(
