@@ -91,7 +91,9 @@ def keys(whole: dict[str, Any], part: Any, path: str, above: tuple[str, ...]) ->
     if "$ref" in part:
         name = part["$ref"].removeprefix("#/$defs/")
         if name not in above:
-            yield from keys(whole, whole["$defs"][name], path, (*above, name))
+            # The union of chains: each family's keys under its own name.
+            here = f"{path[:-1]}<{name}>" if path == "chains.*" and name[0].islower() else path
+            yield from keys(whole, whole["$defs"][name], here, (*above, name))
     for choice in [*part.get("anyOf", []), *part.get("oneOf", [])]:
         yield from keys(whole, choice, path, above)
     required = part.get("required", [])
