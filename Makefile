@@ -5,6 +5,7 @@
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
 #   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
+#   make oldest     tests with the oldest direct dependencies that pyproject.toml allows; make newest: with the newest
 #   make bench      drawing, scoring, training, mixtures against their peers (benchmarks/README.md); two hours, idle machine
 #
 # PYTHON       interpreter to make .venv with (default python3.11 where there is one, else python3)
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test engines check docs format bench clean
+.PHONY: install demo test engines check oldest newest docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -61,6 +62,9 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generated.py --check
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+oldest newest: $(STAMP)
+	$(BIN)/python scripts/versions.py $@
 
 bench: $(STAMP)
 	for script in exact draw score train mixture; do $(BIN)/python benchmarks/$$script.py || exit 1; done

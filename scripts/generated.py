@@ -2,6 +2,7 @@
 
 docs/cli.md             every command's help
 docs/spec.schema.json   JSON schema of a specification
+docs/public-surface.txt all public names
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from surface import surface
 
 from hydrometer.models.families import BUILT_IN, RunSpec
 
@@ -67,7 +70,11 @@ def spec_schema() -> str:
 
 def main() -> int:
     """Write or compare; the exit status of the comparison."""
-    made = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "docs" / "spec.schema.json": spec_schema()}
+    made = {
+        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "spec.schema.json": spec_schema(),
+        ROOT / "docs" / "public-surface.txt": surface(json.loads(spec_schema())),
+    }
     stale = [p for p, text in made.items() if not p.is_file() or p.read_text() != text]
     if "--check" in sys.argv[1:]:
         for p in stale:

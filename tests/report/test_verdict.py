@@ -8,7 +8,7 @@ import report_synthetic as synthetic
 from report_synthetic import contrast
 from rich.console import Console
 
-from hydrometer.core.errors import DataError
+from hydrometer.core.errors import FolderError
 from hydrometer.report import summary_table, verdict
 
 BASE = synthetic.results(seeds=3, mixture=False)
@@ -161,7 +161,7 @@ def test_caveats(run: dict[str, Any]) -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    with pytest.raises(DataError, match="schema"):
+    with pytest.raises(FolderError, match="schema"):
         verdict({"schema": 2})
 
 

@@ -310,7 +310,7 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
     ------
     InputError : where no run is given.
     FolderError : where a folder has no results, or the page cannot be written.
-    DataError : where results have another schema.
+    FolderError : where results have a newer release's schema.
     """
     places = [place_of(r) for r in runs]
     if not places:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from hydrometer.core.errors import DataError, FolderError
+from hydrometer.core.errors import FolderError
+from hydrometer.store.migrate import migrate
 
 __all__ = [
     "Brought",
@@ -33,7 +34,6 @@ __all__ = [
 Json = dict[str, Any]
 Setting = dict[str, float]
 
-SCHEMA = 1
 MAX_EXHIBIT_BYTES = 64_000_000
 
 
@@ -378,7 +378,7 @@ def _chain(name: str, value: object) -> Chain:
 
 
 def parse(results: Json, folder: Path | None = None) -> Run:
-    """Read a results object of schema 1.
+    """Read a results object, of whatever release.
 
     Parameters
     ----------
@@ -387,12 +387,9 @@ def parse(results: Json, folder: Path | None = None) -> Run:
 
     Raises
     ------
-    DataError : where the schema is another one.
+    FolderError : where the schema is a newer release's.
     """
-    if results.get("schema") != SCHEMA:
-        raise DataError(
-            "these results have another schema", got=results.get("schema"), fix=f"this version reads schema {SCHEMA}"
-        )
+    results = migrate(results, str(folder / "results.json") if folder else "results")
     summary = mapping(results.get("summary"))
     contrasts = [_diff(c) for c in items(results.get("contrasts"))]
     return Run(

@@ -249,7 +249,7 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
 
     Parameters
     ----------
-    results : the object that results.json holds, schema 1.
+    results : the object that results.json holds.
 
     Returns
     -------
@@ -257,7 +257,7 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
 
     Raises
     ------
-    DataError : where the schema is another one.
+    FolderError : where the schema is a newer release's.
     """
     run = parse(results)
     parts: list[RenderableType] = []

@@ -40,7 +40,7 @@ def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
 
     Parameters
     ----------
-    results : the object that results.json holds, schema 1.
+    results : the object that results.json holds.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
 
     Raises
     ------
-    DataError : where the schema is another one.
+    FolderError : where the schema is a newer release's.
 
     Examples
     --------

@@ -37,8 +37,9 @@ from hydrometer.stages.nodes import Cell, JudgeNode
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.migrate import SCHEMA
 from hydrometer.store.places import Url, place_of
-from hydrometer.store.records import SCHEMA, RunFolder, load_results
+from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store
 
 __all__ = [

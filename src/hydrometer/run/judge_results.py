@@ -22,7 +22,7 @@ from hydrometer.stages.judge_models import (
     reference_figures,
     truth_figures,
 )
-from hydrometer.store.records import SCHEMA
+from hydrometer.store.migrate import SCHEMA
 
 __all__ = ["results_of"]
 

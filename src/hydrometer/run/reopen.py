@@ -47,7 +47,7 @@ class Opened:
         """Return what the last run's results say of its examination."""
         if not (self.folder.root / "results.json").is_file():
             return []
-        return list(load_results(self.folder.root)["summary"].get("findings", []))
+        return list(load_results(self.folder.root)["summary"]["findings"])
 
     def with_adopted(self, entry: Adopted) -> Plan:
         """Plan once more, with one more adopted model."""

@@ -16,13 +16,13 @@ import yaml
 from hydrometer.core.errors import FolderError, StoreError
 from hydrometer.store.artifacts import content_key, write_atomic
 from hydrometer.store.lock import hold
+from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object
 from hydrometer.store.places import Url, place_of
 from hydrometer.store.remote_lock import Lease, hold_remote
 
-__all__ = ["SCHEMA", "RunFolder", "load_results", "plain"]
+__all__ = ["RunFolder", "load_results", "plain"]
 
-SCHEMA = 1
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 
@@ -164,11 +164,11 @@ def _csv(cells: list[dict[str, Any]]) -> str:
 
 
 def load_results(folder: Path | str | Url) -> dict[str, Any]:
-    """Read a run's results.json, from a folder or a URL.
+    """Read a run's results.json, of whatever release, from a folder or a URL, as the present one writes it.
 
     Raises
     ------
-    FolderError : no run there, or of a schema this version does not know.
+    FolderError : no run there, or results of a newer release's schema.
     """
     place = place_of(folder) / "results.json"
     try:
@@ -177,8 +177,4 @@ def load_results(folder: Path | str | Url) -> dict[str, Any]:
         raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
     except (OSError, ValueError) as e:
         raise FolderError(f"results.json cannot be read: {e}", got=str(folder), fix="run it again") from None
-    if not isinstance(value, dict) or cast("dict[str, Any]", value).get("schema") != SCHEMA:
-        raise FolderError(
-            f"results.json is not of schema {SCHEMA}", got=str(folder), fix="run it again with this version"
-        )
-    return cast("dict[str, Any]", value)
+    return migrate(value, str(place))
