@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
+from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.models.base import Tick
+from hydrometer.run.failures import reason_of
 from hydrometer.run.missing import missing_of
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
@@ -100,8 +101,8 @@ class Outcome:
 def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
     """Compute every stage whose artifact is missing, inputs first.
 
-    A stage that fails, or meets input that only it could find wrong, takes with it those that need it; others go on.
-    A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
+    A stage that fails, meets input that only it could find wrong, or runs out of memory takes with it those that need
+    it; others go on. A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
     """
     outcome = Outcome()
     missing = missing_of(plan.nodes, store)
@@ -117,8 +118,8 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
                 with store.write(node.stage, key, {"inputs": list(node.inputs)}) as (folder, info):
                     info.update(compute(node, plan, bench, folder, monitor.tick))
                 outcome.computed[node.stage] += 1
-            except (StageError, StoreError, DataError, LawMismatchError, ModelError, SpecError) as e:
-                reason = str(e)
+            except Exception as e:
+                reason = reason_of(e, node.stage, store.root)
         if reason is not None:
             outcome.failed[key] = reason
         monitor.done(costs[key], reason)

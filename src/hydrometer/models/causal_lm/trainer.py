@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,10 +64,8 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     lm = init_model(level, truth.lm, above.lm, seed)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
     epochs = _Epochs(law, validate, level.training, request.tick)
-    with _reproducible(seed), load.quiet(), tempfile.TemporaryDirectory(prefix="hydrometer-") as scratch:
-        trainer = _MLETrainer(
-            lm, level.training, _arguments(level.training, len(data), lm, seed, scratch), data, epochs
-        )
+    with _reproducible(seed), load.quiet():
+        trainer = _MLETrainer(lm, level.training, _arguments(level.training, len(data), lm, seed), data, epochs)
         trainer.train()
     epochs.restore_best()
     lm.model.eval()
@@ -185,14 +183,15 @@ class _Epochs(TrainerCallback):
         self._best_weights = None
 
 
-def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> TrainingArguments:
+def _arguments(t: Training, rows: int, lm: CausalLM, seed: int) -> TrainingArguments:
     batches = math.ceil(rows / t.per_device_train_batch_size)
     steps = math.ceil(batches / t.gradient_accumulation_steps) * t.num_train_epochs
     # Rounded down: the first step of a linear warm-up has rate zero, which a short fit cannot afford.
     warmup = int(t.warmup_ratio * steps)
     decay = min(math.ceil(t.decay_ratio * steps), steps - warmup)
     return TrainingArguments(
-        output_dir=folder,
+        # Made if missing, and never written into: nothing is saved. A folder of its own would stay behind a killed fit.
+        output_dir=str(Path(__file__).parent),
         num_train_epochs=t.num_train_epochs,
         per_device_train_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
