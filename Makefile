@@ -2,6 +2,7 @@
 #
 #   make demo       install, run the quickstart, say where the report is
 #   make test       install if needed, run every test
+#   make faults     kill, starve and damage runs; write the table of docs/reliability.md (minutes; Linux)
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
 #   make bench      drawing, scoring, training, mixtures against their peers (benchmarks/README.md); two hours, idle machine
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test check docs format bench clean
+.PHONY: install demo test faults check docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -35,6 +36,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+FAULTS_LOG ?= build/faults.jsonl
+
+faults: $(STAMP)
+	mkdir -p $(dir $(FAULTS_LOG))
+	rm -f $(FAULTS_LOG)
+	FAULTS_LOG=$(abspath $(FAULTS_LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "faults or not faults" tests/faults
+	$(BIN)/python scripts/reliability.py $(FAULTS_LOG)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
