@@ -2,6 +2,7 @@
 #
 #   make demo       install, run the quickstart, say where the report is
 #   make test       install if needed, run every test
+#   make faults     kill, starve and damage runs; write the table of docs/reliability.md (minutes; Linux)
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
 #   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test engines check oldest newest docs format bench clean
+.PHONY: install demo test faults engines check oldest newest docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -54,6 +55,14 @@ engines: $(STAMP) $(if $(VLLM_PYTHON),,$(VLLM_VENV)/.installed)
 	HYDROMETER_VLLM_PYTHON=$(or $(VLLM_PYTHON),$(CURDIR)/$(VLLM_VENV)/bin/python) \
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
 	$(BIN)/python -m pytest -m engines -s tests/engines
+
+FAULTS_LOG ?= build/faults.jsonl
+
+faults: $(STAMP)
+	mkdir -p $(dir $(FAULTS_LOG))
+	rm -f $(FAULTS_LOG)
+	FAULTS_LOG=$(abspath $(FAULTS_LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "faults or not faults" tests/faults
+	$(BIN)/python scripts/reliability.py $(FAULTS_LOG)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -42,8 +42,9 @@ def cli_page() -> str:
         lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
         parts.append(f"## {' '.join(['hydrometer', *command])}\n\n```text\n{lines}\n```\n")
     parts.append(
-        "## Exit codes\n\n0 done; 1 a cell failed; 2 input wrong, with one line that says what, got, fix; 130 "
-        "interrupted (143 by SIGTERM), with the command that goes on.\n"
+        "## Exit codes\n\n0 done; 1 a cell failed; 2 input wrong, or a machine that refuses, with one line that says "
+        "what, got, fix; 130 interrupted (143 by SIGTERM, 141 nobody reads the output), with the command that goes "
+        "on.\n"
     )
     return "\n".join(parts)
 

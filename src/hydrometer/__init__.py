@@ -8,6 +8,7 @@ one precision-recall plane with error bars. `run` does a whole experiment; `judg
 
 from typing import TYPE_CHECKING, Any
 
+from hydrometer import _stopping as _stopping  # before the imports that take time
 from hydrometer._version import __version__
 from hydrometer.core.errors import (
     DataError,

@@ -1,15 +1,13 @@
 """The command line: parses, calls, prints.
 
-Exit codes: 0 done, 1 a cell failed, 2 input wrong (one line: what, got, fix), 130 interrupted.
+Exit codes: 0 done, 1 a cell failed, 2 input or machine to mend (one line: what, got, fix), 130 interrupted, 143
+terminated, 141 nobody reads the output.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
-import signal
-import sys
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,8 +16,9 @@ from rich.text import Text
 
 from hydrometer import cli_elsewhere
 from hydrometer._version import __version__
+from hydrometer.cli_ends import end_with
 from hydrometer.cli_judge import judge_command
-from hydrometer.core.errors import HydrometerError, InputError
+from hydrometer.core.errors import InputError
 
 __all__ = ["app", "main"]
 
@@ -261,38 +260,9 @@ def advise_command(
         console.print(Text(note))
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    raise _Terminated
-
-
 def main() -> None:
-    """Run the command line; every expected error is one line on standard error."""
-    signal.signal(signal.SIGTERM, _terminate)
-    command = shlex.join(["hydrometer", *sys.argv[1:]])
-    try:
-        code: object = app(standalone_mode=False)  # the parser returns the codes of its own exits
-    except InputError as e:
-        _complain(str(e), 2)
-    except HydrometerError as e:
-        _complain(str(e), 1)
-    except _Terminated:
-        _complain(f"terminated; nothing finished is lost, go on with: {command}", 143)
-    except Exception as e:
-        if hasattr(e, "exit_code") and hasattr(e, "format_message"):  # a usage error of the parser
-            _complain(str(e.format_message()), 2)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportAttributeAccessIssue]
-        raise
-    if code == 130:
-        _complain(f"interrupted; nothing finished is lost, go on with: {command}", 130)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(message: str, code: int) -> NoReturn:
-    print(f"hydrometer: {message}", file=sys.stderr)
-    sys.exit(code)
+    """Run the command line; whatever can be mended is one line on standard error."""
+    end_with(app)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hydrometer.core.leftovers import mark
 from hydrometer.report.plotdata import Kind
 
 __all__ = ["LOOKS", "Look", "inline_svg", "new_figure", "render", "styled", "write_atomic"]
@@ -163,7 +164,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{mark()}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

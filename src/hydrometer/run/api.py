@@ -172,8 +172,8 @@ def run(
             diagnosis = diagnose(again, plan, artifacts)
             diagnosis.refuse()
         store = open_store(artifacts)
-        if cache is None:  # a shared cache may hold another run's work in progress
-            store.sweep()
+        store.sweep(shared=cache is not None)  # a shared cache may hold another run's work in progress
+        folder.sweep()
         folder.accept(wanted)
         folder.remember_base(spec.base or Path.cwd())
         folder.push()  # before any artifact: what has artifacts is a run
@@ -210,9 +210,10 @@ def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> R
     """
     known = folder.accepted()
     for other in known:
-        theirs = other.get("truths")
-        if other.get("spec", {}).get("name") != spec.name or (theirs != entry["truths"]):
-            what = f"{other.get('spec', {}).get('name')!r}" if isinstance(other.get("spec"), dict) else "something else"
+        theirs = other.get("spec")
+        named: object = theirs.get("name") if isinstance(theirs, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if named != spec.name or other.get("truths") != entry["truths"]:
+            what = "something else" if named is None else repr(named)  # pyright: ignore[reportUnknownArgumentType]
             raise FolderError(
                 "the folder holds another experiment", got=what,
                 fix="same name and truth are needed to go on; choose another --out",

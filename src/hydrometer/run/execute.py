@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from hydrometer.core.errors import DataError, LawMismatchError, ModelError, SpecError, StageError, StoreError
+from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.models.base import Family, FitsTogether, Threaded, Tick
 from hydrometer.models.drawing import release
+from hydrometer.run.failures import reason_of
 from hydrometer.run.missing import missing_of
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
@@ -37,9 +38,8 @@ from hydrometer.stages.picture import embed, picture
 from hydrometer.stages.score import score
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["FAILURES", "Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "workers_of"]
+__all__ = ["Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "workers_of"]
 
-FAILURES = (StageError, StoreError, DataError, LawMismatchError, ModelError, SpecError)
 """What fails a stage, and those that need it, while the rest goes on."""
 
 
@@ -105,8 +105,8 @@ class Outcome:
 def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
     """Compute every stage whose artifact is missing, inputs first.
 
-    A stage that fails, or meets input that only it could find wrong, takes with it those that need it; others go on.
-    A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
+    A stage that fails, meets input that only it could find wrong, or runs out of memory takes with it those that need
+    it; others go on. A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
     """
     outcome, missing, costs = begin(plan, store, monitor)
     bench = Bench(store)
@@ -122,8 +122,8 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
                 else:
                     make(node, plan, bench, monitor.tick)
                 outcome.computed[node.stage] += 1
-            except FAILURES as e:
-                reason = str(e)
+            except Exception as e:
+                reason = reason_of(e, node.stage, store.root)
         if reason is not None:
             outcome.failed[key] = reason
         monitor.done(costs[key], reason)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hydrometer.core.clusters import PromptsAre
-from hydrometer.core.errors import FolderError, InputError, StageError, StoreError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.existing import Existing, open_law
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.run.execute import Monitor, Outcome
+from hydrometer.run.failures import reason_of
 from hydrometer.run.missing import missing_of
 from hydrometer.stages.judge_models import (
     VERSION,
@@ -199,10 +199,8 @@ def run_jobs(jobs: Jobs, work: Work, monitor: Monitor) -> Outcome:
                 with work.store.write(job.stage, key, {"inputs": list(job.inputs)}) as (folder, info):
                     info.update(work.do(job, folder))
                 outcome.computed[job.stage] += 1
-            except FolderError:  # nothing more can be written
-                raise
-            except (StageError, StoreError, InputError) as e:
-                reason = str(e)
+            except Exception as e:
+                reason = reason_of(e, job.stage, work.store.root)
         if reason is not None:
             outcome.failed[key] = reason
         monitor.done(costs[key], reason)

@@ -169,6 +169,7 @@ def judge_models(
     with folder.hold():
         store = open_store(folder.artifacts)
         store.sweep()
+        folder.sweep()
         work = Work(store, dtype, device)
         outcome = run_jobs(jobs, work, monitor or SilentMonitor())
         spec: dict[str, Any] = {"name": NAME, NAME: _spec(settings, question)}

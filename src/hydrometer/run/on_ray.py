@@ -27,7 +27,8 @@ from hydrometer.core.errors import (
     StoreError,
     one_line,
 )
-from hydrometer.run.execute import FAILURES, Monitor, Outcome, begin, label_of, make, workers_of
+from hydrometer.run.execute import Monitor, Outcome, begin, label_of, make, workers_of
+from hydrometer.run.failures import reason_of
 from hydrometer.run.on_ray_needs import Machine, Need, need_of
 from hydrometer.run.plan import Plan
 from hydrometer.run.work import Work, pack, pack_node
@@ -286,21 +287,25 @@ def _work(parcel: list[Any]) -> Work:
 def _make(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], each: Mapping[str, float]) -> Answer:
     """Make a stage, unless it is there."""
     work = _work(parcel)
-    store = work.bench.store
+    store, node = work.bench.store, work.node(data)
     try:
-        node = work.node(data)
         _await_inputs(store, inputs)
         if not store.has(node.stage, node.key):
             make(node, work.plan, work.bench, lambda done, total, what: None)
-    except FAILURES as e:
-        return str(e), None
+    except Exception as e:
+        return _answer(e, node, store)
+    return None, None
+
+
+def _answer(error: Exception, node: Node, store: ArtifactStore) -> Answer:
+    """Tell a stage's failure from what ends the run, as the local executor does; a defect is raised."""
+    try:
+        return reason_of(error, node.stage, store.root), None
+    except FolderError as e:
+        where = _ray().util.get_node_ip_address()
+        return None, FolderError(f"on the node {where}: {e}")
     except HydrometerError as e:
         return None, e
-    except OSError as e:
-        where = _ray().util.get_node_ip_address()
-        fix = "give the run a folder that all nodes can write"
-        return None, FolderError(f"the node {where} cannot write a stage: {e.strerror}", got=e.filename, fix=fix)
-    return None, None
 
 
 def _await_inputs(store: ArtifactStore, inputs: list[tuple[str, str]]) -> None:
@@ -321,15 +326,12 @@ def _fit_together(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]],
     from hydrometer.run.on_ray_train import train
 
     work = _work(parcel)
-    store = work.bench.store
+    store, node = work.bench.store, work.node(data)
     try:
-        node = work.node(data)
         _await_inputs(store, inputs)
         if not store.has(node.stage, node.key):
             train(_ray().get(parcel[0]), data, workers_of(node), each)
             _await_inputs(store, [(node.stage, node.key)])
-    except FAILURES as e:
-        return str(e), None
-    except HydrometerError as e:
-        return None, e
+    except Exception as e:
+        return _answer(e, node, store)
     return None, None

@@ -3,24 +3,26 @@
 An artifact's key is a hash of its stage, the stage's version, the keys of its inputs, its parameters and the numerics
 class; whoever has the same key has the same content. It is written into a temporary folder beside its place, its
 `meta.json` last, and renamed when whole, so a name that exists is a finished artifact. Its files' checksums are
-verified when it is first opened in a process: a truncated or flipped file makes the artifact absent, and it is computed
-again. No fsync is needed for that, which keeps thousands of small artifacts cheap.
+verified when it is first opened in a process, and `meta.json` has one of its own: a truncated or flipped file makes the
+artifact absent, and it is computed again; one that cannot be read just now is left alone. No fsync is needed for that,
+which keeps thousands of small artifacts cheap.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 import shutil
-import socket
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.errors import StoreError
+from hydrometer.core.leftovers import is_abandoned, mark
+from hydrometer.core.refusals import refused
 
 __all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "file_digest", "write_atomic"]
 
@@ -46,14 +48,17 @@ def file_digest(path: Path) -> str:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all: a temporary sibling, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{mark()}.tmp")
     raw = data.encode() if isinstance(data, str) else data
     try:
         temporary.write_bytes(raw)
         temporary.replace(path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise FolderError(f"cannot write {path.name}: {e.strerror}", got=str(path.parent)) from None
+    except BaseException as e:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(e, OSError):
+            raise refused(e, path) from None
+        raise
 
 
 class ArtifactStore:
@@ -70,7 +75,7 @@ class ArtifactStore:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise FolderError(f"cannot make the folder {root}: {e.strerror}", fix="choose another --out") from None
+            raise refused(e, root) from None
 
     @property
     def location(self) -> str:
@@ -109,7 +114,12 @@ class ArtifactStore:
         return cast("dict[str, Any]", meta)
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether the artifact is there and whole. A damaged one is removed, so that it is made again."""
+        """Whether the artifact is there and whole. A damaged one is removed, so that it is made again.
+
+        Raises
+        ------
+        FolderError : it cannot be read for a reason that is not its own, or not be removed.
+        """
         name = f"{stage}-{key}"
         if name in self._verified:
             return True
@@ -117,17 +127,13 @@ class ArtifactStore:
         if not folder.is_dir():
             return False
         try:
-            meta = self.meta(stage, key)
-            whole = meta.get("stage") == stage and meta.get("key") == key
-            for file, facts in cast("dict[str, dict[str, Any]]", meta["files"]).items():
-                path = folder / file
-                whole = whole and path.stat().st_size == facts["bytes"] and file_digest(path) == facts["sha256"]
-        except (StoreError, OSError, KeyError, TypeError, AttributeError):
-            whole = False
+            whole = self._is_whole(folder, stage, key)
+        except OSError as e:  # no descriptor left, no permission, a disk that does not answer: no reason to remove it
+            raise refused(e, folder) from None
         if whole:
             self._verified.add(name)
         else:
-            shutil.rmtree(folder)
+            self._take_away(folder)
         return whole
 
     def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -142,16 +148,49 @@ class ArtifactStore:
         """Put back what was finished and did not arrive; in a local folder nothing is on its way."""
         return False
 
+    def _is_whole(self, folder: Path, stage: str, key: str) -> bool:
+        try:
+            meta: object = json.loads((folder / META).read_bytes())
+            if not isinstance(meta, dict):
+                return False
+            body = cast("dict[str, Any]", meta)
+            if (body["stage"], body["key"]) != (stage, key):
+                return False
+            if body.pop("checksum", None) not in (None, _checksum(body)):  # None: made before there was one
+                return False
+            for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
+                path = folder / file
+                if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
+                    return False
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False
+        return True
+
+    def _take_away(self, folder: Path) -> None:
+        """Take a damaged artifact away at once, so that another run never meets half of it."""
+        away = self.root / f".tmp-{folder.name}-{mark()}"
+        try:
+            folder.replace(away)
+            shutil.rmtree(away)
+        except FileNotFoundError:  # another run was faster
+            return
+        except OSError as e:
+            raise refused(e, folder) from None
+
     @contextmanager
     def write(self, stage: str, key: str, facts: Mapping[str, object]) -> Generator[tuple[Path, dict[str, object]]]:
         """Make an artifact: yields a temporary folder to fill and a dict for facts learnt on the way.
 
         Nothing remains if the body raises. `facts` (the keys of its inputs) goes into `meta.json`.
+
+        Raises
+        ------
+        FolderError : an OSError, in the body or here.
         """
         final = self.path(stage, key)
-        temporary = (
-            self.root / f".tmp-{stage}-{key}-{socket.gethostname()}-{os.getpid()}"
-        )  # other machines write here too
+        temporary = self.root / f".tmp-{stage}-{key}-{mark()}"
         shutil.rmtree(temporary, ignore_errors=True)
         began = time.perf_counter()
         info: dict[str, object] = {}
@@ -171,21 +210,39 @@ class ArtifactStore:
                 "files": files,
                 "seconds": round(time.perf_counter() - began, 4),
             }
+            meta["checksum"] = _checksum(meta)
             # On one line, for the encoder that indents is Python's own and slow.
             (temporary / META).write_text(json.dumps(meta, sort_keys=True))
-            if final.exists():  # another run that shares this cache was faster; equal keys mean equal content
-                shutil.rmtree(temporary)
-            else:
-                temporary.replace(final)
-        except BaseException:
+            _put(temporary, final)
+        except BaseException as e:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(e, OSError):
+                raise refused(e, self.root) from e
             raise
         self._verified.add(f"{stage}-{key}")
 
-    def sweep(self) -> None:
-        """Remove what killed runs left half-written. Only while holding the folder's lock."""
+    def sweep(self, *, shared: bool = False) -> None:
+        """Remove what killed runs left half-written. Only while holding the folder's lock, unless it is shared.
+
+        In a shared cache that is what processes of this machine left which have ended.
+        """
         for leftover in self.root.glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if not shared or is_abandoned(leftover.name):
+                shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.root.glob(".partial-*"):  # killed between the artifact's last step and its own removal
             if (self.root / leftover.name.removeprefix(".partial-")).is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _checksum(meta: Mapping[str, object]) -> str:
+    read_again: object = json.loads(json.dumps(meta))  # as who checks it will see it
+    return hashlib.sha256(json.dumps(read_again, sort_keys=True).encode()).hexdigest()
+
+
+def _put(temporary: Path, final: Path) -> None:
+    try:
+        temporary.replace(final)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(temporary)  # another run that shares this cache was faster; equal keys mean equal content

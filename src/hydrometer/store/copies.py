@@ -84,7 +84,7 @@ class Copies(ArtifactStore):
             shutil.rmtree(folder, ignore_errors=True)
             self._size -= n_bytes
 
-    def sweep(self) -> None:
+    def sweep(self, *, shared: bool = True) -> None:
         """Remove copies that a killed process left half-made."""
         for leftover in self.root.glob(".tmp-*"):
             with suppress(FileNotFoundError):

@@ -9,8 +9,10 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from hydrometer.core.errors import FolderError
+from hydrometer.core.refusals import refused
 
 __all__ = ["hold"]
 
@@ -27,17 +29,30 @@ def hold(folder: Path) -> Generator[None]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as e:
-        raise FolderError(f"cannot open the lock in {folder}: {e.strerror}", fix="choose another --out") from None
+        raise refused(e, path) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
             raise FolderError(
-                f"another run is using {folder}", got=holder, fix="wait for it, or choose another --out"
+                f"another run is using {folder}", got=_holder(handle), fix="wait for it, or choose another --out"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        except OSError as e:
+            raise refused(e, path) from None
         yield
     finally:
         os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    """Say who holds the lock, as far as the file tells; it is only about to be written where a run just began."""
+    try:
+        facts: object = json.loads(os.pread(handle, 1000, 0))
+    except (OSError, ValueError, RecursionError):
+        return "another process"
+    if not isinstance(facts, dict):
+        return "another process"
+    known = cast("dict[str, object]", facts)
+    return f"process {known.get('pid')} on {known.get('host')}"

@@ -7,13 +7,15 @@ import io
 import json
 import math
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.leftovers import is_abandoned
+from hydrometer.core.refusals import refused
 from hydrometer.store.artifacts import content_key, write_atomic
 from hydrometer.store.lock import hold
 from hydrometer.store.migrate import migrate
@@ -67,9 +69,13 @@ class RunFolder:
         self._mirror = Mirror(self.place) if isinstance(self.place, Url) else None
         self._lease: Lease | None = None
         self.root = root = self.place if isinstance(self.place, Path) else cast("Mirror", self._mirror).root
-        if root.exists() and not root.is_dir():
+        try:
+            is_file, is_filled = root.exists() and not root.is_dir(), root.is_dir() and any(root.iterdir())
+        except OSError as e:  # no permission, or a name that is too long
+            raise refused(e, root) from None
+        if is_file:
             raise FolderError("the output path is a file", got=str(root), fix="choose another --out")
-        if root.is_dir() and any(root.iterdir()) and not (root / "specs").is_dir():
+        if is_filled and not (root / "specs").is_dir():
             raise FolderError(
                 "the output folder is not empty and holds no run", got=str(root), fix="choose an empty or new --out"
             )
@@ -80,7 +86,15 @@ class RunFolder:
             for part in ("specs", "records", "exhibits"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise FolderError(f"cannot make the folder {self.root}: {e.strerror}", fix="choose another --out") from None
+            raise refused(e, self.root) from None
+
+    def sweep(self) -> None:
+        """Remove half-written files of killed processes. Only while holding the folder's lock."""
+        for part in ("", "specs", "records", "exhibits", "scores", "adopted", "figures"):
+            for leftover in (self.root / part).glob(".*.tmp"):
+                if is_abandoned(leftover.name):
+                    with suppress(OSError):
+                        leftover.unlink()
 
     @contextmanager
     def hold(self) -> Generator[None]:
@@ -109,8 +123,11 @@ class RunFolder:
                 value: object = yaml.safe_load(path.read_text("utf-8"))
             except (OSError, ValueError, yaml.YAMLError) as e:
                 raise FolderError(f"{path.name} in specs/ cannot be read: {e}", fix="restore or remove it") from None
-            if not isinstance(value, dict):
-                raise FolderError(f"{path.name} in specs/ is no specification", fix="restore or remove it")
+            if not isinstance(value, dict) or content_key(plain(cast("object", value))) != path.stem:
+                raise FolderError(
+                    "a file in specs/ is not what it was when the run accepted it", got=path.name,
+                    fix="restore or remove it",
+                )  # fmt: skip
             out.append(cast("dict[str, Any]", value))
         return out
 
@@ -138,9 +155,9 @@ class RunFolder:
     def put(self, part: str, name: str, value: Mapping[str, object]) -> None:
         """Write a record or exhibit unless it already says the same."""
         path = self.root / part / f"{name}.json"
-        text = json.dumps(plain(value), indent=1 if part == "records" else None) + "\n"
-        if not path.is_file() or path.read_text("utf-8") != text:
-            write_atomic(path, text)
+        raw = (json.dumps(plain(value), indent=1 if part == "records" else None) + "\n").encode()
+        if _bytes(path) != raw:
+            write_atomic(path, raw)
 
     def write_results(self, results: Mapping[str, object]) -> None:
         """Write results.json, and results.csv with one metric a row."""
@@ -148,6 +165,13 @@ class RunFolder:
         write_atomic(self.root / "results.json", json.dumps(body, indent=1) + "\n")
         write_atomic(self.root / "results.csv", _csv(body["cells"]))
         self.push()
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:  # what cannot be read is written again
+        return None
 
 
 def _csv(cells: list[dict[str, Any]]) -> str:

@@ -310,8 +310,13 @@ class RemoteArtifacts(ArtifactStore):
         self._copies.take(stage, key, folder)
         self._copies.trim()
 
-    def sweep(self) -> None:
-        """Remove what killed writers left half-sent, and second attempts at one key. Only while holding the lock."""
+    def sweep(self, *, shared: bool = False) -> None:
+        """Remove what killed writers left half-sent, and second attempts at one key. Only while holding the lock.
+
+        In a shared cache nothing: whose writer still lives cannot be seen from here.
+        """
+        if shared:
+            return
         self._unsent.sweep()
         self._copies.sweep()
         found = self._survey()

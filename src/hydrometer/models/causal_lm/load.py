@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
+from hydrometer.core.leftovers import is_abandoned, mark
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -217,7 +218,10 @@ def _dequantise(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    for leftover in folder.parent.glob(".partial-*"):
+        if is_abandoned(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
     try:
         # The converter draws a bar of its own that no switch of transformers silences.
         with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import tempfile
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -70,11 +69,12 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     lm = init_model(level, truth.lm, above.lm, seed)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
     training = level.training
-    with _reproducible(seed), load.quiet(), tempfile.TemporaryDirectory(prefix="hydrometer-") as scratch:
+    with _reproducible(seed), load.quiet():
         group = together(lm, training, partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32))
         epochs = _Epochs(law, validate, training, request.tick, group)
         kept = _checkpoints(training, request.partial, epochs, group)
-        folder = scratch if kept is None else str(kept.folder)
+        # Made if missing, and never written into where nothing is kept; one of its own would stay behind a killed fit.
+        folder = str(Path(__file__).parent) if kept is None else str(kept.folder)
         trainer = _MLETrainer(lm, training, _arguments(training, len(data), lm, seed, folder), data, epochs, group)
         trainer.train(resume_from_checkpoint=_goes_on_from(trainer, kept, epochs, group))
     epochs.restore_best()
@@ -301,7 +301,8 @@ def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> 
     warmup = int(t.warmup_ratio * steps)
     decay = min(math.ceil(t.decay_ratio * steps), steps - warmup)
     return TrainingArguments(
-        output_dir=folder,
+        # Made if missing, and never written into: nothing is saved. A folder of its own would stay behind a killed fit.
+        output_dir=str(Path(__file__).parent),
         num_train_epochs=t.num_train_epochs,
         per_device_train_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
