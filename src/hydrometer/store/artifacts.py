@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.store.guard import inner_file, remove
 
 __all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "file_digest", "write_atomic"]
 
@@ -89,7 +90,7 @@ class ArtifactStore:
         """
         try:
             meta: object = json.loads((self.path(stage, key) / META).read_bytes())
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise StoreError(f"artifact {stage}-{key} has no readable {META}: {e}") from None
         if not isinstance(meta, dict):
             raise StoreError(f"artifact {stage}-{key} has no readable {META}")
@@ -101,20 +102,21 @@ class ArtifactStore:
         if name in self._verified:
             return True
         folder = self.path(stage, key)
-        if not folder.is_dir():
+        if not folder.is_dir() and not folder.is_symlink():
             return False
         try:
+            inner_file(folder, META)
             meta = self.meta(stage, key)
             whole = meta.get("stage") == stage and meta.get("key") == key
             for file, facts in cast("dict[str, dict[str, Any]]", meta["files"]).items():
-                path = folder / file
+                path = inner_file(folder, file)
                 whole = whole and path.stat().st_size == facts["bytes"] and file_digest(path) == facts["sha256"]
-        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+        except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             whole = False
         if whole:
             self._verified.add(name)
         else:
-            shutil.rmtree(folder)
+            remove(folder)
         return whole
 
     def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -169,4 +171,7 @@ class ArtifactStore:
     def sweep(self) -> None:
         """Remove what killed runs left half-written. Only while holding the folder's lock."""
         for leftover in self.root.glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_symlink() or not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)

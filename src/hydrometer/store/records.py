@@ -13,8 +13,10 @@ from typing import Any, cast
 
 import yaml
 
-from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.documents import parse_yaml, read_json
+from hydrometer.core.errors import FolderError, SpecError, StoreError
 from hydrometer.store.artifacts import content_key, write_atomic
+from hydrometer.store.guard import refuse_links
 from hydrometer.store.lock import hold
 from hydrometer.store.mirror import Mirror, read_object
 from hydrometer.store.places import Url, place_of
@@ -23,6 +25,9 @@ from hydrometer.store.remote_lock import Lease, hold_remote
 __all__ = ["SCHEMA", "RunFolder", "load_results", "plain"]
 
 SCHEMA = 1
+MAX_ACCEPTED_BYTES = 16_000_000
+MAX_RESULTS_BYTES = 1_000_000_000
+_PARTS = ("specs", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 
@@ -67,6 +72,7 @@ class RunFolder:
         self._mirror = Mirror(self.place) if isinstance(self.place, Url) else None
         self._lease: Lease | None = None
         self.root = root = self.place if isinstance(self.place, Path) else cast("Mirror", self._mirror).root
+        refuse_links(root, _PARTS)
         if root.exists() and not root.is_dir():
             raise FolderError("the output path is a file", got=str(root), fix="choose another --out")
         if root.is_dir() and any(root.iterdir()) and not (root / "specs").is_dir():
@@ -106,12 +112,11 @@ class RunFolder:
         out: list[dict[str, Any]] = []
         for path in sorted((self.root / "specs").glob("*.yaml")):
             try:
-                value: object = yaml.safe_load(path.read_text("utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as e:
+                with path.open("rb") as f:
+                    raw = f.read(MAX_ACCEPTED_BYTES + 1)
+                out.append(parse_yaml(raw, f"{path.name} in specs/", MAX_ACCEPTED_BYTES))
+            except (OSError, SpecError) as e:
                 raise FolderError(f"{path.name} in specs/ cannot be read: {e}", fix="restore or remove it") from None
-            if not isinstance(value, dict):
-                raise FolderError(f"{path.name} in specs/ is no specification", fix="restore or remove it")
-            out.append(cast("dict[str, Any]", value))
         return out
 
     def accept(self, spec: Mapping[str, object]) -> None:
@@ -122,7 +127,7 @@ class RunFolder:
     def bases(self) -> list[Path]:
         """Folders that relative file names of the accepted specifications were read from, newest first."""
         try:
-            value: object = json.loads((self.root / "specs" / "bases.json").read_bytes())
+            value: object = read_json(self.root / "specs" / "bases.json", MAX_ACCEPTED_BYTES)
         except (OSError, ValueError):  # of this machine; elsewhere others are tried
             return []
         found = cast("list[object]", value) if isinstance(value, list) else []
@@ -172,10 +177,10 @@ def load_results(folder: Path | str | Url) -> dict[str, Any]:
     """
     place = place_of(folder) / "results.json"
     try:
-        value: object = json.loads(place.read_bytes() if isinstance(place, Path) else read_object(place))
+        value: object = read_json(place, MAX_RESULTS_BYTES) if isinstance(place, Path) else json.loads(read_object(place))
     except FileNotFoundError:
         raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise FolderError(f"results.json cannot be read: {e}", got=str(folder), fix="run it again") from None
     if not isinstance(value, dict) or cast("dict[str, Any]", value).get("schema") != SCHEMA:
         raise FolderError(

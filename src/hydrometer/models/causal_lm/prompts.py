@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.errors import DataError, ModelError, one_line
 from hydrometer.models.causal_lm.spec import PromptsFile
+from hydrometer.models.causal_lm.templates import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,10 +129,12 @@ def encode_prompt(
     try:
         text = messages[0]["content"]
         if chat:
-            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            text = render_chat(tokenizer, messages, where, opened=True)
         # The template writes the special tokens itself.
         ids = tuple(int(t) for t in tokenizer(text, add_special_tokens=not chat)["input_ids"])
-    except Exception as e:  # a template is a program of the model's author and may raise anything
+    except DataError:
+        raise
+    except Exception as e:  # tokenizers raise what Rust does
         raise DataError(f"{where}: the tokenizer refuses it: {one_line(str(e), 200)}", got=messages) from None
     if not ids:
         raise DataError(f"{where}: the prompt has no token", got=messages[-1]["content"], fix="leave out empty prompts")
