@@ -19,7 +19,7 @@ from rich.text import Text
 from hydrometer import cli_elsewhere
 from hydrometer._version import __version__
 from hydrometer.cli_judge import judge_command
-from hydrometer.core.errors import HydrometerError, InputError
+from hydrometer.core.errors import HydrometerError, InputError, one_line
 
 __all__ = ["app", "main"]
 
@@ -283,7 +283,7 @@ def main() -> None:
 
 
 def _complain(message: str, code: int) -> NoReturn:
-    print(f"hydrometer: {message}", file=sys.stderr)
+    print(f"hydrometer: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Arrays from a file that may have been written by anybody: numbers and nothing else, at no more than the file's size."""
+"""Arrays from a file that may have been written by anybody: numbers alone, and no more of them than the file holds."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError, brief, one_line
 
-__all__ = ["apply_overrides", "explain", "nearest", "parse_yaml", "read_json"]
+__all__ = ["MAX_YAML_BYTES", "apply_overrides", "explain", "nearest", "parse_yaml", "read_json"]
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16

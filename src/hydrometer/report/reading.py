@@ -34,6 +34,7 @@ Json = dict[str, Any]
 Setting = dict[str, float]
 
 SCHEMA = 1
+MAX_RESULTS_BYTES = 1_000_000_000
 MAX_EXHIBIT_BYTES = 64_000_000
 
 
@@ -408,6 +409,8 @@ def parse(results: Json, folder: Path | None = None) -> Run:
 
 
 def _load(path: Path) -> Json:
+    if path.stat().st_size > MAX_RESULTS_BYTES:
+        raise ValueError(f"larger than {MAX_RESULTS_BYTES} bytes")
     value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")

@@ -13,9 +13,11 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import queue
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -144,12 +146,52 @@ def _ask(url: str, timeout: float, body: Mapping[str, object] | None = None) -> 
     """Send a request; what comes back must be JSON of modest size."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    fix = "check the URL and the model"
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.loads(answer.read(_MOST_BYTES))
-    except urllib.error.HTTPError as e:
-        said = e.read(500).decode(errors="replace")
-        raise InputError(f"the server answers {e.code} to {url}", got=said, fix="check the URL and the model") from None
+        code, raw = _within(timeout, lambda: _fetch(request, timeout))
+        if code != 200:
+            said = raw[:500].decode(errors="replace")
+            raise InputError(f"the server answers {code} to {url}", got=said, fix=fix)
+        if len(raw) > _MOST_BYTES:
+            raise InputError(f"the server answers more than {_MOST_BYTES} bytes", got=url, fix=fix)
+        return json.loads(raw)
     except (OSError, ValueError, RecursionError, http.client.HTTPException) as e:
-        reason = getattr(e, "reason", e)
+        reason = one_line(str(getattr(e, "reason", e)), 200)
         raise InputError(f"the server cannot be asked: {reason}", got=url, fix="check the URL") from None
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: what is asked, prompts among it, goes to the server that was named."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        """Leave the answer as it is."""
+
+
+def _fetch(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:
+    """Return status and body, one byte more than is read at most where there is more."""
+    try:
+        with urllib.request.build_opener(_Here).open(request, timeout=timeout) as answer:
+            return int(answer.status), answer.read(_MOST_BYTES + 1)
+    except urllib.error.HTTPError as e:
+        with e:
+            return e.code, e.read(500)
+
+
+def _within(seconds: float, work: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
+    """Wait for work so long and no longer: a server that sends a byte now and then keeps a socket alive for ever."""
+    done: queue.SimpleQueue[tuple[int, bytes] | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except Exception as e:  # raised again by the caller
+            done.put(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found

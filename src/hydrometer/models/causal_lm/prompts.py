@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_LINE_BYTES", "Prompts", "encode_prompt", "read_prompts"]
 
 MAX_LINE_BYTES = 1_000_000
-MAX_LINES = 1_000_000
+MAX_LINES = 100_000
+MAX_FILE_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,9 @@ def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts
     ids: list[tuple[int, ...]] = []
     texts: list[str] = []
     try:
+        if spec.path.exists() and not (spec.path.is_file() and spec.path.stat().st_size <= MAX_FILE_BYTES):
+            what = f"the prompts file is no plain file, or larger than {MAX_FILE_BYTES} bytes"
+            raise DataError(what, got=spec.file, fix="check the path")
         with spec.path.open("rb") as f:
             number = 0
             while line := f.readline(MAX_LINE_BYTES + 1):

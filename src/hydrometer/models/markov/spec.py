@@ -87,10 +87,12 @@ def _drawn(truth: MarkovTruth) -> Markov:
 def _counted(path: str, order: int, max_new_tokens: int, smoothing: float) -> tuple[Markov, str]:
     file = Path(path)
     try:
+        if not file.is_file():
+            raise DataError("the text is no file", got=file.name, fix="give a UTF-8 file")
         if file.stat().st_size > _MOST_TEXT:
             raise DataError(f"the text is larger than {_MOST_TEXT // 1_000_000} MB", got=file.name)
         lines = [x for x in file.read_text("utf-8").splitlines() if x.strip()]
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:  # not UTF-8, or a name with NUL
         raise DataError(f"the text cannot be read: {e}", got=file.name, fix="give a UTF-8 file") from None
     if not lines:
         raise DataError("the text has no lines", got=file.name)
