@@ -75,12 +75,13 @@ class _BoundedLoader(yaml.SafeLoader):
 
     aliases = 0
     nodes = 0
+    most = MAX_YAML_NODES
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.nodes += 1
-        if self.nodes > MAX_YAML_NODES:
-            raise ValueError(f"it holds more than {MAX_YAML_NODES} values")
+        if self.nodes > self.most:
+            raise ValueError(f"it holds more than {self.most} values")
         self.depth += 1
         if self.depth > MAX_YAML_DEPTH:
             raise ValueError(f"it is nested more than {MAX_YAML_DEPTH} levels deep")
@@ -160,6 +161,7 @@ def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> d
     loader: _BoundedLoader | None = None
     try:
         loader = _BoundedLoader(source)
+        loader.most = min(limit // 20, MAX_YAML_NODES)  # a value takes some 30 microseconds to read
         value: object = loader.get_single_data()
         if _spread(value, set(), {}) > MAX_YAML_NODES:
             raise ValueError(f"aliases make more than {MAX_YAML_NODES} values of it")
