@@ -236,7 +236,7 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],
-)  # noqa: E501
+)
 @given(data=st.data())
 def test_results_of_somebody_else_are_shown_or_refused(
     data: st.DataObject, results: dict[str, Any], line_of: Any

@@ -255,8 +255,9 @@ def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
 
 def _parquet(raw: bytes) -> dict[str, list[object]]:
     """Read numbers, and the cells' names as a dictionary: a compressed text that a million rows repeat stays one."""
-    file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=["cell"])
-    types = {f.name: f.type for f in file.schema_arrow}
+    types = {f.name: f.type for f in pq.read_schema(pa.BufferReader(raw))}
+    texts = [n for n, t in types.items() if n == "cell" and pa.types.is_string(t)]
+    file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=texts)
     plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     names = [n for n, t in types.items() if n == "cell" or any(is_plain(t) for is_plain in plain)]
     n = int(file.metadata.num_rows)

@@ -177,7 +177,9 @@ def load_results(folder: Path | str | Url) -> dict[str, Any]:
     """
     place = place_of(folder) / "results.json"
     try:
-        value: object = read_json(place, MAX_RESULTS_BYTES) if isinstance(place, Path) else json.loads(read_object(place))
+        value: object = (
+            read_json(place, MAX_RESULTS_BYTES) if isinstance(place, Path) else json.loads(read_object(place))
+        )
     except FileNotFoundError:
         raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
     except (OSError, ValueError, RecursionError) as e:
