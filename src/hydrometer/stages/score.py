@@ -177,7 +177,7 @@ def load_columns(folders: Sequence[Path]) -> Columns:
         try:
             with open_arrays(folder / _FILE) as archive:
                 parts.append({name: archive[name] for name in archive.files})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
+        except (StoreError, OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
             raise StoreError(
                 f"scores cannot be read: {e}", got=folder.name, fix="delete the artifact, run again"
             ) from None
