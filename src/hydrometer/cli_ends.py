@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn, cast
 
 from hydrometer._stopping import CODES, Stop, Stopping, go_on, how_to_go_on
-from hydrometer.core.errors import HydrometerError, InputError
+from hydrometer.core.errors import HydrometerError, InputError, one_line
 from hydrometer.core.refusals import is_out_of_memory, raised_over, refused, refused_errno
 
 __all__ = ["end_with"]
@@ -67,7 +67,7 @@ def _complain_of(e: Exception) -> NoReturn:
 
 
 def _complain(message: str, code: int) -> NoReturn:
-    _end(f"hydrometer: {message}", code)
+    _end(f"hydrometer: {one_line(message)}", code)
 
 
 def _end(line: str, code: int) -> NoReturn:

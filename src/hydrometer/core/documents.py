@@ -3,31 +3,94 @@
 from __future__ import annotations
 
 import difflib
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
 
-from hydrometer.core.errors import SpecError
+from hydrometer.core.errors import SpecError, brief, one_line
 
-__all__ = ["apply_overrides", "explain", "nearest", "parse_yaml"]
+__all__ = ["MAX_YAML_BYTES", "apply_overrides", "explain", "nearest", "parse_yaml", "read_json"]
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16
+MAX_YAML_NODES = 200_000
+MAX_YAML_DEPTH = 64
+MAX_INTEGER_BITS = 256
+MAX_WORD = 200
 
 
 def nearest(word: str, known: list[str]) -> str:
     """Return ``did you mean 'x'?`` for the nearest known word, or the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:MAX_WORD], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
 
 
+def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
+    """Read a JSON file that may have been written by anybody.
+
+    Parameters
+    ----------
+    limit : bytes read at most.
+    unique : refuse an object that holds a key twice, of which different readers take different ones.
+
+    Raises
+    ------
+    OSError : it cannot be read.
+    ValueError : too large, nested too deeply, a key twice, or no JSON.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (file := Path(folder) / "deep.json").write_text("[" * 100_000)
+    ...     read_json(file, 1_000_000)
+    Traceback (most recent call last):
+        ...
+    ValueError: nested too deeply
+    """
+    with path.open("rb") as f:
+        raw = f.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    try:
+        return json.loads(raw, object_pairs_hook=_distinct if unique else None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+        raise ValueError(f"the key {brief(twice)} is there twice")
+    return found
+
+
 class _BoundedLoader(yaml.SafeLoader):
-    """Safe YAML: no Python tags, few aliases, no duplicate keys."""
+    """Safe YAML: no Python tags, few aliases, no duplicate keys, bounded size, depth and numbers."""
 
     aliases = 0
+    nodes = 0
+    most = MAX_YAML_NODES
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > self.most:
+            raise ValueError(f"it holds more than {self.most} values")
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_YAML_DEPTH} levels deep")
+        try:
+            return self._compose(parent, index)
+        finally:
+            self.depth -= 1
+
+    def _compose(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # pyright: ignore[reportUnknownMemberType]
             self.aliases += 1
             if self.aliases > MAX_YAML_ALIASES:
@@ -39,29 +102,57 @@ class _BoundedLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key that is no single value, line {line}")
             key = str(key_node.value)
             if key in seen:
-                raise SpecError(
-                    f"YAML holds the key {key!r} twice, line {key_node.start_mark.line + 1}", fix="keep one of them"
-                )
+                raise SpecError(f"YAML holds the key {brief(key)} twice, line {line}", fix="keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        # Digits in bases that are powers of two, and in base 60, escape Python's own limit on text to integers.
+        if len(str(node.value)) > MAX_INTEGER_BITS + 2:
+            raise ValueError(f"a number of {len(str(node.value))} digits")
+        value: int = super().construct_yaml_int(node)
+        if value.bit_length() > MAX_INTEGER_BITS:
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        return value
 
-def parse_yaml(text: bytes | str, origin: str) -> dict[str, object]:
+
+_BoundedLoader.add_constructor("tag:yaml.org,2002:int", _BoundedLoader.construct_yaml_int)
+
+
+def _spread(value: object, open_: set[int], known: dict[int, int]) -> int:
+    """Count values as often as aliases repeat them. Raises ValueError for one that holds itself."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    at = id(cast("object", value))
+    if at in open_:
+        raise ValueError("an anchor holds an alias to itself")
+    if at not in known:
+        keyed = cast("dict[object, object]", value) if isinstance(value, dict) else None
+        inner = cast("list[object]", value) if keyed is None else [*keyed, *keyed.values()]
+        known[at] = 1 + sum(_spread(v, open_ | {at}, known) for v in inner)
+    return known[at]
+
+
+def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> dict[str, object]:
     """Parse one YAML mapping, safely.
 
     Parameters
     ----------
     text : the document.
     origin : where it came from, for messages.
+    limit : most bytes.
 
     Raises
     ------
-    SpecError : too large, not text, not YAML, Python tags, too many aliases, or not a mapping.
+    SpecError : too large, too deep, not text, not YAML, Python tags, too many aliases, or not a mapping.
     """
     fix = "see `hydrometer recipes` for working examples"
-    if len(text) > MAX_YAML_BYTES:
+    if len(text) > limit:
         raise SpecError(f"{origin} is too large for a specification", got=f"{len(text)} bytes", fix=fix)
     try:
         source = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -70,11 +161,15 @@ def parse_yaml(text: bytes | str, origin: str) -> dict[str, object]:
     loader: _BoundedLoader | None = None
     try:
         loader = _BoundedLoader(source)
+        loader.most = min(limit // 20, MAX_YAML_NODES)  # a value takes some 30 microseconds to read
         value: object = loader.get_single_data()
+        if _spread(value, set(), {}) > MAX_YAML_NODES:
+            raise ValueError(f"aliases make more than {MAX_YAML_NODES} values of it")
     except yaml.YAMLError as e:
-        raise SpecError(f"{origin} is not plain YAML: {e}", fix=fix) from None
-    except (RecursionError, ValueError, TypeError) as e:
-        raise SpecError(f"{origin} cannot be read as YAML: {e}", fix=fix) from None
+        raise SpecError(f"{origin} is not plain YAML: {one_line(str(e), 300)}", fix=fix) from None
+    except (RecursionError, ValueError, TypeError, OverflowError, AttributeError, KeyError) as e:
+        # PyYAML raises what Python does on scalars that look like dates, numbers or binary data and are not.
+        raise SpecError(f"{origin} cannot be read as YAML: {one_line(str(e), 300)}", fix=fix) from None
     finally:
         if loader is not None:
             loader.dispose()  # pyright: ignore[reportUnknownMemberType]
@@ -96,23 +191,27 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
         path, equals, raw = item.partition("=")
         if not equals or not all(path.split(".")):
             raise SpecError("--set takes PATH=VALUE", got=item, fix="for example --set seeds=5")
-        value = parse_yaml(f"value: {raw}", f"--set {path}")["value"]
-        parts = path.split(".")
+        parts, shown = path.split("."), one_line(path, 100)
+        if len(parts) > MAX_YAML_DEPTH:
+            raise SpecError("--set takes PATH=VALUE", got=item, fix="for example --set seeds=5")
+        value = parse_yaml(f"value: {raw}", f"--set {shown}")["value"]
         here: object = data
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             if isinstance(here, list):
                 items = cast("list[Any]", here)
-                if not part.isdigit() or int(part) >= len(items):
-                    raise SpecError(f"--set {path}: no item {part!r}", got=f"{len(items)} items", fix="count from 0")
+                if not (part.isascii() and part.isdecimal() and len(part) < 10) or int(part) >= len(items):
+                    raise SpecError(
+                        f"--set {shown}: no item {brief(part)}", got=f"{len(items)} items", fix="count from 0"
+                    )
                 key: Any = int(part)
             elif isinstance(here, dict):
                 key = part
                 if not last:
                     here.setdefault(part, {})  # pyright: ignore[reportUnknownMemberType]
             else:
-                where = ".".join(parts[:i])
-                raise SpecError(f"--set {path}: {where} holds a single value", got=here, fix=f"set {where} itself")
+                where = one_line(".".join(parts[:i]), 100)
+                raise SpecError(f"--set {shown}: {where} holds a single value", got=here, fix=f"set {where} itself")
             container = cast("Any", here)
             if last:
                 container[key] = value
@@ -123,7 +222,7 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
 def explain(error: ValidationError, origin: str) -> SpecError:
     """Turn pydantic's first complaint into one line: where, what, got."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(p) for p in first["loc"])
+    where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in first["loc"]), MAX_WORD)
     message = first["msg"]
     if first["type"] == "missing":
         message = "this key is missing"

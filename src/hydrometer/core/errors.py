@@ -6,6 +6,10 @@ mend (exit 2), `StageError` makes one cell of a run fail (exit 1) while the rest
 
 from __future__ import annotations
 
+import reprlib
+from itertools import islice
+from typing import Any
+
 __all__ = [
     "DataError",
     "FitError",
@@ -22,11 +26,64 @@ __all__ = [
 ]
 
 _LONGEST_GOT = 200
+_LONGEST_DIGITS = 40
+
+
+class _Brief(reprlib.Repr):
+    """The repr of a small value; of a huge one, only the beginning, at a cost that its size does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 8
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = 60
+        self.left = 400  # parts shown in all, for values nested widely
+
+    def repr1(self, x: Any, level: int) -> str:
+        self.left -= 1
+        return super().repr1(x, level) if self.left >= 0 else "..."
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: _LONGEST_GOT + 1])
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[: _LONGEST_GOT + 1])
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**_LONGEST_DIGITS:
+            return repr(x)
+        return f"{'-' if x < 0 else ''}<integer of {x.bit_length()} bits>"  # digits would cost their square
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0:
+            return "{...}" if x else "{}"
+        shown = [f"{self.repr1(k, level - 1)}: {self.repr1(x[k], level - 1)}" for k in islice(x, self.maxdict)]
+        return "{" + ", ".join(shown + (["..."] if len(x) > self.maxdict else [])) + "}"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        try:
+            return repr(x)
+        except Exception:  # somebody else's repr; the message that it is for must still appear
+            return f"<{type(x).__name__}>"
+
+
+def brief(value: object) -> str:
+    r"""Return a value's repr on one line, at most 200 characters of it; huge or hostile values cost no more.
+
+    Examples
+    --------
+    >>> brief({"a": 1}), brief("\x1b[31mred"), brief(16**5000)
+    ("{'a': 1}", "'\\x1b[31mred'", '<integer of 20001 bits>')
+    """
+    return one_line(_Brief().repr(value), _LONGEST_GOT)
 
 
 def one_line(text: str, limit: int = 1000) -> str:
-    """Fold white space and control characters so that a message stays one harmless line."""
-    folded = " ".join(text.split())
+    """Fold white space and control characters so that a message stays one harmless line.
+
+    Whatever is not printable, terminal escapes and characters that turn the reading direction among them, is shown by
+    its code point.
+    """
+    folded = " ".join(text[: 16 * limit].split())
     safe = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in folded)
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."
 
@@ -44,7 +101,7 @@ class HydrometerError(Exception):
     def __init__(self, what: str, *, got: object = ..., fix: str = "") -> None:
         parts = [what]
         if got is not ...:
-            parts.append(f"got {one_line(repr(got), _LONGEST_GOT)}")
+            parts.append(f"got {brief(got)}")
         if fix:
             parts.append(fix)
         super().__init__(one_line("; ".join(parts)))

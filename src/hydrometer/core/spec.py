@@ -21,9 +21,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.documents import explain, nearest, parse_yaml
-from hydrometer.core.errors import SpecError
+from hydrometer.core.errors import SpecError, brief
 
 __all__ = [
+    "MAX_ROWS",
+    "MAX_SEED",
     "Accept",
     "ChainSpec",
     "Name",
@@ -34,6 +36,10 @@ __all__ = [
 ]
 
 MAX_SEEDS = 100_000
+MAX_SEED = 2**63 - 1
+MAX_SETTINGS = 1000
+MAX_ROWS = 10**12
+MAX_LEVELS = 64
 
 
 class Strict(BaseModel):
@@ -48,7 +54,9 @@ class Strict(BaseModel):
         for key in cast("dict[object, object]", data if isinstance(data, dict) else {}):
             if key not in known:
                 raise PydanticCustomError(
-                    "unknown_key", "unknown key {key}; {hint}", {"key": repr(key), "hint": nearest(str(key), known)}
+                    "unknown_key",
+                    "unknown key {key}; {hint}",
+                    {"key": brief(key), "hint": nearest(key if isinstance(key, str) else "", known)},
                 )
         return cast("object", data)
 
@@ -178,8 +186,8 @@ class Selectivity(Strict):
     @field_validator("top_k")
     @classmethod
     def _check_top_k(cls, v: int | None) -> int | None:
-        if v is not None and v < 1:
-            raise PydanticCustomError("range", "top_k must be at least 1")
+        if v is not None and not 1 <= v < 2**31:
+            raise PydanticCustomError("range", "top_k must be at least 1, and below 2^31")
         return v
 
     @field_validator("top_p")
@@ -294,7 +302,9 @@ def _distinct(values: tuple[Selectivity, ...]) -> tuple[Selectivity, ...]:
     return values
 
 
-Selectivities = Annotated[tuple[Selectivity, ...], BeforeValidator(_tuple), AfterValidator(_distinct)]
+Selectivities = Annotated[
+    tuple[Selectivity, ...], Field(max_length=MAX_SETTINGS), BeforeValidator(_tuple), AfterValidator(_distinct)
+]
 Resample = Literal["data", "teacher", "distill", "student", "evaluate"]
 
 
@@ -314,8 +324,8 @@ class ChainSpec(Strict):
     family: str
     selectivity: Selectivities = Field(min_length=1)
     decoding: Selectivities | None = None
-    loss: Annotated[tuple[Literal["mle"], ...], BeforeValidator(_tuple)] = ("mle",)
-    resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuple)] = ("distill", "student")
+    loss: Annotated[tuple[Literal["mle"], ...], Field(max_length=1), BeforeValidator(_tuple)] = ("mle",)
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuple)] = ("distill", "student")
 
     @property
     def controls(self) -> tuple[Selectivity, ...]:

@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, Valida
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.documents import explain, nearest
-from hydrometer.core.errors import SpecError
-from hydrometer.core.spec import MAX_SEEDS, ChainSpec, Name, Strict
+from hydrometer.core.errors import SpecError, brief, one_line
+from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
 from hydrometer.models.markov.family import MARKOV
@@ -72,6 +72,8 @@ def family_of(chain: ChainSpec) -> Family:
 
 
 def _seeds(value: object) -> object:
+    if isinstance(value, list) and len(cast("list[object]", value)) > MAX_SEEDS:
+        raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
     if isinstance(value, int) and not isinstance(value, bool):
         if not 1 <= value <= MAX_SEEDS:
             raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
@@ -108,8 +110,8 @@ class RunSpec(Strict):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) != len(value) or min(value) < 0:
-            raise PydanticCustomError("seeds", "seeds must be distinct and not negative")
+        if len(set(value)) != len(value) or min(value) < 0 or max(value) > MAX_SEED:
+            raise PydanticCustomError("seeds", "seeds must be distinct, not negative and below 2^63")
         return value
 
 
@@ -130,7 +132,7 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
     chains: dict[str, ChainSpec] = {}
     raw = fields.get("chains")
     for name, body in cast("dict[Any, Any]", raw if isinstance(raw, dict) else {}).items():
-        where = f"{origin}: chains.{name}"
+        where = one_line(f"{origin}: chains.{name if isinstance(name, str) else brief(name)}", 200)
         if not isinstance(body, dict):
             raise SpecError(f"{where} must be a mapping", got=body)
         chain = cast("dict[str, object]", body)
@@ -141,7 +143,11 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
             why = _installed()[1][kind]
             raise SpecError(f"{where}: the installed family {kind!r} cannot be used: {why}", fix="mend or remove it")
         if not isinstance(kind, str) or kind not in families():
-            raise SpecError(f"{where}: unknown family", got=kind, fix=nearest(str(kind), list(families())))
+            raise SpecError(
+                f"{where}: unknown family",
+                got=kind,
+                fix=nearest(kind if isinstance(kind, str) else "", list(families())),
+            )
         try:
             chains[name] = families()[kind].chain_spec.model_validate(chain, context={"base": base or Path.cwd()})
         except ValidationError as e:

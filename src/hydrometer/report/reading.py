@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,7 @@ __all__ = [
 Json = dict[str, Any]
 Setting = dict[str, float]
 
+MAX_RESULTS_BYTES = 1_000_000_000
 MAX_EXHIBIT_BYTES = 64_000_000
 
 
@@ -61,6 +63,17 @@ def text(value: object, default: str = "") -> str:
     return value if isinstance(value, str) else default
 
 
+def _word(value: object) -> str:
+    """Return a name that is safe to put into a label: others' names may hold anything, markup and braces too."""
+    return "".join(c for c in text(value)[:64] if c.isascii() and (c.isalnum() or c in "_-"))
+
+
+def _unit(value: object) -> str:
+    """Return a unit; it stands in labels that are read as formulas, where other text would be an error."""
+    found = text(value, "nats")
+    return found if re.fullmatch(r"[A-Za-z][A-Za-z /-]{0,31}", found) else "nats"
+
+
 def _count(value: object) -> int:
     n = number(value)
     return int(n) if n is not None and math.isfinite(n) else 0
@@ -77,13 +90,13 @@ def read_setting(value: object) -> Setting | None:
     {'best of {} by length': 4.0, 'accept stopped ≥ {}': 1.0}
     """
     given = mapping(value)
-    found = {k: n for k, v in given.items() if (n := number(v)) is not None and k != "best_of"}
+    found = {_word(k): n for k, v in given.items() if (n := number(v)) is not None and k != "best_of"}
     best, accept = number(given.get("best_of")), mapping(given.get("accept"))
     if best is not None and best != 1:
-        found[f"best of {{}} by {text(given.get('rank_by'))}"] = best
+        found[f"best of {{}} by {_word(given.get('rank_by'))}"] = best
     for end, sign in (("min", "≥"), ("max", "≤")):
         if (bound := number(accept.get(end))) is not None:
-            found[f"accept {text(accept.get('by'))} {sign} {{}}"] = bound
+            found[f"accept {_word(accept.get('by'))} {sign} {{}}"] = bound
     return found or None
 
 
@@ -295,7 +308,7 @@ def _diffs(value: object) -> dict[str, Diff]:
 def _figure(value: object) -> Figure:
     m = mapping(value)
     return Figure(
-        _finite(m.get("value")), _finite(m.get("se")), _interval(m.get("ci95")), text(m.get("unit"), "nats"),
+        _finite(m.get("value")), _finite(m.get("se")), _interval(m.get("ci95")), _unit(m.get("unit")),
         _count(m.get("n_neg_inf")),
     )  # fmt: skip
 
@@ -359,7 +372,7 @@ def _chain(name: str, value: object) -> Chain:
         family=text(c.get("family")),
         truth=text(c.get("truth")),
         kind=text(c.get("kind"), "sequences"),
-        unit=text(c.get("unit"), "nats"),
+        unit=_unit(c.get("unit")),
         seeds=_count(c.get("seeds")),
         truth_group=text(c.get("truth_group")) or None,
         teacher_group=text(c.get("teacher_group")) or None,
@@ -405,6 +418,8 @@ def parse(results: Json, folder: Path | None = None) -> Run:
 
 
 def _load(path: Path) -> Json:
+    if path.stat().st_size > MAX_RESULTS_BYTES:
+        raise ValueError(f"larger than {MAX_RESULTS_BYTES} bytes")
     value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")

@@ -9,8 +9,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.documents import explain
-from hydrometer.core.errors import FolderError
+from hydrometer.core.documents import explain, parse_yaml
+from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.spec import Name, Selectivity, Strict
 from hydrometer.models.selectivity import canonical
 from hydrometer.stages.nodes import AdoptNode, LawRef
@@ -73,13 +73,13 @@ def read_adopted(folder: RunFolder) -> list[Adopted]:
     out: list[Adopted] = []
     for path in sorted((folder.root / "adopted").glob("*.yaml")):
         try:
-            if path.stat().st_size > MAX_ENTRY_BYTES:
-                raise ValueError("too large")
-            out.append(Adopted.model_validate(yaml.safe_load(path.read_text("utf-8"))))
+            with path.open("rb") as f:
+                raw = f.read(MAX_ENTRY_BYTES + 1)
+            out.append(Adopted.model_validate(parse_yaml(raw, path.name, MAX_ENTRY_BYTES)))
         except ValidationError as e:
             why = str(explain(e, path.name))
             raise FolderError(f"an entry in adopted/ cannot be used: {why}", fix="remove it, adopt again") from None
-        except (OSError, ValueError, yaml.YAMLError) as e:
+        except (OSError, SpecError) as e:
             raise FolderError(f"adopted/{path.name} cannot be read: {e}", fix="remove it, adopt again") from None
     return sorted(out, key=lambda a: (a.chain, a.name, a.training, str(a.selectivity), a.seed))
 

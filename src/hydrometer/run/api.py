@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hydrometer._version import __version__
-from hydrometer.core.documents import apply_overrides, nearest, parse_yaml
+from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
 from hydrometer.models.base import Samples
@@ -107,9 +107,10 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
         data, origin, base = _SHIPPED.joinpath(f"{name}.yaml").read_bytes(), name, shipped_recipes()
     elif path.suffix in (".yaml", ".yml") or path.exists():
         try:
-            data, origin, base = path.read_bytes(), path.name, path.absolute().parent
-        except OSError as e:
-            raise SpecError(f"the specification cannot be read: {e.strerror}", got=name) from None
+            with path.open("rb") as f:
+                data, origin, base = f.read(MAX_YAML_BYTES + 1), path.name, path.absolute().parent
+        except (OSError, ValueError) as e:  # a name with NUL
+            raise SpecError(f"the specification cannot be read: {getattr(e, 'strerror', e)}", got=name) from None
     else:
         raise SpecError("unknown recipe", got=name, fix=nearest(name, list(recipes())) + " or give a .yaml file")
     return parse_run_spec(apply_overrides(parse_yaml(data, origin), list(overrides)), origin, base)

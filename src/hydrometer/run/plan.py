@@ -46,7 +46,11 @@ from hydrometer.stages.nodes import (
 from hydrometer.stages.picture import PICTURE_ROWS
 from hydrometer.store.artifacts import content_key
 
-__all__ = ["ChainPlan", "Plan", "plan_run"]
+__all__ = ["MAX_STAGES", "ChainPlan", "Plan", "plan_run"]
+
+MAX_STAGES = 250_000
+"""Most stages of a run; each is a folder on disk."""
+MAX_MAPPED = 10_000_000
 
 
 @dataclass(slots=True)
@@ -129,8 +133,14 @@ class _ChainPlanner:
         )
 
     def add(self, node: Node) -> str:
+        if len(self.plan.nodes) >= MAX_STAGES:
+            raise self.too_large(f"more than {MAX_STAGES}")
         self.plan.nodes.setdefault(node.key, node)
         return node.key
+
+    def too_large(self, got: object) -> SpecError:
+        fix = "lower seeds, data or selectivities, or raise block_rows"
+        return SpecError(f"chains.{self.context.name}: the run has too many stages", got=got, fix=fix)
 
     def rows(
         self, law: LawRef, s: Selectivity | None, stream: Stream, n: int, purpose: Literal["train", "judge"]
@@ -149,6 +159,8 @@ class _ChainPlanner:
         }
         blocks: list[str] = []
         if self.family.keeps_draws:
+            if n > MAX_STAGES * size:
+                raise self.too_large(f"{-(-n // size)} blocks of {size} rows in one draw")
             inputs = () if law.kind == "truth" else (law.key,)
             for start in range(0, n, size):
                 key = self.key("draw", {**base, "start": start})
@@ -246,8 +258,13 @@ class _ChainPlanner:
         return cell_id
 
     def build(self) -> None:
-        for seed in self.seeds:
+        for i, seed in enumerate(self.seeds):
+            before = len(self.plan.nodes)
             self.build_seed(seed)
+            # What seeds share is planned with the first, so that the second shows what each of the others adds.
+            rest = (len(self.plan.nodes) - before) * (len(self.seeds) - 2) if i == 1 else 0
+            if len(self.plan.nodes) + rest > MAX_STAGES:
+                raise self.too_large(f"{len(self.plan.nodes) + rest} of at most {MAX_STAGES}")
         self.picture()
 
     def build_map(self, chain: MixtureChain) -> None:
@@ -257,6 +274,9 @@ class _ChainPlanner:
         if len(seeds) < 2:
             raise SpecError("a map's errors are those between seeds", got="one seed", fix="set grid.seeds to 2 or more")
         points = chain.points()
+        if len(points) * len(seeds) > MAX_MAPPED:
+            got = f"{len(points)} points of {len(seeds)} seeds"
+            raise SpecError("the map is too large", got=got, fix="lower grid.seeds, or give fewer values")
         shown = len(points) <= MOST_SHOWN
         for point in points:
             body = point.chain.model_dump(mode="json", exclude={"selectivity", "decoding"})

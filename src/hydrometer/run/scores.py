@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from hydrometer.core.errors import FolderError
+from hydrometer.core.documents import read_json
+from hydrometer.core.errors import FolderError, brief
 from hydrometer.core.estimate import Estimate
 from hydrometer.store.artifacts import write_atomic
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from hydrometer.store.records import RunFolder
 
 __all__ = ["CellScores", "keep_scores", "read_scores"]
+
+MAX_SCORES_BYTES = 100_000_000
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,119}")
 
 
 @dataclass(slots=True)
@@ -54,16 +60,31 @@ def read_scores(folder: RunFolder) -> dict[str, CellScores]:
     out: dict[str, CellScores] = {}
     for path in sorted((folder.root / "scores").glob("*.json")):
         try:
-            body: dict[str, Any] = json.loads(path.read_bytes())
+            body: dict[str, Any] = read_json(path, MAX_SCORES_BYTES)
             made = CellScores()
             for name, item in cast("dict[str, dict[str, Any]]", body["metrics"]).items():
-                made.metrics[name] = Estimate(**item["figure"])
+                if not _NAME.fullmatch(name):
+                    raise ValueError(f"{brief(name)} cannot name a metric")
+                made.metrics[name] = _figure(item["figure"])
                 made.rows[name], made.source[name] = item["rows"], str(item["source"])
             out[str(body["cell"])] = made
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             fix = "remove it and bring the scores again"
             raise FolderError(f"scores/{path.name} cannot be read: {e}", fix=fix) from None
     return out
+
+
+def _figure(value: dict[str, Any]) -> Estimate:
+    """Make a figure of what a file says. Raises ValueError, TypeError, KeyError."""
+    for key in ("value", "se", "se_mc", "df"):
+        v: object = value.get(key)
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < math.inf):
+            raise ValueError(f"{key} is {brief(v)}")
+    if not all(type(value[key]) is int and 0 <= value[key] < 2**53 for key in ("n", "n_neg_inf")):
+        raise ValueError("n is no count")
+    if not isinstance(value["unit"], str) or value["method"] not in ("mc", "cv", "exact", "canonical"):
+        raise ValueError("method or unit is none")
+    return Estimate(**value)
 
 
 def keep_scores(folder: RunFolder, new: Mapping[str, CellScores]) -> None:

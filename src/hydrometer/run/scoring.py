@@ -35,7 +35,10 @@ __all__ = ["ScoresResult", "add_scores"]
 
 pa, pq = cast("Any", pyarrow), cast("Any", pyarrow.parquet)
 
-MAX_FILE_BYTES = 2**31
+MAX_FILE_BYTES = 2**29
+MAX_ROWS = 10_000_000
+MAX_COLUMNS = 1000
+MAX_VALUES = 100_000_000
 MAX_LINE_BYTES = 10_000_000
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _STDERR = "_stderr"
@@ -141,6 +144,8 @@ def _rows(
         )
     if cell is not None and any(c not in (None, cell) for c in table.get("cell", [])):
         raise DataError("the file's column `cell` names others than --cell", got=cell, fix="leave out --cell")
+    if any(not isinstance(o, str) for o in owners):
+        raise DataError("column 'cell' must be text", got=next(o for o in owners if not isinstance(o, str)))
     names = _score_columns(table, columns)
     scores = {name: _numbers(table[name], name) for name in names}
     rows = [_row(v, i) for i, v in enumerate(table["row"])]
@@ -213,15 +218,22 @@ def _score_columns(table: Mapping[str, list[object]], columns: Sequence[str] | N
 def _numbers(values: list[object], name: str) -> Floats:
     out = np.empty(len(values))
     for i, v in enumerate(values):
-        if not isinstance(v, int | float) or not math.isfinite(v):
+        if not isinstance(v, int | float) or not _finite(v):
             fix = "give every row a finite number; a row without one cannot be left out of a mean"
             raise DataError(f"column {name!r}, line {i + 1}: not a finite number", got=v, fix=fix)
         out[i] = float(v)
     return out
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+
+
 def _row(value: object, i: int) -> int:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
     if not whole or value != int(cast("float", value)):
         raise DataError(f"column 'row', line {i + 1}: not a row's number", got=value, fix="keep what export wrote")
     return int(cast("float", value))
@@ -230,7 +242,7 @@ def _row(value: object, i: int) -> int:
 def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
     try:
         if path.suffix == ".parquet":
-            return cast("dict[str, list[object]]", pq.read_table(pa.BufferReader(raw)).to_pydict())
+            return _parquet(raw)
         if path.suffix == ".csv":
             import pyarrow.csv
 
@@ -239,6 +251,24 @@ def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
     except (ValueError, RecursionError, pa.ArrowException) as e:
         fix = f"write {path.suffix} with one row for each of the cell's"
         raise DataError(f"the file of scores is not one: {e}", got=path.name, fix=fix) from None
+
+
+def _parquet(raw: bytes) -> dict[str, list[object]]:
+    """Read numbers, and the cells' names as a dictionary: a compressed text that a million rows repeat stays one."""
+    types = {f.name: f.type for f in pq.read_schema(pa.BufferReader(raw))}
+    texts = [n for n, t in types.items() if n == "cell" and pa.types.is_string(t)]
+    file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=texts)
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    names = [n for n, t in types.items() if n == "cell" or any(is_plain(t) for is_plain in plain)]
+    n = int(file.metadata.num_rows)
+    if n > MAX_ROWS or len(types) > MAX_COLUMNS or n * len(names) > MAX_VALUES:
+        raise ValueError(f"it has {n} rows and {len(types)} columns")
+    table = file.read(columns=names)
+    if "cell" in names:
+        owners = table.column("cell").combine_chunks()
+        if pa.types.is_dictionary(owners.type) and owners.dictionary.nbytes > MAX_LINE_BYTES:
+            raise ValueError("its cells' names are too long")
+    return cast("dict[str, list[object]]", table.to_pydict())
 
 
 def _lines(raw: bytes) -> dict[str, list[object]]:
@@ -252,7 +282,11 @@ def _lines(raw: bytes) -> dict[str, list[object]]:
         if not isinstance(value, dict):
             raise ValueError(f"line {number} is no object")
         rows.append(cast("dict[str, object]", value))
+        if len(rows) > MAX_ROWS or len(rows[-1]) > MAX_COLUMNS:
+            raise ValueError(f"line {number}: more than {MAX_ROWS} rows or {MAX_COLUMNS} columns")
     names = list(dict.fromkeys(k for r in rows for k in r))
+    if len(names) > MAX_COLUMNS:
+        raise ValueError(f"its rows have {len(names)} different columns")
     return {name: [r.get(name) for r in rows] for name in names}
 
 
@@ -290,10 +324,10 @@ def _task(task: str, figures: dict[str, Any], n: int) -> list[tuple[str, Estimat
         if not picked or metric.endswith(_STDERR):
             continue
         name = "_".join(["lm_eval", task, metric, *([] if picked == "none" else [picked])])
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             raise DataError(f"{task}: {key} is not a finite number", got=value, fix="evaluate the task again")
         error = figures.get(f"{metric}{_STDERR},{picked}")
-        known = isinstance(error, int | float) and not isinstance(error, bool) and math.isfinite(error) and error >= 0
+        known = isinstance(error, int | float) and not isinstance(error, bool) and _finite(error) and error >= 0
         se = float(error) if known and error is not None else None
         out.append((re.sub(r"[^A-Za-z0-9_]+", "_", name)[:120], Estimate(float(value), se, se, n, 0, "mc", "lm-eval")))
     return out
@@ -301,4 +335,4 @@ def _task(task: str, figures: dict[str, Any], n: int) -> list[tuple[str, Estimat
 
 def _count(value: object) -> int:
     found = cast("dict[str, Any]", value).get("effective") if isinstance(value, dict) else None
-    return found if isinstance(found, int) and found > 0 else 0
+    return found if isinstance(found, int) and 0 < found < 2**53 else 0

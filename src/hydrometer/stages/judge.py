@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate
 from hydrometer.metrics.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
@@ -227,7 +228,7 @@ def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
     precision = context.family.precision(context.spec, "judge")
     truth = bench.law(context, judged.truth, precision)
     law = cast("Law", candidates_of(bench.law(context, judged.law, precision, judged.decoding)))
-    with np.load(bench.store.path("judge", judged.key) / "rows.npz") as archive:
+    with open_arrays(bench.store.path("judge", judged.key) / "rows.npz") as archive:
         truth_on_law: Floats = archive["truth_on_law"]
     rows = bench.head(context, judged.law_rows, SHOWN_STORED)
     shown = context.family.exhibit(context.spec, truth, law, rows, truth_on_law)
@@ -278,13 +279,13 @@ def load_metrics(folder: Path) -> dict[str, Estimate]:
 
 def load_law_on_truth(folder: Path) -> Floats:
     """Read log q of the truth's rows, (N,) or the first `KEPT_ROWS` of a cheap family's."""
-    with np.load(folder / "rows.npz") as archive:
+    with open_arrays(folder / "rows.npz") as archive:
         return archive["law_on_truth"]
 
 
 def load_adjusted(folder: Path) -> tuple[Floats, Floats, Floats | None] | None:
     """Read log q, log p* and lengths of the truth's rows as control variates adjusted them for this cell, or None."""
-    with np.load(folder / "rows.npz") as archive:
+    with open_arrays(folder / "rows.npz") as archive:
         if "adjusted_law" not in archive:
             return None
         lengths: Floats | None = archive["adjusted_lengths"] if "adjusted_lengths" in archive else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.clusters import PromptsAre, Strata
 from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, share_estimate
@@ -95,7 +96,7 @@ def score_texts(law: CausalLaw, texts: Texts, folder: Path) -> dict[str, object]
 
 def load_scored(folder: Path) -> Scored:
     """Read what `score_ids` or `score_texts` wrote."""
-    with np.load(folder / SCORES_FILE) as archive:
+    with open_arrays(folder / SCORES_FILE) as archive:
         return Scored(**{name: archive[name] for name in archive.files})
 
 

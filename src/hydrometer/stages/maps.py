@@ -17,6 +17,7 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
@@ -174,7 +175,7 @@ def _number(e: Estimate | None, field: str) -> float:
 def load_map(folder: Path) -> Mapping[str, list[dict[str, Estimate]]]:
     """Read what `map_point` wrote: for each group its figures by seed, in the order of the node's seeds."""
     about = json.loads((folder / "figures.json").read_bytes())
-    with np.load(folder / "figures.npz") as archive:
+    with open_arrays(folder / "figures.npz") as archive:
         value, se, se_mc, n, missed = (archive[f] for f in _FIELDS)
     out: dict[str, list[dict[str, Estimate]]] = {}
 

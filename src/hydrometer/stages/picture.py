@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.clusters import Clusters
 from hydrometer.core.errors import StageError, one_line
 from hydrometer.core.rng import Stream
@@ -96,7 +97,7 @@ def without_picture(reason: str) -> dict[str, object]:
 
 
 def _load(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    with np.load(folder / "embedding.npz") as archive:
+    with open_arrays(folder / "embedding.npz") as archive:
         return archive["embedding"], archive["strata"]
 
 

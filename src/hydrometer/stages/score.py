@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StageError, StoreError
 from hydrometer.core.estimate import Controls
 from hydrometer.metrics.likelihood import Scores
@@ -174,9 +175,9 @@ def load_columns(folders: Sequence[Path]) -> Columns:
     parts: list[dict[str, NDArray[np.float64]]] = []
     for folder in folders:
         try:
-            with (folder / _FILE).open("rb") as file, np.load(file) as archive:
+            with open_arrays(folder / _FILE) as archive:
                 parts.append({name: archive[name] for name in archive.files})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
+        except (StoreError, OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
             raise StoreError(
                 f"scores cannot be read: {e}", got=folder.name, fix="delete the artifact, run again"
             ) from None

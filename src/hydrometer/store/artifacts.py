@@ -23,6 +23,7 @@ from typing import Any, cast
 from hydrometer.core.errors import StoreError
 from hydrometer.core.leftovers import is_abandoned, mark
 from hydrometer.core.refusals import refused
+from hydrometer.store.guard import inner_file, remove
 
 __all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "file_digest", "write_atomic"]
 
@@ -107,7 +108,7 @@ class ArtifactStore:
         """
         try:
             meta: object = json.loads((self.path(stage, key) / META).read_bytes())
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise StoreError(f"artifact {stage}-{key} has no readable {META}: {e}") from None
         if not isinstance(meta, dict):
             raise StoreError(f"artifact {stage}-{key} has no readable {META}")
@@ -124,7 +125,7 @@ class ArtifactStore:
         if name in self._verified:
             return True
         folder = self.path(stage, key)
-        if not folder.is_dir():
+        if not folder.is_dir() and not folder.is_symlink():
             return False
         try:
             whole = self._is_whole(folder, stage, key)
@@ -150,7 +151,7 @@ class ArtifactStore:
 
     def _is_whole(self, folder: Path, stage: str, key: str) -> bool:
         try:
-            meta: object = json.loads((folder / META).read_bytes())
+            meta: object = json.loads(inner_file(folder, META).read_bytes())
             if not isinstance(meta, dict):
                 return False
             body = cast("dict[str, Any]", meta)
@@ -159,12 +160,12 @@ class ArtifactStore:
             if body.pop("checksum", None) not in (None, _checksum(body)):  # None: made before there was one
                 return False
             for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
-                path = folder / file
+                path = inner_file(folder, file)
                 if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
                     return False
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
         return True
 
@@ -173,7 +174,7 @@ class ArtifactStore:
         away = self.root / f".tmp-{folder.name}-{mark()}"
         try:
             folder.replace(away)
-            shutil.rmtree(away)
+            remove(away)
         except FileNotFoundError:  # another run was faster
             return
         except OSError as e:
@@ -228,10 +229,12 @@ class ArtifactStore:
         """
         for leftover in self.root.glob(".tmp-*"):
             if not shared or is_abandoned(leftover.name):
-                shutil.rmtree(leftover, ignore_errors=True)
+                with suppress(OSError):
+                    remove(leftover)
         for leftover in self.root.glob(".partial-*"):  # killed between the artifact's last step and its own removal
             if (self.root / leftover.name.removeprefix(".partial-")).is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
+                with suppress(OSError):
+                    remove(leftover)
 
 
 def _checksum(meta: Mapping[str, object]) -> str:

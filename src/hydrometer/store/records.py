@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import yaml
 
-from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.documents import parse_yaml, read_json
+from hydrometer.core.errors import FolderError, SpecError, StoreError
 from hydrometer.core.leftovers import is_abandoned
 from hydrometer.core.refusals import refused
 from hydrometer.store.artifacts import content_key, write_atomic
+from hydrometer.store.guard import refuse_links
 from hydrometer.store.lock import hold
 from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object
@@ -25,6 +27,9 @@ from hydrometer.store.remote_lock import Lease, hold_remote
 
 __all__ = ["RunFolder", "load_results", "plain"]
 
+MAX_ACCEPTED_BYTES = 16_000_000
+MAX_RESULTS_BYTES = 1_000_000_000
+_PARTS = ("specs", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 
@@ -70,6 +75,7 @@ class RunFolder:
         self._lease: Lease | None = None
         self.root = root = self.place if isinstance(self.place, Path) else cast("Mirror", self._mirror).root
         try:
+            refuse_links(root, _PARTS)
             is_file, is_filled = root.exists() and not root.is_dir(), root.is_dir() and any(root.iterdir())
         except OSError as e:  # no permission, or a name that is too long
             raise refused(e, root) from None
@@ -120,15 +126,16 @@ class RunFolder:
         out: list[dict[str, Any]] = []
         for path in sorted((self.root / "specs").glob("*.yaml")):
             try:
-                value: object = yaml.safe_load(path.read_text("utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as e:
+                with path.open("rb") as f:
+                    raw = f.read(MAX_ACCEPTED_BYTES + 1)
+                out.append(parse_yaml(raw, f"{path.name} in specs/", MAX_ACCEPTED_BYTES))
+            except (OSError, SpecError) as e:
                 raise FolderError(f"{path.name} in specs/ cannot be read: {e}", fix="restore or remove it") from None
-            if not isinstance(value, dict) or content_key(plain(cast("object", value))) != path.stem:
+            if content_key(plain(out[-1])) != path.stem:
                 raise FolderError(
                     "a file in specs/ is not what it was when the run accepted it", got=path.name,
                     fix="restore or remove it",
                 )  # fmt: skip
-            out.append(cast("dict[str, Any]", value))
         return out
 
     def accept(self, spec: Mapping[str, object]) -> None:
@@ -139,7 +146,7 @@ class RunFolder:
     def bases(self) -> list[Path]:
         """Folders that relative file names of the accepted specifications were read from, newest first."""
         try:
-            value: object = json.loads((self.root / "specs" / "bases.json").read_bytes())
+            value: object = read_json(self.root / "specs" / "bases.json", MAX_ACCEPTED_BYTES)
         except (OSError, ValueError):  # of this machine; elsewhere others are tried
             return []
         found = cast("list[object]", value) if isinstance(value, list) else []
@@ -196,9 +203,11 @@ def load_results(folder: Path | str | Url) -> dict[str, Any]:
     """
     place = place_of(folder) / "results.json"
     try:
-        value: object = json.loads(place.read_bytes() if isinstance(place, Path) else read_object(place))
+        value: object = (
+            read_json(place, MAX_RESULTS_BYTES) if isinstance(place, Path) else json.loads(read_object(place))
+        )
     except FileNotFoundError:
         raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise FolderError(f"results.json cannot be read: {e}", got=str(folder), fix="run it again") from None
     return migrate(value, str(place))

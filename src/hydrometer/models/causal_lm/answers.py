@@ -203,7 +203,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             fix = "give it a column prompt, messages or text"
             raise DataError(f"{path.name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
         number = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+        for batch in file.iter_batches(batch_size=_batch_rows(file), columns=columns):
             if batch.nbytes > MAX_LINE_BYTES * _PARQUET_ROWS:
                 raise DataError(f"{path.name}: rows from {number + 1} on are too long", got=f"{batch.nbytes} bytes")
             for row in batch.to_pylist():
@@ -213,6 +213,17 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (ValueError, NotImplementedError, MemoryError) as e:  # ArrowInvalid is a ValueError
         fix = "save it again, or write JSON lines"
         raise DataError(f"the Parquet file cannot be read: {e}", got=path.name, fix=fix) from None
+
+
+def _batch_rows(file: Any) -> int:
+    """Rows read together: one text that a dictionary repeats on all of them must still fit the memory."""
+    about = file.metadata
+    sizes = [
+        about.row_group(i).column(j).total_uncompressed_size
+        for i in range(about.num_row_groups)
+        for j in range(about.num_columns)
+    ]
+    return max(1, min(_PARQUET_ROWS, MAX_LINE_BYTES * _PARQUET_ROWS // max([1, *sizes])))
 
 
 def _count(n: int, path: Path) -> None:

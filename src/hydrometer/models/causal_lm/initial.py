@@ -15,6 +15,7 @@ from hydrometer.core.documents import nearest
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
+from hydrometer.models.causal_lm.vet import check_sizes
 
 __all__ = ["init_model", "layers_config", "scratch_config"]
 
@@ -91,6 +92,10 @@ def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> Pret
             new[name] = value[: new[layers]] if new[layers] <= len(cast("list[Any]", value)) else None
     for name in ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"):
         new.pop(name, None)
+    try:
+        check_sizes({k: v for k, v in new.items() if k in given}, "architecture")
+    except ModelError as e:
+        raise SpecError(f"architecture: {e.what}", fix="correct the field") from None
     try:
         return AutoConfig.for_model(base.model_type, **new)
     except (ValueError, TypeError, KeyError) as e:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 from hydrometer.core.leftovers import is_abandoned, mark
+from hydrometer.models.causal_lm.gguf_header import check_gguf
+from hydrometer.models.causal_lm.vet import check_folder, check_sizes
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -141,6 +143,8 @@ def outline(resolved: Resolved) -> Outline:
         generation = GenerationConfig.from_pretrained(resolved.path, **options)
     except OSError:  # many models have none
         generation = None
+    if resolved.revision:  # a folder's files were looked at before they were opened
+        check_sizes(config.to_dict(), resolved.path)
     return Outline(config, tokenizer, generation)
 
 
@@ -171,6 +175,7 @@ def _resolve_folder(path: Path) -> Resolved:
             fix = "convert where you trust it: load it with transformers, then model.save_pretrained(folder)"
             raise ModelError(what, got=str(path), fix=fix)
         raise ModelError("the folder holds no *.safetensors", got=str(path), fix="save the model with save_pretrained")
+    check_folder(path)
     files = sorted({f for pattern in _IDENTITY_FILES for f in path.glob(pattern) if f.is_file()})
     whole = hashlib.sha256()
     for f in files:
@@ -200,6 +205,7 @@ def _alias_file(alias: str) -> Path:
 
 
 def _resolve_gguf(file: Path) -> Resolved:
+    check_gguf(file)
     digest = sha256(file)
     folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}"
     if not folder.is_dir():
@@ -222,12 +228,15 @@ def _dequantise(file: Path, folder: Path) -> None:
         if is_abandoned(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
+    # What else lies in the file's folder, a tokenizer or code of its own, is not part of the model.
+    alone = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
     try:
+        (alone / file.name).symlink_to(file.absolute())
         # The converter draws a bar of its own that no switch of transformers silences.
         with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file=file.name, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), gguf_file=file.name, dtype=torch.float32
+                str(alone), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
         # The weights are plain float32 now; what remembers the quantisation would make save_pretrained refuse.
         model.hf_quantizer = None
@@ -241,7 +250,8 @@ def _dequantise(file: Path, folder: Path) -> None:
             if not folder.is_dir():  # else another process was first, with the same content
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for made in (temporary, alone):
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def sha256(file: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.errors import DataError, ModelError, one_line
 from hydrometer.models.causal_lm.spec import PromptsFile
+from hydrometer.models.causal_lm.templates import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_LINE_BYTES", "Prompts", "encode_prompt", "read_prompts"]
 
 MAX_LINE_BYTES = 1_000_000
-MAX_LINES = 1_000_000
+MAX_LINES = 100_000
+MAX_FILE_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,10 @@ def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts
     ids: list[tuple[int, ...]] = []
     texts: list[str] = []
     try:
+        path = spec.path
+        if not spec.is_carried and path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+            what = f"the prompts file is no plain file, or larger than {MAX_FILE_BYTES} bytes"
+            raise DataError(what, got=spec.file, fix="check the path")
         with spec.open() as f:
             number = 0
             while line := f.readline(MAX_LINE_BYTES + 1):
@@ -128,10 +134,12 @@ def encode_prompt(
     try:
         text = messages[0]["content"]
         if chat:
-            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            text = render_chat(tokenizer, messages, where, opened=True)
         # The template writes the special tokens itself.
         ids = tuple(int(t) for t in tokenizer(text, add_special_tokens=not chat)["input_ids"])
-    except Exception as e:  # a template is a program of the model's author and may raise anything
+    except DataError:
+        raise
+    except Exception as e:  # tokenizers raise what Rust does
         raise DataError(f"{where}: the tokenizer refuses it: {one_line(str(e), 200)}", got=messages) from None
     if not ids:
         raise DataError(f"{where}: the prompt has no token", got=messages[-1]["content"], fix="leave out empty prompts")

@@ -31,13 +31,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.clusters import PromptsAre
-from hydrometer.core.spec import ChainSpec, Selectivities, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 
 __all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
 
 MAX_NEW_TOKENS = 1_000_000
+MAX_LAYERS = 4096
+_MANY = 10**9
 
 
 def _tuple(value: object) -> object:
@@ -76,6 +78,11 @@ class PromptsFile(Strict):
     def open(self) -> IO[bytes]:
         """Open the file, or what came along of it."""
         return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether the content came along, from another machine that read the file."""
+        return self._content is not None
 
     @property
     def path(self) -> Path:
@@ -118,7 +125,7 @@ class Truth(Strict):
     revision: str | None = None
     max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
     prompts: Prompts = None
-    stop: Annotated[tuple[Annotated[int, Field(ge=0)] | str, ...], BeforeValidator(_tuple)] | None = None
+    stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -134,7 +141,9 @@ class FromLayers(Strict):
     """Start from decoder layers of another level, with its embeddings, final norm and head."""
 
     layers_of: Literal["truth", "above"]
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = Field(min_length=1)
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = Field(
+        min_length=1, max_length=MAX_LAYERS
+    )
 
 
 class FromSource(Strict):
@@ -180,11 +189,11 @@ class Training(Strict):
     no result and is no part of a fit's key.
     """
 
-    num_train_epochs: int = Field(default=3, ge=1)
+    num_train_epochs: int = Field(default=3, ge=1, le=_MANY)
     learning_rate: float = Field(default=1e-3, gt=0, lt=math.inf)
-    per_device_train_batch_size: int = Field(default=32, ge=1)
-    per_device_eval_batch_size: int = Field(default=64, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    per_device_train_batch_size: int = Field(default=32, ge=1, le=_MANY)
+    per_device_eval_batch_size: int = Field(default=64, ge=1, le=_MANY)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=_MANY)
     weight_decay: float = Field(default=0.0, ge=0, lt=math.inf)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -274,10 +283,10 @@ class Data(Strict):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)
 
-    train: int = Field(default=4096, ge=1)
-    validate_: int = Field(default=256, ge=1, alias="validate")
-    distill: int = Field(default=4096, ge=1)
-    evaluate: int = Field(default=512, ge=2)
+    train: int = Field(default=4096, ge=1, le=MAX_ROWS)
+    validate_: int = Field(default=256, ge=1, le=MAX_ROWS, alias="validate")
+    distill: int = Field(default=4096, ge=1, le=MAX_ROWS)
+    evaluate: int = Field(default=512, ge=2, le=MAX_ROWS)
 
 
 class CausalLMChain(ChainSpec):
@@ -299,13 +308,13 @@ class CausalLMChain(ChainSpec):
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
     truth: Truth
     teacher: Teacher
-    assistants: Annotated[tuple[LevelSpec, ...], BeforeValidator(_tuple)] = ()
+    assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuple)] = ()
     student: LevelSpec
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
     block_rows: int = Field(default=128, ge=1, le=65536)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     engine: Annotated[
         dict[str, SerializeAsAny[EngineSettings]] | None, BeforeValidator(read_engine), WithJsonSchema(ENGINE_SCHEMA)

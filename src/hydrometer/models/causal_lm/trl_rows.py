@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from hydrometer.core.errors import DataError, InputError, one_line
+from hydrometer.core.errors import InputError
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
+from hydrometer.models.causal_lm.templates import render_chat
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -96,14 +97,9 @@ def _opened(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opened: bool = False) -> list[int]:
-    try:
-        with load.quiet():
-            encoded = cast("Any", tokenizer).apply_chat_template(
-                list(turns), tokenize=True, return_dict=True, add_generation_prompt=opened
-            )
-    except Exception as e:  # a template is a program of the model's author and may raise anything
-        what = f"the chat template refuses a conversation: {one_line(str(e), 200)}"
-        raise DataError(what, got=turns[-1]["content"], fix="use --format prompt-completion") from None
+    text = render_chat(tokenizer, turns, "a conversation to export", opened=opened)
+    with load.quiet():
+        encoded = cast("Any", tokenizer)(text, add_special_tokens=False)
     return [int(t) for t in encoded["input_ids"]]
 
 

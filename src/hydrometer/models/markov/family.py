@@ -11,6 +11,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
@@ -93,7 +94,7 @@ class MarkovFamily:
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Markov:
         """Open what `save_law` wrote."""
         try:
-            with np.load(folder / "markov.npz", allow_pickle=False) as archive:
+            with open_arrays(folder / "markov.npz") as archive:
                 order, longest = (int(v) for v in archive["shape"])
                 return Markov(archive["log_table"], order=order, max_new_tokens=longest)
         except (OSError, ValueError, KeyError) as e:

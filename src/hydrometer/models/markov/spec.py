@@ -14,7 +14,7 @@ from scipy.special import gammaincinv  # pyright: ignore[reportUnknownVariableTy
 
 from hydrometer.core.errors import DataError, HydrometerError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import ChainSpec, Resample, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
 from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 
@@ -48,7 +48,7 @@ class MarkovTruth(Strict):
     vocabulary: int | None = Field(default=None, ge=2, le=4096)
     concentration: float = Field(default=0.5, gt=0, lt=1e6)
     end: float = Field(default=0.1, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     text: str | None = None
     smoothing: float = Field(default=0.0, ge=0, lt=1e6)
 
@@ -87,10 +87,12 @@ def _drawn(truth: MarkovTruth) -> Markov:
 def _counted(path: str, order: int, max_new_tokens: int, smoothing: float) -> tuple[Markov, str]:
     file = Path(path)
     try:
+        if not file.is_file():
+            raise DataError("the text is no file", got=file.name, fix="give a UTF-8 file")
         if file.stat().st_size > _MOST_TEXT:
             raise DataError(f"the text is larger than {_MOST_TEXT // 1_000_000} MB", got=file.name)
         lines = [x for x in file.read_text("utf-8").splitlines() if x.strip()]
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:  # not UTF-8, or a name with NUL
         raise DataError(f"the text cannot be read: {e}", got=file.name, fix="give a UTF-8 file") from None
     if not lines:
         raise DataError("the text has no lines", got=file.name)
@@ -114,9 +116,9 @@ class MarkovLevel(Strict):
 class MarkovData(Strict):
     """Rows per stream."""
 
-    train: int = Field(default=1000, ge=1)
-    distill: int = Field(default=4000, ge=1)
-    evaluate: int = Field(default=4000, ge=2)
+    train: int = Field(default=1000, ge=1, le=MAX_ROWS)
+    distill: int = Field(default=4000, ge=1, le=MAX_ROWS)
+    evaluate: int = Field(default=4000, ge=2, le=MAX_ROWS)
 
 
 class MarkovChain(ChainSpec):
@@ -125,10 +127,10 @@ class MarkovChain(ChainSpec):
     family: Literal["markov"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
     truth: MarkovTruth
     teacher: MarkovLevel | Literal["truth"]
-    assistants: Annotated[tuple[MarkovLevel, ...], BeforeValidator(_tuples)] = ()
+    assistants: Annotated[tuple[MarkovLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuples)] = ()
     student: MarkovLevel
     data: MarkovData = MarkovData()
-    resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuples)] = (
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
         "data",
         "teacher",
         "distill",

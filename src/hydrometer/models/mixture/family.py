@@ -13,6 +13,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec, Strict
@@ -119,7 +120,10 @@ class MixtureFamily:
 
     def load_samples(self, folders: list[Path], n: int) -> Points:
         """Open the first n points of blocks."""
-        parts = [np.load(f / "points.npz") for f in folders]
+        parts: list[dict[str, NDArray[np.float64]]] = []
+        for folder in folders:
+            with open_arrays(folder / "points.npz") as archive:
+                parts.append({k: archive[k] for k in ("x", "log_prob")})
         x, log_prob = (np.concatenate([p[k] for p in parts])[:n] for k in ("x", "log_prob"))
         return Points(x, log_prob)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal, Self, cast
@@ -13,11 +14,12 @@ from scipy.special import ndtri
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import ChainSpec, Resample, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
 __all__ = ["MapPoint", "MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
 
+MAX_POINTS = 10_000
 Nested = float | tuple[float, ...] | tuple[tuple[float, ...], ...] | tuple[tuple[tuple[float, ...], ...], ...]
 
 
@@ -82,7 +84,7 @@ class MixtureWorld(Strict):
     n_features: int = Field(default=2, ge=1, le=16)
     separation: float = Field(default=4.0, gt=0, lt=1e6)
     weight_ratio: float = Field(default=1.0, ge=1, lt=1e12)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     def law(self) -> Mixture:
         """Build the mixture."""
@@ -122,9 +124,11 @@ class MixtureGrid(Strict):
         axes = (self.teacher, self.student, self.separation)
         if not any(axes):
             raise PydanticCustomError("grid", "a grid needs values of teacher, student or separation")
+        if math.prod(len(v) or 1 for v in axes) > MAX_POINTS:
+            raise PydanticCustomError("grid", "a grid has at most {n} points", {"n": MAX_POINTS})
         for values in axes:
-            if len(set(values)) != len(values) or any(v <= 0 for v in values):
-                raise PydanticCustomError("grid", "values of a grid must be distinct and above 0")
+            if len(set(values)) != len(values) or any(not 0 < v < math.inf for v in values):
+                raise PydanticCustomError("grid", "values of a grid must be distinct, finite and above 0")
         return self
 
 
@@ -144,20 +148,20 @@ class MapPoint:
 class MixtureLevel(Strict):
     """A fitted level: scikit-learn's parameters of `GaussianMixture`."""
 
-    n_components: int = Field(ge=1)
+    n_components: int = Field(ge=1, le=1_000_000)
     covariance_type: CovarianceType = "diag"
-    n_init: int = Field(default=1, ge=1)
-    tol: float = Field(default=1e-3, ge=0)
-    max_iter: int = Field(default=100, ge=1)
-    reg_covar: float = Field(default=1e-6, ge=0)
+    n_init: int = Field(default=1, ge=1, le=1_000_000)
+    tol: float = Field(default=1e-3, ge=0, lt=math.inf)
+    max_iter: int = Field(default=100, ge=1, le=1_000_000_000)
+    reg_covar: float = Field(default=1e-6, ge=0, lt=math.inf)
 
 
 class MixtureData(Strict):
     """Rows per stream."""
 
-    train: int = Field(default=100, ge=1)
-    distill: int = Field(default=1000, ge=1)
-    evaluate: int = Field(default=20_000, ge=2)
+    train: int = Field(default=100, ge=1, le=MAX_ROWS)
+    distill: int = Field(default=1000, ge=1, le=MAX_ROWS)
+    evaluate: int = Field(default=20_000, ge=2, le=MAX_ROWS)
 
 
 class MixtureChain(ChainSpec):
@@ -169,12 +173,12 @@ class MixtureChain(ChainSpec):
     family: Literal["mixture"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
     truth: MixtureTruth | MixtureWorld
     teacher: MixtureLevel | Literal["truth"]
-    assistants: Annotated[tuple[MixtureLevel, ...], BeforeValidator(_tuples)] = ()
+    assistants: Annotated[tuple[MixtureLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuples)] = ()
     student: MixtureLevel
     data: MixtureData = MixtureData()
     as_released: bool = False
     grid: MixtureGrid | None = None
-    resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuples)] = (
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
         "data",
         "teacher",
         "distill",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -104,13 +106,8 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         url = self.base + path
         request = urllib.request.Request(url, data, headers)
-        ends = time.monotonic() + self.timeout
         try:
-            with _OPENER.open(request, timeout=self.timeout) as answer:
-                return self._json(self._read(answer, ends, most_bytes), url)
-        except urllib.error.HTTPError as e:
-            with e:
-                raise self._refused(e, url) from None
+            return self._json(_within(self.timeout, lambda: self._fetch(request, url, most_bytes)), url)
         except (OSError, http.client.HTTPException, ValueError) as e:
             why = one_line(str(getattr(e, "reason", e)) or type(e).__name__, _SAID)
             raise Refusal(f"the server cannot be asked: {why}", url, "check the URL", again=True) from None
@@ -128,9 +125,18 @@ class Server:
                 sleep(min(_LONGEST_WAIT, 0.5 * 2**attempt if e.after is None else e.after))
         raise AssertionError("unreachable")
 
+    def _fetch(self, request: urllib.request.Request, url: str, most: int) -> bytes:
+        ends = time.monotonic() + self.timeout
+        try:
+            with _OPENER.open(request, timeout=self.timeout) as answer:
+                return self._read(answer, ends, most)
+        except urllib.error.HTTPError as e:
+            with e:
+                raise self._refused(e, url) from None
+
     @staticmethod
     def _read(answer: Any, ends: float, most: int) -> bytes:
-        """Read to the end, in pieces, so that a server that drips bytes runs into the deadline."""
+        """Read to the end, in pieces, so that whoever waits no longer leaves no thread that reads for ever."""
         parts: list[bytes] = []
         size = 0
         while piece := answer.read1(_PIECE):
@@ -138,7 +144,7 @@ class Server:
             if size > most:
                 raise Refusal(f"the server's answer is longer than {most} bytes", size, "check what is served there")
             if time.monotonic() > ends:
-                raise TimeoutError("timed out while the answer was read")
+                raise TimeoutError("no whole answer in time")
             parts.append(piece)
         if answer.length:  # what Content-Length promised and did not come
             raise http.client.IncompleteRead(b"", answer.length)
@@ -167,6 +173,26 @@ class Server:
             f"the server answers {e.code} to {url}", said, "check the URL and the model",
             again=again, after=_seconds(e.headers.get("Retry-After")),
         )  # fmt: skip
+
+
+def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
+    """Wait for work so long and no longer: a server that sends a byte now and then keeps a socket alive for ever."""
+    done: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except Exception as e:  # raised again by the caller
+            done.put(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _seconds(text: str | None) -> float | None:

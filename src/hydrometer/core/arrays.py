@@ -1,0 +1,61 @@
+"""Arrays from a file that may have been written by anybody: numbers alone, and no more of them than the file holds."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from hydrometer.core.errors import StoreError
+
+__all__ = ["open_arrays"]
+
+_PLAIN = frozenset("biufc")  # kinds of array that hold numbers
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+@contextmanager
+def open_arrays(path: Path) -> Generator[Any]:
+    """Open an .npz file that `numpy.savez` wrote: plain numbers, as large as the file holds them and no larger.
+
+    Raises
+    ------
+    StoreError : no such file, compressed members (which may unpack to any size), objects, or a shape that its bytes do
+        not fill.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(Path(folder) / "a.npz", a=np.arange(3))
+    ...     with open_arrays(Path(folder) / "a.npz") as arrays:
+    ...         arrays["a"].tolist()
+    [0, 1, 2]
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_member(archive, member)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as e:
+        raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
+    with np.load(path, allow_pickle=False) as arrays:
+        yield arrays
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise ValueError("an array is compressed")
+    with archive.open(member) as f:
+        version = np.lib.format.read_magic(cast("Any", f))
+        if version not in _HEADERS:
+            raise ValueError(f"an array of format {version}")
+        shape, _, dtype = _HEADERS[version](cast("Any", f), max_header_size=10_000)
+        if dtype.kind not in _PLAIN:
+            raise ValueError(f"an array of {dtype}")
+        if math.prod(int(n) for n in shape) * dtype.itemsize != member.file_size - f.tell():
+            raise ValueError("an array's shape is not what it holds")

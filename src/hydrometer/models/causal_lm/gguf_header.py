@@ -1,0 +1,177 @@
+"""The header of a GGUF file, checked before a library reads it: every length and offset lies within the file.
+
+Layout (ggml, docs/gguf.md, versions 2 and 3, little-endian): magic, version, number of tensors, number of key-values;
+the key-values; name, shape, type and offset of each tensor; padding to `general.alignment`; the tensors' data. What is
+read here costs time and memory in proportion to the file's size, whatever its header claims.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+from hydrometer.core.errors import ModelError
+
+__all__ = ["check_gguf"]
+
+MAX_TENSORS = 1_000_000
+MAX_KEYS = 100_000
+MAX_STRINGS = 8_000_000
+MAX_NAME = 1024
+MAX_VALUE = 16_000_000
+MAX_DIMENSIONS = 4
+_STRING, _ARRAY = 8, 9
+# Bytes of a value, by type: integers of 8 to 32 bits, float32, bool, integers of 64 bits, float64.
+_WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_INTEGER = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
+_SIZES = (".block_count", ".embedding_length", ".feed_forward_length", ".context_length", ".vocab_size",
+          ".attention.head_count", ".expert_count")  # fmt: skip
+
+
+class _Wrong(Exception):
+    """What is wrong with the header."""
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """A place in the file that never leaves it."""
+
+    data: mmap.mmap
+    at: int = 0
+    strings: int = 0
+
+    def skip(self, n: int) -> int:
+        """Step over n bytes; returns where they begin."""
+        begin = self.at
+        if n > len(self.data) - begin:
+            raise _Wrong("it ends before what its header announces")
+        self.at += n
+        return begin
+
+    def number(self, form: str) -> int:
+        """Read an integer."""
+        return int(struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0])
+
+    def text(self, most: int) -> bytes:
+        """Read a string."""
+        n = self.number("<Q")
+        self.strings += 1
+        if self.strings > MAX_STRINGS:
+            raise _Wrong(f"more than {MAX_STRINGS} strings")
+        if n > most:
+            raise _Wrong(f"a string of {n} bytes where at most {most} are read")
+        begin = self.skip(n)
+        return self.data[begin : begin + n]
+
+
+def check_gguf(file: Path) -> None:
+    """Refuse a GGUF file whose header cannot be true.
+
+    Raises
+    ------
+    ModelError : no GGUF, truncated, counts or sizes that the file cannot hold, tensors that overlap or lie outside.
+    """
+    fix = "fetch it again; a file that was not damaged on the way should not be trusted"
+    try:
+        with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check(_Cursor(data))
+    except (OSError, ValueError) as e:  # an empty file cannot be mapped
+        raise ModelError(f"the GGUF file cannot be opened: {e}", got=str(file), fix=fix) from None
+    except _Wrong as e:
+        raise ModelError(f"the GGUF file cannot be opened: {e}", got=str(file), fix=fix) from None
+
+
+def _check(c: _Cursor) -> None:
+    if c.data[c.skip(4) : c.at] != b"GGUF":
+        raise _Wrong("it does not begin with GGUF")
+    version = c.number("<I")
+    if version not in (2, 3):
+        raise _Wrong(f"version {version} of the format is not read, only 2 and 3")
+    tensors, keys = c.number("<Q"), c.number("<Q")
+    if not 1 <= tensors <= MAX_TENSORS or keys > MAX_KEYS:
+        raise _Wrong(f"{tensors} tensors and {keys} keys are announced")
+    alignment, sizes, seen = 32, dict[str, int](), set[bytes]()
+    for _ in range(keys):
+        key = c.text(MAX_NAME)
+        if key in seen:
+            raise _Wrong(f"the key {key!r} is there twice")
+        seen.add(key)
+        value = _value(c)
+        if key == b"general.alignment":
+            alignment = 0 if value is None else value
+        name = key.decode(errors="replace")
+        if name.endswith(_SIZES) and value is not None:
+            sizes[name] = value
+    if alignment < 8 or alignment > 2**20 or alignment & (alignment - 1):
+        raise _Wrong(f"an alignment of {alignment} bytes")
+    _check_sizes(sizes, tensors)
+    _check_tensors(c, tensors, alignment)
+
+
+def _value(c: _Cursor) -> int | None:
+    """Step over a value; an integer is returned."""
+    kind = c.number("<I")
+    if kind == _STRING:
+        c.text(MAX_VALUE)
+    elif kind == _ARRAY:
+        inner, n = c.number("<I"), c.number("<Q")
+        if inner == _STRING:
+            for _ in range(n):  # ends with the file: each holds eight bytes at least
+                c.text(MAX_VALUE)
+        elif inner in _WIDTH:
+            c.skip(n * _WIDTH[inner])
+        else:
+            raise _Wrong(f"an array of values of type {inner}")
+    elif kind in _INTEGER:
+        return c.number(_INTEGER[kind])
+    elif kind in _WIDTH:
+        c.skip(_WIDTH[kind])
+    else:
+        raise _Wrong(f"a value of type {kind}")
+    return None
+
+
+def _check_sizes(sizes: dict[str, int], tensors: int) -> None:
+    for name, value in sizes.items():
+        least = 1 if name.endswith((".block_count", ".embedding_length")) else 0
+        most = tensors if name.endswith(".block_count") else 2**27
+        if not least <= value <= most:
+            raise _Wrong(f"{name} is {value}")
+
+
+def _check_tensors(c: _Cursor, tensors: int, alignment: int) -> None:
+    from gguf import constants
+
+    kinds = {int(k): v for k, v in cast("dict[Any, tuple[int, int]]", constants.GGML_QUANT_SIZES).items()}
+    places: list[tuple[int, int]] = []
+    names: set[bytes] = set()
+    for _ in range(tensors):
+        name = c.text(MAX_NAME)
+        if name in names:
+            raise _Wrong(f"the tensor {name!r} is there twice")
+        names.add(name)
+        n = c.number("<I")
+        if not 1 <= n <= MAX_DIMENSIONS:
+            raise _Wrong(f"a tensor of {n} dimensions")
+        shape = [c.number("<Q") for _ in range(n)]
+        kind, offset = c.number("<I"), c.number("<Q")
+        if kind not in kinds:
+            raise _Wrong(f"a tensor of type {kind}")
+        block, width = kinds[kind]
+        if prod(shape) < 1 or shape[0] % block:
+            raise _Wrong(f"a tensor of shape {shape} in blocks of {block}")
+        if offset % alignment:
+            raise _Wrong(f"a tensor at offset {offset}, aligned to {alignment}")
+        places.append((offset, prod(shape) // block * width))
+    begin = -(-c.at // alignment) * alignment
+    end = 0
+    for offset, size in sorted(places):
+        if offset < end:
+            raise _Wrong("two tensors lie in one place")
+        end = offset + size
+    if end > len(c.data) - begin:
+        raise _Wrong("its tensors are larger than the file")

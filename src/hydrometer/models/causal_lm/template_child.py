@@ -1,0 +1,59 @@
+"""Renders chat templates in a process of its own, for `templates`; run as a script, never imported.
+
+Lines of JSON in and out, one conversation with its template each. What a template can take is bounded by the kernel:
+memory from here on, and processor time for each conversation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from typing import Any
+
+MEMORY = 1 << 30
+MOST_CHARACTERS = 4_000_000
+
+
+def _lower(what: int, value: float) -> None:
+    """Lower a soft limit, as far as the hard one allows."""
+    hard = resource.getrlimit(what)[1]
+    wanted = math.ceil(value)
+    resource.setrlimit(what, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _answer(render: Any, asked: dict[str, Any]) -> dict[str, str]:
+    try:
+        rendered = render(
+            conversations=[asked["messages"]], chat_template=asked["template"],
+            add_generation_prompt=asked["opened"], **asked["special"],
+        )[0][0]  # fmt: skip
+    except MemoryError:
+        return {"error": f"it takes more than {MEMORY >> 20} MiB"}
+    except RecursionError:
+        return {"error": "it is nested too deeply"}
+    except Exception as e:  # a template is a program of the model's author and may raise anything
+        return {"error": (str(e) or type(e).__name__)[:500]}
+    if len(rendered) > MOST_CHARACTERS:
+        return {"error": f"it makes more than {MOST_CHARACTERS} characters of a conversation"}
+    return {"text": rendered}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+    if held:
+        _lower(resource.RLIMIT_AS, held + MEMORY)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        _lower(resource.RLIMIT_CPU, spent.ru_utime + spent.ru_stime + asked["seconds"] + 1)
+        sys.stdout.write(json.dumps(_answer(render_jinja_template, asked)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

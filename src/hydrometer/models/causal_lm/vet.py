@@ -1,0 +1,184 @@
+"""What a model's folder says of itself, checked before a library believes it.
+
+A folder of weights is somebody else's text. Its sizes must be ones that a network can have and that its weights bear
+out; it may not bring code, name files outside itself, or hold what two readers would read differently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hydrometer.core.documents import read_json
+from hydrometer.core.errors import ModelError, brief, one_line
+
+__all__ = ["check_folder", "check_sizes"]
+
+MAX_CONFIG_BYTES = 10_000_000
+MAX_TOKENIZER_BYTES = 200_000_000
+MAX_TEMPLATE_BYTES = 1_000_000
+MAX_HEADER_BYTES = 100_000_000  # as safetensors itself has it
+MAX_DEPTH = 32
+# Largest value of a field, by its names in transformers' configs.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+_LIMITS: dict[str, int] = {
+    **dict.fromkeys(_LAYERS, 4096),
+    **dict.fromkeys(_WIDTH, 2**20),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim", "moe_intermediate_size"), 2**22),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "num_key_value_heads", "num_experts", "num_local_experts"), 2**16
+    ),
+    **dict.fromkeys(("head_dim", "kv_lora_rank", "q_lora_rank", "state_size"), 2**20),
+    "vocab_size": 2**26,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 2**28),
+}
+_MAY_BE_ZERO = ("num_experts", "num_local_experts")
+_TOKENIZER_FILES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is not what `save_pretrained` writes.
+
+    Raises
+    ------
+    ModelError : code of its own, absurd or contradictory sizes, weights outside the folder, a damaged header, a file
+        that is too large, nested too deeply, or holds a key twice.
+    """
+    config = _read(path / "config.json", MAX_CONFIG_BYTES, path)
+    _check_code(config, path)
+    check_sizes(config, str(path))
+    for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        if (path / name).is_file():
+            own = _read(path / name, MAX_CONFIG_BYTES, path)
+            _check_code(own, path, config.get("model_type"))
+            _check_tokenizer(own, path)
+    limits = {"tokenizer.json": MAX_TOKENIZER_BYTES, "chat_template.jinja": MAX_TEMPLATE_BYTES}
+    for name, most in limits.items():
+        if (path / name).is_file() and (path / name).stat().st_size > most:
+            raise ModelError(f"{name} is larger than {most} bytes", got=str(path), fix="give another model")
+    _check_weights(path, config)
+
+
+def check_sizes(config: Mapping[str, Any], source: str) -> None:
+    """Refuse sizes that no network has. Raises ModelError, which names the field."""
+    fix = "correct the field, or give another model"
+    for part in _parts(config):
+        for name, most in _LIMITS.items():
+            value: object = part.get(name)
+            for v in cast("list[object]", value) if isinstance(value, list) else [value]:
+                least = 0 if name in _MAY_BE_ZERO else 1
+                if v is not None and (isinstance(v, bool) or not isinstance(v, int) or not least <= v <= most):
+                    what = f"{name} of a model must be a whole number from {least} to {most}, here it is {brief(v)}"
+                    raise ModelError(what, got=source, fix=fix)
+
+
+def _parts(value: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Yield a configuration and those inside it."""
+    if isinstance(value, Mapping) and depth <= MAX_DEPTH:
+        part = cast("Mapping[str, Any]", value)
+        yield part
+        for inner in part.values():
+            yield from _parts(inner, depth + 1)
+
+
+def _read(file: Path, limit: int, source: Path) -> dict[str, Any]:
+    fix = "fetch the model again, or give another"
+    try:
+        value: object = read_json(file, limit, unique=True)
+    except (OSError, ValueError) as e:
+        what = f"{file.name} of the model cannot be used: {one_line(str(e), 200)}"
+        raise ModelError(what, got=str(source), fix=fix) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{file.name} of the model holds no object", got=str(source), fix=fix)
+    found = cast("dict[str, Any]", value)
+    if any(isinstance(v, float) and math.isnan(v) for part in _parts(found) for v in part.values()):
+        raise ModelError(f"{file.name} of the model holds NaN", got=str(source), fix=fix)
+    return found
+
+
+def _check_code(config: Mapping[str, Any], path: Path, model_type: object = None) -> None:
+    """Refuse what would need code that the model brings, or that its configuration names."""
+    for part in _parts(config):
+        for key, value in part.items():
+            if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value)[:1000]:
+                what = f"{key} names code to fetch and run, which is never done"
+                raise ModelError(what, got=str(value)[:1000], fix="remove the field")
+    kind = config.get("model_type", model_type)
+    if not config.get("auto_map"):
+        return
+    from transformers import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        what = "the model needs code of its own (auto_map), which is never run"
+        raise ModelError(what, got=str(path), fix="give a model whose architecture transformers knows")
+
+
+def _check_tokenizer(config: Mapping[str, Any], path: Path) -> None:
+    for key in _TOKENIZER_FILES:
+        name = config.get(key)
+        if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+            what = f"{key} of tokenizer_config.json names a file outside the model's folder"
+            raise ModelError(what, got=name, fix="remove the field")
+
+
+def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
+    """Compare the headers of the weights with the files' lengths, and with the sizes that the config claims."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        named = _read(index, MAX_HEADER_BYTES, path).get("weight_map")
+        files = set(cast("dict[str, object]", named).values()) if isinstance(named, dict) else {None}
+        for name in files:
+            if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+                what = "the index of the weights names something else than safetensors files beside it"
+                raise ModelError(what, got=name, fix="save the model again with save_pretrained")
+    tensors = elements = 0
+    for file in sorted(path.glob("*.safetensors")):
+        for count in _header(file):
+            tensors += 1
+            elements += count
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, Mapping):
+            continue
+        sizes = cast("Mapping[str, Any]", part)
+        layers = next((sizes[k] for k in _LAYERS if isinstance(sizes.get(k), int)), 0)
+        width = next((sizes[k] for k in _WIDTH if isinstance(sizes.get(k), int)), 0)
+        vocabulary = sizes.get("vocab_size") or 0
+        if layers > tensors or vocabulary * width > 4 * elements + 1024:
+            what = f"the config claims {layers} layers of width {width} and {vocabulary} ids, its weights hold less"
+            got = f"{tensors} tensors of {elements} numbers in {path}"
+            raise ModelError(what, got=got, fix="fetch the model again, or give another")
+
+
+def _header(file: Path) -> list[int]:
+    """Numbers in each tensor of a safetensors file, from its header."""
+    fix = "fetch the model again, or give another"
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            what = f"{file.name} is not sound: its header claims {length} bytes of {size}"
+            raise ModelError(what, got=str(file), fix=fix)
+        raw = f.read(length)
+    try:
+        header: Any = json.loads(raw)
+        header.pop("__metadata__", None)
+        found: list[int] = []
+        for tensor in header.values():
+            begin, end = tensor["data_offsets"]
+            if not (type(begin) is type(end) is int and 0 <= begin <= end <= size - 8 - length):
+                raise ValueError("a tensor lies outside the file")
+            shape = tensor["shape"]
+            if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 32:
+                raise ValueError("a shape is none")
+            count = math.prod(shape)
+            if count > 8 * (end - begin):
+                raise ValueError("a tensor is larger than its place")
+            found.append(count)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        what = f"{file.name} is not sound: {one_line(str(e), 120) or 'its header cannot be read'}"
+        raise ModelError(what, got=str(file), fix=fix) from None
+    return found

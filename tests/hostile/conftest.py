@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydrometer.core.errors import HydrometerError
+
+
+def one_line(error: HydrometerError) -> str:
+    """The message, which must be one printable line of bounded length."""
+    line = str(error)
+    assert line.isprintable()
+    assert len(line) <= 1000
+    return line
+
+
+@pytest.fixture(scope="session")
+def line_of() -> Any:
+    return one_line
+
+
+@pytest.fixture(scope="session")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model as small as can be, of as many layers as the shipped recipes name."""
+    pytest.importorskip("torch")
+    from hydrometer.models.causal_lm.model import CausalLM
+    from tiny import make_llama, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("hostile") / "tiny"
+    network = make_llama(layers=30, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_key_value_heads=2)
+    CausalLM(network, make_tokenizer(64)).save(folder)
+    return folder

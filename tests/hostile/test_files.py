@@ -1,0 +1,121 @@
+"""Prompt and score files, and the command line, by somebody who means harm."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from hostile.strategies import JUNK, TEXTS
+from hydrometer.cli import app
+from hydrometer.core.errors import HydrometerError, InputError
+from hydrometer.models.causal_lm.answers import read_answers, read_questions
+from hydrometer.run.scoring import _lm_eval, _numbers, _row, _table
+
+pa: Any = pyarrow
+QUIET = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)
+
+
+def _prompts(file: Path, chat: bool = False) -> object:
+    pytest.importorskip("transformers")
+    from hydrometer.models.causal_lm.prompts import read_prompts
+    from hydrometer.models.causal_lm.spec import PromptsFile
+    from tiny import make_tokenizer
+
+    return read_prompts(PromptsFile(file=str(file), chat=chat), make_tokenizer(16))
+
+
+ROWS = [
+    b"\xef\xbb\xbf{", b"\x00", b"\xff\xfe{}", b'{"prompt": NaN}', b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}",
+    b'{"prompt": 1}', b"x" * 1_000_001, b'"\x1b[31m"', b"{} {}", b'{"prompt": ""}', b'{"messages": [[]]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_prompts(row: bytes, tmp_path: Path, line_of: Any) -> None:
+    (file := tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "w3"}\n' + row)
+    for read in (_prompts, read_questions, read_answers):
+        with pytest.raises(InputError) as caught:
+            read(file)
+        line_of(caught.value)
+
+
+def test_files_without_end_are_not_read_to_it(tmp_path: Path, line_of: Any) -> None:
+    (many := tmp_path / "many.jsonl").write_bytes(b"\n" * 1_000_000)
+    (link := tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    with (long := tmp_path / "long.jsonl").open("wb") as f:
+        f.truncate(100_000_000)
+    began = time.monotonic()
+    for file in (many, link, long):
+        for read in (_prompts, read_questions):
+            with pytest.raises(InputError) as caught:
+                read(file)
+            line_of(caught.value)
+    assert time.monotonic() - began < 30
+
+
+@QUIET
+@given(value=JUNK)
+def test_scores_of_any_kind(value: Any, line_of: Any) -> None:
+    try:
+        raw = json.dumps({"row": value, "cell": value, "score": value}).encode()
+    except ValueError:  # more digits than are written out
+        return
+    tasks = {"results": {"t": {"acc,none": value, "acc_stderr,none": value}}}
+    jobs: list[Any] = [lambda kind=kind: _table(raw, Path(f"a.{kind}")) for kind in ("jsonl", "csv", "parquet")]
+    jobs += [lambda: _lm_eval(raw, "a", "x"), lambda: _lm_eval(json.dumps(tasks).encode(), "a", "x")]
+    for work in (*jobs, lambda: _numbers([value], "score"), lambda: _row(value, 0)):
+        try:
+            work()
+        except HydrometerError as e:
+            line_of(e)
+
+
+def test_numbers_too_large_for_a_float() -> None:
+    for work in (lambda: _numbers([10**400], "score"), lambda: _row(10**400, 0)):
+        with pytest.raises(InputError):
+            work()
+
+
+def test_a_parquet_file_does_not_unpack_beyond_bounds(tmp_path: Path, line_of: Any) -> None:
+    """A text of a megabyte on each of 100,000 rows is 100 GB, and a small file."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 1_000_000]))
+    table = pa.table({"row": list(range(100_000)), "text": text, "score": [1.0] * 100_000})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    found = _table((tmp_path / "a.parquet").read_bytes(), Path("a.parquet"))
+    assert sorted(found) == ["row", "score"]
+    wide = pa.table({f"c{i}": [1] for i in range(1001)})
+    pyarrow.parquet.write_table(wide, tmp_path / "wide.parquet")
+    with pytest.raises(InputError) as caught:
+        _table((tmp_path / "wide.parquet").read_bytes(), Path("wide.parquet"))
+    assert "1001 columns" in line_of(caught.value)
+
+
+WORDS = (
+    "run doctor recipes report export adopt scores judge advise --set --out --json --cell --to --file --model --name "
+    "--selectivity --student --truth nowhere paper-mixture a.b=c x.jsonl temperature=nan --seed -1 --pilot --chain"
+).split()
+
+
+@QUIET
+@given(argv=st.lists(st.one_of(st.sampled_from(WORDS), TEXTS), max_size=8))
+def test_any_command_line_ends_without_a_traceback(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_of: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["doctor" if a == "run" else a for a in argv]  # what it would run is other tests' matter
+    result = CliRunner().invoke(app, argv)
+    if isinstance(result.exception, HydrometerError):
+        line_of(result.exception)
+    else:
+        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)

@@ -1,0 +1,286 @@
+"""Run folders from somebody else: read, mended and reported on without leaving them."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hostile.strategies import JUNK, TEXTS
+from hydrometer.core.arrays import open_arrays
+from hydrometer.core.errors import FolderError, HydrometerError, StoreError
+from hydrometer.report import build_report, summary_table
+from hydrometer.report.reading import read_run
+from hydrometer.run.adopted import read_adopted
+from hydrometer.run.api import run
+from hydrometer.run.scores import read_scores
+from hydrometer.store.artifacts import ArtifactStore, content_key, file_digest
+from hydrometer.store.lock import hold
+from hydrometer.store.records import RunFolder, load_results
+
+KEY = content_key("x")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    store = ArtifactStore(tmp_path / "artifacts")
+    with store.write("draw", KEY, {}) as (folder, _):
+        (folder / "a.txt").write_text("a")
+    return ArtifactStore(store.root)
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "kept.txt").write_text("kept")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("hostile-run")
+    small = [
+        "seeds=2",
+        "chains.markov.data.train=50",
+        "chains.markov.data.evaluate=50",
+        "chains.markov.data.distill=50",
+    ]
+    return run("markov", out=out, overrides=[*small, "chains.markov.selectivity=[{temperature: 1}]"]).results
+
+
+# artifacts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_artifact_that_is_a_link_loses_the_link_alone(store: ArtifactStore, precious: Path) -> None:
+    link = store.path("draw", KEY).with_name(f"fit-{KEY}")
+    link.symlink_to(precious)
+    assert not store.has("fit", KEY)
+    assert not link.is_symlink()
+    assert (precious / "kept.txt").read_text() == "kept"
+
+
+def test_a_whole_artifact_that_is_a_link_is_none(store: ArtifactStore) -> None:
+    real = store.path("draw", KEY).rename(store.root / "elsewhere")
+    store.path("draw", KEY).symlink_to(real)
+    assert not store.has("draw", KEY)
+    assert (real / "a.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize("name", ["../../precious/kept.txt", "ABSOLUTE", "", ".", "a\0b", "link.txt"])
+def test_files_of_an_artifact_lie_in_it(name: str, store: ArtifactStore, precious: Path) -> None:
+    folder, target = store.path("draw", KEY), precious / "kept.txt"
+    (folder / "link.txt").symlink_to(target)
+    meta = json.loads((folder / "meta.json").read_text())
+    file = str(target) if name == "ABSOLUTE" else name
+    meta["files"] = {file: {"bytes": 4, "sha256": file_digest(target)}}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert not store.has("draw", KEY)
+    assert target.read_text() == "kept"
+
+
+def test_what_a_killed_run_left_is_swept_and_what_it_links_to_is_not(store: ArtifactStore, precious: Path) -> None:
+    (store.root / ".tmp-link").symlink_to(precious)
+    (store.root / ".tmp-folder").mkdir()
+    (store.root / ".tmp-folder" / "inner").symlink_to(precious)
+    store.sweep()
+    assert not list(store.root.glob(".tmp-*"))
+    assert (precious / "kept.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("part", ["specs", "records", "exhibits", "artifacts", "scores", "adopted", "figures"])
+def test_parts_of_a_run_folder_are_no_links(part: str, tmp_path: Path, precious: Path, line_of: Any) -> None:
+    (tmp_path / "run" / "specs").mkdir(parents=True)
+    if part == "specs":
+        (tmp_path / "run" / "specs").rmdir()
+    (tmp_path / "run" / part).symlink_to(precious)
+    with pytest.raises(FolderError) as caught:
+        RunFolder(tmp_path / "run")
+    assert "is a link" in line_of(caught.value)
+
+
+def test_the_lock_does_not_truncate_what_it_links_to(tmp_path: Path, precious: Path) -> None:
+    (tmp_path / ".lock").symlink_to(precious / "kept.txt")
+    with pytest.raises(FolderError, match="lock"), hold(tmp_path):
+        pass
+    assert (precious / "kept.txt").read_text() == "kept"
+
+
+# arrays --------------------------------------------------------------------------------------------------------------
+
+
+class _Payload:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def _npz(path: Path, content: bytes, kind: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("a.npy", content)
+
+
+def _npy(shape: tuple[int, ...], dtype: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return out.getvalue() + data
+
+
+def test_arrays_hold_numbers_as_many_as_their_file(tmp_path: Path, line_of: Any) -> None:
+    objects = np.empty(1, object)
+    objects[0] = _Payload(tmp_path / "ran")
+    np.savez(tmp_path / "objects.npz", a=objects)
+    np.savez_compressed(tmp_path / "packed.npz", a=np.zeros(10**6))
+    _npz(tmp_path / "huge.npz", _npy((2**40, 2**20), "<f8", b"12345678"))
+    _npz(tmp_path / "negative.npz", _npy((-1,), "<f8", b"12345678"))
+    _npz(tmp_path / "empty.npz", b"")
+    _npz(tmp_path / "pickle.npz", pickle.dumps(_Payload(tmp_path / "ran")))
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "bare.npz").write_bytes(_npy((1,), "|O", pickle.dumps(_Payload(tmp_path / "ran"))))
+    for file in sorted(tmp_path.glob("*.npz")):
+        with pytest.raises(StoreError) as caught, open_arrays(file) as arrays:
+            arrays["a"]
+        line_of(caught.value)
+    assert not (tmp_path / "ran").exists()
+    np.savez(tmp_path / "sound.npz", a=np.arange(6.0).reshape(2, 3), b=np.array(True), c=np.empty((0, 3)))
+    with open_arrays(tmp_path / "sound.npz") as arrays:
+        assert arrays["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert arrays["c"].shape == (0, 3)
+
+
+def test_no_module_reads_pickles_or_unbounded_yaml() -> None:
+    import hydrometer
+
+    for file in Path(hydrometer.__file__).parent.rglob("*.py"):
+        source = file.read_text("utf-8")
+        for word in (
+            "import pickle",
+            "torch.load",
+            "allow_pickle=True",
+            "trust_remote_code=True",
+            "yaml.load",
+            "safe_load(",
+        ):
+            assert word not in source, f"{file}: {word}"
+        assert "np.load(" not in source or file.name == "arrays.py", file
+
+
+# books ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a]", "[" * 5000, "!!python/object/apply:os.system [id]", "- 1", "\x00", "a: 0x" + "f" * 999]
+)
+def test_accepted_specifications_and_adopted_entries(text: str, tmp_path: Path, line_of: Any) -> None:
+    for part in ("specs", "adopted"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "x.yaml").write_text(text)
+    folder = RunFolder(tmp_path)
+    for read in (folder.accepted, lambda: read_adopted(folder)):
+        with pytest.raises(FolderError) as caught:
+            read()
+        assert "x.yaml" in line_of(caught.value)
+
+
+FIGURE = {"value": 1.0, "se": None, "se_mc": None, "n": 1, "n_neg_inf": 0, "method": "mc", "unit": "score", "df": None}
+
+
+@settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(key=st.sampled_from([*FIGURE, "more"]), value=JUNK, name=TEXTS)
+def test_scores_files(key: str, value: Any, name: str, tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "specs").mkdir(exist_ok=True)
+    (tmp_path / "scores").mkdir(exist_ok=True)
+    item = {"figure": FIGURE | {key: value}, "rows": None, "source": "x"}
+    try:
+        text = json.dumps({"cell": "c", "metrics": {name: item, "user_x": item}})
+    except ValueError:  # more digits than are written out
+        return
+    (tmp_path / "scores" / "c.json").write_text(text)
+    try:
+        found = read_scores(RunFolder(tmp_path))["c"].metrics
+    except FolderError as e:
+        line_of(e)
+    else:
+        assert all(n[0].isalpha() for n in found)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '{"schema": 2}', "\x00", "9" * 5000, '{"schema": 1'])
+def test_results_that_are_none(text: str, tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "results.json").write_text(text)
+    for read in (load_results, read_run):
+        with pytest.raises(HydrometerError) as caught:
+            read(tmp_path)
+        line_of(caught.value)
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for k, v in inner for p in _paths(v, (*path, k)))]
+
+
+@settings(
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+)
+@given(data=st.data())
+def test_results_of_somebody_else_are_shown_or_refused(
+    data: st.DataObject, results: dict[str, Any], line_of: Any
+) -> None:
+    body = json.loads(json.dumps(results))
+    for _ in range(data.draw(st.integers(1, 4))):
+        path = data.draw(st.sampled_from([p for p in _paths(body) if p]))
+        here = body
+        for part in path[:-1]:
+            here = here[part]
+        here[path[-1]] = data.draw(JUNK)
+    out = io.StringIO()
+    try:
+        Console(file=out, width=100).print(summary_table(body))
+    except HydrometerError as e:
+        line_of(e)
+    assert all(c == "\n" or c.isprintable() for c in out.getvalue())
+
+
+def test_markup_and_escapes_of_a_run_do_not_reach_page_or_terminal(results: dict[str, Any], tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>\x1b[31m\u202e<img src=x onerror=alert(1)>"
+
+    def poison(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: poison(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [poison(v, key) for v in value]
+        shown = ("reason", "truth", "name", "python", "description", "unit", "why", "what")
+        return evil if isinstance(value, str) and key in shown else value
+
+    (tmp_path / "results.json").write_text(json.dumps(poison(results)))
+    page = build_report([tmp_path]).read_text("utf-8")
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert "alert(1)" in page  # it was shown, as text
+
+
+def test_no_field_of_the_table_of_results_begins_a_formula(results: dict[str, Any], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.write_results(results)
+    for line in (tmp_path / "run" / "results.csv").read_text().splitlines():
+        for field in line.split(","):
+            is_number = field.lstrip("-").replace(".", "").replace("e-", "").isdecimal()
+            assert is_number or not field.strip('"').startswith(("=", "+", "-", "@", "\t"))

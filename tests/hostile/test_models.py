@@ -1,0 +1,243 @@
+"""Folders and files of models that mean harm: nothing in them runs, and nothing they claim is believed unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from hydrometer.core.errors import ModelError
+from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.adopt import identify
+from hydrometer.models.causal_lm.existing import find_model
+from hydrometer.models.causal_lm.gguf_header import check_gguf
+
+DOORS: list[Callable[[str], object]] = [load.resolve, identify, find_model]
+
+
+class _Payload:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def folder(deep_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(deep_model, tmp_path / "model"))
+
+
+def _edit(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
+def test_a_pickle_is_never_opened(door: Any, name: str, folder: Path, tmp_path: Path, line_of: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
+    with pytest.raises(ModelError) as caught:
+        door(str(folder))
+    assert "save_pretrained" in line_of(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin"])
+def test_a_pickle_given_as_a_file_or_beside_weights_is_not_opened(name: str, folder: Path, tmp_path: Path) -> None:
+    (folder / name).write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
+    with pytest.raises(ModelError, match="GGUF"):
+        load.resolve(str(folder / name))
+    load.read_weights(load.resolve(str(folder)))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shard", ["evil.bin", "../model/model.safetensors", "/etc/x.safetensors", 7])
+def test_an_index_names_safetensors_beside_it(shard: object, folder: Path, tmp_path: Path, line_of: Any) -> None:
+    (folder / "evil.bin").write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
+    index = {"weight_map": {"model.embed_tokens.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError) as caught:
+        load.resolve(str(folder))
+    assert "beside it" in line_of(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_code_of_a_model_never_runs(file: str, folder: Path, tmp_path: Path, line_of: Any) -> None:
+    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    (folder / "custom_generate").mkdir()
+    shutil.copy(folder / "evil.py", folder / "custom_generate" / "generate.py")
+    names = {"AutoConfig": "evil.A", "AutoModelForCausalLM": "evil.B", "AutoTokenizer": ["evil.C", None]}
+    _edit(folder / file, auto_map=names)
+    if file == "config.json":
+        _edit(folder / file, model_type="evil")
+    try:
+        resolved = load.resolve(str(folder))
+        load.outline(resolved)
+        load.read_weights(resolved)
+    except ModelError as e:
+        line_of(e)
+    else:
+        assert file != "config.json"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "said"),
+    [
+        ("config.json", {"hidden_size": 10**9}, "hidden_size"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("config.json", {"num_hidden_layers": 4000}, "4000 layers"),
+        ("config.json", {"vocab_size": 2**40}, "vocab_size"),
+        ("config.json", {"vocab_size": 2**25}, "weights hold less"),
+        ("config.json", {"hidden_size": -1}, "hidden_size"),
+        ("config.json", {"num_attention_heads": 0}, "num_attention_heads"),
+        ("config.json", {"intermediate_size": float("nan")}, "NaN"),
+        ("config.json", {"rms_norm_eps": float("nan")}, "NaN"),
+        ("config.json", {"head_dim": "8"}, "head_dim"),
+        ("config.json", {"text_config": {"hidden_size": 10**12}}, "hidden_size"),
+        ("config.json", {"_attn_implementation": "evil/kernel"}, "names code"),
+        ("config.json", {"attn_implementation": "evil/kernel"}, "names code"),
+        ("tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "outside"),
+        ("tokenizer_config.json", {"tokenizer_file": "../../x"}, "outside"),
+    ],
+)
+def test_what_a_folder_claims_is_checked(
+    file: str, fields: dict[str, Any], said: str, folder: Path, line_of: Any
+) -> None:
+    _edit(folder / file, **fields)
+    began = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        load.resolve(str(folder))
+    assert said in line_of(caught.value)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"model_type": "llama", "model_type": "gpt2"}', "there twice"),
+        ("[" * 100_000, "nested"),
+        ("[]", "no object"),
+        ("{", "cannot be used"),
+        (" " * 11_000_000, "larger than"),
+        ('{"vocab_size": ' + "9" * 5000 + "}", "cannot be used"),
+    ],
+)
+def test_a_config_that_is_none(text: str, said: str, folder: Path, line_of: Any) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError) as caught:
+        load.resolve(str(folder))
+    assert said in line_of(caught.value)
+
+
+def _tensors(header: object, data: bytes = b"") -> bytes:
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\xff" * 7, struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 90_000_000),
+        struct.pack("<Q", 3) + b"[1]",
+        struct.pack("<Q", 40) + b"[" * 40,
+        _tensors({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234"),
+        _tensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**60]}}, b"1234"),
+        _tensors({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
+        _tensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"1234"),
+        _tensors({"a": 7}),
+    ],
+)  # fmt: skip
+def test_a_safetensors_header_that_cannot_be(content: bytes, folder: Path, line_of: Any) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        load.resolve(str(folder))
+    assert "not sound" in line_of(caught.value)
+
+
+# GGUF ----------------------------------------------------------------------------------------------------------------
+
+
+def _text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def _number(key: bytes, value: int) -> bytes:
+    return _text(key) + struct.pack("<II", 4, value)
+
+
+def _tensor(name: bytes, shape: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    return _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def _gguf(tensors: list[bytes], keys: list[bytes], *, n: int | None = None, k: int | None = None) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors) if n is None else n, len(keys) if k is None else k)
+    body = head + b"".join(keys) + b"".join(tensors)
+    return body + bytes(-len(body) % 32) + bytes(64)
+
+
+def test_a_sound_header_passes(tmp_path: Path) -> None:
+    keys = [_number(b"llama.block_count", 1), _text(b"a") + struct.pack("<IIQ", 9, 8, 2) + _text(b"x") + _text(b"y")]
+    (tmp_path / "a.gguf").write_bytes(_gguf([_tensor(b"t", [4]), _tensor(b"u", [8], offset=32)], keys))
+    check_gguf(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be opened"),
+        (b"GGUF", "ends before"),
+        (b"PK\x03\x04" * 10, "begin with GGUF"),
+        (b"GGUF" + struct.pack("<IQQ", 99, 1, 0), "version 99"),
+        (_gguf([], [], n=2**60), "tensors"),
+        (_gguf([], [], n=10**6), "cannot be opened"),
+        (_gguf([_tensor(b"t", [4])], [], k=2**60), "keys"),
+        (_gguf([_tensor(b"t", [2**33, 2**33])], []), "larger than the file"),
+        (_gguf([_tensor(b"t", [2**63, 2**63])], []), "larger than the file"),
+        (_gguf([_tensor(b"t", [4], offset=2**60)], []), "larger than the file"),
+        (_gguf([_tensor(b"t", [0])], []), "shape"),
+        (_gguf([_tensor(b"t", [33], kind=2)], []), "shape"),
+        (_gguf([_tensor(b"t", [4], kind=12345)], []), "type"),
+        (_gguf([_tensor(b"t", [4], offset=7)], []), "offset"),
+        (_gguf([_tensor(b"t", [4]), _tensor(b"u", [4])], []), "one place"),
+        (_gguf([_tensor(b"t", [4]), _tensor(b"t", [4], offset=32)], []), "twice"),
+        (_gguf([_tensor(b"t", [1] * 9)], []), "dimensions"),
+        (_gguf([_tensor(b"t", [4])], [_number(b"general.alignment", 0)]), "alignment"),
+        (_gguf([_tensor(b"t", [4])], [_number(b"general.alignment", 12)]), "alignment"),
+        (_gguf([_tensor(b"t", [4])], [_number(b"llama.block_count", 10**9)]), "block_count"),
+        (_gguf([_tensor(b"t", [4])], [_number(b"llama.embedding_length", 0)]), "embedding_length"),
+        (_gguf([_tensor(b"t", [4])], [_number(b"a", 1), _number(b"a", 1)]), "twice"),
+        (_gguf([_tensor(b"t", [4])], [struct.pack("<Q", 2**62)]), "bytes"),
+        (_gguf([_tensor(b"t", [4])], [_text(b"a") + struct.pack("<IIQ", 9, 8, 2**60)]), "cannot be opened"),
+        (_gguf([_tensor(b"t", [4])], [_text(b"a") + struct.pack("<IIQ", 9, 4, 2**62)]), "ends before"),
+        (_gguf([_tensor(b"t", [4])], [_text(b"a") + struct.pack("<IIQ", 9, 9, 2)]), "array"),
+        (_gguf([_tensor(b"t", [4])], [_text(b"a") + struct.pack("<I", 77)]), "type 77"),
+    ],
+)
+def test_a_gguf_header_that_cannot_be(content: bytes, said: str, tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "a.gguf").write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        load.resolve(str(tmp_path / "a.gguf"))
+    assert said in line_of(caught.value)
+
+
+def test_every_cut_and_every_flip_of_a_header_is_refused_or_read(tmp_path: Path) -> None:
+    whole = _gguf([_tensor(b"t", [4]), _tensor(b"u", [8], offset=32)], [_number(b"llama.block_count", 1)])
+    file = tmp_path / "a.gguf"
+    for i in range(len(whole) - 64):
+        for content in (whole[:i], whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :]):
+            file.write_bytes(content)
+            with contextlib.suppress(ModelError):
+                check_gguf(file)
