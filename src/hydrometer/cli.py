@@ -19,6 +19,7 @@ from rich.text import Text
 from hydrometer import cli_elsewhere
 from hydrometer._version import __version__
 from hydrometer.cli_judge import judge_command
+from hydrometer.cli_plan import plan_command
 from hydrometer.core.errors import HydrometerError, InputError
 
 __all__ = ["app", "main"]
@@ -139,6 +140,9 @@ def doctor_command(
         Console().print(findings_table(rows))
     if fatal:
         raise typer.Exit(2)
+
+
+app.command("plan")(plan_command)
 
 
 @app.command("recipes")

@@ -22,23 +22,37 @@ from hydrometer.core.errors import InputError, LawMismatchError, MissingDependen
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.engines import sessions
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.training_rows import TrainingRows, load_training_rows
+from hydrometer.models.work import Device, Lengths, Stage, Work
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from hydrometer.models.causal_lm.costs import Subject
     from hydrometer.models.causal_lm.law import CausalLaw
     from hydrometer.models.causal_lm.model import CausalLM
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
+_SUBJECTS_KEPT = 16
+
+# What progress lines and shares of a cost are reckoned with: the two cores that the recipes were made on. Only ratios
+# between stages matter there; hours for people come from `run.devices`.
+REFERENCE = Device(
+    name="reference",
+    source="two cores of an AMD EPYC (Zen 5), torch 2.13",
+    flops={"float32": 2.1e11, "bfloat16": 8.8e11},
+    bandwidth=2e10,
+    utilisation={"draw": 0.45, "score": 0.6, "train": 0.3},
+    link=5e8,
+)
 
 
 class CausalLMFamily:
@@ -282,18 +296,101 @@ class CausalLMFamily:
         return load.resolve(truth.source, truth.revision).description
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
-        """Floating-point operations, roughly: 2 a parameter and token forward, 6 forward and backward."""
+        """Seconds on the reference machine, from the same counts as `plan`; every answer as long as it may be."""
         c = _chain(chain)
-        sizes = _n_parameters(c)
-        own, tokens = sizes.get(role, sizes["truth"]), rows * c.truth.max_new_tokens
-        match stage:
-            case "draw":
-                return 2.0 * own * tokens
-            case "judge":  # both laws draw, and each scores the other's rows
-                return 4.0 * (own + sizes["truth"]) * tokens
-            case "fit":
-                spec = next(cast("LevelSpec", x.spec) for x in self.levels(c) if x.role == role)
-                return 6.0 * own * tokens * spec.training.num_train_epochs
+        precision = c.draw_dtype if stage == "draw" else c.judge_dtype
+        return self.work(c, stage, role, rows, c.truth.max_new_tokens, precision).seconds(REFERENCE)
+
+    def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
+        """Operations, bytes and tokens of a stage."""
+        from hydrometer.models.causal_lm.costs import stage_work
+
+        return stage_work(self.subject(_chain(chain)), stage, role, rows, mean, precision)
+
+    def unopened(self, chain: ChainSpec) -> Family | None:
+        """Return the family that plans from `truth.architecture`, where the truth's model is not on this machine."""
+        c = _chain(chain)
+        _needs_torch()
+        from hydrometer.models.causal_lm.planning import at_hand
+
+        return None if at_hand(c.truth) else UNOPENED
+
+    def lengths(self, chain: ChainSpec) -> Lengths:
+        """Mean length of a few answers that the truth is asked for."""
+        from hydrometer.models.causal_lm.planning import expected_lengths
+
+        c = _chain(chain)
+        return expected_lengths(c, self.truth(c, c.draw_dtype))
+
+    def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
+        """Time random networks of the chain's shapes and few layers, through the sampler, scorer and trainer."""
+        from hydrometer.models.causal_lm.timing import measure
+
+        c = _chain(chain)
+        _set_threads(c)
+        return measure(self.subject(c), mean, known)
+
+    def machine(self) -> Mapping[str, float]:
+        """Rates of matrix products and memory copies here."""
+        from hydrometer.models.causal_lm.timing import machine
+
+        return machine()
+
+    def subject(self, c: CausalLMChain) -> Subject:
+        """Return the chain's sizes, counted once."""
+        resolved, prompts, _ = _opening(c.truth)
+        return _subject(c, _outline(resolved).config, tuple(len(p) for p in prompts.ids))
+
+
+class UnopenedCausalLM(CausalLMFamily):
+    """A chain whose truth is not on this machine, known by `truth.architecture`: it can be planned and nothing else."""
+
+    def check(self, chain: ChainSpec) -> None:
+        """Refuse levels that cannot be made of such a truth. Raises SpecError."""
+        self.subject(_chain(chain))
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Say what the truth is said to be: no artifact of a run has this key."""
+        return {"unopened": _chain(chain).truth.model_dump(mode="json", exclude_none=True)}
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        """Name the truth as the specification does."""
+        return f"{_chain(chain).truth.source} (not at hand, planned from truth.architecture)"
+
+    def lengths(self, chain: ChainSpec) -> Lengths:
+        """Nothing is known: every answer is taken to be cut."""
+        from hydrometer.models.causal_lm.planning import expected
+
+        return expected(_chain(chain), "the truth is not at hand")
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Weights, gradients, optimiser states and caches; activations are left out."""
+        from hydrometer.models.causal_lm.footprint import footprint
+
+        c = _chain(chain)
+        training = {x.role: cast("LevelSpec", x.spec).training for x in self.levels(c)}.get(role)
+        return footprint(c, self.subject(c).configs, training, stage, role, rows)
+
+    def subject(self, c: CausalLMChain) -> Subject:
+        """Return the chain's sizes, counted once."""
+        from hydrometer.models.causal_lm.planning import described_config, described_prompts
+
+        return _subject(c, described_config(c.truth), described_prompts(c.truth))
+
+
+UNOPENED = UnopenedCausalLM()
+_SUBJECTS: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
+
+
+def _subject(c: CausalLMChain, config: PretrainedConfig, prompts: tuple[int, ...]) -> Subject:
+    from hydrometer.models.causal_lm.planning import subject_of
+
+    slot = c.model_dump_json(), config.to_json_string(use_diff=False), prompts
+    if slot not in _SUBJECTS:
+        if len(_SUBJECTS) >= _SUBJECTS_KEPT:
+            _SUBJECTS.clear()
+        _SUBJECTS[slot] = subject_of(c, CAUSAL_LM.levels(c), config, prompts)
+    return _SUBJECTS[slot]
 
 
 CAUSAL_LM = CausalLMFamily()
@@ -301,9 +398,7 @@ CAUSAL_LM = CausalLMFamily()
 
 def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
     """Everything of the truth's law but the network: source, prompts, stop set."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        what = "causal language models need torch and transformers"
-        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    _needs_torch()
     from hydrometer.models.causal_lm.model import model_stop_ids, stop_set
 
     resolved = load.resolve(truth.source, truth.revision)
@@ -327,6 +422,12 @@ def _outline(resolved: load.Resolved) -> load.Outline:
 def _read_outline(path: str, revision: str | None, identity: str) -> load.Outline:
     """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
     return load.outline(load.Resolved(path, revision, json.loads(identity), ""))
+
+
+def _needs_torch() -> None:
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        what = "causal language models need torch and transformers"
+        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
 
 
 def _set_threads(c: CausalLMChain) -> None:
@@ -364,35 +465,6 @@ def _open_lm(path: str, revision: str | None, device: str, precision: Precision)
 def _truth_lm(path: str, revision: str | None, identity: str, device: str, precision: Precision) -> CausalLM:
     """Open the truth once for the blocks that are drawn from it one after another."""
     return _open_lm(path, revision, device, precision)
-
-
-def _n_parameters(c: CausalLMChain) -> dict[str, float]:
-    """Rough parameter counts by role: decoder layers and the head."""
-    from hydrometer.models.causal_lm.initial import scratch_config
-
-    resolved = load.resolve(c.truth.source, c.truth.revision)
-    base = _outline(resolved).config
-
-    def count(config: object, layers: int | None = None) -> float:
-        width, vocabulary = float(getattr(config, "hidden_size", 1)), float(getattr(config, "vocab_size", 1))
-        n = layers if layers is not None else int(getattr(config, "num_hidden_layers", 1))
-        return 12.0 * n * width**2 + vocabulary * width
-
-    sizes = {"truth": count(base)}
-    above = "truth"
-    for level in CAUSAL_LM.levels(c):
-        spec = cast("LevelSpec", level.spec)
-        match spec.init:
-            case "scratch":
-                sizes[level.role] = count(scratch_config(base, spec.architecture))
-            case FromLayers(layers=layers):
-                sizes[level.role] = count(base, len(layers))
-            case "above":
-                sizes[level.role] = sizes[above]
-            case _:
-                sizes[level.role] = sizes["truth"]
-        above = level.role
-    return sizes
 
 
 def _chain(chain: ChainSpec) -> CausalLMChain:
