@@ -239,3 +239,58 @@ def test_a_part_takes_the_longer_of_counting_and_moving() -> None:
     assert device.seconds(Part("a", 1, "train", flops=10, bytes=20)) == 4
     assert device.seconds(Part("a", 1, "train", launches=4, loaded=6)) == 5
     assert device.seconds(Part("known", 2, "train", flops=1e9)) == 6
+
+
+# The paper's run with every size divided; docs, Scaling gives the same with a real tokenizer and 256 sequences.
+DIVIDED = [
+    "seeds=2",
+    "chains.smollm2.truth.max_new_tokens=6",
+    "chains.smollm2.teacher.architecture={num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4}",
+    "chains.smollm2.student.architecture={num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4}",
+    "chains.smollm2.teacher.training.num_train_epochs=1",
+    "chains.smollm2.data={train: 64, validate: 16, distill: 64, evaluate: 32}",
+    "chains.smollm2.block_rows=32",
+    "chains.smollm2.threads=1",
+]
+
+
+def test_the_papers_recipe_runs_with_every_size_divided(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    sizes = [f"chains.smollm2.truth.source={tiny_models['llama']}", *DIVIDED]
+    planned = hm.plan("paper-smollm2", overrides=sizes, device="h100", out=tmp_path / "out")
+    result = hm.run("paper-smollm2", overrides=sizes, out=tmp_path / "out")
+    assert result.failed_cells == []
+    assert planned.total["stages"] == sum(result.outcome.computed.values())
+    assert result.outcome.computed["fit"] == 1 + 2 * (1 + 4)  # a seed trains the students anew, and nothing else
+    [chain] = result.results["summary"]["chains"].values()
+    assert [row["selectivity"]["temperature"] for row in chain["tradeoff"]]
+    assert chain["gate"]["passed"] in (True, False, None)
+
+
+def test_the_papers_recipe_is_planned_without_its_truth_and_run_only_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    found = hm.plan("paper-smollm2", device="h100", out=tmp_path / "out")
+    cells = {(s.stage, s.role): s for s in found.stages}
+    n, block = 10_000_000, 256
+    assert cells["fit", "student"].stages == 5 * 5
+    blocks = -(-n // block) + -(-10_000 // block) + -(-100_000 // block)
+    assert cells["draw", "truth"].stages == blocks
+    assert cells["fit", "teacher"].tokens == 5 * n * 512
+    # 1.7, 0.36 and 0.13 billion parameters, as their names say
+    shapes = found_shapes()
+    assert [round(shapes[r].parameters / 1e6, -1) for r in ("truth", "teacher", "student")] == [1710, 360, 130]
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    code, _, err = command("run", "paper-smollm2", "--out", str(tmp_path / "out"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "HuggingFaceTB/SmolLM2-1.7B" in err
+
+
+def found_shapes() -> dict[str, Any]:
+    from hydrometer.models.causal_lm.unopened import UNOPENED
+
+    chain: Any = hm.load_spec("paper-smollm2").chains["smollm2"]
+    return dict(UNOPENED.subject(chain).shapes)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import ChainSpec
@@ -253,27 +253,28 @@ class _Pricing:
         chain, family = node.context.spec, node.context.family
         match node:
             case DrawNode():
-                slot: tuple[str, str, int, Precision] = (
-                    "draw",
-                    node.law.role,
-                    node.n,
-                    family.precision(chain, node.purpose),
-                )
-                times = 1 if node.selectivity is None else node.selectivity.best_of or 1
+                precision = family.precision(chain, node.purpose)
+                once = self._count(node, counted, "draw", node.law.role, node.n, mean, precision)
+                candidates = 1 if node.selectivity is None else node.selectivity.best_of or 1
+                return replace(once, parts=tuple(_scaled(p, candidates) for p in once.parts))
             case FitNode():
-                slot, times = ("fit", node.level.role, node.data.n, "float32"), 1
+                return self._count(node, counted, "fit", node.level.role, node.data.n, mean)
             case JudgeNode():
-                slot, times = ("judge", node.law.role, node.law_rows.n, "float32"), 1
+                return self._count(node, counted, "judge", node.law.role, node.law_rows.n, mean)
             case EmbedNode():  # one pass of the truth
-                slot, times = ("judge", "truth", node.n, "float32"), 1
+                return self._count(node, counted, "judge", "truth", node.n, mean)
             case _:
                 return Work(disk=_SHOWN)
-        full = (node.context.name, *slot, mean, times)
-        if full not in self._works:
-            stage, role, rows, precision = slot
-            work = counted.work(chain, cast("Kind", stage), role, rows, mean, precision)
-            self._works[full] = replace(work, parts=tuple(_scaled(p, times) for p in work.parts))
-        return self._works[full]
+
+    def _count(
+        self, node: Node, counted: Counted, stage: Kind, role: str, rows: int, mean: float,
+        precision: Precision = "float32",
+    ) -> Work:  # fmt: skip
+        """What is alike is counted once."""
+        slot = (node.context.name, stage, role, rows, mean, precision)
+        if slot not in self._works:
+            self._works[slot] = counted.work(node.context.spec, stage, role, rows, mean, precision)
+        return self._works[slot]
 
     def _examined(
         self, name: str, family: Family, counted: Counted, chain: ChainSpec, lengths: Lengths, device: Device
@@ -281,7 +282,7 @@ class _Pricing:
         """The doctor's probe: a few rows in each arithmetic, scored."""
         purposes: tuple[Literal["train", "judge"], ...] = ("train", "judge")
         judged = family.precision(chain, "judge")
-        precisions = dict.fromkeys(family.precision(chain, purpose) for purpose in purposes)
+        precisions: dict[Precision, None] = dict.fromkeys(family.precision(chain, purpose) for purpose in purposes)
         works = [counted.work(chain, "draw", "truth", _PROBED, lengths.mean, p) for p in precisions]
         works.append(counted.work(chain, "judge", "truth", _PROBED, lengths.mean, judged))
         hours = sum(w.seconds(device) for w in works) / 3600

@@ -32,7 +32,7 @@ from hydrometer.models.training_rows import TrainingRows, load_training_rows
 from hydrometer.models.work import Device, Lengths, Stage, Work
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from hydrometer.models.causal_lm.costs import Subject
     from hydrometer.models.causal_lm.law import CausalLaw
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
-_SUBJECTS_KEPT = 16
 
 # What progress lines and shares of a cost are reckoned with: the two cores that the recipes were made on. Only ratios
 # between stages matter there; hours for people come from `run.devices`.
@@ -312,6 +311,7 @@ class CausalLMFamily:
         c = _chain(chain)
         _needs_torch()
         from hydrometer.models.causal_lm.planning import at_hand
+        from hydrometer.models.causal_lm.unopened import UNOPENED
 
         return None if at_hand(c.truth) else UNOPENED
 
@@ -338,59 +338,10 @@ class CausalLMFamily:
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
+        from hydrometer.models.causal_lm.planning import subject_of
+
         resolved, prompts, _ = _opening(c.truth)
-        return _subject(c, _outline(resolved).config, tuple(len(p) for p in prompts.ids))
-
-
-class UnopenedCausalLM(CausalLMFamily):
-    """A chain whose truth is not on this machine, known by `truth.architecture`: it can be planned and nothing else."""
-
-    def check(self, chain: ChainSpec) -> None:
-        """Refuse levels that cannot be made of such a truth. Raises SpecError."""
-        self.subject(_chain(chain))
-
-    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
-        """Say what the truth is said to be: no artifact of a run has this key."""
-        return {"unopened": _chain(chain).truth.model_dump(mode="json", exclude_none=True)}
-
-    def describe_truth(self, chain: ChainSpec) -> str:
-        """Name the truth as the specification does."""
-        return f"{_chain(chain).truth.source} (not at hand, planned from truth.architecture)"
-
-    def lengths(self, chain: ChainSpec) -> Lengths:
-        """Nothing is known: every answer is taken to be cut."""
-        from hydrometer.models.causal_lm.planning import expected
-
-        return expected(_chain(chain), "the truth is not at hand")
-
-    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
-        """Weights, gradients, optimiser states and caches; activations are left out."""
-        from hydrometer.models.causal_lm.footprint import footprint
-
-        c = _chain(chain)
-        training = {x.role: cast("LevelSpec", x.spec).training for x in self.levels(c)}.get(role)
-        return footprint(c, self.subject(c).configs, training, stage, role, rows)
-
-    def subject(self, c: CausalLMChain) -> Subject:
-        """Return the chain's sizes, counted once."""
-        from hydrometer.models.causal_lm.planning import described_config, described_prompts
-
-        return _subject(c, described_config(c.truth), described_prompts(c.truth))
-
-
-UNOPENED = UnopenedCausalLM()
-_SUBJECTS: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
-
-
-def _subject(c: CausalLMChain, config: PretrainedConfig, prompts: tuple[int, ...]) -> Subject:
-    from hydrometer.models.causal_lm.planning import subject_of
-
-    slot = c.model_dump_json(), config.to_json_string(use_diff=False), prompts
-    if slot not in _SUBJECTS:
-        if len(_SUBJECTS) >= _SUBJECTS_KEPT:
-            _SUBJECTS.clear()
-        _SUBJECTS[slot] = subject_of(c, CAUSAL_LM.levels(c), config, prompts)
-    return _SUBJECTS[slot]
+        return subject_of(c, self.levels(c), _outline(resolved).config, tuple(len(p) for p in prompts.ids))
 
 
 CAUSAL_LM = CausalLMFamily()

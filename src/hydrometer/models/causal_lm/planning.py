@@ -21,7 +21,7 @@ from hydrometer.models.causal_lm.probe import small_law
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, PromptsFile, Truth
 from hydrometer.models.work import Lengths
 
-__all__ = ["at_hand", "described_config", "expected", "expected_lengths", "subject_of"]
+__all__ = ["at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]
 
 _BYTES_PER_TOKEN = 4  # of English text, where no tokenizer is at hand
 
@@ -66,19 +66,28 @@ def described_config(truth: Truth) -> PretrainedConfig:
     return config
 
 
+_SUBJECTS_KEPT = 16
+_subjects: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
+
+
 def subject_of(
-    chain: CausalLMChain, levels: Sequence[Level], config: PretrainedConfig, prompts: Sequence[int]
+    chain: CausalLMChain, levels: Sequence[Level], config: PretrainedConfig, prompts: tuple[int, ...]
 ) -> Subject:
-    """Count a chain's models.
+    """Count a chain's models; those of the last chains are kept, for one plan asks thousands of times.
 
     Parameters
     ----------
     config : of the truth. prompts : lengths of all prompts, tokens.
     """
-    configs = level_configs(config, levels)
-    shapes = {role: shape_of(c) for role, c in configs.items()}
-    specs = {x.role: cast("LevelSpec", x.spec) for x in levels}
-    return Subject(chain, configs, shapes, specs, tuple(prompts))
+    slot = repr(chain), config.to_json_string(use_diff=False), prompts
+    if slot not in _subjects:
+        configs = level_configs(config, levels)
+        shapes = {role: shape_of(c) for role, c in configs.items()}
+        specs = {x.role: cast("LevelSpec", x.spec) for x in levels}
+        if len(_subjects) >= _SUBJECTS_KEPT:
+            _subjects.clear()
+        _subjects[slot] = Subject(chain, configs, shapes, specs, prompts)
+    return _subjects[slot]
 
 
 def described_prompts(truth: Truth) -> tuple[int, ...]:
@@ -108,9 +117,3 @@ def expected_lengths(chain: CausalLMChain, law: CausalLaw) -> Lengths:
     lengths = np.where(x.stopped, x.lengths, most)
     cut = "" if few.max_new_tokens == most else f"; those that had not ended at {few.max_new_tokens} taken to the end"
     return Lengths(float(lengths.mean()), most, f"mean of {len(x)} answers of the truth{cut}")
-
-
-def expected(chain: CausalLMChain, why: str) -> Lengths:
-    """Lengths of which nothing is known: every answer is cut."""
-    most = chain.truth.max_new_tokens
-    return Lengths(float(most), most, f"max_new_tokens: {why}")
