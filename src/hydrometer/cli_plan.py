@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,9 +33,9 @@ def plan_command(
         typer.Option("--mean-tokens", metavar="N", help="Tokens of an answer. [default: asked of the truth, if here]"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")
+        str | None, typer.Option("--out", metavar="DIR|URL", help="The run's folder. [default: runs/NAME]")
     ] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Where artifacts are kept.")] = None,
+    cache: Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")
     ] = False,

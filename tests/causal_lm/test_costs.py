@@ -45,12 +45,13 @@ def test_a_stage_counts_what_it_runs(llama_folder: Path) -> None:
     fit = CAUSAL_LM.work(c, "fit", "student", 64, float(most), "float32")
     assert fit.flops > 3 * epochs * forward_flops(student, 64 * most, 0, 64 * most)
     assert fit.tokens == 64 * most * epochs
-    judge = CAUSAL_LM.work(c, "judge", "student", 64, float(most), "float32")
+    truths, own = (CAUSAL_LM.work(c, x, "student", 64, float(most), "float32") for x in ("score truth", "score law"))
+    judge = truths.flops + own.flops
     tokens = 64 * most
     heads = 2 * (forward_flops(truth, 0, 0, tokens) + forward_flops(student, 0, 0, tokens))
     bodies = forward_flops(truth, tokens, 0, 0) + 2 * forward_flops(student, tokens, 0, 0)
-    assert heads + bodies < judge.flops < 1.5 * (heads + bodies)  # the truth at its own rows is kept
-    assert CAUSAL_LM.work(c, "judge", "truth", 64, float(most), "float32").flops < judge.flops
+    assert heads + bodies < judge < 1.5 * (heads + bodies)  # the truth at its own rows is kept
+    assert CAUSAL_LM.work(c, "score own", "truth", 64, float(most), "float32").flops < judge / 2
 
 
 def test_costs_of_a_chain_for_progress_are_seconds_of_the_same_counts(llama_folder: Path) -> None:
@@ -73,7 +74,7 @@ def test_measuring_asks_only_for_what_is_not_known(llama_folder: Path) -> None:
     found = measure(s, 4.0, {})
     needed = {
         p.name
-        for stage in ("draw", "fit", "judge", "open")
+        for stage in ("draw", "fit", "score own", "score truth", "score law", "judge", "open")
         for role in ("truth", "teacher", "student")
         for precision in ("float32", "bfloat16")
         if not (stage == "fit" and role == "truth")

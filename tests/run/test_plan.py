@@ -61,7 +61,7 @@ def test_half_a_folder_counts_as_done_and_bytes_are_those_of_a_run(
     hm.run(path, out=tmp_path / "out", until="draw")
     drawn = hm.plan(path, out=tmp_path / "out", device="h100")
     artifacts = tmp_path / "out" / "artifacts"
-    there = [f for f in artifacts.iterdir() if f.name.split("-")[0] in ("draw", "fit", "judge", "show")]
+    there = [f for f in artifacts.iterdir() if f.name.split("-")[0] in ("draw", "fit", "score", "judge", "show")]
     assert drawn.total["done"] == len(there) > 0
     assert 0 < drawn.total["hours"] < before.total["hours"]
 
@@ -69,7 +69,7 @@ def test_half_a_folder_counts_as_done_and_bytes_are_those_of_a_run(
     after = hm.plan(path, out=tmp_path / "out", device="h100")
     assert after.total["done"] == after.total["stages"] == before.total["stages"]
     assert after.total["hours"] == after.total["disk"] == 0
-    for stage in ("draw", "fit", "judge"):
+    for stage in ("draw", "fit", "score", "judge"):
         written = sum(f.stat().st_size for folder in artifacts.glob(f"{stage}-*") for f in folder.rglob("*"))
         said = sum(s.disk for s in rows_of(before, stage))
         assert 0.5 * written < said < 2 * written, stage
@@ -82,7 +82,7 @@ def test_costs_add_up_over_seeds_blocks_and_settings(tmp_path: Path, tiny_models
         return hm.plan(write_spec(spec | {"seeds": seeds}, tmp_path), device="h100")
 
     one, three = planned(1), planned(3)
-    for stage in ("draw", "fit", "judge"):
+    for stage in ("draw", "fit", "score", "judge"):
         for a, b in zip(rows_of(one, stage), rows_of(three, stage), strict=True):
             assert (a.role, 3 * a.stages) == (b.role, b.stages)
             for name in ("tokens", "flops", "disk", "hours", "hours_most"):
@@ -100,7 +100,7 @@ def test_this_machine_is_measured_once_and_its_file_can_be_changed(
     said: list[str] = []
     first = hm.plan(path, out=tmp_path / "out", say=said.append)
     assert any("measuring" in line for line in said)
-    assert all(s.hours and s.hours_most for s in first.stages if s.stage in ("draw", "fit", "judge", "open"))
+    assert all(s.hours and s.hours_most for s in first.stages if s.stage in ("draw", "fit", "score", "open"))
     lengths = first.lengths["lm"]
     assert 1 <= lengths.mean <= lengths.most
     assert "answers of the truth" in lengths.source

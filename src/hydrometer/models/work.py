@@ -24,7 +24,7 @@ __all__ = ["PHASES", "Counted", "Device", "Lengths", "Part", "Phase", "Stage", "
 
 Phase = Literal["draw", "score", "train"]
 PHASES: tuple[Phase, ...] = ("draw", "score", "train")
-Stage = Literal["draw", "fit", "judge", "open"]
+Stage = Literal["draw", "fit", "score own", "score truth", "score law", "judge", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,11 @@ class Counted(Protocol):
     """A family that can say what its stages have to do: what `plan` needs where drawing is dear."""
 
     def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
-        """Return what a stage has to do for so many rows of so many tokens on average."""
+        """Return what a stage has to do for so many rows of so many tokens on average.
+
+        `score own` is of the truth's rows under the truth itself; `score truth` and `score law` are of the truth's
+        rows, and of the judged law's, under both.
+        """
         ...
 
     def unopened(self, chain: ChainSpec) -> Family | None:

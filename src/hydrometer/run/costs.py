@@ -6,7 +6,6 @@ order, or how many at a time, they will run. Wall-clock hours are device hours o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,14 +19,16 @@ from hydrometer.models.work import Counted, Device, Lengths, Part, Work
 from hydrometer.models.work import Stage as Kind
 from hydrometer.run.api import joined, load_spec
 from hydrometer.run.devices import ThisMachine, load_device
+from hydrometer.run.machine import missing_stages
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.run.trial import kind_of, trial, trial_name, units_of
-from hydrometer.stages.nodes import DrawNode, EmbedNode, FitNode, JudgeNode, Node
+from hydrometer.stages.nodes import DrawNode, EmbedNode, FitNode, JudgeNode, Node, ScoreNode
+from hydrometer.store.places import place_of
 from hydrometer.store.records import RunFolder
 
 __all__ = ["CostPlan", "StageCost", "plan"]
 
-_ORDER = ("start", "examine", "open", "draw", "fit", "judge", "show", "released", "map", "embed", "picture")
+_ORDER = ("start", "examine", "open", "draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture")
 _SHOWN = 17_000  # bytes of an exhibit of texts
 _META = 1200  # bytes of a stage's meta.json, and 40 an input
 _PROBED = 32  # rows of the doctor's probe, in each arithmetic
@@ -145,13 +146,13 @@ def plan(
         raise InputError("mean_tokens must be a number above 0", got=mean_tokens)
     given = load_device(device) if isinstance(device, str) else device
     families = {name: _family(chain) for name, chain in spec.chains.items()}
-    root = RunFolder(Path(out) if out is not None else Path("runs") / spec.name)
-    if all(families[n] is family_of(c) for n, c in spec.chains.items()) and root.root.is_dir():
-        spec = joined(root, spec)
+    folder = RunFolder(out if out is not None else Path("runs") / spec.name)
+    if all(families[n] is family_of(c) for n, c in spec.chains.items()) and folder.root.is_dir():
+        spec = joined(folder, spec)
     by_chain = {id(chain): families[name] for name, chain in spec.chains.items()}
     nodes = plan_run(spec, family=lambda chain: by_chain[id(chain)])
-    artifacts = Path(cache) if cache is not None else root.root / "artifacts"
-    pricing = _Pricing(spec, nodes, _names(artifacts), given, mean_tokens, say or (lambda _: None))
+    left = missing_stages(nodes, place_of(cache) if cache is not None else folder.artifacts)
+    pricing = _Pricing(spec, nodes, left, given, mean_tokens, say or (lambda _: None))
     rows = [row for name in spec.chains for row in pricing.chain(name)]
     rows.sort(key=lambda r: (list(spec.chains).index(r.chain), _ORDER.index(r.stage) if r.stage in _ORDER else 99))
     return CostPlan(spec.name, pricing.device(), tuple(rows), pricing.lengths, tuple(pricing.notes))
@@ -162,14 +163,6 @@ def _family(chain: ChainSpec) -> Family:
     return (family.unopened(chain) or family) if isinstance(family, Counted) else family
 
 
-def _names(artifacts: Path) -> frozenset[str]:
-    """Names of all finished artifacts: one listing of the folder."""
-    try:
-        return frozenset(e.name for e in os.scandir(artifacts) if e.is_dir())
-    except OSError:
-        return frozenset()
-
-
 _Slot = tuple[str, str]
 
 
@@ -177,10 +170,10 @@ class _Pricing:
     """Adds up a plan, chain by chain."""
 
     def __init__(
-        self, spec: RunSpec, plan: Plan, there: frozenset[str], given: Device | None, mean: float | None,
+        self, spec: RunSpec, plan: Plan, left: list[Node], given: Device | None, mean: float | None,
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.spec, self.plan, self.there, self.given, self.mean, self.say = spec, plan, there, given, mean, say
+        self.spec, self.plan, self.left, self.given, self.mean, self.say = spec, plan, left, given, mean, say
         self.lengths: dict[str, Lengths] = {}
         self.notes: list[str] = []
         self.used: list[Device] = []
@@ -200,7 +193,7 @@ class _Pricing:
     def chain(self, name: str) -> Iterator[StageCost]:
         """Rows of one chain."""
         context = self.plan.chains[name].context
-        left = [n for n in self._nodes.get(name, []) if f"{n.stage}-{n.key}" not in self.there]
+        left = [n for n in self.left if n.context.name == name]
         if isinstance(context.family, Counted):
             yield from self._counted(name, context.family, context.family, context.spec, left)
         elif not context.family.keeps_draws:
@@ -259,10 +252,16 @@ class _Pricing:
                 return replace(once, parts=tuple(_scaled(p, candidates) for p in once.parts))
             case FitNode():
                 return self._count(node, counted, "fit", node.level.role, node.data.n, mean)
-            case JudgeNode():
+            case ScoreNode():
+                is_truth = node.law == node.truth and node.decoding is None
+                kind: Kind = "score own" if is_truth else "score truth" if node.side == "truth" else "score law"
+                return self._count(node, counted, kind, node.law.role, node.n, mean)
+            case JudgeNode() if node.truth_scores or node.law_scores:
                 return self._count(node, counted, "judge", node.law.role, node.law_rows.n, mean)
+            case JudgeNode():  # rows chosen among candidates: the truth scores them
+                return self._count(node, counted, "score own", "truth", node.law_rows.n, mean)
             case EmbedNode():  # one pass of the truth
-                return self._count(node, counted, "judge", "truth", node.n, mean)
+                return self._count(node, counted, "score own", "truth", node.n, mean)
             case _:
                 return Work(disk=_SHOWN)
 
@@ -284,7 +283,7 @@ class _Pricing:
         judged = family.precision(chain, "judge")
         precisions: dict[Precision, None] = dict.fromkeys(family.precision(chain, purpose) for purpose in purposes)
         works = [counted.work(chain, "draw", "truth", _PROBED, lengths.mean, p) for p in precisions]
-        works.append(counted.work(chain, "judge", "truth", _PROBED, lengths.mean, judged))
+        works.append(counted.work(chain, "score own", "truth", _PROBED, lengths.mean, judged))
         hours = sum(w.seconds(device) for w in works) / 3600
         flops = sum(w.flops for w in works)
         return StageCost(name, "examine", "truth", 0, 0, 0, flops, 0, max(w.memory for w in works), hours, hours)
@@ -300,7 +299,7 @@ class _Pricing:
         for node in left:
             if isinstance(node, DrawNode):
                 pairs.add((node.law.role, node.law.key, family.precision(chain, node.purpose)))
-            elif isinstance(node, JudgeNode):
+            elif isinstance(node, ScoreNode):
                 pairs.add((node.law.role, node.law.key, family.precision(chain, "judge")))
         count: dict[str, int] = {}
         for role, _, _ in pairs:

@@ -165,7 +165,7 @@ def costs_of(plan: Plan) -> dict[str, float]:
         alike = (
             node.stage, node.context.name, getattr(law, "role", None), getattr(level, "role", None),
             getattr(rows, "n", None), getattr(node, "n", None), getattr(node, "selectivity", None),
-            len(getattr(node, "seeds", ())), isinstance(node, AdoptNode),
+            len(getattr(node, "seeds", ())), isinstance(node, AdoptNode), bool(getattr(node, "truth_scores", ())),
         )  # fmt: skip
         if alike not in known:
             known[alike] = cost_of(node)

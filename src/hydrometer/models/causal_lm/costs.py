@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.footprint import footprint, judge_bytes, row_bytes
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
+from hydrometer.models.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
 
 __all__ = ["Shape", "Subject", "forward_flops", "lanes_of", "padded_batch", "shape_of", "spread", "stage_work"]
@@ -35,7 +36,8 @@ _MOST_LANES = 8
 _KEPT_BYTES = 256 << 20  # of the truth's states: `kept`
 _ID_BYTES = 64  # moved a vocabulary entry where a row of logits is drawn from or scored by torch operations
 _LAUNCHES = 16  # operations of a decoder layer
-_ROW_TOKEN = 16  # bytes of a token of rows in memory: id, two log-probabilities
+_SCORED = 1500  # bytes of an artifact of scores beside its columns
+_GRAM_TOKEN = 88  # bytes that a token of judged rows takes while distinct n-grams are counted: `metrics.text`
 _ADAMW_BYTES = 40  # a parameter and step: weights, gradient, two moments, read and written; the norm for clipping
 
 
@@ -163,19 +165,22 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
         n = subject.shapes[role].parameters
         return Work(parts=(Part("open", n, "score", loaded=4.0 * n),))
     training = None if level is None else level.training
-    takes = footprint(subject.chain, subject.configs, training, stage, role, rows)
+    likes = stage if stage in ("draw", "fit") else "judge"
+    takes = footprint(subject.chain, subject.configs, training, likes, role, rows)
     match stage:
         case "draw":
             parts = _draw(subject, subject.shapes[role], precision, rows, mean)
             return Work(tokens, row_bytes(rows, mean), takes.memory_least, parts)
-        case "judge":
-            held = 2 * rows * longest * _ROW_TOKEN
-            return Work(tokens, judge_bytes(rows), takes.memory_least + held, _judge(subject, role, rows, mean))
+        case "judge":  # joins what was scored: no model is opened
+            return Work(0.0, judge_bytes(rows), float(rows * longest * _GRAM_TOKEN))
         case "fit":
             parts = _fit(subject, role, rows, mean)
             epochs = 1 if training is None else training.num_train_epochs
-            held = rows * longest * _ROW_TOKEN
+            held = min(rows * longest * 2, IN_MEMORY)  # more of them are mapped
             return Work(tokens * epochs, takes.disk_most, takes.memory_least + held, parts)
+        case _:
+            parts = _score(subject, stage, role, rows, mean)
+            return Work(tokens, takes.disk_most / 2 + _SCORED, takes.memory_least, parts)
 
 
 def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[Part, ...]:
@@ -220,26 +225,28 @@ def _layers(s: Subject, own: Shape, dtype: str, tokens: float, share: float = 1.
     return Part(f"score.layer {own.label} {dtype}", units, "score", flops, 0.0, dtype)
 
 
-def _judge(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
+def _score(s: Subject, side: str, role: str, rows: int, mean: float) -> tuple[Part, ...]:
+    """One block of rows: under the truth alone, or under both laws with both expectations."""
     truth, own, dtype = s.shapes["truth"], s.shapes[role], s.chain.judge_dtype
     tokens = rows * mean
     units = spread(tokens, lanes_of(s.chain))
     ids = tokens * truth.vocabulary * _ID_BYTES
-    if role == "truth":
+    if side == "score own":
         head = 2.0 * truth.width * truth.vocabulary * tokens
         return (
             _layers(s, truth, dtype, tokens),
             Part(f"score.rest {truth.label} {dtype}", units, "score", head, ids, dtype),
             *_prefill(s, truth, dtype, rows, 1.0),
         )
-    again = 1.0 - min(1.0, _KEPT_BYTES / (tokens * truth.width * _BYTES[dtype]))
-    heads = 4.0 * tokens * (truth.width * truth.vocabulary + own.width * own.vocabulary)
+    room = _KEPT_BYTES / (s.chain.data.evaluate * mean * truth.width * _BYTES[dtype])
+    again = 1.0 - min(1.0, room) if side == "score truth" else 1.0
+    heads = 2.0 * tokens * (truth.width * truth.vocabulary + own.width * own.vocabulary)
     return (
-        _layers(s, truth, dtype, tokens, 1.0 + again),
-        _layers(s, own, dtype, tokens, 2.0),
-        Part(f"beside.rest {truth.label} + {own.label} {dtype}", 2 * units, "score", heads, 4 * ids, dtype),
-        *_prefill(s, truth, dtype, 2 * rows, 2.0),
-        *_prefill(s, own, dtype, 2 * rows, 2.0),
+        _layers(s, truth, dtype, tokens, again),
+        _layers(s, own, dtype, tokens),
+        Part(f"beside.rest {truth.label} + {own.label} {dtype}", units, "score", heads, 2 * ids, dtype),
+        *_prefill(s, truth, dtype, rows, 1.0),
+        *_prefill(s, own, dtype, rows, 1.0),
     )
 
 

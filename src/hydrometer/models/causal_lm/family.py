@@ -298,7 +298,10 @@ class CausalLMFamily:
         """Seconds on the reference machine, from the same counts as `plan`; every answer as long as it may be."""
         c = _chain(chain)
         precision = c.draw_dtype if stage == "draw" else c.judge_dtype
-        return self.work(c, stage, role, rows, c.truth.max_new_tokens, precision).seconds(REFERENCE)
+        sides: tuple[Stage, ...] = ("score truth", "score law")
+        kinds = (stage,) if stage != "judge" else ("score own",) if role == "truth" else sides
+        works = [self.work(c, kind, role, rows, c.truth.max_new_tokens, precision) for kind in kinds]
+        return sum(work.seconds(REFERENCE) for work in works)
 
     def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
         """Operations, bytes and tokens of a stage."""

@@ -63,7 +63,8 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
             names = [p.name for p in stage_work(subject, "draw", role, chain.block_rows, mean, dtype).parts]
             bench.add(out, names[:2], lambda c=config, d=dtype: bench.draw(c, d))
             bench.add(out, names[2:], lambda c=config, d=dtype: bench.score(c, d)[:1])
-        judged = [p.name for p in stage_work(subject, "judge", role, chain.block_rows, mean, chain.judge_dtype).parts]
+        both = stage_work(subject, "score law", role, chain.block_rows, mean, chain.judge_dtype)
+        judged = [p.name for p in both.parts]
         dtype = chain.judge_dtype
         label = subject.shapes[role].label
         bench.add(out, [f"score.layer {label} {dtype}", f"score.rest {label} {dtype}"],
