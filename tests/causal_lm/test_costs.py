@@ -51,7 +51,9 @@ def test_a_stage_counts_what_it_runs(llama_folder: Path) -> None:
     heads = 2 * (forward_flops(truth, 0, 0, tokens) + forward_flops(student, 0, 0, tokens))
     bodies = forward_flops(truth, tokens, 0, 0) + 2 * forward_flops(student, tokens, 0, 0)
     assert heads + bodies < judge < 1.5 * (heads + bodies)  # the truth at its own rows is kept
-    assert CAUSAL_LM.work(c, "score own", "truth", 64, float(most), "float32").flops < judge / 2
+    alone = CAUSAL_LM.work(c, "score own", "truth", 64, float(most), "float32").flops
+    once = forward_flops(truth, tokens, 0, tokens)
+    assert once < alone < 1.5 * once
 
 
 def test_costs_of_a_chain_for_progress_are_seconds_of_the_same_counts(llama_folder: Path) -> None:
