@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     [],
     ["run"],
+    ["plan"],
     ["doctor"],
     ["recipes"],
     ["report"],

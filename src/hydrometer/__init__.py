@@ -36,10 +36,12 @@ from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
 from hydrometer.models.sequences import Sequences
+from hydrometer.models.work import Device
 from hydrometer.report import build_report
 from hydrometer.run.adopting import AdoptResult, adopt
 from hydrometer.run.advise import Advice, advise
 from hydrometer.run.api import RunResult, load_spec, recipes, run
+from hydrometer.run.costs import CostPlan, plan
 from hydrometer.run.diagnosis import Diagnosis
 from hydrometer.run.doctor import doctor
 from hydrometer.run.exporting import Exported, export
@@ -60,7 +62,9 @@ __all__ = [
     "CausalLaw",
     "ChosenLaw",
     "Contrast",
+    "CostPlan",
     "DataError",
+    "Device",
     "Diagnosis",
     "Estimate",
     "Exported",
@@ -105,6 +109,7 @@ __all__ = [
     "judge_exact",
     "load_results",
     "load_spec",
+    "plan",
     "recipes",
     "run",
 ]

@@ -18,6 +18,7 @@ from hydrometer import cli_elsewhere
 from hydrometer._version import __version__
 from hydrometer.cli_ends import end_with
 from hydrometer.cli_judge import judge_command
+from hydrometer.cli_plan import plan_command
 from hydrometer.core.errors import InputError
 
 __all__ = ["app", "main"]
@@ -146,6 +147,9 @@ def doctor_command(
         Console().print(findings_table(rows))
     if fatal:
         raise typer.Exit(2)
+
+
+app.command("plan")(plan_command)
 
 
 @app.command("recipes")

@@ -371,7 +371,7 @@ class Family(Protocol):
         ...
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
-        """Return the rough relative cost of a stage, for time-left estimates only."""
+        """Return roughly the seconds of a stage on two cores: for time left, and to weigh stages against each other."""
         ...
 
 

@@ -137,7 +137,7 @@ def begin(plan: Plan, store: ArtifactStore, monitor: Monitor) -> tuple[Outcome, 
     outcome = Outcome()
     missing = missing_of(plan.nodes, store)
     outcome.reused.update(node.stage for key, node in plan.nodes.items() if key not in missing)
-    costs = {key: cost_of(node) for key, node in plan.nodes.items()}
+    costs = costs_of(plan)
     monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))
     return outcome, missing, costs
 
@@ -193,6 +193,24 @@ def compute(node: Node, plan: Plan, bench: Bench, folder: Path, tick: Tick) -> d
             return embed(node, bench, folder)
         case PictureNode():
             return picture(node, bench, folder)
+
+
+def costs_of(plan: Plan) -> dict[str, float]:
+    """Return what every stage costs; those that are alike are reckoned once."""
+    known: dict[tuple[object, ...], float] = {}
+    costs: dict[str, float] = {}
+    for key, node in plan.nodes.items():
+        law, level = getattr(node, "law", None), getattr(node, "level", None)
+        rows = getattr(node, "law_rows", None) or getattr(node, "data", None)
+        alike = (
+            node.stage, node.context.name, getattr(law, "role", None), getattr(level, "role", None),
+            getattr(rows, "n", None), getattr(node, "n", None), getattr(node, "selectivity", None),
+            len(getattr(node, "seeds", ())), isinstance(node, AdoptNode), bool(getattr(node, "truth_scores", ())),
+        )  # fmt: skip
+        if alike not in known:
+            known[alike] = cost_of(node)
+        costs[key] = known[alike]
+    return costs
 
 
 def cost_of(node: Node) -> float:

@@ -14,7 +14,7 @@ from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNod
 from hydrometer.store.places import Url, copies_home
 from hydrometer.store.remote import open_store
 
-__all__ = ["examine_machine", "footprint_of", "memory"]
+__all__ = ["examine_machine", "footprint_of", "memory", "missing_stages"]
 
 _ARTIFACT = 8192  # bytes: its folder and meta.json, a block of the file system each
 _CROWDED = 0.8
@@ -31,7 +31,7 @@ def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
     plan : of the whole run.
     artifacts : where its artifacts are or will be; need not exist.
     """
-    missing = _missing(plan, artifacts)
+    missing = missing_stages(plan, artifacts)
     found = [_resume(len(plan.nodes), len(missing))] if len(missing) < len(plan.nodes) else []
     known: dict[tuple[object, ...], Footprint] = {}
     takes = [(n, _footprint(n, known)) for n in missing]
@@ -45,7 +45,8 @@ def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
     return found + _memory(takes, total, available)
 
 
-def _missing(plan: Plan, artifacts: Path | Url) -> list[Node]:
+def missing_stages(plan: Plan, artifacts: Path | Url) -> list[Node]:
+    """Return the stages whose artifacts are not there; nothing is made, and no checksum is read."""
     if isinstance(artifacts, Path):  # opening a local store would make its folder
         return [n for n in plan.nodes.values() if not (artifacts / f"{n.stage}-{n.key}").is_dir()]
     absent = open_store(artifacts).absent([(n.stage, k) for k, n in plan.nodes.items()])

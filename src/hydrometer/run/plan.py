@@ -9,15 +9,16 @@ The graph is data: nodes in an order in which every input comes before its user.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Resample, Selectivity
+from hydrometer.core.spec import ChainSpec, Resample, Selectivity
 from hydrometer.metrics.projection import projection_versions
-from hydrometer.models.base import Level
+from hydrometer.models.base import Family, Level
 from hydrometer.models.chosen import check_choices, choice_identity
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.families import RunSpec, family_of
@@ -44,7 +45,7 @@ from hydrometer.stages.nodes import (
     ShowNode,
 )
 from hydrometer.stages.picture import PICTURE_ROWS
-from hydrometer.store.artifacts import content_key
+from hydrometer.store.artifacts import content_key, content_keys
 
 __all__ = ["MAX_STAGES", "ChainPlan", "Plan", "plan_run"]
 
@@ -78,11 +79,13 @@ class Plan:
         return [c for chain in self.chains.values() for c in chain.cells]
 
 
-def plan_run(spec: RunSpec, adopted: Sequence[Adopted] = ()) -> Plan:
+def plan_run(
+    spec: RunSpec, adopted: Sequence[Adopted] = (), *, family: Callable[[ChainSpec], Family] = family_of
+) -> Plan:
     """Plan a whole run, with what it adopted. Raises InputError where a family's `check` finds something wrong."""
     plan = Plan()
     for name, chain in spec.chains.items():
-        context = Context(name, chain, family_of(chain))
+        context = Context(name, chain, family(chain))
         check_choices(chain, context.family)
         context.family.check(chain)
         planner = _ChainPlanner(plan, context, spec.seeds)
@@ -111,6 +114,7 @@ class _ChainPlanner:
         self.truth_rows: dict[int | None, Rows] = {}
         self.out = plan.chains.setdefault(context.name, ChainPlan(context, self.truth, identity))
         self.known_cells: set[str] = set()
+        self.known_rows: dict[tuple[str, str | None, Stream, int, str], Rows] = {}
 
     # streams ---------------------------------------------------------------------------------------------------------
 
@@ -128,9 +132,12 @@ class _ChainPlanner:
         self, stage: Literal["draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture"],
         parts: dict[str, object],
     ) -> str:  # fmt: skip
-        return content_key(
-            {"stage": stage, "version": VERSIONS[stage], "numerics": self.numerics, "family": self.family.name, **parts}
-        )
+        return content_key(self.parts(stage, parts))
+
+    def parts(self, stage: str, own: Mapping[str, object]) -> dict[str, object]:
+        """Everything that a stage's key is made of."""
+        common = {"stage": stage, "version": VERSIONS[stage], "numerics": self.numerics, "family": self.family.name}
+        return {**common, **own}
 
     def add(self, node: Node) -> str:
         if len(self.plan.nodes) >= MAX_STAGES:
@@ -147,6 +154,9 @@ class _ChainPlanner:
     ) -> Rows:
         """Rows as blocks of their own, so that a draw is resumed and extended block by block."""
         s = canonical(s)
+        slot = law.key, None if s is None else json.dumps(s.model_dump()), stream, n, purpose
+        if slot in self.known_rows:  # what seeds share is asked for by every one of them
+            return self.known_rows[slot]
         size = self.family.block_rows(self.chain)
         base: dict[str, object] = {
             "law": law.key,
@@ -162,10 +172,11 @@ class _ChainPlanner:
             if n > MAX_STAGES * size:
                 raise self.too_large(f"{-(-n // size)} blocks of {size} rows in one draw")
             inputs = () if law.kind == "truth" else (law.key,)
-            for start in range(0, n, size):
-                key = self.key("draw", {**base, "start": start})
+            starts = range(0, n, size)
+            for start, key in zip(starts, content_keys(self.parts("draw", base), "start", starts), strict=True):
                 blocks.append(self.add(DrawNode(key, self.context, law, s, stream, start, size, purpose, inputs)))
-        return Rows(law, s, stream, n, purpose, tuple(blocks), content_key({**base, "n": n}))
+        self.known_rows[slot] = Rows(law, s, stream, n, purpose, tuple(blocks), content_key({**base, "n": n}))
+        return self.known_rows[slot]
 
     def fit(
         self, level: Level, data: Rows, validate: Rows | None, teacher: LawRef | None, source: PrefixSource, loss: str,

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -25,10 +25,11 @@ from hydrometer.core.leftovers import is_abandoned, mark
 from hydrometer.core.refusals import refused
 from hydrometer.store.guard import inner_file, remove
 
-__all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "file_digest", "write_atomic"]
+__all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "content_keys", "file_digest", "write_atomic"]
 
 META = "meta.json"
 _KEY_LENGTH = 32
+_HOLE = "\x00"
 
 
 def canonical_json(value: object) -> str:
@@ -39,6 +40,26 @@ def canonical_json(value: object) -> str:
 def content_key(value: object) -> str:
     """Return the first 128 bits of the SHA-256 of canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def content_keys(value: Mapping[str, object], name: str, numbers: Iterable[int]) -> list[str]:
+    """Return `content_key` of a mapping with each of some whole numbers under `name`; the rest is written once.
+
+    Examples
+    --------
+    >>> content_keys({"a": 1}, "start", [0, 7]) == [content_key({"a": 1, "start": n}) for n in (0, 7)]
+    True
+    """
+    written = canonical_json({**value, name: _HOLE}).split(canonical_json(_HOLE))
+    if len(written) != 2:  # the mark stands somewhere else too
+        return [content_key({**value, name: n}) for n in numbers]
+    head, tail = hashlib.sha256(written[0].encode()), written[1]
+    keys: list[str] = []
+    for n in numbers:
+        whole = head.copy()
+        whole.update(f"{n}{tail}".encode())
+        keys.append(whole.hexdigest()[:_KEY_LENGTH])
+    return keys
 
 
 def file_digest(path: Path) -> str:

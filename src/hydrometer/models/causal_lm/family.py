@@ -23,23 +23,36 @@ from hydrometer.core.errors import InputError, LawMismatchError, MissingDependen
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.engines import sessions
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.training_rows import TrainingRows, load_training_rows
+from hydrometer.models.work import Device, Lengths, Stage, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hydrometer.models.causal_lm.costs import Subject
     from hydrometer.models.causal_lm.law import CausalLaw
     from hydrometer.models.causal_lm.model import CausalLM
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
+
+# What progress lines and shares of a cost are reckoned with: the two cores that the recipes were made on. Only ratios
+# between stages matter there; hours for people come from `run.devices`.
+REFERENCE = Device(
+    name="reference",
+    source="two cores of an AMD EPYC (Zen 5), torch 2.13",
+    flops={"float32": 2.1e11, "bfloat16": 8.8e11},
+    bandwidth=2e10,
+    utilisation={"draw": 0.45, "score": 0.6, "train": 0.3},
+    link=5e8,
+)
 
 
 class CausalLMFamily:
@@ -297,18 +310,56 @@ class CausalLMFamily:
         return load.resolve(truth.source, truth.revision).description
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
-        """Floating-point operations, roughly: 2 a parameter and token forward, 6 forward and backward."""
+        """Seconds on the reference machine, from the same counts as `plan`; every answer as long as it may be."""
         c = _chain(chain)
-        sizes = _n_parameters(c)
-        own, tokens = sizes.get(role, sizes["truth"]), rows * c.truth.max_new_tokens
-        match stage:
-            case "draw":
-                return 2.0 * own * tokens
-            case "judge":  # both laws draw, and each scores the other's rows
-                return 4.0 * (own + sizes["truth"]) * tokens
-            case "fit":
-                spec = next(cast("LevelSpec", x.spec) for x in self.levels(c) if x.role == role)
-                return 6.0 * own * tokens * spec.training.num_train_epochs
+        precision = c.draw_dtype if stage == "draw" else c.judge_dtype
+        sides: tuple[Stage, ...] = ("score truth", "score law")
+        kinds = (stage,) if stage != "judge" else ("score own",) if role == "truth" else sides
+        works = [self.work(c, kind, role, rows, c.truth.max_new_tokens, precision) for kind in kinds]
+        return sum(work.seconds(REFERENCE) for work in works)
+
+    def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
+        """Operations, bytes and tokens of a stage."""
+        from hydrometer.models.causal_lm.costs import stage_work
+
+        return stage_work(self.subject(_chain(chain)), stage, role, rows, mean, precision)
+
+    def unopened(self, chain: ChainSpec) -> Family | None:
+        """Return the family that plans from `truth.architecture`, where the truth's model is not on this machine."""
+        c = _chain(chain)
+        _needs_torch()
+        from hydrometer.models.causal_lm.planning import at_hand
+        from hydrometer.models.causal_lm.unopened import UNOPENED
+
+        return None if at_hand(c.truth) else UNOPENED
+
+    def lengths(self, chain: ChainSpec) -> Lengths:
+        """Mean length of a few answers that the truth is asked for."""
+        from hydrometer.models.causal_lm.planning import expected_lengths
+
+        c = _chain(chain)
+        return expected_lengths(c, self.truth(c, c.draw_dtype))
+
+    def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
+        """Time random networks of the chain's shapes and few layers, through the sampler, scorer and trainer."""
+        from hydrometer.models.causal_lm.timing import measure
+
+        c = _chain(chain)
+        _set_threads(c)
+        return measure(self.subject(c), mean, known)
+
+    def machine(self) -> Mapping[str, float]:
+        """Rates of matrix products and memory copies here."""
+        from hydrometer.models.causal_lm.timing import machine
+
+        return machine()
+
+    def subject(self, c: CausalLMChain) -> Subject:
+        """Return the chain's sizes, counted once."""
+        from hydrometer.models.causal_lm.planning import subject_of
+
+        resolved, prompts, _ = _opening(c.truth)
+        return subject_of(c, self.levels(c), _outline(resolved).config, tuple(len(p) for p in prompts.ids))
 
 
 CAUSAL_LM = CausalLMFamily()
@@ -316,9 +367,7 @@ CAUSAL_LM = CausalLMFamily()
 
 def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
     """Everything of the truth's law but the network: source, prompts, stop set."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        what = "causal language models need torch and transformers"
-        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    _needs_torch()
     from hydrometer.models.causal_lm.model import model_stop_ids, stop_set
 
     resolved = load.resolve(truth.source, truth.revision)
@@ -342,6 +391,12 @@ def _outline(resolved: load.Resolved) -> load.Outline:
 def _read_outline(path: str, revision: str | None, identity: str) -> load.Outline:
     """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
     return load.outline(load.Resolved(path, revision, json.loads(identity), ""))
+
+
+def _needs_torch() -> None:
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        what = "causal language models need torch and transformers"
+        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
 
 
 def _set_threads(c: CausalLMChain) -> None:
@@ -379,35 +434,6 @@ def _open_lm(path: str, revision: str | None, device: str, precision: Precision)
 def _truth_lm(path: str, revision: str | None, identity: str, device: str, precision: Precision) -> CausalLM:
     """Open the truth once for the blocks that are drawn from it one after another."""
     return _open_lm(path, revision, device, precision)
-
-
-def _n_parameters(c: CausalLMChain) -> dict[str, float]:
-    """Rough parameter counts by role: decoder layers and the head."""
-    from hydrometer.models.causal_lm.initial import scratch_config
-
-    resolved = load.resolve(c.truth.source, c.truth.revision)
-    base = _outline(resolved).config
-
-    def count(config: object, layers: int | None = None) -> float:
-        width, vocabulary = float(getattr(config, "hidden_size", 1)), float(getattr(config, "vocab_size", 1))
-        n = layers if layers is not None else int(getattr(config, "num_hidden_layers", 1))
-        return 12.0 * n * width**2 + vocabulary * width
-
-    sizes = {"truth": count(base)}
-    above = "truth"
-    for level in CAUSAL_LM.levels(c):
-        spec = cast("LevelSpec", level.spec)
-        match spec.init:
-            case "scratch":
-                sizes[level.role] = count(scratch_config(base, spec.architecture))
-            case FromLayers(layers=layers):
-                sizes[level.role] = count(base, len(layers))
-            case "above":
-                sizes[level.role] = sizes[above]
-            case _:
-                sizes[level.role] = sizes["truth"]
-        above = level.role
-    return sizes
 
 
 def _chain(chain: ChainSpec) -> CausalLMChain:

@@ -21,10 +21,12 @@ from hydrometer.models.causal_lm.initial import layers_config, scratch_config
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
 from hydrometer.models.training_rows import IN_MEMORY
 
-__all__ = ["count_parameters", "footprint", "level_configs"]
+__all__ = ["count_parameters", "footprint", "judge_bytes", "level_configs", "row_bytes"]
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _CHUNK = 1024  # rows of logits that the loss holds at once
+_PARQUET = 6000  # bytes of a file's own, and of its prompts'
+_JUDGED = 26_000
 
 
 def level_configs(truth: PretrainedConfig, levels: Sequence[Level]) -> dict[str, PretrainedConfig]:
@@ -92,7 +94,7 @@ def footprint(
             width = _BYTES[chain.draw_dtype]
             cache = chain.block_rows * longest * _keys_and_values(own) * width
             logits = chain.block_rows * _vocabulary(own) * width
-            return Footprint(_row_bytes(rows, 1), _row_bytes(rows, longest), _here(chain, n * width + cache + logits))
+            return Footprint(10 * rows, row_bytes(rows, longest), _here(chain, n * width + cache + logits))
         case "fit":
             held = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
             held += _BYTES[chain.judge_dtype] * count_parameters(truth)
@@ -112,9 +114,18 @@ def _here(chain: CausalLMChain, held: int) -> int:
     return 0 if elsewhere else held
 
 
-def _row_bytes(rows: int, tokens: int) -> int:
-    """A stored token is an id and two float32 log-probabilities; Parquet packs ids into about two bytes."""
-    return rows * tokens * 10
+def row_bytes(rows: int, tokens: float) -> int:
+    """Return the bytes of stored rows of so many tokens each; an artifact's `meta.json` is not in them.
+
+    A stored token is an id and two float32 log-probabilities, 8 bytes and two to eight more: Parquet keeps small
+    columns as a table of values and places in it, which does not pay for figures that differ.
+    """
+    return int(rows * (tokens * 15 + 20)) + _PARQUET
+
+
+def judge_bytes(rows: int) -> int:
+    """Return the bytes of a judged cell: four columns by row; figures and frontiers, which do not grow."""
+    return 32 * rows + _JUDGED
 
 
 def _loss(config: PretrainedConfig, width: int) -> int:

@@ -17,7 +17,7 @@ from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
 from hydrometer.models.causal_lm.vet import check_sizes
 
-__all__ = ["init_model", "layers_config", "scratch_config"]
+__all__ = ["fresh_network", "init_model", "layers_config", "scratch_config"]
 
 
 def init_model(level: LevelSpec, truth: CausalLM, above: CausalLM, seed: int) -> CausalLM:
@@ -38,7 +38,7 @@ def init_model(level: LevelSpec, truth: CausalLM, above: CausalLM, seed: int) ->
     """
     match level.init:
         case "scratch":
-            model = _from_config(scratch_config(truth.model.config, level.architecture), seed)
+            model = fresh_network(scratch_config(truth.model.config, level.architecture), seed)
         case "truth":
             return _with_layers(truth, None)
         case "above":
@@ -102,7 +102,7 @@ def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> Pret
         raise SpecError(f"architecture: {e}", got=dict(overrides)) from None
 
 
-def _from_config(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+def fresh_network(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """Make a float32 network with fresh weights; the global generators stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -123,7 +123,7 @@ def _with_layers(source: CausalLM, chosen: Sequence[int] | None) -> CausalLM:
     chosen = range(n) if chosen is None else chosen
     if max(chosen) >= n:
         raise SpecError(f"layers are counted from 0 to {n - 1}", got=list(chosen))
-    model = _from_config(layers_config(source.model.config, chosen), seed=0)
+    model = fresh_network(layers_config(source.model.config, chosen), seed=0)
     model.load_state_dict(_renumbered(source.model.state_dict(), name, chosen), strict=True)
     model.generation_config = copy.deepcopy(source.model.generation_config)
     return CausalLM(_to(model, source), source.tokenizer)

@@ -23,7 +23,7 @@ from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.sequences import Sequences
 
-__all__ = ["Probe", "examine_probe", "take_probe"]
+__all__ = ["Probe", "examine_probe", "small_law", "take_probe"]
 
 Floats = NDArray[np.float64]
 
@@ -73,10 +73,10 @@ def take_probe(open_law: Callable[[Precision], CausalLaw], chain: CausalLMChain)
     """
     stream = Stream(0, ("doctor",))
     # The judging arithmetic last: the truth is then open for the run's first stage, which draws from it.
-    trained = None if chain.draw_dtype == "float32" else _small(open_law(chain.draw_dtype))
+    trained = None if chain.draw_dtype == "float32" else small_law(open_law(chain.draw_dtype))
     drawn = None if trained is None else trained.sample(trained.block_rows, seed=stream.child("train"))
-    exact = None if chain.judge_dtype == "float32" else _small(open_law("float32"))
-    law = _small(open_law(chain.judge_dtype))
+    exact = None if chain.judge_dtype == "float32" else small_law(open_law("float32"))
+    law = small_law(open_law(chain.judge_dtype))
     x = law.sample(law.block_rows, seed=stream.child("judge"))
     steps = law.score_steps(x, entropy=True)
     reference = law if exact is None else exact
@@ -91,7 +91,7 @@ def take_probe(open_law: Callable[[Precision], CausalLaw], chain: CausalLMChain)
     )
 
 
-def _small(law: CausalLaw) -> CausalLaw:
+def small_law(law: CausalLaw) -> CausalLaw:
     """Return the law over some prompts, in blocks of few rows, cut where the probe's tokens end."""
     n = len(law.prompts.ids)
     chosen = [i * n // _ROWS for i in range(_ROWS)] if n > _ROWS else list(range(n))

@@ -119,6 +119,8 @@ class Truth(Strict):
     max_new_tokens : L, tokens after which a sequence is cut.
     prompts : what is answered.
     stop : E, ids or token strings that end a sequence; None takes the model's own.
+    architecture : the model's own config fields, `model_type` among them, for `plan` where the model is not at hand;
+        nothing else reads it.
     """
 
     source: str = Field(min_length=1)
@@ -126,6 +128,7 @@ class Truth(Strict):
     max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
     prompts: Prompts = None
     stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
+    architecture: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,109 @@
+"""The command `plan`: what a run will take. Parses, calls, prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["plan_command", "plan_table"]
+
+_SCALES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plan_command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device", metavar="PROFILE", help="this (measured, once), a100, h100, h200, or a .yaml file of figures."
+        ),
+    ] = "this",
+    mean_tokens: Annotated[
+        float | None,
+        typer.Option("--mean-tokens", metavar="N", help="Tokens of an answer. [default: asked of the truth, if here]"),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR|URL", help="The run's folder. [default: runs/NAME]")
+    ] = None,
+    cache: Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """Say what a run will take, tokens, FLOPs, bytes and hours, and what of it is there already."""
+    from hydrometer.run.costs import plan
+
+    aside = Console(stderr=True)
+
+    def say(line: str) -> None:
+        aside.print(line, markup=False, highlight=False)
+
+    found = plan(
+        recipe, overrides=overrides or [], device=device, out=out, cache=cache, mean_tokens=mean_tokens, say=say
+    )
+    body = found.to_json()
+    if as_json:
+        typer.echo(json.dumps(body))
+        return
+    console = Console()
+    console.print(plan_table(body))
+    for line in found.notes:
+        console.print(Text(line), soft_wrap=True)
+
+
+def plan_table(body: Mapping[str, Any]) -> Table:
+    """Lay a plan out for a terminal.
+
+    Parameters
+    ----------
+    body : as ``CostPlan.to_json`` gives it.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    for head in ("there", "tokens", "FLOPs", "disk", "memory", "hours", "at most"):
+        table.add_column(head, justify="right", no_wrap=True)
+    chain = None
+    for row in body["stages"]:
+        if row["chain"] != chain:
+            chain = row["chain"]
+            table.add_row(Text(chain), style="bold")
+        table.add_row(f"  {row['stage']} {row['role']}", *_cells(row, row["hours"]))
+    total, device = body["total"], body["device"]
+    table.add_row(Text(f"{device['count']} x {device['name']}"), *_cells(total, total["hours"]), style="bold")
+    if total["usd"] is not None:
+        table.caption = f"{_hours(total['device_hours'])} of a device, {total['usd']:,.2f} USD"
+    return table
+
+
+def _cells(row: Mapping[str, Any], hours: float | None) -> list[str]:
+    return [
+        f"{row['done']}/{row['stages']}", _short(row["tokens"]), _short(row["flops"]), _short(row["disk"], "B"),
+        _short(row["memory"], "B"), _hours(hours), _hours(row["hours_most"]),
+    ]  # fmt: skip
+
+
+def _short(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix."""
+    for scale, letter in _SCALES:
+        if value >= scale:
+            return f"{value / scale:.3g}{letter}{unit}"
+    return f"{value:.3g}{unit}" if value else "-"
+
+
+def _hours(value: float | None) -> str:
+    """Hours, or minutes or seconds where they are few."""
+    if value is None:
+        return "unknown"
+    if value >= 1:
+        return f"{value:.3g} h" if value < 1000 else f"{value:,.0f} h"
+    return f"{value * 60:.3g} min" if value * 60 >= 1 else f"{value * 3600:.2g} s" if value else "-"

@@ -1,0 +1,195 @@
+"""What a stage has to do, in parts that add up, and how long a device takes for them. Needs no torch.
+
+    where it was measured    units x seconds a unit
+    elsewhere                max(FLOPs / (peak x utilisation), bytes / bandwidth) + launches x launch + loaded / link
+
+The second line is the roofline model (Williams, Waterman, Patterson 2009, doi 10.1145/1498765.1498785) with the share
+of the peak that a kind of work reaches as a stated figure of the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from hydrometer.core.spec import ChainSpec, Strict
+from hydrometer.models.base import Family, Precision
+
+__all__ = ["PHASES", "Counted", "Device", "Lengths", "Part", "Phase", "Stage", "Work"]
+
+Phase = Literal["draw", "score", "train"]
+PHASES: tuple[Phase, ...] = ("draw", "score", "train")
+Stage = Literal["draw", "fit", "score own", "score truth", "score law", "judge", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Work of one sort.
+
+    Attributes
+    ----------
+    name : what of it is measured on a machine: seconds a unit.
+    units : how much of it there is.
+    phase : whose utilisation it has.
+    flops : floating-point operations, a multiply-add counted as two.
+    bytes : moved between memory and processor at least.
+    dtype : arithmetic.
+    launches : operations that a processor with a queue is told of one by one.
+    loaded : bytes that come from disk, or go there.
+    """
+
+    name: str
+    units: float
+    phase: Phase
+    flops: float = 0.0
+    bytes: float = 0.0
+    dtype: str = "float32"
+    launches: float = 0.0
+    loaded: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage has to do.
+
+    Attributes
+    ----------
+    tokens : drawn, scored or learned, once a model.
+    disk : bytes that its artifact keeps.
+    memory : bytes held at once, as far as it is known beforehand.
+    parts : see `Part`.
+    """
+
+    tokens: float = 0.0
+    disk: float = 0.0
+    memory: float = 0.0
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all parts."""
+        return sum(p.flops for p in self.parts)
+
+    def seconds(self, device: Device) -> float:
+        """Seconds on one device."""
+        return sum(device.seconds(p) for p in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long a chain's answers are expected to be.
+
+    Attributes
+    ----------
+    mean : tokens, the stop token included.
+    most : tokens after which an answer is cut.
+    source : where the mean comes from, for people.
+    """
+
+    mean: float
+    most: int
+    source: str
+
+
+class Device(Strict):
+    """A kind of processor, and how many of it there are.
+
+    Attributes
+    ----------
+    name : for people.
+    source : where the figures come from, for people.
+    flops : peak of matrix products by dtype, FLOP/s of one device.
+    bandwidth : of memory, bytes/s of one device.
+    utilisation : share of the peak that a kind of work reaches, by phase.
+    launch : seconds to start one operation; 0 where nothing is queued.
+    link : bytes/s at which weights come from disk.
+    memory : bytes of one device; None where it is not looked at.
+    usd_per_hour : price of one device, or None.
+    count : number of devices.
+    measured : seconds a unit, by name of a part; what is here is not computed from the figures above.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=64)
+    source: str = "given by the user"
+    flops: dict[str, float]
+    bandwidth: float = Field(gt=0)
+    utilisation: dict[Phase, float]
+    launch: float = Field(default=0.0, ge=0)
+    link: float = Field(default=1e9, gt=0)
+    memory: float | None = Field(default=None, gt=0)
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    count: int = Field(default=1, ge=1, le=1_000_000)
+    measured: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("flops", "utilisation")
+    @classmethod
+    def _positive(cls, value: dict[str, float], info: object) -> dict[str, float]:
+        what = getattr(info, "field_name", "")
+        needed = ("float32", "bfloat16") if what == "flops" else PHASES
+        if missing := [k for k in needed if k not in value]:
+            raise PydanticCustomError("lacks", "{what} lacks {k}", {"what": what, "k": missing[0]})
+        top = math.inf if what == "flops" else 1.0
+        if not all(0 < v <= top for v in value.values()):
+            text = "{what} must lie above 0 and not above {top}"
+            raise PydanticCustomError("range", text, {"what": what, "top": top})
+        return value
+
+    @field_validator("measured")
+    @classmethod
+    def _times(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(v >= 0 for v in value.values()):
+            raise PydanticCustomError("range", "measured seconds must not be negative")
+        return value
+
+    def seconds(self, part: Part) -> float:
+        """Seconds that one device takes for a part.
+
+        Examples
+        --------
+        >>> fast = Device(name="x", flops={"float32": 1e12, "bfloat16": 2e12}, bandwidth=1e11,
+        ...               utilisation={"draw": 0.5, "score": 0.5, "train": 0.5})
+        >>> fast.seconds(Part("products", 1, "draw", flops=1e12)), fast.seconds(Part("copies", 1, "draw", bytes=3e11))
+        (2.0, 3.0)
+        """
+        known = self.measured.get(part.name)
+        if known is not None:
+            return known * part.units
+        rate = self.flops.get(part.dtype, self.flops["float32"]) * self.utilisation[part.phase]
+        queued = part.launches * self.launch + part.loaded / self.link
+        return max(part.flops / rate, part.bytes / self.bandwidth) + queued
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A family that can say what its stages have to do: what `plan` needs where drawing is dear."""
+
+    def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
+        """Return what a stage has to do for so many rows of so many tokens on average.
+
+        `score own` is of the truth's rows under the truth itself; `score truth` and `score law` are of the truth's
+        rows, and of the judged law's, under both.
+        """
+        ...
+
+    def unopened(self, chain: ChainSpec) -> Family | None:
+        """Return the family to plan with where the chain's models are not at hand but known; else None."""
+        ...
+
+    def lengths(self, chain: ChainSpec) -> Lengths:
+        """Return how long answers are expected to be: from a few draws of the truth where it is at hand."""
+        ...
+
+    def machine(self) -> Mapping[str, float]:
+        """Return this machine's rates: matrix products as `float32` and `bfloat16`, FLOP/s; `bandwidth`, bytes/s."""
+        ...
+
+    def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
+        """Measure on this machine, in seconds a unit, the parts of the chain's stages that are not known yet."""
+        ...

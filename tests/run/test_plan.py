@@ -1,0 +1,296 @@
+"""The verb `plan`: counts against torch's own, bytes against a run's, done against a folder's, and bad input."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hydrometer as hm
+from chains import lm_spec, write_spec
+from hydrometer.core.errors import DataError, SpecError
+from hydrometer.models.work import Device, Part
+from hydrometer.run import costs
+from hydrometer.run.devices import load_device
+from hydrometer.run.plan import plan_run
+
+torch = pytest.importorskip("torch")
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HYDROMETER_CACHE", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(source: Path, **chain: Any) -> dict[str, Any]:
+    spec = lm_spec(source)
+    spec["chains"]["lm"] |= {"threads": 1, **chain}
+    return spec
+
+
+def described(name: str = "nobody/nothing") -> dict[str, Any]:
+    """A chain whose truth is nowhere, of the shape of the tiny Llama."""
+    spec = lm_spec(Path(name))
+    spec["chains"]["lm"]["truth"]["source"] = name
+    spec["chains"]["lm"]["truth"]["prompts"] = "w3 w4"
+    spec["chains"]["lm"]["truth"]["architecture"] = {
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    }  # fmt: skip
+    return spec
+
+
+def rows_of(found: hm.CostPlan, stage: str) -> list[costs.StageCost]:
+    return [s for s in found.stages if s.stage == stage]
+
+
+def test_half_a_folder_counts_as_done_and_bytes_are_those_of_a_run(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    path = write_spec(tiny(tiny_models["llama"]), tmp_path)
+    before = hm.plan(path, out=tmp_path / "out", device="h100")
+    assert before.total["done"] == 0
+    assert before.total["stages"] == len(plan_run(hm.load_spec(path)).nodes)
+
+    hm.run(path, out=tmp_path / "out", until="draw")
+    drawn = hm.plan(path, out=tmp_path / "out", device="h100")
+    artifacts = tmp_path / "out" / "artifacts"
+    there = [f for f in artifacts.iterdir() if f.name.split("-")[0] in ("draw", "fit", "score", "judge", "show")]
+    assert drawn.total["done"] == len(there) > 0
+    assert 0 < drawn.total["hours"] < before.total["hours"]
+
+    hm.run(path, out=tmp_path / "out")
+    after = hm.plan(path, out=tmp_path / "out", device="h100")
+    assert after.total["done"] == after.total["stages"] == before.total["stages"]
+    assert after.total["hours"] == after.total["disk"] == 0
+    for stage in ("draw", "fit", "score", "judge"):
+        written = sum(f.stat().st_size for folder in artifacts.glob(f"{stage}-*") for f in folder.rglob("*"))
+        said = sum(s.disk for s in rows_of(before, stage))
+        assert 0.5 * written < said < 2 * written, stage
+
+
+def test_costs_add_up_over_seeds_blocks_and_settings(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    spec = tiny(tiny_models["llama"], resample=["data", "teacher", "distill", "student", "evaluate"])
+
+    def planned(seeds: int) -> hm.CostPlan:
+        return hm.plan(write_spec(spec | {"seeds": seeds}, tmp_path), device="h100")
+
+    one, three = planned(1), planned(3)
+    for stage in ("draw", "fit", "score", "judge"):
+        for a, b in zip(rows_of(one, stage), rows_of(three, stage), strict=True):
+            assert (a.role, 3 * a.stages) == (b.role, b.stages)
+            for name in ("tokens", "flops", "disk", "hours", "hours_most"):
+                assert getattr(b, name) == pytest.approx(3 * getattr(a, name)), (stage, name)
+    assert one.total["hours"] == pytest.approx(sum(s.hours or 0 for s in one.stages))
+    assert hm.plan(write_spec(spec, tmp_path), device=load_device("h100").model_copy(update={"count": 4})).total[
+        "hours"
+    ] == pytest.approx(planned(spec["seeds"]).total["hours"] / 4)
+
+
+def test_this_machine_is_measured_once_and_its_file_can_be_changed(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_spec(tiny(tiny_models["llama"]), tmp_path)
+    said: list[str] = []
+    first = hm.plan(path, out=tmp_path / "out", say=said.append)
+    assert any("measuring" in line for line in said)
+    assert all(s.hours and s.hours_most for s in first.stages if s.stage in ("draw", "fit", "score", "open"))
+    lengths = first.lengths["lm"]
+    assert 1 <= lengths.mean <= lengths.most
+    assert "answers of the truth" in lengths.source
+
+    [file] = (tmp_path / "cache" / "devices").iterdir()
+    body = json.loads(file.read_text())
+    slower = {k: 2 * v for k, v in body["measured"].items()}
+    file.write_text(json.dumps(body | {"measured": slower}))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("hydrometer.models.causal_lm.timing._medians", refuse)
+    monkeypatch.setattr("hydrometer.models.causal_lm.timing.machine", refuse)
+    second = hm.plan(path, out=tmp_path / "out")
+    assert second.total["hours"] == pytest.approx(2 * first.total["hours"])
+
+    file.write_text("{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        hm.plan(path, out=tmp_path / "out")
+
+
+def test_a_truth_that_is_not_there_is_planned_from_its_description_alone(tmp_path: Path, command: Any) -> None:
+    path = write_spec(described(), tmp_path)
+    code, out, _ = command("plan", str(path), "--device", "h100", "--json")
+    assert code == 0
+    body = json.loads(out)
+    assert set(body) == {"name", "device", "lengths", "stages", "total", "notes"}
+    assert set(body["stages"][0]) == {
+        "chain", "stage", "role", "stages", "done", "tokens", "flops", "disk", "memory", "hours", "hours_most",
+    }  # fmt: skip
+    assert set(body["total"]) == {
+        "stages", "done", "tokens", "flops", "disk", "memory", "device_hours", "hours", "hours_most", "usd",
+    }  # fmt: skip
+    assert body["lengths"]["lm"]["mean"] == body["lengths"]["lm"]["most"]
+    code, out, _ = command("plan", str(path), "--device", "h100", "--mean-tokens", "3")
+    assert code == 0
+    assert "fit teacher" in out
+    assert "3 tokens expected" in out
+
+
+def test_a_model_that_is_described_and_at_hand_is_planned_as_it_is(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    spec = described()
+    spec["chains"]["lm"]["truth"]["source"] = str(tiny_models["llama"])
+    here = hm.plan(write_spec(spec, tmp_path), device="h100")
+    spec["chains"]["lm"]["truth"]["source"] = str(tmp_path / "nowhere")
+    there = hm.plan(write_spec(spec, tmp_path), device="h100", out=tmp_path / "elsewhere")
+    for a, b in zip(here.stages, there.stages, strict=True):
+        # the same network; the tokenizer counts the prompt's tokens where it is at hand
+        assert b.flops == pytest.approx(a.flops, rel=0.2)
+        assert b.tokens == a.tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": "wide"}, "describes no model"),
+        ({"hidden_sise": 3}, "unknown field"),
+        ({"model_type": "no-such-thing"}, "describes no model"),
+        ({"model_type": None}, "needs model_type"),
+    ],
+)
+def test_a_wrong_description_is_one_line(tmp_path: Path, change: Row, said: str) -> None:
+    spec = described()
+    spec["chains"]["lm"]["truth"]["architecture"] |= change
+    with pytest.raises(SpecError, match=said) as e:
+        hm.plan(write_spec(spec, tmp_path), device="h100")
+    assert "\n" not in str(e.value)
+
+
+def test_a_device_comes_by_name_by_file_or_not_at_all(tmp_path: Path, command: Any) -> None:
+    code, _, err = command("plan", "markov", "--device", "h1000")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'h100'?" in err
+    file = tmp_path / "mine.yaml"
+    file.write_text("like: h100\ncount: 8\nusd_per_hour: 2.5\nutilisation: {train: 0.5}\n")
+    mine, h100 = load_device(str(file)), load_device("h100")
+    assert mine is not None
+    assert h100 is not None
+    assert (mine.count, mine.utilisation["train"]) == (8, 0.5)
+    assert mine.utilisation["draw"] == h100.utilisation["draw"]
+    assert (mine.flops, mine.name) == (h100.flops, "mine")
+    for text, said in (
+        ("like: h1", "unknown device"),
+        ("like: h100\nbandwith: 3", "bandwith"),
+        ("like: h100\nflops: {bfloat16: -1}", "must lie above 0"),
+        ("like: h100\nutilisation: {draw: 1.5}", "not above 1"),
+        (
+            "name: x\nbandwidth: 1\nflops: {float32: 1}\nutilisation: {draw: 1, score: 1, train: 1}",
+            "flops lacks bfloat16",
+        ),
+        ("like: h100\nbandwidth: .inf", "bandwidth"),
+        ("name: x", "missing"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SpecError, match=said):
+            load_device(str(file))
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_device(str(tmp_path / "none.yaml"))
+
+
+def test_a_price_is_hours_times_usd(tmp_path: Path, command: Any) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("like: a100\ncount: 8\nusd_per_hour: 2.5\n")
+    path = write_spec(described(), tmp_path)
+    total = hm.plan(path, device=str(file)).total
+    assert total["usd"] == pytest.approx(2.5 * total["device_hours"])
+    assert total["hours"] == pytest.approx(total["device_hours"] / 8)
+    code, out, _ = command("plan", str(path), "--device", str(file))
+    assert code == 0
+    assert "USD" in out
+
+
+def test_mixtures_are_timed_by_a_seed_of_their_own(tmp_path: Path) -> None:
+    small = ["seeds=4", "chains.mixture.data.evaluate=200", "chains.capacity.data.evaluate=200"]
+    said: list[str] = []
+    found = hm.plan("paper-mixture", overrides=small, out=tmp_path / "out", say=said.append)
+    assert any("running one seed" in line for line in said)
+    assert {s.stage for s in found.stages} == {"fit", "judge", "show", "released", "map"}
+    assert 0 < found.total["hours"] < 0.1
+    seconds = {s.chain: s.hours for s in rows_of(found, "map")}
+    more = hm.plan("paper-mixture", overrides=["seeds=8", *small[1:]], out=tmp_path / "out", say=said.append)
+    assert {s.chain: s.hours for s in rows_of(more, "map")}["capacity"] == pytest.approx(2 * seconds["capacity"])
+    assert sum("running one seed" in line for line in said) == 2  # one a chain, and never again
+
+
+def test_a_part_takes_the_longer_of_counting_and_moving() -> None:
+    device = Device(
+        name="x", flops={"float32": 10.0, "bfloat16": 20.0}, bandwidth=5.0, launch=0.5, link=2.0,
+        utilisation={"draw": 0.5, "score": 0.25, "train": 1.0}, measured={"known": 3.0},
+    )  # fmt: skip
+    assert device.seconds(Part("a", 1, "draw", flops=10)) == 2
+    assert device.seconds(Part("a", 1, "score", flops=10, dtype="bfloat16")) == 2
+    assert device.seconds(Part("a", 1, "train", flops=10, bytes=20)) == 4
+    assert device.seconds(Part("a", 1, "train", launches=4, loaded=6)) == 5
+    assert device.seconds(Part("known", 2, "train", flops=1e9)) == 6
+
+
+# The paper's run with every size divided; docs, Scaling gives the same with a real tokenizer and 256 sequences.
+DIVIDED = [
+    "seeds=2",
+    "chains.smollm2.truth.max_new_tokens=6",
+    "chains.smollm2.teacher.architecture={num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4}",
+    "chains.smollm2.student.architecture={num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4}",
+    "chains.smollm2.teacher.training.num_train_epochs=1",
+    "chains.smollm2.data={train: 64, validate: 16, distill: 64, evaluate: 32}",
+    "chains.smollm2.block_rows=32",
+    "chains.smollm2.threads=1",
+]
+
+
+def test_the_papers_recipe_runs_with_every_size_divided(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    sizes = [f"chains.smollm2.truth.source={tiny_models['llama']}", *DIVIDED]
+    planned = hm.plan("paper-smollm2", overrides=sizes, device="h100", out=tmp_path / "out")
+    result = hm.run("paper-smollm2", overrides=sizes, out=tmp_path / "out")
+    assert result.failed_cells == []
+    assert planned.total["stages"] == sum(result.outcome.computed.values())
+    assert result.outcome.computed["fit"] == 1 + 2 * (1 + 4)  # a seed trains the students anew, and nothing else
+    [chain] = result.results["summary"]["chains"].values()
+    assert [row["selectivity"]["temperature"] for row in chain["tradeoff"]]
+    assert chain["gate"]["passed"] in (True, False, None)
+
+
+def test_the_papers_recipe_is_planned_without_its_truth_and_run_only_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    found = hm.plan("paper-smollm2", device="h100", out=tmp_path / "out")
+    cells = {(s.stage, s.role): s for s in found.stages}
+    n, block = 10_000_000, 256
+    assert cells["fit", "student"].stages == 5 * 5
+    blocks = -(-n // block) + -(-10_000 // block) + -(-100_000 // block)
+    assert cells["draw", "truth"].stages == blocks
+    assert cells["fit", "teacher"].tokens == 5 * n * 512
+    # 1.7, 0.36 and 0.13 billion parameters, as their names say
+    shapes = found_shapes()
+    assert [round(shapes[r].parameters / 1e6, -1) for r in ("truth", "teacher", "student")] == [1710, 360, 130]
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    code, _, err = command("run", "paper-smollm2", "--out", str(tmp_path / "out"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "HuggingFaceTB/SmolLM2-1.7B" in err
+
+
+def found_shapes() -> dict[str, Any]:
+    from hydrometer.models.causal_lm.unopened import UNOPENED
+
+    chain: Any = hm.load_spec("paper-smollm2").chains["smollm2"]
+    return dict(UNOPENED.subject(chain).shapes)
