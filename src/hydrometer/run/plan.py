@@ -49,7 +49,7 @@ from hydrometer.store.artifacts import content_key, content_keys
 
 __all__ = ["MAX_STAGES", "ChainPlan", "Plan", "plan_run"]
 
-MAX_STAGES = 250_000
+MAX_STAGES = 1_000_000
 """Most stages of a run; each is a folder on disk."""
 MAX_MAPPED = 10_000_000
 
