@@ -296,10 +296,8 @@ def test_the_footprint_brackets_what_is_written(sound: Path, tmp_path: Path) -> 
     fit = CAUSAL_LM.footprint(c, "fit", "teacher", 64)  # all of the truth's layers
     assert fit.disk_least <= weights < fit.disk_most + 20_000
     assert fit.memory_least > 5 * fit.disk_least
-    assert (
-        CAUSAL_LM.footprint(c, "draw", "truth", 200).disk_most
-        == 2 * CAUSAL_LM.footprint(c, "draw", "truth", 100).disk_most
-    )
+    most = [CAUSAL_LM.footprint(c, "draw", "truth", n).disk_most for n in (100, 200, 300)]
+    assert most[2] - most[1] == most[1] - most[0] > 0  # rows, beside what every block has of its own
     elsewhere = c.model_copy(update={"device": "cuda"})
     assert CAUSAL_LM.footprint(elsewhere, "fit", "teacher", 64).memory_least == 0
 

@@ -117,7 +117,7 @@ def train(lm: CausalLM, x, kind: str) -> list[float]:
     args = _arguments(training, len(x), lm, 0, "/nonexistent")
     if kind == "ours":
         law = lm.law("w5", max_new_tokens=6)
-        trainer = _MLETrainer(lm, training, args, x, _Epochs(law, None, training, lambda *_: None))
+        trainer = _MLETrainer(lm, training, args, x, _Epochs(law, None, training, lambda *_: None, None), None)
     else:
         trainer = Trainer(model=lm.model, args=args, train_dataset=_Answers(x), data_collator=_collate)
     inner, out = trainer.training_step, []

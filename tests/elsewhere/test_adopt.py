@@ -170,7 +170,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a pickle": ({"model": "pickle"}, "never loaded"),
     "no tokenizer": ({"model": "bare"}, "has no tokenizer"),
     "not finite": ({"model": "nan"}, "not finite"),
-    "torn weights": ({"model": "torn"}, "cannot be opened"),
+    "torn weights": ({"model": "torn"}, "is not sound"),
     "a path for a name": ({"name": "../x"}, "name"),
     "unknown selectivity": ({"selectivity": "temperature=0.7"}, "it has temperature=1.0; temperature=0.6"),
     "no selectivity": ({"selectivity": None}, "--training direct"),

@@ -58,7 +58,7 @@ def _meet(where: Path, name: str) -> None:
 
 def test_what_a_killed_run_left_in_a_shared_cache_is_swept(small: World, tmp_path: Path, observe) -> None:
     cache, out = tmp_path / "cache", tmp_path / "out"
-    die = at_call("hydrometer.store.artifacts:file_digest", partial(signal_self, signal.SIGKILL))
+    die = at_call("hydrometer.store.artifacts:_files_of", partial(signal_self, signal.SIGKILL))
     assert run(small.spec, out, "--cache", str(cache), setup=[die]).code == -signal.SIGKILL
     assert len(list(cache.glob(".tmp-*"))) == 1
     others = cache / ".tmp-draw-k-1@00000000"  # of another machine, which may be alive

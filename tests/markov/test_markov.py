@@ -246,7 +246,7 @@ def test_a_text_becomes_a_truth(tmp_path: Path) -> None:
         ({"order": 1}, "give one"),
         ({"order": 1, "vocabulary": 4, "text": "x"}, "give one"),
         ({"order": 8, "vocabulary": 4000}, "too many entries"),
-        ({"order": 1, "text": "missing.txt"}, "cannot be read"),
+        ({"order": 1, "text": "missing.txt"}, "the text is no file"),
         ({"order": 1, "vocabulry": 4}, "did you mean 'vocabulary'"),
     ],
 )

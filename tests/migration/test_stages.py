@@ -25,6 +25,8 @@ def forge(artifact: Path) -> None:
     meta["files"]["metrics.json"] = {
         "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip
+    del meta["checksum"]
+    meta["checksum"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     (artifact / "meta.json").write_text(json.dumps(meta))
 
 

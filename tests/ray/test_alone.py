@@ -50,7 +50,7 @@ def test_a_cluster_of_its_own_with_one_worker(tmp_path: Path, small_run: Path, m
     assert not ray.is_initialized()
     few = _files(tmp_path / "one")
     assert not [name for name in few if ".tmp" in name]
-    assert len(few) == 3
+    assert len({name.split("/")[1] for name in few}) == 3
     assert few.items() <= _files(tmp_path / "local").items()
 
 

@@ -22,6 +22,7 @@ from hydrometer.core.errors import DataError, FolderError, InputError, ModelErro
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.run.judging import JudgeResult, judge_models  # noqa: E402
+from hydrometer.store.artifacts import content_key  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
@@ -311,7 +312,8 @@ def test_wrong_input_is_refused_before_anything_is_made(
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, models: dict[str, str]) -> None:
     (tmp_path / "specs").mkdir()
-    (tmp_path / "specs" / "a.yaml").write_text("spec: {name: other}\ntruths: {}\n")
+    key = content_key({"spec": {"name": "other"}, "truths": {}})
+    (tmp_path / "specs" / f"{key}.yaml").write_text("spec: {name: other}\ntruths: {}\n")
     with pytest.raises(FolderError, match="not a judgement"):
         judge_models([models["student"]], truth=models["truth"], out=tmp_path)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from hydrometer.core.errors import StoreError
+from hydrometer.core.refusals import refused_errno
 
 __all__ = ["open_arrays"]
 
@@ -42,6 +43,8 @@ def open_arrays(path: Path) -> Generator[Any]:
             for member in archive.infolist():
                 _check_member(archive, member)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as e:
+        if refused_errno(e) is not None:  # the machine's doing, and no reason to delete anything
+            raise
         raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
     with np.load(path, allow_pickle=False) as arrays:
         yield arrays

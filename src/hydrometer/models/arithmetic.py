@@ -6,6 +6,11 @@ at a kernel's own file only: after a change here, delete ``__pycache__``.
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+import threading
 from typing import Any, cast
 
 import numba
@@ -13,7 +18,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-__all__ = ["bits_of", "exp32", "exp64", "float_of", "inlined", "kernel", "narrow", "wide"]
+__all__ = ["bits_of", "entry", "exp32", "exp64", "float_of", "inlined", "kernel", "narrow", "wide"]
 
 # numba has no type information; what leaves this module is arrays that the caller made.
 nb = cast("Any", numba)
@@ -35,6 +40,47 @@ def _compiled(fastmath: set[str], **more: Any) -> Any:
 
     return decorate
 
+
+def entry(dispatcher: Any) -> Any:
+    """Let a kernel that calls others always run as the cache on disk holds it.
+
+    Where it is not there yet, another process compiles it, and this one loads it.
+    In the process that compiles, LLVM binds its calls to the kernels as they were compiled alone; loaded, to the copies
+    that were optimised with it, which add up in another order. The first run of an installation would differ from all
+    later ones in the last digits.
+    """
+    compile_here = dispatcher.compile
+
+    def compile_once(signature: Any) -> Any:
+        with _ONE_AT_A_TIME:
+            known = signature in dispatcher.overloads
+            if not known and _CHILD not in os.environ and dispatcher._cache.cache_path is not None:
+                if dispatcher._cache.load_overload(signature, dispatcher.targetctx) is None:
+                    _compile_elsewhere(dispatcher, signature)
+            return compile_here(signature)
+
+    dispatcher.compile = compile_once
+    return dispatcher
+
+
+def _compile_elsewhere(dispatcher: Any, signature: Any) -> None:
+    function = dispatcher.py_func
+    code = (
+        "import importlib, pickle, sys; module, name, signature = pickle.load(sys.stdin.buffer); "
+        "getattr(importlib.import_module(module), name).compile(signature)"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    # Where it fails the kernel is compiled here, which takes as long and says why it cannot be.
+    subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((function.__module__, function.__name__, signature)),
+        env=os.environ | {_CHILD: "1", "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+_ONE_AT_A_TIME = threading.RLock()
+_CHILD = "HYDROMETER_COMPILES"
 
 kernel = _compiled({"reassoc", "contract", "nsz"})
 # A call passes every array as eight numbers; for a loop over 64 entries that costs as much as the loop.

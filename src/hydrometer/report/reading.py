@@ -100,6 +100,11 @@ def read_setting(value: object) -> Setting | None:
     return found or None
 
 
+def _point(value: object) -> Setting:
+    """Return a place on a map's axes, whose names are those of `axes`."""
+    return {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
+
+
 def _finite(value: object) -> float | None:
     n = number(value)
     return n if n is not None and math.isfinite(n) else None
@@ -319,7 +324,7 @@ def _group(name: str, value: object) -> Group:
     return Group(
         name, text(g.get("chain")), text(g.get("role")), _count(g.get("level")), text(g.get("training")) or None,
         read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
-        _count(g.get("seeds")), _count(g.get("failed")), metrics, read_setting(g.get("point")) or {},
+        _count(g.get("seeds")), _count(g.get("failed")), metrics, _point(g.get("point")),
         text(g.get("absent")),
         text(g.get("model")),
         text(g.get("adopted")),
@@ -382,7 +387,7 @@ def _chain(name: str, value: object) -> Chain:
         tradeoff=[_step(s) for s in items(c.get("tradeoff"))],
         control=[_control(s) for s in items(c.get("control"))],
         as_released=[mapping(r) for r in items(c.get("as_released"))],
-        point=read_setting(c.get("point")) or {},
+        point=_point(c.get("point")),
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         adopted=[_brought(b) for b in items(c.get("adopted"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],

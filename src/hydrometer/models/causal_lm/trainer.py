@@ -301,8 +301,7 @@ def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> 
     warmup = int(t.warmup_ratio * steps)
     decay = min(math.ceil(t.decay_ratio * steps), steps - warmup)
     return TrainingArguments(
-        # Made if missing, and never written into: nothing is saved. A folder of its own would stay behind a killed fit.
-        output_dir=str(Path(__file__).parent),
+        output_dir=folder,
         num_train_epochs=t.num_train_epochs,
         per_device_train_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hydrometer.models.arithmetic import exp64, inlined, kernel
+from hydrometer.models.arithmetic import entry, exp64, inlined, kernel
 
 __all__ = [
     "CHUNK",
@@ -309,6 +309,7 @@ def _gather(p: Any, m: int, room: Any, out: Any) -> None:
                 out.second[k, i + 1, j + 3] += t3
 
 
+@entry
 @kernel
 def sweep(
     points: Any, first: int, last: int, centre: Any, scale: float, weight: Any, p: Any, what: int, room: Any, out: Any

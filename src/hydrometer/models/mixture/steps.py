@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hydrometer.models.arithmetic import kernel
+from hydrometer.models.arithmetic import entry, kernel
 from hydrometer.models.mixture.kernels import DENSITY, NEAREST, RESPONSIBLE, moments, params, sweep, work
 from hydrometer.models.mixture.start import kmeans
 
@@ -316,6 +316,7 @@ def step(
     return DENSITY if state[LAST] == 1.0 else RESPONSIBLE
 
 
+@entry
 @kernel
 def fit_range(
     first: int, last: int, batch: Any, weight: Any, total: Any, uniforms: Any, n_init: int, kind: int, tol: float,
