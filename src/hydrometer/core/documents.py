@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +53,8 @@ def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
     ValueError: nested too deeply
     """
     with path.open("rb") as f:
-        raw = f.read(limit + 1)
+        # No more than is there: a read of so many bytes first takes memory for as many.
+        raw = f.read(min(limit, os.fstat(f.fileno()).st_size) + 1)
     if len(raw) > limit:
         raise ValueError(f"larger than {limit} bytes")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,8 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
                 outcome.computed[node.stage] += 1
             except Exception as e:
                 reason = reason_of(e, node.stage, store.root)
+            if reason is not None:
+                gc.collect()  # what a failed stage left in cycles, a half-made model say, is not to starve the next one
         if reason is not None:
             outcome.failed[key] = reason
         monitor.done(costs[key], reason)
