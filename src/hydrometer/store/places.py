@@ -98,8 +98,8 @@ def place_of(value: str | Path | Url) -> Path | Url:
 
     Examples
     --------
-    >>> place_of("runs/first"), place_of("file:///tmp/first")
-    (PosixPath('runs/first'), PosixPath('/tmp/first'))
+    >>> place_of("runs/first"), place_of("file:///data/first")
+    (PosixPath('runs/first'), PosixPath('/data/first'))
     >>> place_of("s3://user:secret@bucket/run")
     Traceback (most recent call last):
         ...
