@@ -61,7 +61,7 @@ def test_a_reader_that_goes_away_is_no_traceback(small: World, tmp_path: Path, o
     assert ended.stderr.count("\n") == 1
     again = recover(small, tmp_path / "out")
     assert again == 0
-    observe("reader of standard output gone (| true)", "one line, exit 141; goes on", again=again)
+    observe("reader of standard output gone", "one line, exit 141; goes on", again=again)
 
 
 @pytest.mark.faults
