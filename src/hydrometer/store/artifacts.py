@@ -30,6 +30,7 @@ __all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "content_ke
 
 META = "meta.json"
 _KEY_LENGTH = 32
+_SMALL = 1 << 16  # bytes of a file that is read at once; hashlib takes a buffer four times that for any
 _HOLE = "\x00"
 
 
@@ -228,9 +229,7 @@ class ArtifactStore:
                 "files": _files_of(str(temporary)),
                 "seconds": round(time.perf_counter() - began, 4),
             }
-            meta["checksum"] = _checksum(meta)
-            # On one line, for the encoder that indents is Python's own and slow.
-            _write(f"{temporary}/{META}", json.dumps(meta, sort_keys=True).encode())
+            _write(f"{temporary}/{META}", _signed(meta))
             _put(temporary, final)
         except BaseException as e:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -274,8 +273,13 @@ def _files_of(folder: str, below: str = "") -> dict[str, dict[str, object]]:
                 out |= _files_of(entry.path, f"{below}{entry.name}/")
             elif entry.is_file():
                 with open(entry.path, "rb", buffering=0) as f:
-                    digest = hashlib.file_digest(f, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-                    out[below + entry.name] = {"bytes": os.fstat(f.fileno()).st_size, "sha256": digest}
+                    size = os.fstat(f.fileno()).st_size
+                    if size <= _SMALL:
+                        read = f.read()
+                        size, digest = len(read), hashlib.sha256(read)
+                    else:
+                        digest = hashlib.file_digest(f, "sha256")  # pyright: ignore[reportArgumentType]
+                    out[below + entry.name] = {"bytes": size, "sha256": digest.hexdigest()}
     return out
 
 
@@ -286,9 +290,22 @@ def _write(path: str, data: bytes) -> None:
             left = left[f.write(left) :]
 
 
-def _checksum(meta: Mapping[str, object]) -> str:
-    read_again: object = json.loads(json.dumps(meta))  # as who checks it will see it
-    return hashlib.sha256(json.dumps(read_again, sort_keys=True).encode()).hexdigest()
+_sorted_json = json.JSONEncoder(sort_keys=True).encode  # on one line: the encoder that indents is Python's own, and slow
+
+
+def _signed(meta: Mapping[str, object]) -> bytes:
+    """JSON with its own checksum, of the rest as who reads it will write it again."""
+    body = _sorted_json(json.loads(_sorted_json(meta)))
+    return f'{{"checksum": "{_digest_of(body)}", {body[1:]}'.encode()
+
+
+def _checksum(read: Mapping[str, object]) -> str:
+    """The checksum of what was read, without the one that it brought."""
+    return _digest_of(_sorted_json(read))
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _put(temporary: Path, final: Path) -> None:
