@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ def one_line(error: HydrometerError) -> str:
     assert line.isprintable()
     assert len(line) <= 1000
     return line
+
+
+@pytest.fixture(scope="package", autouse=True)
+def nobody_is_asked() -> Iterator[None]:
+    """An id of no model is looked up on no hub: without a network that takes its client half a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ModuleNotFoundError):
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
 
 
 @pytest.fixture(scope="session")
