@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,14 @@ def test_numbers_and_names(recipe: str, override: str, said: str, line_of: Any) 
         plan_run(load_spec(recipe, [override]))
     assert said in line_of(caught.value)
     assert time.monotonic() - began < SECONDS
+
+
+def test_a_point_of_a_map_that_no_float_holds(line_of: Any) -> None:
+    body = copy.deepcopy(RECIPES["mixture-map"])
+    body["chains"]["map"]["grid"]["teacher"] = [10**400]
+    with pytest.raises(SpecError) as caught:
+        parse_run_spec(body, "spec.yaml", BASE)
+    assert "less than or equal to 1000000" in line_of(caught.value)
 
 
 def test_a_draw_of_too_many_blocks_is_refused(deep_model: Path, line_of: Any) -> None:

@@ -290,7 +290,8 @@ def _write(path: str, data: bytes) -> None:
             left = left[f.write(left) :]
 
 
-_sorted_json = json.JSONEncoder(sort_keys=True).encode  # on one line: the encoder that indents is Python's own, and slow
+# On one line, for the encoder that indents is Python's own and slow.
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
 
 
 def _signed(meta: Mapping[str, object]) -> bytes:

@@ -215,7 +215,8 @@ class MixtureChain(ChainSpec):
                 fields[name]["n_components"] = values[name]
         if "separation" in values:
             fields["truth"]["separation"] = values["separation"]
-        return MapPoint({k: float(v) for k, v in values.items()}, MixtureChain.model_validate(fields))
+        spec = MixtureChain.model_validate(fields)  # first: a whole number may be too large for a float
+        return MapPoint({k: float(v) for k, v in values.items()}, spec)
 
     @model_validator(mode="after")
     def _mappable(self) -> Self:
