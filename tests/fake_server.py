@@ -40,7 +40,8 @@ class Fake:
     """What the server knows and counts.
 
     mode: log-probabilities "raw" or "processed". change: the answer before it is sent. law: sampling fields that the
-    server sets by itself. failures: requests that are answered 503 first. code, location: instead of every answer.
+    server sets by itself. failures, away: POST and GET requests that are answered 503 first. code, location: instead of
+    every answer. said: to every GET.
     """
 
     def __init__(self, lm: CausalLM, **options: Any) -> None:
@@ -49,6 +50,8 @@ class Fake:
         self.change: Change | None = options.pop("change", None)
         self.law: dict[str, Any] = options.pop("law", {})
         self.failures: int = options.pop("failures", 0)
+        self.away: int = options.pop("away", 0)
+        self.said: Any = options.pop("said", None)
         self.code: int = options.pop("code", 200)
         self.location: str = options.pop("location", "")
         self.seed: Callable[[int], int] = options.pop("seed", int)
@@ -113,6 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.fake.code != 200:
             return self.send({"error": "no"}, self.fake.code)
+        if self.fake.away > 0:
+            self.fake.away -= 1
+            return self.send({"error": "busy"}, 503)
+        if self.fake.said is not None:
+            return self.send(self.fake.said)
         if self.path == "/version":
             return self.send({"version": "0.0.fake"})
         return self.send({"data": [{"id": "tiny", "max_model_len": self.fake.room}]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import EntryPoint
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"change": lambda a, q: _nan(a)}, "no log-probability"),
     "infinite": ({"change": lambda a, q: _nan(a, -np.inf)}, "no log-probability"),
     "above zero": ({"change": lambda a, q: _nan(a, 0.5)}, "no log-probability"),
+    "below float32": ({"change": lambda a, q: _nan(a, -1e200)}, "no log-probability"),
+    "huge integer": ({"change": lambda a, q: _nan(a, -(10**400))}, "no log-probability"),
     "text for a number": ({"change": lambda a, q: _nan(a, "-1")}, "no log-probability"),
     "not JSON": ({"change": lambda a, q: b"<html>"}, "no JSON"),
     "nested too deep": ({"change": lambda a, q: b"[" * 60_000}, "no JSON"),
@@ -220,6 +223,37 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_given_up(small: CausalLM, m
         draw(law, url, n=1)
 
 
+@pytest.mark.parametrize("busy", [{"away": 3}, {"failures": 3}], ids=["listing", "probe"])
+def test_a_server_that_is_busy_at_first_is_asked_again(
+    small: CausalLM, monkeypatch: pytest.MonkeyPatch, busy: dict[str, int]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(Server.ask_patiently, "__kwdefaults__", {"sleep": slept.append})
+    with serving(small, **busy) as (url, _):
+        draw(small.law(None, max_new_tokens=2), url, n=1)
+    assert slept == [0.5, 1.0, 2.0]
+
+
+def test_an_answer_that_is_late_is_not_asked_for_again(small: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that draws afresh, asked until its answer comes in time, would give the short answers alone."""
+    slept: list[float] = []
+    monkeypatch.setattr(Server.ask_patiently, "__kwdefaults__", {"sleep": slept.append})
+    law, other = small.law(None, max_new_tokens=8), count()
+
+    def slow(answer: Any, asked: Any) -> Any:
+        time.sleep(0.0 if len(answer["choices"][0]["token_ids"]) == 1 else 1.0)
+        return answer
+
+    with (
+        serving(small, change=slow, seed=lambda s: next(other)) as (url, _),
+        pytest.raises(StageError, match="raise timeout"),
+    ):
+        draw(law, url, n=16, timeout=0.5)
+    with serving(small, code=504) as (url, _), pytest.raises(StageError, match="answers 504"):
+        draw(law, url, n=1)
+    assert not slept
+
+
 def test_no_proxy_of_the_environment_is_used_and_the_key_stays_out_of_messages(
     small: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +270,29 @@ def test_no_proxy_of_the_environment_is_used_and_the_key_stays_out_of_messages(
     server = Server(url, 5.0, "sesame")
     error = type("E", (), {"code": 400, "headers": {}, "read": lambda self, n: b"bad key sesame"})()
     assert "sesame" not in str(server._refused(error, url).got)
+
+
+def test_a_key_that_a_server_says_back_is_kept_out_of_messages_and_records(
+    small: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sesame-" + "0123456789" * 60
+    monkeypatch.setenv("HYDROMETER_TEST_KEY", key)
+    law = small.law(None, max_new_tokens=2)
+    headers = {"headers": {"Authorization": f"Bearer {key}", key: 1}}
+    for options in ({"said": headers}, {"change": lambda a, q: headers}):
+        with serving(small, **options) as (url, _), pytest.raises(StageError, match=r"\*\*\*") as caught:
+            draw(law, url, n=1, api_key_env="HYDROMETER_TEST_KEY")
+        assert "sesame" not in str(caught.value)
+    both = {"data": [{"id": "tiny"}], "version": f"1.0 {key}"}
+    with serving(small, said=both) as (url, _):
+        _, facts = draw(law, url, n=1, api_key_env="HYDROMETER_TEST_KEY")
+    assert facts["engine"]["version"] == "1.0 ***"
+    server = Server(url, 5.0, key)
+    assert "sesame" not in repr(server)
+    for said in (f"no such key: {key}", "x" * 295 + key):  # cut within the key
+        body = said.encode()
+        error = type("E", (), {"code": 400, "headers": {}, "read": lambda self, n, body=body: body[:n]})()
+        assert "sesa" not in str(server._refused(error, url).got)
 
 
 def test_an_answer_that_drips_runs_into_the_deadline() -> None:
@@ -306,6 +363,13 @@ def test_top_k_and_min_p_have_an_edge_too(small: CausalLM) -> None:
             rescore(law, np.zeros(1, np.int64), one, "selected", dtype="float32")
 
 
+def test_log_probabilities_that_no_network_gives_are_refused_whoever_draws(small: CausalLM) -> None:
+    law = small.law(None, max_new_tokens=1)
+    answers = [Answer((3,), (-1e200,)), Answer((4,), (-1.1e200,)), Answer((5,), (-1.0,))]
+    with pytest.raises(StageError, match="no finite log-probability"):
+        rescore(law, np.zeros(3, np.int64), answers, "selected", dtype="float32")
+
+
 # -- specification -----------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +418,7 @@ def test_an_engine_is_read_and_written_alike() -> None:
         ({"vllm": {"for": ["student"]}}, "vllm.for"),
         ({"vllm": {"quantization": "fp8"}}, "unknown key 'quantization'"),
         ({"vllm": {"python": "/bin/sh"}}, "unknown key 'python'"),
+        ({"vllm": {"timeout": 1e10}}, "vllm.timeout"),
     ],
 )
 def test_a_wrong_engine_is_refused_in_one_line(engine: Any, says: str) -> None:
@@ -513,10 +578,10 @@ def test_an_answer_too_deep_to_be_shown_is_still_one_line() -> None:
     for _ in range(100_000):
         deep = [deep]
     refusal = Refusal("what", deep, "fix")
-    assert "nested too deep" in str(openai._failed(refusal))
+    assert "nested too deep" in str(openai._failed(refusal, Server("http://x", 1.0, "a key")))
     while deep:  # freed from outside, or the interpreter's stack would be
         deep = deep[0]
 
 
 def test_refusals_are_errors_of_the_package() -> None:
-    assert issubclass(type(openai._failed(Refusal("a", 1, "b"))), HydrometerError)
+    assert issubclass(type(openai._failed(Refusal("a", 1, "b"), Server("http://x", 1.0))), HydrometerError)

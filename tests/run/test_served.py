@@ -26,6 +26,8 @@ MODES: dict[str, Mode] = {
     "logits": lambda t: LOGITS + 3,
     "penalised": lambda t: log_softmax(LOGITS / t**2.5),
     "flat": lambda t: log_softmax(np.zeros(7)),
+    # The server's own top_k of 2: vLLM writes -9999 for minus infinity.
+    "cut": lambda t: np.concatenate([log_softmax(LOGITS[:2] / t), np.full(5, -9999.0)]),
     "none": lambda t: np.full(7, -np.inf),
 }
 
@@ -88,6 +90,7 @@ def server() -> Iterator[Callable[..., str]]:
         ("logits", "served-logits", "fatal"),
         ("penalised", "served-undecided", "warning"),
         ("flat", "served-undecided", "warning"),
+        ("cut", "served-processed", "note"),
     ],
 )
 def test_which_law_a_servers_log_probabilities_are_of(

@@ -38,7 +38,7 @@ def examine_server(url: str, *, model: str | None = None, timeout: float = 60.0)
     server = Server(server_base(url), timeout)
     try:
         name = model or _first_model(server)
-        warm, cold = (top_log_probs(server, name, _PROMPT, t) for t in (1.0, COLD))
+        warm, cold = (top_log_probs(server.ask, name, _PROMPT, t) for t in (1.0, COLD))
     except Refusal as e:
         raise InputError(e.what, got=e.got, fix=e.fix) from None
     return [_verdict(warm, cold, _version(server))]

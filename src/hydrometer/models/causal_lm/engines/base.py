@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import CausalLMChain
 
 __all__ = [
+    "MOST_LOG_PROB",
     "Answer",
     "Drawable",
     "Engine",
@@ -34,6 +35,8 @@ __all__ = [
 Drawable = Literal["truth", "teacher", "assistants"]
 LogProbsAre = Literal["selected", "unselected"]
 LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
+MOST_LOG_PROB = 3.4e38
+"""Nats; what no log-probability of a float32 network lies below, and what sums of squares bear."""
 
 
 def _tuple(value: object) -> object:

@@ -10,8 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from hydrometer.core.errors import InputError, one_line
@@ -21,9 +21,11 @@ __all__ = ["Refusal", "Server", "server_base"]
 MOST_BYTES = 4_000_000
 _PIECE = 65536
 _SAID = 300  # characters of a server's own message that are passed on
+_TOO_DEEP = "JSON nested too deep"
 _TRIES = 5
 _LONGEST_WAIT = 60.0
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Not 504: a gateway gives up on long answers, and an answer that is asked for until it is short is of another law.
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503})
 
 
 class Refusal(Exception):
@@ -46,7 +48,7 @@ def _shown(got: object) -> object:
     try:
         repr(got)
     except RecursionError:
-        return "JSON nested too deep"
+        return _TOO_DEEP
     return got
 
 
@@ -91,12 +93,12 @@ class Server:
     ----------
     base : URL without ``/v1``.
     timeout : seconds for a whole answer.
-    key : sent as bearer token, and cut out of all messages.
+    key : sent as bearer token; what a server says goes through `masked` before it is shown or kept.
     """
 
     base: str
     timeout: float
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     def ask(self, path: str, body: Mapping[str, object] | None = None, *, most_bytes: int = MOST_BYTES) -> Any:
         """Send one request and return the JSON of its answer. Raises Refusal."""
@@ -109,13 +111,24 @@ class Server:
         try:
             return self._json(_within(self.timeout, lambda: self._fetch(request, url, most_bytes)), url)
         except (OSError, http.client.HTTPException, ValueError) as e:
+            # Asked again, rows would be those that are short enough. What fails before it is asked is an URLError.
+            late = isinstance(e, TimeoutError)
             why = one_line(str(getattr(e, "reason", e)) or type(e).__name__, _SAID)
-            raise Refusal(f"the server cannot be asked: {why}", url, "check the URL", again=True) from None
+            fix = "raise timeout, or lower concurrency" if late else "check the URL"
+            raise Refusal(f"the server cannot be asked: {why}", url, fix, again=not late) from None
 
     def ask_patiently(
-        self, path: str, body: Mapping[str, object], *, most_bytes: int, sleep: Callable[[float], None] = time.sleep
+        self,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        most_bytes: int = MOST_BYTES,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> Any:
-        """Ask up to five times while the server is busy, failing or away, waiting longer each time. Raises Refusal."""
+        """Ask up to five times while the server is busy, failing or away, waiting longer each time. Raises Refusal.
+
+        An answer that does not come in time is not asked for again: those that come would be the short ones.
+        """
         for attempt in range(_TRIES):
             try:
                 return self.ask(path, body, most_bytes=most_bytes)
@@ -124,6 +137,15 @@ class Server:
                     raise
                 sleep(min(_LONGEST_WAIT, 0.5 * 2**attempt if e.after is None else e.after))
         raise AssertionError("unreachable")
+
+    def masked(self, value: Any) -> Any:
+        """Return what may be shown or kept of an answer: the same text or JSON without the key."""
+        if not self.key:
+            return value
+        try:
+            return _without(value, self.key)
+        except RecursionError:
+            return _TOO_DEEP
 
     def _fetch(self, request: urllib.request.Request, url: str, most: int) -> bytes:
         ends = time.monotonic() + self.timeout
@@ -167,7 +189,10 @@ class Server:
         except (OSError, http.client.HTTPException):
             said = ""
         if self.key:
-            said = said.replace(self.key, "***")
+            said = _without(said, self.key)
+            # Cut within the key, the text ends with a beginning of it.
+            cut = next((n for n in range(min(len(self.key), len(said)), 0, -1) if said.endswith(self.key[:n])), 0)
+            said = said[: len(said) - cut]
         again = e.code in _AGAIN
         return Refusal(
             f"the server answers {e.code} to {url}", said, "check the URL and the model",
@@ -198,3 +223,14 @@ def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
 def _seconds(text: str | None) -> float | None:
     """Seconds of a Retry-After header; dates are not understood."""
     return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 6 else None
+
+
+def _without(value: Any, key: str) -> Any:
+    """A text, or JSON, with a mark in place of a key."""
+    if isinstance(value, str):
+        return value.replace(key, "***")
+    if isinstance(value, list):
+        return [_without(v, key) for v in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {_without(k, key): _without(v, key) for k, v in cast("dict[str, Any]", value).items()}
+    return value

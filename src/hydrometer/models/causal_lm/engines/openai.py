@@ -7,7 +7,6 @@ log-probabilities; each is checked before anything is believed.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError, MissingDependencyError, StageError, one_line
 from hydrometer.models.causal_lm.engines.base import (
+    MOST_LOG_PROB,
     Answer,
     Drawable,
     EngineSettings,
@@ -107,7 +107,7 @@ class _OpenAI:
         try:
             return _Session(s, server, _served(server, s.model, place))
         except Refusal as e:
-            raise _failed(e) from None
+            raise _failed(e, server) from None
 
 
 OPENAI = _OpenAI()
@@ -135,7 +135,7 @@ class _Session:
             finally:
                 pool.shutdown(cancel_futures=True)
         except Refusal as e:
-            raise _failed(e) from None
+            raise _failed(e, self._server) from None
         return rows, kind
 
     def close(self) -> None:
@@ -145,7 +145,8 @@ class _Session:
         """Find out once which law the server's log-probabilities are of; under a neutral selectivity both are one."""
         if self._kind is None:
             prompt = order.prompts[0]
-            warm, cold = (top_log_probs(self._server, self._settings.model, prompt, t) for t in (1.0, COLD))
+            ask, model = self._server.ask_patiently, self._settings.model
+            warm, cold = (top_log_probs(ask, model, prompt, t) for t in (1.0, COLD))
             found, _ = log_prob_kind(warm, cold)
             if found == "logits":
                 fix = "serve with --logprobs-mode processed_logprobs"
@@ -175,7 +176,7 @@ class _Session:
 
 def _served(server: Server, model: str, place: Place) -> dict[str, object]:
     """Look the model up in what the server lists; return what is known of server and model."""
-    listed = server.ask("/v1/models")
+    listed = server.ask_patiently("/v1/models")
     try:
         models = {str(m["id"]): m for m in cast("list[dict[str, Any]]", listed["data"])}
     except (KeyError, TypeError):
@@ -188,7 +189,7 @@ def _served(server: Server, model: str, place: Place) -> dict[str, object]:
         fix = f"serve it with --max-model-len {place.longest} or more"
         raise Refusal("the server's max_model_len is shorter than prompt and answer", (room, place.longest), fix)
     try:
-        version = one_line(str(server.ask("/version")["version"]), 40)
+        version = one_line(server.masked(str(server.ask_patiently("/version")["version"])), 40)
     except (Refusal, KeyError, TypeError):  # other servers than vLLM need not tell
         version = "not told"
     return {"version": version}
@@ -223,11 +224,11 @@ def _log_probs_of(choice: Mapping[str, Any], n: int) -> tuple[float, ...]:
         raise Refusal("the server does not return a log-probability for every token", told, _VLLM)
     out: list[float] = []
     for v in cast("list[Any]", values):
-        if type(v) not in (int, float) or not math.isfinite(v) or not v <= _POSITIVE:
+        if type(v) not in (int, float) or not -MOST_LOG_PROB <= v <= _POSITIVE:
             raise Refusal("the server returns what is no log-probability", v, "serve it without raw_logits")
         out.append(float(v))
     return tuple(out)
 
 
-def _failed(e: Refusal) -> StageError:
-    return StageError(f"engine openai: {e.what}", got=e.got, fix=e.fix)
+def _failed(e: Refusal, server: Server) -> StageError:
+    return StageError(f"engine openai: {server.masked(e.what)}", got=server.masked(e.got), fix=server.masked(e.fix))

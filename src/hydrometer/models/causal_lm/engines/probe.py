@@ -11,10 +11,10 @@ server, and 1/tau times that for one that processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
-from hydrometer.models.causal_lm.engines.client import Refusal, Server
+from hydrometer.models.causal_lm.engines.client import Refusal
 
 __all__ = ["COLD", "LogProbKind", "log_prob_kind", "top_log_probs"]
 
@@ -22,25 +22,28 @@ _TOP = 5
 COLD = 0.5
 _SAME = 0.02  # nats by which a server's repeated answer may differ: bfloat16 networks in other batches
 _TELLS = 0.2  # nats that two tokens must differ by for the ratio to tell
+_DROPPED = -9999.0  # vLLM's answer for minus infinity: an id that its top_k, top_p or min_p dropped
 
 LogProbKind = Literal["raw", "processed", "logits", "flat", "other"]
 
 
-def top_log_probs(server: Server, model: str, prompt: str | Sequence[int], temperature: float) -> dict[str, float]:
-    """Ask for log-probabilities of the likeliest next tokens, by token. Raises Refusal."""
+def top_log_probs(
+    ask: Callable[[str, Mapping[str, object]], Any], model: str, prompt: str | Sequence[int], temperature: float
+) -> dict[str, float]:
+    """Ask for log-probabilities of the likeliest next tokens that can be drawn, by token. Raises Refusal."""
     body: dict[str, object] = {
         "model": model, "prompt": prompt, "max_tokens": 1, "temperature": temperature, "top_p": 1.0,
         "logprobs": _TOP, "seed": 0,
     }  # fmt: skip
     if not isinstance(prompt, str):  # a prompt of ids is of an engine that draws: nothing of the server's own may act
         body |= {"prompt": list(prompt), "top_k": 0, "min_p": 0.0, "return_tokens_as_token_ids": True}
-    answer = server.ask("/v1/completions", body)
+    answer = ask("/v1/completions", body)
     try:
         top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         found = {str(k): float(v) for k, v in cast("dict[str, Any]", top).items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         found = {}
-    finite = {k: v for k, v in found.items() if math.isfinite(v)}
+    finite = {k: v for k, v in found.items() if math.isfinite(v) and v > _DROPPED}
     if not finite:
         fix = "serve it with log-probabilities, at least 5"
         raise Refusal("the server returns no log-probabilities", answer, fix)

@@ -27,7 +27,7 @@ from torch import Tensor
 from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, ratio_estimate
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.causal_lm.engines.base import Answer, LogProbsAre
+from hydrometer.models.causal_lm.engines.base import MOST_LOG_PROB, Answer, LogProbsAre
 from hydrometer.models.causal_lm.selectivity import inverse_temperature, selected_log_weights
 from hydrometer.models.sequences import Sequences
 
@@ -123,7 +123,7 @@ def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) ->
     if len(answers) != n:
         raise StageError("the engine does not give the rows that were asked for", got=(len(answers), n))
     for a in answers:
-        if len(a.ids) != len(a.log_probs) or not all(math.isfinite(v) for v in a.log_probs):
+        if len(a.ids) != len(a.log_probs) or not all(abs(v) <= MOST_LOG_PROB for v in a.log_probs):
             raise StageError("the engine gives no finite log-probability for every token", got=len(a.ids))
         if not 1 <= len(a.ids) <= longest or not all(0 <= t < law.lm.vocab_size for t in a.ids):
             raise StageError(

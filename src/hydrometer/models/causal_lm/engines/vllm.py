@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import math
 import os
 import select
 import signal
@@ -27,7 +26,6 @@ from pydantic import Field
 from hydrometer.core.errors import MissingDependencyError, SpecError, StageError, one_line
 from hydrometer.models.causal_lm.engines.base import (
     Answer,
-    Drawable,
     EngineSettings,
     LogProbsAre,
     Order,
@@ -71,12 +69,11 @@ class VllmSettings(EngineSettings):
     """
 
     places: ClassVar[frozenset[str]] = frozenset({"gpu_memory_utilization", "timeout", "for"})
-    can: ClassVar[tuple[Drawable, ...]] = ("truth", "teacher", "assistants")
 
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     tensor_parallel_size: int = Field(default=1, ge=1, le=1024)
     enforce_eager: bool = False
-    timeout: float = Field(default=3600.0, gt=0, lt=math.inf)
+    timeout: float = Field(default=3600.0, gt=0, le=1e9)  # more than what the system's clock holds cannot be waited
 
 
 class _Vllm:
