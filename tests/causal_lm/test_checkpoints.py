@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from transformers import TrainingArguments  # noqa: E402
+
 from hydrometer.core.errors import FitError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
+from hydrometer.models.causal_lm import together, trainer  # noqa: E402
 from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
@@ -105,6 +110,49 @@ def test_damaged_checkpoints_are_discarded_and_said(llama: CausalLM, whole: Fitt
             for file in left.iterdir():
                 file.unlink()
             left.rmdir()
+
+
+def test_nothing_is_written_where_nothing_is_kept(
+    llama: CausalLM, whole: Fitted[CausalLaw], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "__file__", str(tmp_path / "trainer.py"))
+    _equal(fit(_request(llama, None)), whole)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accelerators_beside_the_one_make_no_other_batches(
+    llama: CausalLM, whole: Fitted[CausalLaw], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TrainingArguments.__post_init__
+
+    def two(self: TrainingArguments) -> None:
+        real(self)
+        self._n_gpu = 2  # as on a machine with two
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", two)
+    _equal(fit(_request(llama, None, save_steps=None)), whole)
+
+
+def test_a_checkpoint_is_completed_when_all_processes_have_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, met = together.Together.__new__(together.Together), []
+    group.rank = 0
+    monkeypatch.setattr(together.dist, "barrier", lambda: met.append(True))
+    epochs: Any = None
+    kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path, epochs, group)
+    assert kept is not None
+    assert kept.meet is not None
+    kept.meet()
+    assert met
+
+
+def test_a_group_meets_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "linux":
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    (tmp_path / "a b").mkdir()
+    with together.group("cpu", 0, 1, tmp_path / "a b" / "meeting"):
+        assert torch.distributed.get_world_size() == 1
 
 
 def test_a_fit_of_several_is_not_made_by_one(llama: CausalLM) -> None:

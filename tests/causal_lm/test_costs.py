@@ -12,7 +12,7 @@ from chains import lm_spec  # noqa: E402
 from hydrometer.models.causal_lm.costs import forward_flops, shape_of, spread  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
-from hydrometer.models.causal_lm.timing import measure  # noqa: E402
+from hydrometer.models.causal_lm.timing import _Bench, measure  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2  # noqa: E402
 
 
@@ -86,3 +86,9 @@ def test_measuring_asks_only_for_what_is_not_known(llama_folder: Path) -> None:
     assert all(v > 0 for v in found.values())
     marked = dict.fromkeys(found, 7.0)
     assert measure(s, 4.0, marked) == marked
+
+
+def test_a_fit_of_several_workers_is_measured_in_this_process(llama_folder: Path) -> None:
+    s = CAUSAL_LM.subject(chain_of(llama_folder))
+    several = s.levels["student"].training.model_copy(update={"num_workers": 2, "save_steps": 1})
+    assert min(_Bench(s, 4.0).train(s.configs["student"], several)) > 0

@@ -210,7 +210,13 @@ class _Bench:
         longest = max(1, min(self.most, _MOST_POSITIONS - max(self.subject.prompts)))
         rows = max(1, min(batch, _MOST_POSITIONS // width))
         settings = training.model_copy(
-            update={"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
+            update={
+                "per_device_train_batch_size": rows,
+                "gradient_accumulation_steps": 1,
+                "num_train_epochs": 1,
+                "num_workers": 1,
+                "save_steps": None,
+            }
         )
         truth = self.law(self.lm(config, _SHALLOW, "float32"), longest)
         x = self.rows(truth, rows * _STEPS, short=max(1, min(longest, round(2 * self.mean) - longest)))

@@ -41,8 +41,11 @@ def group(device: str, rank: int, n_workers: int, meeting: Path) -> Generator[No
     on_cuda = pick_device(device).type == "cuda"
     if on_cuda:
         torch.cuda.set_device(rank)
+    # Not by a file:// URL: torch does not unquote its path, and waits in vain where a folder has a space in its name.
+    store = dist.FileStore(str(meeting), n_workers)  # pyright: ignore[reportPrivateImportUsage]
+    store.set_timeout(PATIENCE)
     dist.init_process_group(
-        "nccl" if on_cuda else "gloo", init_method=meeting.as_uri(), rank=rank, world_size=n_workers, timeout=PATIENCE
+        "nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=n_workers, timeout=PATIENCE
     )
     try:
         yield
@@ -93,6 +96,10 @@ class Together:
         """Load this process's rows of the batches that one process alone would take."""
         rows = _Rows(data, batch, seed, self.rank, self.size)
         return _Loader(data, batch_sampler=rows, collate_fn=collate)
+
+    def meet(self) -> None:
+        """Wait for all processes of the group; the source of a broadcast need not wait for those it tells."""
+        dist.barrier()
 
     def told(self, value: object) -> Any:
         """Return rank 0's value in every process."""

@@ -73,9 +73,8 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         group = together(lm, training, partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32))
         epochs = _Epochs(law, validate, training, request.tick, group)
         kept = _checkpoints(training, request.partial, epochs, group)
-        # Made if missing, and never written into where nothing is kept; one of its own would stay behind a killed fit.
-        folder = str(Path(__file__).parent) if kept is None else str(kept.folder)
-        trainer = _MLETrainer(lm, training, _arguments(training, len(data), lm, seed, folder), data, epochs, group)
+        arguments = _arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
+        trainer = _MLETrainer(lm, training, arguments, data, epochs, group)
         trainer.train(resume_from_checkpoint=_goes_on_from(trainer, kept, epochs, group))
     epochs.restore_best()
     lm.model.eval()
@@ -273,7 +272,7 @@ def _checkpoints(
 ) -> Checkpoints | None:
     if training.save_steps is None or folder is None:
         return None
-    meet = None if group is None else lambda: group.told(None)
+    meet = None if group is None else group.meet
     return Checkpoints(folder, epochs, meet, writes=group is None or group.rank == 0)
 
 
@@ -294,14 +293,16 @@ def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, g
     return str(path)
 
 
-def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> TrainingArguments:
+def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str | Path | None) -> TrainingArguments:
+    """The Trainer's own settings; `folder` is that of checkpoints, None where none are kept."""
     batches = math.ceil(rows / t.per_device_train_batch_size)
     steps = math.ceil(batches / t.gradient_accumulation_steps) * t.num_train_epochs
     # Rounded down: the first step of a linear warm-up has rate zero, which a short fit cannot afford.
     warmup = int(t.warmup_ratio * steps)
     decay = min(math.ceil(t.decay_ratio * steps), steps - warmup)
-    return TrainingArguments(
-        output_dir=folder,
+    arguments = TrainingArguments(
+        # Made if missing, and not written into where nothing is kept; one of its own would stay behind a killed fit.
+        output_dir=str(folder or Path(__file__).parent),
         num_train_epochs=t.num_train_epochs,
         per_device_train_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
@@ -319,13 +320,16 @@ def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str) -> 
         use_cpu=lm.device.type == "cpu",
         dataloader_pin_memory=lm.device.type != "cpu",
         remove_unused_columns=False,
-        save_strategy="no" if t.save_steps is None else "steps",
+        save_strategy="no" if folder is None or t.save_steps is None else "steps",
         save_steps=t.save_steps or 500,
         logging_strategy="no",
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
+    # Of several accelerators here the Trainer would take all, by threads: other batches than the specification's.
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
+    return arguments
 
 
 @contextlib.contextmanager
