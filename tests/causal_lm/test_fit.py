@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.initial import init_model, scratch_config  # noqa: E402
 from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.model import CausalLM, pick_device  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.trainer import _Answers, _collate, fit  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
@@ -221,3 +222,13 @@ def test_distilling_below_a_selected_teacher(request_: FitRequest, truth: Causal
     cold = truth.select(Selectivity(temperature=0.5))
     fitted = fit(replace(request_, data=cold.sample(64, seed=9), teacher=truth, prefix_source="teacher"))
     assert np.isfinite(fitted.model.log_prob(request_.validate)).all()
+
+
+def test_a_cuda_device_brings_what_deterministic_fits_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "x")  # so that what is set below is taken back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("cpu").type == "cpu"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert pick_device("auto").type == "cuda"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

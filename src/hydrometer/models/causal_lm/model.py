@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -322,4 +323,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available", got=name, fix="use device cpu")
+    if name.startswith("cuda"):
+        # Without it fits, which ask torch for deterministic algorithms, are refused by it; read when CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)

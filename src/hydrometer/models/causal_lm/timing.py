@@ -25,7 +25,7 @@ from hydrometer.models.base import FitRequest
 from hydrometer.models.causal_lm.costs import Shape, Subject, lanes_of, padded_batch, stage_work
 from hydrometer.models.causal_lm.initial import fresh_network, layers_config
 from hydrometer.models.causal_lm.law import CausalLaw
-from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.model import CausalLM, pick_device
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.scorer import score_beside, score_steps
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
@@ -132,7 +132,7 @@ class _Bench:
             small = self.small(config, layers)
             device = self.chain.device if torch.cuda.is_available() else "cpu"
             network: Any = fresh_network(small, seed=layers)
-            network = network.to(dtype=getattr(torch, dtype), device="cuda" if device == "auto" else device)
+            network = network.to(dtype=getattr(torch, dtype), device=pick_device(device))
             self._lms[slot] = CausalLM(network, self.tokenizer(int(small.get_text_config().vocab_size)))
             self._lms[slot].frozen = True
         return self._lms[slot]
