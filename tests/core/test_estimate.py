@@ -8,6 +8,7 @@ from hydrometer.core.estimate import (
     mean_estimate,
     mean_variance,
     ratio_estimate,
+    share_estimate,
     t_interval,
     welch_satterthwaite,
 )
@@ -94,3 +95,14 @@ def test_welch_satterthwaite_of_one_part_is_its_own_df() -> None:
     assert welch_satterthwaite([2.0], [7]) == pytest.approx(7)
     assert welch_satterthwaite([1.0, 1.0], [4, 4]) == pytest.approx(8)
     assert welch_satterthwaite([0.0, 0.0], [4, 9]) == 9
+
+
+def test_a_share_that_each_stratum_agrees_on_is_not_certain() -> None:
+    """One prompt whose answers all end, one whose answers never do: 20 of each do not show it for certain."""
+    strata = np.repeat([0, 1], 20)
+    e, each = share_estimate(strata.astype(float), strata), share_estimate(np.ones(20))
+    assert e.value == 0.5
+    assert e.se == pytest.approx((each.se or 0) / math.sqrt(2))
+    mixed = np.where(np.arange(40) < 3, 1.0, strata)  # where rows of a stratum differ, it is the plain error
+    assert share_estimate(mixed, strata).se == mean_estimate(mixed, "probability", strata).se
+    assert share_estimate(np.zeros(40), strata).se == share_estimate(np.zeros(40)).se

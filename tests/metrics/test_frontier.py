@@ -321,3 +321,10 @@ def test_scores_without_steps_have_no_prefixes() -> None:
     assert curves(whole)["first"]
     bare = Scores(x, y, whole.truth_on_truth, whole.law_on_truth, whole.truth_on_law, whole.law_on_law)
     assert curves(bare)["first"] == {}
+
+
+def test_one_row_of_each_law_has_wide_intervals_and_no_nan() -> None:
+    p, q = line([1.0], [0.0], [1.0]), line([1.0], [1.0], [1.0])
+    for name, e in hm.judge(p, q, n=1).items():
+        interval = e.interval()
+        assert interval is None or all(math.isfinite(x) for x in interval), name

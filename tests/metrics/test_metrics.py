@@ -1,9 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hydrometer.metrics.likelihood import Scores, likelihood_metrics
+from hydrometer.core.estimate import Estimate, mean_estimate
+from hydrometer.metrics.judged import Column, share_outside
+from hydrometer.metrics.likelihood import Scores, likelihood_metrics, mean_on
 from hydrometer.metrics.text import text_metrics
 from hydrometer.models.mixture.law import Points
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
@@ -82,3 +85,43 @@ def test_sequences_round_trip_through_parquet(tmp_path) -> None:
     assert (y.prompt_index == x.prompt_index).all()
     joined = Sequences.concatenate([x.take(slice(0, 2)), x.take(slice(2, 5))])
     assert [joined.row(i).tolist() for i in range(5)] == [x.row(i).tolist() for i in range(5)]
+
+
+def test_recall_on_the_support_knows_that_its_rows_of_each_prompt_are_chance() -> None:
+    """Two prompts of unlike recall, half of either's rows on the support: errors are those of 2,000 repetitions."""
+    rng = np.random.default_rng(0)
+    strata, reps = np.arange(80) % 2, 2000
+    found: dict[str, list[Estimate]] = {"row": [], "token": []}
+    for _ in range(reps):
+        kept = rng.random(80) < 0.5
+        y = np.where(kept, -20.0 - 80.0 * strata + rng.normal(size=80), -math.inf)
+        found["row"].append(mean_on(kept, y, None, "nats", strata))
+        found["token"].append(mean_on(kept, y, rng.integers(4, 9, 80).astype(float), "nats/token", strata))
+    for estimates in found.values():
+        values = np.array([e.value for e in estimates])
+        # The spread of a sample's variance, and a fortieth for the ratio's second order.
+        assert np.mean([e.se**2 for e in estimates]) == pytest.approx(values.var(), rel=5 * math.sqrt(2 / reps) + 0.025)
+        assert all(e.n == k for e, k in zip(estimates, [e.n for e in found["row"]], strict=True))
+        assert max(e.df for e in estimates) < 55
+
+
+def test_recall_on_the_support_where_no_row_is_missed_is_recall() -> None:
+    strata, y = np.arange(12) % 3, -np.arange(12.0)
+    assert mean_on(np.ones(12, bool), y, None, "nats", strata) == mean_estimate(y, "nats", strata)
+    one = mean_on(np.arange(12) == 4, y, None, "nats", strata)
+    assert (one.value, one.se, one.n) == (-4.0, None, 1)
+    assert mean_on(np.zeros(12, bool), y, None, "nats", strata).value is None
+
+
+def test_every_recall_on_the_support_has_that_error() -> None:
+    x = rows(8, [1, 2, 3, 4, 5, 6, 7, 8])
+    log_q = np.array([-9.0, -1.0, -8.0, -math.inf, -7.0, -2.0, -math.inf, -1.5])
+    kept = np.isfinite(log_q)
+    m = likelihood_metrics(Scores(x, x, np.full(8, -1.0), log_q, np.full(8, -1.0), np.full(8, -1.0)))
+    assert m["recall_on_support"] == mean_on(kept, log_q, None, "nats", x.strata)
+    per = x.lengths.astype(float)
+    assert m["recall_on_support_per_token"] == mean_on(kept, log_q, per, "nats/token", x.strata)
+    text = share_outside(Column(log_q, None, "nats", x.strata, True, canonical=True))["recall_on_support"]
+    assert text == replace(m["recall_on_support"], method="canonical")
+    within = mean_estimate(log_q[kept], "nats", np.arange(8)[kept] % 2)
+    assert (m["recall_on_support"].se or 0) > 1.5 * (within.se or 0)

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
+from hydrometer.core.clusters import Clusters
 from hydrometer.core.errors import InputError
 from hydrometer.core.estimate import crossed_variance, mean_variance
 from hydrometer.core.rng import Stream
@@ -194,6 +195,29 @@ def test_a_contrast_has_the_error_of_the_crossed_design() -> None:
     difference = arms[4].values[:, 0] - arms[3].values[:, 0]
     assert own.se == pytest.approx(difference.std(ddof=1) / 2)
     assert own.df == pytest.approx(3)
+
+
+def test_prompts_that_are_a_sample_are_behind_all_seeds_and_candidates() -> None:
+    """16 prompts of 4 answers: recall is crossed with prompts, and no error of a candidate's own rows averages out."""
+    world = World(CLEAR, seeds=3, rows=64)
+    rng = np.random.default_rng(6)
+    labels = Clusters(np.arange(64) % 16)
+    prompts = rng.normal(0, 3, (6, 16))[:, labels.labels]
+    arms = [
+        replace(a, rows=a.rows + p, values=np.column_stack([a.values[:, 0], (a.rows + p).mean(axis=1)]))
+        for a, p in zip(world.arms(rng, world.luck(rng)), prompts, strict=True)
+    ]
+    for shared in (True, False):  # rows may be each seed's own, prompts are not
+        problem = Problem(arms, Design(64, shared, labels), NEED, 3)
+        table = labels.collapse(arms[4].rows - arms[3].rows)
+        loss = problem.joint.linear(problem.gain(4, 1))
+        assert loss.se == pytest.approx(math.sqrt(crossed_variance(table)[0]), rel=0.02)
+        assert loss.df < 18
+        gain = problem.joint.linear(problem.gain(4))
+        between = (arms[4].values[:, 0] - arms[3].values[:, 0]).var(ddof=1) / 3
+        assert gain.se == pytest.approx(math.sqrt(between + 2 * OWN**2 / 64))
+        plain = Problem(arms, Design(64, shared), NEED, 3)
+        assert loss.se > 1.5 * plain.joint.linear(plain.gain(4, 1)).se
 
 
 def test_row_covariance_generalises_the_stratified_variance() -> None:

@@ -288,6 +288,19 @@ def test_a_pilot_of_language_models_saves_rows(tmp_path: Path, tiny_models: dict
         plan_pilot(spec, 0.001)
 
 
+def test_a_pilot_leaves_every_model_the_rows_it_needs(tmp_path: Path) -> None:
+    """Sixteen rows are too few for forty components."""
+    data = {"train": 600, "distill": 600, "evaluate": 4000}
+    spec = hm.load_spec(write_spec(mixture_spec(seeds=30, teacher={"n_components": 40}, data=data), tmp_path))
+    pilot = plan_pilot(spec, 0.12)
+    assert pilot.share <= 0.12
+    assert pilot.seeds == (30, 2)
+    assert pilot.rows["train"][1] >= 40
+    with pytest.raises(InputError, match="two seeds of the fewest rows that its models are fitted to take") as caught:
+        plan_pilot(spec, 1e-6)
+    assert "\n" not in str(caught.value)
+
+
 def open_plan(pilot: Any) -> dict[str, Any]:
     from hydrometer.run.plan import plan_run
 

@@ -1,12 +1,14 @@
 """Errors of combinations, against closed forms and replication, on made-up cells."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from hydrometer.core.estimate import Estimate, mean_estimate
+from hydrometer.core.clusters import Clusters
+from hydrometer.core.estimate import Estimate, crossed_variance, mean_estimate, mean_variance
 from hydrometer.core.rng import Stream
 from hydrometer.stages.compare import Group, Judged, TruthRows, combine, contrast, group_figure
 
@@ -131,3 +133,58 @@ def test_shared_rows_behind_the_mass_outside_the_support() -> None:
     assert shared.se is not None
     assert apart.se is not None
     assert shared.se > 0.04 > apart.se
+
+
+def test_the_error_on_a_common_support_counts_how_many_of_each_prompts_rows_are_on_it() -> None:
+    strata = np.arange(N) % 2
+    x, y = normals("x", N) - 9.0 * strata, normals("y", N)
+    x[::5] = -math.inf
+    rows = TruthRows(np.zeros(N), None, strata, N)
+    a, b = (Group(k, {0: cell(v, np.ones(N), rows)}, True) for k, v in (("a", x), ("b", y)))
+    c = contrast(a, b, "recall_on_support")
+    kept = np.isfinite(x)
+    away = np.where(kept, (np.where(kept, x, 0) - y - (c.value or 0)) * N / kept.sum(), 0.0)
+    assert c.se == pytest.approx(math.sqrt(mean_variance(away, strata)))
+    assert c.se > 1.5 * math.sqrt(mean_variance((x - y)[kept], strata[kept]))
+
+
+def test_a_common_support_claims_no_more_rows_than_were_kept() -> None:
+    """A cheap family keeps the first rows. A group's own figure is of all rows drawn, a difference of those alone."""
+    x, y = normals("x", 16 * N), normals("y", 16 * N)
+    x[::6] = -math.inf
+    cells: list[Judged] = []
+    for v in (x, y):
+        drawn = cell(v, np.ones(N), ROWS)
+        cells.append(replace(drawn, law_on_truth=lambda v=v: v[:N], truth_rows=lambda: replace(ROWS, n=16 * N)))
+    a, b = (Group(k, {0: j}, True) for k, j in zip("ab", cells, strict=True))
+    own, kept = group_figure(a, "recall_on_support"), np.isfinite(x[:N])
+    assert own.value == a.by_seed[0].metrics["recall_on_support"].value
+    assert own.se == pytest.approx(x[:N][kept].std(ddof=1) / math.sqrt(16 * kept.sum()))
+    c, d = contrast(a, b, "recall_on_support"), (x - y)[:N][kept]
+    assert c.value == pytest.approx(d.mean())
+    assert c.se == pytest.approx(d.std(ddof=1) / math.sqrt(d.size))
+
+
+def test_seeds_that_answer_one_sample_of_prompts_share_its_error() -> None:
+    """12 prompts of 5 answers. What lies between prompts is in every seed's figure, and does not average out."""
+    labels = Clusters(np.arange(N) % 12)
+    prompts = 4 * normals("prompts", 12)[labels.labels]
+    cells: dict[int, Judged] = {}
+    for s in range(3):
+        own, on_truth = prompts + normals(f"own{s}", N), prompts + normals(f"rows{s}", N)
+        rows = TruthRows(np.zeros(N), None, labels, N)
+        made = cell(on_truth, own, rows)
+        made.metrics["entropy"] = mean_estimate(own, "nats", labels)
+        cells[s] = replace(made, clustered=lambda: True)
+    for shared in (True, False):  # the truth's rows may be each seed's own; the prompts are not
+        group = Group("a", cells, shared)
+        table = labels.collapse(np.stack([cells[s].law_on_truth() for s in range(3)]))
+        found = group_figure(group, "recall")
+        assert found.se == pytest.approx(math.sqrt(crossed_variance(table)[0]))
+        assert found.df is not None
+        assert 2 < found.df < 14
+        entropy = group_figure(group, "entropy")
+        between = np.var([cells[s].metrics["entropy"].value for s in range(3)], ddof=1) / 3
+        mc = np.mean([(cells[s].metrics["entropy"].se or 0) ** 2 for s in range(3)])
+        assert entropy.se == pytest.approx(math.sqrt(between + mc))
+        assert entropy.se > 5 * math.sqrt(between)

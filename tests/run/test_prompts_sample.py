@@ -55,6 +55,20 @@ def test_seeds_and_a_sample_of_prompts_go_together(tmp_path: Path, tiny_models: 
     results = hm.run(spec(tmp_path, tiny_models["llama"], "sample", seeds=2), out=tmp_path / "out").results
     group = results["summary"]["groups"]["lm.student.direct"]["metrics"]["recall"]
     assert 1 <= group["df"] <= 1 + 4  # Satterthwaite, between those of two seeds and those of both sources
+    cells = {c["id"]: c["metrics"] for c in results["cells"]}
+    for name in ("precision", "kl_student_truth", "length", "repetition"):
+        of_seeds = [cells[f"lm.student.direct.seed{s}"][name]["se"] for s in (0, 1)]
+        told = results["summary"]["groups"]["lm.student.direct"]["metrics"][name]["se"]
+        assert told**2 >= sum(se**2 for se in of_seeds) / 2, name  # one sample of prompts behind both
+    # Advice has the errors of the run's own contrasts; of recall more, where so few prompts make its matrix clipped.
+    advice = hm.advise(tmp_path / "out", hm.Need(max_recall_loss=9), fresh=False)
+    found = {c["id"]: c for c in advice.data["candidates"]}
+    name, baseline = "lm.student.distilled-temperature0.6", "lm.student.distilled-temperature1.0"
+    known = {c["metric"]: c for c in results["contrasts"] if (c["a"], c["b"]) == (name, baseline)}
+    gain, loss = found[name]["precision_gain"], found[name]["recall_loss"]
+    assert gain["se"] == pytest.approx(known["precision_per_token"]["se"])
+    assert loss["se"] > 0.95 * known["recall_per_token"]["se"]
+    assert max(gain["df"], loss["df"]) <= 1 + 4
 
 
 def test_one_prompt_is_no_sample(tmp_path: Path, tiny_models: dict[str, Path]) -> None:

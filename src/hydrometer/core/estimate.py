@@ -327,16 +327,21 @@ def share_estimate(flags: Floats, strata: Strata | None = None) -> Estimate:
     """Share of rows with a property, with its standard error.
 
     Where all rows agree the plain error is zero; then it is Wilson's (1927), which shrinks with their number only, or
-    with that of their clusters.
+    with that of their clusters. Where the rows of each stratum agree, and strata differ, it is made of each one's.
 
     Parameters
     ----------
     flags : (N,) 0 or 1.
     """
     plain = mean_estimate(flags, "probability", strata)
-    if plain.value not in (0.0, 1.0):
+    if plain.value not in (0.0, 1.0) and plain.se != 0.0:
         return plain
-    se = wilson_se(plain.value, strata.count if isinstance(strata, Clusters) else plain.n)
+    value = plain.value or 0.0
+    if 0 < value < 1 and isinstance(strata, np.ndarray):
+        parts = [flags[strata == j] for j in np.unique(strata)]
+        se = math.hypot(*(x.size / plain.n * wilson_se(float(x[0]), x.size) for x in parts))
+    else:
+        se = wilson_se(value, strata.count if isinstance(strata, Clusters) else plain.n)
     return replace(plain, se=se, se_mc=se)
 
 

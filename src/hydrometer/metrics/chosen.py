@@ -6,7 +6,7 @@ With acceptance rate a and the best of n, for the chosen law b and the candidate
     best of n          KL(b || p) <= log n - (n - 1) / n,   equal where the score has no ties
     both               KL(b || p) <= -log a + log n - (n - 1) / n
 
-(Beirami et al. 2024; docs, Theory, eqs. 21 to 23.) A row that took D candidates for n accepted ones gives an unbiased
+(Beirami et al. 2024; docs, Theory, eqs. 31 to 33.) A row that took D candidates for n accepted ones gives an unbiased
 estimate of -log a, ``psi(D) - psi(n)``, psi the digamma function; for n = 1 it is the harmonic number of D - 1 (van
 Opheusden, Acerbi and Ma 2020). Its mean over rows is right also where a differs between prompts, which the logarithm of
 a pooled rate is not.

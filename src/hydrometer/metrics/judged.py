@@ -30,6 +30,7 @@ from hydrometer.core.estimate import (
     t_interval,
     welch_satterthwaite,
 )
+from hydrometer.metrics.likelihood import mean_on
 
 __all__ = ["Column", "contrast", "estimates", "share_outside"]
 
@@ -86,11 +87,13 @@ def share_outside(c: Column) -> dict[str, Estimate]:
     c : the column of `recall`, per row.
     """
     said = np.isfinite(c.values)
-    strata = None if c.strata is None else c.strata[said]
-    kept = replace(c, values=c.values[said], strata=strata).estimate()
+    kept = mean_on(said, c.values, c.per, c.unit, c.strata)
     outside = share_estimate((~said).astype(np.float64), c.strata)
     method = "canonical" if c.canonical else "mc"
-    return {"recall_on_support": kept, "truth_mass_outside_support": replace(outside, method=method)}
+    return {
+        "recall_on_support": replace(kept, method=method),
+        "truth_mass_outside_support": replace(outside, method=method),
+    }
 
 
 def contrast(a_id: str, b_id: str, metric: str, a: Column, b: Column) -> Contrast:

@@ -12,16 +12,16 @@ Shapes: N truth rows, M rows of the judged law.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.clusters import Clusters
+from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
 from hydrometer.models.base import Samples
 
-__all__ = ["Scores", "likelihood_metrics"]
+__all__ = ["Scores", "likelihood_metrics", "mean_on"]
 
 Floats = NDArray[np.float64]
 
@@ -101,17 +101,41 @@ def _support(s: Scores, out: dict[str, Estimate]) -> None:
     can_say = np.isfinite(s.law_on_truth)
     n, k = int(can_say.size), int(can_say.sum())
     strata = s.truth_rows.strata
-    kept = None if strata is None else strata[can_say]
-    out["recall_on_support"] = mean_estimate(s.law_on_truth[can_say], "nats", kept)
+    out["recall_on_support"] = mean_on(can_say, s.law_on_truth, None, "nats", strata)
     if s.truth_rows.lengths is not None:
-        lengths = _lengths(s.truth_rows)[can_say]
-        out["recall_on_support_per_token"] = ratio_estimate(s.law_on_truth[can_say], lengths, "nats/token", kept)
+        lengths = _lengths(s.truth_rows)
+        out["recall_on_support_per_token"] = mean_on(can_say, s.law_on_truth, lengths, "nats/token", strata)
     if isinstance(strata, Clusters):
         out["truth_mass_outside_support"] = share_estimate((~can_say).astype(np.float64), strata)
         return
     share = 1 - k / n
     se = wilson_se(share, n)
     out["truth_mass_outside_support"] = Estimate(share, se, se, n, 0, "mc", "probability")
+
+
+def mean_on(
+    kept: NDArray[np.bool_], values: Floats, per: Floats | None, unit: str, strata: Strata | None
+) -> Estimate:  # fmt: skip
+    """Mean over some of the rows, or ratio of their sums.
+
+    Where strata are fixed, how many rows of each are among the kept is chance, and moves the mean where strata differ:
+    its error is that of a ratio of sums over all rows (Cochran 1977, section 6.3).
+
+    Parameters
+    ----------
+    kept : (N,) which rows.
+    values : (N,) finite where kept.
+    per : (N,) what the sum is divided by, or None for a plain mean.
+    """
+    k = int(kept.sum())
+    if isinstance(strata, np.ndarray) and 2 <= k < kept.size:
+        whole = np.ones(kept.size) if per is None else per
+        found = ratio_estimate(np.where(kept, values, 0.0), np.where(kept, whole, 0.0), unit, strata)
+        return replace(found, n=k, df=None if found.df is None else min(found.df, k - 1.0))
+    part = None if strata is None else strata[kept]
+    if per is None:
+        return mean_estimate(values[kept], unit, part)
+    return ratio_estimate(values[kept], per[kept], unit, part)
 
 
 def _lengths(rows: Samples) -> Floats:

@@ -124,7 +124,7 @@ class Pooled:
         n = self.a.size
         # One coefficient was fitted.
         variance = np.einsum("fn,fn->f", rows, rows) / n**2 * ((n - 1) / max(n - 2, 1))
-        df = [skewed_df(row, self.n - 1) for row in rows]
+        df = [skewed_df(row, max(self.n - 1, 1)) for row in rows]
         return value - c * (self.a.mean() - 1.0), np.sqrt(variance), df
 
     def share(self, value: float, se: float, df: float, top: float = 1.0) -> Estimate:

@@ -95,5 +95,5 @@ def typicality_metrics(rows: Pooled, log_p: Floats) -> dict[str, Estimate]:
         # Nor for the figure: where P_a is bent, a coefficient fitted to one slope would shift it by the wrong amount.
         residual = rows.errors(influence)
         se = math.sqrt(float(np.square(residual).sum())) / influence.size
-        out[f"typicality_{name}"] = rows.share(value, se, skewed_df(residual, rows.n - 1))
+        out[f"typicality_{name}"] = rows.share(value, se, skewed_df(residual, max(rows.n - 1, 1)))
     return out

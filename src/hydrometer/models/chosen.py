@@ -6,7 +6,7 @@
 The result is a law that can be drawn from, but not one whose probabilities can be computed: that of a row needs the
 share of candidates that score below it. Its Kullback-Leibler divergence from the candidates' law is known:
 ``-log(acceptance rate)`` for rejection, at most ``log n - (n - 1) / n`` for the best of n, their sum for both. Source:
-Beirami et al. (2024), Theoretical guarantees on the best-of-n alignment policy; docs, Theory, eqs. 21 to 23.
+Beirami et al. (2024), Theoretical guarantees on the best-of-n alignment policy; docs, Theory, eqs. 31 to 33.
 
 Candidate k of row i is drawn from entry i of the stream's child ``candidate/k``, so a row does not depend on what
 others needed.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hydrometer._version import __version__
+from hydrometer.core.clusters import Clusters
 from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
@@ -287,6 +288,7 @@ class _Books:
         self.by_id = {c.id: c for c in plan.cells}
         self._truth_rows: dict[str, TruthRows] = {}
         self._metrics: dict[str, dict[str, Estimate]] = {}
+        self._clustered: dict[str, bool] = {}
 
     def facts(self, chain: ChainPlan) -> ChainFacts:
         spec, family = chain.context.spec, chain.context.family
@@ -342,7 +344,17 @@ class _Books:
             lambda: load_law_on_truth(folder),
             lambda: self.truth_rows(cell, bench),
             lambda: load_adjusted(folder),
+            lambda: self.clustered(cell, bench),
         )
+
+    def clustered(self, cell: Cell, bench: Bench) -> bool:
+        """Whether the prompts of a cell's chain are a sample; its first rows say it."""
+        node = self.plan.nodes[cell.judge]
+        if not isinstance(node, JudgeNode) or not node.law_rows.blocks:
+            return False
+        if cell.chain not in self._clustered:
+            self._clustered[cell.chain] = isinstance(bench.head(node.context, node.law_rows, 1).strata, Clusters)
+        return self._clustered[cell.chain]
 
     def truth_rows(self, cell: Cell, bench: Bench) -> TruthRows:
         """The truth's rows a cell was judged on."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
+from hydrometer.core.documents import explain
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advise import Advice, advise_on, completed, keep
@@ -96,12 +100,13 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
     if len(full.seeds) >= 3 and made(3, 1.0)[1] <= share:
         count = _most(lambda s: made(s, 1.0)[1] <= share, 3, len(full.seeds))
         return found(*made(count, 1.0))
-    best = _fewer_rows(lambda factor: made(2, factor), share)
-    if best is not None:
-        return found(*best)
-    least = made(2, 0.0)[1]
+    factor, fewest = _fewest_rows(lambda factor: made(2, factor))
+    least = fewest[1]
+    if least <= share:
+        return found(*_fewer_rows(lambda factor: made(2, factor), share, factor, fewest))
+    rows = f"{_FEWEST_ROWS} rows" if factor == 0 else "the fewest rows that its models are fitted to"
     raise InputError(
-        f"the share is too small: two seeds of {_FEWEST_ROWS} rows take {least:.3g} of the full run's cost", got=share,
+        f"the share is too small: two seeds of {rows} take {least:.3g} of the full run's cost", got=share,
         fix=f"give --share {least * 1.05:.3g} or more",
     )  # fmt: skip
 
@@ -114,16 +119,21 @@ def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
+def _fewest_rows(made: Callable[[float], tuple[RunSpec, float]]) -> tuple[float, tuple[RunSpec, float]]:
+    """Return the least factor of 0 and powers of a half that leaves models the rows they need, and what it makes."""
+    for factor in (0.0, *(2.0**-k for k in range(10, 0, -1))):
+        with suppress(SpecError):
+            return factor, made(factor)
+    return 1.0, made(1.0)
+
+
 def _fewer_rows(
-    made: Callable[[float], tuple[RunSpec, float]], share: float
-) -> tuple[RunSpec, float] | None:  # fmt: skip
-    """Return the specification of the largest factor that costs at most the share; None where not even 0 does.
+    made: Callable[[float], tuple[RunSpec, float]], share: float, low: float, best: tuple[RunSpec, float]
+) -> tuple[RunSpec, float]:  # fmt: skip
+    """Return the specification of the largest factor that costs at most the share; `best`, of factor `low`, does.
 
     Cost is nearly straight in the factor, so false position takes few plans, and planning is not free.
     """
-    low, best = 0.0, made(0.0)
-    if best[1] > share:
-        return None
     whole = made(1.0)
     if whole[1] <= share:
         return whole
@@ -157,7 +167,10 @@ def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
     kept = {k: getattr(chain, k) for k in type(chain).model_fields}
     if factor < 1 and "block_rows" in kept:  # rows are drawn in whole blocks: large ones would be thrown away in part
         kept["block_rows"] = min(kept["block_rows"], _BLOCK)
-    made = type(chain).model_validate({**kept, "data": rows})
+    try:
+        made = type(chain).model_validate({**kept, "data": rows})
+    except ValidationError as e:
+        raise explain(e, f"chains.{name} with fewer rows") from None
     chosen = full.seeds[:seeds]
     chosen += tuple(s for s in range(max(full.seeds) + seeds + 1) if s not in chosen)[: seeds - len(chosen)]
     return full.model_copy(update={"name": f"{full.name[:58]}-pilot", "seeds": chosen, "chains": {name: made}})

@@ -64,12 +64,14 @@ class Judged:
     law_on_truth : log q of the truth's rows, (N,).
     truth_rows : those rows.
     adjusted : log q, log p* and lengths of those rows as control variates adjusted them for this cell, or None.
+    clustered : whether its rows answer a sample of prompts, the same in all cells and seeds.
     """
 
     metrics: dict[str, Estimate]
     law_on_truth: Callable[[], Floats]
     truth_rows: Callable[[], TruthRows]
     adjusted: Callable[[], tuple[Floats, Floats, Floats | None] | None] = lambda: None
+    clustered: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
     by_rows = base in ROW_METRICS
     n_neg_inf = sum(g.at(s).metrics[metric].n_neg_inf for _, g in terms for s in seeds if metric in g.at(s).metrics)
     if base == "recall_on_support" and any(g.at(s).metrics["recall"].n_neg_inf for _, g in terms for s in seeds):
-        return _on_common_support(terms, seeds, slope, per_token=metric != base)
+        return _on_common_support(terms, seeds, slope, metric)
     values: list[float] = []
     for s in seeds:
         estimates = [g.at(s).metrics.get(metric) for _, g in terms]
@@ -204,14 +206,17 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     between = float(np.var(values, ddof=1)) / s
     shared = _own_variance(terms, seeds[0], metric, slope, shared=True)
     own = float(np.mean([_own_variance(terms, seed, metric, slope, shared=False) for seed in seeds]))
-    if between == 0.0 or (_rests_on_truth_rows(metric) and all(g.rows_shared for _, g in terms)):
-        shared, own = (
-            shared + own,
-            0.0,
-        )  # one teacher, or one set of rows, behind all seeds: its error does not average out
+    on_one_set = _rests_on_truth_rows(metric) and all(g.rows_shared for _, g in terms)
+    if between == 0.0 or on_one_set or _clustered(terms, seeds):
+        # One teacher, one set of rows or one sample of prompts behind all seeds: its error does not average out.
+        shared, own = shared + own, 0.0
     own /= s
     df = welch_satterthwaite([between, shared], [s - 1, freedom])
     return Figure(value, math.sqrt(between + shared), df, math.sqrt(own + shared))
+
+
+def _clustered(terms: Terms, seeds: list[int | None]) -> bool:
+    return any(g.at(seeds[0]).clustered() for _, g in terms)
 
 
 def _row_values(judged: Judged, metric: str) -> Floats:
@@ -240,35 +245,37 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     value = float(np.mean(values))
     shared = all(g.rows_shared for _, g in terms)
     s = len(seeds)
-    if s > 1 and not shared:
+    if s > 1 and not (shared or _clustered(terms, seeds)):
         between = float(np.var(values, ddof=1)) / s
         mc = float(np.mean([(g.at(x).metrics[metric].se_mc or 0.0) ** 2 * c * c for c, g in terms for x in seeds])) / s
         return Figure(value, math.sqrt(between), s - 1, math.sqrt(mc), pairing="row")
     rows = terms[0][1].at(seeds[0]).truth_rows()
     table = np.stack([sum((c * _row_values(g.at(x), metric) for c, g in terms), np.zeros(1)) for x in seeds])
+    strata, freedom = rows.strata, row_freedom(rows.n, rows.strata)
     thinned = table.shape[1] / rows.n  # fewer rows kept than drawn: their variance, at the size drawn
+    if isinstance(strata, Clusters):  # seeds may have rows of their own, but answer the same prompts
+        table, strata = strata.collapse(table), None
     own = float(np.mean([_own_variance(terms, x, metric, slope) for x in seeds])) if slope else 0.0
     if s == 1:
-        variance = mean_variance(table[0], rows.strata) * thinned + own
+        variance = mean_variance(table[0], strata) * thinned + own
         own_df = terms[0][1].at(seeds[0]).metrics[metric].df if len(terms) == 1 else None
-        df = row_freedom(rows.n, rows.strata) if own_df is None else own_df
+        df = freedom if own_df is None else own_df
         return Figure(value, math.sqrt(variance), df, math.sqrt(variance), pairing="row")
     # The between-seed part is of `values`, which hold all rows and the entropies' share; from the table comes the rest.
-    variance, _, seed_part, row_part = crossed_variance(table, rows.strata)
+    variance, _, seed_part, row_part = crossed_variance(table, strata)
     between = float(np.var(values, ddof=1)) / s
-    shared_entropies = _own_variance(terms, seeds[0], metric, slope, shared=True) if slope else 0.0
+    only = None if _clustered(terms, seeds) else True  # all seeds answer one sample of prompts, not only shared cells
+    shared_entropies = _own_variance(terms, seeds[0], metric, slope, shared=only) if slope else 0.0
     row_variance = max(variance - seed_part, 0.0) * thinned + shared_entropies
-    freedom = row_freedom(rows.n, rows.strata)
     df = welch_satterthwaite([between, row_part * thinned + shared_entropies], [s - 1, freedom])
     total = max(between + row_variance, row_part * thinned)
     return Figure(value, math.sqrt(total), df, math.sqrt(row_variance + own / s), pairing="row")
 
 
-def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, per_token: bool) -> Figure:
+def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, metric: str) -> Figure:
     """Recall over the rows that every law of the combination can say; for one group, over those it can say."""
     values: list[float] = []
     variances: list[float] = []
-    n = 0
     freedom = 1.0
     for s in seeds:
         columns = [(c, g.at(s).law_on_truth()) for c, g in terms]
@@ -278,14 +285,17 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, p
         if kept.sum() < 2 or (isinstance(strata, Clusters) and strata.count < 2):
             return Figure(None, None, None, pairing="row")
         y = sum((c * v[kept] for c, v in columns), np.zeros(1))
-        if per_token and rows.lengths is not None:
+        if metric.endswith("_per_token") and rows.lengths is not None:
             lengths = rows.lengths[kept]
             ratio = y.sum() / lengths.sum()
             y = (y - ratio * lengths) / lengths.mean() + ratio
-        n = int(kept.sum() * rows.n / kept.size)
+        n, value = y.size, float(y.mean())
+        known = terms[0][1].at(s).metrics[metric].value if len(terms) == 1 else None
+        if known is not None:  # a cell's own figure is of all rows drawn, not only of those kept
+            n, value = int(n * rows.n / kept.size), terms[0][0] * known
         matching = slope * sum(c * (g.at(s).metrics["entropy"].value or 0.0) for c, g in terms)
-        values.append(float(y.mean()) + matching)
-        variances.append(mean_variance(y, strata) * y.size / n)
+        values.append(value + matching)
+        variances.append(_variance_on(kept, y, rows.strata) * y.size / n)
         freedom = row_freedom(n, strata)
     count = len(seeds)
     own = float(np.mean([_own_variance(terms, s, "recall", slope) for s in seeds])) if slope else 0.0
@@ -293,9 +303,18 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, *, p
     if count == 1:
         return Figure(values[0], math.sqrt(mc), freedom, math.sqrt(mc), pairing="row")
     between = float(np.var(values, ddof=1)) / count
-    shared = mc if all(g.rows_shared for _, g in terms) else 0.0
+    shared = mc if all(g.rows_shared for _, g in terms) or _clustered(terms, seeds) else 0.0
     df = welch_satterthwaite([between, shared], [count - 1, freedom])
     return Figure(float(np.mean(values)), math.sqrt(between + shared), df, math.sqrt(mc), pairing="row")
+
+
+def _variance_on(kept: NDArray[np.bool_], y: Floats, strata: Strata | None) -> float:
+    """Variance of the mean of the kept rows `y`; `metrics.likelihood.mean_on` says what strata do to it."""
+    if not isinstance(strata, np.ndarray) or kept.all():
+        return mean_variance(y, None if strata is None else strata[kept])
+    away = np.zeros(kept.size)
+    away[kept] = (y - y.mean()) * (kept.size / y.size)
+    return mean_variance(away, strata)
 
 
 def group_figure(group: Group, metric: str) -> Figure:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit  # pyright: ignore[reportUnknownVariableType]
 
-from hydrometer.core.estimate import t_interval, welch_satterthwaite
+from hydrometer.core.clusters import Clusters, Strata
+from hydrometer.core.estimate import row_freedom, t_interval, welch_satterthwaite
 from hydrometer.core.rng import Stream
 
 __all__ = ["Arm", "Design", "Joint", "Linear", "row_covariance"]
@@ -61,12 +62,18 @@ class Design:
     ----------
     n : rows behind every figure.
     rows_shared : whether all seeds were judged on the same rows of the truth.
-    strata : (N,) the prompt each row of the truth answers, or None.
+    strata : (N,) the prompt each row of the truth answers, as `Clusters` where prompts are a sample, the same for all
+        candidates and seeds; or None.
     """
 
     n: int
     rows_shared: bool
-    strata: Ints | None = None
+    strata: Strata | None = None
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of what rows, or a sample of prompts, add to an error."""
+        return row_freedom(self.n, self.strata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,23 +172,27 @@ class Joint:
         block = (recall[:, None], recall[None, :])
         own = np.stack([a.own.mean(axis=0) for a in arms])
         own[:, 1] = 0.0
-        alone = np.array([a.one_cell or s == 1 for a in arms])[:, None]
+        strata = self.design.strata
+        clustered = isinstance(strata, Clusters)  # one sample of prompts behind all seeds: no error of it averages out
+        alone = np.array([a.one_cell or s == 1 or clustered for a in arms])[:, None]
         fixed = np.diag(np.where(alone, own, 0.0).ravel())
         self.own: Floats = np.diag(np.where(alone, 0.0, own / s).ravel())
         self.shared: Floats = fixed.copy()
         self.floor: Floats = fixed.copy()
         table = np.stack([a.rows for a in arms])  # (G, S, N)
         thinned = table.shape[2] / self.design.n
-        if s > 1 and not self.design.rows_shared:
-            each = [row_covariance(table[:, x], self.design.strata) for x in range(s)]
+        if isinstance(strata, Clusters):
+            table, strata = strata.collapse(table), None
+        if s > 1 and not (self.design.rows_shared or clustered):
+            each = [row_covariance(table[:, x], strata) for x in range(s)]
             self.own[block] += np.mean(each, axis=0) / s * thinned
             return
         by_row = table.mean(axis=1)
-        rows = row_covariance(by_row, self.design.strata)
+        rows = row_covariance(by_row, strata)
         interaction = np.zeros_like(rows)
         if s > 1:
             rest = table - table.mean(axis=2, keepdims=True) - by_row[:, None, :] + by_row.mean(axis=1)[:, None, None]
-            interaction = np.sum([row_covariance(rest[:, x], self.design.strata) for x in range(s)], axis=0)
+            interaction = np.sum([row_covariance(rest[:, x], strata) for x in range(s)], axis=0)
             interaction /= s * (s - 1)
         self.shared[block] += _positive(rows - interaction) * thinned
         self.floor[block] += rows * thinned
@@ -196,7 +207,7 @@ class Joint:
         """
         between, shared, floor = (max(float(c @ m @ c), 0.0) for m in (self.between, self.shared, self.floor))
         total = max(between + shared, floor)
-        df = welch_satterthwaite([between, floor], [max(self.seeds - 1, 1), max(self.design.n - 1, 1)])
+        df = welch_satterthwaite([between, floor], [max(self.seeds - 1, 1), self.design.freedom])
         return Linear(float(c @ self.mean) + constant, math.sqrt(total), df)
 
     def needed(self, c: Floats, gap: float, level: float) -> tuple[int | None, int | None]:
@@ -218,7 +229,7 @@ class Joint:
         def shown(seeds: float, rows: float) -> bool:
             a = ((between - own) + own * n / rows) * s / seeds
             b = shared * n / rows
-            df = welch_satterthwaite([a, b], [seeds - 1, rows - 1])
+            df = welch_satterthwaite([a, b], [seeds - 1, (self.design.freedom + 1) * rows / n - 1])
             return gap > float(stdtrit(df, 1 - level)) * math.sqrt(a + b)
 
         seeds = _first(self.seeds, _MOST_SEEDS, lambda x: shown(x, n))
