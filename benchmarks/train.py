@@ -73,7 +73,7 @@ def one(kind: str, case: str, bf16: bool, steps: int) -> dict[str, Any]:
         args = _arguments(training, len(data), lm, 0, folder)
         if kind == "hydrometer":
             family._keep_freed_memory()  # as `run` does
-            trainer: Any = _MLETrainer(lm, training, args, data, clock)
+            trainer: Any = _MLETrainer(lm, training, args, data, clock, None)
         else:
             args.bf16 = bf16
 
