@@ -1,19 +1,27 @@
 """Counts of operations and bytes against torch's own counter and the networks themselves."""
 
+import math
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from transformers import MixtralConfig  # noqa: E402
 
 from chains import lm_spec  # noqa: E402
-from hydrometer.models.causal_lm.costs import forward_flops, shape_of, spread  # noqa: E402
+from hydrometer.models.causal_lm import trainer  # noqa: E402
+from hydrometer.models.causal_lm.costs import forward_flops, lanes_of, shape_of, spread  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
+from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from hydrometer.models.causal_lm.timing import _Bench, measure  # noqa: E402
-from tiny import make_gpt2, make_llama, make_qwen2  # noqa: E402
+from hydrometer.stages.score import Columns, save_columns  # noqa: E402
+from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
 
 
 @pytest.mark.parametrize("make", [make_llama, lambda: make_gpt2(tied=True), make_qwen2], ids=["llama", "gpt2", "qwen2"])
@@ -92,3 +100,81 @@ def test_a_fit_of_several_workers_is_measured_in_this_process(llama_folder: Path
     s = CAUSAL_LM.subject(chain_of(llama_folder))
     several = s.levels["student"].training.model_copy(update={"num_workers": 2, "save_steps": 1})
     assert min(_Bench(s, 4.0).train(s.configs["student"], several)) > 0
+
+
+def test_experts_are_counted_whole() -> None:
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    attention, router, experts = 2 * 32 * 32 + 2 * 32 * 16, 4 * 32, 4 * 3 * 32 * 48
+    assert shape_of(config).layer == attention + router + experts
+
+
+def test_a_block_of_scores_keeps_what_is_said(llama_folder: Path, tmp_path: Path) -> None:
+    c, n = chain_of(llama_folder), 1000
+    own, first = np.zeros(n), np.zeros((n, 1 + math.ceil(math.log2(c.truth.max_new_tokens))))
+    save_columns(Columns(own, own, np.zeros((n, 2)), first, first), tmp_path)
+    written = sum(f.stat().st_size for f in tmp_path.iterdir())
+    for stage in ("score truth", "score law"):
+        assert CAUSAL_LM.work(c, stage, "student", n, 6.0, "float32").disk == pytest.approx(written, rel=0.02)
+
+
+def test_memory_of_a_draw_is_that_of_its_arithmetic(llama_folder: Path) -> None:
+    c = chain_of(llama_folder, draw_dtype="bfloat16")
+    narrow, wide = (CAUSAL_LM.work(c, "draw", "truth", 16, 6.0, p).memory for p in ("bfloat16", "float32"))
+    assert wide == 2 * narrow > 0
+    assert CAUSAL_LM.footprint(c, "draw", "truth", 16).memory_least == wide  # evaluation rows are drawn in float32
+
+
+def test_a_plans_memory_is_counted_wherever_it_is(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, auto = chain_of(llama_folder, threads=4), chain_of(llama_folder, threads=4, device="auto")
+    said = {s: CAUSAL_LM.work(here, s, "student", 16, 6.0, "float32").memory for s in ("draw", "fit", "score law")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert CAUSAL_LM.footprint(auto, "draw", "student", 16).memory_least == 0
+    assert said == {s: CAUSAL_LM.work(auto, s, "student", 16, 6.0, "float32").memory for s in said}
+    assert (lanes_of(here), lanes_of(auto)) == (4, 1)
+
+
+def test_held_out_rows_are_scored_in_float32_whatever_models_are_judged_in(llama_folder: Path) -> None:
+    c = chain_of(llama_folder, judge_dtype="bfloat16")
+    scored = [p for p in CAUSAL_LM.work(c, "fit", "student", 64, 6.0, "bfloat16").parts if p.phase == "score"]
+    assert {p.dtype for p in scored} == {"float32"}
+    assert {p.name for p in scored} <= set(measure(CAUSAL_LM.subject(c), 4.0, {}))
+
+
+def test_attention_counts_the_tokens_that_answers_are_expected_to_have(llama_folder: Path) -> None:
+    c = chain_of(llama_folder)
+    s, rows, mean = CAUSAL_LM.subject(c), 64, 2.0
+    truth, tokens = s.shapes["truth"], rows * mean
+    scored = CAUSAL_LM.work(c, "score own", "truth", rows, mean, "float32").flops
+    prompts = forward_flops(truth, sum(s.prompts), 0, 0)
+    looked = truth.layers * 2.0 * truth.attention * s.prompt * sum(s.prompts)
+    once = forward_flops(truth, tokens, tokens * (s.prompt + mean / 2), tokens)
+    assert scored == pytest.approx(once + prompts + looked)
+
+
+def test_what_was_measured_at_one_length_is_not_taken_for_another(llama_folder: Path) -> None:
+    c = chain_of(llama_folder)
+    longer = c.model_copy(update={"truth": c.truth.model_copy(update={"max_new_tokens": 60})})
+    asked = c.model_copy(update={"truth": c.truth.model_copy(update={"prompts": "w3 w4 w5 w6 w7 w8"})})
+    for stage in ("draw", "score own", "score law"):
+        names = [{p.name for p in CAUSAL_LM.work(x, stage, "student", 16, 4.0, "float32").parts}
+                 for x in (c, longer, asked)]  # fmt: skip
+        assert all(a.isdisjoint(b) for a, b in combinations(names, 2))
+
+
+@pytest.mark.parametrize("more", [{"num_workers": 2}, {"save_steps": 500}], ids=["workers", "checkpoints"])
+def test_fits_of_workers_and_with_checkpoints_are_measured_and_leave_nothing(llama_folder: Path, more: Any) -> None:
+    levels = {k: lm_spec(llama_folder)["chains"]["lm"][k] for k in ("teacher", "student")}
+    # On both: equal shapes are measured once.
+    c = chain_of(llama_folder, **{k: v | {"training": v["training"] | more} for k, v in levels.items()})
+    found = measure(CAUSAL_LM.subject(c), 4.0, {})
+    assert any(n.startswith("train.layer") for n in found)
+    assert not list(Path(trainer.__file__).parent.glob("checkpoint-*"))
+
+
+def test_a_chain_that_fills_its_models_positions_is_measured(tmp_path: Path) -> None:
+    CausalLM(make_llama(max_position_embeddings=5), make_tokenizer(64)).save(tmp_path / "tight")
+    c = chain_of(tmp_path / "tight", truth={"source": str(tmp_path / "tight"), "max_new_tokens": 4, "prompts": None})
+    assert all(v > 0 for v in measure(CAUSAL_LM.subject(c), 4.0, {}).values())

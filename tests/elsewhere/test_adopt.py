@@ -247,3 +247,9 @@ def test_figures_of_another_machine_are_not_thrown_away(
     with pytest.raises(InputError, match="versions, threads and processor"):
         hm.adopt(folder, model=world.checkpoints["one-0"], name="x", training="direct")
     assert contents(folder) == before
+
+
+def test_a_plan_counts_what_was_adopted(world: World, adopted: Any) -> None:
+    spec = world.run.parent / "spec.yaml"
+    before, after = (hm.plan(spec, out=folder, device="h100").total for folder in (world.run, adopted[0]))
+    assert before["done"] == before["stages"] < after["stages"] == after["done"]

@@ -9,7 +9,6 @@ of the peak that a kind of work reaches as a stated figure of the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.errors import one_line
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import Family, Precision
 
@@ -24,6 +24,7 @@ __all__ = ["PHASES", "Counted", "Device", "Lengths", "Part", "Phase", "Stage", "
 
 Phase = Literal["draw", "score", "train"]
 PHASES: tuple[Phase, ...] = ("draw", "score", "train")
+_HUGE, _SLOW = 1e30, 1e9  # rates, and seconds or prices, beyond which sums of a plan would not be numbers
 Stage = Literal["draw", "fit", "score own", "score truth", "score law", "judge", "open"]
 
 
@@ -119,14 +120,19 @@ class Device(Strict):
     name: str = Field(min_length=1, max_length=64)
     source: str = "given by the user"
     flops: dict[str, float]
-    bandwidth: float = Field(gt=0)
+    bandwidth: float = Field(ge=1, le=_HUGE)
     utilisation: dict[Phase, float]
-    launch: float = Field(default=0.0, ge=0)
-    link: float = Field(default=1e9, gt=0)
-    memory: float | None = Field(default=None, gt=0)
-    usd_per_hour: float | None = Field(default=None, ge=0)
+    launch: float = Field(default=0.0, ge=0, le=_SLOW)
+    link: float = Field(default=1e9, ge=1, le=_HUGE)
+    memory: float | None = Field(default=None, gt=0, le=_HUGE)
+    usd_per_hour: float | None = Field(default=None, ge=0, le=_SLOW)
     count: int = Field(default=1, ge=1, le=1_000_000)
     measured: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("name", "source")
+    @classmethod
+    def _on_a_line(cls, value: str) -> str:
+        return one_line(value)
 
     @field_validator("flops", "utilisation")
     @classmethod
@@ -135,17 +141,17 @@ class Device(Strict):
         needed = ("float32", "bfloat16") if what == "flops" else PHASES
         if missing := [k for k in needed if k not in value]:
             raise PydanticCustomError("lacks", "{what} lacks {k}", {"what": what, "k": missing[0]})
-        top = math.inf if what == "flops" else 1.0
-        if not all(0 < v <= top for v in value.values()):
-            text = "{what} must lie above 0 and not above {top}"
-            raise PydanticCustomError("range", text, {"what": what, "top": top})
+        least, top = (1.0, _HUGE) if what == "flops" else (1e-6, 1.0)
+        if not all(least <= v <= top for v in value.values()):
+            text = "{what} must lie between {least} and {top}"
+            raise PydanticCustomError("range", text, {"what": what, "least": least, "top": top})
         return value
 
     @field_validator("measured")
     @classmethod
     def _times(cls, value: dict[str, float]) -> dict[str, float]:
-        if not all(v >= 0 for v in value.values()):
-            raise PydanticCustomError("range", "measured seconds must not be negative")
+        if not all(0 <= v <= _SLOW for v in value.values()):
+            raise PydanticCustomError("range", "measured seconds must lie between 0 and {most}", {"most": _SLOW})
         return value
 
     def seconds(self, part: Part) -> float:

@@ -13,16 +13,20 @@ from typing import Literal
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import Family, Precision
+from hydrometer.models.base import Family, FitsTogether, Precision
+from hydrometer.models.chosen import needs_truth
+from hydrometer.models.drawing import draw_identity
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.work import Counted, Device, Lengths, Part, Work
 from hydrometer.models.work import Stage as Kind
+from hydrometer.run.adopted import Adopted, read_adopted
 from hydrometer.run.api import joined, load_spec
 from hydrometer.run.devices import ThisMachine, load_device
 from hydrometer.run.machine import missing_stages
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.run.trial import kind_of, trial, trial_name, units_of
 from hydrometer.stages.nodes import DrawNode, EmbedNode, FitNode, JudgeNode, Node, ScoreNode
+from hydrometer.stages.score import BIAS_ROWS
 from hydrometer.store.places import place_of
 from hydrometer.store.records import RunFolder
 
@@ -147,10 +151,11 @@ def plan(
     given = load_device(device) if isinstance(device, str) else device
     families = {name: _family(chain) for name, chain in spec.chains.items()}
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
+    adopted: list[Adopted] = []
     if all(families[n] is family_of(c) for n, c in spec.chains.items()) and folder.root.is_dir():
-        spec = joined(folder, spec)
+        spec, adopted = joined(folder, spec), read_adopted(folder)
     by_chain = {id(chain): families[name] for name, chain in spec.chains.items()}
-    nodes = plan_run(spec, family=lambda chain: by_chain[id(chain)])
+    nodes = plan_run(spec, adopted, family=lambda chain: by_chain[id(chain)])
     left = missing_stages(nodes, place_of(cache) if cache is not None else folder.artifacts)
     pricing = _Pricing(spec, nodes, left, given, mean_tokens, say or (lambda _: None))
     rows = [row for name in spec.chains for row in pricing.chain(name)]
@@ -200,6 +205,8 @@ class _Pricing:
             yield from self._tried(name, context.family, context.spec, left)
         else:
             self.note(f"{name}: {context.family.name} does not say what its stages take; their hours are missing")
+            if self.given is None:
+                self.used.append(ThisMachine(context.family, context.spec, self.say).device)
             yield from self._summed(name, left, lambda n: (Work(), None, None))
 
     # -- dear chains: counted -----------------------------------------------------------------------------------------
@@ -216,6 +223,7 @@ class _Pricing:
             device = machine.device
         self.used.append(device)
         self.note(f"device {device.name}: {device.source}")
+        self._note_unpriced(name, family, chain, left)
         every = device.measured.get("stage", 0.0)
 
         def priced(work: Work, most: Work) -> tuple[Work, float, float]:
@@ -229,6 +237,16 @@ class _Pricing:
             yield self._examined(name, family, counted, chain, lengths, device)
             yield from self._opened(name, counted, family, chain, left, device)
         yield from self._summed(name, left, of)
+
+    def _note_unpriced(self, name: str, family: Family, chain: ChainSpec, left: list[Node]) -> None:
+        """Say what a run of this chain does that no count knows."""
+        if isinstance(family, FitsTogether) and any(family.workers(x) > 1 for x in family.levels(chain)):
+            self.note(f"{name}: fits of several workers are priced as fits by one; what they exchange is not counted")
+        draws = {(n.law.role, n.purpose, n.selectivity): n for n in left if isinstance(n, DrawNode)}.values()
+        if any(draw_identity(family, chain, n.law.role, n.purpose) for n in draws):
+            self.note(f"{name}: rows that an engine draws are priced as this package's own sampler would draw them")
+        if any(n.selectivity is not None and n.selectivity.accept is not None for n in draws):
+            self.note(f"{name}: candidates that accept rejects are not counted")
 
     def _lengths(self, name: str, counted: Counted, chain: ChainSpec) -> Lengths:
         most = int(getattr(getattr(chain, "truth", None), "max_new_tokens", 1))
@@ -244,24 +262,37 @@ class _Pricing:
 
     def _work(self, node: Node, counted: Counted, mean: float) -> Work:
         chain, family = node.context.spec, node.context.family
+        judged = family.precision(chain, "judge")
         match node:
             case DrawNode():
-                precision = family.precision(chain, node.purpose)
+                precision, s = family.precision(chain, node.purpose), node.selectivity
                 once = self._count(node, counted, "draw", node.law.role, node.n, mean, precision)
-                candidates = 1 if node.selectivity is None else node.selectivity.best_of or 1
-                return replace(once, parts=tuple(_scaled(p, candidates) for p in once.parts))
+                if s is None or not s.chooses:
+                    return once
+                each = [once]
+                if needs_truth(s):  # every candidate is scored under it
+                    each.append(self._count(node, counted, "score own", "truth", node.n, mean, precision))
+                parts = tuple(_scaled(p, s.best_of or 1) for w in each for p in w.parts)
+                return replace(once, memory=sum(w.memory for w in each), parts=parts)
             case FitNode():
-                return self._count(node, counted, "fit", node.level.role, node.data.n, mean)
+                return self._count(node, counted, "fit", node.level.role, node.data.n, mean, judged)
             case ScoreNode():
                 is_truth = node.law == node.truth and node.decoding is None
                 kind: Kind = "score own" if is_truth else "score truth" if node.side == "truth" else "score law"
-                return self._count(node, counted, kind, node.law.role, node.n, mean)
+                work = self._count(node, counted, kind, node.law.role, node.n, mean, judged)
+                again = min(BIAS_ROWS - node.start, node.n) if judged == "bfloat16" else 0
+                if again <= 0:
+                    return work
+                chosen = node.decoding is not None and node.decoding.chooses
+                roles = ("truth",) if is_truth or chosen else ("truth", node.law.role)
+                exact = [self._count(node, counted, "score own", r, again, mean, "float32") for r in roles]
+                return replace(work, parts=work.parts + tuple(p for w in exact for p in w.parts))
             case JudgeNode() if node.truth_scores or node.law_scores:
-                return self._count(node, counted, "judge", node.law.role, node.law_rows.n, mean)
-            case JudgeNode():  # rows chosen among candidates: the truth scores them
-                return self._count(node, counted, "score own", "truth", node.law_rows.n, mean)
+                return self._count(node, counted, "judge", node.law.role, node.law_rows.n, mean, judged)
+            case JudgeNode():  # rows that are not stored: the truth scores them
+                return self._count(node, counted, "score own", "truth", node.law_rows.n, mean, judged)
             case EmbedNode():  # one pass of the truth
-                return self._count(node, counted, "score own", "truth", node.n, mean)
+                return self._count(node, counted, "score own", "truth", node.n, mean, judged)
             case _:
                 return Work(disk=_SHOWN)
 
@@ -293,14 +324,17 @@ class _Pricing:
     ) -> Iterator[StageCost]:  # fmt: skip
         """Models read from disk: once in each arithmetic that draws or scores, as they are kept while in use."""
         key = self.plan.chains[name].truth.key
-        pairs: set[tuple[str, str, Precision]] = {
+        pairs: dict[tuple[str, str, Precision], None] = dict.fromkeys([
             ("truth", key, family.precision(chain, "train")), ("truth", key, family.precision(chain, "judge")),
-        }  # fmt: skip
+        ])  # fmt: skip
         for node in left:
             if isinstance(node, DrawNode):
-                pairs.add((node.law.role, node.law.key, family.precision(chain, node.purpose)))
+                pairs[node.law.role, node.law.key, family.precision(chain, node.purpose)] = None
             elif isinstance(node, ScoreNode):
-                pairs.add((node.law.role, node.law.key, family.precision(chain, "judge")))
+                judged = family.precision(chain, "judge")
+                pairs[node.law.role, node.law.key, judged] = None
+                if judged == "bfloat16" and node.start < BIAS_ROWS:
+                    pairs |= {("truth", key, "float32"): None, (node.law.role, node.law.key, "float32"): None}
         count: dict[str, int] = {}
         for role, _, _ in pairs:
             count[role] = count.get(role, 0) + 1

@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from pydantic import ValidationError
 
-from hydrometer.core.documents import explain, nearest, parse_yaml
+from hydrometer.core.documents import MAX_YAML_BYTES, explain, nearest, parse_yaml, read_json
 from hydrometer.core.errors import DataError, FolderError, SpecError
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
@@ -29,6 +29,7 @@ _ASSUMED = (
     "peaks of the vendor's data sheet (dense; float32 without TF32) times assumed utilisations, 8 microseconds to "
     "launch an operation; not measured by this project"
 )
+_MOST_BYTES = 100_000_000  # of kept measurements
 _SHARES = {"draw": 0.3, "score": 0.3, "train": 0.35}
 
 
@@ -66,14 +67,15 @@ def load_device(name: str) -> Device | None:
         return None
     if name in PROFILES:
         return PROFILES[name]
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.suffix not in (".yaml", ".yml", ".json"):
         known = ["this", *PROFILES]
         raise SpecError("unknown device", got=name, fix=nearest(name, known) + " or give a .yaml file")
     try:
-        fields = parse_yaml(path.read_bytes(), path.name)
-    except OSError as e:
-        raise SpecError(f"the device's file cannot be read: {e.strerror}", got=name) from None
+        with path.expanduser().open("rb") as f:
+            fields = parse_yaml(f.read(MAX_YAML_BYTES + 1), path.name)
+    except (OSError, ValueError, RuntimeError) as e:  # a name with NUL, the home of nobody
+        raise SpecError(f"the device's file cannot be read: {getattr(e, 'strerror', e)}", got=name) from None
     return _merged(fields, path)
 
 
@@ -122,7 +124,7 @@ class ThisMachine:
         if not self.path.is_file():
             return None
         try:
-            return Device.model_validate(json.loads(self.path.read_bytes()))
+            return Device.model_validate(read_json(self.path, _MOST_BYTES))
         except (OSError, ValueError) as e:
             said = explain(e, self.path.name) if isinstance(e, ValidationError) else e
             fix = f"mend or delete {self.path}"

@@ -22,7 +22,7 @@ _PATIENCE = 5.0  # seconds; a first run longer than that is not repeated
 
 
 def trial(spec: RunSpec, name: str) -> dict[str, float]:
-    """Run one seed of a chain, or some points of its map, twice: the first time compiles. Median seconds by kind.
+    """Run one seed of a chain, or some points of its map, twice: the first time compiles. Mean seconds by kind.
 
     Returns
     -------

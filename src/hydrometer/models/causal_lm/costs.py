@@ -23,12 +23,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.footprint import footprint, judge_bytes, row_bytes
+from hydrometer.models.causal_lm.footprint import footprint, judge_bytes, on_accelerator, row_bytes
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
 from hydrometer.models.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
 
-__all__ = ["Shape", "Subject", "forward_flops", "lanes_of", "padded_batch", "shape_of", "spread", "stage_work"]
+__all__ = [
+    "Shape", "Subject", "forward_flops", "lanes_of", "padded_batch", "score_names", "shape_of", "spread", "stage_work",
+]  # fmt: skip
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _PACKED_TOKENS = 1024  # of a batch that is scored: `scorer`
@@ -81,7 +83,8 @@ def _shape(kind: type[PretrainedConfig], body: str) -> Shape:
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     head = network.get_output_embeddings()
     tables |= set() if head is None else {id(head.weight)}
-    matrices = sum(p.numel() for p in network.parameters() if p.ndim == 2 and id(p) not in tables)
+    # Experts of a mixture are one parameter of three dimensions.
+    matrices = sum(p.numel() for p in network.parameters() if p.ndim > 1 and id(p) not in tables)
     layers, heads = int(text.num_hidden_layers), int(getattr(text, "num_attention_heads", 1) or 1)
     size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     groups = int(getattr(text, "num_key_value_heads", None) or heads)
@@ -125,10 +128,15 @@ class Subject:
         """Mean length of a prompt, tokens."""
         return sum(self.prompts) / len(self.prompts)
 
+    @property
+    def span(self) -> str:
+        """How far back tokens look, as part of a name: what attention takes is measured at it."""
+        return f"{self.prompt:.0f}+{self.chain.truth.max_new_tokens}t"
+
 
 def lanes_of(chain: CausalLMChain) -> int:
     """Lanes that scoring may use on the CPU."""
-    return 1 if chain.device == "cuda" else min(chain.n_threads, _MOST_LANES)
+    return 1 if on_accelerator(chain) else min(chain.n_threads, _MOST_LANES)
 
 
 def spread(tokens: float, lanes: int) -> float:
@@ -158,7 +166,7 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
     Parameters
     ----------
     role : whose law draws, is fitted, judged or opened. rows : drawn, learned, or judged of each law.
-    mean : tokens of an answer. precision : arithmetic of a draw.
+    mean : tokens of an answer. precision : arithmetic of a draw, and of scores.
     """
     tokens, longest, level = rows * mean, subject.chain.truth.max_new_tokens, subject.levels.get(role)
     if stage == "open":
@@ -166,7 +174,8 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
         return Work(parts=(Part("open", n, "score", loaded=4.0 * n),))
     training = None if level is None else level.training
     likes = stage if stage in ("draw", "fit") else "judge"
-    takes = footprint(subject.chain, subject.configs, training, likes, role, rows)
+    dtype = None if stage in ("fit", "judge") else precision
+    takes = footprint(subject.chain, subject.configs, training, likes, role, rows, dtype=dtype, anywhere=True)
     match stage:
         case "draw":
             parts = _draw(subject, subject.shapes[role], precision, rows, mean)
@@ -179,8 +188,13 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
             held = min(rows * longest * 2, IN_MEMORY)  # more of them are mapped
             return Work(tokens * epochs, takes.disk_most, takes.memory_least + held, parts)
         case _:
-            parts = _score(subject, stage, role, rows, mean)
-            return Work(tokens, takes.disk_most / 2 + _SCORED, takes.memory_least, parts)
+            parts = _score(subject, stage, role, rows, mean, precision)
+            return Work(tokens, takes.disk_most + _SCORED, takes.memory_least, parts)
+
+
+def score_names(subject: Subject, shape: Shape, dtype: str) -> tuple[str, str]:
+    """Name the parts of a scored token: a decoder layer, and the rest."""
+    return f"score.layer {shape.label} {dtype} {subject.span}", f"score.rest {shape.label} {dtype} {subject.span}"
 
 
 def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[Part, ...]:
@@ -188,8 +202,9 @@ def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[P
     blocks = max(rows / s.chain.block_rows, 1.0)
     context = s.prompt + mean / 2
     kept = tokens * context * own.kept * width
+    name = f"{own.label} {dtype} {s.chain.block_rows}r {s.span}"
     layer = Part(
-        f"draw.layer {own.label} {dtype} {s.chain.block_rows}r",
+        f"draw.layer {name}",
         own.layers * tokens,
         "draw",
         own.layers * (2.0 * own.layer * tokens + 4.0 * own.attention * context * tokens),
@@ -199,7 +214,7 @@ def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[P
     )
     matrix = float(own.width * own.vocabulary)
     rest = Part(
-        f"draw.rest {own.label} {dtype} {s.chain.block_rows}r",
+        f"draw.rest {name}",
         tokens,
         "draw",
         2.0 * matrix * tokens,
@@ -214,37 +229,37 @@ def _prefill(s: Subject, own: Shape, dtype: str, rows: int, times: float) -> tup
     """The prompts that so many rows answer, run once."""
     tokens = sum(s.prompts) * min(1.0, rows / times / len(s.prompts)) * times
     flops = own.layers * (2.0 * own.layer * tokens + 2.0 * own.attention * s.prompt * tokens)
-    return (Part(f"score.layer {own.label} {dtype}", own.layers * tokens, "score", flops, 0.0, dtype),)
+    return (Part(score_names(s, own, dtype)[0], own.layers * tokens, "score", flops, 0.0, dtype),)
 
 
-def _layers(s: Subject, own: Shape, dtype: str, tokens: float, share: float = 1.0) -> Part:
+def _layers(s: Subject, own: Shape, dtype: str, tokens: float, mean: float, share: float = 1.0) -> Part:
     """Decoder layers over whole answers, by rows together."""
-    context = s.prompt + s.chain.truth.max_new_tokens / 2
+    context = s.prompt + mean / 2
     flops = share * own.layers * tokens * (2.0 * own.layer + 4.0 * own.attention * context)
     units = share * own.layers * spread(tokens, lanes_of(s.chain))
-    return Part(f"score.layer {own.label} {dtype}", units, "score", flops, 0.0, dtype)
+    return Part(score_names(s, own, dtype)[0], units, "score", flops, 0.0, dtype)
 
 
-def _score(s: Subject, side: str, role: str, rows: int, mean: float) -> tuple[Part, ...]:
-    """One block of rows: under the truth alone, or under both laws with both expectations."""
-    truth, own, dtype = s.shapes["truth"], s.shapes[role], s.chain.judge_dtype
+def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str) -> tuple[Part, ...]:
+    """One block of rows: under one law alone, or under the truth and another with both expectations."""
+    truth, own = s.shapes["truth"], s.shapes[role]
     tokens = rows * mean
     units = spread(tokens, lanes_of(s.chain))
     ids = tokens * truth.vocabulary * _ID_BYTES
     if side == "score own":
-        head = 2.0 * truth.width * truth.vocabulary * tokens
+        head = 2.0 * own.width * own.vocabulary * tokens
         return (
-            _layers(s, truth, dtype, tokens),
-            Part(f"score.rest {truth.label} {dtype}", units, "score", head, ids, dtype),
-            *_prefill(s, truth, dtype, rows, 1.0),
+            _layers(s, own, dtype, tokens, mean),
+            Part(score_names(s, own, dtype)[1], units, "score", head, ids, dtype),
+            *_prefill(s, own, dtype, rows, 1.0),
         )
     room = _KEPT_BYTES / (s.chain.data.evaluate * mean * truth.width * _BYTES[dtype])
     again = 1.0 - min(1.0, room) if side == "score truth" else 1.0
     heads = 2.0 * tokens * (truth.width * truth.vocabulary + own.width * own.vocabulary)
     return (
-        _layers(s, truth, dtype, tokens, again),
-        _layers(s, own, dtype, tokens),
-        Part(f"beside.rest {truth.label} + {own.label} {dtype}", units, "score", heads, 2 * ids, dtype),
+        _layers(s, truth, dtype, tokens, mean, again),
+        _layers(s, own, dtype, tokens, mean),
+        Part(f"beside.rest {truth.label} + {own.label} {dtype} {s.span}", units, "score", heads, 2 * ids, dtype),
         *_prefill(s, truth, dtype, rows, 1.0),
         *_prefill(s, own, dtype, rows, 1.0),
     )
@@ -275,9 +290,9 @@ def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
         dtype,
     )
     held = s.chain.data.validate_ * mean
-    judged = s.chain.judge_dtype
+    judged = "float32"  # what is trained has float32 weights, whatever models are judged in
     scored = Part(
-        f"score.rest {own.label} {judged}",
+        score_names(s, own, judged)[1],
         epochs * spread(held, lanes_of(s.chain)),
         "score",
         epochs * 2.0 * matrix * held,
@@ -285,4 +300,4 @@ def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
         judged,
     )
     kept = Part("save", own.parameters, "train", loaded=4.0 * own.parameters)
-    return layer, rest, _layers(s, own, judged, held, epochs), scored, kept
+    return layer, rest, _layers(s, own, judged, held, mean, epochs), scored, kept

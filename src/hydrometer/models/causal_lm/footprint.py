@@ -21,7 +21,7 @@ from hydrometer.models.causal_lm.initial import layers_config, scratch_config
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
 from hydrometer.models.training_rows import IN_MEMORY
 
-__all__ = ["count_parameters", "footprint", "judge_bytes", "level_configs", "row_bytes"]
+__all__ = ["count_parameters", "footprint", "judge_bytes", "level_configs", "on_accelerator", "row_bytes"]
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _CHUNK = 1024  # rows of logits that the loss holds at once
@@ -76,6 +76,9 @@ def footprint(
     stage: Literal["draw", "fit", "judge"],
     role: str,
     rows: int,
+    *,
+    dtype: str | None = None,
+    anywhere: bool = False,
 ) -> Footprint:
     """Return the bytes that a stage takes. Activations and what libraries keep are left out.
 
@@ -83,42 +86,52 @@ def footprint(
     ----------
     configs : of the truth and the levels, by role; see `level_configs`.
     training : of the level that is fitted.
+    dtype : arithmetic of a draw or a score; None takes the wider in which such a stage may run.
+    anywhere : also count memory that is an accelerator's here.
 
     Sources: `trainer` for what a fit holds (float32 master weights, gradients, two moments of AdamW, the best epoch),
     `losses` for the output matrix's products, `decoders` for keys and values.
     """
+
+    def held(n_bytes: int) -> int:
+        return n_bytes if anywhere else _here(chain, n_bytes)
+
     own, truth = configs[role], configs["truth"]
     n, longest = count_parameters(own), chain.truth.max_new_tokens
     match stage:
         case "draw":
-            width = _BYTES[chain.draw_dtype]
+            width = _BYTES[dtype] if dtype else max(_BYTES[chain.draw_dtype], _BYTES[chain.judge_dtype])
             cache = chain.block_rows * longest * _keys_and_values(own) * width
             logits = chain.block_rows * _vocabulary(own) * width
-            return Footprint(10 * rows, row_bytes(rows, longest), _here(chain, n * width + cache + logits))
+            return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
         case "fit":
-            held = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
-            held += _BYTES[chain.judge_dtype] * count_parameters(truth)
+            fitted = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
+            fitted += _BYTES[chain.judge_dtype] * count_parameters(truth)
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0
-            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), _here(chain, held), scratch)
+            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), held(fitted), scratch)
         case "judge":
             both = n if role == "truth" else n + count_parameters(truth)
             # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
             columns = 4 + 2 * (1 + math.ceil(math.log2(longest)))
-            return Footprint(16 * rows, 8 * columns * rows, _here(chain, both * _BYTES[chain.judge_dtype]))
+            return Footprint(16 * rows, 8 * columns * rows, held(both * _BYTES[dtype or chain.judge_dtype]))
+
+
+def on_accelerator(chain: CausalLMChain) -> bool:
+    """Whether the chain's networks run on an accelerator of this machine."""
+    return chain.device == "cuda" or (chain.device == "auto" and torch.cuda.is_available())
 
 
 def _here(chain: CausalLMChain, held: int) -> int:
     """What is held in this machine's memory; an accelerator's is not looked at."""
-    elsewhere = chain.device == "cuda" or (chain.device == "auto" and torch.cuda.is_available())
-    return 0 if elsewhere else held
+    return 0 if on_accelerator(chain) else held
 
 
 def row_bytes(rows: int, tokens: float) -> int:
     """Return the bytes of stored rows of so many tokens each; an artifact's `meta.json` is not in them.
 
-    A stored token is an id and two float32 log-probabilities, 8 bytes and two to eight more: Parquet keeps small
-    columns as a table of values and places in it, which does not pay for figures that differ.
+    A stored token is two float32 log-probabilities, 8 bytes, and an id, which Parquet keeps as a place in a table of
+    values: 2 bytes of text, up to 7 where hardly any id comes twice.
     """
     return int(rows * (tokens * 15 + 20)) + _PARQUET
 

@@ -19,11 +19,13 @@ from hydrometer.models.causal_lm.footprint import level_configs
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.probe import small_law
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, PromptsFile, Truth
+from hydrometer.models.causal_lm.vet import check_sizes
 from hydrometer.models.work import Lengths
 
 __all__ = ["at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]
 
 _BYTES_PER_TOKEN = 4  # of English text, where no tokenizer is at hand
+_OLDER = ("rope_theta", "rope_scaling", "torch_dtype")  # of config.json before transformers 5, which still reads them
 
 
 def at_hand(truth: Truth) -> bool:
@@ -53,8 +55,11 @@ def described_config(truth: Truth) -> PretrainedConfig:
         raise SpecError("truth.architecture needs model_type", got=kind, fix="for example model_type: llama")
     try:
         known = AutoConfig.for_model(kind).to_dict()
-        if unknown := [k for k in fields if k not in known]:
+        if unknown := [k for k in fields if k not in known and k not in _OLDER]:
             raise SpecError("truth.architecture: unknown field", got=unknown[0], fix=f"see {kind}'s configuration")
+        check_sizes(
+            fields, "truth.architecture"
+        )  # as of a model that is there: networks without storage are built, too
         config = AutoConfig.for_model(kind, **fields)
         shape_of(config)
     except SpecError:

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import FitRequest
-from hydrometer.models.causal_lm.costs import Shape, Subject, lanes_of, padded_batch, stage_work
+from hydrometer.models.causal_lm.costs import Shape, Subject, lanes_of, padded_batch, score_names, stage_work
 from hydrometer.models.causal_lm.initial import fresh_network, layers_config
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.model import CausalLM, pick_device
@@ -59,18 +59,18 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
     chain, out = subject.chain, dict(known)
     truth = subject.configs["truth"]
     for role, config in subject.configs.items():
+        shape = subject.shapes[role]
         for dtype in sorted({chain.draw_dtype, chain.judge_dtype}):
             names = [p.name for p in stage_work(subject, "draw", role, chain.block_rows, mean, dtype).parts]
             bench.add(out, names[:2], lambda c=config, d=dtype: bench.draw(c, d))
-            bench.add(out, names[2:], lambda c=config, d=dtype: bench.score(c, d)[:1])
+        # Held-out rows are scored in float32, and so are some of what is judged in bfloat16.
+        for dtype in sorted({chain.draw_dtype, chain.judge_dtype, "float32"}):
+            bench.add(out, [*score_names(subject, shape, dtype)], lambda c=config, d=dtype: bench.score(c, d))
         both = stage_work(subject, "score law", role, chain.block_rows, mean, chain.judge_dtype)
         judged = [p.name for p in both.parts]
         dtype = chain.judge_dtype
-        label = subject.shapes[role].label
-        bench.add(out, [f"score.layer {label} {dtype}", f"score.rest {label} {dtype}"],
-                  lambda c=config, d=dtype: bench.score(c, d))  # fmt: skip
         beside = [n for n in judged if n.startswith("beside")]
-        layers = [out.get(f"score.layer {subject.shapes[r].label} {dtype}", 0.0) for r in ("truth", role)]
+        layers = [out[score_names(subject, subject.shapes[r], dtype)[0]] for r in ("truth", role)]
         bench.add(out, beside, lambda c=config, d=dtype, x=layers: (bench.beside(truth, c, d, sum(x)),))
         if role in subject.levels:
             fitted = [p.name for p in stage_work(subject, "fit", role, 1, mean, chain.draw_dtype).parts]
@@ -144,7 +144,12 @@ class _Bench:
                 "the chain's models are too large to be timed here in seconds", got=f"{own.parameters:.3g} parameters",
                 fix="give --device h100, or a file with figures of the machine that will run it",
             )  # fmt: skip
-        return layers_config(config, [i % own.layers for i in range(layers)])
+        few = layers_config(config, [i % own.layers for i in range(layers)])
+        text: Any = few.get_text_config()
+        room = getattr(text, "max_position_embeddings", None)
+        if isinstance(room, int):  # half an answer and the tokens that are timed may be more than a whole answer
+            text.max_position_embeddings = room + _MANY
+        return few
 
     def tokenizer(self, size: int) -> PreTrainedTokenizerFast:
         if size not in self._tokenizers:
