@@ -1,7 +1,9 @@
+import contextlib
 import hashlib
 import json
 import os
 import pickle
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -360,3 +362,35 @@ def test_room_is_made_at_once(store: RemoteArtifacts, monkeypatch: pytest.Monkey
     again(store)._copies.trim()
     assert [p.name.startswith(".tmp-") for p in removed] == [True]
     assert not (store.root / f"draw-{KEY}").exists()
+
+
+def test_what_breaks_off_on_the_way_is_asked_for_again(
+    store: RemoteArtifacts, proxy: Any, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes once, in the middle of a body."""
+    content = os.urandom(3_000_000)
+    with store.write("draw", KEY, {}) as (folder, _):
+        (folder / "x").write_bytes(content)
+    elsewhere()
+    other = again(store)
+    pump, seen = proxy._pump, [0]
+
+    def breaking(source: Any, sink: Any, asks: bool) -> None:
+        if asks:
+            pump(source, sink, asks)
+            return
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                before, seen[0] = seen[0], seen[0] + len(data)
+                if before <= 1_000_000 < seen[0]:
+                    break
+                sink.sendall(data)
+        for s in (source, sink):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    proxy.cut()  # connections that are open are not broken by the new rule
+    monkeypatch.setattr(proxy, "_pump", breaking)
+    proxy.mend()
+    assert (other.path("draw", KEY) / "x").read_bytes() == content
+    assert seen[0] > 4_000_000 - 65536

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.store.artifacts import file_digest
-from hydrometer.store.places import Url, asking, at_once, filesystem, object_bytes
+from hydrometer.store.places import Url, asking, at_once, bring, filesystem, object_bytes
 
 __all__ = ["Mirror", "read_object", "send_folder"]
 
@@ -62,7 +62,7 @@ class Mirror:
             (self.root / name).unlink(missing_ok=True)
         wanted = [n for n, tag in there.items() if self._tags.get(n) != tag or not (self.root / n).is_file()]
         with asking(self.url):
-            at_once(lambda n: self._fs.get_file(f"{self.url.path}/{n}", str(self.root / n)), wanted)
+            at_once(lambda n: bring(self._fs, f"{self.url.path}/{n}", self.root / n), wanted)
         self._sent = {n: d for n, d in self._sent.items() if n in there}
         self._sent |= {n: file_digest(self.root / n) for n in wanted}
         self._tags = there

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ __all__ = [
     "Url",
     "asking",
     "at_once",
+    "bring",
     "copies_bound",
     "copies_home",
     "filesystem",
@@ -191,6 +193,18 @@ def _is_news(record: logging.LogRecord) -> bool:
     return aiohttp is None or not isinstance(error, aiohttp.ClientError)
 
 
+def bring(fs: Any, path: str, file: Path) -> None:
+    """Copy an object here. One that breaks off is asked for again, for botocore tries no more after the headers."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            fs.get_file(path, str(file))
+            return
+        except getattr(sys.modules.get("aiohttp"), "ClientPayloadError", ()):
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(0.1 * 2**attempt)
+
+
 def object_bytes(fs: Any, path: str, limit: int) -> bytes:
     """Return an object's bytes, by one request; `cat_file` of s3fs makes two.
 
@@ -200,7 +214,7 @@ def object_bytes(fs: Any, path: str, limit: int) -> bytes:
     """
     with tempfile.TemporaryDirectory(prefix="hydrometer-") as folder:
         file = Path(folder, "object")
-        fs.get_file(path, str(file))
+        bring(fs, path, file)
         n_bytes = file.stat().st_size
         if n_bytes > limit:
             raise ValueError(f"larger than {limit} bytes")

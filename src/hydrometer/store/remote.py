@@ -28,7 +28,7 @@ from typing import Any, cast
 from hydrometer.core.errors import StoreError
 from hydrometer.store.artifacts import MAX_META_BYTES, META, ArtifactStore, checked_meta, file_digest
 from hydrometer.store.copies import Copies
-from hydrometer.store.places import Url, asking, at_once, copies_home, filesystem, object_bytes, place_of
+from hydrometer.store.places import Url, asking, at_once, bring, copies_home, filesystem, object_bytes, place_of
 
 __all__ = ["RemoteArtifacts", "open_store"]
 
@@ -263,7 +263,7 @@ class RemoteArtifacts(ArtifactStore):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 with asking(self.url):
                     try:
-                        self._fs.get_file(f"{source}/{file}", str(folder / file))
+                        bring(self._fs, f"{source}/{file}", folder / file)
                     except FileNotFoundError:
                         raise StoreError(f"artifact {stage}-{key} lacks {file}") from None
             for file, (size, digest) in files.items():
