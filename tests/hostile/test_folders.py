@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -18,11 +21,19 @@ from rich.console import Console
 from hostile.strategies import JUNK, TEXTS
 from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import FolderError, HydrometerError, StoreError
+from hydrometer.core.findings import note
+from hydrometer.models.sequences import load_sequences
 from hydrometer.report import build_report, summary_table
 from hydrometer.report.reading import read_run
+from hydrometer.run import diagnosis
 from hydrometer.run.adopted import read_adopted
 from hydrometer.run.api import run
+from hydrometer.run.reopen import _recorded
 from hydrometer.run.scores import read_scores
+from hydrometer.stages.judge import load_law_on_truth, load_metrics
+from hydrometer.stages.maps import load_map
+from hydrometer.stages.picture import load_picture
+from hydrometer.stages.summary import load_released
 from hydrometer.store.artifacts import ArtifactStore, content_key, file_digest
 from hydrometer.store.lock import hold
 from hydrometer.store.records import RunFolder, load_results
@@ -80,11 +91,16 @@ def test_a_whole_artifact_that_is_a_link_is_none(store: ArtifactStore) -> None:
 def test_files_of_an_artifact_lie_in_it(name: str, store: ArtifactStore, precious: Path) -> None:
     folder, target = store.path("draw", KEY), precious / "kept.txt"
     (folder / "link.txt").symlink_to(target)
-    meta = json.loads((folder / "meta.json").read_text())
-    file = str(target) if name == "ABSOLUTE" else name
-    meta["files"] = {file: {"bytes": 4, "sha256": file_digest(target)}}
-    (folder / "meta.json").write_text(json.dumps(meta))
-    assert not store.has("draw", KEY)
+
+    def listed(file: str) -> bool:
+        meta = {"stage": "draw", "key": KEY, "files": {file: {"bytes": 4, "sha256": file_digest(target)}}}
+        meta["checksum"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+        (folder / "meta.json").write_text(json.dumps(meta))
+        return ArtifactStore(store.root).has("draw", KEY)
+
+    (folder / "a.txt").write_text("kept")
+    assert listed("a.txt")
+    assert not listed(str(target) if name == "ABSOLUTE" else name)
     assert target.read_text() == "kept"
 
 
@@ -137,6 +153,11 @@ def _npy(shape: tuple[int, ...], dtype: str, data: bytes) -> bytes:
     return out.getvalue() + data
 
 
+def _headed(text: str) -> bytes:
+    """An array of eight bytes under a header of somebody's own."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(8)
+
+
 def test_arrays_hold_numbers_as_many_as_their_file(tmp_path: Path, line_of: Any) -> None:
     objects = np.empty(1, object)
     objects[0] = _Payload(tmp_path / "ran")
@@ -144,6 +165,12 @@ def test_arrays_hold_numbers_as_many_as_their_file(tmp_path: Path, line_of: Any)
     np.savez_compressed(tmp_path / "packed.npz", a=np.zeros(10**6))
     _npz(tmp_path / "huge.npz", _npy((2**40, 2**20), "<f8", b"12345678"))
     _npz(tmp_path / "negative.npz", _npy((-1,), "<f8", b"12345678"))
+    _npz(tmp_path / "negative-twice.npz", _npy((-1, -1), "<f8", b"12345678"))
+    _npz(tmp_path / "endless.npz", _npy((0, 2**70), "<f8", b""))
+    _npz(tmp_path / "cut.npz", _headed("{'descr': '<f8', 'fortran_order': False, 'shape': (1,"))
+    _npz(tmp_path / "deep.npz", _headed("-" * 9000 + "1"))
+    _npz(tmp_path / "tuple.npz", _headed("{'descr': ('<f8',), 'fortran_order': False, 'shape': (1,)}"))
+    np.savez(tmp_path / "other.npz", b=np.arange(3))
     _npz(tmp_path / "empty.npz", b"")
     _npz(tmp_path / "pickle.npz", pickle.dumps(_Payload(tmp_path / "ran")))
     (tmp_path / "text.npz").write_text("no archive")
@@ -176,6 +203,72 @@ def test_no_module_reads_pickles_or_unbounded_yaml() -> None:
         ):
             assert word not in source, f"{file}: {word}"
         assert "np.load(" not in source or file.name == "arrays.py", file
+
+
+# figures, rows and findings of artifacts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[" * 100_000, "[]", "9" * 5000, '{"groups": ["a"], "figures": [1], "direct": 1, "precision": 1}',
+        '{"groups": 1, "direct": {}, "precision": {"value": [], "se": 0, "se_mc": 0, "n": 1}}',
+        '{"groups": [1, 2], "figures": [["a", "mc", "b"]], "precision": {"value": 0, "se": 0, "se_mc": 0, "n": "1"}}',
+    ],
+)  # fmt: skip
+def test_figures_that_no_stage_wrote(text: str, tmp_path: Path, line_of: Any) -> None:
+    for name in ("metrics", "released", "figures"):
+        (tmp_path / f"{name}.json").write_text(text)
+    np.savez(tmp_path / "figures.npz", **{f: np.ones((1, 1, 1)) for f in ("value", "se", "se_mc", "n", "n_neg_inf")})
+    for read in (load_metrics, load_released, load_map):
+        with pytest.raises(StoreError) as caught:
+            read(tmp_path)
+        line_of(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "9" * 5000])
+def test_pictures_that_no_stage_wrote(text: str, tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "picture.json").write_text(text)
+    with pytest.raises(StoreError) as caught:
+        load_picture(tmp_path)
+    line_of(caught.value)
+
+
+def test_columns_that_no_stage_wrote(tmp_path: Path, line_of: Any) -> None:
+    for columns in ({}, {"law_on_truth": np.zeros((2, 2))}, {"law_on_truth": np.arange(2)}):
+        np.savez(tmp_path / "rows.npz", **columns)
+        with pytest.raises(StoreError) as caught:
+            load_law_on_truth(tmp_path)
+        line_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [1, 2]}, {"ids": [["a"], ["b"]]}, {"prompt": [0, 1]}, {"prompt": [-1, 0]},
+        {"prompt": ["a", "b"]}, {"log_prob": ["a", "b"]}, {"log_prob": [[1.0], [2.0]]}, {"near_edge": ["a", "b"]},
+    ],
+)  # fmt: skip
+def test_rows_that_no_stage_wrote(change: dict[str, Any], tmp_path: Path, line_of: Any) -> None:
+    rows = {"prompt": [0, 0], "ids": [[1], [2]], "finish_reason": ["stop", "length"], "log_prob": [-1.0, -2.0]}
+    pq.write_table(pa.table({"ids": [[5]]}), tmp_path / "rows.prompts.parquet")
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    assert load_sequences(tmp_path / "rows.parquet").ids.tolist() == [[1], [2]]
+    pq.write_table(pa.table(rows | change), tmp_path / "rows.parquet")
+    with pytest.raises(StoreError) as caught:
+        load_sequences(tmp_path / "rows.parquet")
+    line_of(caught.value)
+
+
+def test_findings_that_were_altered_are_found_again(tmp_path: Path) -> None:
+    """Read as they are, they would be kept once more, with a checksum that fits."""
+    store = ArtifactStore(tmp_path)
+    diagnosis.keep(store, diagnosis.Diagnosis((), (), {KEY: (note("code", "what", "why", "fix"),)}))
+    assert diagnosis._kept(tmp_path, KEY) == (note("code", "what", "why", "fix"),)
+    file = store.path(diagnosis.STAGE, KEY) / "findings.json"
+    file.write_text(file.read_text().replace('"why":"why"', '"why":"who"'))
+    assert diagnosis._kept(tmp_path, KEY) is None
+    assert file.is_file()
 
 
 # books ---------------------------------------------------------------------------------------------------------------
@@ -224,6 +317,21 @@ def test_results_that_are_none(text: str, tmp_path: Path, line_of: Any) -> None:
         with pytest.raises(HydrometerError) as caught:
             read(tmp_path)
         line_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"summary": 1, "cells": []}, {"summary": {}, "cells": [1]}, {"summary": {"findings": 0}, "cells": []},
+        {"summary": {}, "cells": 5}, {"summary": {}, "cells": [{"id": []}]}, {"summary": {}, "cells": [{"id": "a"}]},
+    ],
+)  # fmt: skip
+def test_results_that_cannot_be_gone_on_with(body: dict[str, Any], tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "results.json").write_text(json.dumps({"schema": 1, **body}))
+    with pytest.raises(FolderError) as caught:
+        _recorded(RunFolder(tmp_path))
+    line_of(caught.value)
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

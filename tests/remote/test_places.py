@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hydrometer.core.errors import FolderError, InputError, MissingDependencyError
+from hydrometer.core.errors import FolderError, InputError, MissingDependencyError, UnreachableError
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.places import Url, asking, copies_bound, copies_home, filesystem, place_of
 from hydrometer.store.remote import open_store
@@ -12,7 +12,7 @@ from hydrometer.store.remote import open_store
 def test_local_places_stay_paths(tmp_path: Path) -> None:
     for text in ("runs/x", "/tmp/a b", "odd:name/x", "a//b", "s3", "."):
         assert place_of(text) == Path(text)
-    assert place_of(tmp_path) is not None
+    assert place_of(tmp_path) == tmp_path
     assert place_of(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
     assert place_of(f"file://localhost{tmp_path}") == tmp_path
     store = open_store(f"file://{tmp_path}/artifacts")
@@ -67,8 +67,29 @@ def test_a_path_that_was_a_url_is_told() -> None:
 
 def test_secrets_in_a_librarys_words_are_left_out() -> None:
     with pytest.raises(Exception, match="does not answer") as failed, asking(Url("s3", "bucket", "x")):
-        raise OSError(5, "no answer from https://u:hush@host/x?X-Amz-Signature=hush")
+        raise OSError(5, "no answer from https://u:hush@host/x?X-Amz-Signature=hush by http://u:p@hush@proxy:1")
     assert "hush" not in str(failed.value)
+
+
+def test_who_we_are_is_told_from_whether_it_answers() -> None:
+    """A session that has expired or a profile that there is not does not come back by waiting."""
+    exceptions = pytest.importorskip("botocore.exceptions")
+    for e in (exceptions.UnauthorizedSSOTokenError(), exceptions.ProfileNotFound(profile="x")):
+        with pytest.raises(FolderError, match="check the credentials"), asking(Url("s3", "bucket", "x")):
+            raise e
+    with pytest.raises(UnreachableError), asking(Url("s3", "bucket", "x")):
+        raise exceptions.EndpointConnectionError(endpoint_url="http://x")
+
+
+def test_what_gcsfs_says_of_us_and_of_its_store() -> None:
+    retry = pytest.importorskip("gcsfs.retry")
+    for status in (401, 403):
+        with pytest.raises(FolderError, match="check the credentials"), asking(Url("gs", "bucket", "x")):
+            retry.validate_response(status, b'{"error": {"message": "no"}}', "b/bucket")
+    with pytest.raises(UnreachableError), asking(Url("gs", "bucket", "x")):
+        retry.validate_response(503, b"", "b/bucket")
+    with pytest.raises(UnreachableError), asking(Url("gs", "bucket", "x")):
+        raise retry.ChecksumError("md5")
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,27 @@ def test_a_run_that_was_taken_over_writes_no_books(
     assert list(objects()) == ["run/.lock"]  # the other's
 
 
+def test_a_run_that_slept_finds_out_before_it_writes_books(s3: Any, url: Url, objects: Any) -> None:
+    """It goes on where it was, and its next beat is not due for a minute."""
+    folder = RunFolder(url)
+    with folder.hold():
+        folder.accept({"name": "x"})
+        strange(s3, url)
+        with pytest.raises(FolderError, match="taken over"):
+            folder.push()
+    assert list(objects()) == ["run/.lock"]  # the other's
+
+
+def test_what_is_sent_after_the_lock_is_let_go_of_needs_none(url: Url, objects: Any) -> None:
+    folder = RunFolder(url)
+    with folder.hold():
+        folder.accept({"name": "x"})
+        folder.push()
+    folder.put("records", "a", {"id": "a"})
+    folder.push()
+    assert list(objects("run/records/")) == ["run/records/a.json"]
+
+
 def test_beats_go_on(s3: Any, url: Url, monkeypatch: pytest.MonkeyPatch, proxy: Any) -> None:
     """Through a time without a connection, and where an answer was lost: the object is ours with a tag unknown."""
     monkeypatch.setattr(remote_lock, "BEAT", 0.05)
@@ -144,6 +165,25 @@ def test_a_store_that_ignores_conditions_is_refused(url: Url, objects: Any, monk
     with pytest.raises(FolderError, match=r"ignores conditions.*--cache URL"):
         lease.take()
     assert objects() == {}
+
+
+def test_a_store_that_ignores_conditions_on_rewriting_is_refused(
+    url: Url, objects: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a run that was taken over would take its lock back with the next beat, and never hear of it."""
+    lease = Lease(url)
+    call = lease._object._fs.call_s3
+    monkeypatch.setattr(lease._object._fs, "call_s3", lambda *args, IfMatch=None, **rest: call(*args, **rest))
+    with pytest.raises(FolderError, match=r"ignores conditions.*--cache URL"):
+        lease.take()
+    assert objects() == {}
+
+
+@pytest.mark.parametrize("body", [b"[" * 50_000, b"x" * 200_000, b"[]"])
+def test_a_lock_that_is_none_is_waited_for(s3: Any, url: Url, body: bytes) -> None:
+    s3.put_object(Bucket=url.bucket, Key="run/.lock", Body=body)
+    with pytest.raises(FolderError, match="another run is using"), hold_remote(url):
+        pass
 
 
 def test_a_place_that_holds_something_else_is_refused(s3: Any, url: Url, objects: Any) -> None:

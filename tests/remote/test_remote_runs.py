@@ -15,8 +15,10 @@ import pytest
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer import cli
-from hydrometer.core.errors import FolderError, UnreachableError
+from hydrometer.core.errors import FolderError, StoreError, UnreachableError
+from hydrometer.store import records
 from hydrometer.store.places import Url
+from hydrometer.store.records import RunFolder
 
 MARKOV = [
     "seeds=2",
@@ -193,3 +195,50 @@ def test_refusals(spec: str, bucket: str, s3: Any, objects: Any, tmp_path: Path)
     with pytest.raises(FolderError, match="no run"):
         hm.export(f"s3://{bucket}/empty", to=tmp_path / "rows.jsonl")
     assert list(objects()) == ["mine/thesis.tex"]
+
+
+def test_facts_of_a_fit_that_are_damaged_are_made_again_by_the_next_run(
+    spec: str, expected: str, bucket: str, s3: Any, objects: Any, elsewhere: Any
+) -> None:
+    """Where all is finished nothing of a fit is read but its seconds."""
+    place = f"s3://{bucket}/run"
+    hm.run(spec, out=place)
+    meta = next(o for o in objects("run/artifacts/fit-") if o.endswith("meta.json"))
+    s3.put_object(Bucket=bucket, Key=meta, Body=b"{")
+    elsewhere()
+    with pytest.raises(StoreError, match="run it again"):
+        hm.run(spec, out=place)
+    again = hm.run(spec, out=place)
+    assert dict(again.outcome.computed) == {"fit": 1}
+    assert without_timings(again.results) == expected
+
+
+def test_no_books_without_a_specification(bucket: str, objects: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off between them, the place would hold no run, and be refused ever after."""
+    place = Url("s3", bucket, "run")
+    folder = RunFolder(place)
+    assert folder._mirror is not None
+    put_file = folder._mirror._fs.put_file
+
+    def cut(here: str, there: str) -> None:
+        if "/specs/" in there:
+            raise OSError(5, "cut")
+        put_file(here, there)
+
+    with folder.hold():
+        folder.accept({"name": "x"})
+        for i in range(30):
+            folder.put("records", f"a{i}", {"id": f"a{i}"})
+        monkeypatch.setattr(folder._mirror._fs, "put_file", cut)
+        with pytest.raises(UnreachableError):
+            folder.push()
+    assert objects() == {}
+    RunFolder(place)
+
+
+def test_results_elsewhere_are_read_within_bounds(bucket: str, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.put_object(Bucket=bucket, Key="run/results.json", Body=b'{"schema": 1}' + b" " * 100)
+    assert hm.load_results(f"s3://{bucket}/run") == {"schema": 1}
+    monkeypatch.setattr(records, "MAX_RESULTS_BYTES", 100)
+    with pytest.raises(FolderError, match="larger than 100 bytes"):
+        hm.load_results(f"s3://{bucket}/run")

@@ -1,6 +1,10 @@
+import contextlib
+import hashlib
 import json
 import os
 import pickle
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,8 @@ from typing import Any
 import pytest
 
 from hydrometer.core.errors import FolderError, StoreError, UnreachableError
+from hydrometer.core.leftovers import mark
+from hydrometer.store import artifacts
 from hydrometer.store.artifacts import META, ArtifactStore
 from hydrometer.store.remote import RemoteArtifacts, open_store
 
@@ -102,7 +108,17 @@ def test_one_by_one_turns_into_one_listing(store: RemoteArtifacts, proxy: Any, e
     assert other.has("draw", "f" * 32)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "missing", "meta", "meta-list", "other", "traversal"])
+def sealed(meta: dict[str, Any]) -> bytes:
+    """A meta.json of somebody who knows how its checksum is made."""
+    body = {k: v for k, v in meta.items() if k != "checksum"}
+    return json.dumps(
+        {**body, "checksum": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncate", "flip", "missing", "meta", "meta-list", "info", "other", "endless", "traversal"]
+)
 def test_damage_is_seen_and_made_again(
     store: RemoteArtifacts, s3: Any, bucket: str, objects: Any, elsewhere: Any, tmp_path: Path, damage: str
 ) -> None:
@@ -120,11 +136,17 @@ def test_damage_is_seen_and_made_again(
             s3.put_object(Bucket=bucket, Key=names[META], Body=b"{")
         case "meta-list":
             s3.put_object(Bucket=bucket, Key=names[META], Body=b"[]")
+        case "info":
+            meta["info"]["rows"] = 2
+            s3.put_object(Bucket=bucket, Key=names[META], Body=json.dumps(meta).encode())
         case "other":
-            s3.put_object(Bucket=bucket, Key=names[META], Body=json.dumps(meta | {"key": "1" * 32}).encode())
+            s3.put_object(Bucket=bucket, Key=names[META], Body=sealed(meta | {"key": "1" * 32}))
+        case "endless":
+            meta["files"]["x.txt"]["bytes"] = float("inf")
+            s3.put_object(Bucket=bucket, Key=names[META], Body=sealed(meta))
         case _:
             meta["files"]["../../../escaped"] = meta["files"].pop("x.txt")
-            s3.put_object(Bucket=bucket, Key=names[META], Body=json.dumps(meta).encode())
+            s3.put_object(Bucket=bucket, Key=names[META], Body=sealed(meta))
     elsewhere()
     other = again(store)
     lacking = other.absent([("draw", KEY)])
@@ -258,3 +280,117 @@ def test_refusals_are_one_line(s3: Any, bucket: str, monkeypatch: pytest.MonkeyP
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(FolderError, match="check the credentials"):
         open_store(f"s3://{bucket}/x").has("draw", KEY)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"{}", b"[" * 50_000])
+def test_facts_that_are_damaged_are_made_again(
+    store: RemoteArtifacts, s3: Any, bucket: str, objects: Any, elsewhere: Any, damage: bytes
+) -> None:
+    """They may be all that is asked of an artifact; others that are asked for with it are none the worse."""
+    put(store)
+    put(store, "1" * 32)
+    (meta,) = (o for o in objects(f"run/artifacts/draw-{KEY}") if o.endswith(META))
+    s3.put_object(Bucket=bucket, Key=meta, Body=damage)
+    elsewhere()
+    other = again(store)
+    assert not other.absent([("draw", KEY), ("draw", "1" * 32)])
+    assert other.meta("draw", "1" * 32)["info"] == {"rows": 1}
+    with pytest.raises(StoreError, match="run it again"):
+        other.meta("draw", KEY)
+    assert again(store).absent([("draw", KEY), ("draw", "1" * 32)]) == [("draw", KEY)]
+
+
+def test_a_copy_that_rots_here_is_not_taken_for_what_is_made_again(
+    store: RemoteArtifacts, s3: Any, bucket: str, objects: Any
+) -> None:
+    put(store)
+    (store.path("draw", KEY) / "x.txt").write_text("jello")
+    for name in objects():
+        s3.delete_object(Bucket=bucket, Key=name)
+    later = again(store)
+    assert later.absent([("draw", KEY)])
+    put(later)
+    assert (later.path("draw", KEY) / "x.txt").read_text() == "hello"
+
+
+def test_what_has_been_sent_is_not_sent_again(store: RemoteArtifacts, s3: Any, bucket: str, objects: Any) -> None:
+    put(store)
+    for name in objects():
+        s3.delete_object(Bucket=bucket, Key=name)
+    assert not store.restore("draw", KEY)
+
+
+def test_what_others_sent_meanwhile_is_a_copy_here(
+    store: RemoteArtifacts, proxy: Any, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.cut()
+    with pytest.raises(UnreachableError):
+        put(store)
+    proxy.mend()
+    home = os.environ["HYDROMETER_CACHE"]
+    elsewhere()
+    put(again(store))
+    monkeypatch.setenv("HYDROMETER_CACHE", home)
+    here = again(store)
+    here.sweep()
+    assert not list(Path(home).glob("remote/*/unsent/*"))
+    assert (here.root / f"draw-{KEY}" / "x.txt").read_text() == "hello"
+
+
+def test_a_sweep_leaves_what_is_in_the_making_on_this_machine(store: RemoteArtifacts) -> None:
+    """A run with another folder may name this place as its cache; the lock does not keep it out."""
+    other = subprocess.Popen(["sleep", "60"])
+    begun = store.root.parent / "unsent" / f".tmp-fit-{KEY}-{other.pid}@{mark().partition('@')[2]}"
+    try:
+        begun.mkdir()
+        store.sweep()
+        assert begun.is_dir()
+    finally:
+        other.kill()
+        other.wait()
+    store.sweep(shared=True)
+    assert not begun.exists()
+
+
+def test_room_is_made_at_once(store: RemoteArtifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reader meets half of a copy that is being removed."""
+    monkeypatch.setenv("HYDROMETER_CACHE_BYTES", "1")
+    put(store)
+    os.utime(store.root / f"draw-{KEY}", (0, 0))
+    removed = list[Path]()
+    monkeypatch.setattr(artifacts, "remove", removed.append)
+    again(store)._copies.trim()
+    assert [p.name.startswith(".tmp-") for p in removed] == [True]
+    assert not (store.root / f"draw-{KEY}").exists()
+
+
+def test_what_breaks_off_on_the_way_is_asked_for_again(
+    store: RemoteArtifacts, proxy: Any, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes once, in the middle of a body."""
+    content = os.urandom(3_000_000)
+    with store.write("draw", KEY, {}) as (folder, _):
+        (folder / "x").write_bytes(content)
+    elsewhere()
+    other = again(store)
+    pump, seen = proxy._pump, [0]
+
+    def breaking(source: Any, sink: Any, asks: bool) -> None:
+        if asks:
+            pump(source, sink, asks)
+            return
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                before, seen[0] = seen[0], seen[0] + len(data)
+                if before <= 1_000_000 < seen[0]:
+                    break
+                sink.sendall(data)
+        for s in (source, sink):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    proxy.cut()  # connections that are open are not broken by the new rule
+    monkeypatch.setattr(proxy, "_pump", breaking)
+    proxy.mend()
+    assert (other.path("draw", KEY) / "x").read_bytes() == content
+    assert seen[0] > 4_000_000 - 65536

@@ -2,11 +2,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.errors import FolderError, SpecError, StoreError
+from hydrometer.core.leftovers import mark
 from hydrometer.store.artifacts import ArtifactStore, content_key, write_atomic
 from hydrometer.store.lock import hold
 from hydrometer.store.records import RunFolder, load_results, plain
@@ -73,6 +75,40 @@ def test_leftovers_are_swept(tmp_path) -> None:
     (tmp_path / ".tmp-fit-abc-123" / "x").write_text("")
     ArtifactStore(tmp_path).sweep()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_leaves_what_a_living_process_works_on(tmp_path) -> None:
+    """A run with another folder may name this one as its cache; the folder's lock does not keep it out."""
+    other = subprocess.Popen(["sleep", "60"])
+    begun = tmp_path / f".tmp-fit-abc-{other.pid}@{mark().partition('@')[2]}"
+    mine = tmp_path / f".tmp-fit-abc-{mark()}"  # of an earlier process of this number: a sweep comes before all work
+    try:
+        begun.mkdir()
+        mine.mkdir()
+        ArtifactStore(tmp_path).sweep()
+        assert list(tmp_path.iterdir()) == [begun]
+    finally:
+        other.kill()
+        other.wait()
+    ArtifactStore(tmp_path).sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{"seconds": None}, {"seconds": "long"}, {"info": []}])
+def test_facts_are_what_a_stage_writes(tmp_path, change: dict[str, object]) -> None:
+    put(ArtifactStore(tmp_path))
+    meta = tmp_path / "draw-k" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_bytes()) | change))
+    with pytest.raises(StoreError, match="no readable"):
+        ArtifactStore(tmp_path).meta("draw", "k")
+
+
+def test_a_specification_that_could_not_be_read_again_is_not_kept(tmp_path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    with pytest.raises(SpecError, match="defaults written out"):
+        folder.accept({"spec": 2**300})
+    assert folder.accepted() == []
 
 
 def test_keys_do_not_depend_on_order_and_do_on_content() -> None:

@@ -18,6 +18,7 @@ __all__ = ["open_arrays"]
 
 _PLAIN = frozenset("biufc")  # kinds of array that hold numbers
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MOST = 2**60  # elements as numpy counts them, axes of no length as one
 
 
 @contextmanager
@@ -26,8 +27,8 @@ def open_arrays(path: Path) -> Generator[Any]:
 
     Raises
     ------
-    StoreError : no such file, compressed members (which may unpack to any size), objects, or a shape that its bytes do
-        not fill.
+    StoreError : no such file, compressed members (which may unpack to any size), objects, a shape that its bytes do
+        not fill; in the body, no array of that name.
 
     Examples
     --------
@@ -46,8 +47,11 @@ def open_arrays(path: Path) -> Generator[Any]:
         if refused_errno(e) is not None:  # the machine's doing, and no reason to delete anything
             raise
         raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
-    with np.load(path, allow_pickle=False) as arrays:
-        yield arrays
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (KeyError, EOFError, zipfile.BadZipFile) as e:
+        raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
@@ -57,8 +61,14 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         version = np.lib.format.read_magic(cast("Any", f))
         if version not in _HEADERS:
             raise ValueError(f"an array of format {version}")
-        shape, _, dtype = _HEADERS[version](cast("Any", f), max_header_size=10_000)
+        try:
+            shape, _, dtype = _HEADERS[version](cast("Any", f), max_header_size=10_000)
+        except Exception as e:  # what Python's own parsers raise on such text has no common base
+            raise ValueError(f"an array without a header: {type(e).__name__}") from None
         if dtype.kind not in _PLAIN:
             raise ValueError(f"an array of {dtype}")
-        if math.prod(int(n) for n in shape) * dtype.itemsize != member.file_size - f.tell():
+        lengths = [int(n) for n in shape]
+        if any(n < 0 for n in lengths) or math.prod(max(n, 1) for n in lengths) > _MOST:
+            raise ValueError("an array's shape is none")
+        if math.prod(lengths) * dtype.itemsize != member.file_size - f.tell():
             raise ValueError("an array's shape is not what it holds")

@@ -11,9 +11,10 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from hydrometer.core.errors import SpecError, brief, one_line
+from hydrometer.core.errors import SpecError, StoreError, brief, one_line
+from hydrometer.core.refusals import refused_errno
 
-__all__ = ["MAX_YAML_BYTES", "apply_overrides", "explain", "nearest", "parse_yaml", "read_json"]
+__all__ = ["MAX_YAML_BYTES", "apply_overrides", "artifact_json", "explain", "nearest", "parse_yaml", "read_json"]
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16
@@ -21,6 +22,7 @@ MAX_YAML_NODES = 200_000
 MAX_YAML_DEPTH = 64
 MAX_INTEGER_BITS = 256
 MAX_WORD = 200
+MAX_ARTIFACT_JSON_BYTES = 1_000_000_000
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -61,6 +63,29 @@ def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
         return json.loads(raw, object_pairs_hook=_distinct if unique else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def artifact_json(path: Path, *kinds: type) -> Any:
+    """Read a JSON file of an artifact: its checksum says that it is what was written, not that a stage wrote it.
+
+    Parameters
+    ----------
+    kinds : of what the file holds: dict, list, ...
+
+    Raises
+    ------
+    StoreError : it cannot be read, or holds something else. OSError : the machine refuses.
+    """
+    try:
+        value: object = read_json(path, MAX_ARTIFACT_JSON_BYTES)
+        if not isinstance(value, kinds):
+            raise ValueError(f"it holds no {kinds[0].__name__}")
+    except (OSError, ValueError) as e:
+        if refused_errno(e) is not None:  # no reason to delete anything
+            raise
+        fix = "delete its folder, then run again"
+        raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix=fix) from None
+    return value
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

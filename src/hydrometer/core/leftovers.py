@@ -12,7 +12,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-__all__ = ["is_abandoned", "mark"]
+__all__ = ["is_abandoned", "is_anothers", "mark"]
 
 _MARK = re.compile(r"(?:^|[.-])(\d{1,10})@([0-9a-f]{8})(?=$|[.-])")
 
@@ -30,16 +30,30 @@ def mark() -> str:
 
 def is_abandoned(name: str) -> bool:
     """Whether a name bears the mark of a process of this place that has ended. False where that cannot be known."""
+    pid = _owner(name)
+    return pid is not None and not _lives(pid)
+
+
+def is_anothers(name: str) -> bool:
+    """Whether a name bears the mark of another process of this place, which lives. False where that cannot be known."""
+    pid = _owner(name)
+    return pid is not None and pid != os.getpid() and _lives(pid)
+
+
+def _owner(name: str) -> int | None:
+    """Return the process whose mark a name bears; None where there is none, or it is another place's."""
     found = _MARK.search(name)
-    if found is None or found[2] != _place():
-        return False
+    return None if found is None or found[2] != _place() else int(found[1])
+
+
+def _lives(pid: int) -> bool:
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and is another user's
         return False
-    return False
+    except OSError:  # it lives, and is another user's
+        return True
+    return True
 
 
 @cache

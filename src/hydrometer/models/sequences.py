@@ -239,9 +239,12 @@ def load_sequences(path: Path) -> Sequences:
 
         per_token = {name: None if (c := optional(name)) is None else padded(c, np.float32) for name in _PER_TOKEN}
         per_row = {name: None if (c := optional(name)) is None else c.to_numpy().astype(np.int64) for name in _PER_ROW}
+        index = table.column("prompt").to_numpy().astype(np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(prompt_ids):
+            raise ValueError("a row answers a prompt that there is not")
         return Sequences(
             prompt_ids,
-            table.column("prompt").to_numpy().astype(np.int64),
+            index,
             padded(ragged, np.int64),
             lengths,
             np.array([r == "stop" for r in table.column("finish_reason").to_pylist()], np.bool_),
@@ -250,5 +253,6 @@ def load_sequences(path: Path) -> Sequences:
             **per_token,
             **per_row,
         )
-    except (OSError, KeyError, ValueError) as e:  # ArrowInvalid is a ValueError
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError) as e:
+        # ArrowInvalid is a ValueError; columns of other types have no offsets, or other values.
         raise StoreError(f"rows cannot be read: {e}", got=path.name, fix="delete the artifact and run again") from None

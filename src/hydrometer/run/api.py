@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ import numpy as np
 
 from hydrometer._version import __version__
 from hydrometer.core.clusters import Clusters
-from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
+from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, artifact_json, nearest, parse_yaml
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
 from hydrometer.models.base import Samples
@@ -385,7 +384,7 @@ class _Books:
         """A cell's exhibit, where it has one."""
         if cell.show is None or cell.show in self.outcome.failed:
             return None
-        return json.loads((self.store.path("show", cell.show) / "exhibit.json").read_bytes())
+        return artifact_json(self.store.path("show", cell.show) / "exhibit.json", dict, type(None))
 
     def picture(self, key: str) -> dict[str, Any]:
         """A chain's picture, or why there is none."""

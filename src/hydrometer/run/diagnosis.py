@@ -18,7 +18,7 @@ from hydrometer.models.families import RunSpec
 from hydrometer.run.design import examine_design
 from hydrometer.run.machine import examine_machine
 from hydrometer.run.plan import ChainPlan, Plan
-from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_key
+from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_key, is_whole
 from hydrometer.store.places import Url
 from hydrometer.store.remote import open_store
 
@@ -108,11 +108,12 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
 
 
 def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
-    if isinstance(artifacts, Path):  # opening a local store would make its folder
-        return _read(artifacts / f"{STAGE}-{key}" / _FILE)
     try:
+        if isinstance(artifacts, Path):  # opening a local store would make its folder, and has removes what is damaged
+            folder = artifacts / f"{STAGE}-{key}"
+            return _read(folder / _FILE) if is_whole(folder, STAGE, key) else None
         return _read(open_store(artifacts).path(STAGE, key) / _FILE)
-    except StoreError:
+    except (OSError, StoreError):
         return None
 
 

@@ -170,10 +170,11 @@ def judge_models(
         store = open_store(folder.artifacts)
         store.sweep()
         folder.sweep()
-        work = Work(store, dtype, device)
-        outcome = run_jobs(jobs, work, monitor or SilentMonitor())
         spec: dict[str, Any] = {"name": NAME, NAME: _spec(settings, question)}
         folder.accept(spec)
+        folder.push()  # before any artifact: what has artifacts is a run
+        work = Work(store, dtype, device)
+        outcome = run_jobs(jobs, work, monitor or SilentMonitor())
         folder.write_results(_written(folder, question, cells, work, outcome, spec))
     return JudgeResult(folder.place, load_results(folder.root), outcome)
 

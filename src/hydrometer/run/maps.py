@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from hydrometer.core.documents import artifact_json
 from hydrometer.core.estimate import Contrast, Estimate
 from hydrometer.run.execute import Outcome
 from hydrometer.run.plan import ChainPlan
@@ -79,7 +79,7 @@ class MapBooks:
         out: dict[str, Json] = {}
         for node in self.chain.maps:
             if node.key not in self.outcome.failed:
-                shown = json.loads((self.store.path("map", node.key) / "exhibits.json").read_bytes())
+                shown = artifact_json(self.store.path("map", node.key) / "exhibits.json", dict)
                 out |= {cell: exhibit for cell, exhibit in shown.items() if exhibit is not None}
         return out
 

@@ -45,9 +45,8 @@ class Opened:
 
     def findings(self) -> list[object]:
         """Return what the last run's results say of its examination."""
-        if not (self.folder.root / "results.json").is_file():
-            return []
-        return list(load_results(self.folder.root)["summary"]["findings"])
+        results = _recorded(self.folder)
+        return [] if results is None else list(results["summary"]["findings"])
 
     def with_adopted(self, entry: Adopted) -> Plan:
         """Plan once more, with one more adopted model."""
@@ -163,9 +162,8 @@ def finished(opened: Opened, plan: Plan, outcome: Outcome) -> Plan:
     FolderError : a cell that results.json has figures of is not judged under this machine's numerics.
     """
     store = opened.store
-    before: dict[str, dict[str, Any]] = {}
-    if (opened.folder.root / "results.json").is_file():
-        before = {c["id"]: c for c in load_results(opened.folder.root)["cells"]}
+    results = _recorded(opened.folder)
+    before: dict[str, dict[str, Any]] = {} if results is None else {c["id"]: c for c in results["cells"]}
     out = Plan(plan.nodes)
     for name, chain in plan.chains.items():
         kept: list[Cell] = []
@@ -189,6 +187,22 @@ def finished(opened: Opened, plan: Plan, outcome: Outcome) -> Plan:
             picture = shown if shown is not None and store.has("picture", shown) else None
             out.chains[name] = replace(chain, cells=kept, maps=maps, picture=picture)
     return out
+
+
+def _recorded(folder: RunFolder) -> dict[str, Any] | None:
+    """What results.json holds; None where there is none. Raises FolderError where it lacks what a run writes."""
+    if not (folder.root / "results.json").is_file():
+        return None
+    results = load_results(folder.root)
+    try:
+        named = all(isinstance(c["id"], str) and c["status"] in ("ok", "failed") for c in results["cells"])
+        whole = named and isinstance(results["summary"]["findings"], list)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        fix = "remove it, then run the experiment again"
+        raise FolderError("results.json lacks what a run writes", got=str(folder.place), fix=fix)
+    return results
 
 
 def _without_absent(cell: Cell, store: ArtifactStore) -> Cell:

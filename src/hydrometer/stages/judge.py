@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
+from hydrometer.core.documents import artifact_json
+from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Controls, Estimate, mean_estimate
 from hydrometer.metrics.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
@@ -243,7 +245,7 @@ def _curves(judged: JudgeNode, bench: Bench, truth: Law, law: Law, rows: Samples
     """Frontiers of a judged law: as kept where scoring is dear, else made again; None for the truth itself."""
     if judged.context.family.keeps_draws:
         kept = bench.store.path("judge", judged.key) / _CURVES
-        return json.loads(kept.read_bytes()) if kept.is_file() else None
+        return artifact_json(kept, dict) if kept.is_file() else None
     is_truth = judged.law == judged.truth and judged.decoding is None
     if is_truth or not truth.score_kind == law.score_kind == "exact":
         return None
@@ -273,14 +275,31 @@ def _rounding(column: Floats, right: Floats, rows: Samples, sign: float) -> Esti
 
 
 def load_metrics(folder: Path) -> dict[str, Estimate]:
-    """Read what `judge` wrote."""
-    return {k: Estimate(**v) for k, v in json.loads((folder / "metrics.json").read_bytes()).items()}
+    """Read what `judge` wrote. Raises StoreError where it holds something else."""
+    found: dict[str, Any] = artifact_json(folder / "metrics.json", dict)
+    try:
+        return {k: _estimate(v) for k, v in found.items()}
+    except (TypeError, ValueError) as e:
+        fix = "delete its folder, then run again"
+        raise StoreError(f"metrics.json cannot be read: {e}", got=folder.name, fix=fix) from None
+
+
+def _estimate(value: dict[str, Any]) -> Estimate:
+    e = Estimate(**value)
+    numbers: list[object] = [e.value, e.se, e.se_mc, e.df]
+    counts: list[object] = [e.n, e.n_neg_inf]
+    words: list[object] = [e.method, e.unit]
+    if not all(type(x) in (int, float, type(None)) for x in numbers):
+        raise ValueError("a figure is no number")
+    if not all(type(x) is int for x in counts) or not all(isinstance(x, str) for x in words):
+        raise ValueError("a figure lacks its count, method or unit")
+    return e
 
 
 def load_law_on_truth(folder: Path) -> Floats:
     """Read log q of the truth's rows, (N,) or the first `KEPT_ROWS` of a cheap family's."""
     with open_arrays(folder / "rows.npz") as archive:
-        return archive["law_on_truth"]
+        return _column(archive, "law_on_truth", folder)
 
 
 def load_adjusted(folder: Path) -> tuple[Floats, Floats, Floats | None] | None:
@@ -288,8 +307,17 @@ def load_adjusted(folder: Path) -> tuple[Floats, Floats, Floats | None] | None:
     with open_arrays(folder / "rows.npz") as archive:
         if "adjusted_law" not in archive:
             return None
-        lengths: Floats | None = archive["adjusted_lengths"] if "adjusted_lengths" in archive else None
-        return archive["adjusted_law"], archive["adjusted_truth"], lengths
+        lengths = _column(archive, "adjusted_lengths", folder) if "adjusted_lengths" in archive else None
+        return _column(archive, "adjusted_law", folder), _column(archive, "adjusted_truth", folder), lengths
+
+
+def _column(archive: Any, name: str, folder: Path) -> Floats:
+    """One number a row."""
+    found: Floats = archive[name]
+    if found.ndim != 1 or found.dtype != np.float64:
+        what = f"rows.npz cannot be read: {name} is no column"
+        raise StoreError(what, got=folder.name, fix="delete its folder, then run again")
+    return found
 
 
 def released(node: ReleasedNode, bench: Bench, folder: Path) -> dict[str, object]:

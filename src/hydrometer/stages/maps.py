@@ -12,12 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
+from hydrometer.core.documents import artifact_json
+from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
@@ -173,8 +175,13 @@ def _number(e: Estimate | None, field: str) -> float:
 
 
 def load_map(folder: Path) -> Mapping[str, list[dict[str, Estimate]]]:
-    """Read what `map_point` wrote: for each group its figures by seed, in the order of the node's seeds."""
-    about = json.loads((folder / "figures.json").read_bytes())
+    """Read what `map_point` wrote: for each group its figures by seed, in the order of the node's seeds.
+
+    Raises
+    ------
+    StoreError : it holds something else.
+    """
+    about: dict[str, Any] = artifact_json(folder / "figures.json", dict)
     with open_arrays(folder / "figures.npz") as archive:
         value, se, se_mc, n, missed = (archive[f] for f in _FIELDS)
     out: dict[str, list[dict[str, Estimate]]] = {}
@@ -182,16 +189,20 @@ def load_map(folder: Path) -> Mapping[str, list[dict[str, Estimate]]]:
     def maybe(x: float) -> float | None:
         return None if np.isnan(x) else float(x)
 
-    for g, group in enumerate(about["groups"]):
-        out[group] = [
-            {
-                name: Estimate(
-                    maybe(value[g, f, s]), maybe(se[g, f, s]), maybe(se_mc[g, f, s]), int(n[g, f, s]),
-                    int(missed[g, f, s]), method, unit,
-                )
-                for f, (name, method, unit) in enumerate(about["figures"])
-                if not np.isnan(n[g, f, s])
-            }
-            for s in range(value.shape[2])
-        ]  # fmt: skip
+    try:
+        for g, group in enumerate(about["groups"]):
+            out[str(group)] = [
+                {
+                    str(name): Estimate(
+                        maybe(value[g, f, s]), maybe(se[g, f, s]), maybe(se_mc[g, f, s]), int(n[g, f, s]),
+                        int(missed[g, f, s]), method, str(unit),
+                    )
+                    for f, (name, method, unit) in enumerate(about["figures"])
+                    if not np.isnan(n[g, f, s])
+                }
+                for s in range(value.shape[2])
+            ]  # fmt: skip
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
+        fix = "delete its folder, then run again"
+        raise StoreError(f"figures cannot be read: {e}", got=folder.name, fix=fix) from None
     return out

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
 from hydrometer.core.clusters import Clusters
+from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StageError, one_line
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
@@ -73,7 +73,7 @@ def picture(node: PictureNode, bench: Bench, folder: Path) -> dict[str, object]:
         }
         models.append({
             "cell": cell, "x": _short(by_model[i, :, 0]), "y": _short(by_model[i, :, 1]),
-            "words": json.loads((folders[i] / "words.json").read_bytes()),
+            "words": artifact_json(folders[i] / "words.json", list),
             "spread": asdict(spread(rows, strata)), **(compared if i else {}),
         })  # fmt: skip
     counts = np.unique(strata, return_counts=True)[1]
@@ -88,7 +88,7 @@ def picture(node: PictureNode, bench: Bench, folder: Path) -> dict[str, object]:
 
 def load_picture(folder: Path) -> dict[str, object]:
     """Read what `picture` wrote."""
-    return cast("dict[str, object]", json.loads((folder / "picture.json").read_bytes()))
+    return artifact_json(folder / "picture.json", dict)
 
 
 def without_picture(reason: str) -> dict[str, object]:

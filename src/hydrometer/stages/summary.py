@@ -5,7 +5,6 @@ Wording is the report's. Every number here is a group's figure or a contrast of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.documents import artifact_json
+from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Contrast
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.selectivity import canonical
@@ -356,5 +357,11 @@ def _plain(c: Contrast | None) -> Json | None:
 
 
 def load_released(folder: Path) -> Json:
-    """Read what `stages.judge.released` wrote."""
-    return json.loads((folder / "released.json").read_bytes())
+    """Read what `stages.judge.released` wrote. Raises StoreError where it holds something else."""
+    found: Json = artifact_json(folder / "released.json", dict)
+    names = ("precision_as_released", "recall_as_released")
+    try:
+        return {t: {name: float(found[t][name]) for name in names} for t in ("direct", "distilled")}
+    except (KeyError, TypeError, ValueError) as e:
+        fix = "delete its folder, then run again"
+        raise StoreError(f"released.json cannot be read: {e}", got=folder.name, fix=fix) from None

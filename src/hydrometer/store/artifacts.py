@@ -21,14 +21,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from hydrometer.core.documents import read_json
 from hydrometer.core.errors import StoreError
-from hydrometer.core.leftovers import is_abandoned, mark
+from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
 from hydrometer.core.refusals import refused
 from hydrometer.store.guard import inner_file, remove
 
-__all__ = ["META", "ArtifactStore", "canonical_json", "content_key", "content_keys", "file_digest", "write_atomic"]
+__all__ = [
+    "MAX_META_BYTES",
+    "META",
+    "ArtifactStore",
+    "canonical_json",
+    "checked_meta",
+    "content_key",
+    "content_keys",
+    "file_digest",
+    "is_whole",
+    "write_atomic",
+]
 
 META = "meta.json"
+MAX_META_BYTES = 64_000_000
 _KEY_LENGTH = 32
 _SMALL = 1 << 16  # bytes of a file that is read at once; hashlib takes a buffer four times that for any
 _HOLE = "\x00"
@@ -130,12 +143,13 @@ class ArtifactStore:
         StoreError : absent or unreadable.
         """
         try:
-            meta: object = json.loads((self.path(stage, key) / META).read_bytes())
-        except (OSError, ValueError, RecursionError) as e:
+            meta: dict[str, Any] = read_json(self.path(stage, key) / META, MAX_META_BYTES)
+            float(meta["seconds"])
+            if not isinstance(meta["info"], dict):
+                raise ValueError("its info is no object")
+        except (OSError, ValueError, KeyError, TypeError) as e:
             raise StoreError(f"artifact {stage}-{key} has no readable {META}: {e}") from None
-        if not isinstance(meta, dict):
-            raise StoreError(f"artifact {stage}-{key} has no readable {META}")
-        return cast("dict[str, Any]", meta)
+        return meta
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artifact is there and whole. A damaged one is removed, so that it is made again.
@@ -151,7 +165,7 @@ class ArtifactStore:
         if not folder.is_dir() and not folder.is_symlink():
             return False
         try:
-            whole = self._is_whole(folder, stage, key)
+            whole = is_whole(folder, stage, key)
         except OSError as e:  # no descriptor left, no permission, a disk that does not answer: no reason to remove it
             raise refused(e, folder) from None
         if whole:
@@ -171,26 +185,6 @@ class ArtifactStore:
     def restore(self, stage: str, key: str) -> bool:
         """Put back what was finished and did not arrive; in a local folder nothing is on its way."""
         return False
-
-    def _is_whole(self, folder: Path, stage: str, key: str) -> bool:
-        try:
-            meta: object = json.loads(inner_file(folder, META).read_bytes())
-            if not isinstance(meta, dict):
-                return False
-            body = cast("dict[str, Any]", meta)
-            if (body["stage"], body["key"]) != (stage, key):
-                return False
-            if body.pop("checksum", None) not in (None, _checksum(body)):  # None: made before there was one
-                return False
-            for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
-                path = inner_file(folder, file)
-                if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
-                    return False
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return False
-        except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return False
-        return True
 
     def _take_away(self, folder: Path) -> None:
         """Take a damaged artifact away at once, so that another run never meets half of it."""
@@ -239,18 +233,57 @@ class ArtifactStore:
         self._verified.add(name)
 
     def sweep(self, *, shared: bool = False) -> None:
-        """Remove what killed runs left half-written. Only while holding the folder's lock, unless it is shared.
+        """Remove what killed runs left half-written: while holding the folder's lock, or of a shared cache.
 
-        In a shared cache that is what processes of this machine left which have ended.
+        In a shared cache that is what processes of this machine left which have ended. Under the lock it is all but
+        what living ones of this machine work on: a run elsewhere may name this folder as its cache.
         """
         for leftover in self.root.glob(".tmp-*"):
-            if not shared or is_abandoned(leftover.name):
+            gone = is_abandoned(leftover.name) if shared else not is_anothers(leftover.name)
+            if gone:
                 with suppress(OSError):
                     remove(leftover)
         for leftover in self.root.glob(".partial-*"):  # killed between the artifact's last step and its own removal
             if (self.root / leftover.name.removeprefix(".partial-")).is_dir():
                 with suppress(OSError):
                     remove(leftover)
+
+
+def checked_meta(meta: object, stage: str, key: str) -> dict[str, Any]:
+    """Return what a `meta.json` holds, without its checksum.
+
+    Raises
+    ------
+    ValueError : it is another artifact's, or not what was written. RecursionError : nested too deeply.
+    """
+    if not isinstance(meta, dict):
+        raise ValueError("it is no object")
+    body = {**cast("dict[str, Any]", meta)}
+    if (body.get("stage"), body.get("key")) != (stage, key):
+        raise ValueError("it is of another artifact")
+    if body.pop("checksum", None) not in (None, _checksum(body)):  # None: made before there was one
+        raise ValueError("its checksum is another")
+    return body
+
+
+def is_whole(folder: Path, stage: str, key: str) -> bool:
+    """Whether a folder is the artifact that its name says, file by file. Nothing is changed.
+
+    Raises
+    ------
+    OSError : it cannot be read for a reason that is not its own.
+    """
+    try:
+        body = checked_meta(read_json(inner_file(folder, META), MAX_META_BYTES), stage, key)
+        for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
+            path = inner_file(folder, file)
+            if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
+                return False
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return True
 
 
 # A block of a cheap law takes less time than pathlib takes for its folder: these four are in terms of os.

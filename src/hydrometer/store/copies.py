@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hydrometer.core.errors import FolderError
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.places import copies_bound
 
@@ -56,11 +57,12 @@ class Copies(ArtifactStore):
             shutil.rmtree(folder, ignore_errors=True)
 
     def take(self, stage: str, key: str, folder: Path) -> None:
-        """Move a whole, checked folder to its place; if another process was faster, its copy stays."""
-        with suppress(OSError):  # not empty, or taken by another: equal keys mean equal content
-            folder.replace(self.path(stage, key))
+        """Move a whole, checked folder to its place. A whole copy that is there already stays."""
+        if not self.has(stage, key):  # one that is there and damaged is removed
+            with suppress(OSError):  # another process was faster; what it put there is checked when it is asked for
+                folder.replace(self.path(stage, key))
+                self._verified.add(f"{stage}-{key}")
         shutil.rmtree(folder, ignore_errors=True)
-        self._verified.add(f"{stage}-{key}")
         if self._size is not None:
             self._size += _bytes_in(self.path(stage, key))
 
@@ -81,7 +83,8 @@ class Copies(ArtifactStore):
             if self._size <= _LEFT * self.bound or used > recent:
                 break
             self._verified.discard(folder.name)
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FolderError):  # at once, so that no other process reads half of it
+                self._take_away(folder)
             self._size -= n_bytes
 
     def sweep(self, *, shared: bool = True) -> None:

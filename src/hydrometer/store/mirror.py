@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.store.artifacts import file_digest
-from hydrometer.store.places import Url, asking, at_once, filesystem, object_bytes
+from hydrometer.store.places import Url, asking, at_once, bring, filesystem, object_bytes
 
 __all__ = ["Mirror", "read_object", "send_folder"]
 
@@ -62,7 +62,7 @@ class Mirror:
             (self.root / name).unlink(missing_ok=True)
         wanted = [n for n, tag in there.items() if self._tags.get(n) != tag or not (self.root / n).is_file()]
         with asking(self.url):
-            at_once(lambda n: self._fs.get_file(f"{self.url.path}/{n}", str(self.root / n)), wanted)
+            at_once(lambda n: bring(self._fs, f"{self.url.path}/{n}", self.root / n), wanted)
         self._sent = {n: d for n, d in self._sent.items() if n in there}
         self._sent |= {n: file_digest(self.root / n) for n in wanted}
         self._tags = there
@@ -72,7 +72,8 @@ class Mirror:
         here = [f"{p}/{f.name}" for p in PARTS for f in sorted((self.root / p).glob("[!.]*")) if f.is_file()]
         changed = self._changed(here)
         with asking(self.url):
-            at_once(self._put, changed)
+            for first in (True, False):  # a place that has books and no specification is taken for something else
+                at_once(self._put, [n for n in changed if n.startswith("specs/") is first])
             for name in self._changed([n for n in _LAST if (self.root / n).is_file()]):
                 self._put(name)
 
@@ -108,12 +109,12 @@ def _tag(facts: dict[str, Any]) -> str:
     return " ".join(str(facts.get(k)) for k in ("ETag", "etag", "generation", "size", "LastModified", "mtime"))
 
 
-def read_object(url: Url) -> bytes:
-    """Return an object's bytes. Raises FileNotFoundError where it is absent, else as `asking`."""
+def read_object(url: Url, limit: int) -> bytes:
+    """Return an object's bytes. Raises FileNotFoundError where absent, ValueError above the limit, else as `asking`."""
     absent = False
     with asking(url):
         try:
-            return object_bytes(filesystem(url), url.path)
+            return object_bytes(filesystem(url), url.path, limit)
         except FileNotFoundError:
             absent = True
     assert absent

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ __all__ = [
     "Url",
     "asking",
     "at_once",
+    "bring",
     "copies_bound",
     "copies_home",
     "filesystem",
@@ -42,7 +44,9 @@ _KNOWN = "give a local folder, s3://bucket/prefix, gs://bucket/prefix or file://
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _PART = re.compile(r"[\w!.'()=+, -]+")
 _FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+[^/]")
-_SECRETS = re.compile(r"//[^/@\s]*@|\?[^\s'\"]*")
+_SECRETS = re.compile(r"//[^/\s]*@|\?[^\s'\"]*")
+# In names of the libraries' errors: NoCredentialsError, GoogleAuthError, UnauthorizedSSOTokenError, ProfileNotFound.
+_WHO = re.compile(r"Credential|Auth|Unauthorized|Token|Profile|Login")
 _LONGEST = 800  # characters; S3 and GCS allow 1024 bytes, and artifacts' names come after
 _AT_ONCE = 16
 _ATTEMPTS = 5
@@ -189,11 +193,32 @@ def _is_news(record: logging.LogRecord) -> bool:
     return aiohttp is None or not isinstance(error, aiohttp.ClientError)
 
 
-def object_bytes(fs: Any, path: str) -> bytes:
-    """Return an object's bytes, by one request; `cat_file` of s3fs makes two."""
+def bring(fs: Any, path: str, file: Path) -> None:
+    """Copy an object here. One that breaks off is asked for again, for botocore tries no more after the headers."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            fs.get_file(path, str(file))
+            return
+        except getattr(sys.modules.get("aiohttp"), "ClientPayloadError", ()):
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(0.1 * 2**attempt)
+
+
+def object_bytes(fs: Any, path: str, limit: int) -> bytes:
+    """Return an object's bytes, by one request; `cat_file` of s3fs makes two.
+
+    Raises
+    ------
+    ValueError : more than `limit`; it was brought to this machine's disk, and not into memory.
+    """
     with tempfile.TemporaryDirectory(prefix="hydrometer-") as folder:
-        fs.get_file(path, f"{folder}/object")
-        return Path(folder, "object").read_bytes()
+        file = Path(folder, "object")
+        bring(fs, path, file)
+        n_bytes = file.stat().st_size
+        if n_bytes > limit:
+            raise ValueError(f"larger than {limit} bytes")
+        return file.read_bytes()
 
 
 def _troubles() -> tuple[type[BaseException], ...]:
@@ -201,9 +226,17 @@ def _troubles() -> tuple[type[BaseException], ...]:
     named = (
         ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("aiohttp", "ClientError"),
         ("google.auth.exceptions", "GoogleAuthError"), ("gcsfs.retry", "HttpError"),
-        ("fsspec.exceptions", "FSTimeoutError"),
+        ("gcsfs.retry", "ChecksumError"), ("fsspec.exceptions", "FSTimeoutError"),
     )  # fmt: skip
     return (OSError, *(getattr(sys.modules[m], name) for m, name in named if m in sys.modules))
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the store knows us not, or does not let us; gcsfs says so by numbers and words."""
+    if isinstance(error, PermissionError) or _WHO.search(type(error).__name__):
+        return True
+    code: object = getattr(error, "code", None)
+    return str(code) == "401" or (isinstance(error, OSError) and str(error).startswith("Forbidden: "))
 
 
 @contextmanager
@@ -219,7 +252,7 @@ def asking(url: Url) -> Generator[None]:
         yield
     except _troubles() as e:
         kind, said = type(e).__name__, _SECRETS.sub("", str(e))
-        if isinstance(e, PermissionError) or "Credential" in kind or "Auth" in kind:
+        if _is_refused(e):
             raise FolderError(
                 f"{url} cannot be used: {said or kind}", fix="check the credentials in the environment or the profile"
             ) from None

@@ -109,10 +109,14 @@ class RunFolder:
             with hold(self.root):
                 yield
             return
-        with hold_remote(self._mirror.url) as self._lease:
-            self._mirror.pull()
-            self.create()
-            yield
+        with hold_remote(self._mirror.url) as lease:
+            self._lease = lease
+            try:
+                self._mirror.pull()
+                self.create()
+                yield
+            finally:
+                self._lease = None
 
     def push(self) -> None:
         """Send what changed to where the folder is kept; a local folder is there already."""
@@ -139,9 +143,16 @@ class RunFolder:
         return out
 
     def accept(self, spec: Mapping[str, object]) -> None:
-        """Keep an accepted specification under its hash."""
+        """Keep an accepted specification under its hash.
+
+        Raises
+        ------
+        SpecError : it is too large to be read again, defaults written out.
+        """
         body = plain(spec)
-        write_atomic(self.root / "specs" / f"{content_key(body)}.yaml", yaml.safe_dump(body, sort_keys=False))
+        text: str = yaml.safe_dump(body, sort_keys=False)
+        parse_yaml(text.encode(), "the specification, its defaults written out,", MAX_ACCEPTED_BYTES)
+        write_atomic(self.root / "specs" / f"{content_key(body)}.yaml", text)
 
     def bases(self) -> list[Path]:
         """Folders that relative file names of the accepted specifications were read from, newest first."""
@@ -204,7 +215,9 @@ def load_results(folder: Path | str | Url) -> dict[str, Any]:
     place = place_of(folder) / "results.json"
     try:
         value: object = (
-            read_json(place, MAX_RESULTS_BYTES) if isinstance(place, Path) else json.loads(read_object(place))
+            read_json(place, MAX_RESULTS_BYTES)
+            if isinstance(place, Path)
+            else json.loads(read_object(place, MAX_RESULTS_BYTES))
         )
     except FileNotFoundError:
         raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import StoreError
-from hydrometer.store.artifacts import META, ArtifactStore, file_digest
+from hydrometer.store.artifacts import MAX_META_BYTES, META, ArtifactStore, checked_meta, file_digest
 from hydrometer.store.copies import Copies
-from hydrometer.store.places import Url, asking, at_once, copies_home, filesystem, object_bytes, place_of
+from hydrometer.store.places import Url, asking, at_once, bring, copies_home, filesystem, object_bytes, place_of
 
 __all__ = ["RemoteArtifacts", "open_store"]
 
@@ -151,7 +151,12 @@ class RemoteArtifacts(ArtifactStore):
         return self._copies.path(stage, key)
 
     def meta(self, stage: str, key: str) -> dict[str, Any]:
-        """Return the artifact's `meta.json`, without its files. Raises StoreError where it is absent or unreadable."""
+        """Return the artifact's `meta.json`, without its files.
+
+        Raises
+        ------
+        StoreError : absent, or damaged in the store; it is no artifact any more then, and made again by the next run.
+        """
         name = f"{stage}-{key}"
         if name not in self._metas:
             if self._copies.has(stage, key):
@@ -161,26 +166,34 @@ class RemoteArtifacts(ArtifactStore):
             else:
                 at_once(lambda n: self._learn(*n), {(stage, key)} | self._wanted)
                 self._wanted = set()
+        if name not in self._metas:
+            raise StoreError(f"artifact {name} is not whole in {self.url}", fix="run it again to make it")
         return self._metas[name]
 
     def _learn(self, stage: str, key: str) -> None:
         name = f"{stage}-{key}"
-        if name in self._index and name not in self._metas:
+        if name not in self._index or name in self._metas:
+            return
+        try:
             self._metas[name] = self._read_meta(stage, key, self._index[name])
+        except StoreError:  # asked for once more with its files; if it is damaged, it is no artifact any more
+            if self._fetch(stage, key):
+                self._metas[name] = self._copies.meta(stage, key)
 
     def _read_meta(self, stage: str, key: str, attempt: str) -> dict[str, Any]:
-        with asking(self.url):
-            try:
-                raw = object_bytes(self._fs, f"{self.url.path}/{stage}-{key}/{attempt}/{META}")
-            except FileNotFoundError:
-                raise StoreError(f"artifact {stage}-{key} has no {META}") from None
+        """Bring an attempt's `meta.json`, held to its checksum. Raises StoreError."""
+        path = f"{self.url.path}/{stage}-{key}/{attempt}/{META}"
         try:
-            meta: object = json.loads(raw)
+            with asking(self.url):
+                try:
+                    raw = object_bytes(self._fs, path, MAX_META_BYTES)
+                except FileNotFoundError:
+                    raise StoreError(f"artifact {stage}-{key} has no {META}") from None
+            meta: dict[str, Any] = json.loads(raw)
+            checked_meta(meta, stage, key)
         except (ValueError, RecursionError) as e:
             raise StoreError(f"artifact {stage}-{key} has no readable {META}: {e}") from None
-        if not isinstance(meta, dict) or (meta.get("stage"), meta.get("key")) != (stage, key):  # pyright: ignore[reportUnknownMemberType]
-            raise StoreError(f"artifact {stage}-{key} has no readable {META}")
-        return cast("dict[str, Any]", meta)
+        return meta
 
     # the index -------------------------------------------------------------------------------------------------------
 
@@ -250,7 +263,7 @@ class RemoteArtifacts(ArtifactStore):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 with asking(self.url):
                     try:
-                        self._fs.get_file(f"{source}/{file}", str(folder / file))
+                        bring(self._fs, f"{source}/{file}", folder / file)
                     except FileNotFoundError:
                         raise StoreError(f"artifact {stage}-{key} lacks {file}") from None
             for file, (size, digest) in files.items():
@@ -284,7 +297,7 @@ class RemoteArtifacts(ArtifactStore):
 
     def restore(self, stage: str, key: str) -> bool:
         """Send an artifact that was finished here and has not arrived; False where there is none."""
-        if not self._unsent.has(stage, key):
+        if not self._unsent.path(stage, key).is_dir() or not self._unsent.has(stage, key):
             return False
         self._send(stage, key)
         return True
@@ -313,18 +326,27 @@ class RemoteArtifacts(ArtifactStore):
     def sweep(self, *, shared: bool = False) -> None:
         """Remove what killed writers left half-sent, and second attempts at one key. Only while holding the lock.
 
-        In a shared cache nothing: whose writer still lives cannot be seen from here.
+        In a shared cache only what they left on this machine: whose writer still lives cannot be seen from here.
         """
+        self._unsent.sweep(shared=True)  # no lock is of this machine's folders
+        self._copies.sweep()
         if shared:
             return
-        self._unsent.sweep()
-        self._copies.sweep()
         found = self._survey()
         spare = [o for n, tries in found.items() for t in tries if t.name != self._index.get(n) for o in t.objects]
         with asking(self.url):
             # What makes an artifact of the others goes first.
             at_once(self._remove, [o for o in spare if o.endswith(f"/{META}")])
             at_once(self._remove, [o for o in spare if not o.endswith(f"/{META}")])
+        self._keep_arrived()
+
+    def _keep_arrived(self) -> None:
+        """Make copies of what is unsent and there all the same: sent in a last moment, or by others."""
+        for folder in list(self._unsent.root.iterdir()):
+            stage, _, key = folder.name.rpartition("-")
+            if folder.name in self._index and self._unsent.has(stage, key):
+                self._copies.take(stage, key, folder)
+        self._copies.trim()
 
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
@@ -361,7 +383,7 @@ def _checked_files(meta: Mapping[str, Any], name: str, attempt: str) -> dict[str
             if any(p in ("", ".", "..") or "\\" in p or not p.isprintable() for p in parts) or parts == [META]:
                 raise StoreError(f"artifact {name} names a file that it cannot have", got=file)
             out[str(file)] = int(facts["bytes"]), str(facts["sha256"])
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise StoreError(f"artifact {name} has no readable {META}: {e}") from None
     if f"{len(out)}-{sum(n for n, _ in out.values())}" != attempt.partition("-")[2]:
         raise StoreError(f"artifact {name} lists other files than were put there")

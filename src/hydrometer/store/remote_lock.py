@@ -25,6 +25,8 @@ __all__ = ["Lease", "hold_remote"]
 
 BEAT = 60.0  # seconds between renewals
 DEAD = 300.0  # seconds without one, by the store's clock, after which the holder is gone
+MAX_LOCK_BYTES = 100_000
+_NO_TAG = '"00000000000000000000000000000000"'  # no object has it
 
 _held: set[str] = set()  # tokens of this process's locks
 
@@ -42,6 +44,7 @@ class Lease:
         self._token, self._beats, self._tag = secrets.token_hex(8), 0, ""
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._ended, self._lost = threading.Event(), False
+        self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="hydrometer-lock", daemon=True)
 
     def take(self) -> None:
@@ -54,7 +57,7 @@ class Lease:
         tag = self._object.create(self._body())
         if tag is None:
             tag = self._take_over()
-        elif (again := self._object.create(self._body())) is not None:
+        elif (again := self._object.create(self._body()) or self._object.replace(self._body(), _NO_TAG)) is not None:
             self._object.remove(again)
             raise FolderError(
                 "the store ignores conditions on writes, so that two runs could not be kept apart", got=str(self.url),
@@ -65,7 +68,11 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise FolderError where another run has taken the lock over."""
+        """Renew the lock; raise FolderError where another run has taken it over.
+
+        The beats alone would say so too late: a machine that slept goes on where it was, before the next one is due.
+        """
+        self._renew()
         if self._lost:
             raise FolderError(
                 f"another run has taken over {self.url}, since this one was silent for {DEAD / 60:g} minutes",
@@ -106,17 +113,24 @@ class Lease:
         return tag
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._lost and not self._ended.wait(BEAT):
             # A store that does not answer is asked again at the next beat; the run itself will say so.
             with suppress(HydrometerError):
-                tag = self._object.replace(self._body(), self._tag)
-                if tag is None:  # another's, or ours where an answer was lost
-                    found = self._object.read()
-                    if found is None or found[0].get("token") != self._token:
-                        self._lost = True
-                        return
-                    tag = found[1]
-                self._tag = tag
+                self._renew()
+
+    def _renew(self) -> None:
+        """Write the lock anew, or find that it is another's."""
+        with self._renewing:
+            if self._lost:
+                return
+            tag = self._object.replace(self._body(), self._tag)
+            if tag is None:  # another's, or ours where an answer was lost
+                found = self._object.read()
+                if found is None or found[0].get("token") != self._token:
+                    self._lost = True
+                    return
+                tag = found[1]
+            self._tag = tag
 
 
 class _LockObject:
@@ -167,16 +181,18 @@ class _LockObject:
     def read(self) -> tuple[dict[str, Any], str, datetime] | None:
         """Return who holds it, its tag, and when it was last written; None where it is gone."""
         with asking(self.url):
+            found = self._info()
             try:
-                found = self._info()
-                raw = object_bytes(self._fs, self._path)
+                raw = object_bytes(self._fs, self._path, MAX_LOCK_BYTES)
             except FileNotFoundError:
                 return None
+            except ValueError:  # no lock that was made here
+                raw = b""
         if found is None:
             return None
         try:
             holder: object = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             holder = None
         return cast("dict[str, Any]", holder) if isinstance(holder, dict) else {}, _tag(found), _changed(found)
 

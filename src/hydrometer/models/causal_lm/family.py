@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
@@ -265,7 +266,7 @@ class CausalLMFamily:
 
         c = _chain(chain)
         try:
-            parts = json.loads((folder / LAW_FILE).read_text(encoding="utf-8"))
+            parts = artifact_json(folder / LAW_FILE, dict)
             ids = tuple(tuple(p) for p in parts["prompt_ids"])
             prompts = Prompts(ids, tuple(parts["prompt_texts"]), parts.get("prompts_are", "fixed"))
             stop_ids, longest = tuple(parts["stop_ids"]), int(parts["max_new_tokens"])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numba
 import numpy as np
@@ -14,6 +14,7 @@ import scipy
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
+from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec, Strict
@@ -108,7 +109,7 @@ class MixtureFamily:
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Mixture:
         """Open what `save_law` wrote."""
         try:
-            fields: dict[str, Any] = json.loads((folder / "mixture.json").read_text())
+            fields = artifact_json(folder / "mixture.json", dict)
             return Mixture.from_log_weights(**fields)
         except (OSError, ValueError, TypeError) as e:
             raise StoreError(f"no mixture can be read: {e}", got=folder.name) from None
