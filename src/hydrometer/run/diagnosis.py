@@ -108,8 +108,11 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
 
 
 def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
-    if isinstance(artifacts, Path):  # opening a local store would make its folder
-        return _read(artifacts / f"{STAGE}-{key}" / _FILE)
+    if isinstance(artifacts, Path):
+        if not artifacts.is_dir():  # opening a local store would make its folder
+            return None
+        store = ArtifactStore(artifacts)
+        return _read(store.path(STAGE, key) / _FILE) if store.is_whole(STAGE, key) else None
     try:
         return _read(open_store(artifacts).path(STAGE, key) / _FILE)
     except StoreError:

@@ -160,6 +160,19 @@ class ArtifactStore:
             self._take_away(folder)
         return whole
 
+    def is_whole(self, stage: str, key: str) -> bool:
+        """Whether the artifact is there and whole; unlike with `has`, a damaged one stays where it is.
+
+        Raises
+        ------
+        FolderError : it cannot be read for a reason that is not its own.
+        """
+        folder = self.path(stage, key)
+        try:
+            return self._is_whole(folder, stage, key)
+        except OSError as e:
+            raise refused(e, folder) from None
+
     def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return those (stage, key) that are not there; as `has`, for many at once."""
         return [n for n in names if not self.has(*n)]
