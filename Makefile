@@ -74,7 +74,8 @@ check: $(STAMP)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generated.py --check
-	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	# Not --quiet: it drops the warnings before --strict counts them.
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 oldest newest: $(STAMP)
 	$(BIN)/python scripts/versions.py $@

@@ -21,7 +21,7 @@ from hydrometer.store.records import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 # Groups that a third party may announce something in.
-ENTRY_POINTS = ("hydrometer.contract_cases", "hydrometer.families", "hydrometer.metrics")
+ENTRY_POINTS = ("hydrometer.contract_cases", "hydrometer.engines", "hydrometer.families", "hydrometer.metrics")
 
 
 def surface(spec_schema: dict[str, Any]) -> str:

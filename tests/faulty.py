@@ -83,10 +83,11 @@ class Ended:
 
 @dataclass
 class Started:
-    """A run under way."""
+    """A run under way, and in how many moments something is to happen to it."""
 
     process: BaseProcess
     logs: Path
+    moments: int
 
     def end(self) -> Ended:
         self.process.join(LIMIT)
@@ -95,7 +96,9 @@ class Started:
             self.process.join(30)
             raise AssertionError(f"the run did not end: {(self.logs / 'err').read_text()}")
         out, err = ((self.logs / name).read_text(errors="replace") for name in ("out", "err"))
+        came = (self.logs / "moments").stat().st_size
         shutil.rmtree(self.logs)
+        assert came >= self.moments, f"{came} of {self.moments} moments came, so nothing was proved: {err}"
         return Ended(self.process.exitcode or 0, out, err)
 
     def listens(self) -> bool:
@@ -117,11 +120,12 @@ def start(argv: Sequence[str], logs: Path, setup: Sequence[Setup] = (), *, page:
     """Start ``hydrometer *argv`` in a child; without `page` no report is built, which would be most of the time."""
     CONTEXT.set_forkserver_preload(PRELOAD)
     logs.mkdir(parents=True)
-    for name in ("out", "err"):
+    for name in ("out", "err", "moments"):
         (logs / name).touch()
     process = CONTEXT.Process(target=_child, args=(list(argv), logs, list(setup), page))
     process.start()
-    return Started(process, logs)
+    moments = sum(isinstance(each, partial) and each.func in (_at_stage, _at_call) for each in setup)
+    return Started(process, logs, moments)
 
 
 def run(spec: Path, out: Path, *more: str, setup: Sequence[Setup] = (), page: bool = False) -> Ended:
@@ -143,6 +147,7 @@ def _child(argv: list[str], logs: Path, setup: list[Setup], page: bool) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(logs / name, os.O_WRONLY), descriptor)
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["FAULTS_MOMENTS"] = str(logs / "moments")
     gc.freeze()  # a collection need not go through all that was imported
     sys.argv = ["hydrometer", *argv]
     if not page:
@@ -153,6 +158,11 @@ def _child(argv: list[str], logs: Path, setup: list[Setup], page: bool) -> None:
 
 
 # moments -------------------------------------------------------------------------------------------------------------
+
+
+def _came() -> None:
+    with open(os.environ["FAULTS_MOMENTS"], "a") as f:
+        f.write(".")
 
 
 def at_stage(wanted: int | str, action: Action) -> Setup:
@@ -170,6 +180,7 @@ def _at_stage(wanted: int | str, action: Action) -> None:
         seen[0] += 1
         if here:
             seen[0] = -(10**9)
+            _came()
             action()
         inner(self, label, cost)
 
@@ -191,6 +202,7 @@ def _at_call(where: str, action: Action) -> None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if left:
+            _came()
             left.pop()()
         return inner(*args, **kwargs)
 

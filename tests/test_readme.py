@@ -41,9 +41,9 @@ def test_commands_in_the_pages_exist(page: Path) -> None:
         name: {option for parameter in command.params for option in parameter.opts}
         for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
     }
-    for block in [*blocks(page, "bash"), *blocks(page, "console")]:
+    for block in [block for language in ("bash", "console", "sh") for block in blocks(page, language)]:
         for line in block.splitlines():
-            words = line.split("#")[0].split()
+            words = line.removeprefix("$ ").split("#")[0].split()
             if words[:1] != ["hydrometer"] or words[1].startswith("-"):
                 continue
             assert words[1] in commands, line
@@ -62,6 +62,12 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    docs = ROOT / "docs"
+    nav = (ROOT / "mkdocs.yml").read_text()
+    assert [p.name for p in docs.rglob("*.md") if not re.search(rf" {p.relative_to(docs)}$", nav, re.MULTILINE)] == []
 
 
 def test_every_public_name_is_documented_and_importable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +50,15 @@ def test_it_holds_names_options_keys_and_fields(found: str) -> None:
     )  # fmt: skip
     assert [e for e in expected if e not in lines] == []
     assert " at 0x" not in found
+
+
+def test_all_entry_point_groups_are_public(found: str) -> None:
+    sources = [p.read_text("utf-8") for p in (ROOT / "src").rglob("*.py")]
+    groups = {g for text in sources for g in re.findall(r'(?:group=|^GROUP = )"(hydrometer\.\w+)"', text, re.MULTILINE)}
+    listed = found.partition("[entry point groups]\n")[2].partition("\n\n")[0].splitlines()
+    assert sorted(groups) == listed
+    said = (ROOT / "docs" / "stability.md").read_text("utf-8")
+    assert [g for g in groups if f"`{g}`" not in said] == []
 
 
 def test_a_renamed_argument_shows(found: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -29,6 +30,10 @@ def damage(file: Path, how: str, dice: random.Random) -> None:
             file.write_bytes(dice.randbytes(max(len(raw), 8)))
 
 
+def told(out: Path) -> list[bytes]:
+    return [p.read_bytes() for p in sorted((out / "artifacts").glob("examine-*/findings.json"))]
+
+
 @pytest.mark.parametrize("round_", [0, *(pytest.param(k, marks=pytest.mark.faults) for k in range(1, 9))])
 def test_a_damaged_artifact_is_made_again_and_nothing_else(world: World, tmp_path: Path, observe, round_: int) -> None:
     dice = random.Random(f"artifacts {round_}")
@@ -45,8 +50,24 @@ def test_a_damaged_artifact_is_made_again_and_nothing_else(world: World, tmp_pat
     assert ended.computed == +expected
     assert artifacts(out) == artifacts(world.undisturbed)
     same(out, world.undisturbed)
+    assert told(out) == told(world.undisturbed)
     for kind in expected:
         observe(f"{kind} artifact truncated, flipped, missing or garbage", "made again, it alone; records equal")
+
+
+def test_an_altered_finding_is_never_told(world: World, tmp_path: Path, observe) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(world.undisturbed, out)
+    (file,) = (out / "artifacts").glob("examine-*/findings.json")
+    whole = file.read_bytes()
+    made_up = {"code": "made-up", "severity": "warning", "chain": None, "what": "a", "why": "b", "fix": "c"}
+    file.write_text(json.dumps([*json.loads(whole), made_up]))  # JSON still, and a finding
+    ended = run(world.spec, out)
+    assert ended.code == 0, ended.err
+    assert "made-up" not in ended.err
+    assert file.read_bytes() == whole
+    same(out, world.undisturbed)
+    observe("examine artifact altered within its form", "made again, it alone; records equal")
 
 
 @pytest.mark.parametrize("round_", [0, *(pytest.param(k, marks=pytest.mark.faults) for k in range(1, 5))])

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments."""
+"""SIGKILL at random moments, and at the end of every kind of stage."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import shutil
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from faulty import World, begin, leftovers, recover
+from faulty import World, at_call, at_stage, begin, leftovers, recover, run, signal_self
+
+STAGES = {
+    "lm: draw": "draw", "lm: fit the teacher": "fit", "lm: score": "score", "lm: judge": "judge", "lm: embed": "embed",
+    "lm: picture": "picture", "m: fit": "fit", "m: judge": "judge", "keep something": "show",
+    "figures as released": "released", "map at": "map",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -43,3 +50,23 @@ def test_a_killed_run_goes_on_and_has_lost_one_stage_at_most(
         shutil.rmtree(out)
     if times >= 10:
         assert hit.total() >= 2  # killed inside a stage, and not only before and after
+
+
+@pytest.mark.parametrize(
+    "when",
+    [w if w == "lm: score" else pytest.param(w, marks=pytest.mark.faults) for w in STAGES],
+    ids=lambda w: w.replace(":", ""),
+)
+def test_a_run_killed_at_the_end_of_a_stage_loses_that_one(
+    request: pytest.FixtureRequest, tmp_path: Path, observe, when: str
+) -> None:
+    world: World = request.getfixturevalue("world" if when.startswith("lm") else "small")
+    out = tmp_path / "out"
+    die = at_stage(when, at_call("hydrometer.store.artifacts:_files_of", partial(signal_self, signal.SIGKILL)))
+    assert run(world.spec, out, setup=[die]).code == -signal.SIGKILL
+    begun = leftovers(out)
+    assert len(begun) == 1
+    assert begun[0].startswith(f"artifacts/.tmp-{STAGES[when]}-")
+    again = recover(world, out)
+    assert again == 0
+    observe(f"SIGKILL at the end of a stage: {STAGES[when]}", "records equal", again=again, lost=len(begun))

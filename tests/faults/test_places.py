@@ -37,6 +37,7 @@ def test_a_folder_without_permission_is_one_line(small: World, tmp_path: Path, o
         ended = run(spec, where / "out", setup=[become_nobody])
         assert ended.code == 2, ended.err
         assert "Permission denied" in ended.line
+        assert str(where) in ended.line
         assert "Traceback" not in ended.err
         assert list(where.iterdir()) == []
     finally:

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from faulty import World, at_call, at_stage, begin, books, run, same, signal_self
+from faulty import World, artifacts, at_call, at_stage, begin, books, run, same, signal_self
 
 
 def _stopped(pid: int) -> bool:
@@ -42,6 +42,7 @@ def test_two_runs_that_share_a_cache_are_both_right(small: World, tmp_path: Path
             for out in outs]  # fmt: skip
     ended = [r.end() for r in runs]
     assert [e.code for e in ended] == [0, 0], ended
+    assert all(e.computed == artifacts(small.undisturbed) for e in ended)  # each made all, beside the other
     expected = books(small.undisturbed)
     for out in outs:
         assert books(out) == expected

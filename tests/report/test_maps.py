@@ -322,6 +322,14 @@ def test_tables_of_a_map(results: dict[str, Any]) -> None:
     assert "+4 −0 ?0" in " ".join(text.split())
 
 
+def test_a_terminal_of_80_columns_says_which_setting_a_row_is_of(results: dict[str, Any]) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(results))
+    lines = console.export_text().splitlines()
+    assert any(line.strip().startswith("distilled at") for line in lines)
+    assert any(line.strip().startswith("β = 10") and "+4 −0 ?0" in line for line in lines)
+
+
 HOSTILE = "</script><script>document.title='owned'</script>\u2028<!--\u202e{{7*7}}"
 
 

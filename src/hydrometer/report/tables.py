@@ -274,7 +274,9 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
         # What a terminal of 80 columns holds; the page has the rest.
         shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
         for i in shown:
-            table.add_column(Text(data.head[i]), justify="left" if i == 0 else "right", no_wrap=i > 0)
+            # In two lines, or the figures leave the first column, which says what they are of, no room.
+            head = Text(data.head[i].replace(" at equal ", "\nat equal "))
+            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for row in data.rows:
             table.add_row(*(Text(one_line(row[i], 80)) for i in shown))
         parts += [table, _verdict_text(sentences(run, chain))]
