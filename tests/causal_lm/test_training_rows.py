@@ -6,6 +6,7 @@ import errno
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,24 @@ def test_a_run_fits_on_flat_rows_and_reads_no_log_probability_by_token(
     assert all(isinstance(r.data, TrainingRows) and isinstance(r.validate, Sequences) for r in seen)
     held = {name for name in ("token_log_prob", "token_log_prob_unselected") if hasattr(seen[0].data, name)}
     assert not held
+
+
+def test_a_file_that_keeps_a_name_while_it_is_open_is_in_no_artifact(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system names a removed file .nfs... in its folder as long as somebody has it open."""
+    opened: list[int] = []
+
+    def on_nfs(dir: Path) -> Any:
+        opened.append(1)
+        return (dir / f".nfs{len(opened)}").open("w+b")
+
+    monkeypatch.setattr(training_rows, "IN_MEMORY", 0)
+    monkeypatch.setattr(training_rows, "tempfile", SimpleNamespace(TemporaryFile=on_nfs))  # numba has files of its own
+    path = write_spec(lm_spec(llama_folder, teacher="truth", selectivity=[{"temperature": 1.0}]), tmp_path)
+    assert not hm.run(path, out=tmp_path / "out").failed_cells
+    named = list((tmp_path / "out").rglob(".nfs*"))
+    assert len(named) == len(opened) == 2
+    for file in named:  # as when the process ends
+        file.unlink()
+    assert not hm.run(path, out=tmp_path / "out").outcome.computed

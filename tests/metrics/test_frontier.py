@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
 import hydrometer as hm
 from hydrometer.metrics.densities import curves
@@ -328,3 +329,12 @@ def test_one_row_of_each_law_has_wide_intervals_and_no_nan() -> None:
     for name, e in hm.judge(p, q, n=1).items():
         interval = e.interval()
         assert interval is None or all(math.isfinite(x) for x in interval), name
+
+
+def test_figures_are_the_same_bits_with_any_threads() -> None:
+    p, q = (hm.Mixture([1.0], [[m]], [v], covariance_type="spherical") for m, v in ((0.0, 1.0), (0.3, 1.4)))
+    found: list[dict[str, hm.Estimate]] = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(hm.judge(p, q, n=20_000))
+    assert found[0] == found[1]

@@ -6,8 +6,11 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,17 +18,21 @@ import pytest
 ray = pytest.importorskip("ray")
 pytest.importorskip("torch")
 
+from ray.train import WorkerGroupError  # noqa: E402
+
 import hydrometer as hm  # noqa: E402
 from chains import mixture_spec, without_timings, write_spec  # noqa: E402
-from hydrometer.core.errors import InputError, MissingDependencyError  # noqa: E402
+from hydrometer.core.errors import FitError, InputError, MissingDependencyError, PeerLostError  # noqa: E402
 from hydrometer.models.families import families  # noqa: E402
+from hydrometer.run import on_ray  # noqa: E402
 from hydrometer.run.execute import SilentMonitor, execute  # noqa: E402
 from hydrometer.run.on_ray import RayExecutor  # noqa: E402
 from hydrometer.run.on_ray_needs import Machine, need_of  # noqa: E402
+from hydrometer.run.on_ray_train import _raised  # noqa: E402
 from hydrometer.run.plan import Plan, plan_run  # noqa: E402
 from hydrometer.run.work import Work, pack, pack_node  # noqa: E402
 from hydrometer.stages.judge import load_metrics  # noqa: E402
-from hydrometer.stages.nodes import DrawNode  # noqa: E402
+from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
 from hydrometer.store.artifacts import ArtifactStore  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -206,7 +213,9 @@ def test_needs_follow_the_chain_and_never_exceed_a_node(small_run: Path) -> None
     assert (wide.cpus, wide.gpus) == (6, 0)
     assert 0 < wide.memory < 1e9
     narrow = need_of(fit, [Machine(2, 0, 1000), Machine(4, 0, 10)], {})
-    assert (narrow.cpus, narrow.memory) == (4, 1000)
+    assert (narrow.cpus, narrow.memory) == (2, 1000)  # no node has 4 CPUs and 1000 bytes: it would wait without end
+    assert need_of(fit, [Machine(2, 0, 1e12), Machine(8, 0, 1e12)], {}).cpus == 6
+    assert need_of(fit, [Machine(8, 0, 1000), Machine(2, 0, 1e12)], {}).cpus == 2
     assert need_of(fit, [Machine(8, 1, 1e12)], {}).gpus == 0
     both = plan_run(hm.load_spec(small_run, ["chains.lm.threads=6", "chains.lm.student.training.num_workers=3"]))
     fits = next(n for n in both.nodes.values() if n.stage == "fit")
@@ -221,3 +230,131 @@ def test_another_kind_of_chain_runs_too(tmp_path: Path, connected: None) -> None
     local = hm.run(path, out=tmp_path / "local")
     there = hm.run(path, out=tmp_path / "ray", executor="ray")
     assert without_timings(there.results) == without_timings(local.results)
+
+
+def test_a_node_of_other_numerics_ends_the_run_in_one_line(
+    tmp_path: Path, small_run: Path, connected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packed(plan: Plan, store: ArtifactStore) -> Any:
+        parcel = pack(plan, store)
+        parcel.numerics["lm"]["threads"] = 7
+        return parcel
+
+    monkeypatch.setattr(on_ray, "pack", packed)
+    with pytest.raises(InputError, match=r"^lm: .* has another threads .*; got '1 for 7'; use nodes") as caught:
+        RayExecutor()(_plan(small_run), ArtifactStore(tmp_path / "artifacts"), SilentMonitor())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_handler_that_returns_is_called_once(tmp_path: Path, small_run: Path, connected: None) -> None:
+    class Sends(SilentMonitor):
+        stages = 0
+
+        def done(self, cost: float, failed: str | None) -> None:
+            self.stages += 1
+            if self.stages == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    plan = _plan(small_run)
+    draws = {k: n for k, n in plan.nodes.items() if isinstance(n, DrawNode) and n.law.kind == "truth"}
+    try:
+        outcome = RayExecutor()(Plan(draws, plan.chains), ArtifactStore(tmp_path / "artifacts"), Sends())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.computed["draw"] == len(draws)
+    assert heard == [signal.SIGTERM]
+
+
+class _Waits:
+    """A family whose draws last; the file holds the worker that makes one."""
+
+    def __init__(self, inner: Any, file: Path) -> None:
+        self.inner, self.file = inner, file
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def save_samples(self, samples: Any, folder: Path) -> None:
+        self.file.write_text(str(os.getpid()))
+        for _ in range(600):  # a cancelled task hears of it between two instructions
+            time.sleep(0.1)
+
+
+def test_a_cancelled_worker_cleans_up_and_ends(tmp_path: Path, small_run: Path, connected: None) -> None:
+    """One that was interrupted inside an import of torch would fail every stage of the next run."""
+    plan = _plan(small_run)
+    chain = plan.chains["lm"]
+    waits = replace(chain.context, family=_Waits(chain.context.family, tmp_path / "pid"))
+    draw = next(n for n in plan.nodes.values() if isinstance(n, DrawNode))
+    store = ArtifactStore(tmp_path / "artifacts")
+
+    def interrupt() -> None:
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    alone = Plan({draw.key: replace(draw, context=waits)}, {"lm": replace(chain, context=waits)})
+    with pytest.raises(KeyboardInterrupt):
+        RayExecutor()(alone, store, SilentMonitor())
+    worker = Path("/proc") / (tmp_path / "pid").read_text()
+    deadline = time.monotonic() + 20
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not worker.exists()
+    assert not list(store.root.iterdir())
+
+
+class _LosesAWorker:
+    """A family whose first fit loses its second process at the third step; the flag says that it has happened."""
+
+    def __init__(self, inner: Any, flag: Path) -> None:
+        self.inner, self.flag = inner, flag
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def fit(self, request: Any) -> Any:
+        import torch
+
+        def tick(done: float, total: float, what: str) -> None:
+            if done == 3 and torch.distributed.get_rank() == 1 and not self.flag.exists():
+                self.flag.touch()
+                os._exit(1)
+
+        return self.inner.fit(replace(request, tick=tick))
+
+
+def test_a_fit_that_loses_a_worker_is_begun_again(tmp_path: Path, small_run: Path, connected: None) -> None:
+    overrides = ["num_workers=2", "num_train_epochs=2"]
+    plan = plan_run(hm.load_spec(small_run, [f"chains.lm.student.training.{o}" for o in overrides]))
+    chain = plan.chains["lm"]
+    fit = next(n for n in plan.nodes.values() if isinstance(n, FitNode) and n.teacher is None)
+    nodes = {k: plan.nodes[k] for k in (*fit.inputs, fit.key)}
+    store = ArtifactStore(tmp_path / "artifacts")
+    execute(Plan({k: n for k, n in nodes.items() if n is not fit}, plan.chains), store, SilentMonitor())
+    mortal = replace(chain.context, family=_LosesAWorker(chain.context.family, tmp_path / "died"))
+    dying = Plan({k: replace(n, context=mortal) for k, n in nodes.items()}, {"lm": replace(chain, context=mortal)})
+    outcome = RayExecutor()(dying, store, SilentMonitor())
+    assert (tmp_path / "died").exists()
+    assert not outcome.failed
+    assert outcome.computed == {"fit": 1}
+
+
+def test_who_raised_is_told_from_who_lost_it() -> None:
+    def raised(*errors: Exception | None) -> Exception | None:
+        told = {i: SimpleNamespace(_base_exc=e) if e else RuntimeError("actor died") for i, e in enumerate(errors)}
+        return _raised(WorkerGroupError("", told))
+
+    lost, mine, defect = PeerLostError("gone"), FitError("the loss is not finite"), ValueError("a defect")
+    assert raised(lost, mine) is mine
+    assert raised(lost, defect) is defect
+    assert raised(lost) is None  # begun again, as after a death
+    assert raised(lost, None) is raised(mine, None) is None
+    assert _raised(RuntimeError("no workers")) is None

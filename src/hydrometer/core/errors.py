@@ -19,6 +19,7 @@ __all__ = [
     "LawMismatchError",
     "MissingDependencyError",
     "ModelError",
+    "PeerLostError",
     "SpecError",
     "StageError",
     "StoreError",
@@ -142,6 +143,10 @@ class StageError(HydrometerError):
 
 class FitError(StageError):
     """A model could not be fitted to the data it was given."""
+
+
+class PeerLostError(FitError):
+    """A process of a fit that several make together lost another: why the fit failed, only that other knows."""
 
 
 class StoreError(HydrometerError):

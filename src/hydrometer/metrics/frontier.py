@@ -115,8 +115,9 @@ class _Mixtures:
         n = rows.a.size
         # Of means: 1/n each row. Of the control: its coefficient times how far the mean of a lies from 1.
         weight = 1.0 / n - scaled * ((float(rows.a.mean()) - 1.0) / spread)
-        q = float(self.own_q @ weight) - np.einsum("jn,n->j", self.log_r, rows.b * weight)
-        p = float(self.own_p @ weight) - np.einsum("jn,n->j", self.log_r, rows.a * weight)
+        # Not by BLAS, whose long products add by thread: the last digit would be that of the machine.
+        q = float(np.einsum("n,n->", self.own_q, weight)) - np.einsum("jn,n->j", self.log_r, rows.b * weight)
+        p = float(np.einsum("n,n->", self.own_p, weight)) - np.einsum("jn,n->j", self.log_r, rows.a * weight)
         return np.maximum(q, 0.0), np.maximum(p, 0.0)
 
 

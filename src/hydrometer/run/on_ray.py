@@ -27,6 +27,7 @@ from hydrometer.core.errors import (
     StoreError,
     one_line,
 )
+from hydrometer.models.base import no_progress
 from hydrometer.run.execute import Monitor, Outcome, begin, label_of, make, workers_of
 from hydrometer.run.failures import reason_of
 from hydrometer.run.on_ray_needs import Machine, Need, need_of
@@ -207,8 +208,8 @@ class _Driver:
                     more, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
                     for ref in {*done, *more}:
                         self.hear(self.flying.pop(ref), ref)
-                for act in pending:
-                    act()
+                while pending:
+                    pending.pop(0)()
 
     def send(self, key: str) -> None:
         """Send a stage, unless something that it needs has failed."""
@@ -286,15 +287,29 @@ def _work(parcel: list[Any]) -> Work:
 
 def _make(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], each: Mapping[str, float]) -> Answer:
     """Make a stage, unless it is there."""
-    work = _work(parcel)
-    store, node = work.bench.store, work.node(data)
+    return _answered(parcel, data, inputs, lambda work, node: make(node, work.plan, work.bench, no_progress))
+
+
+def _answered(
+    parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], how: Callable[[Work, Node], None]
+) -> Answer:
+    """Make a stage, unless it is there, and say why it could not be made."""
     try:
-        _await_inputs(store, inputs)
-        if not store.has(node.stage, node.key):
-            make(node, work.plan, work.bench, lambda done, total, what: None)
-    except Exception as e:
-        return _answer(e, node, store)
-    return None, None
+        try:
+            work = _work(parcel)
+            node = work.node(data)
+        except HydrometerError as e:  # this machine is not as the others: no stage can be made on it
+            return None, e
+        store = work.bench.store
+        try:
+            _await_inputs(store, inputs)
+            if not store.has(node.stage, node.key):
+                how(work, node)
+        except Exception as e:
+            return _answer(e, node, store)
+        return None, None
+    except KeyboardInterrupt:  # cancelled, perhaps inside an import, which cannot be taken up again in this process
+        os._exit(1)
 
 
 def _answer(error: Exception, node: Node, store: ArtifactStore) -> Answer:
@@ -323,15 +338,11 @@ def _await_inputs(store: ArtifactStore, inputs: list[tuple[str, str]]) -> None:
 
 def _fit_together(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], each: Mapping[str, float]) -> Answer:
     """Make a fit by several workers, as Ray Train starts them."""
-    from hydrometer.run.on_ray_train import train
 
-    work = _work(parcel)
-    store, node = work.bench.store, work.node(data)
-    try:
-        _await_inputs(store, inputs)
-        if not store.has(node.stage, node.key):
-            train(_ray().get(parcel[0]), data, workers_of(node), each)
-            _await_inputs(store, [(node.stage, node.key)])
-    except Exception as e:
-        return _answer(e, node, store)
-    return None, None
+    def fit(work: Work, node: Node) -> None:
+        from hydrometer.run.on_ray_train import train
+
+        train(_ray().get(parcel[0]), data, workers_of(node), each)
+        _await_inputs(work.bench.store, [(node.stage, node.key)])
+
+    return _answered(parcel, data, inputs, fit)

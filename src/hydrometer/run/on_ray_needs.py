@@ -33,7 +33,7 @@ class Machine:
 class Need:
     """What one stage asks for; for a fit of several workers, what each of them does.
 
-    No more than the largest node has: where a chain's threads outnumber every node's CPUs, its stages run there one at
+    No more than some node has: where a chain's threads outnumber every node's CPUs, its stages run there one at
     a time with all their threads, as they would on that machine without Ray.
     """
 
@@ -77,15 +77,19 @@ def _need(node: Node, machines: list[Machine]) -> Need:
         raise InputError(what, fix="start one that has, or set device: cpu")
     gpus = 1.0 if has_gpu and device in ("cuda", "auto") else 0.0
     usable = [m for m in machines if m.gpus >= gpus]
-    workers, cpus = workers_of(node), min(float(threads_of(node)), max(m.cpus for m in usable))
+    workers, threads = workers_of(node), float(threads_of(node))
     if workers > 1:
+        cpus = min(threads, max(m.cpus for m in usable))
         while sum(_places(m, cpus, gpus) for m in usable) < workers:
             if gpus and sum(int(m.gpus) for m in usable) < workers:
                 what = f"{node.context.name}: a fit of {workers} workers needs as many GPUs as it has workers"
                 raise InputError(what, got=sum(int(m.gpus) for m in usable), fix="lower num_workers")
             cpus /= 2
         return Need(cpus, gpus, 0, workers)
-    return Need(cpus, gpus, int(min(footprint_of(node).memory_least, max(m.memory for m in usable))))
+    memory = footprint_of(node).memory_least
+    # Of one machine: what no node has all of would be waited for without end.
+    best = max(usable, key=lambda m: (min(memory, m.memory), min(threads, m.cpus)))
+    return Need(min(threads, best.cpus), gpus, int(min(memory, best.memory)))
 
 
 def _places(machine: Machine, cpus: float, gpus: float) -> int:

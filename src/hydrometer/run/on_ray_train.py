@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from hydrometer.core.errors import HydrometerError, MissingDependencyError, StageError, one_line
+from hydrometer.core.errors import MissingDependencyError, PeerLostError, StageError, one_line
 from hydrometer.run.ranks import fit_as_rank, threads_of
 from hydrometer.run.work import Parcel, Work
 
@@ -25,7 +25,7 @@ def train(parcel: Parcel, data: bytes, n_workers: int, each: Mapping[str, float]
 
     Raises
     ------
-    HydrometerError : what a worker raised.
+    Exception : what a worker raised.
     StageError : workers died at every attempt.
     """
     try:
@@ -53,19 +53,18 @@ def train(parcel: Parcel, data: bytes, n_workers: int, each: Mapping[str, float]
             except Exception as e:
                 raised = _raised(e)
                 if raised is not None:
-                    raise raised from None
+                    raise raised from e
                 error = e
     raise StageError(f"the workers of a fit died {_ATTEMPTS} times: {one_line(str(error), 300)}")
 
 
-def _raised(error: Exception) -> HydrometerError | None:
-    """What a worker raised of ours, below what Ray made of it."""
+def _raised(error: Exception) -> Exception | None:
+    """What a worker raised, below what Ray made of it; None where one died, and others at most lost it."""
     failures: Mapping[int, Any] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        for e in (failure, getattr(failure, "_base_exc", None), getattr(failure, "cause", None), failure.__cause__):
-            if isinstance(e, HydrometerError):
-                return e
-    return None
+    raised = [getattr(failure, "_base_exc", None) for failure in failures.values()]
+    if any(e is None for e in raised):
+        return None
+    return next((e for e in raised if isinstance(e, Exception) and not isinstance(e, PeerLostError)), None)
 
 
 def _rank(config: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A fit of several processes on this machine: `python -m hydrometer.run.ranks JOB RANK`, once for each rank.
+"""A fit of several processes on this machine: `python -m hydrometer.run.ranks JOB RANK PARENT`, once for each rank.
 
 Every rank opens the fit's inputs from the store and fits; rank 0 writes the artifact. The processes are new ones, not
 forks, so that what runs here is what runs on a cluster. They meet at a file: no port is taken that another run may
@@ -7,7 +7,6 @@ want.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -18,9 +17,11 @@ import threading
 import time
 from pathlib import Path
 
-from hydrometer.core.errors import FitError, HydrometerError, one_line
+from hydrometer.core.errors import FitError, HydrometerError, PeerLostError, one_line
 from hydrometer.models.base import FitsTogether, no_progress
+from hydrometer.models.drawing import release
 from hydrometer.run.execute import compute, make, workers_of
+from hydrometer.run.failures import reason_of
 from hydrometer.run.plan import Plan
 from hydrometer.run.work import Parcel, Work, pack, pack_node
 from hydrometer.stages.nodes import Node
@@ -37,8 +38,9 @@ def fit_together(node: Node, plan: Plan, store: ArtifactStore) -> None:
 
     Raises
     ------
-    FitError : a process failed or died; what it said is in the message.
+    HydrometerError : what a process raised, as the fit in this process would; FitError where one died.
     """
+    release(node.context.family)  # an engine that drew in this process holds memory that the fit's may need
     n = workers_of(node)
     with tempfile.TemporaryDirectory(prefix="hydrometer-ranks-") as scratch:
         job = Path(scratch) / "job"
@@ -54,17 +56,17 @@ def fit_together(node: Node, plan: Plan, store: ArtifactStore) -> None:
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(n):
-                argv = [sys.executable, "-m", "hydrometer.run.ranks", str(job), str(rank)]
+                argv = [sys.executable, "-m", "hydrometer.run.ranks", str(job), str(rank), str(os.getpid())]
                 own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 with (Path(scratch) / f"{rank}.log").open("wb") as log:
                     processes.append(subprocess.Popen(argv, env=own, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
             while any(p.poll() is None for p in processes) and not any(p.returncode for p in processes):
                 time.sleep(_POLL)
+            error = _why(processes, Path(scratch))
         finally:
             _end(processes)
-        failed = [rank for rank, p in enumerate(processes) if p.returncode]
-        if failed:
-            raise FitError(_reason(Path(scratch), failed, [p.returncode for p in processes]))
+        if error is not None:
+            raise error
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -81,17 +83,31 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             p.wait()
 
 
-def _reason(scratch: Path, failed: list[int], codes: list[int]) -> str:
-    """What the first rank that knows says; else what the first that died left."""
-    for rank in failed:
-        said = scratch / f"job.{rank}.error"
-        if said.is_file():
-            return str(json.loads(said.read_text("utf-8")))
-    # Those that were ended here died of SIGTERM; the one that began it did not.
-    rank = next((r for r in failed if codes[r] != -signal.SIGTERM), failed[0])
+def _why(processes: list[subprocess.Popen[bytes]], scratch: Path) -> HydrometerError | None:
+    """Return why the fit failed, of a process that knows; None where none failed. None was ended here yet.
+
+    One that only lost another may end before that other has: it is waited for.
+    """
+    deadline = time.monotonic() + _GRACE
+    while True:
+        codes = [p.poll() for p in processes]
+        said = {rank: _said(scratch, rank) for rank, code in enumerate(codes) if code}
+        knows = [rank for rank, error in said.items() if not isinstance(error, PeerLostError)]
+        if not said:
+            return None
+        if knows or None not in codes or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL)
+    # Who was killed says nothing, and is why others fail.
+    rank = min(knows or said, key=lambda r: (codes[r] != -signal.SIGKILL, said[r] is None))
     last = (scratch / f"{rank}.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
     tail = f": {one_line(last[0], 300)}" if last else ""
-    return f"process {rank} of the fit ended with code {codes[rank]}{tail}"
+    return said[rank] or FitError(f"process {rank} of the fit ended with code {codes[rank]}{tail}")
+
+
+def _said(scratch: Path, rank: int) -> HydrometerError | None:
+    told = scratch / f"job.{rank}.error"
+    return pickle.loads(told.read_bytes()) if told.is_file() else None
 
 
 def threads_of(node: Node) -> int:
@@ -116,9 +132,19 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def main(job: Path, rank: int) -> int:
+def _told(error: Exception, node: Node, where: Path) -> HydrometerError:
+    """What the run that waits for this process is to raise; a defect is raised here, and its last line is told."""
+    if isinstance(error, PeerLostError):
+        return error
+    try:
+        return FitError(reason_of(error, node.stage, where))
+    except HydrometerError as e:
+        return e
+
+
+def main(job: Path, rank: int, parent: int) -> int:
     """Be one process of a fit; the exit status."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     parcel, data = pickle.loads(job.read_bytes())
     assert isinstance(parcel, Parcel)
     work = Work(parcel)
@@ -128,11 +154,11 @@ def main(job: Path, rank: int) -> int:
     try:
         with family.group(node.context.spec, rank, workers_of(node), job.with_name("meeting")):
             fit_as_rank(work, node, rank)
-    except HydrometerError as e:
-        job.with_name(f"job.{rank}.error").write_text(json.dumps(str(e)), encoding="utf-8")
+    except Exception as e:
+        job.with_name(f"job.{rank}.error").write_bytes(pickle.dumps(_told(e, node, work.bench.store.root)))
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

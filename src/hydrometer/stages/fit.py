@@ -24,7 +24,8 @@ def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) ->
     precision = family.precision(chain, "judge")
     fitted = family.fit(
         FitRequest(
-            data=bench.training_rows(node.context, node.data, folder),
+            # Not in `folder`: a network file system gives the file a name there, and it would count as the law's.
+            data=bench.training_rows(node.context, node.data, bench.store.root),
             validate=None if node.validate is None else bench.rows(node.context, node.validate),
             truth=bench.law(node.context, truth, precision),
             teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision),

@@ -29,7 +29,7 @@ from hydrometer.models.causal_lm.model import CausalLM, pick_device
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import Training
 
-__all__ = ["PATIENCE", "Together", "group", "together"]
+__all__ = ["PATIENCE", "Together", "group", "lost_peer", "together"]
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for one another: rank 0 scores held-out rows while they do; who dies is noticed at once."""
@@ -51,6 +51,13 @@ def group(device: str, rank: int, n_workers: int, meeting: Path) -> Generator[No
         yield
     finally:
         dist.destroy_process_group()
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether an error says that another process of this one's group is gone; gloo's has no type of its own."""
+    return dist.is_initialized() and (
+        isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+    )
 
 
 class Together:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hydrometer.core.errors import FitError, InputError, LawMismatchError
+from hydrometer.core.errors import FitError, InputError, LawMismatchError, PeerLostError
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.checkpoints import Checkpoints
@@ -37,7 +37,7 @@ from hydrometer.models.causal_lm.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.scorer import score
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
-from hydrometer.models.causal_lm.together import Together, together
+from hydrometer.models.causal_lm.together import Together, lost_peer, together
 from hydrometer.models.sequences import Sequences
 from hydrometer.models.training_rows import TrainingRows
 
@@ -350,6 +350,8 @@ def _reproducible(seed: int) -> Generator[None]:
         try:
             yield
         except RuntimeError as e:  # torch's: out of memory, an operation without a deterministic form
+            if lost_peer(e):
+                raise PeerLostError(f"another process of the fit ended: {e}") from e
             raise FitError(f"the fit failed: {e}") from e
         finally:
             settings.fill_uninitialized_memory = filled
