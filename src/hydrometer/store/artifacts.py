@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, cast
 
 from hydrometer.core.errors import StoreError
@@ -174,7 +175,10 @@ class ArtifactStore:
 
     def _is_whole(self, folder: Path, stage: str, key: str) -> bool:
         try:
-            meta: object = json.loads(inner_file(folder, META).read_bytes())
+            about = inner_file(folder, META)
+            if not about.is_file():  # a pipe would be waited for without end
+                return False
+            meta: object = json.loads(about.read_bytes())
             if not isinstance(meta, dict):
                 return False
             body = cast("dict[str, Any]", meta)
@@ -184,7 +188,10 @@ class ArtifactStore:
                 return False
             for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
                 path = inner_file(folder, file)
-                if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
+                found = path.stat()
+                if not S_ISREG(found.st_mode) or found.st_size != facts["bytes"]:
+                    return False
+                if file_digest(path) != facts["sha256"]:
                     return False
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
