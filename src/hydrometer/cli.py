@@ -19,9 +19,11 @@ from hydrometer._version import __version__
 from hydrometer.cli_ends import end_with
 from hydrometer.cli_judge import judge_command
 from hydrometer.cli_plan import plan_command
-from hydrometer.core.errors import InputError
+from hydrometer.core.errors import InputError, one_line
 
 __all__ = ["app", "main"]
+
+_LONGEST = 4000  # characters of a sentence: what a run recorded is quoted in it
 
 app = typer.Typer(
     help="Measure and steer LLM distillation.",
@@ -258,10 +260,10 @@ def advise_command(
         typer.echo(json.dumps({**found.data, "sentences": said, "notes": notes}))
         return
     for sentence in said:
-        console.print(Text(sentence))
+        console.print(Text(one_line(sentence, _LONGEST)))
     console.print(advice_table(found.data))
     for note in notes:
-        console.print(Text(note))
+        console.print(Text(one_line(note, _LONGEST)))
 
 
 def main() -> None:

@@ -92,6 +92,16 @@ def test_a_tokenizer_of_its_own_is_used(adapter: Path, llama_folder: Path) -> No
     assert CausalLM.from_pretrained(adapter, base=str(llama_folder)).vocab_size == 60
 
 
+def test_a_tokenizer_of_its_own_is_vetted(adapter: Path, llama_folder: Path) -> None:
+    make_tokenizer(60).save_pretrained(adapter)
+    (adapter / "tokenizer.more").mkdir()
+    load.resolve(str(adapter), base=str(llama_folder))
+    path = adapter / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_file": "/etc/passwd"}))
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        load.resolve(str(adapter), base=str(llama_folder))
+
+
 def test_its_identity_is_of_its_content_and_its_base(adapter: Path, llama_folder: Path, tmp_path: Path) -> None:
     one = load.resolve(str(adapter), base=str(llama_folder)).identity
     copy = tmp_path / "elsewhere"
@@ -177,7 +187,7 @@ def test_weights_that_are_pickled_missing_broken_or_of_no_adapter(adapter: Path,
     weights = adapter / "adapter_model.safetensors"
     kept = weights.read_bytes()
     weights.write_bytes(b"\xff" * 64)
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="is not sound"):
         load.resolve(str(adapter), base=str(llama_folder))
     save_file({"a": torch.zeros(2)}, weights)
     with pytest.raises(ModelError, match="no LoRA weights"):

@@ -176,3 +176,19 @@ def test_rows_that_were_never_drawn_and_folders_of_no_run(world: World, tmp_path
     mixture = hm.run(write_spec(mixture_spec(seeds=1), tmp_path), out=tmp_path / "m")
     with pytest.raises(InputError, match="chains of language models"):
         hm.export(mixture.folder, to=tmp_path / "rows.jsonl", selectivity="weight_power=1")
+
+
+def test_a_prompts_file_is_read_again_as_it_was_read(tmp_path: Path) -> None:
+    """Lines end at line feeds alone: U+2028 and U+0085 are text, and a byte-order mark is none."""
+    from hydrometer.models.causal_lm.prompts import read_prompts
+    from hydrometer.models.causal_lm.spec import PromptsFile
+    from hydrometer.models.causal_lm.trl_rows import chat_prompts
+    from tiny import make_tokenizer
+
+    turns = [{"role": "user", "content": "w3\u2028w4\x85"}, {"role": "assistant", "content": "w5"}]
+    rows = [{"messages": [*turns, {"role": "user", "content": "w6"}]}, {"prompt": "w7"}]
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    source, tokenizer = PromptsFile(file=str(tmp_path / "rows.jsonl"), chat=True), make_tokenizer(16)
+    found = chat_prompts(read_prompts(source, tokenizer), source, tokenizer)
+    assert found == [rows[0]["messages"], [{"role": "user", "content": "w7"}]]

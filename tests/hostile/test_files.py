@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from typer.testing import CliRunner
 from hostile.strategies import JUNK, TEXTS
 from hydrometer.cli import app
 from hydrometer.core.errors import HydrometerError, InputError
+from hydrometer.models.causal_lm import answers
 from hydrometer.models.causal_lm.answers import read_answers, read_questions
-from hydrometer.run.scoring import _lm_eval, _numbers, _row, _table
+from hydrometer.run import scoring
+from hydrometer.run.exporting import _writer
+from hydrometer.run.scoring import _lm_eval, _numbers, _read, _row, _table
 
 pa: Any = pyarrow
 QUIET = settings(
@@ -119,3 +124,97 @@ def test_any_command_line_ends_without_a_traceback(
         line_of(result.exception)
     else:
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+
+
+def test_a_file_of_scores_that_is_none(tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("zero.csv", "pipe.jsonl"):
+        with pytest.raises(InputError) as caught:
+            _read(tmp_path / name)
+        assert "no plain file" in line_of(caught.value)
+
+
+def test_a_table_of_scores_is_bounded_and_says_what_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_of: Any
+) -> None:
+    wide = b"\n\n" + b",".join(b"c%d" % i for i in range(1001)) + b"\n"
+    twice = pa.table([pa.array([0]), pa.array([1.0]), pa.array([2.0])], names=["row", "score", "score"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    monkeypatch.setattr(scoring, "MAX_ROWS", 10)
+    for raw, name, said in (
+        (wide, "a.csv", "1001 columns"),
+        (b"row\n" + b"1\n" * 11, "a.csv", "11 rows"),
+        (b'{"row": 1}\n' * 11, "a.jsonl", "more than 10 rows"),
+        (b"row,score,score\n0,1,2\n", "a.csv", "'score' is there twice"),
+        ((tmp_path / "twice.parquet").read_bytes(), "a.parquet", "'score' is there twice"),
+    ):
+        with pytest.raises(InputError) as caught:
+            _table(raw, Path(name))
+        assert said in line_of(caught.value)
+    assert _table(b"\nrow,score\n0,1.5\n", Path("a.csv")) == {"row": [0], "score": [1.5]}
+
+
+def test_files_of_prompts_are_bounded_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_of: Any) -> None:
+    turns = pa.array([[{"role": "user", "content": "w"}] * 50] * 60)
+    pyarrow.parquet.write_table(pa.table({"messages": turns}), tmp_path / "long.parquet")
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 1000]))
+    pyarrow.parquet.write_table(pa.table({"text": same}), tmp_path / "packed.parquet")
+    (tmp_path / "large.jsonl").write_text('{"text": "x"}\n' * 80_000)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert len(read_questions(tmp_path / "packed.parquet")) == 2000
+    monkeypatch.setattr(answers, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(answers, "_MOST_VALUES", 2500)
+    for name, said in (
+        ("long.parquet", "3000 values"), ("packed.parquet", "too large together"), ("large.jsonl", "larger than"),
+        ("pipe.jsonl", "no plain file"),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            read_questions(tmp_path / name)
+        assert said in line_of(caught.value)
+
+
+def test_a_name_of_prompts_that_no_file_has(line_of: Any) -> None:
+    for name in ("a\0b", "~no-user-of-this-machine/rows.jsonl"):
+        with pytest.raises(InputError) as caught:
+            _prompts(Path(name))
+        line_of(caught.value)
+
+
+# the folder that one stands in ----------------------------------------------------------------------------------------
+
+
+def test_no_module_of_the_folder_that_one_stands_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import hydrometer
+    from hydrometer.models import arithmetic
+
+    for file in Path(hydrometer.__file__).parent.rglob("*.py"):
+        for line in file.read_text("utf-8").splitlines():
+            assert "[sys.executable," not in line or '"-P"' in line, f"{file}: {line}"
+    (tmp_path / "pickle.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p])
+    arithmetic._compile_elsewhere(SimpleNamespace(py_func=json.dumps), None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_written_first_has_a_name_that_nobody_can_guess(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    (tmp_path / f".rows.jsonl.{os.getpid()}.tmp").symlink_to(tmp_path / "kept.txt")
+    with _writer(tmp_path / "rows.jsonl") as put:
+        put([{"row": 1}])
+    assert (tmp_path / "kept.txt").read_text() == "kept"
+    assert (tmp_path / "rows.jsonl").read_text() == '{"row": 1}\n'
+
+
+def test_a_plan_reads_no_more_of_a_prompts_file_than_a_run(tmp_path: Path, line_of: Any) -> None:
+    pytest.importorskip("transformers")
+    from hydrometer.models.causal_lm.planning import described_prompts
+    from hydrometer.models.causal_lm.spec import PromptsFile, Truth
+
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(InputError) as caught:
+        described_prompts(Truth(source="x", prompts=PromptsFile(file=str(tmp_path / "zero.jsonl"))))
+    assert "no plain file" in line_of(caught.value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -394,3 +396,83 @@ def test_no_field_of_the_table_of_results_begins_a_formula(results: dict[str, An
         for field in line.split(","):
             is_number = field.lstrip("-").replace(".", "").replace("e-", "").isdecimal()
             assert is_number or not field.strip('"').startswith(("=", "+", "-", "@", "\t"))
+
+
+# pipes, links and numbers without end --------------------------------------------------------------------------------
+
+
+def test_pipes_and_devices_in_a_run_folder_are_not_waited_for(tmp_path: Path, line_of: Any) -> None:
+    for part in ("specs", "adopted", "scores"):
+        (tmp_path / part).mkdir()
+    books = RunFolder(tmp_path)
+    for read, name in (
+        (lambda: load_results(tmp_path), "results.json"), (lambda: read_run(tmp_path), "results.json"),
+        (books.accepted, "specs/x.yaml"), (lambda: read_adopted(books), "adopted/x.yaml"),
+        (lambda: read_scores(books), "scores/x.json"),
+    ):  # fmt: skip
+        path = tmp_path / name
+        for make in (os.mkfifo, lambda p: Path(p).symlink_to("/dev/zero")):
+            make(path)
+            with pytest.raises(FolderError) as caught:
+                read()
+            assert "no plain file" in line_of(caught.value)
+            path.unlink()
+
+
+def test_an_artifact_with_a_pipe_in_it_is_none(store: ArtifactStore) -> None:
+    for name in ("meta.json", "a.txt"):
+        with store.write("fit", KEY, {}) as (folder, _):
+            (folder / "a.txt").write_text("")
+        (store.path("fit", KEY) / name).unlink()
+        os.mkfifo(store.path("fit", KEY) / name)
+        assert not ArtifactStore(store.root).has("fit", KEY)
+
+
+def test_a_pipe_in_the_place_of_a_record_is_written_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    os.mkfifo(tmp_path / "run" / "records" / "a.json")
+    folder.put("records", "a", {"id": "a"})
+    assert json.loads((tmp_path / "run" / "records" / "a.json").read_text()) == {"id": "a"}
+
+
+def test_figures_are_not_written_through_a_link(results: dict[str, Any], tmp_path: Path, line_of: Any) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    (tmp_path / "run" / "figures").symlink_to(tmp_path / "precious")
+    with pytest.raises(FolderError) as caught:
+        build_report([tmp_path / "run"])
+    assert "figures in the run's folder is a link" in line_of(caught.value)
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def test_numbers_and_depths_that_nothing_holds(results: dict[str, Any], tmp_path: Path) -> None:
+    body = json.loads(json.dumps(results))
+    body["cells"][0]["seed"], body["cells"][1]["seed"] = "inf", 10**400
+    body["summary"]["groups"]["markov.truth"]["metrics"]["entropy"] |= {"value": 10**400, "se": 10**400}
+    deep: Any = {}
+    for _ in range(450):
+        deep = {"a": deep}
+    body["specs"] = [deep]
+    (tmp_path / "results.json").write_text(json.dumps(body))
+    (tmp_path / "exhibits").mkdir()
+    for cell in body["cells"]:
+        (tmp_path / "exhibits" / f"{cell['id']}.json").symlink_to(f"{cell['id']}.json")
+    body["cells"][0]["id"], body["cells"][1]["id"] = "x" * 5000, "\ud800"
+    (tmp_path / "results.json").write_text(json.dumps(body))
+    page = build_report([tmp_path]).read_text("utf-8")
+    assert "nested too deeply to be shown" in page
+
+
+def test_a_unit_is_no_formula(results: dict[str, Any], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    body = json.loads(json.dumps(results))
+    for metric in body["cells"][0]["metrics"].values():
+        metric |= {"unit": "=HYPERLINK(1)", "value": -1.5, "se": "-inf"}
+    folder.write_results(body)
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
+    assert {(r["unit"], r["value"], r["se"]) for r in rows[: len(body["cells"][0]["metrics"])]} == {
+        ("'=HYPERLINK(1)", "-1.5", "-inf")
+    }

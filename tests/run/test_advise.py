@@ -389,6 +389,21 @@ def test_three_sentences_then_a_table_and_json(
     assert "τ=0.6" in out
 
 
+def test_what_a_run_recorded_does_not_steer_the_terminal(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = json.loads((run / "results.json").read_text())
+    for cell in results["cells"]:
+        if cell["id"].startswith("n.student.distilled-temperature0.6.seed"):
+            cell.update(status="failed", reason="\x1b]0;evil\x07\u202e", metrics={})
+    (run / "results.json").write_text(json.dumps(results))
+    code, out, _ = command(["advise", str(run), "--max-recall-loss", "0.2", "--no-fresh"], capsys, monkeypatch)
+    assert code == 0
+    assert "Left out" in out
+    assert "evil" in out
+    assert all(c == "\n" or c.isprintable() for c in out)
+
+
 def test_damaged_or_missing_artifacts_are_told(run: Path) -> None:
     source = open_source(run, None, None)
     cell = next(c for c in source.chain.cells if c.training == "direct")

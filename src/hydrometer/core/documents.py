@@ -14,7 +14,17 @@ from pydantic import ValidationError
 from hydrometer.core.errors import SpecError, StoreError, brief, one_line
 from hydrometer.core.refusals import refused_errno
 
-__all__ = ["MAX_YAML_BYTES", "apply_overrides", "artifact_json", "explain", "nearest", "parse_yaml", "read_json"]
+__all__ = [
+    "MAX_YAML_BYTES",
+    "apply_overrides",
+    "artifact_json",
+    "explain",
+    "nearest",
+    "parse_yaml",
+    "read_json",
+    "read_plain",
+    "user_path",
+]
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 16
@@ -29,6 +39,34 @@ def nearest(word: str, known: list[str]) -> str:
     """Return ``did you mean 'x'?`` for the nearest known word, or the list of known words."""
     close = difflib.get_close_matches(word[:MAX_WORD], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """Return a file's first bytes, one more than `limit` at most, so that a reader sees that there are more.
+
+    Raises
+    ------
+    OSError : it cannot be read, or is a pipe or a device, which may never answer or never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no plain file")
+    with path.open("rb") as f:
+        # No more than is there: a read of so many bytes first takes memory for as many.
+        return f.read(min(limit, os.fstat(f.fileno()).st_size) + 1)
+
+
+def user_path(text: str) -> Path:
+    """Return a path with ``~`` and ``~NAME`` replaced by the home they mean, and left as they are where they mean none.
+
+    Examples
+    --------
+    >>> str(user_path("~no-user-of-this-machine/model"))
+    '~no-user-of-this-machine/model'
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
@@ -54,9 +92,7 @@ def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
         ...
     ValueError: nested too deeply
     """
-    with path.open("rb") as f:
-        # No more than is there: a read of so many bytes first takes memory for as many.
-        raw = f.read(min(limit, os.fstat(f.fileno()).st_size) + 1)
+    raw = read_plain(path, limit)
     if len(raw) > limit:
         raise ValueError(f"larger than {limit} bytes")
     try:

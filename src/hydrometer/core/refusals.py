@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from hydrometer.core.errors import FolderError
 
-__all__ = ["is_out_of_memory", "raised_over", "refused", "refused_errno"]
+__all__ = ["is_out_of_memory", "is_panic", "raised_over", "refused", "refused_errno"]
 
 _MACHINE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
@@ -75,6 +75,11 @@ def refused(error: BaseException, where: object) -> FolderError:
         f"the machine refuses: {why}", got=os.fsdecode(path) if isinstance(path, str | bytes) else str(where),
         fix=_FIX.get(number or 0, "mend that, then run again: it goes on where it stopped"),
     )  # fmt: skip
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up over its input: what it raises then is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def raised_over(error: BaseException) -> Generator[BaseException]:

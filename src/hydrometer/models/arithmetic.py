@@ -69,10 +69,10 @@ def _compile_elsewhere(dispatcher: Any, signature: Any) -> None:
         "import importlib, pickle, sys; module, name, signature = pickle.load(sys.stdin.buffer); "
         "getattr(importlib.import_module(module), name).compile(signature)"
     )
-    path = os.pathsep.join(p for p in sys.path if p)
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     # Where it fails the kernel is compiled here, which takes as long and says why it cannot be.
     subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],  # -P: no module of the folder that one stands in
         input=pickle.dumps((function.__module__, function.__name__, signature)),
         env=os.environ | {_CHILD: "1", "PYTHONPATH": path},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,

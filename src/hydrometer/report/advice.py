@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -148,7 +149,7 @@ def _miss(data: Json) -> str:
 
 def _figures(data: Json) -> str:
     expected, leader = mapping(data.get("expected")), _candidate(data, "leader")
-    seeds, rows = int(number(data.get("seeds")) or 0), int(number(data.get("rows")) or 0)
+    seeds, rows = _whole(data.get("seeds")), _whole(data.get("rows"))
     design = f"{seeds or 1} seed{'s' if seeds > 1 else ''}, {rows} rows each"
     how = {
         "fresh rows": f"On fresh rows ({design})",
@@ -187,6 +188,11 @@ def _cost(c: Json) -> str:
     of = f" ({tokens:,.0f} tokens, {_seconds(drawn)})" if tokens else ""
     taught = f", beside the teacher’s own fit ({_seconds(teacher)})" if teacher else ""
     return f"it costs {rows:,.0f} teacher draws{of} and a fit ({_seconds(fitted)}) a seed{taught}"
+
+
+def _whole(value: object) -> int:
+    n = number(value)
+    return int(n) if n is not None and math.isfinite(n) else 0
 
 
 def _seconds(s: float) -> str:
@@ -259,10 +265,10 @@ def advice_notes(data: Json) -> list[str]:
         if need.get("score"):
             said.append(f"{text(need.get('score'))} was not measured again: it is of the run’s own rows.")
     elif on == "seeds left out of the choice":
-        agreeing = int(number(mapping(data.get("expected")).get("agreeing")) or 0)
+        agreeing = _whole(mapping(data.get("expected")).get("agreeing"))
         said.append(
             f"Without fresh rows the sample was split: each seed’s figures are those of the setting that the other "
-            f"seeds choose; {agreeing} of {int(number(data.get('seeds')) or 0)} choices are the leader."
+            f"seeds choose; {agreeing} of {_whole(data.get('seeds'))} choices are the leader."
         )
     reasons: dict[str, list[str]] = {}
     for x in items(data.get("excluded")):
@@ -276,8 +282,8 @@ def _pilot(pilot: Json) -> list[str]:
     if not pilot:
         return []
     share, seconds = number(pilot.get("planned_share")) or 0.0, number(pilot.get("seconds")) or 0.0
-    rows = {k: [int(number(n) or 0) for n in items(v)] for k, v in mapping(pilot.get("rows")).items()}
-    seeds = [int(number(n) or 0) for n in items(pilot.get("seeds"))]
+    rows = {k: [_whole(n) for n in items(v)] for k, v in mapping(pilot.get("rows")).items()}
+    seeds = [_whole(n) for n in items(pilot.get("seeds"))]
     smaller = [f"{k} {v[1]} of {v[0]}" for k, v in rows.items() if len(v) == 2 and v[1] < v[0]]
     said = [
         f"A pilot of {seeds[1]} seeds for {seeds[0]}, planned at {share:.3f} of the full run’s cost; it took "

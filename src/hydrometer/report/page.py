@@ -6,7 +6,7 @@ content security policy allows that one, by its hash, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +37,7 @@ from hydrometer.report.style import LOOKS, inline_svg, render, write_atomic
 from hydrometer.report.verdict import Sentence, sentences
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.wording import per, setting
+from hydrometer.store.guard import refuse_links
 from hydrometer.store.mirror import Mirror, send_folder
 from hydrometer.store.places import Url, place_of
 
@@ -261,12 +262,19 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     )
 
 
+def _yaml(spec: Mapping[str, object]) -> str:
+    try:
+        return yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=False, width=100)
+    except RecursionError:  # JSON may be nested as deep as it can be read; a specification is not
+        return "nested too deeply to be shown"
+
+
 def _run_view(run: Run, chains: list[ChainView]) -> RunView:
     failed = [(c.id, c.reason or "no reason recorded") for c in run.cells if not c.ok]
     return RunView(
         run=run,
         chains=chains,
-        specs=[yaml.safe_dump(s, sort_keys=False, allow_unicode=False, width=100) for s in run.specs],
+        specs=[_yaml(s) for s in run.specs],
         versions=[(str(k), str(v)) for k, v in run.versions.items()],
         failed=failed[:FAILED_SHOWN],
         failed_more=max(len(failed) - FAILED_SHOWN, 0),
@@ -309,7 +317,7 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
     Raises
     ------
     InputError : where no run is given.
-    FolderError : where a folder has no results, or the page cannot be written.
+    FolderError : where a folder has no results, or the page cannot be written, or its figures would go elsewhere.
     FolderError : where results have a newer release's schema.
     """
     places = [place_of(r) for r in runs]
@@ -328,6 +336,7 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
 
 
 def _build(read: list[Run], target: Path) -> Path:
+    refuse_links(target.parent, ("figures",))
     stems = _stems(read)
     try:
         views = [

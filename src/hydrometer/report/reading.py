@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from hydrometer.core.documents import read_plain
 from hydrometer.core.errors import FolderError
 from hydrometer.store.migrate import migrate
 
@@ -45,7 +46,11 @@ def number(value: object) -> float | None:
         return math.inf if value == "inf" else -math.inf
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return None if math.isnan(value) else float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return None
+    return None if math.isnan(found) else found
 
 
 def mapping(value: object) -> Json:
@@ -333,7 +338,7 @@ def _group(name: str, value: object) -> Group:
 
 def _cell(value: object) -> Cell:
     c = mapping(value)
-    seed = number(c.get("seed"))
+    seed = _finite(c.get("seed"))
     values = {k: _finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
     return Cell(
         text(c.get("id")), text(c.get("group")), text(c.get("chain")), None if seed is None else int(seed),
@@ -422,10 +427,11 @@ def parse(results: Json, folder: Path | None = None) -> Run:
     )
 
 
-def _load(path: Path) -> Json:
-    if path.stat().st_size > MAX_RESULTS_BYTES:
-        raise ValueError(f"larger than {MAX_RESULTS_BYTES} bytes")
-    value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+def _load(path: Path, limit: int) -> Json:
+    raw = read_plain(path, limit)
+    if len(raw) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    value: object = json.loads(raw, parse_constant=lambda _: None)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return cast(Json, value)
@@ -440,7 +446,7 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / "results.json"
     try:
-        results = _load(path)
+        results = _load(path, MAX_RESULTS_BYTES)
     except FileNotFoundError:
         raise FolderError(
             "no results.json in this folder", got=str(folder), fix="give the folder of a finished run"
@@ -454,12 +460,12 @@ def read_exhibit(run: Run, cell_id: str, kind: str) -> Json | None:
     """Read one cell's exhibit of this kind, or None where there is none that can be read."""
     if run.folder is None or not cell_id or "\0" in cell_id:
         return None
-    home = (run.folder / "exhibits").resolve()
-    path = (home / f"{cell_id}.json").resolve()
     try:
-        if not path.is_relative_to(home) or not path.is_file() or path.stat().st_size > MAX_EXHIBIT_BYTES:
+        home = (run.folder / "exhibits").resolve()
+        path = (home / f"{cell_id}.json").resolve()
+        if not path.is_relative_to(home) or not path.is_file():
             return None
-        exhibit = _load(path)
-    except (OSError, ValueError, RecursionError):
+        exhibit = _load(path, MAX_EXHIBIT_BYTES)
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: links that lead in a circle, JSON nested too deeply
         return None
     return exhibit if exhibit.get("kind") == kind and exhibit.get("version") == 1 else None

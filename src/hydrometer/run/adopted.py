@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.documents import explain, parse_yaml
+from hydrometer.core.documents import explain, parse_yaml, read_plain
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.spec import Name, Selectivity, Strict
 from hydrometer.models.selectivity import canonical
@@ -73,8 +73,7 @@ def read_adopted(folder: RunFolder) -> list[Adopted]:
     out: list[Adopted] = []
     for path in sorted((folder.root / "adopted").glob("*.yaml")):
         try:
-            with path.open("rb") as f:
-                raw = f.read(MAX_ENTRY_BYTES + 1)
+            raw = read_plain(path, MAX_ENTRY_BYTES)
             out.append(Adopted.model_validate(parse_yaml(raw, path.name, MAX_ENTRY_BYTES)))
         except ValidationError as e:
             why = str(explain(e, path.name))

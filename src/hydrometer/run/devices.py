@@ -185,7 +185,9 @@ def _times(work: Callable[[], object]) -> list[float]:
 def _start() -> float:
     """Seconds until a process has imported what a language model needs."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import hydrometer, torch, transformers"], check=True, capture_output=True)
+    wanted = "import hydrometer, torch, transformers"
+    # -P: no module of the folder that one stands in.
+    subprocess.run([sys.executable, "-P", "-c", wanted], check=True, capture_output=True)
     return time.perf_counter() - began
 
 

@@ -7,7 +7,7 @@ on. Everything written follows from the stored token ids.
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import pyarrow
 import pyarrow.parquet
 
-from hydrometer.core.documents import nearest
+from hydrometer.core.documents import nearest, user_path
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
@@ -162,7 +162,7 @@ class _Picked:
 
 
 def _target(to: str | Path) -> Path:
-    path = Path(to).expanduser()
+    path = user_path(str(to))
     if "\0" in str(to) or path.suffix not in (".parquet", ".jsonl"):
         raise InputError("rows are written as .parquet or .jsonl", got=str(to), fix="for example --to rows.parquet")
     if path.exists() or path.is_symlink():
@@ -321,7 +321,7 @@ class _Put(Protocol):
 @contextmanager
 def _writer(target: Path) -> Generator[_Put]:
     """Write the file whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")  # nobody can lay a link there beforehand
     sink: Any = None
 
     def parquet(rows: list[dict[str, object]]) -> None:

@@ -49,14 +49,15 @@ def fit_together(node: Node, plan: Plan, store: ArtifactStore) -> None:
             "WORLD_SIZE": str(n),
             "LOCAL_WORLD_SIZE": str(n),
             "OMP_NUM_THREADS": str(threads_of(node)),
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
         }
         if sys.platform == "linux":  # what a host's own name leads to is not always an interface of its own
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(n):
-                argv = [sys.executable, "-m", "hydrometer.run.ranks", str(job), str(rank), str(os.getpid())]
+                # -P: no module of the folder that one stands in; what this process imports from is in PYTHONPATH.
+                argv = [sys.executable, "-P", "-m", "hydrometer.run.ranks", str(job), str(rank), str(os.getpid())]
                 own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 with (Path(scratch) / f"{rank}.log").open("wb") as log:
                     processes.append(subprocess.Popen(argv, env=own, stdout=log, stderr=log, stdin=subprocess.DEVNULL))

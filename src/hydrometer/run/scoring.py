@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -17,8 +18,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import Strata
-from hydrometer.core.documents import nearest
-from hydrometer.core.errors import DataError, InputError
+from hydrometer.core.documents import nearest, read_plain
+from hydrometer.core.errors import DataError, InputError, brief
 from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.run.api import RunResult, results_of, shipped_recipes
 from hydrometer.run.execute import Outcome
@@ -109,11 +110,14 @@ def _read(path: Path) -> bytes:
         fix = "give .parquet, .jsonl or .csv of scores, or lm-evaluation-harness's .json"
         raise InputError("scores are read from a file of another kind", got=str(path), fix=fix)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError("the file of scores is too large", got=str(path), fix="keep cell, row and the scores")
-        return path.read_bytes()
+        raw = read_plain(path, MAX_FILE_BYTES)
     except OSError as e:
-        raise InputError(f"the file of scores cannot be read: {e.strerror}", got=str(path), fix="check it") from None
+        raise InputError(
+            f"the file of scores cannot be read: {e.strerror or e}", got=str(path), fix="check it"
+        ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise InputError("the file of scores is too large", got=str(path), fix="keep cell, row and the scores")
+    return raw
 
 
 def _cell(opened: Opened, plan: Plan, name: str | None) -> Cell:
@@ -244,25 +248,50 @@ def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
         if path.suffix == ".parquet":
             return _parquet(raw)
         if path.suffix == ".csv":
-            import pyarrow.csv
-
-            return cast("dict[str, list[object]]", cast("Any", pyarrow.csv).read_csv(pa.BufferReader(raw)).to_pydict())
+            return _csv(raw)
         return _lines(raw)
     except (ValueError, RecursionError, pa.ArrowException) as e:
         fix = f"write {path.suffix} with one row for each of the cell's"
         raise DataError(f"the file of scores is not one: {e}", got=path.name, fix=fix) from None
 
 
+def _csv(raw: bytes) -> dict[str, list[object]]:
+    import pyarrow.csv
+
+    body = raw.lstrip(b"\r\n")
+    ends = [at for at in (body.find(b"\n"), body.find(b"\r")) if at >= 0]
+    commas = body.count(b",", 0, min(ends, default=len(body)))
+    if commas >= MAX_COLUMNS:
+        raise ValueError(f"it has {commas + 1} columns")
+    table = cast("Any", pyarrow.csv).read_csv(pa.BufferReader(raw))
+    _bound(table.num_rows, table.num_columns, table.num_columns)
+    _distinct(table.column_names)
+    return cast("dict[str, list[object]]", table.to_pydict())
+
+
+def _bound(rows: int, columns: int, read: int) -> None:
+    if rows > MAX_ROWS or columns > MAX_COLUMNS or rows * read > MAX_VALUES:
+        raise ValueError(f"it has {rows} rows and {columns} columns")
+
+
+def _distinct(names: Sequence[str]) -> None:
+    """Refuse two columns of one name: which of them is meant cannot be known."""
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if list(names).count(n) > 1)
+        raise ValueError(f"the column {brief(twice)} is there twice")
+
+
 def _parquet(raw: bytes) -> dict[str, list[object]]:
     """Read numbers, and the cells' names as a dictionary: a compressed text that a million rows repeat stays one."""
-    types = {f.name: f.type for f in pq.read_schema(pa.BufferReader(raw))}
+    schema = pq.read_schema(pa.BufferReader(raw))
+    _distinct(schema.names)
+    types = {f.name: f.type for f in schema}
     texts = [n for n, t in types.items() if n == "cell" and pa.types.is_string(t)]
     file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=texts)
     plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     names = [n for n, t in types.items() if n == "cell" or any(is_plain(t) for is_plain in plain)]
     n = int(file.metadata.num_rows)
-    if n > MAX_ROWS or len(types) > MAX_COLUMNS or n * len(names) > MAX_VALUES:
-        raise ValueError(f"it has {n} rows and {len(types)} columns")
+    _bound(n, len(types), len(names))
     table = file.read(columns=names)
     if "cell" in names:
         owners = table.column("cell").combine_chunks()
@@ -273,7 +302,7 @@ def _parquet(raw: bytes) -> dict[str, list[object]]:
 
 def _lines(raw: bytes) -> dict[str, list[object]]:
     rows: list[dict[str, object]] = []
-    for number, line in enumerate(raw.splitlines(), start=1):
+    for number, line in enumerate(io.BytesIO(raw), start=1):
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"line {number} is too long")
         if not line.strip():

@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, cast
 
 from hydrometer.core.documents import read_json
@@ -274,10 +275,16 @@ def is_whole(folder: Path, stage: str, key: str) -> bool:
     OSError : it cannot be read for a reason that is not its own.
     """
     try:
-        body = checked_meta(read_json(inner_file(folder, META), MAX_META_BYTES), stage, key)
+        about = inner_file(folder, META)
+        if not about.is_file():
+            return False
+        body = checked_meta(read_json(about, MAX_META_BYTES), stage, key)
         for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
             path = inner_file(folder, file)
-            if path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
+            found = path.stat()
+            if not S_ISREG(found.st_mode) or found.st_size != facts["bytes"]:  # a pipe would be waited for without end
+                return False
+            if file_digest(path) != facts["sha256"]:
                 return False
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import yaml
 
-from hydrometer.core.documents import parse_yaml, read_json
+from hydrometer.core.documents import parse_yaml, read_json, read_plain
 from hydrometer.core.errors import FolderError, SpecError, StoreError
 from hydrometer.core.leftovers import is_abandoned
 from hydrometer.core.refusals import refused
@@ -32,6 +32,7 @@ MAX_RESULTS_BYTES = 1_000_000_000
 _PARTS = ("specs", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def plain(value: object) -> Any:
@@ -130,8 +131,7 @@ class RunFolder:
         out: list[dict[str, Any]] = []
         for path in sorted((self.root / "specs").glob("*.yaml")):
             try:
-                with path.open("rb") as f:
-                    raw = f.read(MAX_ACCEPTED_BYTES + 1)
+                raw = read_plain(path, MAX_ACCEPTED_BYTES)
                 out.append(parse_yaml(raw, f"{path.name} in specs/", MAX_ACCEPTED_BYTES))
             except (OSError, SpecError) as e:
                 raise FolderError(f"{path.name} in specs/ cannot be read: {e}", fix="restore or remove it") from None
@@ -187,9 +187,16 @@ class RunFolder:
 
 def _bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_plain(path, MAX_RESULTS_BYTES)
     except OSError:  # what cannot be read is written again
         return None
+
+
+def _field(value: object) -> object:
+    """Return a field of the table; text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if isinstance(value, str) and value.startswith(_FORMULA) and value != "-inf":
+        return f"'{value}"
+    return value
 
 
 def _csv(cells: list[dict[str, Any]]) -> str:
@@ -201,7 +208,7 @@ def _csv(cells: list[dict[str, Any]]) -> str:
             json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")
         ]
         for name, metric in cell["metrics"].items():
-            writer.writerow([*head, name, *(metric.get(k) for k in _CSV_METRIC)])
+            writer.writerow([_field(v) for v in (*head, name, *(metric.get(k) for k in _CSV_METRIC))])
     return out.getvalue()
 
 

@@ -18,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydrometer.core.documents import read_json
 from hydrometer.core.errors import MissingDependencyError, ModelError
 from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.vet import FILES, check_files, tensor_sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,11 +63,14 @@ def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
         raise ModelError(f"the adapter's folder holds no {WEIGHTS}", got=str(folder), fix="save it with peft")
     if find_spec("peft") is None:
         raise MissingDependencyError("reading an adapter needs the package peft", fix="pip install 'hydrometer[peft]'")
+    tensor_sizes(folder / WEIGHTS)
+    check_files({name: folder / name for name in FILES if (folder / name).is_file()}, str(folder))
     named = config.get("base_model_name_or_path")
     under = _base(folder, named, config.get("revision"), base)
     _fits(folder, config, under, str(named))
     whole = hashlib.sha256()
-    for file in (folder / load.ADAPTER_CONFIG, folder / WEIGHTS, *sorted(folder.glob("tokenizer*"))):
+    beside = sorted(f for f in folder.glob("tokenizer*") if f.is_file())
+    for file in (folder / load.ADAPTER_CONFIG, folder / WEIGHTS, *beside):
         whole.update(f"{file.name}\0{load.sha256(file)}\n".encode())
     identity = {"kind": "adapter", "sha256": whole.hexdigest(), "base": json.dumps(dict(under.identity))}
     return load.Resolved(str(folder), None, identity, f"{folder.name}, an adapter over {under.description}", under)
@@ -96,12 +101,10 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / load.ADAPTER_CONFIG
     fix = "give the folder that peft's save_pretrained wrote"
     try:
-        raw = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
-        value: object = json.loads(raw) if len(raw) <= MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError) as e:
+        value: object = read_json(folder / load.ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique=True)
+    except (OSError, ValueError) as e:
         raise ModelError(f"{load.ADAPTER_CONFIG} cannot be read: {e}", got=str(folder), fix=fix) from None
     if not isinstance(value, dict):
         raise ModelError(f"{load.ADAPTER_CONFIG} holds no configuration", got=str(folder), fix=fix)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 
+from hydrometer.core.documents import user_path
 from hydrometer.core.errors import LawMismatchError, ModelError
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.law import CausalLaw
@@ -42,7 +42,7 @@ def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
     ModelError : it cannot be opened, or holds a weight that is not finite.
     LawMismatchError : its vocabulary is not the truth's.
     """
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
     if folder.is_dir() and not any((folder / f).is_file() for f in named):
         raise ModelError(

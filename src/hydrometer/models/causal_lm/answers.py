@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import pyarrow.parquet
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm.prompts import MAX_LINE_BYTES
+from hydrometer.models.causal_lm.prompts import MAX_FILE_BYTES, MAX_LINE_BYTES
 
 __all__ = ["MAX_ROWS", "Answered", "read_answers", "read_questions"]
 
@@ -32,6 +32,7 @@ MAX_ROWS = 100_000
 _COLUMNS = ("messages", "prompt", "text", "completion", "answer")
 _QUESTIONS: tuple[Shape, ...] = ("messages", "prompt", "text")
 _PARQUET_ROWS = 256
+_MOST_VALUES = 100 * MAX_ROWS  # of a column: turns of all conversations together
 pq = cast("Any", pyarrow.parquet)
 
 
@@ -162,6 +163,8 @@ def _turns(value: object, column: str, where: str) -> Turns:
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield where a row is, and its known columns."""
     try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+            raise OSError(f"it is no plain file, or larger than {MAX_FILE_BYTES} bytes")
         with path.open("rb") as f:
             is_parquet = f.read(4) == b"PAR1"
         yield from _parquet(path) if is_parquet else _lines(path)
@@ -202,17 +205,44 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not columns:
             fix = "give it a column prompt, messages or text"
             raise DataError(f"{path.name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
-        number = 0
+        _count_values(file.metadata, columns, path)
+        number = size = 0
         for batch in file.iter_batches(batch_size=_batch_rows(file), columns=columns):
             if batch.nbytes > MAX_LINE_BYTES * _PARQUET_ROWS:
                 raise DataError(f"{path.name}: rows from {number + 1} on are too long", got=f"{batch.nbytes} bytes")
             for row in batch.to_pylist():
                 number += 1
+                size += _characters(row)  # not of the batch, where a text that rows repeat may stand once
+                if size > MAX_FILE_BYTES:
+                    got = f"more than {MAX_FILE_BYTES} characters"
+                    raise DataError(f"{path.name}: its rows are too large together", got=got, fix="take a sample")
                 # A column of several shapes holds null where another is meant.
                 yield f"{path.name}, row {number}", {k: v for k, v in row.items() if v is not None} or row
     except (ValueError, NotImplementedError, MemoryError) as e:  # ArrowInvalid is a ValueError
         fix = "save it again, or write JSON lines"
         raise DataError(f"the Parquet file cannot be read: {e}", got=path.name, fix=fix) from None
+
+
+def _count_values(about: Any, columns: list[str], path: Path) -> None:
+    """Refuse lists that a few bytes make longer than any conversation, before they are unpacked."""
+    values: dict[str, int] = {}
+    for i in range(about.num_row_groups):
+        group = about.row_group(i)
+        for j in range(about.num_columns):
+            column = group.column(j)
+            values[column.path_in_schema] = values.get(column.path_in_schema, 0) + int(column.num_values)
+    most = max((n for name, n in values.items() if name.split(".")[0] in columns), default=0)
+    if most > _MOST_VALUES:
+        got = f"{most} values in a column of {path.name}"
+        raise DataError("the file holds too many values", got=got, fix="take a sample")
+
+
+def _characters(value: object) -> int:
+    if isinstance(value, dict):
+        return sum(_characters(v) for v in cast("dict[str, object]", value).values())
+    if isinstance(value, list):
+        return sum(_characters(v) for v in cast("list[object]", value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _batch_rows(file: Any) -> int:

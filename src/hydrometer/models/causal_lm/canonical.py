@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import PromptsAre
-from hydrometer.core.errors import DataError, StageError, one_line
+from hydrometer.core.errors import StageError
 from hydrometer.models.causal_lm.answers import Answered
 from hydrometer.models.causal_lm.law import CausalLaw
+from hydrometer.models.causal_lm.load import as_data_error
 from hydrometer.models.causal_lm.prompts import Prompts, encode_prompt, read_prompts
 from hydrometer.models.sequences import Sequences
 
@@ -134,15 +135,14 @@ def canonical(texts: Texts, law: CausalLaw) -> Canonical:
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
-    return cast("str", tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    with as_data_error("the tokenizer refuses ids of an answer", ids):
+        return cast("str", tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     """Tokenise plain text: what looks like a special token in it is text."""
-    try:
+    with as_data_error("the tokenizer refuses a text", text):
         found = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    except Exception as e:  # whatever a tokenizer from elsewhere may raise
-        raise DataError(f"the tokenizer refuses a text: {one_line(str(e), 200)}", got=text) from None
     return [int(t) for t in found]
 
 

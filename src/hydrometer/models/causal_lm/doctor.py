@@ -250,8 +250,9 @@ def _bos_when_encoded_again(s: Subject, bos: int) -> bool:
     first = s.prompts.ids[0]
     if first[0] != bos or len(first) < 2:
         return False
-    text = s.tokenizer.decode(list(first), skip_special_tokens=False)
-    again: Any = s.tokenizer(text)["input_ids"]
+    with load.as_data_error("the tokenizer refuses a prompt", first):
+        text = s.tokenizer.decode(list(first), skip_special_tokens=False)
+        again: Any = s.tokenizer(text)["input_ids"]
     return tuple(again[:2]) == (bos, bos)
 
 
@@ -261,7 +262,8 @@ def _special_text(s: Subject) -> list[Finding]:
     hit = 0
     texts = s.prompts.texts[:: 1 + (len(s.prompts.texts) - 1) // _TEXTS]
     for text in texts:
-        ids: Any = s.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        with load.as_data_error("the tokenizer refuses a prompt", text):
+            ids: Any = s.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         hit += not special.isdisjoint(ids)
     if not hit:
         return []

@@ -6,7 +6,6 @@ another vocabulary has prompts and a stop set of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydrometer.core.documents import read_json
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +86,8 @@ def find_model(source: str, base: str | None = None) -> Existing:
     size = 12.0 * float(getattr(config, "num_hidden_layers", 1)) * width**2
     size += float(getattr(config, "vocab_size", 1)) * width
     stop_ids = model_stop_ids(found.generation_config, found.tokenizer)
-    own = _own(Path(resolved.path)) if resolved.revision is None else None
+    ids_known = max(found.tokenizer.get_vocab().values()) + 1
+    own = _own(Path(resolved.path), ids_known) if resolved.revision is None else None
     room: object = getattr(config, "max_position_embeddings", None)
     return Existing(
         source, resolved, found.tokenizer, vocabulary_hash(found.tokenizer), stop_ids, size,
@@ -120,17 +122,20 @@ def open_law(
     return CausalLaw(lm, prompts, stop_ids, max_new_tokens, None, block_rows)
 
 
-def _own(folder: Path) -> Own | None:
+def _own(folder: Path, ids_known: int) -> Own | None:
     path = folder / LAW_FILE
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MAX_LAW_BYTES:
-            raise ValueError(f"larger than {MAX_LAW_BYTES} bytes")
-        parts = json.loads(path.read_text(encoding="utf-8"))
+        parts = read_json(path, MAX_LAW_BYTES)
         ids = tuple(tuple(int(t) for t in p) for p in parts["prompt_ids"])
         prompts = Prompts(ids, tuple(str(t) for t in parts["prompt_texts"]))
-        return Own(prompts, tuple(int(t) for t in parts["stop_ids"]), int(parts["max_new_tokens"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DataError) as e:
+        stop_ids, longest = tuple(int(t) for t in parts["stop_ids"]), int(parts["max_new_tokens"])
+        if not all(0 <= t < ids_known for p in (*ids, stop_ids) for t in p):
+            raise ValueError("it names ids that the tokenizer does not know")
+        if not 1 <= longest <= MAX_NEW_TOKENS:
+            raise ValueError(f"max_new_tokens is not from 1 to {MAX_NEW_TOKENS}")
+        return Own(prompts, stop_ids, longest)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, DataError) as e:
         fix = "remove it, or copy the model's folder again"
         raise ModelError(f"{LAW_FILE} beside the model cannot be read: {e}", got=str(folder), fix=fix) from None

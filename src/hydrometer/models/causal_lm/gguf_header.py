@@ -20,7 +20,7 @@ __all__ = ["check_gguf"]
 
 MAX_TENSORS = 1_000_000
 MAX_KEYS = 100_000
-MAX_STRINGS = 8_000_000
+MAX_VALUES = 8_000_000  # strings, and numbers in arrays: a reader makes an object of each
 MAX_NAME = 1024
 MAX_VALUE = 16_000_000
 MAX_DIMENSIONS = 4
@@ -29,7 +29,7 @@ _STRING, _ARRAY = 8, 9
 _WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _INTEGER = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 _SIZES = (".block_count", ".embedding_length", ".feed_forward_length", ".context_length", ".vocab_size",
-          ".attention.head_count", ".expert_count")  # fmt: skip
+          ".attention.head_count", ".expert_count", ".nextn_predict_layers")  # fmt: skip
 
 
 class _Wrong(Exception):
@@ -42,7 +42,7 @@ class _Cursor:
 
     data: mmap.mmap
     at: int = 0
-    strings: int = 0
+    values: int = 0
 
     def skip(self, n: int) -> int:
         """Step over n bytes; returns where they begin."""
@@ -52,6 +52,12 @@ class _Cursor:
         self.at += n
         return begin
 
+    def count(self, n: int) -> None:
+        """Count values that whoever reads the file holds one by one."""
+        self.values += n
+        if self.values > MAX_VALUES:
+            raise _Wrong(f"more than {MAX_VALUES} strings and numbers")
+
     def number(self, form: str) -> int:
         """Read an integer."""
         return int(struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0])
@@ -59,9 +65,7 @@ class _Cursor:
     def text(self, most: int) -> bytes:
         """Read a string."""
         n = self.number("<Q")
-        self.strings += 1
-        if self.strings > MAX_STRINGS:
-            raise _Wrong(f"more than {MAX_STRINGS} strings")
+        self.count(1)
         if n > most:
             raise _Wrong(f"a string of {n} bytes where at most {most} are read")
         begin = self.skip(n)
@@ -94,26 +98,28 @@ def _check(c: _Cursor) -> None:
     tensors, keys = c.number("<Q"), c.number("<Q")
     if not 1 <= tensors <= MAX_TENSORS or keys > MAX_KEYS:
         raise _Wrong(f"{tensors} tensors and {keys} keys are announced")
-    alignment, sizes, seen = 32, dict[str, int](), set[bytes]()
+    alignment, sizes, seen = 32, dict[str, list[int]](), set[bytes]()
     for _ in range(keys):
         key = c.text(MAX_NAME)
         if key in seen:
             raise _Wrong(f"the key {key!r} is there twice")
         seen.add(key)
-        value = _value(c)
-        if key == b"general.alignment":
-            alignment = 0 if value is None else value
         name = key.decode(errors="replace")
-        if name.endswith(_SIZES) and value is not None:
+        value = _value(c, wanted=name.endswith(_SIZES) or name == "general.alignment")
+        if name.endswith(_SIZES):
+            if value is None:
+                raise _Wrong(f"{name} is no whole number")
             sizes[name] = value
+        elif name == "general.alignment":
+            alignment = value[0] if value is not None and len(value) == 1 else 0
     if alignment < 8 or alignment > 2**20 or alignment & (alignment - 1):
         raise _Wrong(f"an alignment of {alignment} bytes")
     _check_sizes(sizes, tensors)
     _check_tensors(c, tensors, alignment)
 
 
-def _value(c: _Cursor) -> int | None:
-    """Step over a value; an integer is returned."""
+def _value(c: _Cursor, *, wanted: bool) -> list[int] | None:
+    """Step over a value; an integer, or an array of them that is wanted, is returned, None for anything else."""
     kind = c.number("<I")
     if kind == _STRING:
         c.text(MAX_VALUE)
@@ -123,11 +129,14 @@ def _value(c: _Cursor) -> int | None:
             for _ in range(n):  # ends with the file: each holds eight bytes at least
                 c.text(MAX_VALUE)
         elif inner in _WIDTH:
-            c.skip(n * _WIDTH[inner])
+            begin = c.skip(n * _WIDTH[inner])
+            c.count(n)
+            if wanted and inner in _INTEGER:
+                return list(struct.unpack_from(f"<{n}{_INTEGER[inner][1]}", c.data, begin))
         else:
             raise _Wrong(f"an array of values of type {inner}")
     elif kind in _INTEGER:
-        return c.number(_INTEGER[kind])
+        return [c.number(_INTEGER[kind])]
     elif kind in _WIDTH:
         c.skip(_WIDTH[kind])
     else:
@@ -135,12 +144,13 @@ def _value(c: _Cursor) -> int | None:
     return None
 
 
-def _check_sizes(sizes: dict[str, int], tensors: int) -> None:
-    for name, value in sizes.items():
+def _check_sizes(sizes: dict[str, list[int]], tensors: int) -> None:
+    for name, values in sizes.items():
         least = 1 if name.endswith((".block_count", ".embedding_length")) else 0
-        most = tensors if name.endswith(".block_count") else 2**27
-        if not least <= value <= most:
-            raise _Wrong(f"{name} is {value}")
+        most = tensors if name.endswith(".block_count") else 2**16 if name.endswith(".expert_count") else 2**27
+        for value in values:  # some architectures have one a layer
+            if not least <= value <= most:
+                raise _Wrong(f"{name} is {value}")
 
 
 def _check_tensors(c: _Cursor, tensors: int, alignment: int) -> None:

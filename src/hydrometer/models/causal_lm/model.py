@@ -285,12 +285,15 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def model_stop_ids(generation_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the end-of-sequence ids of the generation config, else of the tokenizer, sorted."""
+    """Return the end-of-sequence ids of the generation config, else of the tokenizer, sorted. Raises ModelError."""
     eos: Any = getattr(generation_config, "eos_token_id", None)
     if eos is None:
         eos = tokenizer.eos_token_id
-    ids: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    return tuple(sorted({int(i) for i in ids if 0 <= int(i) < max(tokenizer.get_vocab().values()) + 1}))
+    ids: list[Any] = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) for i in ids):
+        fix = "mend generation_config.json, or give another model"
+        raise ModelError("the model's eos_token_id is neither a token id nor a list of them", got=eos, fix=fix)
+    return tuple(sorted({i for i in ids if 0 <= i < max(tokenizer.get_vocab().values()) + 1}))
 
 
 def stop_set(stop: Sequence[int | str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

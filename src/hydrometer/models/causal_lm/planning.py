@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
+from hydrometer.core.documents import user_path
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError, SpecError, one_line
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import Level
@@ -18,6 +18,7 @@ from hydrometer.models.causal_lm.costs import Subject, shape_of
 from hydrometer.models.causal_lm.footprint import level_configs
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.probe import small_law
+from hydrometer.models.causal_lm.prompts import open_prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, PromptsFile, Truth
 from hydrometer.models.causal_lm.vet import check_sizes
 from hydrometer.models.work import Lengths
@@ -36,7 +37,7 @@ def at_hand(truth: Truth) -> bool:
     if truth.architecture is None:
         return True
     source = truth.source
-    if load.HUB_ID.fullmatch(source) and source not in load.ALIASES and not Path(source).expanduser().exists():
+    if load.HUB_ID.fullmatch(source) and source not in load.ALIASES and not user_path(source).exists():
         from huggingface_hub import try_to_load_from_cache
 
         return isinstance(try_to_load_from_cache(source, "config.json", revision=truth.revision), str)
@@ -104,7 +105,8 @@ def described_prompts(truth: Truth) -> tuple[int, ...]:
             texts = [text]
         case PromptsFile() as file:
             try:
-                rows: list[Any] = [json.loads(line) for line in file.path.read_bytes().splitlines() if line.strip()]
+                with open_prompts(file) as f:
+                    rows: list[Any] = [json.loads(line) for line in f if line.strip()]
             except (OSError, ValueError, RecursionError) as e:
                 raise DataError(f"the prompts file cannot be read: {e}", got=file.file, fix="check the path") from None
             texts = [json.dumps(row) for row in rows] or [""]

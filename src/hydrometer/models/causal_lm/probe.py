@@ -18,6 +18,7 @@ from hydrometer.core.estimate import Estimate, mean_estimate, mean_variance
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import Precision
+from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain
@@ -200,8 +201,9 @@ def _round_trip(p: Probe) -> list[Finding]:
     changed = 0
     for i in range(n):
         ids = [int(t) for t in p.x.row(i)]
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        again: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with load.as_data_error("the tokenizer refuses ids of an answer", ids):
+            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            again: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
         changed += list(again) != ids
     if not changed:
         return []

@@ -6,17 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from hydrometer.core.clusters import PromptsAre
-from hydrometer.core.errors import DataError, ModelError, one_line
+from hydrometer.core.errors import DataError, ModelError
+from hydrometer.models.causal_lm.load import as_data_error
 from hydrometer.models.causal_lm.spec import PromptsFile
 from hydrometer.models.causal_lm.templates import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MAX_LINE_BYTES", "Prompts", "encode_prompt", "read_prompts"]
+__all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Prompts", "encode_prompt", "open_prompts", "read_prompts"]
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES = 100_000
@@ -69,7 +70,8 @@ def read_prompts(prompts: str | Sequence[str] | PromptsFile | None, tokenizer: P
     if isinstance(prompts, PromptsFile):
         return _read_file(prompts, tokenizer)
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    return Prompts(tuple(tuple(tokenizer(t)["input_ids"]) for t in texts), texts)
+    with as_data_error("the tokenizer refuses a prompt", texts[:3]):
+        return Prompts(tuple(tuple(tokenizer(t)["input_ids"]) for t in texts), texts)
 
 
 def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts:
@@ -78,11 +80,7 @@ def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts
     ids: list[tuple[int, ...]] = []
     texts: list[str] = []
     try:
-        path = spec.path
-        if not spec.is_carried and path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
-            what = f"the prompts file is no plain file, or larger than {MAX_FILE_BYTES} bytes"
-            raise DataError(what, got=spec.file, fix="check the path")
-        with spec.open() as f:
+        with open_prompts(spec) as f:
             number = 0
             while line := f.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -94,13 +92,23 @@ def _read_file(spec: PromptsFile, tokenizer: PreTrainedTokenizerBase) -> Prompts
                     prompt = _messages(line, where)
                     ids.append(encode_prompt(prompt, spec.chat, tokenizer, where))
                     texts.append(prompt[-1]["content"])
-    except OSError as e:
-        raise DataError(f"the prompts file cannot be read: {e.strerror}", got=spec.file, fix="check the path") from None
+    except (OSError, ValueError) as e:  # a name with NUL
+        why = getattr(e, "strerror", None) or e
+        raise DataError(f"the prompts file cannot be read: {why}", got=spec.file, fix="check the path") from None
     if not ids:
         raise DataError("the prompts file holds no prompt", got=spec.file, fix='write rows such as {"prompt": "..."}')
     if spec.are == "sample" and len(set(ids)) < 2:
         raise DataError("a sample of prompts needs at least two different ones", got=spec.file, fix="set are: fixed")
     return Prompts(tuple(ids), tuple(texts), spec.are)
+
+
+def open_prompts(spec: PromptsFile) -> IO[bytes]:
+    """Open a file of prompts. Raises OSError, ValueError, and DataError for no plain file or one that is too large."""
+    path = spec.path
+    if not spec.is_carried and path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+        what = f"the prompts file is no plain file, or larger than {MAX_FILE_BYTES} bytes"
+        raise DataError(what, got=spec.file, fix="check the path")
+    return spec.open()
 
 
 def _messages(line: bytes, where: str) -> list[dict[str, str]]:
@@ -131,16 +139,12 @@ def encode_prompt(
     """Turn one prompt's turns into token ids; `where` it stands is for messages. Raises DataError."""
     if not chat and len(messages) > 1:
         raise DataError(f"{where}: messages need the chat template", fix="set chat: true")
-    try:
+    with as_data_error(f"{where}: the tokenizer refuses it", messages):
         text = messages[0]["content"]
         if chat:
             text = render_chat(tokenizer, messages, where, opened=True)
         # The template writes the special tokens itself.
         ids = tuple(int(t) for t in tokenizer(text, add_special_tokens=not chat)["input_ids"])
-    except DataError:
-        raise
-    except Exception as e:  # tokenizers raise what Rust does
-        raise DataError(f"{where}: the tokenizer refuses it: {one_line(str(e), 200)}", got=messages) from None
     if not ids:
         raise DataError(f"{where}: the prompt has no token", got=messages[-1]["content"], fix="leave out empty prompts")
     return ids

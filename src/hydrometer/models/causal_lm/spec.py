@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.clusters import PromptsAre
+from hydrometer.core.documents import user_path
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
@@ -87,7 +88,7 @@ class PromptsFile(Strict):
     @property
     def path(self) -> Path:
         """Where the file is."""
-        return self._base / Path(self.file).expanduser()
+        return self._base / user_path(self.file)
 
 
 def _prompts_kind(value: object) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hydrometer.core.errors import InputError
 from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.prompts import Prompts, open_prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
 from hydrometer.models.causal_lm.templates import render_chat
 from hydrometer.models.sequences import Sequences
@@ -34,6 +34,7 @@ CUT = "an end of sequence is written where the row was cut"
 PROMPT = "the prompt's text gives other ids"
 AFTER = "tokens are written after the row's last"
 OTHER = "the text gives other ids"
+_REFUSES = "the tokenizer refuses a row, as text or as ids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ def chat_prompts(
     found = [[{"role": "user", "content": text}] for text in prompts.texts]
     wrong = [p for p, turns in enumerate(found) if _opened(turns, tokenizer) != list(prompts.ids[p])]
     if wrong and isinstance(source, PromptsFile) and source.chat:
-        lines = [json.loads(x) for x in source.path.read_text("utf-8").splitlines() if x.strip()]
+        with open_prompts(source) as f:  # the lines that `read_prompts` sees: a text may hold U+2028
+            lines = [json.loads(x) for x in f if x.strip()]
         if len(lines) == len(found):
             for p in wrong:
                 found[p] = lines[p].get("messages") or found[p]
@@ -98,7 +100,7 @@ def _opened(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> lis
 
 def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opened: bool = False) -> list[int]:
     text = render_chat(tokenizer, turns, "a conversation to export", opened=opened)
-    with load.quiet():
+    with load.quiet(), load.as_data_error(_REFUSES):
         encoded = cast("Any", tokenizer)(text, add_special_tokens=False)
     return [int(t) for t in encoded["input_ids"]]
 
@@ -153,7 +155,7 @@ def _plain_rows(x: Sequences, form: Form, tokenizer: PreTrainedTokenizerBase) ->
         answer = whole[len(before) :] if whole.startswith(before) else _decode(ids, tokenizer)
         texts.append((prompts[p], answer))
     trained = [prompt + (answer if answer.endswith(eos) else answer + eos) for prompt, answer in texts]
-    with load.quiet():
+    with load.quiet(), load.as_data_error(_REFUSES):
         back: Any = tokenizer(text=trained)["input_ids"] if trained else []
         heads: list[list[int]] = [list(tokenizer(text=p)["input_ids"]) for p in prompts]
     out: list[TextRow] = []
@@ -171,7 +173,7 @@ def _prompt_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Text of a prompt; without the begin-of-sequence token where the tokenizer writes that itself."""
     whole = _decode(ids, tokenizer)
     rest = _decode(ids[1:], tokenizer)
-    with load.quiet():
+    with load.quiet(), load.as_data_error(_REFUSES):
         for text in (whole, rest):
             if list(tokenizer(text=text)["input_ids"]) == list(ids):
                 return text
@@ -179,7 +181,8 @@ def _prompt_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    with load.as_data_error(_REFUSES, ids):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _lost(x: Sequences, i: int, back: list[int]) -> str:

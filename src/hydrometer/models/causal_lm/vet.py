@@ -15,7 +15,7 @@ from typing import Any, cast
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import ModelError, brief, one_line
 
-__all__ = ["check_folder", "check_sizes"]
+__all__ = ["FILES", "check_files", "check_folder", "check_sizes", "tensor_sizes"]
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_TOKENIZER_BYTES = 200_000_000
@@ -38,6 +38,14 @@ _LIMITS: dict[str, int] = {
 }
 _MAY_BE_ZERO = ("num_experts", "num_local_experts")
 _TOKENIZER_FILES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")
+# Fields by which transformers takes other fields, or other files, for those that are looked at here.
+_ELSEWHERE = ("attribute_map", "configuration_files", "fast_tokenizer_files")
+_KERNELS = ("attn_implementation", "experts_implementation")
+_CONFIG = "config.json"
+_BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
+_LARGE = {"tokenizer.json": MAX_TOKENIZER_BYTES, "chat_template.jinja": MAX_TEMPLATE_BYTES}
+FILES = (_CONFIG, *_BESIDE, *_LARGE)
+"""What a model says of itself beside its weights, as far as it is checked here."""
 
 
 def check_folder(path: Path) -> None:
@@ -48,30 +56,54 @@ def check_folder(path: Path) -> None:
     ModelError : code of its own, absurd or contradictory sizes, weights outside the folder, a damaged header, a file
         that is too large, nested too deeply, or holds a key twice.
     """
-    config = _read(path / "config.json", MAX_CONFIG_BYTES, path)
-    _check_code(config, path)
-    check_sizes(config, str(path))
-    for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
-        if (path / name).is_file():
-            own = _read(path / name, MAX_CONFIG_BYTES, path)
-            _check_code(own, path, config.get("model_type"))
-            _check_tokenizer(own, path)
-    limits = {"tokenizer.json": MAX_TOKENIZER_BYTES, "chat_template.jinja": MAX_TEMPLATE_BYTES}
-    for name, most in limits.items():
-        if (path / name).is_file() and (path / name).stat().st_size > most:
-            raise ModelError(f"{name} is larger than {most} bytes", got=str(path), fix="give another model")
+    config = check_files({name: path / name for name in FILES if (path / name).is_file()}, str(path))
     _check_weights(path, config)
+
+
+def check_files(files: Mapping[str, Path], source: str) -> dict[str, Any]:
+    """Refuse files of a model, its weights apart, that no library is to act on.
+
+    Parameters
+    ----------
+    files : by name, those of `FILES` that the model has.
+    source : names the model in messages.
+
+    Returns
+    -------
+    dict : what config.json holds, nothing where there is none, as beside an adapter.
+
+    Raises
+    ------
+    ModelError : see `check_folder`.
+    """
+    config = _read(files[_CONFIG], MAX_CONFIG_BYTES, source) if _CONFIG in files else {}
+    _check_code(config, source)
+    check_sizes(config, source)
+    for name in (n for n in _BESIDE if n in files):
+        own = _read(files[name], MAX_CONFIG_BYTES, source)
+        _check_code(own, source, config.get("model_type"))
+        _check_tokenizer(own)
+    for name, most in _LARGE.items():
+        if name in files and files[name].stat().st_size > most:
+            raise ModelError(f"{name} is larger than {most} bytes", got=source, fix="give another model")
+    return config
 
 
 def check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Refuse sizes that no network has. Raises ModelError, which names the field."""
     fix = "correct the field, or give another model"
     for part in _parts(config):
-        for name, most in _LIMITS.items():
-            value: object = part.get(name)
+        for name, value in part.items():
+            # Architectures name their layers in many ways; of names that are not known the largest value is.
+            known = name in _LIMITS
+            if not known and not name.endswith("layers"):
+                continue
+            least, most = 0 if name in _MAY_BE_ZERO else 1, _LIMITS[name if known else _LAYERS[0]]
             for v in cast("list[object]", value) if isinstance(value, list) else [value]:
-                least = 0 if name in _MAY_BE_ZERO else 1
-                if v is not None and (isinstance(v, bool) or not isinstance(v, int) or not least <= v <= most):
+                whole = v if isinstance(v, int) and not isinstance(v, bool) else None
+                if whole is None and (v is None or not known):
+                    continue
+                if whole is None or whole > most or (known and whole < least):
                     what = f"{name} of a model must be a whole number from {least} to {most}, here it is {brief(v)}"
                     raise ModelError(what, got=source, fix=fix)
 
@@ -85,39 +117,50 @@ def _parts(value: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
             yield from _parts(inner, depth + 1)
 
 
-def _read(file: Path, limit: int, source: Path) -> dict[str, Any]:
+def _names_code(value: object, depth: int = 0) -> bool:
+    """Whether an implementation, or one of those that are named for parts of a model, lies in a repository."""
+    if isinstance(value, dict | list):
+        inner = cast("dict[str, object]", value).values() if isinstance(value, dict) else cast("list[object]", value)
+        return depth > MAX_DEPTH or any(_names_code(v, depth + 1) for v in inner)
+    return isinstance(value, str) and "/" in value
+
+
+def _read(file: Path, limit: int, source: str) -> dict[str, Any]:
     fix = "fetch the model again, or give another"
     try:
         value: object = read_json(file, limit, unique=True)
     except (OSError, ValueError) as e:
         what = f"{file.name} of the model cannot be used: {one_line(str(e), 200)}"
-        raise ModelError(what, got=str(source), fix=fix) from None
+        raise ModelError(what, got=source, fix=fix) from None
     if not isinstance(value, dict):
-        raise ModelError(f"{file.name} of the model holds no object", got=str(source), fix=fix)
+        raise ModelError(f"{file.name} of the model holds no object", got=source, fix=fix)
     found = cast("dict[str, Any]", value)
     if any(isinstance(v, float) and math.isnan(v) for part in _parts(found) for v in part.values()):
-        raise ModelError(f"{file.name} of the model holds NaN", got=str(source), fix=fix)
+        raise ModelError(f"{file.name} of the model holds NaN", got=source, fix=fix)
     return found
 
 
-def _check_code(config: Mapping[str, Any], path: Path, model_type: object = None) -> None:
+def _check_code(config: Mapping[str, Any], source: str, model_type: object = None) -> None:
     """Refuse what would need code that the model brings, or that its configuration names."""
     for part in _parts(config):
         for key, value in part.items():
-            if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value)[:1000]:
+            if key in _ELSEWHERE:
+                what = f"{key} has other fields or files read than those of their names, which is not followed"
+                raise ModelError(what, got=source, fix="remove the field, or give another model")
+            if any(k in key for k in _KERNELS) and _names_code(value):
                 what = f"{key} names code to fetch and run, which is never done"
-                raise ModelError(what, got=str(value)[:1000], fix="remove the field")
+                raise ModelError(what, got=value, fix="remove the field")
     kind = config.get("model_type", model_type)
     if not config.get("auto_map"):
         return
     from transformers import CONFIG_MAPPING
 
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         what = "the model needs code of its own (auto_map), which is never run"
-        raise ModelError(what, got=str(path), fix="give a model whose architecture transformers knows")
+        raise ModelError(what, got=source, fix="give a model whose architecture transformers knows")
 
 
-def _check_tokenizer(config: Mapping[str, Any], path: Path) -> None:
+def _check_tokenizer(config: Mapping[str, Any]) -> None:
     for key in _TOKENIZER_FILES:
         name = config.get(key)
         if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
@@ -129,15 +172,15 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
     """Compare the headers of the weights with the files' lengths, and with the sizes that the config claims."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        named = _read(index, MAX_HEADER_BYTES, path).get("weight_map")
-        files = set(cast("dict[str, object]", named).values()) if isinstance(named, dict) else {None}
+        named = _read(index, MAX_HEADER_BYTES, str(path)).get("weight_map")
+        files = list(cast("dict[str, object]", named).values()) if isinstance(named, dict) else [None]
         for name in files:
             if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
                 what = "the index of the weights names something else than safetensors files beside it"
                 raise ModelError(what, got=name, fix="save the model again with save_pretrained")
     tensors = elements = 0
     for file in sorted(path.glob("*.safetensors")):
-        for count in _header(file):
+        for count in tensor_sizes(file):
             tensors += 1
             elements += count
     for part in (config, config.get("text_config")):
@@ -146,16 +189,23 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
         sizes = cast("Mapping[str, Any]", part)
         layers = next((sizes[k] for k in _LAYERS if isinstance(sizes.get(k), int)), 0)
         width = next((sizes[k] for k in _WIDTH if isinstance(sizes.get(k), int)), 0)
-        vocabulary = sizes.get("vocab_size") or 0
+        vocabulary = sizes["vocab_size"] if isinstance(sizes.get("vocab_size"), int) else 0
         if layers > tensors or vocabulary * width > 4 * elements + 1024:
             what = f"the config claims {layers} layers of width {width} and {vocabulary} ids, its weights hold less"
             got = f"{tensors} tensors of {elements} numbers in {path}"
             raise ModelError(what, got=got, fix="fetch the model again, or give another")
 
 
-def _header(file: Path) -> list[int]:
-    """Numbers in each tensor of a safetensors file, from its header."""
+def tensor_sizes(file: Path) -> list[int]:
+    """Return how many numbers each tensor of a safetensors file has, from its header.
+
+    Raises
+    ------
+    ModelError : no plain file, or a header that its length does not bear out.
+    """
     fix = "fetch the model again, or give another"
+    if not file.is_file():  # a pipe would be waited for without end
+        raise ModelError(f"{file.name} is not sound: no plain file", got=str(file), fix=fix)
     size = file.stat().st_size
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
