@@ -2,8 +2,8 @@
 #
 #   make demo       install, run the quickstart, say where the report is
 #   make test       install if needed, run every test
-#   make faults     kill, starve and damage runs; write the table of docs/reliability.md (minutes; Linux)
-#   make fuzz       ten thousand mutated specifications; the better part of an hour
+#   make faults     kill, starve and damage runs, ten thousand mutated specifications; write the table of
+#                   docs/reliability.md (a quarter of an hour; Linux)
 #   make check      format, lint, types, import rule, docs
 #   make install    install alone
 #   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test faults fuzz engines check oldest newest docs format bench clean
+.PHONY: install demo test faults engines check oldest newest docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -63,10 +63,8 @@ faults: $(STAMP)
 	mkdir -p $(dir $(FAULTS_LOG))
 	rm -f $(FAULTS_LOG)
 	FAULTS_LOG=$(abspath $(FAULTS_LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "faults or not faults" tests/faults
+	FAULTS_LOG=$(abspath $(FAULTS_LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m faults tests/hostile
 	$(BIN)/python scripts/reliability.py $(FAULTS_LOG)
-
-fuzz: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m faults --timeout 7200 tests/hostile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

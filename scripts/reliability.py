@@ -2,8 +2,8 @@
 
     python scripts/reliability.py LOG
 
-LOG has one JSON object a line, {"fault", "outcome", "again", "lost"}, as the tests in tests/faults write it where
-FAULTS_LOG names a file.
+LOG has one JSON object a line, {"fault", "outcome", "again", "lost"} and "times" where one line is of many, as tests
+write it where FAULTS_LOG names a file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ def table(lines: list[str]) -> str:
     ]
     for (fault, outcome), times in sorted(found.items()):
         again, lost = (_spread([x[k] for x in times]) for k in ("again", "lost"))
-        rows.append(f"| {fault} | {len(times)} | {outcome} | {again} | {lost} |")
-    total = sum(len(times) for times in found.values())
+        rows.append(f"| {fault} | {_count(times)} | {outcome} | {again} | {lost} |")
+    total = sum(map(_count, found.values()))
     return "\n".join([*rows, "", f"{total} faults injected; every expectation held, or this table would not exist."])
+
+
+def _count(times: list[dict[str, int | None]]) -> int:
+    return sum(seen.get("times") or 1 for seen in times)
 
 
 def _spread(values: list[int | None]) -> str:

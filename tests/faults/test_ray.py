@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 import warnings
@@ -17,7 +19,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 import hydrometer as hm  # noqa: E402
-from chains import write_spec  # noqa: E402
+from chains import mixture_spec, write_spec  # noqa: E402
 from faulty import World, artifacts, leftovers, recover, same  # noqa: E402
 from hydrometer.run import on_ray  # noqa: E402
 
@@ -158,6 +160,7 @@ def rank_dies_once(flag: Path, step: int) -> Callable[..., Any]:
     return make
 
 
+@pytest.mark.timeout(900)
 def test_a_fit_that_lost_a_process_goes_on_from_its_checkpoint(
     world: World, tmp_path: Path, observe, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,3 +183,16 @@ def test_a_fit_that_lost_a_process_goes_on_from_its_checkpoint(
     assert [i["resumed"] for i in infos if i.get("resumed")] == ["checkpoint-4"]
     fault = "SIGKILL of a process of a fit of two on Ray, after step 5 of 9, with save_steps 2"
     observe(fault, "records equal; the fit went on from step 4")
+
+
+def test_what_the_memory_monitor_kills_fails_with_a_reason(tmp_path: Path, observe) -> None:
+    """Ray tries it again without end by itself; a cluster of its own, for the bound is set before Ray is imported."""
+    spec, out = write_spec(mixture_spec(seeds=1), tmp_path), tmp_path / "out"
+    argv = [sys.executable, "-m", "hydrometer.cli", "run", str(spec), "--out", str(out), "--json"]
+    monitor = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "50"}
+    killed = subprocess.run([*argv, "--executor", "ray"], env=os.environ | monitor, capture_output=True, text=True)
+    assert killed.returncode == 1, killed.stderr
+    cells = json.loads((out / "results.json").read_text())["cells"]
+    assert {c["reason"] for c in cells} == {"its worker ran out of memory, 4 times at most; see the node's Ray logs"}
+    assert subprocess.run(argv, capture_output=True).returncode == 0
+    observe("a Ray worker killed by Ray's memory monitor, every time", "the cells fail with a reason; later run whole")

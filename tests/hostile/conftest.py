@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,19 @@ def nobody_is_asked() -> Iterator[None]:
         with suppress(ModuleNotFoundError):
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield
+
+
+@pytest.fixture
+def injected() -> Callable[[str, str, int], None]:
+    """Note in the campaign's log, where there is one, how often something was injected and what came of it."""
+
+    def note(fault: str, outcome: str, times: int) -> None:
+        if target := os.environ.get("FAULTS_LOG"):
+            seen = {"fault": fault, "outcome": outcome, "again": None, "lost": None, "times": times}
+            with open(target, "a") as f:
+                f.write(json.dumps(seen) + "\n")
+
+    return note
 
 
 @pytest.fixture(scope="session")

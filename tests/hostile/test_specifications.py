@@ -57,10 +57,14 @@ def test_a_mutated_recipe_is_planned_or_refused(body: dict[str, Any], deep_model
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("part", range(PARTS))
-@LARGE
-@given(body=mutated_recipes())
-def test_ten_thousand_mutated_recipes(part: int, body: dict[str, Any], deep_model: Path, line_of: Any) -> None:
-    _harmless(body, deep_model, line_of)
+def test_ten_thousand_mutated_recipes(part: int, deep_model: Path, line_of: Any, injected: Any) -> None:
+    @LARGE
+    @given(body=mutated_recipes())
+    def each(body: dict[str, Any]) -> None:
+        _harmless(body, deep_model, line_of)
+
+    each()
+    injected("specification: a recipe, mutated", "planned, or refused in one line", LARGE.max_examples)
 
 
 def _read(text: bytes | str, line_of: Any) -> None:
@@ -79,10 +83,14 @@ def test_text_that_resembles_yaml(text: bytes | str, line_of: Any) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("part", range(PARTS))
-@LARGE
-@given(text=YAML_TEXT)
-def test_ten_thousand_texts(part: int, text: bytes | str, line_of: Any) -> None:
-    _read(text, line_of)
+def test_ten_thousand_texts(part: int, line_of: Any, injected: Any) -> None:
+    @LARGE
+    @given(text=YAML_TEXT)
+    def each(text: bytes | str) -> None:
+        _read(text, line_of)
+
+    each()
+    injected("specification: text that resembles YAML", "read, or refused in one line", LARGE.max_examples)
 
 
 @SMALL

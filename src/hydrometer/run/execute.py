@@ -41,8 +41,6 @@ from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "workers_of"]
 
-"""What fails a stage, and those that need it, while the rest goes on."""
-
 
 class Monitor(Protocol):
     """Watches a run. Costs are relative, for time-left estimates."""

@@ -49,6 +49,8 @@ _OBJECTS = 256 << 20  # bytes of the object store of a cluster started here; row
 
 
 def _ray() -> ModuleType:
+    # What its memory monitor kills Ray tries again without end, unless told so before it starts.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     try:
         import ray
     except ImportError:
