@@ -139,11 +139,11 @@ def test_a_second_call_goes_on_and_more_is_added(
     whole = judge_models([models["student"]], **ask, out=tmp_path / "whole")
     done = []
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         if done:
             raise KeyboardInterrupt
         done.append(1)
-        return original(*args)
+        return original(*args, **options)
 
     original = judge_jobs.score_ids
     monkeypatch.setattr(judge_jobs, "score_ids", interrupted)

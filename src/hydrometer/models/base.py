@@ -128,6 +128,9 @@ class Beside:
     own, other : (N,) log-probability under the law that drew them and under the other, nats; -inf is an answer.
     controls : (N, K) functions of each row whose mean under the law that drew it is exactly zero; finite.
     own_steps, other_steps : sequences, (N, T) the same two by token, 0 beyond a row's length; or None.
+    near_edge : (N,) at how many steps rounding could have changed what the law's selectivity keeps, where the scorer
+        knows better than the rows' own record; or None.
+    as_if_kept : (N,) how many of these are of tokens that the selectivity drops by no more than rounding; or None.
     """
 
     own: Floats
@@ -135,6 +138,8 @@ class Beside:
     controls: Floats
     own_steps: Floats | None = None
     other_steps: Floats | None = None
+    near_edge: Ints | None = None
+    as_if_kept: Ints | None = None
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from hydrometer.run.execute import Monitor, Outcome
 from hydrometer.run.failures import reason_of
 from hydrometer.run.missing import missing_of
 from hydrometer.stages.judge_models import (
-    VERSION,
+    VERSIONS,
     Scored,
     draw_block,
     load_rows,
@@ -111,7 +111,7 @@ class Jobs:
         """Ask for rows; their stream is the law's own, whatever else is judged beside."""
         at = None if decoding is None else decoding.to_json()
         stream = root.child("evaluate", "judged", content_key([law.key, at]))
-        base = {"stage": "draw", "version": VERSION, "law": law.key, "decoding": at,
+        base = {"stage": "draw", "version": VERSIONS["draw"], "law": law.key, "decoding": at,
                 "stream": [stream.seed, *stream.path], "block": law.block_rows}  # fmt: skip
         blocks: list[str] = []
         for start in range(0, n, law.block_rows):
@@ -125,7 +125,7 @@ class Jobs:
     ) -> str:
         """Ask for one law's scores of rows; returns the job's key."""
         key = content_key(
-            {"stage": "score", "version": VERSION, "law": law.key, "rows": rows.key, "as_texts": as_texts,
+            {"stage": "score", "version": VERSIONS["score"], "law": law.key, "rows": rows.key, "as_texts": as_texts,
              "decoding": None if decoding is None else decoding.to_json()}
         )  # fmt: skip
         inputs = rows.blocks if isinstance(rows, Drawn) else ()
@@ -177,7 +177,8 @@ class Work:
         if isinstance(job.rows, TextRows):
             return score_texts(law, job.rows.texts, folder)
         if not job.as_texts:
-            return score_ids(law, self.rows(job.rows), folder)
+            own = (job.rows.law.key, job.rows.decoding) == (job.law.key, job.decoding)
+            return score_ids(law, self.rows(job.rows), folder, own=own)
         from hydrometer.models.causal_lm.canonical import texts_of
 
         writer = job.rows.law

@@ -168,6 +168,7 @@ def _judge_scored(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, obje
 def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) -> dict[str, object]:
     """Judge what chooses among candidates; it leaves no column for the truth's rows."""
     choice = cast("Selectivity", node.decoding)
+    rows = cast("Sequences", y.counted(rows))
     metrics = chosen_estimates(rows, y.other, y.own, choice.best_of or 1, accepts=choice.accept is not None)
     if y.other_exact is not None:
         metrics["precision_bias"] = _rounding(y.other, y.other_exact, rows, 1.0)

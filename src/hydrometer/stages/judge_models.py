@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.law import CausalLaw
 
 __all__ = [
-    "VERSION", "Figures", "Scored", "draw_block", "held_out_figures", "load_rows", "load_scored", "reference_figures",
+    "VERSIONS", "Figures", "Scored", "draw_block", "held_out_figures", "load_rows", "load_scored", "reference_figures",
     "score_ids", "score_texts", "truth_figures",
 ]  # fmt: skip
 
-VERSION = 1
+VERSIONS = {"draw": 1, "score": 2}
 """Raised whenever this module's code changes its results."""
 
 Floats = NDArray[np.float64]
@@ -49,12 +49,19 @@ class Scored:
     log_prob : (N,) nats.
     tokens : (N,) of the law's own tokenizer, the stop token included.
     n_bytes, round_trip : (N,) of texts; None for token ids.
+    near_edge : (N,) steps near a selectivity's edge as the scorer counts them in a law's own rows; None where the rows'
+        own record is the better one.
     """
 
     log_prob: Floats
     tokens: Floats
     n_bytes: Floats | None = None
     round_trip: Floats | None = None
+    near_edge: Floats | None = None
+
+    def counted(self, rows: Sequences) -> Sequences:
+        """Return the rows that were scored, with the steps near an edge as the scorer counts them where it does."""
+        return rows if self.near_edge is None else replace(rows, near_edge=self.near_edge.astype(np.int64))
 
 
 def draw_block(law: CausalLaw, stream: Stream, start: int, n: int, folder: Path) -> dict[str, object]:
@@ -73,13 +80,19 @@ def load_rows(folders: list[Path], n: int, prompts_are: PromptsAre) -> Sequences
     return replace(whole.take(slice(0, n)), prompts_are=prompts_are)
 
 
-def score_ids(law: CausalLaw, rows: Sequences, folder: Path) -> dict[str, object]:
-    """Score token ids. Raises StageError on NaN."""
-    found = law.log_prob(rows)
+def score_ids(law: CausalLaw, rows: Sequences, folder: Path, *, own: bool) -> dict[str, object]:
+    """Score token ids; `own`: the law drew them. Raises StageError on NaN."""
+    beside = law.score_beside(rows, law) if own else None
+    found = law.log_prob(rows) if beside is None else beside.own
     if np.isnan(found).any() or np.isposinf(found).any():
         raise StageError("scores hold NaN or +inf", fix="the model diverged or its weights are broken")
-    np.savez(folder / SCORES_FILE, log_prob=found, tokens=rows.lengths.astype(np.float64))
-    return {"rows": len(rows)}
+    columns: dict[str, Any] = {"log_prob": found, "tokens": rows.lengths.astype(np.float64)}
+    facts: dict[str, object] = {"rows": len(rows)}
+    if beside is not None and beside.near_edge is not None and beside.as_if_kept is not None:
+        columns["near_edge"] = beside.near_edge.astype(np.float64)
+        facts["edge_tokens"] = int(beside.as_if_kept.sum())
+    np.savez(folder / SCORES_FILE, **columns)
+    return facts
 
 
 def score_texts(law: CausalLaw, texts: Texts, folder: Path) -> dict[str, object]:
@@ -125,7 +138,7 @@ def truth_figures(
             truth_rows, law_rows, ids["truth_on_truth"].log_prob, ids["law_on_truth"].log_prob,
             ids["truth_on_law"].log_prob, ids["law_on_law"].log_prob,
         )  # fmt: skip
-        metrics |= likelihood_metrics(s) | sequence_figures(law_rows, s.law_on_law)
+        metrics |= likelihood_metrics(s) | sequence_figures(ids["law_on_law"].counted(law_rows), s.law_on_law)
         columns |= {
             "precision": _column(s.truth_on_law, law_rows.strata),
             "recall": _column(s.law_on_truth, truth_rows.strata, shared=True),
@@ -172,7 +185,7 @@ def reference_figures(rows: Sequences, own: Scored, theirs: Scored, *, as_texts:
     columns["kl_student_reference"] = _column(own.log_prob - theirs.log_prob, rows.strata)
     lengths = rows.lengths.astype(np.float64)
     per_token = {f"{k}_per_token": replace(c, per=lengths, unit="nats/token") for k, c in columns.items()}
-    return Figures(estimates({**columns, **per_token}) | sequence_figures(rows, own.log_prob), columns)
+    return Figures(estimates({**columns, **per_token}) | sequence_figures(own.counted(rows), own.log_prob), columns)
 
 
 def _column(values: Floats, strata: Strata | None, *, shared: bool = False, canonical: bool = False) -> Column:

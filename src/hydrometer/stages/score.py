@@ -27,12 +27,14 @@ from hydrometer.metrics.likelihood import Scores
 from hydrometer.metrics.prefixes import first_tokens
 from hydrometer.models.base import Controlled, Law, Samples
 from hydrometer.models.chosen import ChosenLaw, candidates_of
+from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import ScoreNode
 
 __all__ = ["BIAS_ROWS", "Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 BIAS_ROWS = 64  # rescored in float32 where a run is judged in bfloat16
 _FILE = "scores.npz"
@@ -50,6 +52,8 @@ class Columns:
     own_first, other_first : (N, K) of the first 1, 2, 4, ... tokens and of the whole row (`first_tokens`); or None.
     own_exact, other_exact : (B,) `own` and `other` of the first rows in float32, where `own` and `other` are not; None
         elsewhere, and for chosen rows' `own`.
+    near_edge, as_if_kept : (N,) steps near a selectivity's edge as the scorer counts them, and those of tokens that are
+        scored as if kept (`models.base.Beside`); None where the rows' own record is the better one.
     exact : whether both laws' scores are exact.
     """
 
@@ -60,7 +64,13 @@ class Columns:
     other_first: Floats | None = None
     own_exact: Floats | None = None
     other_exact: Floats | None = None
+    near_edge: Ints | None = None
+    as_if_kept: Ints | None = None
     exact: bool = True
+
+    def counted(self, rows: Samples) -> Samples:
+        """Return the rows that were scored, with the steps near an edge as the scorer counts them where it does."""
+        return rows if self.near_edge is None else replace(cast("Sequences", rows), near_edge=self.near_edge)
 
 
 def columns_of(law: Law, other: Law, rows: Samples, *, again: bool = False, own: Floats | None = None) -> Columns:
@@ -78,7 +88,8 @@ def columns_of(law: Law, other: Law, rows: Samples, *, again: bool = False, own:
     exact = law.score_kind == other.score_kind == "exact"
     if isinstance(law, Controlled) and isinstance(other, Controlled):
         found = law.score_beside(rows, other, again=again)
-        out = Columns(found.own, found.other, found.controls, exact=exact)
+        near, kept = found.near_edge, found.as_if_kept
+        out = Columns(found.own, found.other, found.controls, near_edge=near, as_if_kept=kept, exact=exact)
         if found.own_steps is None or found.other_steps is None:
             return out
         return replace(out, own_first=first_tokens(found.own_steps), other_first=first_tokens(found.other_steps))
@@ -102,6 +113,7 @@ def scores_from(truth_rows: Samples, law_rows: Samples, x: Columns, y: Columns |
     if y is None:
         s = Scores(truth_rows, law_rows, x.own, x.other, x.other, x.own, on_truth, on_truth)
     else:
+        law_rows = y.counted(law_rows)
         on_law = Controls.of(y.controls, law_rows.strata)
         s = Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law)
         if x.own_first is not None and x.other_first is not None:
@@ -129,7 +141,10 @@ def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
     rows = bench.block(context, node.block, node.n)
     if isinstance(law, ChosenLaw):  # what rows were chosen from has scores, the choice has none
         base = cast("Law", law.base)
-        found = Columns(base.log_prob(rows), truth.log_prob(rows), exact=False)
+        own = columns_of(base, base, rows)
+        found = Columns(
+            own.own, truth.log_prob(rows), near_edge=own.near_edge, as_if_kept=own.as_if_kept, exact=False
+        )  # fmt: skip
     elif node.side == "truth":
         known = None if node.known is None else load_columns([bench.store.path("score", node.known)]).own
         found = columns_of(truth, law, rows, again=True, own=known)
@@ -141,7 +156,10 @@ def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
     if precision == "bfloat16" and again:
         found = _in_float32(node, bench, found, context.family.take(rows, again))
     save_columns(found, folder)
-    return {"rows": len(rows)}
+    facts: dict[str, object] = {"rows": len(rows)}
+    if found.as_if_kept is not None:
+        facts["edge_tokens"] = int(found.as_if_kept.sum())
+    return facts
 
 
 def _in_float32(node: ScoreNode, bench: Bench, found: Columns, rows: Samples) -> Columns:
@@ -189,6 +207,9 @@ def load_columns(folders: Sequence[Path]) -> Columns:
     for name in ("own_first", "other_first"):
         if all(name in p for p in parts):
             out = replace(out, **{name: _prefixes([p[name] for p in parts])})
+    for name in ("near_edge", "as_if_kept"):
+        if all(name in p for p in parts):
+            out = replace(out, **{name: _rows(parts, name).astype(np.int64)})
     for name in ("own_exact", "other_exact"):
         if found := [p[name] for p in parts if name in p]:
             out = replace(out, **{name: np.concatenate(found)})

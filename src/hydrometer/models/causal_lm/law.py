@@ -128,7 +128,8 @@ class CausalLaw:
         """Score rows that this law drew under it and under `other`, with both martingales as control variates.
 
         One pass of each network; see `models.base.Controlled`. With `again` this network's states are kept for the
-        next law (256 MiB at most).
+        next law (256 MiB at most). In bfloat16 a token that this law's selectivity drops by no more than rounding is
+        scored as if kept, and counted: the rows are this law's own. `log_prob` gives it minus infinity.
 
         Raises
         ------

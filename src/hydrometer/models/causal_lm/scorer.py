@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hydrometer.core.errors import LawMismatchError, StageError
+from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside
 from hydrometer.models.causal_lm import next_token
 from hydrometer.models.causal_lm.cache import select_rows
@@ -59,6 +60,8 @@ class StepScores:
     entropy : (N, T) float64 nats, of the selected next-token law, or None.
     cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
     other : (N, T) float64 nats, log-probability of each token under that other law as it is selected, or None.
+    as_if_kept : (N, T) bool, tokens of the law's own rows that its selectivity drops by no more than rounding, scored
+        as if each were kept; or None where none was looked for.
     """
 
     selected: Floats
@@ -67,6 +70,7 @@ class StepScores:
     entropy: Floats | None
     cross_entropy: Floats | None
     other: Floats | None = None
+    as_if_kept: NDArray[np.bool_] | None = None
 
 
 def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
@@ -84,23 +88,29 @@ def score_beside(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool 
 
     ``sum_t (log r(x_t | x_<t) - E[log r(X | x_<t)])``, X of the next-token law that draws, has mean zero under that
     law whatever r is: r is `law` itself, and `other` wherever its expectations are finite.
+
+    In bfloat16 a token that was drawn may lie just outside the kept set that is found here: the two ways of computing
+    its logits round differently. It is scored as if kept, and stays in its step's control: what rounding took from the
+    other side of the edge is missing there too.
     """
     law.compatible(other)
     if not (_is_outcome(law, x).all() and _is_outcome(other, x).all()):
         raise StageError("rows that their own law cannot say", fix="score them with log_prob instead")
     same = other is law
-    steps = score_steps(law, x, entropy=True, against=None if same else other, again=again)
+    steps = score_steps(law, x, entropy=True, against=None if same else other, again=again, drawn=True)
+    near = None if steps.as_if_kept is None else steps.near_edge.sum(-1)
+    kept = None if steps.as_if_kept is None else steps.as_if_kept.sum(-1)
     own = steps.selected.sum(-1)
     columns = [own + cast("Floats", steps.entropy).sum(-1)]
     if same:
-        return Beside(own, own, np.stack(columns, axis=1))
+        return Beside(own, own, np.stack(columns, axis=1), near_edge=near, as_if_kept=kept)
     by_token = cast("Floats", steps.other)
     theirs = by_token.sum(-1)
     with np.errstate(invalid="ignore"):  # where the other law drops a token both terms may be infinite
         columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
     usable = [c for c in columns if np.isfinite(c).all()]
     controls = np.stack(usable, axis=1) if usable else np.empty((len(x), 0))
-    return Beside(own, theirs, controls, steps.selected, by_token)
+    return Beside(own, theirs, controls, steps.selected, by_token, near_edge=near, as_if_kept=kept)
 
 
 @torch.inference_mode()
@@ -111,6 +121,7 @@ def score_steps(
     entropy: bool = False,
     against: CausalLaw | None = None,
     again: bool = False,
+    drawn: bool = False,
     rows_together: int = _PADDED_ROWS,
 ) -> StepScores:
     """Score every token of every row, whatever ends the row.
@@ -122,6 +133,8 @@ def score_steps(
     against : also the cross-entropy of `law`'s next-token law relative to this one's at each step,
         ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`; and log q of each token.
     again : keep the states of `law`'s network at these rows for the next call with them, 256 MiB at most of all rows.
+    drawn : the rows are `law`'s own. In bfloat16 tokens that a selectivity drops by no more than rounding
+        (`next_token.BF16_ERROR`) are scored as if kept, and are near the edge; in float32 nothing changes.
     rows_together : rows of a padded batch at most.
 
     Raises
@@ -135,6 +148,7 @@ def score_steps(
     if x.ids.size and not 0 <= x.ids.min() <= x.ids.max() < law.lm.vocab_size:
         raise LawMismatchError("the rows hold ids that the tokenizer does not know", got=int(x.ids.max()))
     shape = x.ids.shape
+    rounds = drawn and law.selectivity is not None and law.lm.dtype == torch.bfloat16
     out = StepScores(
         np.zeros(shape),
         np.zeros(shape),
@@ -142,6 +156,7 @@ def score_steps(
         np.zeros(shape) if entropy else None,
         None if against is None else np.zeros(shape),
         None if against is None else np.zeros(shape),
+        np.zeros(shape, np.bool_) if rounds else None,
     )
     laws = [law] if against is None else [law, against]
     engines = [a.lm.engine for a in laws]
@@ -311,6 +326,8 @@ def _score_batch(
         )
         out.selected[at] = _known(found)
         out.unselected[at], out.near_edge[at] = found.unselected, found.near_edge
+        if out.as_if_kept is not None and mine.selectivity is not None:
+            _keep_the_drawn(logits[0], mine.lm.vocab_size, mine.selectivity, wanted[part], at, out)
         if out.entropy is not None:
             out.entropy[at] = found.entropy
         if out.cross_entropy is not None and out.other is not None:
@@ -319,6 +336,18 @@ def _score_batch(
             out.cross_entropy[at] = next_token.cross_entropy(
                 logits[0], mine.selectivity, logits[1], laws[1].selectivity, mine.lm.vocab_size
             )
+
+
+def _keep_the_drawn(
+    logits_MW: Logits, vocab_size: int, s: Selectivity, ids_M: Ints, at: tuple[Ints, Ints], out: StepScores
+) -> None:
+    """Score as if kept what is dropped by no more than rounding."""
+    dropped = np.flatnonzero(np.isneginf(out.selected[at]))
+    if dropped.size and out.as_if_kept is not None:
+        log_p, inside = next_token.score_dropped(logits_MW[dropped], vocab_size, s, ids_M[dropped])
+        rows, steps = (index[dropped[inside]] for index in at)
+        out.selected[rows, steps] = log_p[inside]
+        out.near_edge[rows, steps] = out.as_if_kept[rows, steps] = True
 
 
 def _known(found: TokenScores) -> Floats:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.kernels import LEAST, NEAR_EDGE, WEIGHTY
 
-__all__ = ["Kept", "inverse_temperature", "selected_log_weights"]
+__all__ = ["Kept", "as_if_kept", "inverse_temperature", "selected_log_weights"]
 
 _LIKELY = 1024  # a nucleus is looked for among so many of the likeliest before all are sorted
 _ROUNDING = 2e-7  # of a mass
@@ -81,6 +81,40 @@ def selected_log_weights(logits_BV: Tensor, s: Selectivity | None) -> Kept:
 def inverse_temperature(s: Selectivity) -> float:
     """Return what logits are multiplied by; at most 1e38, beyond which all but the likeliest are at -inf anyway."""
     return 1.0 if s.temperature is None else min(1 / s.temperature, 1e38)
+
+
+def as_if_kept(logits_EV: Tensor, s: Selectivity, token_E1: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of tokens with themselves among the kept, and whether errors within `error` let them in, (E,).
+
+    An error of `error` in each logit moves two of them by up to 2 * error, which the temperature magnifies. A nucleus
+    keeps a token while what is likelier than it holds less than top_p; that mass is taken with all that certainly lies
+    above lowered and all else raised, among all that top_k may have left.
+
+    Parameters
+    ----------
+    logits_EV : float32. token_E1 : ids. error : nats, (E, 1) or a scalar.
+    """
+    kept = selected_log_weights(logits_EV, s)
+    x_EV = kept.tempered.double()
+    x_E1 = x_EV.gather(-1, token_E1)
+    others_EV = kept.log_weights.double().scatter(-1, token_E1, -math.inf)
+    log_p_E = (x_E1 - torch.logaddexp(others_EV.logsumexp(-1, keepdim=True), x_E1))[:, 0]
+    moved_E1 = (2 * inverse_temperature(s) * error.double()).expand_as(x_E1)
+    inside_E = torch.isfinite(log_p_E)
+    pool_EV = x_EV
+    if s.top_k is not None and s.top_k < x_EV.shape[-1]:
+        last_E1 = x_EV.topk(s.top_k, dim=-1).values[:, -1:]
+        inside_E &= (x_E1 >= last_E1 - moved_E1)[:, 0]
+        # Ties are kept: whatever errors may have made a tie of the last one widens the pool of the nucleus.
+        pool_EV = x_EV.masked_fill(x_EV < torch.minimum(last_E1 - moved_E1, x_E1), -math.inf)
+    if s.min_p:
+        inside_E &= (x_E1 - x_EV.amax(-1, keepdim=True) >= math.log(s.min_p) - moved_E1)[:, 0]
+    if s.top_p is not None and s.top_p < 1:
+        mass_EV = pool_EV.softmax(-1)
+        above_E = (mass_EV * (pool_EV > x_E1 + moved_E1)).sum(-1)
+        lowered_E = above_E * torch.exp(-moved_E1[:, 0])
+        inside_E &= lowered_E / (lowered_E + 1 - above_E).clamp_min(1e-300) < s.top_p + 1e-6
+    return log_p_E, inside_E
 
 
 def _keep(w_BV: Tensor, edge_B1: Tensor) -> Tensor:

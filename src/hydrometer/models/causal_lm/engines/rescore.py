@@ -28,7 +28,7 @@ from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, ratio_estimate
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.engines.base import MOST_LOG_PROB, Answer, LogProbsAre
-from hydrometer.models.causal_lm.selectivity import inverse_temperature, selected_log_weights
+from hydrometer.models.causal_lm.selectivity import as_if_kept, inverse_temperature
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
             part = wanted[a : a + _LOGITS_TOGETHER]
             logits_EV = law.lm.logits(states_ED[a : a + _LOGITS_TOGETHER])[:, : law.lm.vocab_size].float()
             token_E1 = torch.from_numpy(rows.ids[row_E[part], step_E[part]]).to(logits_EV.device)[:, None]
-            found, inside = _as_if_kept(logits_EV, s, token_E1, error)
+            found, inside = as_if_kept(logits_EV, s, token_E1, torch.tensor(error))
             if not bool(inside.all()):
                 raise StageError(
                     f"the engine draws tokens that {s.label} drops, by more than rounding explains",
@@ -237,32 +237,3 @@ def _states(law: CausalLaw, rows: Sequences, group: Ints, row_E: Ints, step_E: I
     b_E = np.searchsorted(group, row_E)
     at_E = np.array([len(p) for p in prompts], np.int64)[b_E] - 1 + step_E
     return states_BSD[torch.from_numpy(b_E), torch.from_numpy(at_E)]
-
-
-def _as_if_kept(logits_EV: Tensor, s: Selectivity, token_E1: Tensor, error: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of tokens with themselves among the kept, and whether an error within `error` lets them in.
-
-    An error of `error` in each logit moves two of them by up to 2 * error, which the temperature magnifies. A nucleus
-    keeps a token while what is likelier than it holds less than top_p; that mass is taken with all that certainly lies
-    above lowered and all else raised.
-    """
-    kept = selected_log_weights(logits_EV, s)
-    x_EV = kept.tempered.double()
-    x_E1 = x_EV.gather(-1, token_E1)
-    others_EV = kept.log_weights.double().scatter(-1, token_E1, -math.inf)
-    log_p_E = (x_E1 - torch.logaddexp(others_EV.logsumexp(-1, keepdim=True), x_E1))[:, 0]
-    moved = 2 * error * inverse_temperature(s)
-    inside_E = torch.isfinite(log_p_E)
-    pool_EV = x_EV
-    if s.top_k is not None and s.top_k < x_EV.shape[-1]:
-        last_E1 = x_EV.topk(s.top_k, dim=-1).values[:, -1:]
-        inside_E &= (x_E1 >= last_E1 - moved)[:, 0]
-        pool_EV = x_EV.masked_fill(x_EV < torch.minimum(last_E1, x_E1), -math.inf)
-    if s.min_p:
-        inside_E &= (x_E1 - x_EV.amax(-1, keepdim=True) >= math.log(s.min_p) - moved)[:, 0]
-    if s.top_p is not None and s.top_p < 1:
-        mass_EV = pool_EV.softmax(-1)
-        above_E = (mass_EV * (pool_EV > x_E1 + moved)).sum(-1)
-        lowered_E = above_E * math.exp(-moved)
-        inside_E &= lowered_E / (lowered_E + 1 - above_E).clamp_min(1e-300) < s.top_p + 1e-6
-    return log_p_E, inside_E
