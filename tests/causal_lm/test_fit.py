@@ -232,3 +232,12 @@ def test_a_cuda_device_brings_what_deterministic_fits_need(monkeypatch: pytest.M
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert pick_device("auto").type == "cuda"
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_what_is_saved_does_not_say_how_it_was_opened(llama_folder, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k, offline in enumerate((False, True)):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        CausalLM.from_pretrained(llama_folder, dtype="float32", device="cpu").save(tmp_path / str(k))
+    saved = [{p.name: p.read_bytes() for p in (tmp_path / str(k)).iterdir()} for k in range(2)]
+    assert saved[0] == saved[1]
+    assert b"is_local" not in saved[0]["tokenizer_config.json"]

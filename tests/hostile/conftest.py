@@ -20,7 +20,7 @@ def one_line(error: HydrometerError) -> str:
     return line
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def nobody_is_asked() -> Iterator[None]:
     """An id of no model is looked up on no hub: without a network that takes its client half a minute."""
     with pytest.MonkeyPatch.context() as patch:

@@ -174,6 +174,8 @@ class CausalLM:
 
     def save(self, folder: str | Path) -> None:
         """Write what `from_pretrained` opens: safetensors, config, generation config, tokenizer."""
+        for word in ("is_local", "local_files_only"):  # how this process opened it, offline or not: no part of it
+            self.tokenizer.init_kwargs.pop(word, None)
         with load.quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
