@@ -67,6 +67,13 @@ class Existing:
     own: Own | None
 
 
+def _size(source: str, config: Any, name: str) -> float:
+    value: object = getattr(config, name, 1)
+    if not isinstance(value, int | float):  # older releases of transformers take anything
+        raise ModelError(f"{name} in the config of {source} is no number", got=value, fix="correct its config.json")
+    return float(value)
+
+
 def find_model(source: str, base: str | None = None) -> Existing:
     """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened.
 
@@ -82,9 +89,8 @@ def find_model(source: str, base: str | None = None) -> Existing:
     resolved = load.resolve(source, base=base)
     found = load.outline(resolved)
     config: Any = found.config.get_text_config()
-    width = float(getattr(config, "hidden_size", 1))
-    size = 12.0 * float(getattr(config, "num_hidden_layers", 1)) * width**2
-    size += float(getattr(config, "vocab_size", 1)) * width
+    width, layers, words = (_size(source, config, k) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    size = 12.0 * layers * width**2 + words * width
     stop_ids = model_stop_ids(found.generation_config, found.tokenizer)
     ids_known = max(found.tokenizer.get_vocab().values()) + 1
     own = _own(Path(resolved.path), ids_known) if resolved.revision is None else None
