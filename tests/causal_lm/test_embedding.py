@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -24,14 +26,15 @@ def law_of(lm: CausalLM) -> CausalLaw:
 def means(lm: CausalLM, x: Sequences) -> tuple[np.ndarray, np.ndarray]:
     """Mean states over the answers' tokens, after the final norm and before it."""
     before: list[torch.Tensor] = []
-    body = lm.model.base_model
+    network = copy.deepcopy(lm.model)  # asked for hidden states, transformers leaves hooks in it for good
+    body = network.base_model
     norm = body.norm if hasattr(body, "norm") else body.ln_f
     hook = norm.register_forward_pre_hook(lambda _, args: before.append(args[0]))
     out: list[list[np.ndarray]] = [[], []]
     with torch.inference_mode():
         for i in range(len(x)):
             prompt = x.prompt_ids[x.prompt_index[i]]
-            found = lm.model(torch.tensor([[*prompt, *x.row(i).tolist()]]), output_hidden_states=True)
+            found = network(torch.tensor([[*prompt, *x.row(i).tolist()]]), output_hidden_states=True)
             for kept, states in zip(out, (found.hidden_states[-1], before[-1]), strict=True):
                 kept.append(states[0, len(prompt) :].mean(0).numpy())
     hook.remove()
