@@ -45,6 +45,7 @@ RETRIES = 3  # of a stage whose worker died; Ray's own default for tasks
 _AHEAD = 2  # stages sent beyond those that can run at once, for each of these
 _VISIBLE = 60.0  # seconds for what another machine wrote to be seen here: NFS keeps an absence that long
 _LISTEN = 0.5  # seconds between looks at what signals are to do
+_PATIENCE = 10.0  # seconds for a cancelled worker to remove what it has half written, before it is ended by force
 _OBJECTS = 256 << 20  # bytes of the object store of a cluster started here; rows never go through it
 
 
@@ -260,13 +261,15 @@ class _Driver:
         self.monitor.done(self.costs[key], reason)
 
     def cancel(self) -> None:
-        """Stop what is under way; what a worker had half written, it removes."""
+        """Stop what is under way; what a worker had half written, it removes, or the next run where it would not end."""
         refs = list(self.flying)
         self.flying.clear()
         if refs:
             for ref in refs:
                 self.ray.cancel(ref, force=False)
-            self.ray.wait(refs, num_returns=len(refs), timeout=5, fetch_local=False)
+            _, left = self.ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE, fetch_local=False)
+            for ref in left:
+                self.ray.cancel(ref, force=True)
 
 
 # In a worker ----------------------------------------------------------------------------------------------------------
