@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from transformers import TrainingArguments  # noqa: E402
 
+from hydrometer.core.claims import claim, is_claimed  # noqa: E402
 from hydrometer.core.errors import FitError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
@@ -22,6 +27,7 @@ from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.trainer import fit  # noqa: E402
+from hydrometer.store.artifacts import ArtifactStore  # noqa: E402
 
 STEPS = 9  # three epochs of three steps
 
@@ -59,6 +65,10 @@ def _equal(a: Fitted[CausalLaw], b: Fitted[CausalLaw]) -> None:
         assert a.info[name] == b.info[name]
 
 
+def _left(tmp_path: Path) -> list[Path]:
+    return [p for p in (tmp_path / "partial").iterdir() if p.is_dir()]
+
+
 @pytest.fixture(scope="module")
 def whole(llama: CausalLM) -> Fitted[CausalLaw]:
     return fit(_request(llama, None, save_steps=None))
@@ -70,7 +80,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(
 ) -> None:
     request = _request(llama, tmp_path / "partial")
     _killed_at(request, killed)
-    assert [p.name for p in (tmp_path / "partial").iterdir()] == [f"checkpoint-{resumed}"]
+    assert [p.name for p in _left(tmp_path)] == [f"checkpoint-{resumed}"]
     steps: list[float] = []
     again = fit(replace(request, tick=lambda done, total, what: steps.append(done)))
     assert steps[0] == resumed + 1
@@ -106,10 +116,54 @@ def test_damaged_checkpoints_are_discarded_and_said(llama: CausalLM, whole: Fitt
         assert any("checkpoint at step 4 was discarded" in what for what in said)
         assert "step 4" in json.dumps(again.info["discarded"])
         _equal(again, whole)
-        for left in (tmp_path / "partial").iterdir():
+        for left in _left(tmp_path):
             for file in left.iterdir():
                 file.unlink()
             left.rmdir()
+
+
+def test_two_runs_that_make_one_fit_do_not_meet(
+    llama: CausalLM, whole: Fitted[CausalLaw], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a shared cache: the later keeps no checkpoints, and leaves those of the earlier where they are."""
+    monkeypatch.setattr(trainer, "_LEASE", 0.0)
+    store = ArtifactStore(tmp_path)
+    partial, said = store.partial("fit", "0" * 64), list[str]()
+    request = _request(llama, partial)
+    _killed_at(request, 5)
+    with claim(partial, 0) as mine:
+        assert mine
+        other = fit(replace(request, tick=lambda done, total, what: said.append(what)))
+        store.discard_partial("fit", "0" * 64)
+        assert [p.name for p in partial.iterdir() if p.is_dir()] == ["checkpoint-4"]
+    assert "no checkpoints: another run is making the same fit" in said
+    assert "another run" in str(other.info["checkpoints"])
+    assert "resumed" not in other.info
+    _equal(other, whole)
+    assert fit(request).info["resumed"] == "checkpoint-4"
+    store.discard_partial("fit", "0" * 64)
+    assert not partial.exists()
+
+
+def test_a_claim_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> None:
+    held = "import sys, time; from pathlib import Path; from hydrometer.core.claims import claim\n"
+    held += "with claim(Path(sys.argv[1]), 0): print('held', flush=True); time.sleep(600)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    holder = subprocess.Popen([sys.executable, "-c", held, tmp_path], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert is_claimed(tmp_path)
+        with claim(tmp_path, 0) as mine:
+            assert not mine
+        threading.Timer(0.5, holder.kill).start()
+        with claim(tmp_path, 60) as mine:
+            assert mine
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert not is_claimed(tmp_path)
+    assert not is_claimed(tmp_path / "nowhere")
 
 
 def test_nothing_is_written_where_nothing_is_kept(
@@ -138,9 +192,11 @@ def test_a_checkpoint_is_completed_when_all_processes_have_written(
 ) -> None:
     group, met = together.Together.__new__(together.Together), []
     group.rank = 0
+    monkeypatch.setattr(group, "told", lambda value: value)
     monkeypatch.setattr(together.dist, "barrier", lambda: met.append(True))
     epochs: Any = None
-    kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path, epochs, group)
+    with contextlib.ExitStack() as held:
+        kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path, epochs, group, held)
     assert kept is not None
     assert kept.meet is not None
     kept.meet()

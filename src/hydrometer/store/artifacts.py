@@ -23,6 +23,7 @@ from stat import S_ISREG
 from typing import Any, cast
 
 from hydrometer.core.documents import read_json
+from hydrometer.core.claims import is_claimed
 from hydrometer.core.errors import StoreError
 from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
 from hydrometer.core.refusals import refused
@@ -129,8 +130,10 @@ class ArtifactStore:
         return self.root / f".partial-{stage}-{key}"
 
     def discard_partial(self, stage: str, key: str) -> None:
-        """Remove what was left on the way to an artifact that is whole now."""
-        shutil.rmtree(self.partial(stage, key), ignore_errors=True)
+        """Remove what was left on the way to an artifact that is whole now, unless another run is still on that way."""
+        partial = self.partial(stage, key)
+        if not is_claimed(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def path(self, stage: str, key: str) -> Path:
         """Return where an artifact is or would be."""
@@ -245,7 +248,7 @@ class ArtifactStore:
                 with suppress(OSError):
                     remove(leftover)
         for leftover in self.root.glob(".partial-*"):  # killed between the artifact's last step and its own removal
-            if (self.root / leftover.name.removeprefix(".partial-")).is_dir():
+            if (self.root / leftover.name.removeprefix(".partial-")).is_dir() and not is_claimed(leftover):
                 with suppress(OSError):
                     remove(leftover)
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from hydrometer.core.claims import claim
 from hydrometer.core.errors import FitError, InputError, LawMismatchError, PeerLostError
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm import load
@@ -44,6 +45,7 @@ from hydrometer.models.training_rows import TrainingRows
 __all__ = ["fit"]
 
 _WEIGHTS = "model.safetensors"
+_LEASE = 100.0  # seconds: a network file system (NFS 4) keeps the lock of a machine that is gone for 90
 _IGNORED = -100  # label of what is not learned, as everywhere in transformers
 
 
@@ -69,10 +71,12 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     lm = init_model(level, truth.lm, above.lm, seed)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
     training = level.training
-    with _reproducible(seed), load.quiet():
+    with contextlib.ExitStack() as held:
+        held.enter_context(_reproducible(seed))
+        held.enter_context(load.quiet())
         group = together(lm, training, partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32))
         epochs = _Epochs(law, validate, training, request.tick, group)
-        kept = _checkpoints(training, request.partial, epochs, group)
+        kept = _checkpoints(training, request.partial, epochs, group, held)
         arguments = _arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
         trainer = _MLETrainer(lm, training, arguments, data, epochs, group)
         trainer.train(resume_from_checkpoint=_goes_on_from(trainer, kept, epochs, group))
@@ -268,9 +272,15 @@ class _Epochs(TrainerCallback):
 
 
 def _checkpoints(
-    training: Training, folder: Path | None, epochs: _Epochs, group: Together | None
+    training: Training, folder: Path | None, epochs: _Epochs, group: Together | None, held: contextlib.ExitStack
 ) -> Checkpoints | None:
+    """Return what keeps the fit's checkpoints; None where none are to be, or another run makes the same fit there."""
     if training.save_steps is None or folder is None:
+        return None
+    mine = held.enter_context(claim(folder, _LEASE)) if group is None or group.rank == 0 else False
+    if not (mine if group is None else group.told(mine)):
+        epochs.notes["checkpoints"] = "none: another run is making the same fit"
+        epochs.tick(0, 1, "no checkpoints: another run is making the same fit")
         return None
     meet = None if group is None else group.meet
     return Checkpoints(folder, epochs, meet, writes=group is None or group.rank == 0)
