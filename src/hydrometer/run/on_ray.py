@@ -261,7 +261,7 @@ class _Driver:
         self.monitor.done(self.costs[key], reason)
 
     def cancel(self) -> None:
-        """Stop what is under way; what a worker had half written, it removes, or the next run where it would not end."""
+        """Stop what is under way. What a worker had half written it removes; the next run, where it did not end."""
         refs = list(self.flying)
         self.flying.clear()
         if refs:

@@ -22,8 +22,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, cast
 
-from hydrometer.core.documents import read_json
 from hydrometer.core.claims import is_claimed
+from hydrometer.core.documents import read_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
 from hydrometer.core.refusals import refused
