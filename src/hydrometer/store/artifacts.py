@@ -179,8 +179,12 @@ class ArtifactStore:
         return whole
 
     def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return those (stage, key) that are not there; as `has`, for many at once."""
-        return [n for n in names if not self.has(*n)]
+        """Return those (stage, key) that are not there; as `has`, for many at once: the folder is listed once."""
+        try:
+            there = {*os.listdir(self.root), *self._verified}
+        except OSError as e:
+            raise refused(e, self.root) from None
+        return [n for n in names if f"{n[0]}-{n[1]}" not in there or not self.has(*n)]
 
     def damaged(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return those that are there and cannot be read as they were written; here `has` has seen to that."""
@@ -212,7 +216,6 @@ class ArtifactStore:
         FolderError : an OSError, in the body or here.
         """
         name = f"{stage}-{key}"
-        final = self.root / name
         temporary = self.root / f".tmp-{name}-{mark()}"
         began = time.perf_counter()
         info: dict[str, object] = {}
@@ -228,7 +231,7 @@ class ArtifactStore:
                 "seconds": round(time.perf_counter() - began, 4),
             }
             _write(f"{temporary}/{META}", _signed(meta))
-            _put(temporary, final)
+            _put(str(temporary), f"{self.root}/{name}")
         except BaseException as e:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(e, OSError):
@@ -315,22 +318,33 @@ def _files_of(folder: str, below: str = "") -> dict[str, dict[str, object]]:
             if entry.is_dir():
                 out |= _files_of(entry.path, f"{below}{entry.name}/")
             elif entry.is_file():
-                with open(entry.path, "rb", buffering=0) as f:
-                    size = os.fstat(f.fileno()).st_size
-                    if size <= _SMALL:
-                        read = f.read()
-                        size, digest = len(read), hashlib.sha256(read)
-                    else:
-                        digest = hashlib.file_digest(f, "sha256")  # pyright: ignore[reportArgumentType]
-                    out[below + entry.name] = {"bytes": size, "sha256": digest.hexdigest()}
+                size, digest = _read(entry.path)
+                out[below + entry.name] = {"bytes": size, "sha256": digest}
     return out
 
 
+# A small file is opened by the system's own calls: a file object costs more than to read it.
+def _read(path: str) -> tuple[int, str]:
+    """Size and checksum of a file."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(handle).st_size
+        if size <= _SMALL and len(read := os.read(handle, _SMALL)) == size:
+            return size, hashlib.sha256(read).hexdigest()
+    finally:
+        os.close(handle)
+    with open(path, "rb") as f:
+        return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def _write(path: str, data: bytes) -> None:
-    with open(path, "wb", buffering=0) as f:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
         left = memoryview(data)
         while left:
-            left = left[f.write(left) :]
+            left = left[os.write(handle, left) :]
+    finally:
+        os.close(handle)
 
 
 # On one line, for the encoder that indents is Python's own and slow.
@@ -352,9 +366,9 @@ def _digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _put(temporary: Path, final: Path) -> None:
+def _put(temporary: str, final: str) -> None:
     try:
-        temporary.replace(final)
+        os.rename(temporary, final)
     except OSError as e:
         if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
