@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -312,8 +313,12 @@ def test_a_cancelled_worker_ends(
 
     threading.Thread(target=interrupt, daemon=True).start()
     alone = Plan({draw.key: replace(draw, context=waits)}, {"lm": replace(chain, context=waits)})
-    with pytest.raises(KeyboardInterrupt):
-        RayExecutor()(alone, store, SilentMonitor())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or none, in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RayExecutor()(alone, store, SilentMonitor())
+    finally:
+        signal.signal(signal.SIGINT, before)
     worker = Path("/proc") / (tmp_path / "pid").read_text()
     deadline = time.monotonic() + 120
     while worker.exists() and time.monotonic() < deadline:
@@ -322,6 +327,33 @@ def test_a_cancelled_worker_ends(
     assert forced if deaf else (forced or not list(store.root.iterdir()))  # Ray's word may be lost on its way
     store.sweep(shared=True)
     assert not list(store.root.iterdir())
+
+
+@pytest.mark.parametrize("inherited", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_worker_hears_whatever_its_run_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherited: Any
+) -> None:
+    """A shell begins what it puts in the background with SIGINT ignored, and so are all processes that it starts."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    def cancelled(parcel: Any) -> Any:
+        _thread.interrupt_main()  # as Ray does
+        for _ in range(100):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(on_ray, "_work", cancelled)
+    monkeypatch.setattr(os, "_exit", end)
+    before = signal.signal(signal.SIGINT, inherited)
+    try:
+        with pytest.raises(Ended):
+            on_ray._make([], b"", [], {})
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _LosesAWorker:
