@@ -111,7 +111,7 @@ def test_reports_say_so_in_words(made: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_two_choices_that_differ_are_two_settings_for_a_reader() -> None:
-    from hydrometer.report.reading import read_setting
+    from hydrometer.report.values import read_setting
     from hydrometer.report.wording import setting
 
     fields = [

@@ -14,7 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from hydrometer.report.reading import Chain, Json, Run, items, mapping, number, read_setting, text
+from hydrometer.report.reading import Chain, Run
+from hydrometer.report.values import Json, items, mapping, number, read_setting, text
 from hydrometer.report.wording import Sentence, Tone, among, num, setting
 
 __all__ = ["advice_notes", "advice_of", "advice_sentences", "advice_table"]

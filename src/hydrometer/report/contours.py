@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from hydrometer.report.draw import settle
 from hydrometer.report.gap import teacher_at
 from hydrometer.report.plotdata import Kind, kinds_of
-from hydrometer.report.reading import Chain, Group, Run, items, number, read_exhibit
+from hydrometer.report.reading import Chain, Group, Run, read_exhibit
 from hydrometer.report.style import LOOKS, QUIET, new_figure, styled
+from hydrometer.report.values import items, number
 from hydrometer.report.wording import setting
 
 __all__ = ["Column", "Density", "columns", "contour_figure", "draw_density", "first_density", "mass_levels"]

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from hydrometer.report.draw import settle
 from hydrometer.report.plotdata import Kind, Scale, kinds_of, knob, setting_scale
-from hydrometer.report.reading import Chain, Group, Json, Run, items, mapping, number, read_exhibit
+from hydrometer.report.reading import Chain, Group, Run, read_exhibit
 from hydrometer.report.style import FAINT, LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.values import Json, items, mapping, number
 from hydrometer.report.wording import is_neutral, setting
 
 __all__ = ["Frontier", "caption", "frontier_data", "frontier_figure", "frontier_panels"]

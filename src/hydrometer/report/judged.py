@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.reading import Chain, Diff, Group, Run, items, number, text
+from hydrometer.report.reading import Chain, Diff, Group, Run
+from hydrometer.report.values import items, number, text
 from hydrometer.report.wording import KL, Sentence, model, num, signed, span
 
 __all__ = ["judged_sentences", "judged_table"]

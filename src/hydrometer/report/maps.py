@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.reading import Chain, Control, Diff, Run, Setting, Step
+from hydrometer.report.reading import Chain, Control, Diff, Run, Step
+from hydrometer.report.values import Setting
 from hydrometer.report.wording import KL, is_neutral, recall_of, setting
 
 __all__ = ["COMPARISONS", "Axis", "Place", "Sheet", "Tile", "axis_of", "counted", "map_axes", "places", "sheets"]

@@ -23,19 +23,10 @@ from numpy.typing import NDArray
 from hydrometer.report.draw import settle
 from hydrometer.report.mapviews import FigureView, Panel, Save
 from hydrometer.report.plotdata import Kind, kinds_of
-from hydrometer.report.reading import (
-    Chain,
-    Group,
-    Run,
-    Setting,
-    items,
-    mapping,
-    number,
-    read_exhibit,
-    text,
-)
+from hydrometer.report.reading import Chain, Group, Run, read_exhibit
 from hydrometer.report.samples import visible
 from hydrometer.report.style import LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.values import Setting, items, mapping, number, text
 from hydrometer.report.wording import is_neutral, num, setting
 
 __all__ = ["Cloud", "Picture", "picture_data", "picture_figure", "picture_view"]

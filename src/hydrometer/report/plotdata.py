@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.reading import Chain, Group, Run, Setting
+from hydrometer.report.reading import Chain, Group, Run
+from hydrometer.report.values import Setting
 from hydrometer.report.wording import is_neutral, setting
 
 __all__ = ["Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]

@@ -7,14 +7,26 @@ above all, is material from elsewhere and is escaped where it is shown.
 from __future__ import annotations
 
 import json
-import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.documents import read_plain
 from hydrometer.core.errors import FolderError
+from hydrometer.report.values import (
+    Json,
+    Setting,
+    count,
+    finite,
+    items,
+    mapping,
+    number,
+    read_interval,
+    read_point,
+    read_setting,
+    text,
+    unit,
+)
 from hydrometer.store.migrate import migrate
 
 __all__ = [
@@ -27,97 +39,13 @@ __all__ = [
     "Gate",
     "Group",
     "Run",
-    "Setting",
     "Step",
     "parse",
     "read_run",
 ]
 
-Json = dict[str, Any]
-Setting = dict[str, float]
-
 MAX_RESULTS_BYTES = 1_000_000_000
 MAX_EXHIBIT_BYTES = 64_000_000
-
-
-def number(value: object) -> float | None:
-    """Return a JSON number as float, "inf" as infinity, anything else (NaN included) as None."""
-    if value in ("inf", "-inf"):
-        return math.inf if value == "inf" else -math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:  # an integer beyond the largest float
-        return None
-    return None if math.isnan(found) else found
-
-
-def mapping(value: object) -> Json:
-    """Return a JSON object, or an empty one where there is none."""
-    return cast(Json, value) if isinstance(value, dict) else {}
-
-
-def items(value: object) -> list[Any]:
-    """Return a JSON array, or an empty one where there is none."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def text(value: object, default: str = "") -> str:
-    """Return a string, or the default."""
-    return value if isinstance(value, str) else default
-
-
-def _word(value: object) -> str:
-    """Return a name that is safe to put into a label: others' names may hold anything, markup and braces too."""
-    return "".join(c for c in text(value)[:64] if c.isascii() and (c.isalnum() or c in "_-"))
-
-
-def _unit(value: object) -> str:
-    """Return a unit; it stands in labels that are read as formulas, where other text would be an error."""
-    found = text(value, "nats")
-    return found if re.fullmatch(r"[A-Za-z][A-Za-z /-]{0,31}", found) else "nats"
-
-
-def _count(value: object) -> int:
-    n = number(value)
-    return int(n) if n is not None and math.isfinite(n) else 0
-
-
-def read_setting(value: object) -> Setting | None:
-    """Return a selectivity's numbers by name, or None where there are none.
-
-    A choice among candidates also has names in it; they go into the key, with ``{}`` where its number is read.
-
-    Examples
-    --------
-    >>> read_setting({"best_of": 4, "rank_by": "length", "accept": {"by": "stopped", "min": 1}})
-    {'best of {} by length': 4.0, 'accept stopped ≥ {}': 1.0}
-    """
-    given = mapping(value)
-    found = {_word(k): n for k, v in given.items() if (n := number(v)) is not None and k != "best_of"}
-    best, accept = number(given.get("best_of")), mapping(given.get("accept"))
-    if best is not None and best != 1:
-        found[f"best of {{}} by {_word(given.get('rank_by'))}"] = best
-    for end, sign in (("min", "≥"), ("max", "≤")):
-        if (bound := number(accept.get(end))) is not None:
-            found[f"accept {_word(accept.get('by'))} {sign} {{}}"] = bound
-    return found or None
-
-
-def _point(value: object) -> Setting:
-    """Return a place on a map's axes, whose names are those of `axes`."""
-    return {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
-
-
-def _finite(value: object) -> float | None:
-    n = number(value)
-    return n if n is not None and math.isfinite(n) else None
-
-
-def _interval(value: object) -> tuple[float, float] | None:
-    ends = [_finite(v) for v in items(value)]
-    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +234,8 @@ def _diff(value: object) -> Diff | None:
     if not d:
         return None
     return Diff(
-        text(d.get("a")), text(d.get("b")), text(d.get("metric")), _finite(d.get("value")), _finite(d.get("se")),
-        number(d.get("df")), _interval(d.get("ci95")), text(d.get("pairing")),
+        text(d.get("a")), text(d.get("b")), text(d.get("metric")), finite(d.get("value")), finite(d.get("se")),
+        number(d.get("df")), read_interval(d.get("ci95")), text(d.get("pairing")),
     )  # fmt: skip
 
 
@@ -318,8 +246,8 @@ def _diffs(value: object) -> dict[str, Diff]:
 def _figure(value: object) -> Figure:
     m = mapping(value)
     return Figure(
-        _finite(m.get("value")), _finite(m.get("se")), _interval(m.get("ci95")), _unit(m.get("unit")),
-        _count(m.get("n_neg_inf")),
+        finite(m.get("value")), finite(m.get("se")), read_interval(m.get("ci95")), unit(m.get("unit")),
+        count(m.get("n_neg_inf")),
     )  # fmt: skip
 
 
@@ -327,9 +255,9 @@ def _group(name: str, value: object) -> Group:
     g = mapping(value)
     metrics = {k: _figure(v) for k, v in mapping(g.get("metrics")).items()}
     return Group(
-        name, text(g.get("chain")), text(g.get("role")), _count(g.get("level")), text(g.get("training")) or None,
+        name, text(g.get("chain")), text(g.get("role")), count(g.get("level")), text(g.get("training")) or None,
         read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
-        _count(g.get("seeds")), _count(g.get("failed")), metrics, _point(g.get("point")),
+        count(g.get("seeds")), count(g.get("failed")), metrics, read_point(g.get("point")),
         text(g.get("absent")),
         text(g.get("model")),
         text(g.get("adopted")),
@@ -338,8 +266,8 @@ def _group(name: str, value: object) -> Group:
 
 def _cell(value: object) -> Cell:
     c = mapping(value)
-    seed = _finite(c.get("seed"))
-    values = {k: _finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
+    seed = finite(c.get("seed"))
+    values = {k: finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
     return Cell(
         text(c.get("id")), text(c.get("group")), text(c.get("chain")), None if seed is None else int(seed),
         c.get("status") == "ok", text(c.get("reason")), values, number(c.get("seconds")) or 0.0,
@@ -351,7 +279,7 @@ def _control(value: object) -> Control:
     matched = mapping(c.get("matched_entropy"))
     return Control(
         read_setting(c.get("selectivity")) or {}, text(c.get("distilled")), text(c.get("decoded")),
-        _diffs(c.get("same_setting")), _diffs(matched) if matched else None, _finite(matched.get("entropy")),
+        _diffs(c.get("same_setting")), _diffs(matched) if matched else None, finite(matched.get("entropy")),
         text(c.get("matched_reason")),
     )  # fmt: skip
 
@@ -382,8 +310,8 @@ def _chain(name: str, value: object) -> Chain:
         family=text(c.get("family")),
         truth=text(c.get("truth")),
         kind=text(c.get("kind"), "sequences"),
-        unit=_unit(c.get("unit")),
-        seeds=_count(c.get("seeds")),
+        unit=unit(c.get("unit")),
+        seeds=count(c.get("seeds")),
         truth_group=text(c.get("truth_group")) or None,
         teacher_group=text(c.get("teacher_group")) or None,
         direct_group=text(c.get("direct_group")) or None,
@@ -392,7 +320,7 @@ def _chain(name: str, value: object) -> Chain:
         tradeoff=[_step(s) for s in items(c.get("tradeoff"))],
         control=[_control(s) for s in items(c.get("control"))],
         as_released=[mapping(r) for r in items(c.get("as_released"))],
-        point=_point(c.get("point")),
+        point=read_point(c.get("point")),
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         adopted=[_brought(b) for b in items(c.get("adopted"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from hydrometer.report.plotdata import Kind, kinds_of
-from hydrometer.report.reading import Chain, Group, Run, items, mapping, number, read_exhibit, text
+from hydrometer.report.reading import Chain, Group, Run, read_exhibit
+from hydrometer.report.values import items, mapping, number, text
 from hydrometer.report.wording import model, num
 
 __all__ = ["Answer", "PromptRow", "prompt_rows", "visible"]

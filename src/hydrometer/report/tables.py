@@ -15,7 +15,8 @@ from rich.text import Text
 from hydrometer.core.errors import one_line
 from hydrometer.report.judged import judged_table
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
-from hydrometer.report.reading import Chain, Diff, Group, Run, number, parse, read_setting, text
+from hydrometer.report.reading import Chain, Diff, Group, Run, parse
+from hydrometer.report.values import number, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
 from hydrometer.report.wording import entry, figure, model, num, per, setting, signed
 

@@ -1,0 +1,109 @@
+"""Values in files from elsewhere, each read as what it should be or as nothing: no type there is to be relied on."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, cast
+
+__all__ = [
+    "Json",
+    "Setting",
+    "count",
+    "finite",
+    "items",
+    "mapping",
+    "number",
+    "read_interval",
+    "read_point",
+    "read_setting",
+    "text",
+    "unit",
+    "word",
+]
+
+Json = dict[str, Any]
+Setting = dict[str, float]
+
+
+def number(value: object) -> float | None:
+    """Return a JSON number as float, "inf" as infinity, anything else (NaN included) as None."""
+    if value in ("inf", "-inf"):
+        return math.inf if value == "inf" else -math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return None
+    return None if math.isnan(found) else found
+
+
+def mapping(value: object) -> Json:
+    """Return a JSON object, or an empty one where there is none."""
+    return cast(Json, value) if isinstance(value, dict) else {}
+
+
+def items(value: object) -> list[Any]:
+    """Return a JSON array, or an empty one where there is none."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def text(value: object, default: str = "") -> str:
+    """Return a string, or the default."""
+    return value if isinstance(value, str) else default
+
+
+def word(value: object) -> str:
+    """Return a name that is safe to put into a label: others' names may hold anything, markup and braces too."""
+    return "".join(c for c in text(value)[:64] if c.isascii() and (c.isalnum() or c in "_-"))
+
+
+def unit(value: object) -> str:
+    """Return a unit; it stands in labels that are read as formulas, where other text would be an error."""
+    found = text(value, "nats")
+    return found if re.fullmatch(r"[A-Za-z][A-Za-z /-]{0,31}", found) else "nats"
+
+
+def count(value: object) -> int:
+    """Return a whole number, or 0 where there is none."""
+    n = number(value)
+    return int(n) if n is not None and math.isfinite(n) else 0
+
+
+def read_setting(value: object) -> Setting | None:
+    """Return a selectivity's numbers by name, or None where there are none.
+
+    A choice among candidates also has names in it; they go into the key, with ``{}`` where its number is read.
+
+    Examples
+    --------
+    >>> read_setting({"best_of": 4, "rank_by": "length", "accept": {"by": "stopped", "min": 1}})
+    {'best of {} by length': 4.0, 'accept stopped ≥ {}': 1.0}
+    """
+    given = mapping(value)
+    found = {word(k): n for k, v in given.items() if (n := number(v)) is not None and k != "best_of"}
+    best, accept = number(given.get("best_of")), mapping(given.get("accept"))
+    if best is not None and best != 1:
+        found[f"best of {{}} by {word(given.get('rank_by'))}"] = best
+    for end, sign in (("min", "≥"), ("max", "≤")):
+        if (bound := number(accept.get(end))) is not None:
+            found[f"accept {word(accept.get('by'))} {sign} {{}}"] = bound
+    return found or None
+
+
+def read_point(value: object) -> Setting:
+    """Return a place on a map's axes, whose names are those of `axes`."""
+    return {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
+
+
+def finite(value: object) -> float | None:
+    """Return a finite number, or None."""
+    n = number(value)
+    return n if n is not None and math.isfinite(n) else None
+
+
+def read_interval(value: object) -> tuple[float, float] | None:
+    """Return both ends of an interval, or None where one is missing."""
+    ends = [finite(v) for v in items(value)]
+    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
