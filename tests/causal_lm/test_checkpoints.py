@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from transformers import TrainingArguments  # noqa: E402
 
-from hydrometer.core.claims import claim, is_claimed  # noqa: E402
+from hydrometer.core.claims import claim  # noqa: E402
 from hydrometer.core.errors import FitError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
@@ -122,6 +120,9 @@ def test_damaged_checkpoints_are_discarded_and_said(llama: CausalLM, whole: Fitt
             left.rmdir()
 
 
+_SAID = ("waiting for another run that makes the", "no checkpoints: another run is making the")
+
+
 def test_two_runs_that_make_one_fit_do_not_meet(
     llama: CausalLM, whole: Fitted[CausalLaw], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,34 +137,13 @@ def test_two_runs_that_make_one_fit_do_not_meet(
         other = fit(replace(request, tick=lambda done, total, what: said.append(what)))
         store.discard_partial("fit", "0" * 64)
         assert [p.name for p in partial.iterdir() if p.is_dir()] == ["checkpoint-4"]
-    assert "no checkpoints: another run is making the same fit" in said
+    assert said[:2] == [f"{w} same fit" for w in _SAID]
     assert "another run" in str(other.info["checkpoints"])
     assert "resumed" not in other.info
     _equal(other, whole)
     assert fit(request).info["resumed"] == "checkpoint-4"
     store.discard_partial("fit", "0" * 64)
     assert not partial.exists()
-
-
-def test_a_claim_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> None:
-    held = "import sys, time; from pathlib import Path; from hydrometer.core.claims import claim\n"
-    held += "with claim(Path(sys.argv[1]), 0): print('held', flush=True); time.sleep(600)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    holder = subprocess.Popen([sys.executable, "-c", held, tmp_path], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        assert is_claimed(tmp_path)
-        with claim(tmp_path, 0) as mine:
-            assert not mine
-        threading.Timer(0.5, holder.kill).start()
-        with claim(tmp_path, 60) as mine:
-            assert mine
-    finally:
-        holder.kill()
-        holder.communicate()
-    assert not is_claimed(tmp_path)
-    assert not is_claimed(tmp_path / "nowhere")
 
 
 def test_nothing_is_written_where_nothing_is_kept(
@@ -201,6 +181,16 @@ def test_a_checkpoint_is_completed_when_all_processes_have_written(
     assert kept.meet is not None
     kept.meet()
     assert met
+
+
+def test_all_processes_of_a_fit_keep_checkpoints_or_none(tmp_path: Path) -> None:
+    for rank, rank_0_has_it in ((0, True), (0, False), (1, True), (1, False)):
+        group: Any = SimpleNamespace(rank=rank, meet=None, told=lambda value, told=rank_0_has_it: told)
+        epochs: Any = SimpleNamespace(notes={}, tick=lambda *what: None)
+        with contextlib.ExitStack() as held:
+            kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path / "p", epochs, group, held)
+        assert (kept is not None) is rank_0_has_it
+        assert ("checkpoints" in epochs.notes) is not rank_0_has_it
 
 
 def test_a_group_meets_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, cast
 
-from hydrometer.core.claims import is_claimed
+from hydrometer.core.claims import discard
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
@@ -46,6 +46,7 @@ META = "meta.json"
 MAX_META_BYTES = 64_000_000
 _KEY_LENGTH = 32
 _SMALL = 1 << 16  # bytes of a file that is read at once; hashlib takes a buffer four times that for any
+_FEW = 100  # artifacts that are asked for one by one: a shared cache may hold a million others
 _HOLE = "\x00"
 
 
@@ -131,9 +132,7 @@ class ArtifactStore:
 
     def discard_partial(self, stage: str, key: str) -> None:
         """Remove what was left on the way to an artifact that is whole now, unless another run is still on that way."""
-        partial = self.partial(stage, key)
-        if not is_claimed(partial):
-            shutil.rmtree(partial, ignore_errors=True)
+        discard(self.partial(stage, key), self.root / f".tmp-partial-{key}-{mark()}")
 
     def path(self, stage: str, key: str) -> Path:
         """Return where an artifact is or would be."""
@@ -180,11 +179,11 @@ class ArtifactStore:
 
     def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return those (stage, key) that are not there; as `has`, for many at once: the folder is listed once."""
-        try:
-            there = {*os.listdir(self.root), *self._verified}
-        except OSError as e:
-            raise refused(e, self.root) from None
-        return [n for n in names if f"{n[0]}-{n[1]}" not in there or not self.has(*n)]
+        there: set[str] | None = None
+        if len(names) > _FEW:
+            with suppress(OSError):  # then `has` says what is wrong
+                there = {*os.listdir(self.root), *self._verified}
+        return [n for n in names if (there is not None and f"{n[0]}-{n[1]}" not in there) or not self.has(*n)]
 
     def damaged(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return those that are there and cannot be read as they were written; here `has` has seen to that."""
@@ -251,9 +250,9 @@ class ArtifactStore:
                 with suppress(OSError):
                     remove(leftover)
         for leftover in self.root.glob(".partial-*"):  # killed between the artifact's last step and its own removal
-            if (self.root / leftover.name.removeprefix(".partial-")).is_dir() and not is_claimed(leftover):
-                with suppress(OSError):
-                    remove(leftover)
+            name = leftover.name.removeprefix(".partial-")
+            if (self.root / name).is_dir():
+                discard(leftover, self.root / f".tmp-{name}-{mark()}")
 
 
 def checked_meta(meta: object, stage: str, key: str) -> dict[str, Any]:

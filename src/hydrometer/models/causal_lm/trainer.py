@@ -277,7 +277,12 @@ def _checkpoints(
     """Return what keeps the fit's checkpoints; None where none are to be, or another run makes the same fit there."""
     if training.save_steps is None or folder is None:
         return None
-    mine = held.enter_context(claim(folder, _LEASE)) if group is None or group.rank == 0 else False
+    mine = False
+    if group is None or group.rank == 0:
+        mine = held.enter_context(claim(folder, 0))
+        if not mine:
+            epochs.tick(0, 1, "waiting for another run that makes the same fit")
+            mine = held.enter_context(claim(folder, _LEASE))
     if not (mine if group is None else group.told(mine)):
         epochs.notes["checkpoints"] = "none: another run is making the same fit"
         epochs.tick(0, 1, "no checkpoints: another run is making the same fit")
