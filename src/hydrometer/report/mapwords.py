@@ -136,7 +136,8 @@ def _correlation(found: Correlation) -> str:
     if found.n == 1:
         return f"{_two(found.value)} (one point, no interval)"
     ends = f", 95 % interval {_two(found.ci95[0])} to {_two(found.ci95[1])}" if found.ci95 else ""
-    counts = f"{found.negative} negative, {found.positive} positive"
+    rest = found.n - found.negative - found.positive
+    counts = f"{found.negative} negative, {found.positive} positive" + (f", {rest} zero" if rest else "")
     return f"{_two(found.value)} (mean over {found.n} points{ends}; {counts})"
 
 
