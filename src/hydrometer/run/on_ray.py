@@ -299,9 +299,9 @@ def _answered(
     parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], how: Callable[[Work, Node], None]
 ) -> Answer:
     """Make a stage, unless it is there, and say why it could not be made."""
-    # Ray cancels by what SIGINT would do, and that is nothing in the workers of a run that began in the background.
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ray cancels by what SIGINT would do in a worker. That is nothing where the run began in the background, and what
+    # Ray Train leaves behind where this worker has led a fit of several.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
             work = _work(parcel)
