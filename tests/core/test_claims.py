@@ -113,3 +113,11 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), claim(tmp_path / "no" / "folder", 0):
         pass
     discard(tmp_path / "no" / "folder", tmp_path / "away")
+
+
+def test_of_a_link_only_the_link_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "folder").symlink_to("elsewhere")
+    discard(tmp_path / "folder", tmp_path / "away")
+    assert [p.name for p in tmp_path.iterdir()] == ["elsewhere"]
+    assert not list((tmp_path / "elsewhere").iterdir())

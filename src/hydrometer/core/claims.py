@@ -64,7 +64,9 @@ def discard(folder: Path, away: Path) -> None:
     away : a free name beside it, under which it is removed.
     """
     with suppress(OSError):
-        if folder.is_dir():
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.is_dir():
             with claim(folder, 0) as mine:
                 if mine:
                     folder.rename(away)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from hydrometer.core.errors import one_line
 from hydrometer.report.reading import Chain, Control, Diff, Run, Step
-from hydrometer.report.values import Setting
+from hydrometer.report.values import Setting, in_order
 from hydrometer.report.wording import KL, is_neutral, recall_of, setting
 
 __all__ = ["COMPARISONS", "Axis", "Place", "Sheet", "Tile", "axis_of", "counted", "map_axes", "places", "sheets"]
@@ -96,11 +96,7 @@ def _settings(chain: Chain) -> list[Setting]:
     for place in places(chain):
         if place.step.selectivity not in found:
             found.append(place.step.selectivity)
-    if all(set(s) == {"weight_power"} for s in found):
-        return sorted(found, key=lambda s: s["weight_power"])
-    if all(set(s) == {"temperature"} for s in found):
-        return sorted(found, key=lambda s: -s["temperature"])
-    return found
+    return in_order(found)
 
 
 def axis_of(chain: Chain, key: str) -> Axis:

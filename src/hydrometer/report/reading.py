@@ -18,6 +18,7 @@ from hydrometer.report.values import (
     Setting,
     count,
     finite,
+    in_order,
     items,
     mapping,
     number,
@@ -292,14 +293,6 @@ def _step(value: object) -> Step:
     )  # fmt: skip
 
 
-def _in_order(steps: list[Step]) -> list[Step]:
-    """Order settings of a single number by it; records order them by entropy, where chance may swap equal ones."""
-    for name, sign in (("weight_power", 1), ("temperature", -1)):
-        if all(set(s.selectivity) == {name} for s in steps):
-            return sorted(steps, key=lambda s, n=name, w=sign: w * s.selectivity[n])
-    return steps
-
-
 def _brought(value: object) -> Brought:
     b = mapping(value)
     keys = [k for k in b if k.startswith("vs_") or k == "same_setting"]
@@ -312,6 +305,8 @@ def _brought(value: object) -> Brought:
 def _chain(name: str, value: object) -> Chain:
     c = mapping(value)
     gate, grid = mapping(c.get("gate")), mapping(c.get("map"))
+    steps = [_step(s) for s in items(c.get("tradeoff"))]
+    order = in_order([s.selectivity for s in steps])
     passed = gate.get("passed")
     return Chain(
         name=name,
@@ -325,7 +320,7 @@ def _chain(name: str, value: object) -> Chain:
         direct_group=text(c.get("direct_group")) or None,
         neutral_group=text(c.get("neutral_group")) or None,
         gate=Gate(passed if isinstance(passed, bool) else None, _diff(gate.get("contrast")), text(gate.get("reason"))),
-        tradeoff=_in_order([_step(s) for s in items(c.get("tradeoff"))]),
+        tradeoff=sorted(steps, key=lambda s: order.index(s.selectivity)),
         control=[_control(s) for s in items(c.get("control"))],
         as_released=[mapping(r) for r in items(c.get("as_released"))],
         point=read_point(c.get("point")),

@@ -11,6 +11,7 @@ __all__ = [
     "Setting",
     "count",
     "finite",
+    "in_order",
     "items",
     "mapping",
     "number",
@@ -90,6 +91,17 @@ def read_setting(value: object) -> Setting | None:
         if (bound := number(accept.get(end))) is not None:
             found[f"accept {word(accept.get('by'))} {sign} {{}}"] = bound
     return found or None
+
+
+def in_order(settings: list[Setting]) -> list[Setting]:
+    """Order settings of one and the same number from the widest to the most selective; others stay as they are.
+
+    Records order them by achieved entropy, where chance may swap settings that change nothing.
+    """
+    for name, sign in (("weight_power", 1), ("temperature", -1)):
+        if all(set(s) == {name} for s in settings):
+            return sorted(settings, key=lambda s, n=name, w=sign: w * s[n])
+    return settings
 
 
 def read_point(value: object) -> Setting:

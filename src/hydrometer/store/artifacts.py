@@ -332,8 +332,7 @@ def _read(path: str) -> tuple[int, str]:
             return size, hashlib.sha256(read).hexdigest()
     finally:
         os.close(handle)
-    with open(path, "rb") as f:
-        return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
+    return size, file_digest(Path(path))
 
 
 def _write(path: str, data: bytes) -> None:
