@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import hydrometer as hm
-from hydrometer.core.estimate import Controls
+from hydrometer.core.controls import Controls
 from hydrometer.metrics.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.models.mixture.law import Points
@@ -71,7 +71,7 @@ def coverage(world: str, n: int, replications: int, seed: int) -> dict[str, floa
     for r in range(replications):
         here = slice(r * n, (r + 1) * n)
         columns = (of_p.own[here], of_p.other[here], of_q.other[here], of_q.own[here])
-        controls = Controls.of(of_p.controls[here]), Controls.of(of_q.controls[here])
+        controls = (Controls.of(x.controls[here], None, x.reference) for x in (of_p, of_q))
         s = Scores(_part(x, here), _part(y, here), *columns, *controls)
         found = likelihood_metrics(s)
         found |= density_metrics(s, found)

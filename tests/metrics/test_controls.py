@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import hydrometer as hm
-from hydrometer.core.estimate import Controls, mean_estimate, ratio_estimate
+from hydrometer.core.controls import Controls
+from hydrometer.core.estimate import mean_estimate, ratio_estimate
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.likelihood import likelihood_metrics
 from hydrometer.models.base import Controlled
@@ -49,15 +50,16 @@ def test_columns_that_repeat_or_only_round_change_nothing() -> None:
 
 
 def test_too_few_rows_take_no_controls() -> None:
-    c = RNG(3).normal(size=(30, 2))
+    c = RNG(3).normal(size=(90, 2))
     assert Controls.of(c) is not None
-    assert Controls.of(c[:20]) is None
-    assert Controls.of(c, np.arange(30) % 11) is None
+    assert Controls.of(c[:60]) is None  # 59 degrees of freedom for two coefficients
+    assert Controls.of(c, np.arange(90) % 31) is None
+    assert Controls.of(np.hstack([c[:62], c[:62]])) is not None  # equal columns are one
     assert Controls.of(c[:, :0]) is None
     assert Controls.of(None) is None
 
 
-@pytest.mark.parametrize(("n", "groups"), [(24, 1), (64, 4), (400, 1)])
+@pytest.mark.parametrize(("n", "groups"), [(70, 1), (64, 3), (400, 1)])
 def test_intervals_cover_with_skewed_rows_and_fitted_coefficients(n: int, groups: int) -> None:
     rng = RNG(4)
     times = 2000

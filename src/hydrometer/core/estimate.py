@@ -20,12 +20,17 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.clusters import Clusters, Strata
+from hydrometer.core.controls import Combination, Controls
 
 __all__ = [
+    "FEW",
+    "KNOWN_FREEDOM",
+    "Caution",
     "Contrast",
-    "Controls",
     "Estimate",
     "Method",
+    "carried_by",
+    "caution_of",
     "crossed_variance",
     "mean_estimate",
     "mean_variance",
@@ -41,6 +46,11 @@ __all__ = [
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Method = Literal["mc", "cv", "exact", "canonical"]
+Caution = Literal["few_rows"]
+KNOWN_FREEDOM = 1e6
+"""Degrees of freedom of an error that is known: Student's t is the normal law then."""
+FEW = 6.0
+"""Rows that must carry an error for its interval to be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,10 @@ class Estimate:
         their canonical tokenisation, a lower bound on each text's log-probability.
     unit : "nats", "nats/token", "nats/byte", "tokens", "probability", ...
     df : degrees of freedom of the interval, fewer where rows are skewed (`skewed_df`) or come in clusters; None stands
-        for n - 1.
+        for n - 1, `KNOWN_FREEDOM` for an error that is known rather than estimated.
+    plain, plain_se : where the method is "cv", the plain mean of the same rows and its standard error.
+    caution : "few_rows" where fewer than `FEW` rows carry the error (`carried_by`): what decides the figure was hardly
+        met, and its interval may not hold; else None.
     """
 
     value: float | None
@@ -70,6 +83,9 @@ class Estimate:
     method: Method = "mc"
     unit: str = "nats"
     df: float | None = None
+    plain: float | None = None
+    plain_se: float | None = None
+    caution: Caution | None = None
 
     @property
     def freedom(self) -> float:
@@ -106,14 +122,6 @@ def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple
     """Two-sided Student interval."""
     half = float(stdtrit(df, 0.5 + level / 2)) * se
     return value - half, value + half
-
-
-def _usable(strata: Ints | None) -> Ints | None:
-    """Strata as numbers from 0, or None where one of them is of a single row, which says nothing of its own spread."""
-    if strata is None:
-        return None
-    _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    return inverse.astype(np.int64) if counts.min() >= 2 else None
 
 
 def _centred(values: Floats, strata: Ints | None) -> tuple[Floats, int]:
@@ -200,96 +208,48 @@ def mean_variance(values: Floats, strata: Strata | None = None) -> float:
     return float(np.square(residual).sum()) / values.size**2
 
 
-class Controls:
-    """Control variates with fitted coefficients: columns of known mean zero, regressed out of every figure alike.
+def _error(rows: Floats, strata: Strata | None) -> tuple[float | None, float | None, Caution | None]:
+    """Standard error of the mean of rows, its degrees of freedom, and what to be cautious of.
 
-    Row i becomes ``v_i - C_i b``, b the least-squares coefficient within strata over all rows but i. So the mean stays
-    unbiased however few the rows, the rows' own spread is the jackknife's (heavy-tailed controls are not trusted
-    unduly), and to first order the variance is never larger than the plain one (Owen 2013, section 8.9; Avramidis and
-    Wilson 1993 for the leave-one-out form). The adjustment is linear in v: identities between figures, such as
-    precision = -H - KL, survive it, and a ratio of sums is adjusted above and below.
+    None for a single row or cluster.
+    """
+    if isinstance(strata, Clusters):
+        rows, strata = strata.collapse(rows), None
+    if rows.size < 2:
+        return None, None, None
+    residual, lost = _centred(rows, strata)
+    se = math.sqrt(float(np.square(residual).sum())) / rows.size
+    df = float(skewed_df(residual, max(rows.size - lost, 1)))
+    return se, df, caution_of(carried_by(residual))
+
+
+def carried_by(residual: Floats) -> float:
+    """Number of rows that carry the error of a mean: the participation ratio ``(sum r^2)^2 / sum r^4``.
+
+    A third of the rows where they are normal, a ninth where they are exponential, one where a single row decides.
 
     Parameters
     ----------
-    columns : (N, K) zero-mean functions of the rows, of order one: what varies by less than 1e-6 is taken for rounding.
-    strata : (N,), `Clusters`, or None.
+    residual : (n,) rows less their mean.
 
     Examples
     --------
-    >>> x = np.linspace(-1, 1, 101) + 0.3  # the mean is known to be zero, the rows happen to lie high
-    >>> e = mean_estimate(2 * x + 1, "nats", controls=Controls.of(x[:, None]))
-    >>> round(e.value, 3), e.method  # the plain mean is 1.6
-    (1.006, 'cv')
+    >>> carried_by(np.array([1.0, -1.0, 1.0, -1.0])), round(carried_by(np.array([9.0] + 99 * [-1 / 11])), 1)
+    (4.0, 1.0)
     """
-
-    _ROWS_A_COLUMN = 10  # fewer rows for a coefficient than that, and fitting it costs more than it gains
-    _ROUNDING = 1e-6
-    # What the sample explains to the last digit may owe its error to rows too rare to be in it. A coefficient short by
-    # a hundredth leaves a hundredth of the plain error to be seen, and costs nothing elsewhere.
-    _TRUST = 0.99
-
-    def __init__(self, columns: Floats, strata: Strata | None) -> None:
-        # Fitted within prompts, whatever the prompts are: the controls know nothing of what lies between them.
-        strata = strata.labels if isinstance(strata, Clusters) else strata
-        self._strata = _usable(strata)
-        centred_KN = self._centre(columns.T)
-        n, k = columns.shape
-        spread = np.sqrt(np.square(centred_KN).sum(axis=1))
-        varies = spread > self._ROUNDING * math.sqrt(n)
-        scale = np.where(varies, spread, np.inf)
-        self._unit: Floats = centred_KN / scale[:, None]
-        values, vectors = np.linalg.eigh(self._unit @ self._unit.T)
-        kept = values > 1e-9 * max(k, 1)
-        # The pseudo-inverse, so that equal columns do no harm.
-        solve = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-        self._weights: Floats = solve @ self._unit
-        self._columns: Floats = columns / scale
-        in_stratum = n if self._strata is None else np.bincount(self._strata)[self._strata]
-        leverage = 1 / in_stratum + np.einsum("kn,kn->n", self._unit, self._weights)
-        self._lift: Floats = np.einsum("nk,kn->n", self._columns, self._weights) / np.maximum(1 - leverage, 1e-3)
-        groups = 1 if self._strata is None else int(self._strata.max()) + 1
-        free = n - groups
-        self.inflation: float = math.sqrt(free / max(free - int(kept.sum()), 1))
-
-    @staticmethod
-    def of(columns: Floats | None, strata: Strata | None = None) -> Controls | None:
-        """Return controls, or None where there are no columns or too few rows to fit their coefficients."""
-        if columns is None or columns.shape[1] == 0:
-            return None
-        n, k = columns.shape
-        labels = strata.labels if isinstance(strata, Clusters) else strata
-        groups = 1 if labels is None else int(np.unique(labels).size)
-        return Controls(columns, strata) if n - groups >= Controls._ROWS_A_COLUMN * k else None
-
-    def _centre(self, values: Floats) -> Floats:
-        if self._strata is None:
-            return values - values.mean(axis=-1, keepdims=True)
-        counts = np.bincount(self._strata)
-        means = np.stack([np.bincount(self._strata, weights=row) / counts for row in np.atleast_2d(values)])
-        return values - means.reshape((*values.shape[:-1], counts.size))[..., self._strata]
-
-    def adjust(self, values: Floats) -> Floats:
-        """Return ``v_i - C_i b``, (N,), b fitted without row i: rows whose mean is the controlled estimate."""
-        centred = self._centre(values)
-        b = self._weights @ centred
-        residual = centred - b @ self._unit
-        return values - self._TRUST * (self._columns @ b - self._lift * residual)
-
-
-def _error(values: Floats, strata: Strata | None) -> tuple[float | None, float | None]:
-    """Standard error of the mean of rows, and its degrees of freedom; None for a single row or cluster."""
-    if isinstance(strata, Clusters):
-        values, strata = strata.collapse(values), None
-    if values.size < 2:
-        return None, None
-    residual, lost = _centred(values, strata)
-    return math.sqrt(float(np.square(residual).sum())) / values.size, float(
-        skewed_df(residual, max(values.size - lost, 1))
-    )
+    size = float(np.abs(residual).max()) if residual.size else 0.0
+    if not 0 < size < math.inf:
+        return math.inf
+    squares = np.square(residual / size)
+    return float(squares.sum()) ** 2 / float(np.square(squares).sum())
 
 
 def mean_estimate(
-    values: Floats, unit: str, strata: Strata | None = None, controls: Controls | None = None
+    values: Floats,
+    unit: str,
+    strata: Strata | None = None,
+    controls: Controls | None = None,
+    of: Combination | None = None,
 ) -> Estimate:
     """Mean of rows with its standard error; infinities are counted, never averaged.
 
@@ -297,7 +257,7 @@ def mean_estimate(
     ----------
     values : (N,) without NaN.
     unit, strata : see `Estimate` and `mean_variance`.
-    controls : control variates of the same rows.
+    controls, of : control variates of the same rows, and what they have to know of `values` (`Controls.adjust`).
 
     Examples
     --------
@@ -309,18 +269,33 @@ def mean_estimate(
     n_neg_inf = int(np.isinf(values).sum())
     if n == 0 or n_neg_inf:
         return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
-    if controls is not None:
-        values = controls.adjust(values)
-    return _estimated(float(values.mean()), values, strata, unit, controls)
+    if controls is None:
+        return _estimated(float(values.mean()), values, strata, unit)
+    rows = controls.adjust(values, of)
+    plain = _estimated(float(values.mean()), values, strata, unit)
+    return _adjusted(_estimated(float(rows.mean()), rows, strata, unit), plain, controls, of)
 
 
-def _estimated(value: float, rows: Floats, strata: Strata | None, unit: str, controls: Controls | None) -> Estimate:
+def _adjusted(e: Estimate, plain: Estimate, controls: Controls, of: Combination | None) -> Estimate:
+    """Complete the estimate of adjusted rows: its error, and the plain estimate beside it."""
+    known = controls.known_error(of, e.n)
+    se = None if e.se is None else e.se * controls.inflation
+    df, caution = e.df, e.caution
+    if known is not None:
+        # A known error holds with few rows to carry it, but not where less than one is to be expected.
+        se, df, caution = known[0], KNOWN_FREEDOM, "few_rows" if known[1] < 1 else None
+    return replace(e, se=se, se_mc=se, method="cv", df=df, plain=plain.value, plain_se=plain.se, caution=caution)
+
+
+def caution_of(carried: float) -> Caution | None:
+    """Return what to be cautious of where so many rows carry an error."""
+    return "few_rows" if carried < FEW else None
+
+
+def _estimated(value: float, rows: Floats, strata: Strata | None, unit: str) -> Estimate:
     """Estimate whose error is that of the mean of `rows`."""
-    se, df = _error(rows, strata)
-    if controls is None or se is None:
-        return Estimate(value, se, se, rows.size, 0, "mc", unit, df)
-    se *= controls.inflation
-    return Estimate(value, se, se, rows.size, 0, "cv", unit, df)
+    se, df, caution = _error(rows, strata)
+    return Estimate(value, se, se, rows.size, 0, "mc", unit, df, caution=caution)
 
 
 def share_estimate(flags: Floats, strata: Strata | None = None) -> Estimate:
@@ -367,14 +342,20 @@ def ratio_estimate(
     """
     n = int(numerator.size)
     n_neg_inf = int(np.isinf(numerator).sum())
-    if controls is not None and not n_neg_inf:
-        numerator, denominator = controls.adjust(numerator), controls.adjust(denominator)
     total = float(denominator.sum())
     if n == 0 or n_neg_inf or total <= 0:
         return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
-    ratio = float(numerator.sum()) / total
-    linearised = (numerator - ratio * denominator) / (total / n)
-    return _estimated(ratio, linearised, strata, unit, controls)
+    plain = _ratio(numerator, denominator, strata, unit)
+    if controls is None:
+        return plain
+    return _adjusted(
+        _ratio(controls.adjust(numerator), controls.adjust(denominator), strata, unit), plain, controls, None
+    )
+
+
+def _ratio(numerator: Floats, denominator: Floats, strata: Strata | None, unit: str) -> Estimate:
+    ratio = float(numerator.sum()) / float(denominator.sum())
+    return _estimated(ratio, (numerator - ratio * denominator) / denominator.mean(), strata, unit)
 
 
 def crossed_variance(table: Floats, strata: Strata | None = None) -> tuple[float, float, float, float]:

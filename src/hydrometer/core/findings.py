@@ -7,10 +7,12 @@ from typing import Literal, cast
 
 from hydrometer.core.errors import StoreError, one_line
 
-__all__ = ["SEVERITIES", "Finding", "Severity", "fatal", "note", "warning"]
+__all__ = ["FIGURE_CODES", "SEVERITIES", "Finding", "Severity", "fatal", "note", "warning"]
 
 Severity = Literal["fatal", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fatal", "warning", "note")
+FIGURE_CODES = ("kl-below-zero", "controls-disagree", "few-rows")
+"""Codes of findings about figures, made when all is judged; all others are of what is about to be made."""
 _TEXTS = ("code", "what", "why", "fix")
 
 

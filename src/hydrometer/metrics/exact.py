@@ -199,6 +199,8 @@ def judge_exact(
     cross["kl_student_truth"] = -cross["entropy"] - cross["precision"]
     cross["kl_truth_student"] = -cross["entropy_truth"] - cross["recall"]
     out = {name: Estimate(value, 0.0, 0.0, 0, 0, "exact", "nats") for name, value in cross.items()}
+    out["recall_on_support"] = out["recall"]  # a mixture says every point
+    out["truth_mass_outside_support"] = Estimate(0.0, 0.0, 0.0, 0, 0, "exact", "probability")
     out |= mode_metrics(truth, law) | _frontiers(truth, law)
     return out | collapse_metrics(out, sequences=False)
 

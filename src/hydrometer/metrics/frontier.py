@@ -19,14 +19,15 @@ Shapes: n pooled rows, J weights, L slopes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.estimate import Estimate
-from hydrometer.metrics.pooled import Pooled
+from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
 
 __all__ = [
     "SCALE",
@@ -76,49 +77,62 @@ def frontier_metrics(rows: Pooled) -> dict[str, Estimate]:
     {'total_variation': 1.0, 'prd_alpha_two': 0.0}
     """
     slopes = np.array(list(SLOPES.values()))
-    value, se, df = _alpha(rows, slopes)
-    out: dict[str, Estimate] = {}
-    for name, slope, v, e, f in zip(SLOPES, slopes.tolist(), value.tolist(), se.tolist(), df, strict=True):
-        out[f"prd_alpha_{name}"] = rows.share(v, e, f, min(1.0, slope))
-        out[f"prd_beta_{name}"] = rows.share(v / slope, e / slope, f, min(1.0, 1.0 / slope))
-        if slope == 1.0:
-            out["total_variation"] = rows.share(1.0 - v, e, f)
-    out["divergence_area"] = rows.share(*_area(rows))
-    return out
+    alpha = _alpha(rows, slopes)
+    of_alpha = rows.shares(alpha, np.minimum(1.0, slopes))
+    of_beta = rows.shares(alpha.scaled(1 / slopes), np.minimum(1.0, 1 / slopes))
+    apart = rows.shares(alpha.scaled(-np.ones(slopes.size), 1.0))
+    out = {f"prd_alpha_{name}": e for name, e in zip(SLOPES, of_alpha, strict=True)}
+    out |= {f"prd_beta_{name}": e for name, e in zip(SLOPES, of_beta, strict=True)}
+    out["total_variation"] = apart[list(SLOPES).index("one")]
+    return out | {"divergence_area": rows.shares(_area(rows))[0]}
 
 
-def _alpha(rows: Pooled, slopes: Floats) -> tuple[Floats, Floats, list[float]]:
+def _alpha(rows: Pooled, slopes: Floats) -> Settled:
     h = np.minimum(rows.b, slopes[:, None] * rows.a)
-    return rows.settle(h.mean(axis=1), h)
+    known = rows.reference
+    there = None if known is None else np.minimum(known.b, slopes[:, None] * known.a)
+    return rows.settle(h.mean(axis=1), h, there)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mixtures:
     """Per row ``b log b``, ``a log a``, and log r_w / m (J, n); a, b relative to the pooled rows' law m."""
 
+    a: Floats
+    b: Floats
     own_q: Floats
     own_p: Floats
     log_r: Floats
 
     @staticmethod
-    def of(rows: Pooled) -> _Mixtures:
+    def of(rows: Pooled | PooledReference) -> _Mixtures:
         log_r = np.multiply.outer(WEIGHTS, rows.a - rows.b)
         log_r += rows.b
         np.log(log_r, out=log_r)
-        return _Mixtures(
-            np.asarray(xlogy(rows.b, rows.b), np.float64), np.asarray(xlogy(rows.a, rows.a), np.float64), log_r
-        )
+        own_q, own_p = (np.asarray(xlogy(x, x), np.float64) for x in (rows.b, rows.a))
+        return _Mixtures(rows.a, rows.b, own_q, own_p, log_r)
 
-    def divergences(self, rows: Pooled) -> tuple[Floats, Floats]:
-        """KL(q || r_w) and KL(p* || r_w), (J,) each, nats, under the control variate."""
-        scaled, spread = rows.control()
-        n = rows.a.size
-        # Of means: 1/n each row. Of the control: its coefficient times how far the mean of a lies from 1.
-        weight = 1.0 / n - scaled * ((float(rows.a.mean()) - 1.0) / spread)
+    def sums(self, weight: Floats) -> tuple[Floats, Floats]:
+        """Weighted sums of ``b log(b / r)`` and of ``a log(a / r)``, (J,) each."""
         # Not by BLAS, whose long products add by thread: the last digit would be that of the machine.
-        q = float(np.einsum("n,n->", self.own_q, weight)) - np.einsum("jn,n->j", self.log_r, rows.b * weight)
-        p = float(np.einsum("n,n->", self.own_p, weight)) - np.einsum("jn,n->j", self.log_r, rows.a * weight)
-        return np.maximum(q, 0.0), np.maximum(p, 0.0)
+        q = float(np.einsum("n,n->", self.own_q, weight)) - np.einsum("jn,n->j", self.log_r, self.b * weight)
+        p = float(np.einsum("n,n->", self.own_p, weight)) - np.einsum("jn,n->j", self.log_r, self.a * weight)
+        return q, p
+
+    def influence(self, by_q: Floats, by_p: Floats) -> Floats:
+        """What each row adds to a function of the divergences with these derivatives, (n,)."""
+        q = by_q.sum() * self.own_q - self.b * np.einsum("j,jn->n", by_q, self.log_r)
+        return q + by_p.sum() * self.own_p - self.a * np.einsum("j,jn->n", by_p, self.log_r)
+
+
+def _divergences(rows: Pooled, found: _Mixtures, there: _Mixtures | None) -> tuple[Floats, Floats]:
+    """KL(q || r_w) and KL(p* || r_w), (J,) each, nats, under the control variate."""
+    on_rows, on_reference = rows.weights()
+    q, p = found.sums(on_rows)
+    if there is not None and on_reference is not None:
+        more_q, more_p = there.sums(on_reference)
+        q, p = q + more_q, p + more_p
+    return np.maximum(q, 0.0), np.maximum(p, 0.0)
 
 
 def area_of(kl_q: Floats, kl_p: Floats) -> tuple[float, Floats, Floats]:
@@ -140,14 +154,23 @@ def area_of(kl_q: Floats, kl_p: Floats) -> tuple[float, Floats, Floats]:
     return area, by_q, by_p
 
 
-def _area(rows: Pooled) -> tuple[float, float, float]:
-    """Area, its standard error and degrees of freedom, by the delta method."""
+def _area(rows: Pooled) -> Settled:
+    """Area with its error by the delta method."""
     found = _Mixtures.of(rows)
-    area, by_q, by_p = area_of(*found.divergences(rows))
-    influence = by_q.sum() * found.own_q - rows.b * np.einsum("j,jn->n", by_q, found.log_r)
-    influence += by_p.sum() * found.own_p - rows.a * np.einsum("j,jn->n", by_p, found.log_r)
-    _, se, df = rows.settle(np.zeros(1), influence[None])
-    return area, float(se[0]), df[0]
+    there = _there(rows)
+    area, by_q, by_p = area_of(*_divergences(rows, found, there))
+    known = None if there is None else there.influence(by_q, by_p)[None]
+    of = rows.settle(np.zeros(1), found.influence(by_q, by_p)[None], known)
+    return replace(of, value=np.array([area]))
+
+
+def _there(rows: Pooled) -> _Mixtures | None:
+    return None if rows.reference is None else _mixtures(rows.reference)
+
+
+@lru_cache(maxsize=2)  # the area, then its curve
+def _mixtures(known: PooledReference) -> _Mixtures:
+    return _Mixtures.of(known)
 
 
 def prd_curve(rows: Pooled, points: int = 33) -> dict[str, list[float]]:
@@ -158,8 +181,8 @@ def prd_curve(rows: Pooled, points: int = 33) -> dict[str, list[float]]:
     dict of lists of equal length: slope; alpha, beta; alpha_se, beta_se.
     """
     slopes = np.tan(np.pi / 2 * np.arange(1, points + 1, dtype=np.float64) / (points + 1))
-    value, se, _ = _alpha(rows, slopes)
-    value = np.clip(value, 0.0, np.minimum(1.0, slopes))
+    found = _alpha(rows, slopes)
+    value, se = np.clip(found.value, 0.0, np.minimum(1.0, slopes)), found.se
     columns = {
         "slope": slopes, "alpha": value, "beta": value / slopes, "alpha_se": se, "beta_se": se / slopes,
     }  # fmt: skip
@@ -168,6 +191,6 @@ def prd_curve(rows: Pooled, points: int = 33) -> dict[str, list[float]]:
 
 def divergence_curve(rows: Pooled) -> dict[str, list[float]]:
     """The divergence curve at `WEIGHTS`, for drawing: lists w, x = exp(-C KL(q || r_w)), y = exp(-C KL(p* || r_w))."""
-    kl_q, kl_p = _Mixtures.of(rows).divergences(rows)
+    kl_q, kl_p = _divergences(rows, _Mixtures.of(rows), _there(rows))
     columns = {"w": WEIGHTS, "x": np.exp(-SCALE * kl_q), "y": np.exp(-SCALE * kl_p)}
     return {name: np.round(column, 6).tolist() for name, column in columns.items()}

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import Clusters, Strata
-from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
+from hydrometer.core.controls import Combination, Controls
+from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
 from hydrometer.models.base import Samples
 
 __all__ = ["Scores", "likelihood_metrics", "mean_on"]
@@ -62,16 +63,16 @@ def likelihood_metrics(s: Scores) -> dict[str, Estimate]:
     dict of `Estimate` by metric name, nats per row; with ``_per_token`` companions (ratio of sums) for sequences.
     """
     p, q = s.truth_controls, s.law_controls
-    columns: dict[str, tuple[Floats, Samples, Controls | None]] = {
-        "precision": (s.truth_on_law, s.law_rows, q),
-        "recall": (s.law_on_truth, s.truth_rows, p),
-        "entropy": (-s.law_on_law, s.law_rows, q),
-        "entropy_truth": (-s.truth_on_truth, s.truth_rows, p),
-        "kl_student_truth": (s.law_on_law - s.truth_on_law, s.law_rows, q),
+    columns: dict[str, tuple[Floats, Samples, Controls | None, Combination]] = {
+        "precision": (s.truth_on_law, s.law_rows, q, (0.0, 1.0)),
+        "recall": (s.law_on_truth, s.truth_rows, p, (0.0, 1.0)),
+        "entropy": (-s.law_on_law, s.law_rows, q, (-1.0, 0.0)),
+        "entropy_truth": (-s.truth_on_truth, s.truth_rows, p, (-1.0, 0.0)),
+        "kl_student_truth": (s.law_on_law - s.truth_on_law, s.law_rows, q, (1.0, -1.0)),
     }
-    out = {name: mean_estimate(values, "nats", rows.strata, c) for name, (values, rows, c) in columns.items()}
+    out = {name: mean_estimate(values, "nats", rows.strata, c, of) for name, (values, rows, c, of) in columns.items()}
     if s.truth_rows.lengths is not None:
-        for name, (values, rows, c) in columns.items():
+        for name, (values, rows, c, _) in columns.items():
             out[f"{name}_per_token"] = ratio_estimate(values, _lengths(rows), "nats/token", rows.strata, c)
     _kl_truth(s, p, out)
     _support(s, out)
@@ -89,7 +90,7 @@ def _kl_truth(s: Scores, controls: Controls | None, out: dict[str, Estimate]) ->
             out["kl_truth_student_per_token"] = Estimate(None, None, None, n, missed, "mc", "nats/token")
         return
     gap = s.truth_on_truth - s.law_on_truth
-    out["kl_truth_student"] = mean_estimate(gap, "nats", s.truth_rows.strata, controls)
+    out["kl_truth_student"] = mean_estimate(gap, "nats", s.truth_rows.strata, controls, (1.0, -1.0))
     if per_token:
         out["kl_truth_student_per_token"] = ratio_estimate(
             gap, _lengths(s.truth_rows), "nats/token", s.truth_rows.strata, controls
@@ -101,10 +102,15 @@ def _support(s: Scores, out: dict[str, Estimate]) -> None:
     can_say = np.isfinite(s.law_on_truth)
     n, k = int(can_say.size), int(can_say.sum())
     strata = s.truth_rows.strata
-    out["recall_on_support"] = mean_on(can_say, s.law_on_truth, None, "nats", strata)
+    # Where every row can be said, that is recall itself, with its control variates.
+    out["recall_on_support"] = (
+        out["recall"] if k == n else mean_on(can_say, s.law_on_truth, None, "nats", strata)
+    )  # fmt: skip
     if s.truth_rows.lengths is not None:
         lengths = _lengths(s.truth_rows)
-        out["recall_on_support_per_token"] = mean_on(can_say, s.law_on_truth, lengths, "nats/token", strata)
+        out["recall_on_support_per_token"] = (
+            out["recall_per_token"] if k == n else mean_on(can_say, s.law_on_truth, lengths, "nats/token", strata)
+        )
     if isinstance(strata, Clusters):
         out["truth_mass_outside_support"] = share_estimate((~can_say).astype(np.float64), strata)
         return

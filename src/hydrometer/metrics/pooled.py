@@ -20,22 +20,101 @@ Shapes: N truth rows, M rows of the law, n = N + M.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.clusters import Clusters, Strata
-from hydrometer.core.estimate import Estimate, skewed_df, wilson_se
+from hydrometer.core.controls import Reference
+from hydrometer.core.estimate import FEW, KNOWN_FREEDOM, Caution, Estimate, carried_by, skewed_df, wilson_se
 from hydrometer.metrics.likelihood import Scores
 
-__all__ = ["Pooled", "pool", "pool_scores"]
+__all__ = ["Pooled", "PooledReference", "Settled", "pool", "pool_scores"]
 
 _SILENT = 1e-7  # of a standard error: what float32 log-probabilities leave of none
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """Estimates with their errors.
+
+    Attributes
+    ----------
+    value, se : (F,) estimates and their standard errors.
+    df, carried : F degrees of freedom, and numbers of rows that carry the error (`core.estimate.carried_by`).
+    """
+
+    value: Floats
+    se: Floats
+    df: list[float]
+    carried: list[float]
+
+    def scaled(self, by: Floats, plus: float = 0.0) -> Settled:
+        """Return ``plus + by * value``."""
+        return Settled(plus + by * self.value, np.abs(by) * self.se, self.df, self.carried)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledReference:
+    """Points that stand for both laws, the truth's first.
+
+    Attributes
+    ----------
+    a, b : (M,) p / m and q / m.
+    log_p : (M,) log p*, nats.
+    weights : (M,) of each law's points, summing to 1 for each.
+    cut : points of the truth.
+    sizes : rows of the truth and of the law, whose means' errors these points tell.
+    """
+
+    a: Floats
+    b: Floats
+    log_p: Floats
+    weights: Floats
+    cut: int
+    sizes: tuple[int, int]
+
+    @property
+    def mass(self) -> Floats:
+        """Weight of each point in the pooled rows' law m, (M,), summing to 1."""
+        return self._share() * sum(self.sizes)
+
+    def errors(self, values: Floats) -> Floats:
+        """Standard error of the mean of a function over all rows, (...,), from its values (..., M) at the points."""
+        return np.sqrt(np.einsum("...m,m->...", np.square(self._centred(values)), self._share()))
+
+    def settled(self, value: Floats, influence: Floats) -> Settled:
+        """Return estimates (F,) whose error is the mean of a function with values (F, M) at the points."""
+        squares, share = np.square(self._centred(influence)), self._share()
+        second = np.einsum("fm,m->f", squares, share)
+        fourth = np.einsum("fm,m->f", np.square(squares), share) / sum(self.sizes) ** 2
+        carried = np.square(second) / np.maximum(fourth, np.finfo(np.float64).tiny)
+        return Settled(value, np.sqrt(second), [KNOWN_FREEDOM] * len(value), carried.tolist())
+
+    def coefficient(self) -> Floats:
+        """Return c (M,) such that ``values @ c`` is the coefficient of the control variate a."""
+        scaled = self._centred(self.a) * self._share()
+        spread = float(np.einsum("m,m->", scaled, self.a))
+        return scaled / (spread if spread > 0 else math.inf)
+
+    def _share(self) -> Floats:
+        """Weights under which squared deviations sum to the variance of the mean over all rows."""
+        n, m = self.sizes
+        of = np.where(np.arange(self.weights.size) < self.cut, n, m) / (n + m) ** 2
+        return self.weights * of
+
+    def _centred(self, values: Floats) -> Floats:
+        parts = values[..., : self.cut], values[..., self.cut :]
+        shares = self.weights[: self.cut], self.weights[self.cut :]
+        return np.concatenate(
+            [x - np.einsum("...m,m->...", x, w)[..., None] for x, w in zip(parts, shares, strict=True)], axis=-1
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +128,7 @@ class Pooled:
     sizes : N, M.
     same : whether the two laws are one and the same: every figure is then known.
     clusters : (n,) which prompt a row answers, 0 to G - 1, where prompts are a sample of many; or None.
+    reference : points that stand for both laws, where they know some: errors and coefficients are then theirs; or None.
     """
 
     a: Floats
@@ -57,6 +137,7 @@ class Pooled:
     sizes: tuple[int, int]
     same: bool
     clusters: Ints | None = None
+    reference: PooledReference | None = None
 
     @property
     def n(self) -> int:
@@ -100,43 +181,71 @@ class Pooled:
         scale = np.sqrt(counts / (counts - 1.0))
         return ((flat - means[:, self.labels]) * scale[self.labels]).reshape(values.shape)
 
-    def control(self) -> tuple[Floats, float]:
-        """Return c (n,) and z such that ``values @ c / z`` is the coefficient of the control variate a."""
+    def weights(self) -> tuple[Floats, Floats | None]:
+        """Return weights under which a function's sum is its controlled mean: of the rows (n,), and of the reference.
+
+        1/n a row, less the coefficient of a, which is linear in the function, times how far the mean of a is from 1.
+        """
+        off = float(self.a.mean()) - 1.0
+        even = np.full(self.a.size, 1.0 / self.a.size)
+        if self.reference is not None:
+            return even, self.reference.coefficient() * -off
+        return even - self._coefficient() * off, None
+
+    def _coefficient(self) -> Floats:
+        """Return c (n,) such that ``values @ c`` is the coefficient of the control variate a, fitted to the rows."""
         scaled = self.residual(self.residual(self.a))  # twice: once for a, once for what it is multiplied with
         spread = float(np.einsum("n,n->", scaled, self.a))
-        return scaled, spread if spread > 0 else math.inf
+        return scaled / (spread if spread > 0 else math.inf)
 
-    def settle(self, value: Floats, influence: Floats) -> tuple[Floats, Floats, list[float]]:
+    def settle(self, value: Floats, influence: Floats, there: Floats | None = None) -> Settled:
         """Apply the control variate to estimates whose error is the mean of `influence`.
 
         Parameters
         ----------
         value : (F,) plain estimates.
         influence : (F, n) what each row contributes, up to a constant.
-
-        Returns
-        -------
-        (F,) values, (F,) standard errors, and F degrees of freedom.
+        there : (F, M) the same at the points of the reference, where there is one.
         """
-        scaled, spread = self.control()
-        c = np.einsum("fn,n->f", influence, scaled) / spread
-        rows = self.errors(influence - c[:, None] * self.a)
+        off = self.a.mean() - 1.0
         n = self.a.size
+        if self.reference is not None and there is not None:
+            c = np.einsum("fm,m->f", there, self.reference.coefficient())
+            return self.reference.settled(value - c * off, there - c[:, None] * self.reference.a)
+        c = np.einsum("fn,n->f", influence, self._coefficient())
+        rows = self.errors(influence - c[:, None] * self.a)
         # One coefficient was fitted.
         variance = np.einsum("fn,fn->f", rows, rows) / n**2 * ((n - 1) / max(n - 2, 1))
-        df = [skewed_df(row, max(self.n - 1, 1)) for row in rows]
-        return value - c * (self.a.mean() - 1.0), np.sqrt(variance), df
+        return Settled(value - c * off, np.sqrt(variance), *self._rows_say(rows))
 
-    def share(self, value: float, se: float, df: float, top: float = 1.0) -> Estimate:
-        """Return a quantity known to lie in ``0 .. top`` as an estimate.
+    def settle_plainly(self, value: float, influence: Floats) -> Settled:
+        """Return an estimate whose error is the mean of `influence` (n,), without the control variate."""
+        rows = self.errors(influence)[None]
+        se = np.sqrt(np.einsum("fn,fn->f", rows, rows)) / influence.size
+        return Settled(np.array([value]), se, *self._rows_say(rows))
 
-        Rows that agree leave no error but for what none of them showed; unless both laws are one, the error is then
-        Wilson's of a share of which no row was seen.
+    def _rows_say(self, rows: Floats) -> tuple[list[float], list[float]]:
+        return [skewed_df(row, max(self.n - 1, 1)) for row in rows], [carried_by(row) for row in rows]
+
+    def shares(self, found: Settled, top: float | Floats = 1.0) -> list[Estimate]:
+        """Return quantities known to lie in ``0 .. top`` as estimates.
+
+        Rows that agree leave no error but for what none of them showed, and a few rows that carry it show too little of
+        it; unless both laws are one, the error is then at least Wilson's of a share.
         """
-        value = min(max(value, 0.0), top)
-        if se < _SILENT and not self.same:
-            se = top * wilson_se(0.0, self.n)
-        return Estimate(value, se, se, self.n, 0, "mc", "probability", df)
+        out: list[Estimate] = []
+        tops = np.broadcast_to(np.asarray(top, np.float64), found.value.shape)
+        least = 1.0 if self.reference is not None else FEW
+        for value, se, df, carried, most in zip(
+            found.value.tolist(), found.se.tolist(), found.df, found.carried, tops.tolist(), strict=True
+        ):
+            kept = min(max(value, 0.0), most)
+            caution: Caution | None = "few_rows" if se >= _SILENT and carried < least else None
+            if not self.same and (se < _SILENT or caution):
+                shown = 0.0 if se < _SILENT else kept / most
+                se = max(se, most * wilson_se(shown, self.n))
+            out.append(Estimate(kept, se, se, self.n, 0, "mc", "probability", df, caution=caution))
+        return out
 
 
 def _unbiased(n: int) -> float:
@@ -162,12 +271,7 @@ def pool(
     ([1.0, 2.0, 1.0, 0.0], [1.0, 0.0, 1.0, 2.0])
     """
     sizes = (int(on_truth.size), int(on_law.size))
-    n = sum(sizes)
-    shift = math.log(sizes[1] / sizes[0])
-    ratio = np.concatenate([on_truth, on_law])
-    # expit of both signs: each share keeps its digits where it is small.
-    b = np.asarray(expit(ratio + shift), np.float64) * (n / sizes[1])
-    a = np.asarray(expit(-ratio - shift), np.float64) * (n / sizes[0])
+    a, b = _shares(np.concatenate([on_truth, on_law]), sizes)
     labels = clusters = None
     if isinstance(truth_strata, Clusters) and isinstance(law_strata, Clusters):
         truth_strata, law_strata = truth_strata.labels, law_strata.labels
@@ -182,12 +286,30 @@ def pool(
     return Pooled(a, b, labels, sizes, same, clusters)
 
 
+def _shares(ratio: Floats, sizes: tuple[int, int]) -> tuple[Floats, Floats]:
+    """Return p / m and q / m from log q - log p."""
+    n, shift = sum(sizes), math.log(sizes[1] / sizes[0])
+    # expit of both signs: each share keeps its digits where it is small.
+    b = np.asarray(expit(ratio + shift), np.float64) * (n / sizes[1])
+    return np.asarray(expit(-ratio - shift), np.float64) * (n / sizes[0]), b
+
+
 def pool_scores(s: Scores) -> Pooled:
     """Pool the rows of a judged law with the truth's."""
-    return pool(
-        s.law_on_truth - s.truth_on_truth,
-        s.law_on_law - s.truth_on_law,
-        s.truth_rows.strata,
-        s.law_rows.strata,
-        same=s.law_rows is s.truth_rows,
-    )
+    same = s.law_rows is s.truth_rows
+    found = pool(
+        s.law_on_truth - s.truth_on_truth, s.law_on_law - s.truth_on_law, s.truth_rows.strata, s.law_rows.strata,
+        same=same,
+    )  # fmt: skip
+    p = None if s.truth_controls is None else s.truth_controls.reference
+    q = None if s.law_controls is None else s.law_controls.reference
+    if same or p is None or q is None:
+        return found
+    return replace(found, reference=_pooled_reference(p, q, found.sizes))
+
+
+@lru_cache(maxsize=2)  # several figures, then their curves, of the same two laws
+def _pooled_reference(p: Reference, q: Reference, sizes: tuple[int, int]) -> PooledReference:
+    a, b = _shares(np.concatenate([p.other - p.own, q.own - q.other]), sizes)
+    log_p, weights = np.concatenate([p.own, q.other]), np.concatenate([p.weights, q.weights])
+    return PooledReference(a, b, log_p, weights, p.own.size, sizes)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import Clusters
-from hydrometer.core.estimate import Controls, Estimate, mean_estimate, ratio_estimate, share_estimate
+from hydrometer.core.controls import Controls
+from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate
 from hydrometer.models.sequences import Sequences
 
 __all__ = ["drawn_metrics", "text_metrics"]

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from hydrometer.core.estimate import Estimate, skewed_df
-from hydrometer.metrics.pooled import Pooled
+from hydrometer.core.estimate import Estimate
+from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
 
 __all__ = ["LEVELS", "TIE", "roc", "typicality_metrics"]
 
@@ -87,13 +87,31 @@ def typicality_metrics(rows: Pooled, log_p: Floats) -> dict[str, Estimate]:
         value = float(above_q[k] + g * (above_q[k + 1] - above_q[k]))
         inside = np.where(group < k, 1.0, np.where(group == k, g, 0.0))[back]
         threshold = rows.a * (inside - level)
-        # Without the control variate: where P_a is bent, it is the plain threshold that lies on one side or the other.
-        err = math.sqrt(float(np.square(rows.errors(threshold)).sum())) / threshold.size
-        moved = np.interp(level + err * _NODES, above_p, above_q) - value
-        slope = math.sqrt(float(np.square(moved).mean())) / err if err > 0 else 0.0
-        influence = rows.b * (inside - value) - slope * threshold
-        # Nor for the figure: where P_a is bent, a coefficient fitted to one slope would shift it by the wrong amount.
-        residual = rows.errors(influence)
-        se = math.sqrt(float(np.square(residual).sum())) / influence.size
-        out[f"typicality_{name}"] = rows.share(value, se, skewed_df(residual, max(rows.n - 1, 1)))
+        if rows.reference is not None:
+            at = float(log_p[order][np.searchsorted(group, k)])
+            found = _by_reference(rows.reference, at, level, value)
+        else:
+            # Without the control variate: where P_a is bent, it is the plain threshold that lies on one side or the
+            # other. Nor for the figure: a coefficient fitted to one slope would shift it by the wrong amount.
+            err = math.sqrt(float(np.square(rows.errors(threshold)).sum())) / threshold.size
+            slope = _slope(above_p, above_q, level, err, value)
+            found = rows.settle_plainly(value, rows.b * (inside - value) - slope * threshold)
+        out[f"typicality_{name}"] = rows.shares(found)[0]
     return out
+
+
+def _slope(above_p: Floats, above_q: Floats, level: float, err: float, value: float) -> float:
+    """R: the root mean square of what P_a moves over the threshold's own normal error, by that error."""
+    moved = np.interp(level + err * _NODES, above_p, above_q) - value
+    return math.sqrt(float(np.square(moved).mean())) / err if err > 0 else 0.0
+
+
+def _by_reference(known: PooledReference, at: float, level: float, value: float) -> Settled:
+    """P_a with its error, its threshold at `at` nats, from points that stand for both laws."""
+    order = np.argsort(-known.log_p)
+    mass = known.mass[order]  # of both laws at the points of both: the ratio of two neighbours is no accident then
+    above_p, above_q, _ = roc(known.log_p[order], known.a[order] * mass, known.b[order] * mass, TIE)
+    inside = (known.log_p >= at).astype(np.float64)
+    threshold = known.a * (inside - level)
+    slope = _slope(above_p, above_q, level, float(known.errors(threshold)), float(np.interp(level, above_p, above_q)))
+    return known.settled(np.array([value]), (known.b * (inside - value) - slope * threshold)[None])

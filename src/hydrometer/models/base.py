@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import Strata
+from hydrometer.core.controls import Reference
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 
@@ -131,6 +132,7 @@ class Beside:
     near_edge : (N,) at how many steps rounding could have changed what the law's selectivity keeps, where the scorer
         knows better than the rows' own record; or None.
     as_if_kept : (N,) how many of these are of tokens that the selectivity drops by no more than rounding; or None.
+    reference : points that stand for the law, where it knows some; or None.
     """
 
     own: Floats
@@ -140,6 +142,7 @@ class Beside:
     other_steps: Floats | None = None
     near_edge: Ints | None = None
     as_if_kept: Ints | None = None
+    reference: Reference | None = None
 
 
 @runtime_checkable

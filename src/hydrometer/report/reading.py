@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from hydrometer.core.documents import read_plain
 from hydrometer.core.errors import FolderError
+from hydrometer.core.findings import FIGURE_CODES
 from hydrometer.report.values import (
     Json,
     Setting,
@@ -210,7 +211,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what its results.json holds."""
+    """One run: what its results.json holds. `doubts` are chains and what was found of their figures."""
 
     name: str
     specs: list[Json]
@@ -220,6 +221,7 @@ class Run:
     groups: dict[str, Group]
     chains: dict[str, Chain]
     folder: Path | None = field(default=None)
+    doubts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
     def of_chain(self, chain: str) -> list[Group]:
         """Return a chain's groups in the order of the file, those of all points of a map."""
@@ -355,6 +357,11 @@ def parse(results: Json, folder: Path | None = None) -> Run:
         groups={k: _group(k, v) for k, v in mapping(summary.get("groups")).items()},
         chains={k: _chain(k, v) for k, v in mapping(summary.get("chains")).items()},
         folder=folder,
+        doubts=[
+            (text(f.get("chain")), f"{text(f.get('what'))}: {text(f.get('why'))}")
+            for f in map(mapping, items(summary.get("findings")))
+            if f.get("code") in FIGURE_CODES
+        ],
     )
 
 

@@ -276,6 +276,7 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
             "One seed: the intervals speak of these trained models only, not of what training again would give."
         )
     said += collapse_words(run, chain)
+    said += [f"Of the figures: {words}." for name, words in run.doubts if name == chain.name]
     infinite = [g for g in run.of_chain(chain.name) if g.is_infinite("recall")]
     if infinite:
         cut = sorted({setting(g.decoding or g.selectivity) for g in infinite})

@@ -18,6 +18,8 @@ from hydrometer.core.clusters import Clusters
 from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, artifact_json, nearest, parse_yaml
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
+from hydrometer.core.findings import Finding
+from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.adopted import read_adopted
@@ -275,7 +277,7 @@ def results_of(
         "versions": versions(),
         "cells": records,
         "contrasts": contrasts,
-        "summary": {"groups": groups, "chains": chains, "findings": list(findings)},
+        "summary": {"groups": groups, "chains": chains, "findings": [*findings, *books.implausible()]},
     }
 
 
@@ -315,6 +317,15 @@ class _Books:
                 found |= self.scores[cell.id].figures(node.law_rows.key)
             self._metrics[cell.id] = found
         return self._metrics[cell.id]
+
+    def implausible(self) -> list[dict[str, str | None]]:
+        """Findings about the figures of every chain whose cells are judged one by one."""
+        found: list[Finding] = []
+        for name, chain in self.plan.chains.items():
+            if not chain.maps:
+                cells = {c.id: m for c in chain.cells if (m := self.metrics(c)) is not None}
+                found += implausible(name, cells)
+        return [f.to_json() for f in found]
 
     def record(self, cell: Cell) -> dict[str, object]:
         """A cell as results.json holds it."""

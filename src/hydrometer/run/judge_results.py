@@ -10,6 +10,7 @@ from typing import Any, cast
 from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import Contrast, Estimate
 from hydrometer.metrics.judged import contrast
+from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.sequences import texts_exhibit
 from hydrometer.run.api import versions
 from hydrometer.run.execute import Outcome
@@ -51,6 +52,7 @@ def results_of(
         "summary": {
             "groups": {c.id: _group(name, c, found.get(c.id)) for c in cells},
             "chains": {name: _chain(question, cells)},
+            "findings": [f.to_json() for f in implausible(name, {k: v.metrics for k, v in found.items()})],
         },
     }, shown
 

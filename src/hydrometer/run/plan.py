@@ -26,6 +26,7 @@ from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, plan_adopted
 from hydrometer.run.blocks import plan_scores
+from hydrometer.stages.judge import judged_exactly
 from hydrometer.stages.maps import MOST_SHOWN, map_groups
 from hydrometer.stages.nodes import (
     VERSIONS,
@@ -214,7 +215,8 @@ class _ChainPlanner:
         key = self.key(
             "judge",
             {"truth": self.truth.key, "law": law.key, "truth_rows": truth_rows.key, "rows": law_rows.key,
-             "decoding": _json(canonical(decoding)), "scores": [*of_truth, *of_law]},
+             "decoding": _json(canonical(decoding)), "scores": [*of_truth, *of_law],
+             **({"exact": True} if judged_exactly(self.chain) else {})},
         )  # fmt: skip
         inputs = _law_inputs(law) + truth_rows.blocks + law_rows.blocks + (() if known is None else (known,))
         return self.add(

@@ -155,7 +155,7 @@ def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
         if slope:
             total += slope * sum(c * (g.at(s).metrics["entropy"].value or 0.0) for c, g in terms)
         values.append(total)
-    if by_rows:
+    if by_rows and not all(g.at(s).metrics[metric].method == "exact" for _, g in terms for s in seeds):
         return _by_rows(terms, seeds, metric, values, slope)
     return _by_seed(terms, seeds, metric, values, slope)
 
@@ -257,10 +257,12 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
         table, strata = strata.collapse(table), None
     own = float(np.mean([_own_variance(terms, x, metric, slope) for x in seeds])) if slope else 0.0
     if s == 1:
-        variance = mean_variance(table[0], strata) * thinned + own
-        own_df = terms[0][1].at(seeds[0]).metrics[metric].df if len(terms) == 1 else None
-        df = freedom if own_df is None else own_df
-        return Figure(value, math.sqrt(variance), df, math.sqrt(variance), pairing="row")
+        alone = terms[0][1].at(seeds[0]).metrics[metric] if len(terms) == 1 and not slope else None
+        if alone is not None and alone.se is not None:  # the cell's own error may be known, or of more rows than kept
+            se = abs(terms[0][0]) * alone.se
+            return Figure(value, se, alone.freedom, se, pairing="row")
+        se = math.sqrt(mean_variance(table[0], strata) * thinned + own)
+        return Figure(value, se, freedom, se, pairing="row")
     # The between-seed part is of `values`, which hold all rows and the entropies' share; from the table comes the rest.
     variance, _, seed_part, row_part = crossed_variance(table, strata)
     between = float(np.var(values, ddof=1)) / s

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
+from hydrometer.core.controls import Controls
 from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
-from hydrometer.core.estimate import Controls, Estimate, mean_estimate
+from hydrometer.core.estimate import Estimate, mean_estimate
 from hydrometer.metrics.densities import curves, density_metrics
+from hydrometer.metrics.exact import judge_exact
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
@@ -28,13 +30,14 @@ from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 from hydrometer.stages.score import Columns, columns_of, load_columns, scores_from
 
 if TYPE_CHECKING:
-    from hydrometer.core.spec import Selectivity
+    from hydrometer.core.spec import ChainSpec, Selectivity
 
 __all__ = [
     "figures",
     "from_teacher",
     "judge",
     "judge_laws",
+    "judged_exactly",
     "load_adjusted",
     "load_law_on_truth",
     "load_metrics",
@@ -192,9 +195,18 @@ def _judge_here(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object
         _write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
         return {"rows": len(rows)}
     s = scores_of(truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob)
-    _write_metrics(figures(s, truth, law), folder)
+    _write_metrics(_exactly(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
     _write_rows(s, KEPT_ROWS, folder)
     return {"rows": len(law_rows)}
+
+
+def judged_exactly(chain: ChainSpec) -> bool:
+    """Whether a chain asks for figures without Monte Carlo error."""
+    return getattr(chain, "exact", False) is True
+
+
+def _exactly(truth: Law, law: Law) -> dict[str, Estimate]:
+    return judge_exact(cast("Mixture", truth), cast("Mixture", law))
 
 
 def _write_rows(s: Scores, most: int, folder: Path) -> None:
@@ -214,8 +226,8 @@ def _adjusted(s: Scores, n: int) -> dict[str, Any]:
     if controls is None or not np.isfinite(s.law_on_truth).all():
         return {}
     out: dict[str, Any] = {
-        "adjusted_law": controls.adjust(s.law_on_truth)[:n],
-        "adjusted_truth": controls.adjust(s.truth_on_truth)[:n],
+        "adjusted_law": controls.adjust(s.law_on_truth, (0.0, 1.0))[:n],
+        "adjusted_truth": controls.adjust(s.truth_on_truth, (1.0, 0.0))[:n],
     }
     lengths = s.truth_rows.lengths
     return out if lengths is None else out | {"adjusted_lengths": controls.adjust(lengths.astype(np.float64))[:n]}

@@ -23,10 +23,11 @@ from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
+from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.base import Tick
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture
-from hydrometer.models.mixture.spec import MapPoint, MixtureLevel
+from hydrometer.models.mixture.spec import MapPoint, MixtureChain, MixtureLevel
 from hydrometer.models.selectivity import canonical
 from hydrometer.stages.judge import figures, from_teacher, scores_of
 from hydrometer.stages.nodes import MapNode
@@ -119,7 +120,7 @@ def map_point(node: MapNode, folder: Path, tick: Tick) -> dict[str, object]:
 
     found: list[list[dict[str, Estimate]]] = []
     for i, root in enumerate(roots):
-        found.append(_judge(c.data.evaluate, truth, [(g, law_of(g, i)) for g in groups], root))
+        found.append(_judge(c, truth, [(g, law_of(g, i)) for g in groups], root))
         tick(1 + 2 * (i + 1) / len(seeds), 3, f"seed {seeds[i]}")
     _save(folder, [g.id for g in groups], found)
     shown: dict[str, object] = {}
@@ -133,17 +134,21 @@ def map_point(node: MapNode, folder: Path, tick: Tick) -> dict[str, object]:
     return {"fits": len(seeds) * (1 + len(c.selectivity) + (c.teacher != "truth"))}
 
 
-def _judge(n: int, truth: Mixture, laws: list[tuple[MapGroup, Mixture]], root: Stream) -> list[dict[str, Estimate]]:
+def _judge(
+    c: MixtureChain, truth: Mixture, laws: list[tuple[MapGroup, Mixture]], root: Stream
+) -> list[dict[str, Estimate]]:
     """Judge all groups at one seed."""
+    n = c.data.evaluate
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     out: list[dict[str, Estimate]] = []
     at: dict[str, dict[str, Estimate]] = {}
     for group, law in laws:
-        rows = truth_rows if law is truth else law.sample(n, seed=root.child("evaluate", "law", group.id))
-        s = scores_of(
-            truth, law, truth_rows, rows, truth_on_truth=truth_rows.log_prob, law_on_law=rows.log_prob
-        )  # fmt: skip
-        metrics = figures(s, truth, law)
+        if c.exact:
+            metrics = judge_exact(truth, law)
+        else:
+            rows = truth_rows if law is truth else law.sample(n, seed=root.child("evaluate", "law", group.id))
+            s = scores_of(truth, law, truth_rows, rows, truth_on_truth=truth_rows.log_prob, law_on_law=rows.log_prob)
+            metrics = figures(s, truth, law)
         if group.teacher is not None:
             metrics |= from_teacher(at[group.teacher], metrics)
         at[group.id] = metrics

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
+from hydrometer.core.controls import Controls, Reference
 from hydrometer.core.errors import StageError, StoreError
-from hydrometer.core.estimate import Controls
 from hydrometer.metrics.likelihood import Scores
 from hydrometer.metrics.prefixes import first_tokens
 from hydrometer.models.base import Controlled, Law, Samples
@@ -55,6 +55,7 @@ class Columns:
     near_edge, as_if_kept : (N,) steps near a selectivity's edge as the scorer counts them, and those of tokens that are
         scored as if kept (`models.base.Beside`); None where the rows' own record is the better one.
     exact : whether both laws' scores are exact.
+    reference : points that stand for the law that drew them, where it knows some and its rows are not stored; or None.
     """
 
     own: Floats
@@ -67,6 +68,7 @@ class Columns:
     near_edge: Ints | None = None
     as_if_kept: Ints | None = None
     exact: bool = True
+    reference: Reference | None = None
 
     def counted(self, rows: Samples) -> Samples:
         """Return the rows that were scored, with the steps near an edge as the scorer counts them where it does."""
@@ -90,6 +92,7 @@ def columns_of(law: Law, other: Law, rows: Samples, *, again: bool = False, own:
         found = law.score_beside(rows, other, again=again)
         near, kept = found.near_edge, found.as_if_kept
         out = Columns(found.own, found.other, found.controls, near_edge=near, as_if_kept=kept, exact=exact)
+        out = replace(out, reference=found.reference)
         if found.own_steps is None or found.other_steps is None:
             return out
         return replace(out, own_first=first_tokens(found.own_steps), other_first=first_tokens(found.other_steps))
@@ -109,12 +112,12 @@ def scores_from(truth_rows: Samples, law_rows: Samples, x: Columns, y: Columns |
     ------
     StageError : NaN or plus infinity.
     """
-    on_truth = Controls.of(x.controls, truth_rows.strata)
+    on_truth = Controls.of(x.controls, truth_rows.strata, x.reference)
     if y is None:
         s = Scores(truth_rows, law_rows, x.own, x.other, x.other, x.own, on_truth, on_truth)
     else:
         law_rows = y.counted(law_rows)
-        on_law = Controls.of(y.controls, law_rows.strata)
+        on_law = Controls.of(y.controls, law_rows.strata, y.reference)
         s = Scores(truth_rows, law_rows, x.own, x.other, y.other, y.own, on_truth, on_law)
         if x.own_first is not None and x.other_first is not None:
             s = replace(s, truth_first=(x.own_first, x.other_first))
@@ -179,7 +182,7 @@ def _check(name: str, column: Floats) -> None:
 
 def save_columns(found: Columns, folder: Path) -> None:
     """Write one block's columns into an existing folder."""
-    columns = {f.name: getattr(found, f.name) for f in fields(found)}
+    columns = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "reference"}
     np.savez(folder / _FILE, **{name: v for name, v in columns.items() if v is not None})
 
 

@@ -25,7 +25,6 @@ __all__ = [
     "Params",
     "Work",
     "log_density",
-    "log_density_and_shares",
     "moments",
     "padded",
     "params",
@@ -363,27 +362,3 @@ def log_density(points: Any, offset: Any, mean: Any, factor: Any, out: Any) -> N
         for s in range(end - begin):
             top = room.rows[0, s]
             out[begin + s] = top if k == 1 else top + math.log(room.rows[1, s])
-
-
-@kernel
-def log_density_and_shares(points: Any, offset: Any, mean: Any, factor: Any, out: Any) -> None:
-    """Fill out (n, 3): log p, and means under the responsibilities of squared distances and of the offsets (K,)."""
-    k, d = mean.shape
-    room = work(k, d)
-    p = Params(offset, offset, mean, factor, factor)
-    none, zero = np.zeros(0), np.zeros(d)
-    for begin in range(0, points.shape[0], CHUNK):
-        end = min(begin + CHUNK, points.shape[0])
-        m = _load(points, begin, end, zero, 1.0, none, room)
-        _densities(p, m, room)
-        for s in range(end - begin):
-            top = room.rows[0, s]
-            total = 1.0 if k == 1 else room.rows[1, s]
-            square, high = 0.0, 0.0
-            for j in range(k):
-                share = 1.0 if k == 1 else room.resp[j, s] / total
-                if share > 0.0:
-                    square += share * 2.0 * (offset[j] - top - math.log(share * total))
-                    high += share * offset[j]
-            out[begin + s, 0] = top + math.log(total)
-            out[begin + s, 1], out[begin + s, 2] = square, high

@@ -18,11 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve_triangular  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import ndtri
 
+from hydrometer.core.controls import Reference
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
-from hydrometer.models.mixture.kernels import log_density, log_density_and_shares, padded
+from hydrometer.models.mixture.kernels import log_density, padded
+from hydrometer.models.mixture.surrogate import Surrogate, reference_points
 from hydrometer.models.selectivity import power_log_weights, refuse_choice
 
 if TYPE_CHECKING:
@@ -205,6 +207,22 @@ class Mixture:
             return self.means[components][:, None] + np.einsum("kij,mj->kmi", lower, z)
         return self.means[components][:, None] + self._scales[components][:, None] * z
 
+    def kernel_parts(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Return what `models.mixture.kernels` takes of the components with weight.
+
+        Returns
+        -------
+        offset (K,), mean (K, d), factor (K, e, D), and weights (K,).
+        """
+        alive = np.flatnonzero(self.weights)
+        offset = (self._log_weights + self._log_norm)[alive]
+        return (
+            offset,
+            self.means[alive],
+            np.broadcast_to(self._factor, (self.n_components, *self._factor.shape[1:]))[alive],
+            self.weights[alive],
+        )
+
     def moments(self) -> tuple[Floats, Floats]:
         """Return mean (d,) and covariance (d, d) of the whole mixture."""
         w, d = self.weights, self.n_features
@@ -237,11 +255,12 @@ class Mixture:
         return out
 
     def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
-        """Score points that this mixture drew under it and under `other`, with their moments as control variates.
+        """Score points that this mixture drew under it and under `other`, with surrogates of both as control variates.
 
-        Columns, K = d + d (d + 1) / 2, and two more for several components: first and second moments about the
-        mixture's own; squared distances within components, and the components' log heights, both weighted by
-        responsibilities, whose expectations are the weights. See `models.base.Controlled`; nothing is kept.
+        One column for each of the two log densities: a function near it whose mean under this mixture is known
+        (`models.mixture.surrogate`), with the reference it was fitted on, so that nothing is fitted to the rows.
+        A density without a finite value at some point of the reference has no surrogate, and none is then used. See
+        `models.base.Controlled`; nothing is kept.
 
         Raises
         ------
@@ -249,21 +268,17 @@ class Mixture:
         """
         self.compatible(other)
         points = np.ascontiguousarray(x.x if isinstance(x, Points) else x, np.float64)
-        alive = np.flatnonzero(self.weights)
-        height = (self._log_weights + self._log_norm)[alive]
-        found = np.empty((len(points), 3))
-        log_density_and_shares(points, height, self.means[alive], self._factor[alive], found)
-        own = found[:, 0]
+        own = self.log_prob(points)
         theirs = own if other is self else other.log_prob(x)
-        mean, covariance = self.moments()
-        d = self.n_features
-        rows, columns = np.triu_indices(d)
-        scale = np.sqrt(np.diagonal(covariance))
-        off = (points - mean) / scale
-        controls = [off, off[:, rows] * off[:, columns] - (covariance / np.outer(scale, scale))[rows, columns]]
-        if self.n_components > 1:
-            controls.append(found[:, 1:] - np.array([d, height @ self.weights[alive]]))
-        return Beside(own, theirs, np.concatenate(controls, axis=1))
+        at, weights = reference_points(self)
+        own_there = self.log_prob(at)
+        theirs_there = own_there if other is self else other.log_prob(Points(at, own_there))
+        if not np.isfinite(theirs_there).all():
+            return Beside(own, theirs, np.empty((len(points), 0)))
+        targets = np.stack([own_there] if other is self else [own_there, theirs_there], axis=1)
+        surrogate = Surrogate.fit(self, at, weights, targets)
+        reference = Reference(weights, own_there, theirs_there, surrogate.columns(at))
+        return Beside(own, theirs, surrogate.columns(points), reference=reference)
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
         """Draw rows ``start .. start + n`` by inverse CDF: one uniform for the component, d for the normals."""

@@ -167,7 +167,8 @@ class MixtureData(Strict):
 class MixtureChain(ChainSpec):
     """truth -> teacher -> student, all mixtures of Gaussians.
 
-    `as_released` adds the figures as the paper's notebook computes them (docs, The paper).
+    `as_released` adds the figures as the paper's notebook computes them (docs, The paper). `exact` judges without Monte
+    Carlo error, by quadrature, in one or two dimensions (docs, Frontiers).
     """
 
     family: Literal["mixture"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
@@ -177,6 +178,7 @@ class MixtureChain(ChainSpec):
     student: MixtureLevel
     data: MixtureData = MixtureData()
     as_released: bool = False
+    exact: bool = False
     grid: MixtureGrid | None = None
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
         "data",
@@ -218,6 +220,9 @@ class MixtureChain(ChainSpec):
         spec = MixtureChain.model_validate(fields)  # first: a whole number may be too large for a float
         return MapPoint({k: float(v) for k, v in values.items()}, spec)
 
+    def _dimensions(self) -> int:
+        return self.truth.n_features if isinstance(self.truth, MixtureWorld) else len(self.truth.means[0])
+
     @model_validator(mode="after")
     def _mappable(self) -> Self:
         if self.grid is None:
@@ -237,6 +242,11 @@ class MixtureChain(ChainSpec):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
+        if self.exact and self._dimensions() > 2:
+            raise PydanticCustomError(
+                "exact", "exact figures are for one or two dimensions; got {d}; leave exact out",
+                {"d": self._dimensions()},
+            )  # fmt: skip
         for s in (*self.selectivity, *(self.decoding or ())):
             if s.weight_power is None or s.chooses:
                 raise PydanticCustomError("kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label})

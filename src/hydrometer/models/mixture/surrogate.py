@@ -1,0 +1,204 @@
+"""Surrogates of log densities under a mixture: functions near them whose means are known, for control variates.
+
+    s(x) = sum_k r_k(x) g_k(z_k),      E s = sum_k w_k E g_k(z) = sum_k w_k g_k0
+
+r_k are the mixture's responsibilities, z_k = L_k^-1 (x - mu_k), and g_k is a quadratic in the orthogonal polynomials 1,
+z_i, z_i z_j - d_ij, whose means under the component are 1, 0, 0; so the mean of s is the constants' alone. The g_k of
+all components are fitted together, by weighted least squares over points that stand for the mixture: each component's
+own, however light it is. What no row of a sample shows is in the fit all the same.
+
+The points of a component are a Sobol sequence of normals stretched by s^2 = 1 + d^(-1/2), with the importance weights
+N(z; 0, I) / N(z; 0, s^2 I), which are bounded: tails carry much of a log density's variance. With 1,024 of them the
+standard deviations of what is left were within 2 % of those of 400,000 rows in one to three dimensions.
+
+Compiled, one thread: sums by a library may be those of its number of threads in the last digit.
+
+Shapes: N points, K components, d dimensions, F polynomials of a component, T target functions, M points that stand for
+the law, G = 1 + K F + T.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from hydrometer.models.arithmetic import inlined, kernel
+
+if TYPE_CHECKING:
+    from hydrometer.models.mixture.law import Mixture
+
+__all__ = ["Surrogate", "reference_points"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
+_MOST_POINTS = 32_768
+_NO_SHARE = 1e-14
+
+
+@lru_cache(maxsize=8)
+def _normals(d: int, m: int) -> tuple[Floats, Floats]:
+    """Points (m, d) and weights (m,) that stand for N(0, I)."""
+    from scipy.stats import qmc  # half a second, and only mixtures that are judged need it
+
+    stretch = 1 + 1 / math.sqrt(d)
+    uniforms = np.asarray(qmc.Sobol(d, scramble=False).random(m), np.float64) + 0.5 / m
+    z = np.asarray(ndtri(uniforms), np.float64) * math.sqrt(stretch)
+    weights = np.exp(-0.5 * (1 - 1 / stretch) * np.square(z).sum(axis=1))
+    return z, weights / weights.sum()
+
+
+def reference_points(law: Mixture) -> tuple[Floats, Floats]:
+    """Return points (M, d) and weights (M,), summing to 1, that stand for a mixture, component by component."""
+    alive = np.flatnonzero(law.weights)
+    most = 256 if law.n_features == 1 else 1024
+    while most * alive.size > _MOST_POINTS and most > 64:
+        most //= 2
+    z, weights = _normals(law.n_features, most)
+    points = law.component_points(alive, z).reshape(-1, law.n_features)
+    return np.ascontiguousarray(points), np.outer(law.weights[alive], weights).ravel()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogate:
+    """Surrogates of T functions under one mixture.
+
+    Attributes
+    ----------
+    weights : (K,) of the components that have any.
+    offset, mean, factor : (K,), (K, d), (K, e, D) of these, as `models.mixture.kernels` takes them.
+    pairs : (F - 1 - d, 2) which two coordinates each polynomial of second degree is of.
+    coefficients : (K, F, T) of the polynomials.
+    """
+
+    weights: Floats
+    offset: Floats
+    mean: Floats
+    factor: Floats
+    pairs: Ints
+    coefficients: Floats
+
+    @staticmethod
+    def fit(law: Mixture, points: Floats, weights: Floats, targets: Floats) -> Surrogate:
+        """Fit to `targets` (M, T) at points that stand for the law."""
+        offset, mean, factor, of = law.kernel_parts()
+        pairs = _pairs(len(of), law.n_features)
+        k, f, t = len(of), 1 if pairs is None else 1 + law.n_features + len(pairs), targets.shape[1]
+        pairs = np.empty((0, 2), np.int64) if pairs is None else pairs
+        centred = targets - np.einsum("m,mt->t", weights, targets)
+        gram = np.zeros((1 + k * f + t,) * 2)
+        _gram(points, weights, centred, offset, mean, factor, pairs, f, gram)
+        gram += np.tril(gram, -1).T
+        gram = gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:])
+        scale = np.sqrt(np.maximum(np.diagonal(gram)[: k * f], np.finfo(np.float64).tiny))
+        # The pseudo-inverse: shares sum to one, and components may coincide.
+        values, vectors = np.linalg.eigh(gram[: k * f, : k * f] / np.outer(scale, scale))
+        kept = values > 1e-10 * len(values)
+        half = vectors[:, kept] / np.sqrt(values[kept])
+        found = half @ (half.T @ (gram[: k * f, k * f :] / scale[:, None])) / scale[:, None]
+        return Surrogate(of, offset, mean, factor, pairs, found.reshape(k, f, t))
+
+    def columns(self, points: Floats) -> Floats:
+        """Return each surrogate less its mean, (N, T): zero-mean functions of points drawn by the law."""
+        out = np.empty((len(points), self.coefficients.shape[2]))
+        _sums(points, self.offset, self.mean, self.factor, self.pairs, np.ascontiguousarray(self.coefficients), out)
+        return out - np.einsum("k,kt->t", self.weights, self.coefficients[:, 0])
+
+
+def _pairs(k: int, d: int) -> Ints | None:
+    """Coordinates that the polynomials of second degree multiply: all pairs, or squares; None for no polynomials."""
+    full = np.stack(np.triu_indices(d), axis=1).astype(np.int64)
+    squares = np.repeat(np.arange(d, dtype=np.int64)[:, None], 2, axis=1)
+    return next((p for p in (full, squares) if k * (1 + d + len(p)) <= _MOST_COLUMNS), None)
+
+
+@inlined
+def _shares(points: Any, i: int, offset: Any, mean: Any, factor: Any, z: Any, share: Any) -> None:
+    """Fill z (K, d) and share (K,) with a point's standardised coordinates and responsibilities."""
+    k, d = mean.shape
+    diagonal = factor.shape[2] == 1
+    top = -np.inf
+    for j in range(k):
+        square = 0.0
+        for a in range(d):
+            if diagonal:
+                z[j, a] = factor[j, a, 0] * (points[i, a] - mean[j, a])
+            else:
+                z[j, a] = 0.0
+                for b in range(a + 1):
+                    z[j, a] += factor[j, a, b] * (points[i, b] - mean[j, b])
+            square += z[j, a] * z[j, a]
+        share[j] = offset[j] - 0.5 * square
+        top = max(top, share[j])
+    total = 0.0
+    for j in range(k):
+        share[j] = math.exp(share[j] - top)
+        total += share[j]
+    for j in range(k):
+        share[j] /= total
+
+
+@kernel
+def _gram(
+    points: Any, weights: Any, targets: Any, offset: Any, mean: Any, factor: Any, pairs: Any, f: int, out: Any
+) -> None:  # fmt: skip
+    """Add to the lower half of out (G, G) the weighted products of 1, all polynomials, and the targets."""
+    (k, d), t = mean.shape, targets.shape[1]
+    z, share = np.empty((k, d)), np.empty(k)
+    at, value = np.empty(1 + k * f + t, np.int64), np.empty(1 + k * f + t)
+    for i in range(points.shape[0]):
+        _shares(points, i, offset, mean, factor, z, share)
+        at[0], value[0] = 0, 1.0
+        n = 1
+        for j in range(k):
+            if share[j] < _NO_SHARE:
+                continue
+            first = 1 + j * f
+            at[n], value[n] = first, share[j]
+            n += 1
+            if f > 1:
+                for a in range(d):
+                    at[n], value[n] = first + 1 + a, share[j] * z[j, a]
+                    n += 1
+                for p in range(pairs.shape[0]):
+                    a, b = pairs[p, 0], pairs[p, 1]
+                    at[n], value[n] = first + 1 + d + p, share[j] * (z[j, a] * z[j, b] - (1.0 if a == b else 0.0))
+                    n += 1
+        for s in range(t):
+            at[n], value[n] = 1 + k * f + s, targets[i, s]
+            n += 1
+        for p in range(n):
+            scaled = weights[i] * value[p]
+            for q in range(p + 1):
+                out[at[p], at[q]] += scaled * value[q]
+
+
+@kernel
+def _sums(points: Any, offset: Any, mean: Any, factor: Any, pairs: Any, coefficients: Any, out: Any) -> None:
+    """Fill out (N, T) with the polynomials' sums."""
+    k, d = mean.shape
+    f, t = coefficients.shape[1], coefficients.shape[2]
+    z, share = np.empty((k, d)), np.empty(k)
+    for i in range(points.shape[0]):
+        _shares(points, i, offset, mean, factor, z, share)
+        for s in range(t):
+            out[i, s] = 0.0
+        for j in range(k):
+            if share[j] < _NO_SHARE:
+                continue
+            for s in range(t):
+                found = coefficients[j, 0, s]
+                if f > 1:
+                    for a in range(d):
+                        found += coefficients[j, 1 + a, s] * z[j, a]
+                    for p in range(pairs.shape[0]):
+                        a, b = pairs[p, 0], pairs[p, 1]
+                        found += coefficients[j, 1 + d + p, s] * (z[j, a] * z[j, b] - (1.0 if a == b else 0.0))
+                out[i, s] += share[j] * found
