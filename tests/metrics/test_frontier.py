@@ -286,8 +286,10 @@ def test_cooling_blur_and_a_mode_in_the_wrong_place_are_not_called_collapsed() -
 
 
 def test_too_few_rows_do_not_show_collapse() -> None:
-    truth = hm.Mixture([0.5, 0.5], [[-1.0], [1.0]], [0.2, 0.2], covariance_type="spherical")
-    mode = hm.Mixture([1.0], [[1.0]], [1e-3], covariance_type="spherical")
+    table = np.random.default_rng(3).dirichlet(np.ones(4) * 3, size=5)
+    table[:, 1] += 1.0  # id 1 is likeliest everywhere
+    truth = hm.Markov(np.log(table / table.sum(axis=1, keepdims=True)), order=1, max_new_tokens=6)
+    mode = point_mass(4, 6, 1e-3)
     assert hm.judge(truth, mode, n=2)["collapsed"].value == 0
     assert hm.judge(truth, mode, n=200)["collapsed"].value == 1
 

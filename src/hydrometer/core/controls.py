@@ -119,9 +119,8 @@ class Controls:
         groups = 1 if self._strata is None else int(self._strata.max()) + 1
         free, fitted = n - groups, int(kept.sum())
         self.inflation = math.sqrt(free / max(free - fitted, 1))
-        self.active = (
-            fitted > 0 and self._stands_for_its_law(solve, fitted, free) and leverage.max() < self._MOST_LEVERAGE
-        )
+        trusted = 0 < self._ROWS_A_COLUMN * fitted <= free and float(leverage.max()) < self._MOST_LEVERAGE
+        self.active = trusted and self._stands_for_its_law(solve, fitted, free)
         self._lift: Floats = np.einsum("nk,kn->n", self._columns, self._weights) / np.maximum(
             1 - 1 / in_stratum - leverage, 1e-3
         )

@@ -1,0 +1,45 @@
+"""Figures that cannot be right are found, and sound ones are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import hydrometer as hm
+from hydrometer.core.estimate import Estimate
+from hydrometer.core.findings import FIGURE_CODES
+from hydrometer.metrics.plausibility import implausible
+
+GOOD = Estimate(1.0, 0.1, 0.1, 100, 0, "cv", "nats", plain=1.2, plain_se=0.3)
+
+
+def codes(**metrics: Estimate) -> list[str]:
+    return [f.code for f in implausible("m", {"m.student": metrics})]
+
+
+def test_sound_figures_are_left_alone() -> None:
+    assert codes(kl_student_truth=GOOD, precision=replace(GOOD, value=-3.0, plain=-2.9)) == []
+    p, q = (hm.Mixture([1.0], [[m]], [1.0], covariance_type="spherical") for m in (0.0, 1.0))
+    assert implausible("m", {"q": hm.judge(p, q, n=500), "p": hm.judge(p, p, n=500)}) == []
+
+
+def test_a_divergence_below_zero_is_found() -> None:
+    below = replace(GOOD, value=-0.5, plain=-0.4)
+    assert codes(kl_student_truth=below) == ["kl-below-zero"]
+    assert codes(entropy=below) == []
+    assert codes(kl_truth_student_per_token=replace(below, value=-0.1)) == []  # its interval reaches zero
+
+
+def test_an_adjusted_mean_far_from_the_plain_one_is_found() -> None:
+    assert codes(precision=replace(GOOD, plain=1.0 + 4.9 * 0.28)) == []
+    assert codes(precision=replace(GOOD, plain=1.0 + 5.1 * 0.29)) == ["controls-disagree"]
+
+
+def test_figures_of_few_rows_are_listed_once() -> None:
+    few = replace(GOOD, caution="few_rows")
+    (found,) = implausible("m", {f"cell{i}": {"recall": few} for i in range(5)})
+    assert found.code == "few-rows"
+    assert found.chain == "m"
+    assert "5 figures" in found.what
+    assert "cell0" in found.what
+    assert "2 more" in found.what
+    assert found.code in FIGURE_CODES
