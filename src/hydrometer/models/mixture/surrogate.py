@@ -39,31 +39,34 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
+_POINTS = 4_096  # of all components together, where each has at least
+_LEAST_POINTS = 1_024  # of these; and never more than
 _MOST_POINTS = 32_768
 _NO_SHARE = 1e-14
 
 
 @lru_cache(maxsize=8)
-def _normals(d: int, m: int) -> tuple[Floats, Floats]:
-    """Points (m, d) and weights (m,) that stand for N(0, I)."""
+def _normals(d: int, m: int, k: int) -> tuple[Floats, Floats]:
+    """Points (k, m, d) and weights (k, m), each row of which stands for N(0, I)."""
     from scipy.stats import qmc  # half a second, and only mixtures that are judged need it
 
     stretch = 1 + 1 / math.sqrt(d)
-    uniforms = np.asarray(qmc.Sobol(d, scramble=False).random(m), np.float64) + 0.5 / m
+    uniforms = np.asarray(qmc.Sobol(d, scramble=False).random(k * m), np.float64) + 0.5 / (k * m)
     z = np.asarray(ndtri(uniforms), np.float64) * math.sqrt(stretch)
-    weights = np.exp(-0.5 * (1 - 1 / stretch) * np.square(z).sum(axis=1))
-    return z, weights / weights.sum()
+    weights = np.exp(-0.5 * (1 - 1 / stretch) * np.square(z).sum(axis=1)).reshape(k, m)
+    return z.reshape(k, m, d), weights / weights.sum(axis=1, keepdims=True)
 
 
 def reference_points(law: Mixture) -> tuple[Floats, Floats]:
     """Return points (M, d) and weights (M,), summing to 1, that stand for a mixture, component by component."""
     alive = np.flatnonzero(law.weights)
-    most = 256 if law.n_features == 1 else 1024
-    while most * alive.size > _MOST_POINTS and most > 64:
+    most = _POINTS
+    while most * alive.size > (_POINTS if most > _LEAST_POINTS else _MOST_POINTS) and most > 64:
         most //= 2
-    z, weights = _normals(law.n_features, most)
-    points = law.component_points(alive, z).reshape(-1, law.n_features)
-    return np.ascontiguousarray(points), np.outer(law.weights[alive], weights).ravel()
+    # Each component has a stretch of the sequence of its own: equal components would else have points of equal density.
+    z, weights = _normals(law.n_features, most, 1 << (alive.size - 1).bit_length())
+    points = np.concatenate([law.component_points(alive[j : j + 1], z[j])[0] for j in range(alive.size)])
+    return points, (law.weights[alive, None] * weights[: alive.size]).ravel()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
