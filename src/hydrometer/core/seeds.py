@@ -40,7 +40,7 @@ def _skewness(values: Floats) -> float:
     if values.size < FEWEST or not 0 < size < math.inf or size <= 1e-12 * float(np.abs(values).max()):
         return 0.0
     off = off / size
-    return float(np.mean(off**3)) / float(np.mean(off**2)) ** 1.5
+    return float((off**3).mean()) / float((off**2).mean()) ** 1.5
 
 
 def skew_of_mean(values: Floats, share: float = 1.0) -> float:
@@ -89,11 +89,11 @@ def skewed_interval(value: float, se: float, df: float, skew: float, level: floa
 def _untransformed(y: float, a: float) -> float:
     """T at which Hall's transformation is y."""
     # g(T) = ((1 + a T / 3)^3 - 1) / a + a / 6
-    return 3 * (float(np.cbrt(1 + a * (y - a / 6))) - 1) / a
+    return 3 * (math.cbrt(1 + a * (y - a / 6)) - 1) / a
 
 
 def few_seeds(values: Floats) -> bool | None:
-    """Whether the values are too skewed for their number: then the interval of their mean holds less often than it says.
+    """Whether values are too skewed for their number: then the interval of their mean holds less often than it says.
 
     True where ``S < 5 g^2``, g their skewness: Cochran's rule for means of skewed rows (1977, section 2.15) asks
     ``n > 25 g^2`` of an interval that is not corrected. None below four seeds, where nothing can be seen.

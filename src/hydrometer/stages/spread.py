@@ -47,7 +47,9 @@ class Spread(TypedDict):
 NO_SPREAD = Spread(median=None, q25=None, q75=None, two_peaks=None, few_seeds=None)
 
 # 97.5 % quantiles by number of values: sqrt(S) times the dip, and the gap. Held below the first and beyond the last.
-_SIZES = np.log(np.array([4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000], np.float64))
+_SIZES = np.log(
+    np.array([4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000], np.float64)
+)
 _DIP = np.array([
     0.442, 0.430, 0.429, 0.455, 0.463, 0.468, 0.481, 0.490, 0.502, 0.510, 0.518, 0.527, 0.532, 0.541, 0.547, 0.553,
     0.560, 0.565, 0.570, 0.574,

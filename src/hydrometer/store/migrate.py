@@ -29,11 +29,12 @@ def _of_schema_1(results: Results) -> Results:
     out = {**results}
     summary: object = results.get("summary")
     if isinstance(summary, dict):
-        out["summary"] = {"findings": [], **cast("Results", summary)}
-        groups: object = out["summary"].get("groups")
+        whole: Results = {"findings": [], **cast("Results", summary)}
+        groups: object = whole.get("groups")
         if isinstance(groups, dict):
             found = cast("dict[str, object]", groups)
-            out["summary"]["groups"] = {name: _with_spread(g) for name, g in found.items()}
+            whole["groups"] = {name: _with_spread(g) for name, g in found.items()}
+        out["summary"] = whole
     cells: object = results.get("cells")
     if isinstance(cells, list):
         out["cells"] = [_with_df(c) for c in cast("list[object]", cells)]

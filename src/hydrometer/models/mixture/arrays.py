@@ -32,8 +32,8 @@ _WRONG = {
 def real_array(value: object, name: str, error: type[InputError] = DataError) -> Floats:
     """Return an array of plain real numbers as float64: booleans, integers and floats of any width.
 
-    Anything that numpy reads as an array of them is taken, also lists, tensors and data frames. NaN and infinities pass;
-    whoever calls knows whether they may.
+    Anything that numpy reads as an array of them is taken, also lists, tensors and data frames. NaN and infinities
+    pass; whoever calls knows whether they may.
 
     Raises
     ------
