@@ -29,15 +29,17 @@ Floats = NDArray[np.float64]
 
 FEWEST = 4
 """Seeds below which nothing is said of the shape of their spread."""
-_FARTHEST = 2.0  # in units of Student's; farther costs width and gains next to no coverage
+_FARTHEST = 2.0  # in units of Student's; farther costs width and gains little coverage
 _MANY_FOR = 5.0  # seeds for each unit of squared skewness
 
 
 def _skewness(values: Floats) -> float:
     """Moment skewness ``m3 / m2^1.5``; 0 where there are too few values, or no spread."""
+    if values.size < FEWEST:
+        return 0.0
     off = values - values.mean()
-    size = float(np.abs(off).max(initial=0.0))
-    if values.size < FEWEST or not 0 < size < math.inf or size <= 1e-12 * float(np.abs(values).max()):
+    size = float(np.abs(off).max())
+    if not 0 < size < math.inf or size <= 1e-12 * float(np.abs(values).max()):
         return 0.0
     off = off / size
     return float((off**3).mean()) / float((off**2).mean()) ** 1.5
@@ -89,7 +91,9 @@ def skewed_interval(value: float, se: float, df: float, skew: float, level: floa
 def _untransformed(y: float, a: float) -> float:
     """T at which Hall's transformation is y."""
     # g(T) = ((1 + a T / 3)^3 - 1) / a + a / 6
-    return 3 * (math.cbrt(1 + a * (y - a / 6)) - 1) / a
+    z = a * (y - a / 6)
+    root = math.expm1(math.log1p(z) / 3) if z > -0.5 else math.cbrt(1 + z) - 1  # exact where a is next to nothing
+    return 3 * root / a
 
 
 def few_seeds(values: Floats) -> bool | None:

@@ -178,7 +178,9 @@ def fit_mixture(
     ----------
     x : (n, d) one data set, or (B, n, d) a batch of independent ones.
     n_components : K
-    covariance_type, n_init, tol, max_iter, reg_covar : as in scikit-learn.
+    covariance_type, tol, max_iter, reg_covar : as in scikit-learn.
+    n_init : starts, the most likely fit of which is returned. Not scikit-learn's: each is the better of two k-means
+        starts.
     seed : of the k-means starts; start i of data set b takes row ``b * n_init + i`` of the stream. With a stream for
         each data set, row i of its own: then a batch gives what its data sets give one by one.
     sample_weight : (n,) or (B, n), not negative; only their proportions count.
