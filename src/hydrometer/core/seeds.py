@@ -23,12 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
-__all__ = ["FEWEST", "few_seeds", "skew_of_mean", "skewed_interval", "unseen"]
+__all__ = ["FEWEST", "SURE", "few_seeds", "skew_of_mean", "skewed_interval", "unseen"]
 
 Floats = NDArray[np.float64]
 
 FEWEST = 4
 """Seeds below which nothing is said of the shape of their spread."""
+SURE = 10
+"""Seeds below which no interval over seeds is sure of what it says."""
 _FARTHEST = 2.0  # in units of Student's; farther costs width and gains little coverage
 _MANY_FOR = 5.0  # seeds for each unit of squared skewness
 
@@ -97,17 +99,19 @@ def _untransformed(y: float, a: float) -> float:
 
 
 def few_seeds(values: Floats) -> bool | None:
-    """Whether values are too skewed for their number: then the interval of their mean holds less often than it says.
+    """Whether seeds are too few for their spread: the interval of their mean may hold less often than it says.
 
-    True where ``S < 5 g^2``, g their skewness: Cochran's rule for means of skewed rows (1977, section 2.15) asks
-    ``n > 25 g^2`` of an interval that is not corrected. None below four seeds, where nothing can be seen.
+    True below `SURE` seeds, for of so few not even an exponential spread is covered as often as it should, and they
+    cannot be told from such a one. From there, where ``S < 5 g^2``, g their skewness: Cochran's rule for means of
+    skewed rows (1977, section 2.15) asks ``n > 25 g^2`` of an interval that is not corrected. None of one value.
 
     Examples
     --------
-    >>> few_seeds(np.array([1.0, 2.0, 3.0, 4.0, 5.0])), few_seeds(np.array([0.1, 0.2, 0.0, 0.1, 9.0]))
-    (False, True)
+    >>> few_seeds(np.arange(5.0)), few_seeds(np.arange(10.0)), few_seeds(np.arange(10.0) ** 9)
+    (True, False, True)
     """
-    return None if values.size < FEWEST else bool(_MANY_FOR * _skewness(values) ** 2 > values.size)
+    s = values.size
+    return None if s < 2 else s < SURE or bool(_MANY_FOR * _skewness(values) ** 2 > s)
 
 
 def unseen(seeds: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hydrometer.core.seeds import SURE
 from hydrometer.report.reading import Chain, Group, Run
 from hydrometer.report.wording import among, model
 
@@ -24,7 +25,12 @@ def seed_words(run: Run, chain: Chain) -> list[str]:
             "the quartiles and the cells."
         )
     few = _marked(groups, "few_seeds", named=not chain.points)
-    if few:
+    if chain.seeds < SURE:
+        out.append(
+            f"{chain.seeds} seeds are few: where outcomes over seeds are skewed or have two peaks, which so few cannot "
+            "show, 95 % intervals hold less often than they say."
+        )
+    elif few:
         out.append(
             f"Few seeds for so skewed a spread: {few}. Their 95 % intervals reach farther to that side, and still hold "
             "less often than they say."

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
+from hydrometer.core.seeds import SURE
 from hydrometer.report.judged import judged_table
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Figure, Group, Run, parse
@@ -147,7 +148,7 @@ def interval_table(run: Run, chain: Chain) -> TableData:
         for m in columns:
             found = group.metrics.get(m)
             ends = found.ci95 if found else None
-            few = ", few seeds" if found and found.few_seeds else ""
+            few = ", few seeds" if found and found.few_seeds and group.seeds >= SURE else ""
             cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}{few}" if ends else "–")
         rows.append([model(group), *cells])
     return TableData(["model", *columns.values()], rows, max(len(groups) - MAX_ROWS, 0))

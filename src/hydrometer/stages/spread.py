@@ -33,8 +33,8 @@ Floats = NDArray[np.float64]
 class Spread(TypedDict):
     """Of the values over seeds; nulls where there is one cell alone, or a value is infinite or undefined.
 
-    `two_peaks` and `few_seeds` (`core.seeds.few_seeds`) are null below four seeds, and `two_peaks` where the values are
-    counts or come in steps.
+    `few_seeds` : `core.seeds.few_seeds`. `two_peaks` is null below four seeds, too, and where the values are counts or
+    come in steps.
     """
 
     median: float | None
