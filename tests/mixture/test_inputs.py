@@ -110,6 +110,7 @@ REFUSED: dict[str, Any] = {
     "complex in lists": [[1, 2], [3, 4j]],
     "text": np.array([["a", "b"], ["c", "d"]]),
     "numbers as text": [["1", "2"], ["3", "4"]],
+    "text of any length": np.array([["1", "2"], ["3", "4"]], dtype=np.dtypes.StringDType()),
     "bytes": np.array([[b"1", b"2"], [b"3", b"4"]]),
     "objects": np.array([[1.0, None], [2.0, 3.0]], dtype=object),
     "numbers as objects": np.array([[1.0, Fraction(1, 2)], [2.0, 3.0]], dtype=object),

@@ -23,6 +23,7 @@ _WRONG = {
     "O": ("objects", "convert it with astype(float); rows with missing values are to be dropped"),
     "U": ("text", "convert it to numbers"),
     "S": ("text", "convert it to numbers"),
+    "T": ("text", "convert it to numbers"),
     "M": ("dates", "convert it to numbers"),
     "m": ("time spans", "convert it to numbers"),
     "V": ("records", "give its columns as one array of numbers"),
