@@ -117,5 +117,5 @@ def results_schema() -> dict[str, Any]:
 def csv_columns() -> list[str]:
     """Return the columns of results.csv."""
     with tempfile.TemporaryDirectory() as folder:
-        RunFolder(Path(folder)).write_results({"cells": []})
+        RunFolder(Path(folder)).write_results({"cells": [], "summary": {"groups": {}}})
         return (Path(folder) / "results.csv").read_text("utf-8").splitlines()[0].split(",")

@@ -15,6 +15,7 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError, Spec
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.chains import cross, length_law
+from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.markov.law import END, Markov, contexts
 from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.sequences import Sequences
@@ -292,3 +293,30 @@ def test_every_estimate_of_the_recipe_is_near_the_exact_value(tmp_path: Path) ->
                 compared += 1
     assert compared > 1000
     assert math.isclose(cross(truth, truth).support, 1.0)
+
+
+def test_a_stored_chain_is_read_by_what_the_documentation_says(tmp_path: Path) -> None:
+    """docs, Run directory and schema, markov.npz: with numpy alone."""
+    rows = [[1, 2, 0], [2, 2, 1, 1], [1, 0], [2, 1, 2, 0]]
+    model = hm.fit_markov(rows, 2, smoothing=0.5, max_new_tokens=4).model
+    MARKOV.save_law(model, tmp_path)
+    with np.load(tmp_path / "markov.npz") as stored:
+        table, shape = stored["log_table"], stored["shape"]
+        assert set(stored.files) == {"log_table", "shape"}
+    assert (table.dtype, shape.dtype, shape.tolist()) == (np.float64, np.int64, [2, 4])
+    c_all, v_all = table.shape
+    assert (c_all, v_all) == ((3 + 1) ** 2, 3)
+    drawn = model.sample(200, seed=3)
+    by_hand = []
+    for i in range(200):
+        digits, total = [v_all] * 2, 0.0
+        for v in drawn.row(i).tolist():
+            c = sum(d * (v_all + 1) ** (2 - j) for j, d in enumerate(digits, start=1))
+            total += table[c, v]
+            assert (c * (v_all + 1) + v) % c_all == digits[1] * (v_all + 1) + v
+            digits = [digits[1], v]
+        by_hand.append(total)
+    assert [v_all] * 2 == [3, 3]
+    np.testing.assert_allclose(model.log_prob(drawn), by_hand, rtol=1e-12)
+    counts = {1: 2, 2: 2}  # first ids of the rows above
+    np.testing.assert_allclose(np.exp(table[c_all - 1]), [(counts.get(v, 0) + 0.5) / 5.5 for v in range(3)])

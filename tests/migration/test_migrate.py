@@ -31,6 +31,21 @@ def test_what_schema_1_gained_is_added_and_nothing_else() -> None:
     assert migrate(found) == found
 
 
+def test_groups_gain_what_is_said_of_their_seeds() -> None:
+    old = copy.deepcopy(OLD)
+    old["summary"]["groups"] = {"g": {"seeds": 3, "metrics": {"recall": {"value": -1.0}}}}
+    before = copy.deepcopy(old)
+    group = migrate(old)["summary"]["groups"]["g"]
+    assert old == before
+    spread = dict.fromkeys(("median", "q25", "q75", "two_peaks", "few_seeds"))
+    assert group == {"seeds": 3, "unseen": None, "metrics": {"recall": {"value": -1.0, **spread}}}
+    new = copy.deepcopy(old)
+    new["summary"]["groups"]["g"]["metrics"]["recall"] |= {"median": -0.5, "two_peaks": True}
+    assert migrate(new)["summary"]["groups"]["g"]["metrics"]["recall"]["median"] == -0.5
+    damaged = {"schema": 1, "summary": {"groups": {"g": 3, "h": {"metrics": [4]}}}}
+    assert migrate(damaged)["summary"]["groups"]["g"] == 3
+
+
 def test_what_is_there_stays() -> None:
     new = copy.deepcopy(OLD)
     new["summary"]["findings"] = [{"code": "x"}]

@@ -112,5 +112,5 @@ def test_bars_are_the_t_intervals_not_two_standard_errors() -> None:
     plane = plotdata.plane_data(run, run.chains["smollm2"])
     group = run.groups[next(p.group for p in plane.paths["direct"])]
     point = plane.paths["direct"][0]
-    assert point.y_half == pytest.approx(4.3 * (group.se("precision") or 0))
-    assert point.x_half == pytest.approx(4.3 * (group.se("recall") or 0))
+    assert point.y_reach == pytest.approx(2 * (4.3 * (group.se("precision") or 0),))
+    assert point.x_reach == pytest.approx(2 * (4.3 * (group.se("recall") or 0),))

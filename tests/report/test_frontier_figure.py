@@ -60,7 +60,7 @@ def test_points_have_frontiers_of_whole_rows_with_bands(tmp_path: Path) -> None:
     assert data.overlap == []
     at_50 = {t.kind: t.points for t in data.typicality[50]}
     assert len(at_50["distilled"]) == 6
-    assert at_50["distilled"][0][1:] == (0.6, pytest.approx(1.96 * 0.02))
+    assert at_50["distilled"][0][1:] == (0.6, *2 * (pytest.approx(1.96 * 0.02),))
     assert "first seed" in caption(data).lower()
     assert "tokens" not in caption(data)
 

@@ -6,7 +6,7 @@ import pytest
 
 from hydrometer.report.gap import Correlation
 from hydrometer.report.mapwords import _correlation
-from hydrometer.report.reading import parse
+from hydrometer.report.reading import Figure, Group, parse
 from hydrometer.store.migrate import SCHEMA
 
 
@@ -35,3 +35,15 @@ def test_settings_of_several_numbers_stay_in_the_order_of_the_records() -> None:
 def test_points_without_a_sign_are_counted_too() -> None:
     assert "2 negative, 1 positive, 1 zero" in _correlation(Correlation(-0.1, (-1.0, 1.0), 4, 2, 1, 0))
     assert "zero" not in _correlation(Correlation(-0.1, (-1.0, 1.0), 3, 2, 1, 0))
+
+
+def test_an_interval_reaches_as_far_as_its_ends() -> None:
+    figures = {
+        "a": Figure(2.0, 1.0, (-1.0, 3.5), "nats", 0),
+        "b": Figure(None, None, None, "nats", 3),
+        "c": Figure(2.0, 1.0, None, "nats", 0),
+    }
+    group = Group("g", "c", "student", 1, "direct", None, None, 5, 0, figures)
+    assert group.reach("a") == (3.0, 1.5)
+    assert group.reach("a", -1.0) == (1.5, 3.0)  # of minus it
+    assert [group.reach(m) for m in ("b", "c", "none")] == [None] * 3

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from hydrometer.core.errors import FolderError
 from hydrometer.report import summary_table, verdict
+from hydrometer.report.reading import parse
+from hydrometer.report.tables import interval_table, spread_table
 
 BASE = synthetic.results(seeds=3, mixture=False)
 
@@ -158,6 +160,40 @@ def test_caveats(run: dict[str, Any]) -> None:
     caveats = said(run)[3:]
     assert any(s.startswith("One seed") for s in caveats)
     assert any(f"1 of {len(run['cells'])} cells failed" in s and "out of memory (1)" in s for s in caveats)
+
+
+def test_caveats_of_means_over_seeds(run: dict[str, Any]) -> None:
+    assert any(s.startswith("3 seeds are few") for s in said(run)[3:])
+    chain(run)["seeds"] = 10
+    assert not any("seeds" in s for s in said(run)[3:])
+    groups = run["summary"]["groups"]
+    direct = groups[chain(run)["direct_group"]]
+    direct |= {"unseen": 0.259, "seeds": 10}
+    direct["metrics"]["recall"] |= {"median": -170.0, "q25": -180.0, "q75": -160.0, "two_peaks": True}
+    direct["metrics"]["precision"] |= {"two_peaks": False, "few_seeds": True}
+    caveats = said(run)[3:]
+    assert any(s.startswith("Two peaks over seeds: recall of direct.") for s in caveats)
+    assert any(s.startswith("Few seeds for so skewed a spread: precision of direct.") for s in caveats)
+    assert any("10 seeds: what happens in up to 26% of all runs" in s for s in caveats)
+
+
+def test_tables_have_median_and_quartiles_beside_the_mean(run: dict[str, Any]) -> None:
+    direct = run["summary"]["groups"][chain(run)["direct_group"]]
+    direct["metrics"]["recall"] |= {"median": -170.0, "q25": -180.0, "q75": -160.0, "two_peaks": True}
+    direct["metrics"]["recall"]["few_seeds"] = True
+    direct["seeds"] = 10
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))
+    console.print(summary_table(run))
+    console.file.close()
+    lines = console.export_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if "−173.0 ± 5.1" in line)
+    assert [line.strip() for line in lines[at + 1 : at + 4]] == ["−170.0", "−180.0…−160.0", "two peaks"]
+    parsed = parse(run)
+    here = parsed.chains["smollm2"]
+    page = spread_table(parsed, here)
+    assert ["−170.0, −180.0 to −160.0, two peaks"] in [row[1:] for row in page.rows]
+    assert page.head == ["model", "recall"]
+    assert any(cell.endswith(", few seeds") for row in interval_table(parsed, here).rows for cell in row)
 
 
 def test_another_schema_is_refused() -> None:

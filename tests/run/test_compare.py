@@ -8,9 +8,11 @@ import pytest
 from scipy.special import ndtri
 
 from hydrometer.core.clusters import Clusters
-from hydrometer.core.estimate import Estimate, crossed_variance, mean_estimate, mean_variance
+from hydrometer.core.estimate import Estimate, crossed_variance, mean_estimate, mean_variance, t_interval
 from hydrometer.core.rng import Stream
+from hydrometer.core.seeds import skew_of_mean
 from hydrometer.stages.compare import Group, Judged, TruthRows, combine, contrast, group_figure
+from hydrometer.stages.joint import Arm, Design, Joint
 
 N = 60
 
@@ -188,3 +190,62 @@ def test_seeds_that_answer_one_sample_of_prompts_share_its_error() -> None:
         mc = np.mean([(cells[s].metrics["entropy"].se or 0) ** 2 for s in range(3)])
         assert entropy.se == pytest.approx(math.sqrt(between + mc))
         assert entropy.se > 5 * math.sqrt(between)
+
+
+def skewed_cells(rows_shared: bool) -> tuple[list[Judged], np.ndarray]:
+    """Eight seeds, one of which lies far below, each judged on rows that all share or on its own."""
+    offsets = np.array([0.0, 0.1, -0.1, 0.2, 0.0, 0.1, -0.2, -6.0])
+    shared = normals("shared rows", N)
+    noise = [shared if rows_shared else normals(f"rows {s}", N) for s in range(8)]
+    return [cell(offsets[s] + noise[s], np.full(N, offsets[s]), ROWS) for s in range(8)], offsets
+
+
+def test_a_group_s_interval_reaches_farther_to_the_side_of_its_far_seed() -> None:
+    cells, _ = skewed_cells(rows_shared=False)
+    f = group_figure(Group("g", dict(enumerate(cells)), False), "recall")
+    low, high = f.ci95 or (0, 0)
+    t_low, t_high = t_interval(f.value or 0, f.se or 0, f.df or 0)
+    assert high == pytest.approx(t_high)
+    assert t_low - 1.01 * (t_high - t_low) / 2 < low < t_low - 0.3 * (t_high - t_low) / 2
+
+
+def test_skewness_of_seeds_counts_by_their_part_of_the_error() -> None:
+    """Rows that all seeds share are as symmetric as their number makes them."""
+    cells, _ = skewed_cells(rows_shared=True)
+    f = group_figure(Group("g", dict(enumerate(cells)), True), "recall")
+    values = np.array([c.metrics["recall"].value or 0.0 for c in cells])
+    between = values.var(ddof=1) / 8 / (f.se or 1) ** 2
+    assert between < 0.99
+    assert f.skew == pytest.approx(skew_of_mean(values) * between**1.5)
+
+
+@pytest.mark.parametrize("rows_shared", [True, False])
+def test_contrasts_and_advice_have_one_interval_over_seeds(rows_shared: bool) -> None:
+    cells, _ = skewed_cells(rows_shared)
+    flat = [cell(np.zeros(N), np.zeros(N), ROWS) for _ in range(8)]
+    a, b = (Group(k, dict(enumerate(c)), rows_shared) for k, c in (("a", cells), ("b", flat)))
+
+    def arm(name: str, judged: list[Judged]) -> Arm:
+        values = np.array([[c.metrics[m].value or 0.0 for m in ("precision", "recall")] for c in judged])
+        return Arm(name, values, np.zeros((8, 2)), np.stack([c.law_on_truth() for c in judged]))
+
+    joint = Joint([arm("a", cells), arm("b", flat)], Design(N, rows_shared=rows_shared))
+    for metric, c in (("precision", [1.0, 0, -1, 0]), ("recall", [0.0, 1, 0, -1])):
+        x = joint.linear(np.array(c))
+        assert x.ci95 == pytest.approx(contrast(a, b, metric).ci95, rel=1e-6)
+        low, high = x.bounds(0.05)
+        assert x.ci95[0] < low < x.value < high < x.ci95[1]
+        turned = joint.linear(-np.array(c))
+        assert turned.ci95 == pytest.approx((-x.ci95[1], -x.ci95[0]))
+
+
+def test_more_seeds_are_needed_on_the_side_of_the_longer_tail() -> None:
+    """The gap is the same; only which way its spread leans differs."""
+    _, offsets = skewed_cells(rows_shared=False)
+    needed = []
+    for sign in (1, -1):
+        values = np.zeros((8, 2, 2))
+        values[:, 0, 0] = 1.5 + sign * (offsets - offsets.mean())
+        arms = [Arm(str(g), values[:, g], np.zeros((8, 2)), np.zeros((8, N))) for g in range(2)]
+        needed.append(Joint(arms, Design(N, rows_shared=True)).needed(np.array([1.0, 0, -1, 0]), 1.5, 0.025)[0])
+    assert needed[0] > needed[1]

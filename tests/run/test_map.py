@@ -1,5 +1,6 @@
 """Maps: what a grid computes is what its chains run alone would, and their books are in order."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -65,6 +66,20 @@ def test_a_map_keeps_the_schema_and_is_not_computed_twice(tmp_path: Path) -> Non
     again = run(map_spec(), tmp_path)
     assert sum(again.outcome.computed.values()) == 0
     assert without_timings(first.results) == without_timings(again.results)
+
+
+def test_a_maps_cell_pools_seeds_with_their_freedom_and_says_where_it_stands(tmp_path: Path) -> None:
+    results = run(map_spec(seeds=6), tmp_path).results
+    groups = results["summary"]["groups"]
+    for cell in results["cells"]:
+        assert cell["metrics"]["recall"]["df"] == pytest.approx(5)
+        assert groups[cell["group"]]["metrics"]["recall"]["df"] == pytest.approx(5)
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
+    assert {json.loads(r["point"])["student"] for r in rows} == {1, 2}
+    for r in rows:
+        found = groups[r["group"]]["metrics"][r["metric"]]
+        assert r["median"] == ("" if found["median"] is None else str(found["median"]))
+        assert float(r["value"]) == float(r["mean"])
 
 
 def test_a_map_may_have_seeds_of_its_own(tmp_path: Path) -> None:

@@ -42,9 +42,10 @@ def _extent(plane: Plane, axis: int) -> list[float]:
     found: list[float] = []
     for points in plane.paths.values():
         for p in points:
-            value, half = (p.x, p.x_half) if axis == 0 else (p.y, p.y_half)
+            value, reach = (p.x, p.x_reach) if axis == 0 else (p.y, p.y_reach)
             if value is not None:
-                found += [value - (half or 0), value + (half or 0)]
+                below, above = reach or (0.0, 0.0)
+                found += [value - below, value + above]
     found += [end[axis] for tie in plane.ties for end in tie]
     for cloud in plane.cloud.values():
         found += [float(v) for v in np.quantile([c[axis] for c in cloud], [0.05, 0.95])]
@@ -76,8 +77,8 @@ def _path(ax: Axes, kind: Kind, points: list[Point], rail: float) -> None:
         x = rail if p.x is None else p.x
         if kind != "truth":
             ax.errorbar(
-                [x], [p.y], xerr=None if p.x is None or p.x_half is None else [p.x_half],
-                yerr=None if p.y_half is None else [p.y_half], fmt="none", ecolor=look.color,
+                [x], [p.y], xerr=None if p.x is None or p.x_reach is None else [[end] for end in p.x_reach],
+                yerr=None if p.y_reach is None else [[end] for end in p.y_reach], fmt="none", ecolor=look.color,
                 elinewidth=0.9, alpha=0.55, zorder=2,
             )  # fmt: skip
         _mark(ax, kind, x, p.y, clip_on=p.x is not None)
@@ -95,8 +96,8 @@ def _bars(ax: Axes, points: list[Point]) -> list[tuple[float, float, float, floa
     for p in points:
         if p.x is None:
             continue
-        dx, dy = (p.x_half or 0.0), (p.y_half or 0.0)
-        (x0, y0), (x1, y1) = ax.transData.transform([(p.x - dx, p.y - dy), (p.x + dx, p.y + dy)])
+        dx, dy = (p.x_reach or (0.0, 0.0)), (p.y_reach or (0.0, 0.0))
+        (x0, y0), (x1, y1) = ax.transData.transform([(p.x - dx[0], p.y - dy[0]), (p.x + dx[1], p.y + dy[1])])
         x, y = ax.transData.transform((p.x, p.y))
         boxes += [
             (float(x0), float(y) - 2, float(x1), float(y) + 2),
@@ -262,18 +263,18 @@ def draw_entropy_plane(ax: Axes, plane: Plane) -> Labels:
 
 def draw_panel(ax: Axes, curves: Curves, panel: Panel) -> None:
     """Draw one metric along a scale: paths with bars, and levels of the direct student, teacher and truth."""
-    for kind, (y, se) in panel.levels.items():
+    for kind, (y, reach) in panel.levels.items():
         look = LOOKS[kind]
         ax.axhline(y, color=look.color, linewidth=1.1, linestyle=look.line if kind == "teacher" else "-", zorder=1,
                    alpha=0.75 if kind != "truth" else 0.9)  # fmt: skip
-        if se:
-            ax.axhspan(y - se, y + se, color=look.color, alpha=0.1, linewidth=0, zorder=0)
+        if reach and any(reach):
+            ax.axhspan(y - reach[0], y + reach[1], color=look.color, alpha=0.1, linewidth=0, zorder=0)
     for kind, points in panel.series.items():
         look = LOOKS[kind]
         x, y = [p[0] for p in points], [p[1] for p in points]
         ax.errorbar(
-            x, y, yerr=[(p[2] or 0.0) for p in points], fmt="none", ecolor=look.color, elinewidth=0.9,
-            alpha=0.6, zorder=2,
+            x, y, yerr=[[(p[2] or (0.0, 0.0))[end] for p in points] for end in (0, 1)], fmt="none",
+            ecolor=look.color, elinewidth=0.9, alpha=0.6, zorder=2,
         )  # fmt: skip
         ax.plot(
             x, y, color=look.color, linestyle=look.line, marker=look.marker, markersize=look.size - 1,

@@ -49,11 +49,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One model's figure along an axis: points (x, y, half of a 95 % interval)."""
+    """One model's figure along an axis: points (x, y, reach of the 95 % interval below, above)."""
 
     label: str
     kind: Kind
-    points: list[tuple[float, float, float]]
+    points: list[tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,11 @@ def _students(run: Run, chain: Chain) -> list[tuple[Kind, str, Group]]:
 
 def _overlap(label: str, kind: Kind, group: Group) -> Track | None:
     stem = "total_variation_first_"
-    points: list[tuple[float, float, float]] = []
+    points: list[tuple[float, float, float, float]] = []
     for name in group.metrics:
         value, length = group.value(name), name.removeprefix(stem)
         if name.startswith(stem) and length.isdecimal() and value is not None:
-            points.append((float(int(length)), 1.0 - value, group.half_width(name) or 0.0))
+            points.append((float(int(length)), 1.0 - value, *(group.reach(name, -1.0) or (0.0, 0.0))))
     return Track(label, kind, sorted(points)) if points else None
 
 
@@ -131,7 +131,7 @@ def _typicality(run: Run, chain: Chain, level: int) -> tuple[Scale, list[Track]]
     starts = {"decoded": chain.direct_group, "decoded_neutral": chain.neutral_group}
     for kind in ("direct", "teacher", "decoded", "distilled"):
         points = [
-            (x, y, g.half_width(name) or 0.0)
+            (x, y, *(g.reach(name) or (0.0, 0.0)))
             for g in kinds[kind]
             if (x := place(None if g.id == starts.get(kind) else knob(g, kind))) is not None
             and (y := g.value(name)) is not None
@@ -220,8 +220,8 @@ def _dashes(kind: Kind, shade: float) -> Any:
 
 def _track(ax: Axes, track: Track, shade: float = 1.0, *, label: str | None = None, line: Any = None) -> None:
     look = LOOKS[track.kind]
-    x, y, half = (np.array(column) for column in zip(*track.points, strict=True))
-    ax.errorbar(x, y, yerr=half, fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6 * shade, zorder=2)
+    x, y, below, above = (np.array(column) for column in zip(*track.points, strict=True))
+    ax.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6 * shade, zorder=2)
     ax.plot(
         x, y, color=look.color, linestyle=look.line if line is None else line, label=label, marker=look.marker,
         markersize=look.size - 1, alpha=shade, markerfacecolor=PAPER if look.hollow else look.color,

@@ -241,6 +241,9 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
         found.append(("All points and settings, nats; ? undecided", tables.map_table(chain), False))
     found.append((f"Models, {chain.unit} per {per(chain)}", tables.group_table(run, chain), not chain.points))
     found.append(("95 % intervals", tables.interval_table(run, chain), False))
+    over_seeds = tables.spread_table(run, chain)
+    if over_seeds.rows:
+        found.append(("Over seeds: median, quartiles, two peaks", over_seeds, False))
     extra = tables.group_table(run, chain, extra=True)
     if len(extra.head) > 2:
         found.append(("Further figures", extra, False))

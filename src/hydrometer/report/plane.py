@@ -115,11 +115,11 @@ class Field:
         if x is None or y is None:
             return ""
         at, up, out = self.x.place(x), self.y.place(y), ""
-        dx, dy = group.half_width("recall"), group.half_width("precision")
-        if dx:
-            out += f"M{self.x.place(x - dx)} {up}H{self.x.place(x + dx)}"
-        if dy:
-            out += f"M{at} {self.y.place(y - dy)}V{self.y.place(y + dy)}"
+        dx, dy = group.reach("recall"), group.reach("precision")
+        if dx and any(dx):
+            out += f"M{self.x.place(x - dx[0])} {up}H{self.x.place(x + dx[1])}"
+        if dy and any(dy):
+            out += f"M{at} {self.y.place(y - dy[0])}V{self.y.place(y + dy[1])}"
         return out
 
     def paths(self, run: Run, place: Place) -> list[str]:
@@ -159,8 +159,8 @@ def plane_field(run: Run, chain: Chain) -> Field:
         for name, into in (("recall", recall), ("precision", precision)):
             value = g.value(name) if g else None
             if g is not None and value is not None:
-                half = g.half_width(name) or 0.0
-                into += [value, *([value - half, value + half] if name == "precision" else [value])]
+                below, above = g.reach(name) or (0.0, 0.0)
+                into += [value, *([value - below, value + above] if name == "precision" else [value])]
     entropies = {
         e for p in points if (t := run.groups.get(p.truth_group or "")) and (e := t.value("entropy")) is not None
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.reading import Chain, Group, Run
+from hydrometer.report.reading import Chain, Group, Reach, Run
 from hydrometer.report.values import Setting
 from hydrometer.report.wording import is_neutral, setting
 
@@ -28,8 +28,8 @@ class Point:
 
     x: float | None
     y: float
-    x_half: float | None
-    y_half: float | None
+    x_reach: Reach | None
+    y_reach: Reach | None
     label: str
     group: str
 
@@ -54,11 +54,11 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One metric along a scale: per kind the points (x, y, s.e.), and horizontal levels (y, s.e.)."""
+    """One metric along a scale: per kind the points (x, y, reach), and horizontal levels (y, reach)."""
 
     title: str
-    series: dict[Kind, list[tuple[float, float, float | None]]]
-    levels: dict[Kind, tuple[float, float | None]]
+    series: dict[Kind, list[tuple[float, float, Reach | None]]]
+    levels: dict[Kind, tuple[float, Reach | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def plane_data(run: Run, chain: Chain, *, x: str = "recall", y: str = "precision
             up, across = g.value(y), g.value(x)
             if up is None or (across is None and not g.is_infinite(x)):
                 continue
-            points.append(Point(across, up, g.half_width(x), g.half_width(y), _label(g, kind), g.id))
+            points.append(Point(across, up, g.reach(x), g.reach(y), _label(g, kind), g.id))
         if points:
             paths[kind] = points
     return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit)
@@ -277,10 +277,10 @@ def curves_data(run: Run, chain: Chain, *, against: Literal["setting", "entropy"
     kinds = kinds_of(run, chain)
     panels: list[Panel] = []
     for metric, title, sign in PARTS:
-        series: dict[Kind, list[tuple[float, float, float | None]]] = {}
+        series: dict[Kind, list[tuple[float, float, Reach | None]]] = {}
         for kind in ("decoded", "decoded_neutral", "distilled", "adopted"):
             points = [
-                (p, sign * v, g.half_width(metric))
+                (p, sign * v, g.reach(metric, sign))
                 for g in kinds[kind]
                 if (kind != "adopted" or g.selectivity)
                 and (p := place(knob(g, kind) if g is not _start(run, chain, kind) else None)) is not None
@@ -288,7 +288,7 @@ def curves_data(run: Run, chain: Chain, *, against: Literal["setting", "entropy"
             ]
             if points:
                 series[kind] = sorted(points, key=lambda t: t[0])
-        levels: dict[Kind, tuple[float, float | None]] = {}
+        levels: dict[Kind, tuple[float, Reach | None]] = {}
         for kind in ("truth", "teacher", "direct"):
             first = next((g for g in kinds[kind] if knob(g, kind) is None), None)
             value = _level(first, metric, kind)
@@ -306,15 +306,15 @@ def _start(run: Run, chain: Chain, kind: Kind) -> Group | None:
     return run.groups.get(start or "")
 
 
-def _level(group: Group | None, metric: str, kind: Kind) -> tuple[float, float | None] | None:
+def _level(group: Group | None, metric: str, kind: Kind) -> tuple[float, Reach | None] | None:
     if group is None:
         return None
     value = group.value(metric)
     if value is not None:
-        return value, group.half_width(metric)
+        return value, group.reach(metric)
     if kind == "truth":  # precision = recall = -H, and no divergence from itself
         entropy = group.value("entropy")
         if metric in ("kl_student_truth", "kl_truth_student"):
             return 0.0, None
-        return (-entropy, group.half_width("entropy")) if entropy is not None else None
+        return (-entropy, group.reach("entropy")) if entropy is not None else None
     return None

@@ -50,15 +50,23 @@ MAX_RESULTS_BYTES = 1_000_000_000
 MAX_EXHIBIT_BYTES = 64_000_000
 
 
+Reach = tuple[float, float]
+"""How far an interval reaches below and above a value."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One metric of one group: mean over seeds with its total standard error."""
+    """One metric of one group: mean over seeds with its total standard error, and what lies between the seeds."""
 
     value: float | None
     se: float | None
     ci95: tuple[float, float] | None
     unit: str
     n_neg_inf: int
+    median: float | None = None
+    quartiles: tuple[float, float] | None = None
+    two_peaks: bool = False
+    few_seeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,7 @@ class Group:
     absent: str = ""
     model: str = ""
     adopted: str = ""
+    unseen: float | None = None
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -111,10 +120,13 @@ class Group:
         found = self.metrics.get(metric)
         return found.se if found else None
 
-    def half_width(self, metric: str) -> float | None:
-        """Return half the 95 % interval of a metric, by Student's t over whatever the group's error came from."""
+    def reach(self, metric: str, sign: float = 1.0) -> Reach | None:
+        """Return how far a metric's 95 % interval reaches below and above its value; of minus it with ``sign=-1``."""
         found = self.metrics.get(metric)
-        return (found.ci95[1] - found.ci95[0]) / 2 if found and found.ci95 else None
+        if found is None or found.value is None or found.ci95 is None:
+            return None
+        below, above = max(found.value - found.ci95[0], 0.0), max(found.ci95[1] - found.value, 0.0)
+        return (below, above) if sign > 0 else (above, below)
 
     def is_infinite(self, metric: str) -> bool:
         """Whether the metric is minus infinity: some draw had probability zero."""
@@ -250,7 +262,8 @@ def _figure(value: object) -> Figure:
     m = mapping(value)
     return Figure(
         finite(m.get("value")), finite(m.get("se")), read_interval(m.get("ci95")), unit(m.get("unit")),
-        count(m.get("n_neg_inf")),
+        count(m.get("n_neg_inf")), finite(m.get("median")), read_interval([m.get("q25"), m.get("q75")]),
+        m.get("two_peaks") is True, m.get("few_seeds") is True,
     )  # fmt: skip
 
 
@@ -263,7 +276,7 @@ def _group(name: str, value: object) -> Group:
         count(g.get("seeds")), count(g.get("failed")), metrics, read_point(g.get("point")),
         text(g.get("absent")),
         text(g.get("model")),
-        text(g.get("adopted")),
+        text(g.get("adopted")), finite(g.get("unseen")),
     )  # fmt: skip
 
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
+from hydrometer.core.seeds import SURE
 from hydrometer.report.judged import judged_table
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
-from hydrometer.report.reading import Chain, Diff, Group, Run, parse
+from hydrometer.report.reading import Chain, Diff, Figure, Group, Run, parse
 from hydrometer.report.values import number, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
 from hydrometer.report.wording import entry, figure, model, num, per, setting, signed
@@ -29,6 +30,7 @@ __all__ = [
     "ordered_groups",
     "released_table",
     "setting_table",
+    "spread_table",
     "summary_table",
 ]
 
@@ -146,9 +148,33 @@ def interval_table(run: Run, chain: Chain) -> TableData:
         for m in columns:
             found = group.metrics.get(m)
             ends = found.ci95 if found else None
-            cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}" if ends else "–")
+            few = ", few seeds" if found and found.few_seeds and group.seeds >= SURE else ""
+            cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}{few}" if ends else "–")
         rows.append([model(group), *cells])
     return TableData(["model", *columns.values()], rows, max(len(groups) - MAX_ROWS, 0))
+
+
+def spread(found: Figure | None) -> str:
+    """Write median and quartiles over seeds, and whether the values have two peaks.
+
+    Examples
+    --------
+    >>> spread(Figure(-8.7, 0.2, None, "nats", 0, -4.1, (-13.2, -3.3), two_peaks=True))
+    '−4.10, −13.20 to −3.30, two peaks'
+    """
+    if found is None or found.median is None or found.quartiles is None:
+        return "–"
+    ends = " to ".join(num(q, found.se) for q in found.quartiles)
+    return f"{num(found.median, found.se)}, {ends}" + (", two peaks" if found.two_peaks else "")
+
+
+def spread_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of what lies between seeds: median, quartiles and two peaks of every mean over seeds."""
+    groups = ordered_groups(run, chain)
+    known = {k for g in groups for k, f in g.metrics.items() if f.median is not None}
+    named = {k: v for k, v in (MAIN | EXTRA).items() if k in known}
+    rows = [[model(g), *(spread(g.metrics.get(m)) for m in named)] for g in groups[:MAX_ROWS]]
+    return TableData(["model", *named.values()], rows if named else [], max(len(groups) - MAX_ROWS, 0))
 
 
 def _counts(tiles: list[Tile]) -> str:
@@ -236,6 +262,16 @@ def released_table(run: Run, chain: Chain) -> TableData:
     return TableData(head, rows)
 
 
+def spread_lines(run: Run, chain: Chain, data: TableData) -> list[list[str]]:
+    """Return what the terminal writes below a row of `group_table`: median and quartiles of each mean over seeds."""
+    metrics = {title: key for key, title in MAIN.items()}
+    out: list[list[str]] = []
+    for g in ordered_groups(run, chain)[:MAX_ROWS]:
+        found = [g.metrics.get(metrics.get(title, "")) for title in data.head]
+        out.append([spread(f).replace(", ", "\n").replace(" to ", "…").replace("–", "") for f in found])
+    return out
+
+
 def _verdict_text(found: list[Sentence]) -> Text:
     styles = {"yes": "green", "no": "red", "open": "yellow", "note": "dim"}
     words = Text()
@@ -269,7 +305,9 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
         data = setting_table(chain) if chain.points else group_table(run, chain)
         seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
         what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"
-        what = what if chain.points else f"{chain.unit} per {per(chain)}, ± standard error"
+        if not chain.points:
+            medians = "; below: median, quartiles" if chain.seeds > 1 else ""
+            what = f"{chain.unit} per {per(chain)}, ± standard error{medians}"
         title = Text(f"{one_line(chain.name, 80)}: {what}, {seeds}")
         table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         # What a terminal of 80 columns holds; the page has the rest.
@@ -278,7 +316,13 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
             # In two lines, or the figures leave the first column, which says what they are of, no room.
             head = Text(data.head[i].replace(" at equal ", "\nat equal "))
             table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
-        for row in data.rows:
-            table.add_row(*(Text(one_line(row[i], 80)) for i in shown))
+        under = [] if chain.points else spread_lines(run, chain, data)
+        for n, row in enumerate(data.rows):
+            cells = [Text(one_line(row[i], 80)) for i in shown]
+            if under:
+                cells = [
+                    c.append("\n" + under[n][i], "dim") if under[n][i] else c for c, i in zip(cells, shown, strict=True)
+                ]
+            table.add_row(*cells)
         parts += [table, _verdict_text(sentences(run, chain))]
     return Renderables(*parts) if parts else Text("no chains in these results")

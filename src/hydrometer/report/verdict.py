@@ -15,6 +15,7 @@ from hydrometer.report.adoptedwords import adopted_sentences
 from hydrometer.report.judged import judged_sentences
 from hydrometer.report.mapwords import capacity_sentence, map_sentences
 from hydrometer.report.reading import Chain, Control, Diff, Run, Step, parse
+from hydrometer.report.seedwords import seed_words
 from hydrometer.report.wording import (
     KL,
     Sentence,
@@ -275,6 +276,7 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
         said.append(
             "One seed: the intervals speak of these trained models only, not of what training again would give."
         )
+    said += seed_words(run, chain)
     said += collapse_words(run, chain)
     said += [f"Of the figures: {words}." for name, words in run.doubts if name == chain.name]
     infinite = [g for g in run.of_chain(chain.name) if g.is_infinite("recall")]

@@ -107,13 +107,17 @@ def figure(metric: Figure | None) -> str:
     --------
     >>> figure(Figure(-148.31, 4.1, None, "nats", 0)), figure(Figure(None, None, None, "nats", 3))
     ('−148.3 ± 4.1', '−∞')
+    >>> figure(Figure(1.224, 0.0000213, None, "nats", 0)), figure(Figure(1.224, 0.0, None, "nats", 0))
+    ('1.224 ± 2e-05', '1.224')
     """
     if metric is None:
         return ""
     if metric.value is None:
         return MINUS + "∞" if metric.n_neg_inf else "–"
-    shown = num(metric.value, metric.se)
-    return shown if metric.se is None else f"{shown} ± {num(metric.se, metric.se)}"
+    shown, error = num(metric.value, metric.se), num(metric.se, metric.se)
+    if not metric.se:  # exact, or without an error of its own
+        return shown
+    return f"{shown} ± {error if float(error) else f'{metric.se:.0e}'}"
 
 
 def entry(group: Group, metric: str) -> str:

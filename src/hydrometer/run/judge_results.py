@@ -23,6 +23,7 @@ from hydrometer.stages.judge_models import (
     reference_figures,
     truth_figures,
 )
+from hydrometer.stages.spread import NO_SPREAD
 from hydrometer.store.migrate import SCHEMA
 
 __all__ = ["results_of"]
@@ -119,12 +120,12 @@ def _group(name: str, c: JudgedCell, figures: Figures | None) -> Json:
     def plain(e: Estimate) -> Json:
         df = None if e.se is None else e.freedom
         return {"value": e.value, "se": e.se, "se_mc": e.se_mc, "df": df, "ci95": e.interval(), "unit": e.unit,
-                "n_neg_inf": e.n_neg_inf}  # fmt: skip
+                "n_neg_inf": e.n_neg_inf, **NO_SPREAD}  # fmt: skip
 
     return {
         "chain": name, "role": c.role, "level": 0 if c.role == "truth" else 1, "training": None, "selectivity": None,
         "decoding": None if c.decoding is None else c.decoding.to_json(), "model": c.law.label,
-        "seeds": 0 if figures is None else 1, "failed": int(figures is None),
+        "seeds": 0 if figures is None else 1, "unseen": None, "failed": int(figures is None),
         "metrics": {} if figures is None else {k: plain(v) for k, v in figures.metrics.items()},
     }  # fmt: skip
 

@@ -91,8 +91,9 @@ def _pooled(found: list[dict[str, Estimate]], summary: Json) -> Json:
         first = found[0][name]
         n = sum(m[name].n for m in found if name in m)
         pooled = Estimate(
-            figure["value"], figure["se"], figure["se_mc"], n, figure["n_neg_inf"], first.method, first.unit
-        )
+            figure["value"], figure["se"], figure["se_mc"], n, figure["n_neg_inf"], first.method, first.unit,
+            figure["df"],
+        )  # fmt: skip
         out[name] = asdict(pooled)
     return out
 

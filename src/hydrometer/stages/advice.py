@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
+from hydrometer.core.seeds import skew_of_mean
 from hydrometer.stages.joint import Arm, Design, Joint, Linear
 
 __all__ = ["ERROR", "Candidate", "Decision", "More", "Need", "Problem", "Reason", "confirmed", "decide", "left_out"]
@@ -322,7 +323,8 @@ def _more(problem: Problem, answer: Decision) -> More:
     need, joint, g = problem.need, problem.joint, answer.leader
 
     def settle(c: Floats, constant: float) -> tuple[int | None, int | None]:
-        return joint.needed(c, abs(float(c @ joint.mean) + constant), need.level)
+        gap = float(c @ joint.mean) + constant
+        return joint.needed(math.copysign(1.0, gap) * c, abs(gap), need.level)
 
     open_leader = [n for n, x in answer.candidates[g].slack.items() if x.bounds(need.level)[0] < 0]
     questions = [[settle(*problem.slack(g)[n])] for n in open_leader]
@@ -384,7 +386,10 @@ def left_out(arms: Sequence[Arm], design: Design, need: Need, baseline: int) -> 
     def over_seeds(figure: int, sign: float) -> Linear:
         c = whole.gain(leader, figure)
         shared = max(float(c @ whole.joint.shared @ c), 0.0)  # rows that all seeds share are in every seed's figure
-        between = float(values[:, figure].var(ddof=1)) / s
-        return Linear(sign * float(values[:, figure].mean()), math.sqrt(between + shared), s - 1.0)
+        x = sign * values[:, figure]
+        between = float(x.var(ddof=1)) / s
+        total = between + shared
+        skew = skew_of_mean(x, between / total) if total > 0 else 0.0
+        return Linear(float(x.mean()), math.sqrt(total), s - 1.0, skew)
 
     return over_seeds(PRECISION, 1.0), over_seeds(RECALL, -1.0), chosen.count(leader)

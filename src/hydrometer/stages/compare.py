@@ -24,11 +24,11 @@ from hydrometer.core.estimate import (
     crossed_variance,
     mean_variance,
     row_freedom,
-    t_interval,
     welch_satterthwaite,
 )
+from hydrometer.core.seeds import skew_of_mean, skewed_interval
 
-__all__ = ["ROW_METRICS", "Figure", "Group", "Judged", "TruthRows", "combine", "contrast", "group_figure"]
+__all__ = ["ROW_METRICS", "Figure", "Group", "Judged", "TruthRows", "combine", "contrast", "group_figure", "over_seeds"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -103,7 +103,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its error: `se_seed` between seeds, `se_mc` from rows."""
+    """A value with its error, `se_mc` its part from rows, and the skewness that seeds give it (`core.seeds`)."""
 
     value: float | None
     se: float | None
@@ -111,13 +111,36 @@ class Figure:
     se_mc: float | None = None
     n_neg_inf: int = 0
     pairing: str = "seed"
+    skew: float = 0.0
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """The 95 % interval by Student's t."""
+        """The 95 % interval: Student's t, reaching farther on the side to which seeds are skewed."""
         if self.value is None or self.se is None or self.df is None:
             return None
-        return t_interval(self.value, self.se, self.df)
+        return skewed_interval(self.value, self.se, self.df, self.skew)
+
+
+def over_seeds(
+    values: Floats, shared: float, freedom: float, *, se_mc: float | None = None, floor: float = 0.0,
+    parts: float | None = None, pairing: str = "seed",
+) -> Figure:  # fmt: skip
+    """Return the mean over seeds with its error: what lies between them, and what they share.
+
+    Parameters
+    ----------
+    values : (S,), S >= 2.
+    shared : variance that does not average out over seeds, and does not show between them.
+    freedom : its degrees of freedom.
+    floor : the least that the variance can be.
+    parts : the shared part by which degrees of freedom are counted, where that is another.
+    """
+    s = values.size
+    between = float(np.var(values, ddof=1)) / s
+    total = max(between + shared, floor)
+    df = welch_satterthwaite([between, shared if parts is None else parts], [s - 1, freedom])
+    skew = skew_of_mean(values, between / total) if total > 0 else 0.0
+    return Figure(float(np.mean(values)), math.sqrt(total), df, se_mc, pairing=pairing, skew=skew)
 
 
 Terms = Sequence[tuple[float, Group]]
@@ -211,8 +234,7 @@ def _by_seed(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
         # One teacher, one set of rows or one sample of prompts behind all seeds: its error does not average out.
         shared, own = shared + own, 0.0
     own /= s
-    df = welch_satterthwaite([between, shared], [s - 1, freedom])
-    return Figure(value, math.sqrt(between + shared), df, math.sqrt(own + shared))
+    return over_seeds(np.array(values), shared, freedom, se_mc=math.sqrt(own + shared))
 
 
 def _clustered(terms: Terms, seeds: list[int | None]) -> bool:
@@ -246,9 +268,8 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     shared = all(g.rows_shared for _, g in terms)
     s = len(seeds)
     if s > 1 and not (shared or _clustered(terms, seeds)):
-        between = float(np.var(values, ddof=1)) / s
         mc = float(np.mean([(g.at(x).metrics[metric].se_mc or 0.0) ** 2 * c * c for c, g in terms for x in seeds])) / s
-        return Figure(value, math.sqrt(between), s - 1, math.sqrt(mc), pairing="row")
+        return over_seeds(np.array(values), 0.0, s - 1, se_mc=math.sqrt(mc), pairing="row")
     rows = terms[0][1].at(seeds[0]).truth_rows()
     table = np.stack([sum((c * _row_values(g.at(x), metric) for c, g in terms), np.zeros(1)) for x in seeds])
     strata, freedom = rows.strata, row_freedom(rows.n, rows.strata)
@@ -265,13 +286,13 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
         return Figure(value, se, freedom, se, pairing="row")
     # The between-seed part is of `values`, which hold all rows and the entropies' share; from the table comes the rest.
     variance, _, seed_part, row_part = crossed_variance(table, strata)
-    between = float(np.var(values, ddof=1)) / s
     only = None if _clustered(terms, seeds) else True  # all seeds answer one sample of prompts, not only shared cells
     shared_entropies = _own_variance(terms, seeds[0], metric, slope, shared=only) if slope else 0.0
     row_variance = max(variance - seed_part, 0.0) * thinned + shared_entropies
-    df = welch_satterthwaite([between, row_part * thinned + shared_entropies], [s - 1, freedom])
-    total = max(between + row_variance, row_part * thinned)
-    return Figure(value, math.sqrt(total), df, math.sqrt(row_variance + own / s), pairing="row")
+    return over_seeds(
+        np.array(values), row_variance, freedom, se_mc=math.sqrt(row_variance + own / s), floor=row_part * thinned,
+        parts=row_part * thinned + shared_entropies, pairing="row",
+    )  # fmt: skip
 
 
 def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, metric: str) -> Figure:
@@ -304,10 +325,8 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, metr
     mc = float(np.mean(variances)) + own
     if count == 1:
         return Figure(values[0], math.sqrt(mc), freedom, math.sqrt(mc), pairing="row")
-    between = float(np.var(values, ddof=1)) / count
     shared = mc if all(g.rows_shared for _, g in terms) or _clustered(terms, seeds) else 0.0
-    df = welch_satterthwaite([between, shared], [count - 1, freedom])
-    return Figure(float(np.mean(values)), math.sqrt(between + shared), df, math.sqrt(mc), pairing="row")
+    return over_seeds(np.array(values), shared, freedom, se_mc=math.sqrt(mc), pairing="row")
 
 
 def _variance_on(kept: NDArray[np.bool_], y: Floats, strata: Strata | None) -> float:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit  # pyright: ignore[reportUnknownVariableType]
+from scipy.special import ndtri
 
 from hydrometer.core.clusters import Clusters, Strata
-from hydrometer.core.estimate import row_freedom, t_interval, welch_satterthwaite
+from hydrometer.core.estimate import row_freedom, welch_satterthwaite
 from hydrometer.core.rng import Stream
+from hydrometer.core.seeds import skew_of_mean, skewed_interval
 
 __all__ = ["Arm", "Design", "Joint", "Linear", "row_covariance"]
 
@@ -83,21 +84,22 @@ class Linear:
     Attributes
     ----------
     value, se, df : its estimate, standard error and degrees of freedom.
+    skew : the skewness that seeds give it (`core.seeds`).
     """
 
     value: float
     se: float
     df: float
+    skew: float = 0.0
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """The 95 % interval by Student's t."""
-        return t_interval(self.value, self.se, self.df)
+        """The 95 % interval, as that of `stages.compare.Figure`."""
+        return self.bounds(0.025)
 
     def bounds(self, level: float) -> tuple[float, float]:
         """Return the lower and the upper bound, each of one-sided error `level`."""
-        half = float(stdtrit(self.df, 1 - level)) * self.se if self.se > 0 else 0.0
-        return self.value - half, self.value + half
+        return skewed_interval(self.value, self.se, self.df, self.skew, 1 - 2 * level)
 
 
 def row_covariance(values: Floats, strata: Ints | None) -> Floats:
@@ -208,12 +210,22 @@ class Joint:
         between, shared, floor = (max(float(c @ m @ c), 0.0) for m in (self.between, self.shared, self.floor))
         total = max(between + shared, floor)
         df = welch_satterthwaite([between, floor], [max(self.seeds - 1, 1), self.design.freedom])
-        return Linear(float(c @ self.mean) + constant, math.sqrt(total), df)
+        skew = skew_of_mean(self._by_seed(c), between / total) if total > 0 else 0.0
+        return Linear(float(c @ self.mean) + constant, math.sqrt(total), df, skew)
+
+    def _by_seed(self, c: Floats) -> Floats:
+        """The combination at each seed, (S,)."""
+        return self.table.reshape(self.seeds, -1) @ c
 
     def needed(self, c: Floats, gap: float, level: float) -> tuple[int | None, int | None]:
         """How many seeds, or rows, in all would show a gap of this size at one-sided error `level`.
 
-        The gap and both variances are taken as estimated: with so many, one time in two it would be shown.
+        The gap, both variances and the skewness are taken as estimated: with so many, one time in two it would be
+        shown.
+
+        Parameters
+        ----------
+        c : (K,) signed so that the combination is positive, by the gap.
 
         Returns
         -------
@@ -224,13 +236,14 @@ class Joint:
             return None, None
         between, shared, own = (max(float(c @ m @ c), 0.0) for m in (self.between, self.shared, self.own))
         own = min(own, between)
-        s, n = float(self.seeds), float(self.design.n)
+        s, n, values = float(self.seeds), float(self.design.n), self._by_seed(c)
 
         def shown(seeds: float, rows: float) -> bool:
             a = ((between - own) + own * n / rows) * s / seeds
             b = shared * n / rows
             df = welch_satterthwaite([a, b], [seeds - 1, (self.design.freedom + 1) * rows / n - 1])
-            return gap > float(stdtrit(df, 1 - level)) * math.sqrt(a + b)
+            skew = skew_of_mean(values, a / (a + b)) * math.sqrt(s / seeds) if a > 0 else 0.0
+            return Linear(gap, math.sqrt(a + b), df, skew).bounds(level)[0] > 0
 
         seeds = _first(self.seeds, _MOST_SEEDS, lambda x: shown(x, n))
         return seeds, _first(self.design.n, _MOST_ROWS, lambda x: shown(s, x))

@@ -17,10 +17,21 @@ from numpy.typing import NDArray
 from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Contrast
+from hydrometer.core.seeds import unseen
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.selectivity import canonical
-from hydrometer.stages.compare import Figure, Group, Judged, as_contrast, combine, contrast, group_figure
+from hydrometer.stages.compare import (
+    Figure,
+    Group,
+    Judged,
+    as_contrast,
+    combine,
+    contrast,
+    group_figure,
+    over_seeds,
+)
 from hydrometer.stages.nodes import Cell
+from hydrometer.stages.spread import NO_SPREAD, Spread, spread_of
 
 __all__ = ["ChainFacts", "Comparison", "compare_chain", "load_released"]
 
@@ -185,7 +196,7 @@ def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> J
             f = group_figure(group, metric)
             metrics[metric] = {
                 "value": f.value, "se": f.se, "se_mc": f.se_mc, "df": f.df, "ci95": f.ci95, "unit": estimate.unit,
-                "n_neg_inf": f.n_neg_inf,
+                "n_neg_inf": f.n_neg_inf, **_spread_over(group, metric),
             }  # fmt: skip
     return {
         "chain": cell.chain,
@@ -198,9 +209,17 @@ def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> J
         **({} if cell.point is None else {"point": dict(cell.point)}),
         **({} if cell.origin is None else {"adopted": cell.origin["adopted"]}),
         "seeds": 0 if group is None else len(group.by_seed),
+        "unseen": unseen(len(group.by_seed)) if group is not None and len(group.by_seed) > 1 else None,
         "failed": failed,
         "metrics": metrics,
     }
+
+
+def _spread_over(group: Group, metric: str) -> Spread:
+    if len(group.by_seed) < 2:
+        return NO_SPREAD
+    found = [j.metrics.get(metric) for j in group.by_seed.values()]
+    return spread_of([None if e is None else e.value for e in found])
 
 
 Pair = Callable[[str | None, str | None], dict[str, Contrast]]
@@ -339,7 +358,7 @@ def _as_released(c: _Chain, cells: list[Cell], released: Callable[[Cell], Json |
 def _mean_over_seeds(x: NDArray[np.float64]) -> Figure:
     if x.size < 2:
         return Figure(float(x.mean()), None, None)
-    return Figure(float(x.mean()), float(x.std(ddof=1) / np.sqrt(x.size)), x.size - 1)
+    return over_seeds(x, 0.0, x.size - 1)
 
 
 def _spread(s: Selectivity, training: str, metric: str, x: NDArray[np.float64]) -> Json:

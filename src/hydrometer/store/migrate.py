@@ -21,7 +21,7 @@ _RELEASE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6}){2})(?:(?:a|b|rc)[0-9]{1,4})?
 
 
 def _of_schema_1(results: Results) -> Results:
-    """Add what schema 1 gained while it stood: the doctor's findings, and the degrees of freedom of a cell's figures.
+    """Add what schema 1 gained while it stood: findings, degrees of freedom of a cell's figures, the spread over seeds.
 
     Before there were findings nothing was examined; before a figure had degrees of freedom, all intervals of one cell
     had n - 1, which is what null stands for.
@@ -29,10 +29,27 @@ def _of_schema_1(results: Results) -> Results:
     out = {**results}
     summary: object = results.get("summary")
     if isinstance(summary, dict):
-        out["summary"] = {"findings": [], **cast("Results", summary)}
+        whole: Results = {"findings": [], **cast("Results", summary)}
+        groups: object = whole.get("groups")
+        if isinstance(groups, dict):
+            found = cast("dict[str, object]", groups)
+            whole["groups"] = {name: _with_spread(g) for name, g in found.items()}
+        out["summary"] = whole
     cells: object = results.get("cells")
     if isinstance(cells, list):
         out["cells"] = [_with_df(c) for c in cast("list[object]", cells)]
+    return out
+
+
+def _with_spread(group: object) -> object:
+    if not isinstance(group, dict):
+        return group
+    out: Results = {"unseen": None, **cast("Results", group)}
+    metrics: object = out.get("metrics")
+    if isinstance(metrics, dict):
+        none = dict.fromkeys(("median", "q25", "q75", "two_peaks", "few_seeds"))
+        figures = cast("dict[str, object]", metrics).items()
+        out["metrics"] = {k: {**none, **cast("Results", m)} if isinstance(m, dict) else m for k, m in figures}
     return out
 
 

@@ -32,6 +32,7 @@ MAX_RESULTS_BYTES = 1_000_000_000
 _PARTS = ("specs", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
+_CSV_GROUP = ("median", "q25", "q75", "two_peaks", "few_seeds")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -181,7 +182,7 @@ class RunFolder:
         """Write results.json, and results.csv with one metric a row."""
         body = plain(results)
         write_atomic(self.root / "results.json", json.dumps(body, indent=1) + "\n")
-        write_atomic(self.root / "results.csv", _csv(body["cells"]))
+        write_atomic(self.root / "results.csv", _csv(body["cells"], body["summary"]["groups"]))
         self.push()
 
 
@@ -199,16 +200,21 @@ def _field(value: object) -> object:
     return value
 
 
-def _csv(cells: list[dict[str, Any]]) -> str:
+def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*_CSV_CELL, "selectivity", "decoding", "metric", *_CSV_METRIC))
+    head = (*_CSV_CELL, "selectivity", "decoding", "metric", *_CSV_METRIC)
+    writer.writerow((*head, "point", "group", "seeds", "mean", *_CSV_GROUP))
     for cell in cells:
         head = [cell[k] for k in _CSV_CELL] + [
             json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")
         ]
+        point = json.dumps(cell["point"]) if cell.get("point") else ""
+        group = groups[cell["group"]]
         for name, metric in cell["metrics"].items():
-            writer.writerow([_field(v) for v in (*head, name, *(metric.get(k) for k in _CSV_METRIC))])
+            over = group["metrics"][name]
+            row = (*head, name, *(metric.get(k) for k in _CSV_METRIC), point, cell["group"], group["seeds"])
+            writer.writerow([_field(v) for v in (*row, over["value"], *(over[k] for k in _CSV_GROUP))])
     return out.getvalue()
 
 

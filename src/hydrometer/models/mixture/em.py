@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
+from hydrometer.models.mixture.arrays import real_array, symmetric
 from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, moments, padded, params, sweep, work
 from hydrometer.models.mixture.law import CovarianceType, Mixture, MixtureBatch
 from hydrometer.models.mixture.start import kmeans, width
@@ -81,13 +82,14 @@ class MixtureFit:
     info: MixtureFitInfo
 
 
-def _points(x: ArrayLike, n_components: int) -> Floats:
-    """Return the points as (B, n, d)."""
-    points = np.asarray(x, np.float64)
-    if points.ndim == 2:
+def _points(x: ArrayLike, n_components: int) -> tuple[Floats, bool]:
+    """Return the points as (B, n, d), and whether they were one data set (n, d)."""
+    points = real_array(x, "points")
+    alone = points.ndim == 2
+    if alone:
         points = points[None]
     if points.ndim != 3 or 0 in points.shape:
-        raise DataError("points must have shape (n, d), or (B, n, d) for a batch", got=np.shape(x))
+        raise DataError("points must have shape (n, d), or (B, n, d) for a batch", got=points.shape)
     bad = ~np.isfinite(points)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0][-2:])
@@ -98,14 +100,14 @@ def _points(x: ArrayLike, n_components: int) -> Floats:
             f"{n_components} components cannot be fitted to {points.shape[1]} points",
             fix="need 1 <= n_components <= points",
         )
-    return np.ascontiguousarray(points)
+    return np.ascontiguousarray(points), alone
 
 
 def _weights(sample_weight: ArrayLike | None, shape: tuple[int, int]) -> tuple[Floats, Floats]:
     """Return weights (B, n), or (0, 0) for equal ones, and their sums (B,), which count points of positive weight."""
     if sample_weight is None:
         return np.zeros((0, 0)), np.full(shape[0], float(shape[1]))
-    w = np.asarray(sample_weight, np.float64)
+    w = real_array(sample_weight, "sample_weight")
     if w.shape not in (shape[1:], shape):
         raise DataError(f"sample_weight must have shape {shape[1:]} or {shape}", got=w.shape)
     w = np.broadcast_to(w, shape)
@@ -122,9 +124,10 @@ def _start(
 ) -> Start:  # fmt: skip
     """Check what the caller starts from."""
     e = padded(d)
-    given = [None if a is None else np.asarray(a, np.float64) for a in (weights, means, precisions)]
-    w, mean, precision = given
     names = ("weights_init", "means_init", "precisions_init")
+    starts = zip(names, (weights, means, precisions), strict=True)
+    given = [None if a is None else real_array(a, name, InputError) for name, a in starts]
+    w, mean, precision = given
     shapes = ((k,), (k, d), {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[kind])
     for name, array, shape in zip(names, given, shapes, strict=True):
         if array is not None and (array.shape != shape or not np.isfinite(array).all()):
@@ -137,6 +140,7 @@ def _start(
         try:
             match kind:
                 case "full" | "tied":
+                    precision = symmetric(precision, "precisions_init")
                     np.linalg.cholesky(precision)
                     covariance[:, :d, :d] = np.linalg.inv(precision)
                 case "diag" | "spherical":
@@ -174,7 +178,9 @@ def fit_mixture(
     ----------
     x : (n, d) one data set, or (B, n, d) a batch of independent ones.
     n_components : K
-    covariance_type, n_init, tol, max_iter, reg_covar : as in scikit-learn.
+    covariance_type, tol, max_iter, reg_covar : as in scikit-learn.
+    n_init : starts, the most likely fit of which is returned. Not scikit-learn's: each is the better of two k-means
+        starts.
     seed : of the k-means starts; start i of data set b takes row ``b * n_init + i`` of the stream. With a stream for
         each data set, row i of its own: then a batch gives what its data sets give one by one.
     sample_weight : (n,) or (B, n), not negative; only their proportions count.
@@ -188,7 +194,8 @@ def fit_mixture(
 
     Raises
     ------
-    DataError : points that are not finite, the wrong shape, more components than points, weights that weigh nothing.
+    DataError : points that are not finite or no plain real numbers (masked, complex, text, objects), the wrong shape,
+        more components than points, weights that weigh nothing.
     InputError : settings or starts out of range.
     FitError : the result leaves the range of float64.
 
@@ -199,7 +206,7 @@ def fit_mixture(
     >>> bool(np.allclose(fit.model.means[0], x.mean(0))), fit.info.converged.tolist()
     (True, [True])
     """
-    batch = _points(x, n_components)
+    batch, alone = _points(x, n_components)
     b, n, d = batch.shape
     if covariance_type not in _KINDS:
         raise InputError("covariance_type must be full, tied, diag or spherical", got=covariance_type)
@@ -223,7 +230,7 @@ def fit_mixture(
         state[:, FLOORED].astype(np.int64),
         state[:, RESEEDED].astype(np.int64),
     )
-    return MixtureFit(models[0] if np.ndim(x) == 2 else models, info)
+    return MixtureFit(models[0] if alone else models, info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +300,7 @@ def _fit_batch(
     settings: tuple[float, int, float], start: Start, out: _Out,
 ) -> None:  # fmt: skip
     """Fit each data set by one thread."""
+    batch = np.require(batch, requirements="W")  # numba would compile anew, half a minute, for what cannot be written
     b = len(batch)
     pieces = min(b, _PIECES * _threads())
     edges = [b * i // pieces for i in range(pieces + 1)]

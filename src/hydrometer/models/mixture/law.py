@@ -23,6 +23,7 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError, Miss
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
+from hydrometer.models.mixture.arrays import real_array, symmetric
 from hydrometer.models.mixture.kernels import log_density, padded
 from hydrometer.models.mixture.surrogate import Surrogate, reference_points
 from hydrometer.models.selectivity import power_log_weights, refuse_choice
@@ -77,12 +78,14 @@ class Mixture:
     ----------
     weights : (K,) non-negative, summing to 1.
     means : (K, d)
-    covariances : shaped as `covariance_type` asks.
+    covariances : shaped as `covariance_type` asks. One that rounding left asymmetric, by at most 1e-5 of its largest
+        entry, is taken for its symmetric part, whose density is the mixture's.
     covariance_type : "full", "tied", "diag" or "spherical".
 
     Raises
     ------
-    InputError : shapes that do not fit, NaN, weights that do not sum to 1, a covariance that is not positive definite.
+    InputError : shapes that do not fit, NaN, weights that do not sum to 1, a covariance that is not symmetric or not
+        positive definite; masked, complex or text values, objects, or what else is no plain real number.
 
     Examples
     --------
@@ -105,9 +108,11 @@ class Mixture:
         *,
         covariance_type: CovarianceType = "full",
     ) -> None:
-        w = np.asarray(weights, np.float64)
-        mu = np.ascontiguousarray(means, np.float64)
-        cov = np.asarray(covariances, np.float64)
+        if covariance_type not in ("full", "tied", "diag", "spherical"):
+            raise InputError("covariance_type must be full, tied, diag or spherical", got=covariance_type)
+        w = real_array(weights, "weights", InputError)
+        mu = np.ascontiguousarray(real_array(means, "means", InputError))
+        cov = real_array(covariances, "covariances", InputError)
         if mu.ndim != 2 or 0 in mu.shape or w.shape != mu.shape[:1]:
             raise InputError("a mixture needs weights (K,) and means (K, d)", got=(w.shape, mu.shape))
         shape = _covariance_shape(covariance_type, *mu.shape)
@@ -118,7 +123,7 @@ class Mixture:
         if (w < 0).any() or abs(w.sum() - 1) > 1e-6:
             raise InputError("weights must not be negative and must sum to 1", got=w.tolist())
         self.means: Floats = mu
-        self.covariances: Floats = cov
+        self.covariances: Floats = symmetric(cov, "covariances") if covariance_type in ("full", "tied") else cov
         self.covariance_type: CovarianceType = covariance_type
         with np.errstate(divide="ignore"):
             self._log_weights: Floats = np.log(w / w.sum())
@@ -145,8 +150,6 @@ class Mixture:
         match self.covariance_type:
             case "full" | "tied":
                 stacked = self.covariances.reshape(-1, d, d)
-                if not np.allclose(stacked, stacked.swapaxes(1, 2), rtol=1e-8, atol=0):
-                    raise InputError("covariances must be symmetric")
                 try:
                     return np.asarray(np.linalg.cholesky(stacked), np.float64)
                 except np.linalg.LinAlgError:
@@ -179,6 +182,7 @@ class Mixture:
 
     def component_log_prob(self, x: Floats) -> Floats:
         """``log N(x_n; mu_k, S_k)``, (K, N), nats. Differences are taken before squaring, so far points stay exact."""
+        x = self._rows(x)
         n, k, d = x.shape[0], *self.means.shape
         out = np.empty((k, n))
         for j in range(k):
@@ -240,19 +244,32 @@ class Mixture:
         return mean, within + np.einsum("k,ki,kj->ij", w, off, off)
 
     def log_prob(self, x: Samples | Floats) -> Floats:
-        """Log density of each point, (N,) nats.
+        """Log density of each point, (N,) nats; minus infinity at infinity.
 
         Parameters
         ----------
         x : `Points` or (N, d)
+
+        Raises
+        ------
+        DataError : another shape, NaN, or what is no plain real number.
         """
-        points = np.asarray(x.x if isinstance(x, Points) else x, np.float64)
+        points = self._rows(x)
+        out = np.empty(len(points))
+        log_density(points, self._log_weights + self._log_norm, self.means, self._factor, out)
+        if not np.isfinite(points).all():
+            out[np.isinf(points).any(axis=1)] = -math.inf  # not NaN, where infinities cancel
+        return out
+
+    def _rows(self, x: Samples | ArrayLike) -> Floats:
+        """Return points (N, d), checked."""
+        points = real_array(x.x if isinstance(x, Points) else x, "points")
         if points.ndim != 2 or points.shape[1] != self.n_features:
             raise DataError(f"points must have shape (N, {self.n_features})", got=points.shape)
-        out = np.empty(len(points))
-        points = np.ascontiguousarray(points)
-        log_density(points, self._log_weights + self._log_norm, self.means, self._factor, out)
-        return out
+        if np.isnan(points).any():
+            first = int(np.flatnonzero(np.isnan(points).any(axis=1))[0])
+            raise DataError("points must not be NaN", got=f"NaN first in row {first}", fix="drop them")
+        return np.ascontiguousarray(points)
 
     def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
         """Score points that this mixture drew under it and under `other`, with surrogates of both as control variates.
@@ -265,9 +282,10 @@ class Mixture:
         Raises
         ------
         LawMismatchError : another dimension.
+        DataError : points as `log_prob` refuses them.
         """
         self.compatible(other)
-        points = np.ascontiguousarray(x.x if isinstance(x, Points) else x, np.float64)
+        points = self._rows(x)
         own = self.log_prob(points)
         theirs = own if other is self else other.log_prob(x)
         at, weights = reference_points(self)
@@ -325,7 +343,7 @@ class Mixture:
         cls, log_weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, covariance_type: CovarianceType
     ) -> Mixture:
         """Make a mixture from normalised log-weights, kept to the last bit."""
-        kept = np.asarray(log_weights, np.float64)
+        kept = real_array(log_weights, "log_weights", InputError)
         return cls(np.exp(kept), means, covariances, covariance_type=covariance_type)._with_log_weights(kept)
 
     def to_sklearn(self) -> GaussianMixture:
@@ -350,10 +368,21 @@ class Mixture:
 
     @classmethod
     def from_sklearn(cls, fitted: GaussianMixture) -> Mixture:
-        """Take over a fitted `sklearn.mixture.GaussianMixture`."""
+        """Take over a fitted `sklearn.mixture.GaussianMixture`.
+
+        Raises
+        ------
+        InputError : one that was not fitted, or whose parameters are none of a mixture's.
+        """
         source: Any = fitted
-        weights = np.asarray(source.weights_, np.float64)
-        return cls(weights / weights.sum(), source.means_, source.covariances_, covariance_type=source.covariance_type)
+        try:
+            weights, means, covariances = source.weights_, source.means_, source.covariances_
+            kind = source.covariance_type
+        except AttributeError:
+            raise InputError("this is no fitted GaussianMixture", got=type(source).__name__, fix="fit it") from None
+        w = real_array(weights, "weights", InputError)
+        total = float(w.sum())
+        return cls(w / total if total > 0 else w, means, covariances, covariance_type=kind)
 
 
 class MixtureBatch(Sequence[Mixture]):

@@ -146,7 +146,10 @@ class MapPoint:
 
 
 class MixtureLevel(Strict):
-    """A fitted level: scikit-learn's parameters of `GaussianMixture`."""
+    """A fitted level: scikit-learn's parameters of `GaussianMixture`.
+
+    But for `n_init`: each start is the better of two k-means starts, scikit-learn's is one (docs, The paper).
+    """
 
     n_components: int = Field(ge=1, le=1_000_000)
     covariance_type: CovarianceType = "diag"
