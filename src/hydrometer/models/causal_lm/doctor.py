@@ -152,7 +152,7 @@ def _stops(s: Subject) -> list[Finding]:
         found.append(
             warning(
                 "stop-outside-vocabulary",
-                f"the generation config names end-of-sequence ids that the tokenizer does not know: {outside}",
+                f"the model's files name end-of-sequence ids that the tokenizer does not know: {outside}",
                 "they are left out of the stop set; if the model was trained to end with them, its answers cannot end",
                 "name the right tokens in truth.stop",
             )
