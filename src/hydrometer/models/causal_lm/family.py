@@ -431,7 +431,7 @@ def _open_lm(path: str, revision: str | None, device: str, precision: Precision)
 
     if precision == "float64":
         raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
-    lm = CausalLM.from_pretrained(path, dtype=precision, device=device, revision=revision)
+    lm = CausalLM.open(load.resolve(path, revision), dtype=precision, device=device)
     lm.frozen = True  # what a run opens is drawn from and scored, never trained
     return lm
 

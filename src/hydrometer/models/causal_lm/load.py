@@ -47,6 +47,7 @@ __all__ = [
     "read_weights",
     "resolve",
     "sha256",
+    "tokenizer_file",
 ]
 
 GGUF_FORMAT = 1
@@ -140,7 +141,7 @@ def outline(resolved: Resolved) -> Outline:
 
     if resolved.base is not None:
         below = outline(resolved.base)
-        if not any(Path(resolved.path).glob("tokenizer*")):
+        if not _brings_tokenizer(resolved):
             return below
         with as_model_error(resolved.path):
             own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False)
@@ -172,6 +173,18 @@ def read_weights(resolved: Resolved) -> PreTrainedModel:
     if network.generation_config is not None:
         network.generation_config.eos_token_id = _generation(resolved).eos_token_id
     return network
+
+
+def tokenizer_file(resolved: Resolved) -> Path | None:
+    """Return the tokenizer.json of the tokenizer that `outline` opens, None where it has none."""
+    if resolved.base is not None and not _brings_tokenizer(resolved):
+        return tokenizer_file(resolved.base)
+    return _file(resolved, "tokenizer.json")
+
+
+def _brings_tokenizer(resolved: Resolved) -> bool:
+    """Whether an adapter has a tokenizer of its own."""
+    return any(Path(resolved.path).glob("tokenizer*"))
 
 
 def _at(resolved: Resolved) -> dict[str, Any]:
@@ -279,7 +292,8 @@ def _alias_file(alias: str) -> Path:
 def _resolve_gguf(file: Path) -> Resolved:
     check_gguf(file)
     digest = sha256(file)
-    folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}"
+    # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
+    folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}-whole"
     if not folder.is_dir():
         _dequantise(file, folder)
     named = _QUANTISATION.match(file.stem)
@@ -294,7 +308,7 @@ def _dequantise(file: Path, folder: Path) -> None:
         raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
     from transformers import AutoTokenizer
 
-    from hydrometer.models.causal_lm.weights import open_network
+    from hydrometer.models.causal_lm.weights import check_read, open_network
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".partial-*"):
@@ -309,6 +323,7 @@ def _dequantise(file: Path, folder: Path) -> None:
         with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file=file.name, trust_remote_code=False)
             model: Any = open_network(str(alone), told=str(file), gguf_file=file.name)
+        check_read(file, model)
         # The weights are plain float32 now; what remembers the quantisation would make save_pretrained refuse.
         model.hf_quantizer = None
         del model.config.quantization_config

@@ -25,6 +25,7 @@ from hydrometer.models.causal_lm.cache import is_extensible, roomy_cache
 from hydrometer.models.causal_lm.llama import Llama
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
+from hydrometer.models.causal_lm.tokenizer_file import difference
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.kept import KeptStates
@@ -110,8 +111,15 @@ class CausalLM:
         Raises
         ------
         ModelError, MissingDependencyError
+
+        Warns
+        -----
+        UserWarning : the tokenizer that transformers opens is not that of the folder's tokenizer.json.
         """
-        return cls.open(load.resolve(str(source), revision, base=base), dtype=dtype, device=device)
+        lm = cls.open(load.resolve(str(source), revision, base=base), dtype=dtype, device=device)
+        if lm.source is not None and (found := difference(lm.source, lm.tokenizer)) is not None:
+            warnings.warn(found.what, stacklevel=2)
+        return lm
 
     @classmethod
     def open(cls, resolved: load.Resolved, *, dtype: Dtype = "auto", device: str = "auto") -> CausalLM:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import ModelError, one_line
@@ -20,7 +21,7 @@ from hydrometer.models.causal_lm import load
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Unfit", "is_tied", "open_network", "untie"]
+__all__ = ["Unfit", "check_read", "is_tied", "open_network", "untie"]
 
 _NAMED = 3  # names of each kind in a message
 # Computed from the config, and written by older releases or by the model's first authors.
@@ -30,6 +31,10 @@ _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|nested_\w+|quant_state\.\w+|weight_format"
     r"|(weight|input)_scale(_inv|_2)?|weight_(packed|shape|zero_point|scale)|k_scale|v_scale)(\.|$)"
 )
+# Of a GGUF file: experts and heads, which have a way of their own into the network, and factors of the rotary
+# embedding, which change nothing where they are one.
+_ELSEWHERE = re.compile(r"_(exps|projs)\.|^output\.weight$")
+_FACTORS = "rope_freqs.weight"
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -98,6 +103,31 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
         # The file has a head of its own, which is used. What is saved and built from here on must say so.
         untie(network)
     return network
+
+
+def check_read(file: Path, network: PreTrainedModel) -> None:
+    """Refuse a GGUF file that holds tensors which transformers leaves out without a word. Raises ModelError."""
+    if getattr(getattr(network, "hf_quantizer", None), "supported", False):
+        return  # read by the newer loader, whose report `open_network` has seen
+    from gguf import GGUFReader
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    with load.as_model_error(str(file)):
+        reader: Any = GGUFReader(str(file))
+        kind = str(reader.fields["general.architecture"].contents())
+        processor: Any = loader.TENSOR_PROCESSORS.get(kind, loader.TensorProcessor)
+        read: Any = loader.get_gguf_hf_weights_map(network, processor(config=network.config.to_dict()))
+    unread = [
+        str(t.name)
+        for t in reader.tensors
+        if t.name not in read
+        and not _ELSEWHERE.search(t.name)
+        and not (t.name == _FACTORS and bool((t.data == 1).all()))
+    ]
+    if unread:
+        what = f"the weights are not the network's: {Unfit((), tuple(sorted(unread)))}"
+        fix = "give the original weights: transformers does not read these tensors of a GGUF file"
+        raise ModelError(what, got=str(file), fix=fix)
 
 
 def is_tied(network: Any) -> bool:
