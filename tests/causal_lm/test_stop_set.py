@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tokenizers import pre_tokenizers  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from hydrometer.core.errors import ModelError  # noqa: E402
@@ -23,7 +20,7 @@ from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from hydrometer.run.judging import judge_models  # noqa: E402
-from tiny import make_llama, make_tokenizer  # noqa: E402
+from tiny import make_llama, make_tokenizer, write_gguf  # noqa: E402
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
 
@@ -143,76 +140,6 @@ def test_judge_stops_there(folder: Path, tmp_path: Path) -> None:
     assert judged == pytest.approx(float(stopped.mean()), abs=5 * (0.25 / 128 + 0.25 / 512) ** 0.5)
 
 
-# -- GGUF ----------------------------------------
-
-
-def write_gguf(path: Path, *, without: str | None = None, more: dict[str, Any] | None = None) -> Path:
-    """A Llama of one layer with a tokenizer of bytes; float32."""
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "<s>", "<|endoftext|>"]
-    w = gguf.GGUFWriter(str(path), "llama")
-    w.add_context_length(64)
-    w.add_embedding_length(16)
-    w.add_block_count(1)
-    w.add_feed_forward_length(24)
-    w.add_head_count(2)
-    w.add_head_count_kv(2)
-    w.add_layer_norm_rms_eps(1e-5)
-    w.add_rope_dimension_count(8)
-    w.add_vocab_size(len(tokens))
-    w.add_tokenizer_model("gpt2")
-    w.add_token_list(tokens)
-    w.add_token_merges(["a b"])
-    w.add_token_types([1] * (len(tokens) - 2) + [3, 3])
-    w.add_bos_token_id(len(tokens) - 2)
-    w.add_eos_token_id(5)
-    shapes = {
-        "token_embd": (len(tokens), 16), "output": (len(tokens), 16), "output_norm": (16,), "blk.0.attn_norm": (16,),
-        "blk.0.ffn_norm": (16,), "blk.0.attn_q": (16, 16), "blk.0.attn_k": (16, 16), "blk.0.attn_v": (16, 16),
-        "blk.0.attn_output": (16, 16), "blk.0.ffn_gate": (24, 16), "blk.0.ffn_up": (24, 16), "blk.0.ffn_down": (16, 24),
-    }  # fmt: skip
-    rng = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        if name != without:
-            w.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
-    for name, values in (more or {}).items():
-        w.add_tensor(name, values)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
-    return path
-
-
 def test_a_gguf_file_ends_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDROMETER_CACHE", str(tmp_path / "cache"))
-    assert everywhere(write_gguf(tmp_path / "m.gguf")) == {(5,)}
-
-
-@pytest.mark.parametrize(
-    ("without", "named"),
-    [("blk.0.ffn_up", "model.layers.0.mlp.up_proj.weight"), ("blk.0.attn_q", "model.layers.0.self_attn.q_proj.weight"),
-     ("token_embd", "model.embed_tokens.weight")],
-)  # fmt: skip
-def test_a_gguf_file_without_a_tensor_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str, named: str
-) -> None:
-    monkeypatch.setenv("HYDROMETER_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ModelError, match=rf"missing \({named}\); got '.*m\.gguf'"):
-        load.resolve(str(write_gguf(tmp_path / "m.gguf", without=without)))
-    assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_q.weight", "mystery", "rope_freqs.weight"])
-def test_a_tensor_of_a_gguf_file_that_transformers_leaves_out_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv("HYDROMETER_CACHE", str(tmp_path / "cache"))
-    file = write_gguf(tmp_path / "m.gguf", more={name: np.full(4, 2, np.float32)})
-    with pytest.raises(ModelError, match=rf"not the network's \({name}\); got '.*m\.gguf'"):
-        load.resolve(str(file))
-    assert not list((tmp_path / "cache" / "models").iterdir())
-
-
-def test_rotary_factors_of_one_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYDROMETER_CACHE", str(tmp_path / "cache"))
-    load.resolve(str(write_gguf(tmp_path / "m.gguf", more={"rope_freqs.weight": np.ones(4, np.float32)})))
+    assert everywhere(write_gguf(tmp_path / "m.gguf", end=5)) == {(5,)}

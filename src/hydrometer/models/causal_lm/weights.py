@@ -106,28 +106,38 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
 
 
 def check_read(file: Path, network: PreTrainedModel) -> None:
-    """Refuse a GGUF file that holds tensors which transformers leaves out without a word. Raises ModelError."""
-    if getattr(getattr(network, "hf_quantizer", None), "supported", False):
-        return  # read by the newer loader, whose report `open_network` has seen
-    from gguf import GGUFReader
-    from transformers import modeling_gguf_pytorch_utils as loader
+    """Refuse a GGUF file of which transformers leaves something out without a word.
 
+    Raises
+    ------
+    ModelError : a tensor that is not read, or a scaled rotary embedding that is read as a plain one.
+    """
+    from gguf import GGUFReader
+
+    fix = "give the original weights: transformers does not read this of a GGUF file"
     with load.as_model_error(str(file)):
         reader: Any = GGUFReader(str(file))
         kind = str(reader.fields["general.architecture"].contents())
-        processor: Any = loader.TENSOR_PROCESSORS.get(kind, loader.TensorProcessor)
-        read: Any = loader.get_gguf_hf_weights_map(network, processor(config=network.config.to_dict()))
-    unread = [
-        str(t.name)
-        for t in reader.tensors
-        if t.name not in read
-        and not _ELSEWHERE.search(t.name)
-        and not (t.name == _FACTORS and bool((t.data == 1).all()))
-    ]
+        said: dict[str, Any] = {k: v.contents() for k, v in reader.fields.items() if ".rope.scaling." in k}
+        scaling, factor = (said.get(f"{kind}.rope.scaling.{k}") for k in ("type", "factor"))
+        unread = _unread(reader, kind, network)
+    rope: Any = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    if scaling not in (None, "none") and factor != 1 and rope.get("rope_type", "default") == "default":
+        what = "the file scales its rotary embedding, and the network that transformers makes of it does not"
+        raise ModelError(what, got=scaling, fix=fix)
     if unread:
-        what = f"the weights are not the network's: {Unfit((), tuple(sorted(unread)))}"
-        fix = "give the original weights: transformers does not read these tensors of a GGUF file"
-        raise ModelError(what, got=str(file), fix=fix)
+        raise ModelError(f"the weights are not the network's: {Unfit((), unread)}", got=str(file), fix=fix)
+
+
+def _unread(reader: Any, kind: str, network: PreTrainedModel) -> tuple[str, ...]:
+    if getattr(getattr(network, "hf_quantizer", None), "supported", False):
+        return ()  # read by transformers' newer loader, whose report `open_network` has seen
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    processor: Any = loader.TENSOR_PROCESSORS.get(kind, loader.TensorProcessor)
+    read: Any = loader.get_gguf_hf_weights_map(network, processor(config=network.config.to_dict()))
+    left = [t for t in reader.tensors if t.name not in read and not _ELSEWHERE.search(t.name)]
+    return tuple(sorted(str(t.name) for t in left if t.name != _FACTORS or bool((t.data != 1).any())))
 
 
 def is_tied(network: Any) -> bool:
