@@ -90,18 +90,18 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
             source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
-    network, found = opened
-    unfit = Unfit(
-        tuple(sorted(found["missing_keys"])),
-        tuple(sorted(k for k in found["unexpected_keys"] if not _is_computed(k, network))),
-        tuple(sorted((name, tuple(here), tuple(wanted)) for name, here, wanted in found["mismatched_keys"])),
-    )
-    if unfit:
-        what = f"the weights are not the network's: {unfit}"
-        raise ModelError(what, got=told, fix=_remedy(unfit, network))
-    if not is_tied(network) and getattr(network.config, "tie_word_embeddings", False):
-        # The file has a head of its own, which is used. What is saved and built from here on must say so.
-        untie(network)
+        network, found = opened
+        unfit = Unfit(
+            tuple(sorted(found["missing_keys"])),
+            tuple(sorted(k for k in found["unexpected_keys"] if not _is_computed(k, network))),
+            tuple(sorted((name, tuple(here), tuple(wanted)) for name, here, wanted in found["mismatched_keys"])),
+        )
+        if unfit:
+            what = f"the weights are not the network's: {unfit}"
+            raise ModelError(what, got=told, fix=_remedy(unfit, network))
+        if not is_tied(network) and getattr(network.config, "tie_word_embeddings", False):
+            # The file has a head of its own, which is used. What is saved and built from here on must say so.
+            untie(network)
     return network
 
 
