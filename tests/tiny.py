@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -85,3 +89,52 @@ def make_qwen2() -> Qwen2ForCausalLM:
     )  # fmt: skip
     torch.manual_seed(2)
     return Qwen2ForCausalLM(config)
+
+
+def write_gguf(
+    path: Path,
+    *,
+    without: str | None = None,
+    more: dict[str, Any] | None = None,
+    end: int = 1,
+    factor: float | None = None,
+) -> Path:
+    """Write a Llama of one layer with a tokenizer of bytes, float32; `more` are tensors besides."""
+    import gguf
+
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "<s>", "<|endoftext|>"]
+    w = gguf.GGUFWriter(str(path), "llama")
+    w.add_context_length(64)
+    w.add_embedding_length(16)
+    w.add_block_count(1)
+    w.add_feed_forward_length(24)
+    w.add_head_count(2)
+    w.add_head_count_kv(2)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_rope_dimension_count(8)
+    if factor is not None:
+        w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        w.add_rope_scaling_factor(factor)
+    w.add_vocab_size(len(tokens))
+    w.add_tokenizer_model("gpt2")
+    w.add_token_list(tokens)
+    w.add_token_merges(["a b"])
+    w.add_token_types([1] * (len(tokens) - 2) + [3, 3])
+    w.add_bos_token_id(len(tokens) - 2)
+    w.add_eos_token_id(end)
+    shapes = {
+        "token_embd": (len(tokens), 16), "output": (len(tokens), 16), "output_norm": (16,), "blk.0.attn_norm": (16,),
+        "blk.0.ffn_norm": (16,), "blk.0.attn_q": (16, 16), "blk.0.attn_k": (16, 16), "blk.0.attn_v": (16, 16),
+        "blk.0.attn_output": (16, 16), "blk.0.ffn_gate": (24, 16), "blk.0.ffn_up": (24, 16), "blk.0.ffn_down": (16, 24),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        if name != without:
+            w.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
+    for name, values in (more or {}).items():
+        w.add_tensor(name, values)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path

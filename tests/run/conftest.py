@@ -14,6 +14,8 @@ Command = Callable[..., tuple[int, str, str]]
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Local folders of tiny random models: Llama, GPT-2 with tied and untied head, Qwen with a padded vocabulary."""
     pytest.importorskip("torch")
+    from transformers import AutoTokenizer
+
     from hydrometer.models.causal_lm.model import CausalLM
     from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer
 
@@ -24,6 +26,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
     for name, model in made.items():
         CausalLM(model, make_tokenizer(64)).save(root / name)
+        # Qwen's class makes a tokenizer of its own around the words: the file has to be that one's.
+        AutoTokenizer.from_pretrained(root / name).save_pretrained(root / name)
     return {name: root / name for name in made}
 
 

@@ -250,6 +250,8 @@ def _notes(
     if own is not None:
         out.append(f"prompts, stop set and max_new_tokens are those that {labels[-1]} was fitted with")
     for m, label in zip(models, labels, strict=True):
+        if m.caveat is not None:
+            out.append(f"{label}: {m.caveat}")
         if m.stop_ids != stops[m.vocabulary]:
             out.append(f"{label} would stop at {list(m.stop_ids)}; it is judged under {list(stops[m.vocabulary])}")
         if m.vocabulary != models[0].vocabulary:

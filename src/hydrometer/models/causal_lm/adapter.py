@@ -15,30 +15,40 @@ import json
 import re
 import warnings
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import MissingDependencyError, ModelError
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.vet import FILES, check_files, tensor_sizes
+from hydrometer.models.causal_lm.weights import Unfit, is_tied, untie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["merged", "resolve_adapter"]
 
+T = TypeVar("T")
+
 WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1_000_000
 _PREFIX = "base_model.model."
 _MODULE = re.compile(r"[A-Za-z_][\w.]{0,400}")
 _LORA_A = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.lora_(?P<kind>A\.weight|embedding_A)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _TAKEN = ("fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias")
-# What would change the merged weights and is not among what is taken: refused where set.
-_REFUSED = (
-    "megatron_config", "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
-    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "lora_ga_config",
-)  # fmt: skip
+# Of a config's other fields these say nothing of the merged weights, or are looked at one by one.
+_NEUTRAL = frozenset((
+    *_TAKEN, "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+    "peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "lora_dropout", "megatron_core", "init_lora_weights",
+    "loftq_config", "eva_config", "corda_config", "qalora_group_size", "ensure_weight_tying",
+))  # fmt: skip
+# The other ways to begin change the base's weights, which peft does again when it opens the adapter.
+_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+_MERGE = "merge it with peft where it was made, and give the merged model's folder"
 
 
 def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
@@ -63,21 +73,32 @@ def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
         raise ModelError(f"the adapter's folder holds no {WEIGHTS}", got=str(folder), fix="save it with peft")
     if find_spec("peft") is None:
         raise MissingDependencyError("reading an adapter needs the package peft", fix="pip install 'hydrometer[peft]'")
+    _check_fields(config)
     tensor_sizes(folder / WEIGHTS)
     check_files({name: folder / name for name in FILES if (folder / name).is_file()}, str(folder))
     named = config.get("base_model_name_or_path")
     under = _base(folder, named, config.get("revision"), base)
-    _fits(folder, config, under, str(named))
+    unties = _fits(folder, config, under, str(named))
     whole = hashlib.sha256()
     beside = sorted(f for f in folder.glob("tokenizer*") if f.is_file())
     for file in (folder / load.ADAPTER_CONFIG, folder / WEIGHTS, *beside):
         whole.update(f"{file.name}\0{load.sha256(file)}\n".encode())
     identity = {"kind": "adapter", "sha256": whole.hexdigest(), "base": json.dumps(dict(under.identity))}
+    if unties:  # what was kept before they were told apart is another model's
+        identity["head"] = "untied"
     return load.Resolved(str(folder), None, identity, f"{folder.name}, an adapter over {under.description}", under)
 
 
 def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
-    """Merge the adapter into its base's weights; `base` is changed and returned. Raises ModelError."""
+    """Merge the adapter into its base's weights; `base` is changed and returned.
+
+    Head and embeddings that are one matrix become two where the adapter changes one of them: peft adds the factors to
+    what one use of the matrix gives, not to the other's.
+
+    Raises
+    ------
+    ModelError : its tensors do not fit.
+    """
     import peft
     from safetensors.torch import load_file
 
@@ -86,18 +107,42 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
     tensors = load_file(folder / WEIGHTS)
     options = _lora(config, {name: tuple(t.shape) for name, t in tensors.items()}, folder)
     wanted = _wanted(str(config.get("base_model_name_or_path")))
+    tied = is_tied(base)
     with load.as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers; nobody here can act on it
+        warnings.simplefilter("ignore")  # of peft, on what is seen to here
         model: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options))
         result: Any = peft.set_peft_model_state_dict(model, tensors)
         unread = [*result.unexpected_keys, *(k for k in result.missing_keys if "lora_" in k)]
         if unread:
             raise ValueError(f"{len(unread)} of its weights have no place there, first {unread[0]}")
+        if tied and _touches(base):
+            _part(base)
         plain = cast("PreTrainedModel", model.merge_and_unload())
     # peft remembers itself in the model it changed; what is left is a plain network.
     if hasattr(plain, "peft_config"):
         delattr(plain, "peft_config")
     return plain.eval().requires_grad_(False)
+
+
+def _touches(network: Any) -> bool:
+    """Whether peft has put something in the place of the embeddings or of the head."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())
+    return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in ends)
+
+
+def _part(network: Any) -> None:
+    """Give the head a matrix of its own, which is that of the embeddings so far."""
+    import torch
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    head: Any = network.get_output_embeddings()
+    if not isinstance(head, AuxiliaryTrainingWrapper):  # else it has one
+        head = getattr(head, "base_layer", head)
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    untie(network)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -110,13 +155,27 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{load.ADAPTER_CONFIG} holds no configuration", got=str(folder), fix=fix)
     config = cast("dict[str, Any]", value)
     if config.get("peft_type") != "LORA":
-        fix = "merge it with peft where it was made, and give the merged model's folder"
-        raise ModelError("only LoRA adapters are merged here", got=config.get("peft_type"), fix=fix)
-    for key in _REFUSED:
-        if config.get(key):
-            fix = "merge it with peft where it was made, and give the merged model's folder"
-            raise ModelError(f"the adapter uses {key}, which is not read here", got=config[key], fix=fix)
+        raise ModelError("only LoRA adapters are merged here", got=config.get("peft_type"), fix=_MERGE)
     return config
+
+
+def _check_fields(config: dict[str, Any]) -> None:
+    """Refuse what would change the merged weights and is not among what is taken."""
+    import peft
+
+    default = vars(peft.LoraConfig())
+    for key, value in config.items():
+        if key in _NEUTRAL or value in (None, False, "", [], {}):
+            continue
+        # Of a field that a later release of peft brings, a number or a name may be the default.
+        known = value == default[key] if key in default else isinstance(value, int | float | str) and value is not True
+        if not known:
+            raise ModelError(f"the adapter uses {key}, which is not read here", got=value, fix=_MERGE)
+    begun = config.get("init_lora_weights")
+    if not any(begun is b or (isinstance(b, str) and begun == b) for b in _BEGINNINGS):
+        what = "the adapter began by changing its base's weights (init_lora_weights)"
+        fix = "save it with peft's path_initial_model_for_weight_conversion, or merge it there and give that folder"
+        raise ModelError(what, got=begun, fix=fix)
 
 
 def _base(folder: Path, named: object, revision: object, base: str | None) -> load.Resolved:
@@ -189,23 +248,100 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
     }
 
 
-def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str) -> None:
-    """Compare the adapter's names and shapes with the base's, by a network without weights."""
+def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str) -> bool:
+    """Compare the adapter's names and shapes with what peft would put over the base, by a network without weights.
+
+    Returns
+    -------
+    Whether head and embeddings, one matrix in the base, are two in the merged network.
+    """
+    import peft
     import torch
     from transformers import AutoModelForCausalLM
 
     shapes = _shapes(folder)
-    _lora(config, shapes, folder)
+    options = _lora(config, shapes, folder)
     with load.as_model_error(base.path), torch.device("meta"):
         network: Any = AutoModelForCausalLM.from_config(load.outline(base).config, trust_remote_code=False)
     modules: dict[str, Any] = dict(network.named_modules())
-    for name, shape in shapes.items():
-        if not (m := _LORA_A.fullmatch(name)):
-            continue
-        module = modules.get(m["module"])
-        weight: Any = getattr(module, "weight", None)
-        # Linear is (out, in) and Conv1D (in, out); an embedding's factor A is (r, ids).
-        inner = getattr(module, "in_features", None) or (weight.shape[0] if weight is not None else None)
-        if module is None or weight is None or len(shape) != 2 or inner != shape[1]:
-            what = f"the adapter does not fit {base.description}: {m['module']} is not there or of another size"
-            raise ModelError(what, got=str(folder), fix=_wanted(named))
+    plain = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    ends = {n for n, m in modules.items() if m in (network.get_input_embeddings(), network.get_output_embeddings())}
+    tied = is_tied(network)
+    adapted, saved = set(options["target_modules"]), cast("list[str]", options["modules_to_save"] or [])
+    strange = sorted(adapted - modules.keys())
+    unfit = Unfit((), tuple(f"{_PREFIX}{n}.lora_A" for n in strange))
+    if not unfit:
+        with load.as_model_error(str(folder), fix=_wanted(named)), warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options)
+            model: Any = peft.get_peft_model(network, lora)
+            state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        needed = {name: tuple(t.shape) for name, t in state.items()}
+        needed |= {k: shape for k, shape in _embeddings(plain, ends).items() if k in shapes}
+        absent = {f"{_PREFIX}{n}.lora_A" for n in _aimed(config, modules, adapted, saved) - adapted}
+        unfit = Unfit(
+            tuple(sorted({*(needed.keys() - shapes.keys()), *absent})),
+            tuple(sorted(shapes.keys() - needed.keys())),
+            tuple((k, shapes[k], needed[k]) for k in sorted(shapes.keys() & needed.keys()) if shapes[k] != needed[k]),
+        )
+    if unfit:
+        only_missing = not unfit.unexpected and not unfit.mismatched
+        fix = "save the adapter again with peft's save_pretrained" if only_missing else _wanted(named)
+        raise ModelError(f"the adapter does not fit {base.description}: {unfit}", got=str(folder), fix=fix)
+    unties = tied and _touches(network)
+    if unties and config.get("ensure_weight_tying"):
+        what = "the adapter keeps head and embeddings one matrix (ensure_weight_tying), which is not read here"
+        raise ModelError(what, got=str(folder), fix=_MERGE)
+    return unties
+
+
+def _embeddings(plain: dict[str, tuple[int, ...]], ends: set[str]) -> dict[str, tuple[int, ...]]:
+    """Names under which peft may also have written the base's head and embeddings."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in plain.items():
+        module, _, last = name.rpartition(".")
+        if module in ends:
+            found |= {f"{_PREFIX}{name}": shape, f"{_PREFIX}{module}.base_layer.{last}": shape}
+    return found
+
+
+def _aimed(config: dict[str, Any], modules: dict[str, Any], adapted: set[str], saved: list[str]) -> set[str]:
+    """Modules that the config says are adapted, as peft reads it; of a pattern, those like the ones that are.
+
+    A pattern is somebody else's program, which is not run. Then every module of a kind that is adapted should be, in
+    every layer that has an adapted one.
+    """
+    aims, spared = _list_of(config.get("target_modules"), str), _list_of(config.get("exclude_modules"), str)
+    lists = config.get("layers_pattern")
+    lists = _list_of([lists] if isinstance(lists, str) and _MODULE.fullmatch(lists) else lists, str)
+    where = config.get("layers_to_transform")
+    chosen = _list_of([where] if isinstance(where, int) else where, int)
+    if not aims or spared is None or chosen is None or lists is None or not all(_MODULE.fullmatch(n) for n in lists):
+        kinds, layers = {_NUMBER.sub("*", n) for n in adapted}, {_layer(n, []) for n in adapted}
+        return {n for n in modules if _NUMBER.sub("*", n) in kinds and _layer(n, []) in layers}
+    return {
+        n
+        for n in modules
+        if _ends(n, aims)
+        and not _ends(n, spared)
+        and not any(f".{s}." in f".{n}." for s in saved)
+        and (n in aims or not chosen or _layer(n, lists) in chosen)
+    }
+
+
+def _list_of(value: object, kind: type[T]) -> list[T] | None:
+    """Return a list of nothing else, empty for None; None where it is not one."""
+    entries = cast("list[object]", value) if isinstance(value, list) else [] if value is None else [...]
+    return cast("list[T]", entries) if all(isinstance(e, kind) for e in entries) else None
+
+
+def _ends(name: str, names: list[str]) -> bool:
+    return any(f".{name}".endswith(f".{n}") for n in names)
+
+
+def _layer(name: str, lists: list[str]) -> int | None:
+    """Number of the layer that a module is in: the first behind one of these names, or behind any."""
+    for before, part in pairwise(name.split(".")[:-1]):
+        if part.isdigit() and (not lists or before in lists):
+            return int(part)
+    return None

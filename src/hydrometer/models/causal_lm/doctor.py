@@ -20,6 +20,7 @@ from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
+from hydrometer.models.causal_lm.tokenizer_file import difference, prompts_differ
 
 __all__ = ["Subject", "examine"]
 
@@ -63,8 +64,8 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
     open_law : opens the truth's law in an arithmetic; called only where nothing fatal is found without.
     """
     found = [
-        *_vocabularies(subject), *_room(subject), *_stops(subject), *_padding(subject), *_prompts(subject),
-        *_special_text(subject), *_sizes(subject), *_weights(subject), *_rows_per_prompt(subject),
+        *_vocabularies(subject), *_tokenizer_file(subject), *_room(subject), *_stops(subject), *_padding(subject),
+        *_prompts(subject), *_special_text(subject), *_sizes(subject), *_weights(subject), *_rows_per_prompt(subject),
     ]  # fmt: skip
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
@@ -114,6 +115,25 @@ def _rows(config: PretrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
+def _tokenizer_file(s: Subject) -> list[Finding]:
+    """The tokenizer that is used against the folder's tokenizer.json."""
+    found = difference(s.resolved, s.tokenizer)
+    if found is None:
+        return []
+    fix = (
+        "if the model was trained with the class that is opened, save its tokenizer anew; else set tokenizer_class to "
+    )
+    fix += "TokenizersBackend in tokenizer_config.json, which most families of transformers follow"
+    if found.of == "decoding":
+        why = "ids are right and so are the figures of this run; answers that are shown or compared as text are not"
+        return [warning("tokenizer-file-differs", found.what, why, fix)]
+    if found.of == "text" or prompts_differ(s.resolved, s.tokenizer, s.prompts):
+        why = "the model is asked in ids that it was not trained on, so the truth is judged off its own ground"
+        return [fatal("tokenizer-file-differs", found.what, why, fix)]
+    why = "the prompts of this run have the file's ids; text of that kind would not have them"
+    return [warning("tokenizer-file-differs", found.what, why, fix)]
+
+
 def _room(s: Subject) -> list[Finding]:
     longest = max(len(p) for p in s.prompts.ids) + s.chain.truth.max_new_tokens
     short = {
@@ -152,7 +172,7 @@ def _stops(s: Subject) -> list[Finding]:
         found.append(
             warning(
                 "stop-outside-vocabulary",
-                f"the generation config names end-of-sequence ids that the tokenizer does not know: {outside}",
+                f"the model's files name end-of-sequence ids that the tokenizer does not know: {outside}",
                 "they are left out of the stop set; if the model was trained to end with them, its answers cannot end",
                 "name the right tokens in truth.stop",
             )

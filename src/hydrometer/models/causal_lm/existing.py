@@ -54,6 +54,7 @@ class Existing:
     has_template : whether its tokenizer has a chat template.
     room : positions that the network has, or None where its config does not say.
     own : what it brings along, or None.
+    caveat : where its tokenizer is not that of its tokenizer.json, in a line.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Existing:
     has_template: bool
     room: int | None
     own: Own | None
+    caveat: str | None = None
 
 
 def _size(source: str, config: Any, name: str) -> float:
@@ -85,6 +87,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
         what = "causal language models need torch and transformers"
         raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
     from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
+    from hydrometer.models.causal_lm.tokenizer_file import difference
 
     resolved = load.resolve(source, base=base)
     found = load.outline(resolved)
@@ -93,12 +96,13 @@ def find_model(source: str, base: str | None = None) -> Existing:
     size = 12.0 * layers * width**2 + words * width
     stop_ids = model_stop_ids(found.generation_config, found.tokenizer)
     ids_known = max(found.tokenizer.get_vocab().values()) + 1
+    differs = difference(resolved, found.tokenizer)
     own = _own(Path(resolved.path), ids_known) if resolved.revision is None else None
     room: object = getattr(config, "max_position_embeddings", None)
     return Existing(
         source, resolved, found.tokenizer, vocabulary_hash(found.tokenizer), stop_ids, size,
         bool(found.tokenizer.chat_template),
-        room if isinstance(room, int) else None, own,
+        room if isinstance(room, int) else None, own, None if differs is None else differs.what,
     )  # fmt: skip
 
 

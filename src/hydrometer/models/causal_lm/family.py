@@ -385,13 +385,18 @@ def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Promp
 
 
 def _outline(resolved: load.Resolved) -> load.Outline:
-    return _read_outline(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)))
+    base = resolved.base
+    under = None if base is None else (base.path, base.revision, json.dumps(dict(base.identity)))
+    return _read_outline(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), under)
 
 
 @lru_cache(maxsize=8)
-def _read_outline(path: str, revision: str | None, identity: str) -> load.Outline:
+def _read_outline(
+    path: str, revision: str | None, identity: str, under: tuple[str, str | None, str] | None
+) -> load.Outline:
     """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
-    return load.outline(load.Resolved(path, revision, json.loads(identity), ""))
+    base = None if under is None else load.Resolved(under[0], under[1], json.loads(under[2]), "")
+    return load.outline(load.Resolved(path, revision, json.loads(identity), "", base))
 
 
 def _needs_torch() -> None:
@@ -426,7 +431,7 @@ def _open_lm(path: str, revision: str | None, device: str, precision: Precision)
 
     if precision == "float64":
         raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
-    lm = CausalLM.from_pretrained(path, dtype=precision, device=device, revision=revision)
+    lm = CausalLM.open(load.resolve(path, revision), dtype=precision, device=device)
     lm.frozen = True  # what a run opens is drawn from and scored, never trained
     return lm
 

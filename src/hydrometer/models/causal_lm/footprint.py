@@ -52,6 +52,7 @@ def level_configs(truth: PretrainedConfig, levels: Sequence[Level]) -> dict[str,
 
 def _config_of(source: str, revision: str | None) -> PretrainedConfig:
     resolved = load.resolve(source, revision)
+    resolved = resolved.base or resolved  # an adapter's network is its base's
     options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
     return AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
 

@@ -23,12 +23,12 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydrometer.core.documents import user_path
+from hydrometer.core.documents import read_json, user_path
 from hydrometer.core.errors import DataError, HydrometerError, MissingDependencyError, ModelError, one_line
 from hydrometer.core.leftovers import is_abandoned, mark
 from hydrometer.core.refusals import is_panic
 from hydrometer.models.causal_lm.gguf_header import check_gguf
-from hydrometer.models.causal_lm.vet import FILES, check_files, check_folder
+from hydrometer.models.causal_lm.vet import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ __all__ = [
     "read_weights",
     "resolve",
     "sha256",
+    "tokenizer_file",
 ]
 
 GGUF_FORMAT = 1
@@ -85,11 +86,17 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """All of a model but its weights."""
+    """All of a model but its weights.
+
+    Attributes
+    ----------
+    generation_config : what generation_config.json says; its end of sequence is that of config.json where it names none
+        or is not there.
+    """
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    generation_config: GenerationConfig | None
+    generation_config: GenerationConfig
 
 
 def cache_folder() -> Path:
@@ -130,42 +137,81 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
 
 def outline(resolved: Resolved) -> Outline:
     """Read config, tokenizer and generation config; no weights. Raises ModelError."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     if resolved.base is not None:
         below = outline(resolved.base)
-        if not any(Path(resolved.path).glob("tokenizer*")):
+        if not _brings_tokenizer(resolved):
             return below
         with as_model_error(resolved.path):
             own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False)
         return Outline(below.config, own, below.generation_config)
 
-    options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
     with as_model_error(resolved.path):
-        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **options)
-        # Many models have none; one that cannot be read is an error, for the stop set is in it.
-        has_generation = _has(resolved, "generation_config.json")
-        generation = GenerationConfig.from_pretrained(resolved.path, **options) if has_generation else None
+        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **_at(resolved))
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **_at(resolved))
+    generation = _generation(resolved)
     if len(tokenizer) == 0:
         raise ModelError("the tokenizer knows no token", got=resolved.path, fix="fetch the model again")
     return Outline(config, tokenizer, generation)
 
 
 def read_weights(resolved: Resolved) -> PreTrainedModel:
-    """Open the network in float32, on the CPU. Raises ModelError."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """Open the network in float32, on the CPU, its end of sequence that of `outline`.
+
+    Raises
+    ------
+    ModelError : it cannot be opened, or its file does not hold exactly the network's tensors.
+    """
+    from hydrometer.models.causal_lm.weights import open_network
 
     if resolved.base is not None:
         from hydrometer.models.causal_lm.adapter import merged
 
         return merged(resolved, read_weights(resolved.base))
-    options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
+    network: Any = open_network(resolved.path, use_safetensors=True, **_at(resolved))
+    if network.generation_config is not None:
+        network.generation_config.eos_token_id = _generation(resolved).eos_token_id
+    return network
+
+
+def tokenizer_file(resolved: Resolved) -> Path | None:
+    """Return the tokenizer.json of the tokenizer that `outline` opens, None where it has none."""
+    if resolved.base is not None and not _brings_tokenizer(resolved):
+        return tokenizer_file(resolved.base)
+    return _file(resolved, "tokenizer.json")
+
+
+def _brings_tokenizer(resolved: Resolved) -> bool:
+    """Whether an adapter has a tokenizer of its own."""
+    return any(Path(resolved.path).glob("tokenizer*"))
+
+
+def _at(resolved: Resolved) -> dict[str, Any]:
+    return {"revision": resolved.revision} if resolved.revision else {}
+
+
+def _generation(resolved: Resolved) -> GenerationConfig:
+    """Read generation_config.json; an end of sequence that it does not name is that of config.json, where it has one.
+
+    The class of a config has one of its own, another model's, where config.json is silent: it is not asked.
+    """
+    from transformers import GenerationConfig
+
     with as_model_error(resolved.path):
-        return AutoModelForCausalLM.from_pretrained(
-            resolved.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options
+        # Many models have none; one that cannot be read is an error, for the stop set is in it.
+        found = (
+            GenerationConfig.from_pretrained(resolved.path, **_at(resolved))
+            if _file(resolved, "generation_config.json") is not None
+            else GenerationConfig()
         )
+        config = _file(resolved, "config.json")
+        if found.eos_token_id is None and config is not None:
+            whole: Any = read_json(config, MAX_CONFIG_BYTES, unique=True)
+            parts = (whole, *(whole.get(k) for k in ("text_config", "decoder", "generator")))
+            ends = [p["eos_token_id"] for p in parts if isinstance(p, dict) and p.get("eos_token_id") is not None]
+            found.eos_token_id = ends[0] if ends else None
+    return found
 
 
 def _resolve_folder(path: Path) -> Resolved:
@@ -204,10 +250,12 @@ def _resolve_hub(source: str, revision: str | None) -> Resolved:
     return Resolved(source, commit, {"kind": "hub", "id": source, "commit": commit}, f"{source} at {commit[:8]}")
 
 
-def _has(resolved: Resolved, name: str) -> bool:
-    if resolved.revision is None:
-        return (Path(resolved.path) / name).is_file()
-    return _hub_file(resolved.path, name, resolved.revision) is not None
+def _file(resolved: Resolved, name: str) -> Path | None:
+    """Return a file of a model, None where it has none of that name."""
+    if resolved.revision is not None:
+        return _hub_file(resolved.path, name, resolved.revision)
+    file = Path(resolved.path) / name
+    return file if file.is_file() else None
 
 
 def _hub_file(source: str, name: str, revision: str) -> Path | None:
@@ -244,7 +292,8 @@ def _alias_file(alias: str) -> Path:
 def _resolve_gguf(file: Path) -> Resolved:
     check_gguf(file)
     digest = sha256(file)
-    folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}"
+    # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
+    folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}-whole"
     if not folder.is_dir():
         _dequantise(file, folder)
     named = _QUANTISATION.match(file.stem)
@@ -257,8 +306,9 @@ def _dequantise(file: Path, folder: Path) -> None:
     """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
     if find_spec("gguf") is None:
         raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from hydrometer.models.causal_lm.weights import check_read, open_network
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".partial-*"):
@@ -272,9 +322,8 @@ def _dequantise(file: Path, folder: Path) -> None:
         # The converter draws a bar of its own that no switch of transformers silences.
         with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file=file.name, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(alone), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-            )
+            model: Any = open_network(str(alone), told=str(file), gguf_file=file.name)
+        check_read(file, model)
         # The weights are plain float32 now; what remembers the quantisation would make save_pretrained refuse.
         model.hf_quantizer = None
         del model.config.quantization_config

@@ -25,6 +25,7 @@ from hydrometer.models.causal_lm.cache import is_extensible, roomy_cache
 from hydrometer.models.causal_lm.llama import Llama
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
+from hydrometer.models.causal_lm.tokenizer_file import difference
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.kept import KeptStates
@@ -110,8 +111,15 @@ class CausalLM:
         Raises
         ------
         ModelError, MissingDependencyError
+
+        Warns
+        -----
+        UserWarning : the tokenizer that transformers opens is not that of the folder's tokenizer.json.
         """
-        return cls.open(load.resolve(str(source), revision, base=base), dtype=dtype, device=device)
+        lm = cls.open(load.resolve(str(source), revision, base=base), dtype=dtype, device=device)
+        if lm.source is not None and (found := difference(lm.source, lm.tokenizer)) is not None:
+            warnings.warn(found.what, stacklevel=2)
+        return lm
 
     @classmethod
     def open(cls, resolved: load.Resolved, *, dtype: Dtype = "auto", device: str = "auto") -> CausalLM:
@@ -287,13 +295,24 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def model_stop_ids(generation_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the end-of-sequence ids of the generation config, else of the tokenizer, sorted. Raises ModelError."""
+    """Return a model's own stop set, sorted: the end-of-sequence ids of the generation config, else the tokenizer's.
+
+    Parameters
+    ----------
+    generation_config : of `load.outline`, or of a network that was opened; both name what config.json does where
+        generation_config.json names no end. Ids that the tokenizer does not know are left out.
+    tokenizer : the model's.
+
+    Raises
+    ------
+    ModelError : what the files name is no id.
+    """
     eos: Any = getattr(generation_config, "eos_token_id", None)
     if eos is None:
         eos = tokenizer.eos_token_id
     ids: list[Any] = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
-    if not all(isinstance(i, int) for i in ids):
-        fix = "mend generation_config.json, or give another model"
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        fix = "mend generation_config.json and config.json, or give another model"
         raise ModelError("the model's eos_token_id is neither a token id nor a list of them", got=eos, fix=fix)
     return tuple(sorted({i for i in ids if 0 <= i < max(tokenizer.get_vocab().values()) + 1}))
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import ModelError, brief, one_line
 
-__all__ = ["FILES", "check_files", "check_folder", "check_sizes", "tensor_sizes"]
+__all__ = ["FILES", "MAX_CONFIG_BYTES", "check_files", "check_folder", "check_sizes", "tensor_sizes"]
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_TOKENIZER_BYTES = 200_000_000
@@ -40,6 +41,7 @@ _MAY_BE_ZERO = ("num_experts", "num_local_experts")
 _TOKENIZER_FILES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")
 # Fields by which transformers takes other fields, or other files, for those that are looked at here.
 _ELSEWHERE = ("attribute_map", "configuration_files", "fast_tokenizer_files")
+_EXPERT = re.compile(r"(.*\.experts\.)(\d{1,9})\.(.+)")
 _KERNELS = ("attn_implementation", "experts_implementation")
 _CONFIG = "config.json"
 _BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
@@ -178,11 +180,11 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
             if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
                 what = "the index of the weights names something else than safetensors files beside it"
                 raise ModelError(what, got=name, fix="save the model again with save_pretrained")
-    tensors = elements = 0
+    sizes_of: dict[str, int] = {}
     for file in sorted(path.glob("*.safetensors")):
-        for count in tensor_sizes(file):
-            tensors += 1
-            elements += count
+        sizes_of |= tensor_sizes(file)
+    _check_experts(sizes_of, path)
+    tensors, elements = len(sizes_of), sum(sizes_of.values())
     for part in (config, config.get("text_config")):
         if not isinstance(part, Mapping):
             continue
@@ -196,8 +198,30 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
             raise ModelError(what, got=got, fix="fetch the model again, or give another")
 
 
-def tensor_sizes(file: Path) -> list[int]:
-    """Return how many numbers each tensor of a safetensors file has, from its header.
+def _check_experts(names: Collection[str], path: Path) -> None:
+    """Refuse a layer some of whose experts lack a tensor that others have.
+
+    transformers puts the experts of a layer into one tensor in the order of their numbers. One that is missing shifts
+    those behind it, or ends in an error that names nothing.
+    """
+    layers: dict[str, dict[int, set[str]]] = {}
+    for name in names:
+        if m := _EXPERT.fullmatch(name):
+            layers.setdefault(m[1], {}).setdefault(int(m[2]), set()).add(m[3])
+    missing = [
+        f"{layer}{number}.{rest}"
+        for layer, experts in sorted(layers.items())
+        for number in range(min(max(experts) + 1, 2 * len(names)))
+        for rest in sorted(set[str]().union(*experts.values()) - experts.get(number, set()))
+    ]
+    if missing:
+        count = f"{len(missing)} {'tensor' if len(missing) == 1 else 'tensors'}"
+        what = f"the weights lack {count} of experts: {', '.join(one_line(n, 100) for n in missing[:3])}"
+        raise ModelError(what, got=str(path), fix="fetch the model again, or save it again with save_pretrained")
+
+
+def tensor_sizes(file: Path) -> dict[str, int]:
+    """Return how many numbers each tensor of a safetensors file has, by name, from its header.
 
     Raises
     ------
@@ -216,8 +240,8 @@ def tensor_sizes(file: Path) -> list[int]:
     try:
         header: Any = json.loads(raw)
         header.pop("__metadata__", None)
-        found: list[int] = []
-        for tensor in header.values():
+        found: dict[str, int] = {}
+        for name, tensor in header.items():
             begin, end = tensor["data_offsets"]
             if not (type(begin) is type(end) is int and 0 <= begin <= end <= size - 8 - length):
                 raise ValueError("a tensor lies outside the file")
@@ -227,7 +251,7 @@ def tensor_sizes(file: Path) -> list[int]:
             count = math.prod(shape)
             if count > 8 * (end - begin):
                 raise ValueError("a tensor is larger than its place")
-            found.append(count)
+            found[name] = count
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         what = f"{file.name} is not sound: {one_line(str(e), 120) or 'its header cannot be read'}"
         raise ModelError(what, got=str(file), fix=fix) from None
