@@ -11,7 +11,7 @@ Row i answers prompt i mod P.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from hydrometer.models.selectivity import refuse_choice
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.decoders import Way
     from hydrometer.models.causal_lm.scorer import StepScores
 
 __all__ = ["CausalLaw"]
@@ -68,6 +69,18 @@ class CausalLaw:
             raise InputError(
                 "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
             )
+
+        if not self.lm.is_llama and self.lm.running.way(longest) is None:
+            raise InputError(
+                "what the network says of a row this long depends on the rows that it was run on before",
+                got=(longest, self.lm.running.limit), fix="shorten the prompts or max_new_tokens",
+            )  # fmt: skip
+
+    @property
+    def way(self) -> Way:
+        """How transformers runs the network for rows of up to this law's length; see `running`."""
+        longest = max(len(p) for p in self.prompts.ids) + self.max_new_tokens
+        return cast("Way", self.lm.running.way(longest))
 
     @property
     def n_prompts(self) -> int:

@@ -130,18 +130,19 @@ def _answer_loss(
     wanted_BT = labels_BT != _IGNORED
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         # No mask: padding is on the right, where no answer token looks.
-        states_BTD = lm.body(ids_BT)[:, :-1]
+        states_BTD = lm.network.body(ids_BT)[:, :-1]
     states_MD = states_BTD[wanted_BT]
     ids_M = labels_BT[wanted_BT]
     if not len(ids_M):  # nothing to learn, but all parameters that others have gradients of have one, of zeros
-        last = lm.head(states_BTD[:, -1].float()) if lm.is_split else states_BTD[:, -1]
+        last = lm.network.head(states_BTD[:, -1].float()) if lm.is_split else states_BTD[:, -1]
         return last.float().nan_to_num().sum() * 0.0
     if lm.is_split:
+        head = lm.network.head
         return linear_cross_entropy(
-            states_MD, lm.head.weight, lm.head.bias, ids_M,
+            states_MD, head.weight, head.bias, ids_M,
             n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
         )  # fmt: skip
-    logits_MV = lm.logits(states_MD)[:, : lm.vocab_size].float()
+    logits_MV = lm.network.logits(states_MD)[:, : lm.vocab_size].float()
     return F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
 
 
