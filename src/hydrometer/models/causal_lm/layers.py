@@ -123,6 +123,9 @@ def _renumbered(owner: PreTrainedModel, chosen: Sequence[int] | None) -> PreTrai
     else:
         model = fresh_network(layers_config(owner.config, chosen), seed=0)
         state = _renamed(owner.state_dict(), _layer_list(owner)[0], chosen)
+    if type(model) is not type(owner):
+        what = "a network of a class of its own cannot be built anew: saved and opened again, it would be another"
+        raise ModelError(what, got=type(owner).__name__, fix="give a model of a class that transformers opens")
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as e:

@@ -112,6 +112,12 @@ class Network:
                 return self._body(**inputs)[0]
             return self.model(**inputs).logits
 
+    def whole_logits(self, ids_BT: Tensor) -> Tensor:
+        """Logits of the whole network as its own forward gives them, (B, T, W) float32; holes are -inf."""
+        with network_errors(self.model, "running the network"):
+            logits_BTW = self.model(input_ids=ids_BT, use_cache=False).logits.float()
+        return logits_BTW if self.holes is None else logits_BTW.index_fill(-1, self.holes.to(ids_BT.device), -torch.inf)
+
     def last_hidden(self, ids_BT: Tensor) -> Tensor:
         """States after the final norm, (B, T, D), of rows padded on the right, if at all. Raises ModelError."""
         if self._body is None:

@@ -17,6 +17,7 @@ Ways are tried in this order:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -25,11 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hydrometer.core.errors import HydrometerError, ModelError
 from hydrometer.models.causal_lm.cache import is_extensible
-from hydrometer.models.causal_lm.decoders import CachedDecoder, Decoder, RecomputeDecoder, Way, last_states
+from hydrometer.models.causal_lm.decoders import CachedDecoder, Decoder, RecomputeDecoder, Way
 from hydrometer.models.causal_lm.network import Network
 from hydrometer.models.causal_lm.sources import GeneralSource
 from hydrometer.models.causal_lm.twin import LIMIT, VOCABULARY, limit_of, make_twin
@@ -37,7 +37,8 @@ from hydrometer.models.causal_lm.twin import LIMIT, VOCABULARY, limit_of, make_t
 __all__ = ["Running", "find_running"]
 
 _WAYS: tuple[Way, ...] = get_args(Way)
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the largest logit's size
+_TOLERANCE = 1e-3  # of the largest logit's size
+_COARSE = 0.1  # where the network is not in float32 and has no twin
 _STEPS = 4  # tokens of an answer
 _WITHIN, _BEYOND = (3, LIMIT - _STEPS, 7), (3, LIMIT - 2, 2 * LIMIT)  # lengths of prompts, around the twin's limit
 _OWN = (1, 5, 2)  # of prompts for the network itself
@@ -72,12 +73,25 @@ class Running:
         return self.whole_short if self.limit is None or longest <= self.limit else self.whole_long
 
 
-_known: dict[tuple[type, str], dict[Way, tuple[bool, bool]]] = {}
+@dataclass(frozen=True, slots=True)
+class _OfTwin:
+    """What a twin shows: whether body and head are all there is to the network, whether it is causal, and each way."""
+
+    is_split: bool
+    is_causal: bool
+    ways: dict[Way, tuple[bool, bool]]
+
+    def allows(self, way: Way, *, beyond: bool = False) -> bool:
+        """Whether a way is right within the twin's limit, and beyond it; without a twin nothing speaks against it."""
+        return self.ways.get(way, (not self.ways,) * 2)[beyond]
+
+
+_known: dict[tuple[type, str], _OfTwin] = {}
 
 
 @torch.no_grad()
 def find_running(network: Network, size: int) -> Running:
-    """Find out how a network may be run.
+    """Find out how a network may be run; it is no longer run in two parts where these are not all that it does.
 
     Parameters
     ----------
@@ -85,37 +99,51 @@ def find_running(network: Network, size: int) -> Running:
 
     Raises
     ------
-    ModelError : the network cannot be run at all, or no way gives a row what it gives the row alone.
+    ModelError : the network cannot be run at all, is not causal, or gives a row other things beside other rows than
+        alone in every way.
     """
     slot = type(network.model), network.config.to_json_string(use_diff=False)
     if slot not in _known:
         twin = make_twin(network.model)
-        _known[slot] = {} if twin is None else _of_twin(twin)
-    on_twin = _known[slot]
-    own = _Trial(network, _OWN, size)
-    right = {way: own.is_right(way) for way in _WAYS if on_twin.get(way, (True, True))[0]}
-    if not any(right.values()):
+        _known[slot] = _OfTwin(True, True, {}) if twin is None else _of_twin(Network(twin))
+    twin = _known[slot]
+    # Beside a twin, a network in bfloat16 need only run: its rounding can send a token to other experts.
+    coarse = math.inf if twin.ways else _COARSE
+    own = _Trial(network, _OWN, size, tolerance=_TOLERANCE if network.model.dtype == torch.float32 else coarse)
+    network.is_split = network.is_split and twin.is_split and own.is_right("alone")
+    if not (twin.is_causal and own.is_causal()):
+        what = "the network is not causal: what it says at a position depends on the tokens after it"
+        fix = "give a causal one; where its configuration has is_decoder, that has to be true"
+        raise ModelError(what, got=type(network.model).__name__, fix=fix)
+
+    def first(*, beyond: bool) -> Way | None:
+        return next((w for w in _WAYS if twin.allows(w, beyond=beyond) and own.is_right(w)), None)
+
+    short, long = first(beyond=False), first(beyond=True)
+    if short is None:
         what = "the network says other things of a row beside other rows, or after them, than of the row alone"
         raise ModelError(what, got=type(network.model).__name__, fix="give a network without such a part")
-
-    def first(column: int) -> Way | None:
-        return next((w for w in _WAYS if right.get(w) and on_twin.get(w, (True, True))[column]), None)
-
-    short: Way = next(w for w in _WAYS if right.get(w))
-    whole = bool(right.get("padded")), bool(right.get("padded")) and on_twin.get("padded", (True, True))[1]
-    steady = first(1) == short and whole[0] == whole[1]
-    limit = None if steady else limit_of(network.config) or LIMIT
-    return Running(short, first(1), *whole, limit)
+    whole = [twin.allows("padded", beyond=beyond) and own.is_right("padded") for beyond in (False, True)]
+    is_steady = short == long and whole[0] == whole[1]
+    return Running(short, long, whole[0], whole[1], None if is_steady else limit_of(network.config) or LIMIT)
 
 
-def _of_twin(model: PreTrainedModel) -> dict[Way, tuple[bool, bool]]:
-    """Whether each way is right on a twin, within its limit and beyond it."""
-    twin = Network(model)
+def _of_twin(twin: Network) -> _OfTwin:
+    """Try each way, as far as needed, within the twin's limit and beyond it."""
     room = getattr(twin.config, "max_position_embeddings", None)
     is_short = isinstance(room, int) and room < max(_BEYOND) + _STEPS
     trials = [_Trial(twin, lengths, VOCABULARY, fresh=True) for lengths in (_WITHIN, _BEYOND)[: 1 if is_short else 2]]
-    right: dict[Way, list[bool]] = {way: [trial.is_right(way) for trial in trials] for way in _WAYS}
-    return {way: (found[0], all(found)) for way, found in right.items()}
+    if not all(trial.is_right("alone") for trial in trials):
+        twin.is_split = False
+        for trial in trials:
+            trial.found.clear()
+    ways: dict[Way, tuple[bool, bool]] = {}
+    for way in _WAYS:
+        right = [trial.is_right(way) for trial in trials]
+        ways[way] = right[0], all(right)
+        if "padded" in ways and any(all(found) for found in ways.values()):
+            break
+    return _OfTwin(twin.is_split, trials[0].is_causal(), ways)
 
 
 class _Trial:
@@ -124,11 +152,15 @@ class _Trial:
     Parameters
     ----------
     lengths : of prompts; the longest prompt has a second row. size : ids that exist.
-    fresh : whether each prefix is run on a copy, which nothing was run on before.
+    fresh : whether each prefix is run on a copy, which nothing was run on before. tolerance : see `_TOLERANCE`.
     """
 
-    def __init__(self, network: Network, lengths: Sequence[int], size: int, *, fresh: bool = False) -> None:
-        self.network = network
+    def __init__(
+        self, network: Network, lengths: Sequence[int], size: int, *, fresh: bool = False,
+        tolerance: float = _TOLERANCE,
+    ) -> None:  # fmt: skip
+        self.network, self.tolerance = network, tolerance
+        self.found: dict[Way, bool] = {}
         rng = np.random.default_rng(0)
         self.prompts = [tuple(rng.integers(0, size, n).tolist()) for n in lengths]
         self.of_B = np.array([*range(len(lengths)), int(np.argmax(lengths))])
@@ -140,10 +172,23 @@ class _Trial:
 
     def _alone(self, begun: Ints, u: int, fresh: bool) -> Tensor:
         network = self.network.pristine() if fresh else self.network
-        return network.logits(last_states(network, "alone", [[*self.prompts[u], *begun.tolist()]]))[0].float()
+        return network.whole_logits(torch.tensor([[*self.prompts[u], *begun.tolist()]], device=network.device))[0, -1]
+
+    def is_causal(self) -> bool:
+        """Whether a whole row, alone, says at every position what its prefix says alone."""
+        found: list[Tensor] = []
+        for row, u in zip(self.ids, self.of_B, strict=True):
+            whole = torch.tensor([[*self.prompts[u], *row[:-1].tolist()]], device=self.network.device)
+            found.append(self.network.whole_logits(whole)[0, -len(row) :])
+        return self._agrees(torch.stack(found))
 
     def is_right(self, way: Way) -> bool:
         """Whether drawing and scoring in this way give what each prefix gives alone."""
+        if way not in self.found:
+            self.found[way] = self._tried(way)
+        return self.found[way]
+
+    def _tried(self, way: Way) -> bool:
         if way == "cached" and not self._keeps_a_cache():
             return False
         try:
@@ -192,4 +237,4 @@ class _Trial:
         known = torch.isfinite(right)  # holes are -inf
         off = torch.where(known, other_BTW - right, 0.0).abs().max()
         size = torch.where(known, right, 0.0).abs().max().clamp_min(1.0)
-        return bool(off <= _TOLERANCE.get(self.network.model.dtype, 0.1) * size)
+        return bool(off <= self.tolerance * size)
