@@ -66,8 +66,8 @@ class Fake:
     def logits(self, ids: tuple[int, ...]) -> np.ndarray:
         with self._lock:
             if ids not in self._logits:
-                states = self.lm.body(torch.tensor([ids]))[0, -1:]
-                self._logits[ids] = self.lm.logits(states)[0, : self.lm.vocab_size].double().numpy()
+                states = self.lm.network.body(torch.tensor([ids]))[0, -1:]
+                self._logits[ids] = self.lm.network.logits(states)[0, : self.lm.vocab_size].double().numpy()
             return self._logits[ids]
 
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:

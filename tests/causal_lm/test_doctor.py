@@ -20,8 +20,8 @@ from hydrometer.core.findings import Finding  # noqa: E402
 from hydrometer.models.causal_lm import load  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.footprint import count_parameters  # noqa: E402
-from hydrometer.models.causal_lm.initial import layers_config  # noqa: E402
 from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.layers import layers_config  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.probe import take_probe  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402

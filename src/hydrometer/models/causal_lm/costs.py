@@ -12,18 +12,15 @@ batch (`lanes`). Mixtures of experts are counted whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
-from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.footprint import footprint, judge_bytes, on_accelerator, row_bytes
+from hydrometer.models.causal_lm.layers import empty_network
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
 from hydrometer.models.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
@@ -70,15 +67,8 @@ class Shape:
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """Count a configuration's network."""
-    return _shape(type(config), config.to_json_string(use_diff=False))
-
-
-@lru_cache(maxsize=64)
-def _shape(kind: type[PretrainedConfig], body: str) -> Shape:
-    config = kind.from_dict(json.loads(body))
-    with torch.device("meta"), load.quiet():
-        network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    """Count a configuration's network. Raises ModelError where none can be built of it."""
+    network: Any = empty_network(config)
     text = cast("Any", config.get_text_config())
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     head = network.get_output_embeddings()

@@ -1,11 +1,13 @@
 """Ways to run a network one token at a time, one interface: Llama type, any with a cache, any without.
 
+Which of them is right for a network, and up to which length, `running` finds out.
+
 Shapes: B rows, A rows still kept, T tokens so far, D width, W rows of the output matrix.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,14 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from hydrometer.models.causal_lm.cache import roomy_cache, select_rows
+from hydrometer.models.causal_lm.cache import select_rows
 from hydrometer.models.causal_lm.llama import Llama, Packing, PromptCache
-from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.network import Network
 from hydrometer.models.causal_lm.next_token import Logits
 
-__all__ = ["CachedDecoder", "Decoder", "LlamaDecoder", "RecomputeDecoder", "prefill"]
+__all__ = ["CachedDecoder", "Decoder", "LlamaDecoder", "RecomputeDecoder", "Way", "last_states", "prefill"]
 
 Ints = NDArray[np.int64]
+
+Way = Literal["cached", "padded", "by length", "alone"]
+"""How transformers runs a network here: with a cache, or whole prefixes again and again: padded on the right, without
+padding beside prefixes of the same length, or each alone."""
+
+_TOGETHER = 8192  # positions of prefixes run together
 
 
 class Decoder(Protocol):
@@ -84,25 +92,25 @@ class LlamaDecoder:
 class CachedDecoder:
     """Rows through any transformers network that keeps keys and values."""
 
-    def __init__(self, lm: CausalLM, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
-        self._lm = lm
-        self._states_UD, cache, mask_US = prefill(lm, prompts)
-        self._of_B = torch.from_numpy(of_B).to(lm.device)
+    def __init__(self, network: Network, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
+        self._network = network
+        self._states_UD, cache, mask_US = prefill(network, prompts)
+        self._of_B = torch.from_numpy(of_B).to(network.device)
         self._cache, self._mask_AS = select_rows(cache, self._of_B), mask_US[self._of_B]
 
     def start(self) -> Logits:
         """Logits of every row's first token; computed once a prompt."""
-        return self._lm.logits(self._states_UD)[self._of_B]
+        return self._network.logits(self._states_UD)[self._of_B]
 
     def step(self, tokens_A: Ints) -> Logits:
         """Append a token to every kept row."""
         self._mask_AS = F.pad(self._mask_AS, (0, 1), value=True)
-        ids_A1 = torch.from_numpy(tokens_A).to(self._lm.device)[:, None]
-        return self._lm.logits(self._lm.body(ids_A1, self._mask_AS, self._cache)[:, -1])
+        ids_A1 = torch.from_numpy(tokens_A).to(self._network.device)[:, None]
+        return self._network.logits(self._network.body(ids_A1, self._mask_AS, self._cache)[:, -1])
 
     def keep(self, rows: Ints) -> None:
         """Copy the rows that stay."""
-        kept = torch.from_numpy(rows).to(self._lm.device)
+        kept = torch.from_numpy(rows).to(self._network.device)
         self._mask_AS, self._cache = self._mask_AS[kept], select_rows(self._cache, kept)
 
     def pays(self, active: int, kept: int) -> bool:
@@ -111,19 +119,16 @@ class CachedDecoder:
 
 
 class RecomputeDecoder:
-    """Rows through a network without a cache: each step runs the whole prefix again, padded on the right."""
+    """Rows through a network without a cache: each step runs the whole prefix again, in any way but "cached"."""
 
-    def __init__(self, lm: CausalLM, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
-        self._lm = lm
+    def __init__(self, network: Network, way: Way, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
+        self._network = network
+        self._way: Way = way
         self._rows = [list(prompts[u]) for u in of_B]
 
     def start(self) -> Logits:
         """Logits of every row's first token."""
-        width = max(len(r) for r in self._rows)
-        ids_AT = torch.tensor([r + [0] * (width - len(r)) for r in self._rows], device=self._lm.device)
-        last_A = torch.tensor([len(r) - 1 for r in self._rows], device=self._lm.device)
-        states_ATD = self._lm.body(ids_AT)
-        return self._lm.logits(states_ATD[torch.arange(len(last_A), device=last_A.device), last_A])
+        return self._network.logits(last_states(self._network, self._way, self._rows))
 
     def step(self, tokens_A: Ints) -> Logits:
         """Append a token to every kept row."""
@@ -140,7 +145,27 @@ class RecomputeDecoder:
         return active < kept
 
 
-def prefill(lm: CausalLM, prompts: list[tuple[int, ...]]) -> tuple[Tensor, DynamicCache, Tensor]:
+def last_states(network: Network, way: Way, prefixes: list[list[int]]) -> Tensor:
+    """Run prefixes whole and return the state at the end of each, (prefixes, D), in any way but "cached"."""
+    device = network.device
+    if way == "padded":
+        width = max(len(p) for p in prefixes)
+        ids_AT = torch.tensor([p + [0] * (width - len(p)) for p in prefixes], device=device)
+        last_A = torch.tensor([len(p) - 1 for p in prefixes], device=device)
+        return network.body(ids_AT)[torch.arange(len(last_A), device=device), last_A]
+    groups: dict[int, list[int]] = {}
+    for i, p in enumerate(prefixes):
+        groups.setdefault(i if way == "alone" else len(p), []).append(i)
+    found: dict[int, Tensor] = {}
+    for group in groups.values():
+        n = max(1, _TOGETHER // len(prefixes[group[0]]))
+        for part in (group[at : at + n] for at in range(0, len(group), n)):
+            last = network.body(torch.tensor([prefixes[i] for i in part], device=device))[:, -1]
+            found |= zip(part, last, strict=True)
+    return torch.stack([found[i] for i in range(len(prefixes))])
+
+
+def prefill(network: Network, prompts: list[tuple[int, ...]]) -> tuple[Tensor, DynamicCache, Tensor]:
     """Run U prompts through a network with a cache, padded on the left so that all end at the same place.
 
     Returns
@@ -150,7 +175,7 @@ def prefill(lm: CausalLM, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Dynam
     mask_US : True on real tokens.
     """
     width = max(len(p) for p in prompts)
-    ids_US = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=lm.device)
-    mask_US = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=lm.device)
-    cache = roomy_cache(lm.model.config)
-    return lm.body(ids_US, mask_US, cache)[:, -1], cache, mask_US
+    ids_US = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=network.device)
+    mask_US = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=network.device)
+    cache = network.cache()
+    return network.body(ids_US, mask_US, cache)[:, -1], cache, mask_US

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.footprint import count_parameters
-from hydrometer.models.causal_lm.law import CausalLaw
+from hydrometer.models.causal_lm.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
@@ -69,8 +69,25 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
     ]  # fmt: skip
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
-        found += examine_probe(probe, subject.chain)
+        found += [*examine_probe(probe, subject.chain), *_learnt(subject, probe.law)]
     return found
+
+
+def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
+    """Whether levels of the truth's architecture can be fitted."""
+    whole = replace(law, prompts=s.prompts, max_new_tokens=s.chain.truth.max_new_tokens)
+    fitted = [role for role, init in _levels(s.chain).items() if not isinstance(init, FromSource)]
+    if learns_from_whole_rows(whole) or not fitted:
+        return []
+    limit = law.lm.running.limit
+    return [
+        fatal(
+            "looks-ahead",
+            "what the network says at a position depends on later ones or on other rows of a batch",
+            f"the {' and the '.join(fitted)} would learn another law than the one that is drawn from and judged",
+            "take another truth" + ("" if limit is None else f", or keep prompt and answer within {limit} tokens"),
+        )
+    ]
 
 
 def _vocabularies(s: Subject) -> list[Finding]:

@@ -73,7 +73,7 @@ def _distinct(x: Sequences) -> tuple[Ints, Ints]:
 
 def _packed(engine: Llama, law: CausalLaw, x: Sequences) -> Embedding:
     """Run without padding, each prompt once."""
-    out = np.empty((len(x), int(law.lm.head.in_features)), np.float32)
+    out = np.empty((len(x), int(law.lm.network.head.in_features)), np.float32)
     prompts = np.unique(x.prompt_index)
     for at in range(0, len(prompts), _PROMPTS_TOGETHER):
         group = prompts[at : at + _PROMPTS_TOGETHER]
@@ -96,16 +96,17 @@ def _packed(engine: Llama, law: CausalLaw, x: Sequences) -> Embedding:
 
 
 def _general(law: CausalLaw, x: Sequences) -> Embedding:
-    """Run prompt and answer together, padded on the right: a causal network does not look there."""
+    """Run prompt and answer together, padded on the right where that changes nothing, else each row alone."""
     lm, prompts = law.lm, law.prompts.ids
     before = np.array([len(prompts[p]) for p in x.prompt_index], np.int64)
     whole = before + x.lengths
     out: list[Embedding] = [np.empty(0, np.float32)] * len(x)
-    for batch in row_batches(np.arange(len(x)), whole, _PADDED_ROWS, _PADDED_TOKENS):
+    together = _PADDED_ROWS if lm.running.is_whole(int(whole.max())) else 1
+    for batch in row_batches(np.arange(len(x)), whole, together, _PADDED_TOKENS):
         ids_BS = torch.zeros(len(batch), int(whole[batch].max()), dtype=torch.long)
         for b, i in enumerate(batch):
             ids_BS[b, : whole[i]] = torch.tensor([*prompts[x.prompt_index[i]], *x.row(int(i)).tolist()])
-        states_BSD = lm.model.base_model(input_ids=ids_BS.to(lm.device), use_cache=False)[0]
+        states_BSD = lm.network.last_hidden(ids_BS.to(lm.device))
         for b, i in enumerate(batch):
             out[i] = states_BSD[b, before[i] : whole[i]].double().mean(0).float().cpu().numpy()
     return np.stack(out)

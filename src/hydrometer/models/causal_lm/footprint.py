@@ -5,19 +5,18 @@ Parameters are counted on networks without storage (torch's meta device), so the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from hydrometer.models.base import Footprint, Level
 from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.initial import layers_config, scratch_config
+from hydrometer.models.causal_lm.initial import scratch_config
+from hydrometer.models.causal_lm.layers import empty_network, layers_config
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
 from hydrometer.models.training_rows import IN_MEMORY
 
@@ -59,15 +58,7 @@ def _config_of(source: str, revision: str | None) -> PretrainedConfig:
 
 def count_parameters(config: PretrainedConfig) -> int:
     """Return how many parameters the network has, tied ones once."""
-    return _count(type(config), config.to_json_string(use_diff=False))
-
-
-@lru_cache(maxsize=64)
-def _count(kind: type[PretrainedConfig], body: str) -> int:
-    config = kind.from_dict(json.loads(body))
-    with torch.device("meta"), load.quiet():
-        network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return sum(p.numel() for p in network.parameters())
+    return sum(p.numel() for p in empty_network(config).parameters())
 
 
 def footprint(

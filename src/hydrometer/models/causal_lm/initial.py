@@ -1,23 +1,22 @@
-"""The network a level starts from: fresh weights, decoder layers of another level, or another pretrained model."""
+"""What a level starts from: fresh weights, decoder layers of another level, or another pretrained model."""
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hydrometer.core.documents import nearest
-from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
+from hydrometer.core.errors import LawMismatchError, ModelError, SpecError, one_line
+from hydrometer.models.causal_lm.layers import fresh_network, with_layers
 from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.per_layer import first_fields, settable
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
 from hydrometer.models.causal_lm.vet import check_sizes
 
-__all__ = ["fresh_network", "init_model", "layers_config", "scratch_config"]
+__all__ = ["init_model", "scratch_config"]
 
 
 def init_model(level: LevelSpec, truth: CausalLM, above: CausalLM, seed: int) -> CausalLM:
@@ -40,11 +39,11 @@ def init_model(level: LevelSpec, truth: CausalLM, above: CausalLM, seed: int) ->
         case "scratch":
             model = fresh_network(scratch_config(truth.model.config, level.architecture), seed)
         case "truth":
-            return _with_layers(truth, None)
+            return with_layers(truth, None)
         case "above":
-            return _with_layers(above, None)
+            return with_layers(above, None)
         case FromLayers(layers_of=owner, layers=layers):
-            return _with_layers(truth if owner == "truth" else above, layers)
+            return with_layers(truth if owner == "truth" else above, layers)
         case FromSource(source=source, revision=revision):
             lm = CausalLM.from_pretrained(source, dtype="float32", device=str(truth.device), revision=revision)
             if lm.vocabulary_hash != truth.vocabulary_hash or lm.stop_ids != truth.stop_ids:
@@ -77,19 +76,18 @@ def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> Pret
         aliases.get(k, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
     )
     new = fields | given
-    for name in (width, heads, layers):
+    for name in (n for n in (width, heads, layers) if n in fields):
         if not isinstance(new[name], int) or new[name] < 1:
             raise SpecError(f"architecture: {name} must be a whole number above 0", got=new[name])
-    if {width, heads} & set(given):
+    if heads in fields and {width, heads} & set(given):
         if new[width] % new[heads] and "head_dim" not in given:
             raise SpecError(f"architecture: {width} must be a multiple of {heads}", got=(new[width], new[heads]))
         derived = {"head_dim": new[width] // new[heads], "num_key_value_heads": new[heads]}
-        if isinstance(fields.get(inner), int):
-            derived[inner] = max(1, round(fields[inner] * new[width] / fields[width]))
         new |= {k: v for k, v in derived.items() if fields.get(k) is not None and k not in given}
-    for name, value in fields.items():
-        if isinstance(value, list) and name.startswith("layer") and name not in given:
-            new[name] = value[: new[layers]] if new[layers] <= len(cast("list[Any]", value)) else None
+    if width in given and isinstance(fields.get(inner), int) and inner not in given:
+        new[inner] = max(1, round(fields[inner] * new[width] / fields[width]))
+    new |= {k: v for k, v in first_fields(fields, fields[layers], new[layers]).items() if k not in given}
+    new = settable(base, new)
     for name in ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"):
         new.pop(name, None)
     try:
@@ -98,72 +96,8 @@ def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> Pret
         raise SpecError(f"architecture: {e.what}", fix="correct the field") from None
     try:
         return AutoConfig.for_model(base.model_type, **new)
-    except (ValueError, TypeError, KeyError) as e:
-        raise SpecError(f"architecture: {e}", got=dict(overrides)) from None
-
-
-def fresh_network(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """Make a float32 network with fresh weights; the global generators stay as they are."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except (ValueError, TypeError, RuntimeError, AttributeError) as e:
-            raise ModelError(f"the architecture cannot be built: {e}", fix="check the architecture's fields") from None
-
-
-def _with_layers(source: CausalLM, chosen: Sequence[int] | None) -> CausalLM:
-    """Copy a model, or only some of its decoder layers with embeddings, final norm and head.
-
-    The network is built anew from its config and the weights are loaded by name, so that what is trained is what
-    `from_pretrained` will open.
-    """
-    source = source.float32()
-    name, n = _layer_list(source.model)
-    chosen = range(n) if chosen is None else chosen
-    if max(chosen) >= n:
-        raise SpecError(f"layers are counted from 0 to {n - 1}", got=list(chosen))
-    model = fresh_network(layers_config(source.model.config, chosen), seed=0)
-    model.load_state_dict(_renumbered(source.model.state_dict(), name, chosen), strict=True)
-    model.generation_config = copy.deepcopy(source.model.generation_config)
-    return CausalLM(_to(model, source), source.tokenizer)
-
-
-def layers_config(base: PretrainedConfig, chosen: Sequence[int]) -> PretrainedConfig:
-    """Return the config of a model of some decoder layers; lists with an entry a layer keep the chosen entries."""
-    config = copy.deepcopy(base)
-    text = config.get_text_config()
-    n = int(text.num_hidden_layers)
-    for key, value in list(text.to_dict().items()):
-        if key.startswith("layer") and isinstance(value, list) and len(cast("list[Any]", value)) == n:
-            setattr(text, key, [value[i] for i in chosen])
-    text.num_hidden_layers = len(chosen)
-    return config
-
-
-def _renumbered(state: Mapping[str, torch.Tensor], name: str, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
-    numbered = re.compile(rf"^{re.escape(name)}\.(\d+)\.(.+)$")
-    kept: dict[str, torch.Tensor] = {}
-    layers: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
-        if found := numbered.match(key):
-            layers.setdefault(int(found[1]), {})[found[2]] = tensor
-        else:
-            kept[key] = tensor
-    for new, old in enumerate(chosen):
-        kept |= {f"{name}.{new}.{rest}": tensor for rest, tensor in layers[old].items()}
-    return kept
-
-
-def _layer_list(model: PreTrainedModel) -> tuple[str, int]:
-    """Name and length of the list of decoder layers."""
-    n = int(model.config.get_text_config().num_hidden_layers)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n:
-            return name, n
-    raise ModelError(
-        "no list of decoder layers is found in the model", got=type(model).__name__, fix="use init: scratch"
-    )
+    except Exception as e:  # a configuration's checks are its author's and may raise anything
+        raise SpecError(f"architecture: {one_line(str(e), 200) or type(e).__name__}", got=dict(overrides)) from None
 
 
 def _to(model: PreTrainedModel, like: CausalLM) -> PreTrainedModel:

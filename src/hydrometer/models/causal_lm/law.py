@@ -11,7 +11,7 @@ Row i answers prompt i mod P.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,10 @@ from hydrometer.models.selectivity import refuse_choice
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.decoders import Way
     from hydrometer.models.causal_lm.scorer import StepScores
 
-__all__ = ["CausalLaw"]
+__all__ = ["CausalLaw", "learns_from_whole_rows"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +63,28 @@ class CausalLaw:
         if any(not 0 <= t < self.lm.vocab_size for p in self.prompts.ids for t in p):
             raise LawMismatchError("the prompts hold ids that the tokenizer does not know")
         room = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(len(p) for p in self.prompts.ids) + self.max_new_tokens
+        longest = self.longest
         if isinstance(room, int) and longest > room:
             fix = "shorten the prompts or max_new_tokens"
             raise InputError(
                 "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
             )
+
+        if not self.lm.is_llama and self.lm.running.way(longest) is None:
+            raise InputError(
+                "what the network says of a row this long depends on the rows that it was run on before",
+                got=(longest, self.lm.running.limit), fix="shorten the prompts or max_new_tokens",
+            )  # fmt: skip
+
+    @property
+    def way(self) -> Way:
+        """How transformers runs the network for rows of up to this law's length; see `running`."""
+        return cast("Way", self.lm.running.way(self.longest))
+
+    @property
+    def longest(self) -> int:
+        """Positions that prompt and answer take at most."""
+        return max(len(p) for p in self.prompts.ids) + self.max_new_tokens
 
     @property
     def n_prompts(self) -> int:
@@ -235,3 +252,8 @@ class CausalLaw:
             if mine != theirs:
                 fix = "judge models of one tokenizer under the same prompts, stop set and max_new_tokens"
                 raise LawMismatchError(f"the laws differ in their {what}", got=(mine, theirs), fix=fix)
+
+
+def learns_from_whole_rows(law: CausalLaw) -> bool:
+    """Whether whole rows, beside others, say at every position what its prefix says alone, as fits take for granted."""
+    return law.lm.is_llama or law.lm.running.is_whole(law.longest)

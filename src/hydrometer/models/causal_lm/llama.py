@@ -185,6 +185,7 @@ class Llama:
         return True
 
     @staticmethod
+    @torch.no_grad()
     def agrees(model: PreTrainedModel) -> bool:
         """Whether this class gives the logits of a small float32 twin of the network: same class and settings.
 

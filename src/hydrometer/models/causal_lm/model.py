@@ -1,29 +1,30 @@
-"""`CausalLM`: a network and its tokenizer, split into body and head so that logits exist only where they are wanted.
+"""`CausalLM`: a network and its tokenizer, opened and run in the way that is right for it.
 
-Shapes: B rows, T positions, D width, V ids the tokenizer knows.
+Shapes: V ids the tokenizer knows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.cache import is_extensible, roomy_cache
 from hydrometer.models.causal_lm.llama import Llama
+from hydrometer.models.causal_lm.network import Network, network_errors
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
+from hydrometer.models.causal_lm.running import Running, find_running
 from hydrometer.models.causal_lm.spec import PromptsFile
 from hydrometer.models.causal_lm.tokenizer_file import difference
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["CausalLM", "model_stop_ids", "stop_set", "vocabulary_hash"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
 @final
@@ -51,8 +51,9 @@ class CausalLM:
     ----------
     vocab_size : V, ids from 0 that the tokenizer knows. A network may have rows beyond it (padded vocabularies); those
         ids do not exist in any law.
+    network : the network in two parts.
+    running : how the network may be run, by length; found when it is first asked for.
     has_cache : whether keys and values of earlier positions can be kept; without, every step runs the whole prefix.
-    is_split : whether the states that `body` returns are a hidden layer; if not, they are the logits.
     is_llama : whether `engine` can run it.
     frozen : set where nobody will change the weights again; what was laid out for drawing is then kept.
 
@@ -77,16 +78,15 @@ class CausalLM:
             raise LawMismatchError(what, got=(rows, self.vocab_size), fix="use the model's own tokenizer")
         known = torch.zeros(self.vocab_size, dtype=torch.bool)
         known[ids] = True
-        self.holes: Tensor | None = None if bool(known.all()) else (~known).nonzero()[:, 0]
         self._vocabulary_hash = vocabulary_hash(tokenizer)
-        body: Any = model.base_model
-        if body is model or model.get_output_embeddings() is None:
-            raise ModelError("not a causal LM: it has no body apart from its head", got=type(model).__name__)
-        self._accepts = set(inspect.signature(body.forward).parameters)
+        self.network = Network(self.model, None if bool(known.all()) else (~known).nonzero()[:, 0])
         self.frozen: bool = False
         self._engine: Llama | None = None
         self.kept_states: KeptStates | None = None
-        self.has_cache, self.is_split, self.is_llama = self._probe()
+        self.is_llama: bool = self.network.is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
+        if not self.is_llama and not self.has_cache:
+            what = f"{type(self.model).__name__} keeps no attention cache that can be extended"
+            warnings.warn(f"{what}: every drawn token runs its whole prefix again, which is slow", stacklevel=2)
 
     @classmethod
     def from_pretrained(
@@ -184,7 +184,7 @@ class CausalLM:
         """Write what `from_pretrained` opens: safetensors, config, generation config, tokenizer."""
         for word in ("is_local", "local_files_only"):  # how this process opened it, offline or not: no part of it
             self.tokenizer.init_kwargs.pop(word, None)
-        with load.quiet():
+        with load.quiet(), network_errors(self.model, "writing the model"):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -198,7 +198,7 @@ class CausalLM:
         network: Any = load.read_weights(self.source)
         return CausalLM(network.to(self.device), self.tokenizer, source=self.source)
 
-    # -- the network, in two parts ---------------------------------------------------------------------------------
+    # -- how the network is run --------------------------------------------------------------------------------------
 
     @property
     def engine(self) -> Llama | None:
@@ -214,77 +214,29 @@ class CausalLM:
             self._engine = Llama(self.model, self.holes)
         return self._engine
 
-    def body(self, ids_BT: Tensor, mask_BS: Tensor | None = None, cache: DynamicCache | None = None) -> Tensor:
-        """Run all but the head.
-
-        Parameters
-        ----------
-        ids_BT : (B, T) ids that follow what `cache` holds.
-        mask_BS : (B, S) True on real tokens, S = cached + T; None where there is no padding, or only on the right.
-        cache : extended in place.
-
-        Returns
-        -------
-        (B, T, D) states for `logits`. Where the architecture does more to its states than multiply them by a matrix
-        (softcapped or scaled logits), the states are the logits themselves, and `logits` passes them on.
-        """
-        past = cache.get_seq_length() if cache is not None else 0
-        inputs: dict[str, Any] = {"input_ids": ids_BT, "use_cache": cache is not None}
-        if cache is not None:
-            inputs["past_key_values"] = cache
-        if mask_BS is not None:
-            inputs["attention_mask"] = mask_BS.long()
-            positions = mask_BS.long().cumsum(-1)[:, past:] - 1
-            positions = positions.clamp_min(0)
-        else:
-            positions = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        if "position_ids" in self._accepts:
-            inputs["position_ids"] = positions
-        if self.is_split:
-            return self.model.base_model(**inputs)[0]
-        return self.model(**inputs).logits
+    @cached_property
+    def running(self) -> Running:
+        """How the network may be run by transformers. Raises ModelError where there is no way that is right."""
+        return find_running(self.network, self.vocab_size)
 
     @property
-    def head(self) -> torch.nn.Linear:
-        """Output matrix, (W, D) with W >= V, and its bias."""
-        return cast("torch.nn.Linear", self.model.get_output_embeddings())
+    def has_cache(self) -> bool:
+        """Whether keys and values of earlier positions can be kept, at least in short rows."""
+        return self.running.short == "cached"
 
-    def logits(self, states_MD: Tensor) -> Tensor:
-        """Logits of all rows of the output matrix, (M, W), in the network's dtype; holes of the vocabulary are -inf.
+    @property
+    def is_split(self) -> bool:
+        """Whether the states that the network's body returns are a hidden layer; if not, they are the logits."""
+        return self.network.is_split
 
-        Columns from `vocab_size` on are of ids that do not exist.
-        """
-        logits_MW = self.head(states_MD) if self.is_split else states_MD
-        return (
-            logits_MW if self.holes is None else logits_MW.index_fill(-1, self.holes.to(logits_MW.device), -torch.inf)
-        )
+    @property
+    def holes(self) -> Tensor | None:
+        """Ids below V that do not exist."""
+        return self.network.holes
 
-    @torch.inference_mode()
-    def _probe(self) -> tuple[bool, bool, bool]:
-        """Find out how the network can be run: with a cache, in two parts, by `Llama`. Numbers decide, not names."""
-        self.has_cache = self.is_split = False
-        ids_BT = torch.arange(3, device=self.device)[None] % self.vocab_size
-        if {"past_key_values", "attention_mask"} <= self._accepts:
-            cache = roomy_cache(self.model.config)
-            logits_BTV = self.body(ids_BT, cache=cache)
-            self.has_cache = is_extensible(cache, 3)
-        else:
-            logits_BTV = self.body(ids_BT)
-        if not self.has_cache:
-            what = f"{type(self.model).__name__} keeps no attention cache that can be extended"
-            warnings.warn(f"{what}: every drawn token runs its whole prefix again, which is slow", stacklevel=3)
-        off = _PROBE_TOLERANCE.get(self.dtype, 0.1) * max(1.0, float(logits_BTV.float().abs().max()))
-
-        def agrees(other_BTV: Tensor) -> bool:
-            same = other_BTV.shape == logits_BTV.shape
-            return same and float((other_BTV.float() - logits_BTV.float()).abs().max()) <= off
-
-        self.is_split = True
-        try:
-            is_split = agrees(self.head(self.body(ids_BT)))
-        except (RuntimeError, AttributeError):
-            is_split = False
-        return self.has_cache, is_split, is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
+    @holes.setter
+    def holes(self, ids: Tensor | None) -> None:
+        self.network.holes = ids
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -70,7 +70,12 @@ def _draw_rows(law: CausalLaw, engine: Llama | None, u_nL: NDArray[np.float64], 
             return _draw(law, decoder, u_nL[part], prompt_n[part], lanes.check)
 
         return Sequences.concatenate(lanes.each(work, lanes.split(n)))
-    decoder = CachedDecoder(lm, prompts, of_n) if lm.has_cache else RecomputeDecoder(lm, prompts, of_n)
+    way = law.way
+    decoder: Decoder = (
+        CachedDecoder(lm.network, prompts, of_n)
+        if way == "cached"
+        else RecomputeDecoder(lm.network, way, prompts, of_n)
+    )
     return _draw(law, decoder, u_nL, prompt_n)
 
 

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -24,13 +24,11 @@ from hydrometer.core.errors import LawMismatchError, StageError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside
 from hydrometer.models.causal_lm import next_token
-from hydrometer.models.causal_lm.cache import select_rows
-from hydrometer.models.causal_lm.decoders import prefill
 from hydrometer.models.causal_lm.kept import KeptStates, kept_states
 from hydrometer.models.causal_lm.lanes import Lanes
 from hydrometer.models.causal_lm.llama import Llama, Packing
-from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.next_token import Logits, TokenScores
+from hydrometer.models.causal_lm.sources import GeneralSource, Source
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -180,31 +178,19 @@ def score_steps(
             found.has([x.row(int(i)) for i in b], np.searchsorted(group, x.prompt_index[b])) for b in batches
         ):
             after[0] = []  # no prompt is run for states that are there
-        sources: list[_Source] = (
+        sources: list[Source] = (
             [_PackedSource(e, t, lanes) for e, t in zip(packed, after, strict=True)]
             if is_packed
-            else [_PaddedSource(a.lm, t) for a, t in zip(laws, after, strict=True)]
+            else [GeneralSource(a.lm.network, a.way, t) for a, t in zip(laws, after, strict=True)]
         )
         if found is not None:
             sources[0] = _KeptSource(sources[0], found)
 
-        def work(batch: Ints, group: Ints = group, sources: list[_Source] = sources) -> None:
+        def work(batch: Ints, group: Ints = group, sources: list[Source] = sources) -> None:
             _score_batch(laws, sources, x, batch, np.searchsorted(group, x.prompt_index[batch]), out)
 
         lanes.each(work, batches)
     return out
-
-
-class _Source(Protocol):
-    """States at the positions that predict a batch's tokens, and their logits."""
-
-    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
-        """(M, D): for each row in turn, of each of its tokens."""
-        ...
-
-    def logits(self, states_MD: Tensor) -> Logits:
-        """(M, W)."""
-        ...
 
 
 class _PackedSource:
@@ -235,45 +221,6 @@ class _PackedSource:
         return self.engine.logits(states_MD)
 
 
-class _PaddedSource:
-    def __init__(self, lm: CausalLM, prompts: list[tuple[int, ...]]) -> None:
-        self.lm, self.prompts = lm, prompts
-        self.prefix = prefill(lm, prompts) if lm.has_cache and prompts else None
-
-    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
-        if self.prefix is None:
-            return self._without_cache(ids, of_B)
-        device = self.lm.device
-        length_B = torch.tensor([len(row) for row in ids], device=device)
-        width = int(length_B.max())
-        wanted_BT = torch.arange(width, device=device) < length_B[:, None]
-        ids_BT = torch.zeros(len(ids), width, dtype=torch.long)
-        for b, row in enumerate(ids):
-            ids_BT[b, : len(row)] = torch.from_numpy(row)
-        ids_BT = ids_BT.to(device)
-        first_UD, cache, mask_US = self.prefix
-        of = torch.from_numpy(of_B).to(device)
-        states_BTD = first_UD[of][:, None]
-        if width > 1:
-            mask_BS = torch.cat([mask_US[of], wanted_BT[:, :-1]], dim=1)
-            states_BTD = torch.cat([states_BTD, self.lm.body(ids_BT[:, :-1], mask_BS, select_rows(cache, of))], dim=1)
-        return states_BTD[wanted_BT]
-
-    def _without_cache(self, ids: list[Ints], of_B: Ints) -> Tensor:
-        whole = [[*self.prompts[u], *row[:-1].tolist()] for u, row in zip(of_B, ids, strict=True)]
-        width = max(len(r) for r in whole)
-        ids_BS = torch.tensor([r + [0] * (width - len(r)) for r in whole], device=self.lm.device)
-        states_BSD = self.lm.body(ids_BS)
-        parts = [
-            states_BSD[b, len(self.prompts[u]) - 1 : len(self.prompts[u]) - 1 + len(row)]
-            for b, (u, row) in enumerate(zip(of_B, ids, strict=True))
-        ]
-        return torch.cat(parts)
-
-    def logits(self, states_MD: Tensor) -> Logits:
-        return self.lm.logits(states_MD)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
     """What is kept of a network at a block of rows, by batch; `how`: packed or padded, and after which prompts."""
@@ -292,7 +239,7 @@ class _Kept:
 class _KeptSource:
     """A source that runs its network once for rows that come again."""
 
-    def __init__(self, source: _Source, kept: _Kept) -> None:
+    def __init__(self, source: Source, kept: _Kept) -> None:
         self.source, self.kept = source, kept
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
@@ -308,7 +255,7 @@ class _KeptSource:
 
 
 def _score_batch(
-    laws: list[CausalLaw], sources: list[_Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
+    laws: list[CausalLaw], sources: list[Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
 ) -> None:
     """Fill in what is known of the rows of one batch."""
     ids = [x.row(int(i)) for i in batch]

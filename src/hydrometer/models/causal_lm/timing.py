@@ -23,8 +23,8 @@ from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import FitRequest
 from hydrometer.models.causal_lm.costs import Shape, Subject, lanes_of, padded_batch, score_names, stage_work
-from hydrometer.models.causal_lm.initial import fresh_network, layers_config
 from hydrometer.models.causal_lm.law import CausalLaw
+from hydrometer.models.causal_lm.layers import fresh_network, layers_config
 from hydrometer.models.causal_lm.model import CausalLM, pick_device
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.scorer import score_beside, score_steps

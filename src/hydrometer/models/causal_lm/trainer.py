@@ -28,12 +28,19 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from hydrometer.core.claims import claim
-from hydrometer.core.errors import FitError, InputError, LawMismatchError, PeerLostError
+from hydrometer.core.errors import (
+    FitError,
+    HydrometerError,
+    InputError,
+    LawMismatchError,
+    PeerLostError,
+    one_line,
+)
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.initial import init_model
-from hydrometer.models.causal_lm.law import CausalLaw
+from hydrometer.models.causal_lm.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.scorer import score
@@ -70,6 +77,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     seed = request.stream.integer()
     lm = init_model(level, truth.lm, above.lm, seed)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
+    _refuse_what_looks_ahead(law)
     training = level.training
     with contextlib.ExitStack() as held:
         held.enter_context(_reproducible(seed))
@@ -91,6 +99,17 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         "n_parameters": lm.n_parameters,
     }
     return Fitted(law, info)
+
+
+def _refuse_what_looks_ahead(law: CausalLaw) -> None:
+    """Refuse a network for which a whole row, beside others, does not say what each of its prefixes says alone."""
+    if not learns_from_whole_rows(law):
+        raise FitError(
+            "what the network says at a position depends on later ones or on other rows, so it cannot be learnt",
+            got=type(law.lm.model).__name__,
+            fix="start from another architecture"
+            + ("" if (limit := law.lm.running.limit) is None else f", or keep prompt and answer within {limit} tokens"),
+        )
 
 
 class _Answers(Dataset[dict[str, list[int]]]):
@@ -130,18 +149,19 @@ def _answer_loss(
     wanted_BT = labels_BT != _IGNORED
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         # No mask: padding is on the right, where no answer token looks.
-        states_BTD = lm.body(ids_BT)[:, :-1]
+        states_BTD = lm.network.body(ids_BT)[:, :-1]
     states_MD = states_BTD[wanted_BT]
     ids_M = labels_BT[wanted_BT]
     if not len(ids_M):  # nothing to learn, but all parameters that others have gradients of have one, of zeros
-        last = lm.head(states_BTD[:, -1].float()) if lm.is_split else states_BTD[:, -1]
+        last = lm.network.head(states_BTD[:, -1].float()) if lm.is_split else states_BTD[:, -1]
         return last.float().nan_to_num().sum() * 0.0
     if lm.is_split:
+        head = lm.network.head
         return linear_cross_entropy(
-            states_MD, lm.head.weight, lm.head.bias, ids_M,
+            states_MD, head.weight, head.bias, ids_M,
             n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
         )  # fmt: skip
-    logits_MV = lm.logits(states_MD)[:, : lm.vocab_size].float()
+    logits_MV = lm.network.logits(states_MD)[:, : lm.vocab_size].float()
     return F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
 
 
@@ -364,10 +384,12 @@ def _reproducible(seed: int) -> Generator[None]:
         settings.fill_uninitialized_memory = False
         try:
             yield
-        except RuntimeError as e:  # torch's: out of memory, an operation without a deterministic form
-            if lost_peer(e):
+        except (HydrometerError, OSError):
+            raise
+        except Exception as e:  # torch's: out of memory, no deterministic form; a network's own, which may be any
+            if isinstance(e, RuntimeError) and lost_peer(e):
                 raise PeerLostError(f"another process of the fit ended: {e}") from e
-            raise FitError(f"the fit failed: {e}") from e
+            raise FitError(f"the fit failed: {one_line(str(e), 200) or type(e).__name__}") from e
         finally:
             settings.fill_uninitialized_memory = filled
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)

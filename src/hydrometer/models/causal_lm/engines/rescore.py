@@ -29,6 +29,7 @@ from hydrometer.core.estimate import Estimate, ratio_estimate
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.engines.base import MOST_LOG_PROB, Answer, LogProbsAre
 from hydrometer.models.causal_lm.selectivity import as_if_kept, inverse_temperature
+from hydrometer.models.causal_lm.sources import GeneralSource
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
         states_ED = _states(law, rows, group, row_E[wanted], step_E[wanted])
         for a in range(0, len(wanted), _LOGITS_TOGETHER):
             part = wanted[a : a + _LOGITS_TOGETHER]
-            logits_EV = law.lm.logits(states_ED[a : a + _LOGITS_TOGETHER])[:, : law.lm.vocab_size].float()
+            logits_EV = law.lm.network.logits(states_ED[a : a + _LOGITS_TOGETHER])[:, : law.lm.vocab_size].float()
             token_E1 = torch.from_numpy(rows.ids[row_E[part], step_E[part]]).to(logits_EV.device)[:, None]
             found, inside = as_if_kept(logits_EV, s, token_E1, torch.tensor(error))
             if not bool(inside.all()):
@@ -228,12 +229,10 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
 
 
 def _states(law: CausalLaw, rows: Sequences, group: Ints, row_E: Ints, step_E: Ints) -> Tensor:
-    """States that predict the tokens at (row, step), (E, D); padding is on the right, where nothing looks."""
-    prompts = [law.prompts.ids[int(rows.prompt_index[i])] for i in group]
-    whole = [[*p, *rows.row(int(i))[:-1].tolist()] for p, i in zip(prompts, group, strict=True)]
-    width = max(len(r) for r in whole)
-    ids_BS = torch.tensor([r + [0] * (width - len(r)) for r in whole], device=law.lm.device)
-    states_BSD = law.lm.body(ids_BS)
-    b_E = np.searchsorted(group, row_E)
-    at_E = np.array([len(p) for p in prompts], np.int64)[b_E] - 1 + step_E
-    return states_BSD[torch.from_numpy(b_E), torch.from_numpy(at_E)]
+    """States that predict the tokens at (row, step), (E, D)."""
+    ids = [rows.row(int(i)) for i in group]
+    source = GeneralSource(law.lm.network, law.way, [law.prompts.ids[int(rows.prompt_index[i])] for i in group])
+    lengths = np.array([len(row) for row in ids], np.int64)
+    first = np.cumsum(lengths) - lengths
+    at_E = first[np.searchsorted(group, row_E)] + step_E
+    return source.states(ids, np.arange(len(ids)))[torch.from_numpy(at_E)]
