@@ -29,6 +29,7 @@ def lines(folder: Path, *rows: Any) -> Path:
         ({"prompt": "q"}, (("user", "q"),), "prompt"),
         ({"prompt": TURNS}, (("system", "s"), ("user", "q")), "prompt"),
         ({"messages": TURNS, "id": 3}, (("system", "s"), ("user", "q")), "messages"),
+        ({"messages": json.dumps(TURNS)}, (("system", "s"), ("user", "q")), "messages"),
         ({"text": "t"}, (("user", "t"),), "text"),
     ],
 )
@@ -51,6 +52,7 @@ def test_prompts_of_every_shape(tmp_path: Path, row: Any, turns: Any, shape: str
         ({"prompt": "q", "answer": "a"}, (("user", "q"),), "a"),
         ({"prompt": TURNS, "completion": [REPLY]}, (("system", "s"), ("user", "q")), "a"),
         ({"messages": [*TURNS, REPLY]}, (("system", "s"), ("user", "q")), "a"),
+        ({"messages": json.dumps([*TURNS, REPLY])}, (("system", "s"), ("user", "q")), "a"),
     ],
 )
 def test_answers_of_every_shape(tmp_path: Path, row: Any, turns: Any, answer: str) -> None:
@@ -73,6 +75,11 @@ def test_answers_of_every_shape(tmp_path: Path, row: Any, turns: Any, answer: st
         (read_questions, [{"messages": []}], "list of messages"),
         (read_questions, [{"messages": [{"role": "user"}]}], "messages.content must be text"),
         (read_questions, ['{"prompt": "\\ud800"}'], "surrogate"),
+        (read_questions, [{"messages": "q"}], "not JSON of messages"),
+        (read_questions, [{"messages": "[1]"}], "not JSON of messages"),
+        (read_questions, [{"messages": "[" * 100_000}], "not JSON of messages"),
+        (read_questions, [{"messages": '[{"role": "user"}]'}], "messages.content must be text"),
+        (read_answers, [{"messages": json.dumps(TURNS)}], "must be the assistant's"),
         (read_answers, [{"prompt": "q"}], "without completion or answer"),
         (read_answers, [{"prompt": "q", "completion": ""}], "the answer is empty"),
         (read_answers, [{"prompt": "q", "completion": float("nan")}], "completion must be text"),

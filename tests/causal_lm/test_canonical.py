@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from hydrometer.core.errors import StageError  # noqa: E402
 from hydrometer.models.causal_lm.answers import Answered  # noqa: E402
-from hydrometer.models.causal_lm.canonical import Texts, canonical, encode_prompts, texts_of  # noqa: E402
+from hydrometer.models.causal_lm.canonical import Texts, asked, canonical, texts_of  # noqa: E402
 from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.prompts import Prompts  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
@@ -99,7 +100,7 @@ def test_what_looks_like_a_special_token_is_text_and_round_trips_are_counted(law
 
 def test_drawn_rows_as_text(law: CausalLaw) -> None:
     rows = sequences(law, [[3, 5, 1], [4, 6, 3, 2]])
-    found = texts_of(rows, law.lm.tokenizer)
+    found = texts_of(rows, law.prompts, law.lm.tokenizer)
     assert found.texts == ("aab", "bbaa")  # the unknown token is special and says nothing
     assert found.ended.tolist() == [True, False]
 
@@ -122,13 +123,13 @@ def test_a_character_that_the_cut_broke_is_left_out() -> None:
     rows = Sequences(
         ((0,),), np.zeros(2, np.int64), whole, np.array([3, 2]), np.zeros(2, np.bool_), np.zeros(2)
     )  # fmt: skip
-    assert texts_of(rows, tokenizer).texts == ("aé", "a")
+    assert texts_of(rows, Prompts(((0,),), ("",)), tokenizer).texts == ("aé", "a")
 
 
 def test_equal_tokenizers_say_what_ids_say_where_ids_are_canonical(llama: CausalLM) -> None:
     law = llama.law("w5", max_new_tokens=6, block_rows=16)
     rows = law.sample(16, seed=3)
-    found = canonical(texts_of(rows, llama.tokenizer), law)
+    found = canonical(texts_of(rows, law.prompts, llama.tokenizer), law)
     same = np.array([np.array_equal(rows.row(i), found.rows.row(i)) for i in range(16)])
     assert same.any()
     assert np.allclose(found.log_prob[same], law.log_prob(rows)[same], atol=1e-6)
@@ -145,8 +146,8 @@ def test_a_text_longer_than_the_model_and_a_model_without_a_stop(law: CausalLaw)
 
 def test_another_tokenizers_prompts_are_its_own() -> None:
     row = Answered((("user", "ab"),), "text", None, "here")
-    one, two = (encode_prompts([row], t, chat=False, are="sample") for t in (pieces(), make_tokenizer(64)))
+    one, two = (asked([row], t, chat=False, are="sample") for t in (pieces(), make_tokenizer(64)))
     assert (one.ids, two.ids) == (((5,),), ((2,),))
     assert one.are == "sample"
     document = Answered((), "text", "ab", "here")
-    assert encode_prompts([document, document], pieces(), chat=False, are="sample").ids == ((0,),)
+    assert asked([document, document], pieces(), chat=False, are="sample").ids == ((0,),)

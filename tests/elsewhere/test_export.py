@@ -87,7 +87,7 @@ def test_parquet_and_jsonl_say_the_same(world: World, tmp_path: Path) -> None:
 def test_a_template_that_writes_on_after_the_answer_is_told(world: World) -> None:
     """As ChatML does with its last line break: a token that no law here has drawn."""
     from hydrometer.models.causal_lm.prompts import Prompts
-    from hydrometer.models.causal_lm.trl_rows import AFTER, CUT, Form, chat_prompts, text_rows
+    from hydrometer.models.causal_lm.trl_rows import AFTER, CUT, Form, text_rows
     from hydrometer.models.sequences import Sequences
     from tiny import make_tokenizer
 
@@ -98,7 +98,7 @@ def test_a_template_that_writes_on_after_the_answer_is_told(world: World) -> Non
     tokenizer = make_tokenizer(64, template)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "w3"}], add_generation_prompt=True, tokenize=True)
     prompt = tuple(int(t) for t in ids["input_ids"])
-    turns = chat_prompts(Prompts((prompt,), ("w3",)), None, tokenizer)
+    prompts = Prompts((prompt,), ("w3",), turns=((("user", "w3"),),))
     x = Sequences(
         (prompt,),
         np.zeros(2, np.int64),
@@ -107,7 +107,7 @@ def test_a_template_that_writes_on_after_the_answer_is_told(world: World) -> Non
         np.array([True, False]),
         np.zeros(2),
     )
-    ended, cut = text_rows(x, Form("messages"), tokenizer, (1,), turns)
+    ended, cut = text_rows(x, Form("messages"), tokenizer, (1,), prompts)
     assert (ended.lost, cut.lost) == (AFTER, CUT)
     assert ended.columns["messages"] == [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w5"}]
 
@@ -190,5 +190,5 @@ def test_a_prompts_file_is_read_again_as_it_was_read(tmp_path: Path) -> None:
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     (tmp_path / "rows.jsonl").write_text("\ufeff" + text, encoding="utf-8")
     source, tokenizer = PromptsFile(file=str(tmp_path / "rows.jsonl"), chat=True), make_tokenizer(16)
-    found = chat_prompts(read_prompts(source, tokenizer), source, tokenizer)
+    found = chat_prompts(read_prompts(source, tokenizer))
     assert found == [rows[0]["messages"], [{"role": "user", "content": "w7"}]]

@@ -13,14 +13,15 @@ from hydrometer.models.causal_lm import templates
 from hydrometer.models.causal_lm.templates import render_chat
 from tiny import TEMPLATE, make_tokenizer
 
-TURNS = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
+TURNS = [("user", "w3 w4"), ("assistant", "w5")]
 
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_template_says_here_what_it_says_in_transformers(opened: bool) -> None:
     template = TEMPLATE + "{{ bos_token }}{{ messages | tojson }}{% generation %}x{% endgeneration %}"
     tokenizer = make_tokenizer(16, template)
-    theirs = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=opened)
+    messages = [{"role": role, "content": content} for role, content in TURNS]
+    theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
     assert render_chat(tokenizer, TURNS, "here", opened=opened) == theirs
 
 

@@ -381,3 +381,59 @@ def test_a_chat_template_that_is_not_there(tmp_path: Path, models: dict[str, str
     file = prompts_file(tmp_path, [{"messages": turns}])
     with pytest.raises(DataError, match="chat template"):
         judge_models([models["student"]], truth=models["truth"], prompts=file, chat=False, out=tmp_path / "out")
+
+
+def test_held_out_text_needs_room_for_itself_alone(tmp_path: Path) -> None:
+    """Nothing is drawn, so nothing is kept free for what would be."""
+    net = make_llama(max_position_embeddings=8)
+    CausalLM(net, make_tokenizer(64)).save(tmp_path / "small")
+    file = prompts_file(tmp_path, [{"prompt": "w3", "completion": f" w{4 + i} w5"} for i in range(3)])
+    result = judge_models([tmp_path / "small"], truth_text=file, chat=False, out=tmp_path / "out")
+    value = cells(result)["judge.student.small"]["recall"]["value"]
+    with torch.no_grad():
+        rows = [torch.tensor([[3, 4 + i, 5, 1]]) for i in range(3)]
+        steps = [net(x).logits[0, :-1].log_softmax(-1).gather(1, x[0, 1:, None]).sum() for x in rows]
+    assert value == pytest.approx(float(sum(steps)) / 3, abs=1e-4)
+    assert result.results["summary"]["chains"]["judge"]["judged"]["max_new_tokens"] is None
+    exactly = prompts_file(tmp_path, [{"prompt": "w3", "completion": " w4" * n} for n in (6, 7)], "long.jsonl")
+    with pytest.raises(InputError, match="max_position_embeddings"):
+        judge_models(
+            [tmp_path / "small"], truth_text=exactly, reference=tmp_path / "small", chat=False, out=tmp_path / "drawn"
+        )
+    failed = judge_models([tmp_path / "small"], truth_text=exactly, chat=False, out=tmp_path / "long")
+    assert "text 2 with its prompt exceeds" in failed.results["cells"][0]["reason"]
+
+
+def test_odd_prompts_are_named(tmp_path: Path, models: dict[str, str]) -> None:
+    turns = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]
+
+    def notes(rows: list[dict[str, Any]], out: str) -> list[str]:
+        file = prompts_file(tmp_path, rows)
+        found = judge_models(
+            [models["student"]], truth=models["truth"], prompts=file, answers_per_prompt=2, max_new_tokens=2,
+            out=tmp_path / out,
+        )  # fmt: skip
+        return found.results["summary"]["chains"]["judge"]["judged"]["notes"]
+
+    assert notes([{"messages": turns[:1]}], "plain") == []
+    (said,) = notes([{"messages": turns}], "answered")
+    assert "1 prompt ends with the assistant's turn" in said
+    (said,) = notes([{"text": "w3 <eos>"}], "stopped")
+    assert "1 prompt ends with a stop token" in said
+    as_text = judge_models(
+        [models["student"]], truth=models["truth"], answers_per_prompt=2, max_new_tokens=2, out=tmp_path / "as-text",
+        prompts=prompts_file(tmp_path, [{"messages": json.dumps(turns[:1])}]),
+    )  # fmt: skip
+    plain = json.loads((tmp_path / "plain" / "results.json").read_text())
+    assert [c["metrics"] for c in as_text.results["cells"]] == [c["metrics"] for c in plain["cells"]]
+
+
+def test_a_tokenizer_without_a_boundary_is_counted(tmp_path: Path, models: dict[str, str]) -> None:
+    """The word w31 is one token, so that "1" behind "w3" has no token of its own; letters have."""
+    file = prompts_file(tmp_path, [{"prompt": "w3", "completion": c} for c in ("1", " w4")])
+    result = judge_models(
+        [models["student"], models["other"]], truth_text=file, chat=False, out=tmp_path / "out"
+    )  # fmt: skip
+    words, letters = cells(result)["judge.student.student"], cells(result)["judge.student.other"]
+    assert (words["spans_prompt_truth"]["value"], letters["spans_prompt_truth"]["value"]) == (0.5, 0)
+    assert (words["round_trip_truth"]["value"], letters["round_trip_truth"]["value"]) == (0.5, 1)

@@ -78,6 +78,8 @@ EXTRA = {
     "kl_student_reference": "KL(q‖reference)",
     "round_trip_truth": "texts given back",
     "round_trip_own": "own texts given back",
+    "spans_prompt_truth": "texts without a boundary behind the prompt",
+    "spans_prompt_own": "own texts without a boundary behind the prompt",
 }
 TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
 MAX_ROWS = 400

@@ -30,6 +30,7 @@ from hydrometer.run.executors import ExecutorName, executor_of
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
 from hydrometer.stages.bench import Bench
@@ -159,6 +160,7 @@ def run(
     make = executor_of(executor, address)
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
+    spec = with_prompts(spec, folder)
     wanted = _entry(spec, plan_run(spec))
     whole = _merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
     plan, artifacts = plan_run(whole), place_of(cache) if cache is not None else folder.artifacts
@@ -177,6 +179,7 @@ def run(
         store = open_store(artifacts)
         store.sweep(shared=cache is not None)  # a shared cache may hold another run's work in progress
         folder.sweep()
+        keep_prompts(folder, plan)  # before the specification that they are asked by
         folder.accept(wanted)
         folder.remember_base(spec.base or Path.cwd())
         folder.push()  # before any artifact: what has artifacts is a run
@@ -193,6 +196,7 @@ def run(
 
 def joined(folder: RunFolder, spec: RunSpec) -> RunSpec:
     """Join a specification with what its folder holds. Raises FolderError or SpecError for another experiment."""
+    spec = with_prompts(spec, folder)
     return _merge_with(folder, spec, _entry(spec, plan_run(spec)))
 
 

@@ -21,6 +21,7 @@ from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.api import shipped_recipes
 from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.rendered import with_prompts
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.joint import Arm, Design
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
@@ -175,7 +176,7 @@ def open_source(
         )  # fmt: skip
     name = the_chain(names, chain, f"the run {folder}")
     bases = (*books.bases(), Path.cwd(), books.root, shipped_recipes()) if base is None else (base,)
-    spec, plan = _planned(accepted, name, books.place, bases)
+    spec, plan = _planned(accepted, name, books, bases)
     kept = books.artifacts if cache is None else place_of(cache)
     if isinstance(kept, Path) and not kept.is_dir():
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
@@ -188,13 +189,13 @@ def open_source(
 
 
 def _planned(
-    accepted: list[dict[str, Any]], name: str, folder: Path | Url, bases: Sequence[Path]
+    accepted: list[dict[str, Any]], name: str, folder: RunFolder, bases: Sequence[Path]
 ) -> tuple[RunSpec, Plan]:
     """Plan the run again, with the files that it was made from."""
     why = ""
     for base in bases:
         spec = merge([parse_run_spec(k["spec"], "specs/", base) for k in accepted])
-        spec = spec.model_copy(update={"chains": {name: spec.chains[name]}})
+        spec = with_prompts(spec.model_copy(update={"chains": {name: spec.chains[name]}}), folder)
         try:
             plan = plan_run(spec)
         except InputError as e:  # a file that is not there; another base may have it
@@ -204,7 +205,9 @@ def _planned(
             return spec, plan
         why = why or "the files or model that its truth is made of have changed"
     raise FolderError(
-        f"the run cannot be planned again: {why}", got=str(folder), fix="call from the folder of its specification"
+        f"the run cannot be planned again: {why}",
+        got=str(folder.place),
+        fix="call from the folder of its specification",
     )
 
 

@@ -24,7 +24,7 @@ from hydrometer.store.remote import open_store
 
 __all__ = ["Diagnosis", "diagnose", "keep"]
 
-STAGE, VERSION = "examine", 1
+STAGE, VERSION = "examine", 2
 _FILE = "findings.json"
 
 

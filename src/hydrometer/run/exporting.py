@@ -174,7 +174,7 @@ def _target(to: str | Path) -> Path:
 
 def _outside(target: Path, opened: Opened) -> None:
     home = target.resolve().parent
-    for part in ("specs", "adopted", "scores", "records", "exhibits", "artifacts"):
+    for part in ("specs", "prompts", "adopted", "scores", "records", "exhibits", "artifacts"):
         if home.is_relative_to((opened.folder.root / part).resolve()):
             raise InputError(
                 "this part of the run's folder is the run's own", got=str(target), fix="choose another --to"
@@ -274,7 +274,8 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
     from hydrometer.models.causal_lm.trl_rows import chat_prompts, text_rows
 
     tokenizer, prompts, stop_ids = open_tokenizer(spec)
-    turns = chat_prompts(prompts, spec.truth.prompts, tokenizer) if form.is_chat else None
+    if form.is_chat:
+        chat_prompts(prompts)  # refuses others before rows are read
     x = cast("Sequences", Bench(opened.store).rows(picked.chain.context, picked.rows))
     s = picked.facts["selectivity"]
     setting = json.dumps(s.to_json()) if isinstance(s, Selectivity) else None
@@ -286,7 +287,7 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
     with _writer(target) as put:
         for start in range(0, len(x), CHUNK):
             part = x.take(slice(start, start + CHUNK))
-            texts = text_rows(part, form, tokenizer, stop_ids, turns)
+            texts = text_rows(part, form, tokenizer, stop_ids, prompts)
             lost.update(t.lost for t in texts)
             put([_record(part, i, start + i, t.columns, t.lost, facts, text_only) for i, t in enumerate(texts)])
     exact = lost.pop("", 0)

@@ -124,10 +124,13 @@ class Jobs:
         self, law: LawName, decoding: Selectivity | None, rows: Drawn | TextRows, *, as_texts: bool = False
     ) -> str:
         """Ask for one law's scores of rows; returns the job's key."""
-        key = content_key(
-            {"stage": "score", "version": VERSIONS["score"], "law": law.key, "rows": rows.key, "as_texts": as_texts,
-             "decoding": None if decoding is None else decoding.to_json()}
-        )  # fmt: skip
+        parts: dict[str, object] = {
+            "stage": "score", "version": VERSIONS["score_texts" if as_texts else "score"], "law": law.key,
+            "rows": rows.key, "as_texts": as_texts, "decoding": None if decoding is None else decoding.to_json(),
+        }  # fmt: skip
+        if as_texts:  # prompts of equal ids may be of different text, behind which answers are decoded and encoded
+            parts["behind"] = [law.prompts.written, rows.law.prompts.written if isinstance(rows, Drawn) else None]
+        key = content_key(parts)
         inputs = rows.blocks if isinstance(rows, Drawn) else ()
         self.jobs.setdefault(key, _Score(law, decoding, rows, as_texts, inputs))
         return key
@@ -182,7 +185,8 @@ class Work:
         from hydrometer.models.causal_lm.canonical import texts_of
 
         writer = job.rows.law
-        return score_texts(law, texts_of(self.rows(job.rows), writer.model.tokenizer), folder)
+        texts = texts_of(self.rows(job.rows), writer.prompts, writer.model.tokenizer)
+        return score_texts(law, texts, folder)
 
 
 def run_jobs(jobs: Jobs, work: Work, monitor: Monitor) -> Outcome:

@@ -16,9 +16,11 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.answers import Answered, read_answers, read_questions
 from hydrometer.models.causal_lm.existing import Existing, Own, find_model, numerics
-from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.prompts import Kept, Prompts, conversations_digest
 from hydrometer.run.judge_jobs import Drawn, Jobs, LawName, TextRows
+from hydrometer.run.rendered import kept_prompts
 from hydrometer.store.artifacts import content_key
+from hydrometer.store.records import RunFolder
 
 if TYPE_CHECKING:
     from hydrometer.run.judging import JudgeSettings
@@ -47,6 +49,7 @@ class Question:
     decodings : of every student, None for as it is.
     chat : whether prompts were put into a chat template.
     notes : what a reader should know, one line each.
+    rendered : prompts as a chat template wrote them, by the name that the folder keeps them under.
     """
 
     anchor: LawName | None
@@ -60,6 +63,7 @@ class Question:
     seed: int
     dtype: str
     notes: tuple[str, ...]
+    rendered: Mapping[str, Mapping[str, object]]
 
     @property
     def laws(self) -> tuple[LawName, ...]:
@@ -86,8 +90,8 @@ class JudgedCell:
         return [*self.ids.values(), *self.texts.values(), *(self.own.blocks if self.own else ())]
 
 
-def pose(settings: JudgeSettings) -> Question:
-    """Find all models and read all rows. Raises InputError."""
+def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
+    """Find all models and read all rows; prompts that the folder keeps are not rendered again. Raises InputError."""
     named = settings.truth if settings.truth is not None else settings.reference
     anchor = None if named is None else find_model(named, settings.base)
     students = [find_model(s, settings.base) for s in settings.students]
@@ -99,10 +103,13 @@ def pose(settings: JudgeSettings) -> Question:
     own = _brought(students, models) if asked is None else None
     distinct, index = ([], np.zeros(0, np.int64)) if asked is None else _distinct(asked, keep=answered is None)
     chat = _chat(settings.chat, asked, models[0])
-    prompts, stops = _prompts(models, distinct, chat, own)
+    prompts, stops, rendered = _prompts(models, distinct, chat, own, folder)
     first = prompts[models[0].vocabulary]
     are = _what_prompts_are(settings.prompts_are, len(first.ids))
+    is_drawn = answered is None or anchor is not None
     longest = settings.max_new_tokens or (own.max_new_tokens if own is not None else DEFAULT_TOKENS)
+    if not is_drawn:
+        longest = 1  # texts need room for themselves alone, which scoring them asks for
     per_prompt = settings.answers_per_prompt or math.ceil(DEFAULT_ROWS / len(first.ids))
     rows = per_prompt * len(first.ids)
     if rows > MAX_DRAWN:
@@ -118,11 +125,14 @@ def pose(settings: JudgeSettings) -> Question:
         for m, label in zip(models, labels, strict=True)
     ]
     held_out = None if answered is None else _held_out(answered, index)
-    _check_room(laws, held_out is None or anchor is not None)
-    notes = _notes(models, labels, stops, own)
+    if is_drawn:
+        _check_room(laws)
+    odd = () if own is not None else _odd_prompts(laws, chat)
+    notes = (*_notes(models, labels, stops, own), *odd)
     return Question(
         laws[0] if anchor is not None else None, tuple(laws[1:] if anchor is not None else laws), held_out, rows,
         len(first.ids), are, tuple(settings.settings), chat, settings.seed, settings.dtype, notes,
+        rendered,
     )  # fmt: skip
 
 
@@ -168,14 +178,15 @@ def _chat(asked: bool | None, rows: list[Answered] | None, first: Existing) -> b
 
 
 def _prompts(
-    models: list[Existing], rows: list[Answered], chat: bool, own: Own | None
-) -> tuple[dict[str, Prompts], dict[str, tuple[int, ...]]]:
-    """Prompts and stop set of every vocabulary, made by the first model that has it."""
-    from hydrometer.models.causal_lm.canonical import encode_prompts
+    models: list[Existing], rows: list[Answered], chat: bool, own: Own | None, folder: RunFolder
+) -> tuple[dict[str, Prompts], dict[str, tuple[int, ...]], dict[str, Mapping[str, object]]]:
+    """Prompts and stop set of every vocabulary, made by the first model that has it; and what the folder is to keep."""
+    from hydrometer.models.causal_lm.canonical import asked
     from hydrometer.models.causal_lm.prompts import read_prompts
 
     prompts: dict[str, Prompts] = {}
     stops: dict[str, tuple[int, ...]] = {}
+    rendered: dict[str, Mapping[str, object]] = {}
     for m in models:
         if m.vocabulary in prompts:
             continue
@@ -185,11 +196,18 @@ def _prompts(
         if chat and not m.has_template:
             raise ModelError("the tokenizer has no chat template", got=m.source, fix="use --no-chat")
         stops[m.vocabulary] = m.stop_ids
-        if rows:
-            prompts[m.vocabulary] = encode_prompts(rows, m.tokenizer, chat=chat, are="fixed")
+        if rows and chat:
+            source = conversations_digest([r.turns for r in rows], chat=chat)
+            name = content_key({"model": dict(m.resolved.identity), "source": source})
+            kept = kept_prompts(folder, name, Kept.from_json)
+            if kept is None:
+                kept = Kept(source, asked(rows, m.tokenizer, chat=chat, are="fixed"))
+            prompts[m.vocabulary], rendered[name] = kept.prompts, kept.to_json()
+        elif rows:
+            prompts[m.vocabulary] = asked(rows, m.tokenizer, chat=chat, are="fixed")
         else:
             prompts[m.vocabulary] = read_prompts(None, m.tokenizer)
-    return prompts, stops
+    return prompts, stops, rendered
 
 
 def _what_prompts_are(asked: PromptsAre | None, n: int) -> PromptsAre:
@@ -234,13 +252,27 @@ def _held_out(rows: list[Answered], index: np.ndarray[tuple[int], np.dtype[np.in
     return TextRows(Texts(texts, np.ones(len(texts), np.bool_), index), key)
 
 
-def _check_room(laws: list[LawName], drawn: bool) -> None:
+def _check_room(laws: list[LawName]) -> None:
     """Refuse prompts that leave no room for an answer, before anything is opened."""
-    for law in laws if drawn else ():
+    for law in laws:
         room, longest = law.model.room, max(len(p) for p in law.prompts.ids) + law.max_new_tokens
         if room is not None and longest > room:
             what = f"prompt and answer exceed the max_position_embeddings of {law.label}"
             raise InputError(what, got=(longest, room), fix="shorten the prompts or --max-new-tokens")
+
+
+def _odd_prompts(laws: list[LawName], chat: bool) -> list[str]:
+    """What the doctor would say of the prompts, for the first model of every vocabulary."""
+    from hydrometer.models.causal_lm.prompt_checks import examine_prompts
+
+    first = {law.model.vocabulary: law for law in reversed(laws)}
+    template = " through its chat template" if chat else ""
+    return [
+        f"prompts of {law.label}{template}: {f.what}: {f.why}"
+        for law in laws
+        if first[law.model.vocabulary] is law
+        for f in examine_prompts(law.prompts, law.model.tokenizer, law.stop_ids)
+    ]
 
 
 def _notes(

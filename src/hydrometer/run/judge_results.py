@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import Contrast, Estimate
@@ -143,7 +142,8 @@ def _chain(q: Question, cells: list[JudgedCell]) -> Json:
             "reference": None if q.held_out is None or q.anchor is None else q.anchor.label,
             "held_out_rows": None if q.held_out is None else len(q.held_out.texts.texts),
             "prompts": q.n_prompts, "prompts_are": q.prompts_are, "chat": q.chat,
-            "answers": None if q.anchor is None else q.rows, "max_new_tokens": q.laws[0].max_new_tokens,
+            "answers": None if q.anchor is None else q.rows,
+            "max_new_tokens": None if q.anchor is None else q.laws[0].max_new_tokens,
             "seed": q.seed, "dtype": q.dtype, "notes": list(q.notes),
         },
     }  # fmt: skip
@@ -151,13 +151,15 @@ def _chain(q: Question, cells: list[JudgedCell]) -> Json:
 
 def _exhibit(q: Question, c: JudgedCell, work: Work) -> Json | None:
     """The first answers as text, with their log-probabilities under the truth or the reference."""
+    from hydrometer.models.causal_lm.answer_text import prompt_ends
+
     if c.own is None:
         return None
     rows = work.rows(c.own)
     name = "truth_on_law" if q.held_out is None else "reference_on_law"
     scores = work.scored((c.ids or c.texts)[name]).log_prob
-    decode = cast("Callable[..., str]", c.law.model.tokenizer.decode)
+    ends = prompt_ends(c.law.prompts, c.law.model.tokenizer)
     return texts_exhibit(
         rows, scores, lambda i: c.law.prompts.texts[int(rows.prompt_index[i])],
-        lambda i: decode(rows.row(i).tolist(), skip_special_tokens=True),
+        lambda i: ends[int(rows.prompt_index[i])].decode(rows.row(i).tolist()),
     )  # fmt: skip

@@ -21,6 +21,7 @@ from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.judge_jobs import Jobs, Work, run_jobs
 from hydrometer.run.judge_plan import JudgedCell, Question, build_cells, pose
 from hydrometer.run.judge_results import results_of
+from hydrometer.run.rendered import PART
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store
 
@@ -162,7 +163,7 @@ def judge_models(
     )  # fmt: skip
     folder = RunFolder(out)
     _check_folder(folder)
-    question = pose(settings)
+    question = pose(settings, folder)
     jobs = Jobs()
     cells = build_cells(question, jobs, Stream(seed))
     folder.create()
@@ -171,6 +172,8 @@ def judge_models(
         store.sweep()
         folder.sweep()
         spec: dict[str, Any] = {"name": NAME, NAME: _spec(settings, question)}
+        for name, rendered in question.rendered.items():
+            folder.put(PART, name, rendered)
         folder.accept(spec)
         folder.push()  # before any artifact: what has artifacts is a run
         work = Work(store, dtype, device)

@@ -16,6 +16,7 @@ from hydrometer.run.adopted import Adopted, read_adopted
 from hydrometer.run.execute import Outcome
 from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.rendered import with_prompts
 from hydrometer.stages.nodes import Cell, DrawNode
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.places import Url, place_of
@@ -84,16 +85,20 @@ def reopen(folder: RunFolder, cache: str | Path | None = None, bases: Sequence[P
         raise FolderError("the folder accepted no specification yet", got=str(root), fix="run the experiment first")
     adopted = read_adopted(folder)
     first: InputError | None = None
+    is_changed = False
     for base in dict.fromkeys([*folder.bases(), *bases, Path.cwd(), *_around(folder)]):
         try:
-            spec = merge([_spec(a, base) for a in accepted])
+            spec = with_prompts(merge([_spec(a, base) for a in accepted]), folder)
             plan = plan_run(spec, adopted)
         except InputError as e:
             first = first or e
             continue
         if {name: chain.truth.key for name, chain in plan.chains.items()} == accepted[0].get("truths"):
             return Opened(folder, spec, plan, open_store(cache or folder.artifacts))
-    raise first or FolderError(
+        is_changed = True
+    if first is not None and not is_changed:
+        raise first
+    raise FolderError(
         "the truth of this run is not what it was", got=str(root), fix="restore the model and the prompts it was run on"
     )
 

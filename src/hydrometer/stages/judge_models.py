@@ -33,8 +33,8 @@ __all__ = [
     "score_ids", "score_texts", "truth_figures",
 ]  # fmt: skip
 
-VERSIONS = {"draw": 1, "score": 2}
-"""Raised whenever this module's code changes its results."""
+VERSIONS = {"draw": 1, "score": 2, "score_texts": 3}
+"""Raised whenever this module's code changes its results; texts are scored by code of their own."""
 
 Floats = NDArray[np.float64]
 ROWS_FILE, SCORES_FILE = "rows.parquet", "scores.npz"
@@ -48,7 +48,7 @@ class Scored:
     ----------
     log_prob : (N,) nats.
     tokens : (N,) of the law's own tokenizer, the stop token included.
-    n_bytes, round_trip : (N,) of texts; None for token ids.
+    n_bytes, round_trip, spans : (N,) of texts, as in `canonical.Canonical`; None for token ids.
     near_edge : (N,) steps near a selectivity's edge as the scorer counts them in a law's own rows; None where the rows'
         own record is the better one.
     """
@@ -57,6 +57,7 @@ class Scored:
     tokens: Floats
     n_bytes: Floats | None = None
     round_trip: Floats | None = None
+    spans: Floats | None = None
     near_edge: Floats | None = None
 
     def counted(self, rows: Sequences) -> Sequences:
@@ -102,7 +103,7 @@ def score_texts(law: CausalLaw, texts: Texts, folder: Path) -> dict[str, object]
     found = canonical(texts, law)
     np.savez(
         folder / SCORES_FILE, log_prob=found.log_prob, tokens=found.rows.lengths.astype(np.float64),
-        n_bytes=texts.n_bytes, round_trip=found.round_trip,
+        n_bytes=texts.n_bytes, round_trip=found.round_trip, spans=found.spans,
     )  # fmt: skip
     return {"rows": len(texts.texts)}
 
@@ -200,9 +201,10 @@ def _per_byte(scored: Scored, strata: Strata | None, *, shared: bool = False, si
 
 
 def _round_trips(found: Mapping[str, tuple[Scored, Strata | None]]) -> dict[str, Estimate]:
-    """Share of texts that the scoring tokenizer gives back as they were: of the truth's, of the law's own."""
+    """Shares of the truth's texts and of the law's own: given back as they were, and without a boundary of tokens."""
     out: dict[str, Estimate] = {}
     for name, (scored, strata) in found.items():
-        if scored.round_trip is not None:
-            out[f"round_trip_{name}"] = replace(share_estimate(scored.round_trip, strata), method="canonical")
+        for what, column in (("round_trip", scored.round_trip), ("spans_prompt", scored.spans)):
+            if column is not None:
+                out[f"{what}_{name}"] = replace(share_estimate(column, strata), method="canonical")
     return out

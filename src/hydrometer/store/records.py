@@ -25,11 +25,11 @@ from hydrometer.store.mirror import Mirror, read_object
 from hydrometer.store.places import Url, place_of
 from hydrometer.store.remote_lock import Lease, hold_remote
 
-__all__ = ["RunFolder", "load_results", "plain"]
+__all__ = ["MAX_RESULTS_BYTES", "RunFolder", "load_results", "plain"]
 
 MAX_ACCEPTED_BYTES = 16_000_000
 MAX_RESULTS_BYTES = 1_000_000_000
-_PARTS = ("specs", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
+_PARTS = ("specs", "prompts", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 _CSV_GROUP = ("median", "q25", "q75", "two_peaks", "few_seeds")
@@ -91,14 +91,14 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder and its parts; nothing that is there is touched."""
         try:
-            for part in ("specs", "records", "exhibits"):
+            for part in ("specs", "prompts", "records", "exhibits"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise refused(e, self.root) from None
 
     def sweep(self) -> None:
         """Remove half-written files of killed processes. Only while holding the folder's lock."""
-        for part in ("", "specs", "records", "exhibits", "scores", "adopted", "figures"):
+        for part in ("", "specs", "prompts", "records", "exhibits", "scores", "adopted", "figures"):
             for leftover in (self.root / part).glob(".*.tmp"):
                 if is_abandoned(leftover.name):
                     with suppress(OSError):

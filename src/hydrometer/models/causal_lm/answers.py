@@ -7,7 +7,8 @@ A file has one shape, that of its first row:
     {"text": TEXT}                                              prompts, continued as they are; or whole documents
     {"prompt": TEXT | TURNS, "completion" | "answer": TEXT}     prompts with their answers
 
-TURNS are ``[{"role": TEXT, "content": TEXT}, ...]``. Other columns are ignored. Needs neither torch nor transformers.
+TURNS are ``[{"role": TEXT, "content": TEXT}, ...]``; messages may also be JSON text of them. Other columns are ignored.
+Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from typing import Any, Literal, cast
 import pyarrow.parquet
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm.prompts import MAX_FILE_BYTES, MAX_LINE_BYTES
+from hydrometer.models.causal_lm.prompts import MAX_FILE_BYTES, MAX_LINE_BYTES, Turns, turns_in_text
 
 __all__ = ["MAX_ROWS", "Answered", "read_answers", "read_questions"]
 
-Turns = tuple[tuple[str, str], ...]
 Shape = Literal["prompt", "messages", "text"]
 
 MAX_ROWS = 100_000
@@ -52,11 +52,6 @@ class Answered:
     shape: Shape
     answer: str | None
     where: str
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """The turns as chat templates take them."""
-        return [{"role": role, "content": content} for role, content in self.turns]
 
 
 def read_questions(path: Path) -> list[Answered]:
@@ -151,6 +146,12 @@ def _text(value: object, column: str, where: str, *, empty: bool = False) -> str
 
 
 def _turns(value: object, column: str, where: str) -> Turns:
+    if isinstance(value, str) and column == "messages":
+        found = turns_in_text(value)
+        if found is None:
+            fix = 'write [{"role": "user", "content": TEXT}, ...], or name the column prompt or text'
+            raise DataError(f"{where}: messages are a text that is not JSON of messages", got=value, fix=fix)
+        value = found
     if isinstance(value, str):
         return (("user", _text(value, column, where)),)
     turns = cast("list[Any]", value) if isinstance(value, list) else []

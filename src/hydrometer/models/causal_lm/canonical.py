@@ -1,13 +1,13 @@
 """Texts under a model that was not the one that wrote them: the canonical tokenisation.
 
 An outcome here is a text and whether it ended. A model says one text by many token sequences; its tokenizer makes one
-of them, the canonical. Scoring that one gives a lower bound,
+of them behind the prompt, the canonical (`answer_text`). Scoring that one gives a lower bound,
 
     log q(canonical(x), stop | prompt)  <=  log Q(x ends here | prompt)
 
-Q being the sum over all token sequences that decode to x. The same holds for a text that was cut, with "begins with x"
-for "ends here" and no stop. The bound is over texts that the tokenizer gives back as they were; `round_trip` says
-which. What the network does with its own tokens (max_new_tokens, a tail after the cut) plays no part.
+Q being the sum over all token sequences that, behind the prompt, decode to x. The same holds for a text that was cut,
+with "begins with x" for "ends here" and no stop. The bound is over texts that the tokenizer gives back as they were;
+`round_trip` says which. What the network does with its own tokens (max_new_tokens, a tail after the cut) plays no part.
 
 Shapes: N texts.
 """
@@ -16,26 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.errors import StageError
+from hydrometer.models.causal_lm.answer_text import UNREADABLE, prompt_ends
 from hydrometer.models.causal_lm.answers import Answered
 from hydrometer.models.causal_lm.law import CausalLaw
-from hydrometer.models.causal_lm.load import as_data_error
-from hydrometer.models.causal_lm.prompts import Prompts, encode_prompt, read_prompts
+from hydrometer.models.causal_lm.prompts import Prompts, encode_prompts, read_prompts
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Canonical", "Texts", "canonical", "encode_prompts", "texts_of"]
+__all__ = ["Canonical", "Texts", "asked", "canonical", "texts_of"]
 
 Floats = NDArray[np.float64]
-_CUT_CHARACTER = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,11 +46,13 @@ class Texts:
     texts : (N,) what was said, special tokens left out.
     ended : (N,) bool, whether the text ended there; else it was cut, and only its beginning is known.
     prompt_index : (N,) int64, which prompt each answers.
+    unreadable : (N,) bool, whether bytes that are no character were drawn, which the text does not say; None: nowhere.
     """
 
     texts: tuple[str, ...]
     ended: NDArray[np.bool_]
     prompt_index: NDArray[np.int64]
+    unreadable: NDArray[np.bool_] | None = None
 
     @property
     def n_bytes(self) -> Floats:
@@ -67,17 +68,18 @@ class Canonical:
     ----------
     rows : the token ids, the stop token included where the text ended.
     log_prob : (N,) nats; -inf where a selectivity leaves a token of the canonical tokenisation out.
-    round_trip : (N,) 1.0 where decoding the tokens gives the text back.
+    round_trip : (N,) 1.0 where decoding the tokens behind the prompt gives the text back, and the text all that was
+        drawn.
+    spans : (N,) 1.0 where the tokenizer has no boundary between prompt and text.
     """
 
     rows: Sequences
     log_prob: Floats
     round_trip: Floats
+    spans: Floats
 
 
-def encode_prompts(
-    rows: Sequence[Answered], tokenizer: PreTrainedTokenizerBase, *, chat: bool, are: PromptsAre
-) -> Prompts:
+def asked(rows: Sequence[Answered], tokenizer: PreTrainedTokenizerBase, *, chat: bool, are: PromptsAre) -> Prompts:
     """Turn prompts into a tokenizer's ids; whole documents follow the begin-of-sequence token, all one prompt.
 
     Raises
@@ -86,22 +88,27 @@ def encode_prompts(
     """
     if not rows[0].turns:
         return read_prompts(None, tokenizer)
-    ids = tuple(encode_prompt(r.messages, chat, tokenizer, r.where) for r in rows)
-    return Prompts(ids, tuple(r.turns[-1][1] for r in rows), are)
+    return encode_prompts([(r.where, r.turns) for r in rows], tokenizer, chat=chat, are=are)
 
 
-def texts_of(rows: Sequences, tokenizer: PreTrainedTokenizerBase) -> Texts:
+def texts_of(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Texts:
     """Decode drawn rows. A character that the cut broke in two is left out: the text before it is what is known."""
+    ends = prompt_ends(prompts, tokenizer)
     texts: list[str] = []
+    unreadable = np.zeros(len(rows), np.bool_)
     for i in range(len(rows)):
-        ids = rows.row(i).tolist()
-        text = _decode(tokenizer, ids[:-1] if rows.stopped[i] else ids)
-        texts.append(text if rows.stopped[i] else text.rstrip(_CUT_CHARACTER))
-    return Texts(tuple(texts), rows.stopped, rows.prompt_index)
+        end, ids, stopped = ends[int(rows.prompt_index[i])], rows.row(i).tolist(), bool(rows.stopped[i])
+        said = ids[:-1] if stopped else ids
+        text = end.decode(said)
+        if UNREADABLE in text and end.encode(text).ids != tuple(said):  # else the character itself was drawn
+            text = text if stopped else text.rstrip(UNREADABLE)
+            unreadable[i] = UNREADABLE in text
+        texts.append(text)
+    return Texts(tuple(texts), rows.stopped, rows.prompt_index, unreadable)
 
 
 def canonical(texts: Texts, law: CausalLaw) -> Canonical:
-    """Encode texts as the law's tokenizer does, and score them.
+    """Encode texts as the law's tokenizer does behind their prompts, and score them.
 
     A text that ended gets one stop token: the tokenizer's end of sequence where that is in the stop set, else the
     smallest id there.
@@ -111,14 +118,15 @@ def canonical(texts: Texts, law: CausalLaw) -> Canonical:
     StageError : a text with its prompt exceeds what the model has room for, the stop set is empty, or a score is NaN.
     DataError : the tokenizer refuses a text.
     """
-    tokenizer: Any = law.lm.tokenizer
+    ends = prompt_ends(law.prompts, law.lm.tokenizer)
     stop = _stop(law) if bool(texts.ended.any()) else -1
     encoded: list[list[int]] = []
-    round_trip = np.zeros(len(texts.texts))
+    round_trip, spans = np.zeros(len(texts.texts)), np.zeros(len(texts.texts))
     for i, text in enumerate(texts.texts):
-        ids = _encode(tokenizer, text)
-        round_trip[i] = _decode(tokenizer, ids) == text
-        encoded.append([*ids, stop] if texts.ended[i] else ids)
+        found = ends[int(texts.prompt_index[i])].encode(text)
+        round_trip[i] = found.round_trip and (texts.unreadable is None or not texts.unreadable[i])
+        spans[i] = not found.joined
+        encoded.append([*found.ids, stop] if texts.ended[i] else list(found.ids))
     lengths = np.array([len(ids) for ids in encoded], np.int64)
     _check_room(law, lengths, texts)
     ids_NT = np.zeros((len(encoded), int(lengths.max(initial=1))), np.int64)
@@ -131,19 +139,7 @@ def canonical(texts: Texts, law: CausalLaw) -> Canonical:
     log_prob = law.score_steps(rows).selected.sum(-1)
     if np.isnan(log_prob).any() or np.isposinf(log_prob).any():
         raise StageError("scores of texts hold NaN or +inf", fix="the model diverged or its weights are broken")
-    return Canonical(replace(rows, log_prob=log_prob), log_prob, round_trip)
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    with as_data_error("the tokenizer refuses ids of an answer", ids):
-        return cast("str", tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise plain text: what looks like a special token in it is text."""
-    with as_data_error("the tokenizer refuses a text", text):
-        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [int(t) for t in found]
+    return Canonical(replace(rows, log_prob=log_prob), log_prob, round_trip, spans)
 
 
 def _stop(law: CausalLaw) -> int:

@@ -18,6 +18,7 @@ from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.footprint import count_parameters
 from hydrometer.models.causal_lm.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.probe import examine_probe, take_probe
+from hydrometer.models.causal_lm.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
 from hydrometer.models.causal_lm.tokenizer_file import difference, prompts_differ
@@ -65,7 +66,8 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
     """
     found = [
         *_vocabularies(subject), *_tokenizer_file(subject), *_room(subject), *_stops(subject), *_padding(subject),
-        *_prompts(subject), *_special_text(subject), *_sizes(subject), *_weights(subject), *_rows_per_prompt(subject),
+        *_prompts(subject), *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
+        *_special_text(subject), *_sizes(subject), *_weights(subject), *_rows_per_prompt(subject),
     ]  # fmt: skip
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)

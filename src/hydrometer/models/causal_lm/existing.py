@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
 from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.prompts import Prompts, prompts_written
 from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _own(folder: Path, ids_known: int) -> Own | None:
     try:
         parts = read_json(path, MAX_LAW_BYTES)
         ids = tuple(tuple(int(t) for t in p) for p in parts["prompt_ids"])
-        prompts = Prompts(ids, tuple(str(t) for t in parts["prompt_texts"]))
+        prompts = Prompts(ids, tuple(str(t) for t in parts["prompt_texts"]), written=prompts_written(parts))
         stop_ids, longest = tuple(int(t) for t in parts["stop_ids"]), int(parts["max_new_tokens"])
         if not all(0 <= t < ids_known for p in (*ids, stop_ids) for t in p):
             raise ValueError("it names ids that the tokenizer does not know")

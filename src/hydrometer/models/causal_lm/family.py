@@ -27,7 +27,7 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.engines import sessions
-from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
+from hydrometer.models.causal_lm.prompts import Kept, Prompts, prompts_of, prompts_written, source_digest
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.training_rows import TrainingRows, load_training_rows
@@ -196,6 +196,16 @@ class CausalLMFamily:
         lm = _truth_lm(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
+    def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Return the truth's prompts, ids and text, in the form that a run keeps. Raises DataError, ModelError."""
+        truth = _chain(chain).truth
+        return Kept(source_digest(truth.prompts), _opening(truth)[1]).to_json()
+
+    def with_rendered(self, chain: ChainSpec, kept: Mapping[str, object]) -> ChainSpec:
+        """Return the chain, its truth asked what a run kept. Raises DataError."""
+        c = _chain(chain)
+        return c.model_copy(update={"truth": c.truth.with_kept(Kept.from_json(kept))})
+
     def draw_identity(self, chain: ChainSpec, role: str, purpose: Literal["train", "judge"]) -> Mapping[str, object]:
         """Name the engine of training rows, where it is another than the native one."""
         c = _chain(chain)
@@ -254,6 +264,7 @@ class CausalLMFamily:
             "version": 1,
             "prompt_ids": mine.prompts.ids,
             "prompt_texts": mine.prompts.texts,
+            **({} if mine.prompts.written is None else {"prompts_written": mine.prompts.written}),
             "stop_ids": mine.stop_ids,
             "max_new_tokens": mine.max_new_tokens,
             **({} if mine.prompts.are == "fixed" else {"prompts_are": mine.prompts.are}),
@@ -268,7 +279,8 @@ class CausalLMFamily:
         try:
             parts = artifact_json(folder / LAW_FILE, dict)
             ids = tuple(tuple(p) for p in parts["prompt_ids"])
-            prompts = Prompts(ids, tuple(parts["prompt_texts"]), parts.get("prompts_are", "fixed"))
+            are = parts.get("prompts_are", "fixed")
+            prompts = Prompts(ids, tuple(parts["prompt_texts"]), are, prompts_written(parts))
             stop_ids, longest = tuple(parts["stop_ids"]), int(parts["max_new_tokens"])
         except (OSError, ValueError, KeyError, TypeError) as e:
             fix = "delete the artifact and run again"
@@ -373,7 +385,7 @@ def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
 
     resolved = load.resolve(truth.source, truth.revision)
     outline = _outline(resolved)
-    prompts = read_prompts(truth.prompts, outline.tokenizer)
+    prompts = prompts_of(truth, outline.tokenizer)
     own = model_stop_ids(outline.generation_config, outline.tokenizer)
     return resolved, prompts, own if truth.stop is None else stop_set(truth.stop, outline.tokenizer)
 

@@ -121,10 +121,12 @@ class CausalLaw:
         return draw_rows(self, uniforms, prompt_index)
 
     def texts(self, x: Samples) -> tuple[list[str], list[str]]:
-        """Return the rows' prompts and answers as text, special tokens left out of the answers."""
+        """Return the rows' prompts and answers as text: what is said behind the prompt, special tokens left out."""
+        from hydrometer.models.causal_lm.answer_text import prompt_ends
+
         x = self._answers(x)
-        decode = self.lm.tokenizer.decode
-        answers = [str(decode(x.row(i).tolist(), skip_special_tokens=True)) for i in range(len(x))]
+        ends = prompt_ends(self.prompts, self.lm.tokenizer)
+        answers = [ends[int(p)].decode(x.row(i).tolist()) for i, p in enumerate(x.prompt_index)]
         return [self.prompts.texts[int(p)] for p in x.prompt_index], answers
 
     def log_prob(self, x: Samples) -> NDArray[np.float64]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,8 @@ from hydrometer.core.estimate import Estimate, mean_estimate, mean_variance
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import Precision
-from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.answer_text import prompt_ends
 from hydrometer.models.causal_lm.law import CausalLaw
-from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.sequences import Sequences
 
@@ -98,7 +96,7 @@ def small_law(law: CausalLaw) -> CausalLaw:
     chosen = [i * n // _ROWS for i in range(_ROWS)] if n > _ROWS else list(range(n))
     longest = min(law.max_new_tokens, _TOKENS // _FEWEST)
     rows = max(_FEWEST, min(_ROWS, _TOKENS // longest))
-    prompts = Prompts(tuple(law.prompts.ids[i] for i in chosen), tuple(law.prompts.texts[i] for i in chosen))
+    prompts = law.prompts.take(chosen)
     return replace(law, prompts=prompts, max_new_tokens=longest, block_rows=rows)
 
 
@@ -197,14 +195,11 @@ def _ends(p: Probe, max_new_tokens: int) -> list[Finding]:
 
 def _round_trip(p: Probe) -> list[Finding]:
     """Answers that are other ids after they have been text."""
-    tokenizer, n = p.law.lm.tokenizer, len(p.x)
+    ends, n = prompt_ends(p.law.prompts, p.law.lm.tokenizer), len(p.x)
     changed = 0
     for i in range(n):
-        ids = [int(t) for t in p.x.row(i)]
-        with load.as_data_error("the tokenizer refuses ids of an answer", ids):
-            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            again: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-        changed += list(again) != ids
+        end, ids = ends[int(p.x.prompt_index[i])], tuple(int(t) for t in p.x.row(i))
+        changed += end.encode(end.decode(ids, special=True), special=True).ids != ids
     if not changed:
         return []
     return [

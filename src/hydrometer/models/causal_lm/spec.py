@@ -130,6 +130,18 @@ class Truth(Strict):
     prompts: Prompts = None
     stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
     architecture: dict[str, Any] | None = None
+    _kept: object = PrivateAttr(default=None)
+
+    @property
+    def kept_prompts(self) -> object:
+        """What a run keeps of its prompts (`prompts.Kept`), or None; no part of what the specification says."""
+        return self._kept
+
+    def with_kept(self, kept: object) -> Self:
+        """Return the same truth, asked what a run keeps; it goes along to other processes."""
+        out = self.model_copy()
+        out._kept = kept
+        return out
 
     @model_validator(mode="before")
     @classmethod

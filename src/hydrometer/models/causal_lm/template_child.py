@@ -6,11 +6,13 @@ memory from here on, and processor time for each conversation.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
+import random
 import resource
 import sys
-from typing import Any
+from typing import Any, Self
 
 MEMORY = 1 << 30
 MOST_CHARACTERS = 4_000_000
@@ -40,9 +42,30 @@ def _answer(render: Any, asked: dict[str, Any]) -> dict[str, str]:
     return {"text": rendered}
 
 
+class _Clock(datetime.datetime):
+    """A clock that stands still where it is told to."""
+
+    stands: str | None = None
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+        """Return the time that it is told, or that it is."""
+        return super().now(tz) if cls.stands is None else cls.fromisoformat(cls.stands).replace(tzinfo=tz)
+
+
+def _set(at: str | None) -> None:
+    """Let templates see a time, and draw from a stream of it."""
+    _Clock.stands = at
+    random.seed(at)
+
+
 def main() -> None:
     """Answer until the input ends."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
+
+    render_jinja_template = chat_template_utils.render_jinja_template
+    names: dict[str, Any] = sys.modules[chat_template_utils.__name__].__dict__
+    names["datetime"] = _Clock  # where its strftime_now looks
 
     held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
     if held:
@@ -50,6 +73,7 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         spent = resource.getrusage(resource.RUSAGE_SELF)
+        _set(asked["at"])
         _lower(resource.RLIMIT_CPU, spent.ru_utime + spent.ru_stime + asked["seconds"] + 1)
         sys.stdout.write(json.dumps(_answer(render_jinja_template, asked)) + "\n")
         sys.stdout.flush()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -84,15 +84,17 @@ _lock = threading.Lock()
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], where: str, *, opened: bool
-) -> str:
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], where: str, *, opened: bool,
+    at: str | None = None,
+) -> str:  # fmt: skip
     """Return a conversation as the tokenizer's chat template writes it.
 
     Parameters
     ----------
-    messages : turns with `role` and `content`.
+    turns : (role, content) of each message.
     where : the conversation stands, for messages.
     opened : whether the assistant's turn is opened at the end.
+    at : the time that the template is told, in ISO format, which also seeds what it draws at random; None for now.
 
     Raises
     ------
@@ -100,13 +102,15 @@ def render_chat(
     """
     from transformers import PreTrainedTokenizerBase
 
-    turns = [{k: v for k, v in m.items() if v is not None} for m in messages]
+    messages = [{"role": role, "content": content} for role, content in turns]
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         # A tokenizer with a method of its own has no template: no text of the model's runs.
-        return str(tokenizer.apply_chat_template(cast("Any", turns), add_generation_prompt=opened, tokenize=False))
+        return str(tokenizer.apply_chat_template(cast("Any", messages), add_generation_prompt=opened, tokenize=False))
     template = tokenizer.get_chat_template()
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-    asked = {"template": template, "special": special, "messages": turns, "opened": opened, "seconds": SECONDS}
+    asked = {
+        "template": template, "special": special, "messages": messages, "opened": opened, "seconds": SECONDS, "at": at,
+    }  # fmt: skip
     with _lock:
         answer = _child().ask(asked)
         if answer is None:
@@ -116,7 +120,7 @@ def render_chat(
         raise DataError(what, got=template, fix="use another tokenizer, or prompts without the template")
     if "error" in answer:
         what = f"{where}: the chat template refuses it: {one_line(str(answer['error']), 200)}"
-        raise DataError(what, got=turns[-1].get("content"), fix="leave the row out, or use no template")
+        raise DataError(what, got=turns[-1][1], fix="leave the row out, or use no template")
     return str(answer["text"])
 
 

@@ -10,15 +10,14 @@ Shapes: N rows, P prompts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hydrometer.core.errors import InputError
 from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.prompts import Prompts, open_prompts
-from hydrometer.models.causal_lm.spec import PromptsFile
+from hydrometer.models.causal_lm.answer_text import PromptEnd, prompt_ends, prompt_text
+from hydrometer.models.causal_lm.prompts import Prompts
 from hydrometer.models.causal_lm.templates import render_chat
 from hydrometer.models.sequences import Sequences
 
@@ -34,6 +33,7 @@ CUT = "an end of sequence is written where the row was cut"
 PROMPT = "the prompt's text gives other ids"
 AFTER = "tokens are written after the row's last"
 OTHER = "the text gives other ids"
+_WORSE = ("", AFTER, CUT, OTHER, PROMPT)
 _REFUSES = "the tokenizer refuses a row, as text or as ids"
 
 
@@ -58,48 +58,25 @@ class TextRow:
     lost: str
 
 
-def chat_prompts(
-    prompts: Prompts, source: str | PromptsFile | None, tokenizer: PreTrainedTokenizerBase
-) -> list[list[Message]]:
+def chat_prompts(prompts: Prompts) -> list[list[Message]]:
     """Return each prompt as the messages whose rendering it is, (P,).
-
-    Parameters
-    ----------
-    prompts : of the law.
-    source : the specification's prompts, read again where a prompt has more than one turn.
 
     Raises
     ------
     InputError : the prompts were not written by the chat template.
-    DataError : the template refuses them.
     """
-    found = [[{"role": "user", "content": text}] for text in prompts.texts]
-    wrong = [p for p, turns in enumerate(found) if _opened(turns, tokenizer) != list(prompts.ids[p])]
-    if wrong and isinstance(source, PromptsFile) and source.chat:
-        with open_prompts(source) as f:  # the lines that `read_prompts` sees: a text may hold U+2028
-            lines = [json.loads(x) for x in f if x.strip()]
-        if len(lines) == len(found):
-            for p in wrong:
-                found[p] = lines[p].get("messages") or found[p]
-        wrong = [p for p in wrong if _opened(found[p], tokenizer) != list(prompts.ids[p])]
-    if wrong:
+    if prompts.turns is None:
         raise InputError(
             "the prompts of this chain are not messages in the tokenizer's chat template",
-            got=prompts.texts[wrong[0]],
+            got=prompts.texts[0],
             fix="use --format prompt-completion, without --chat",
         )
-    return found
+    return [[{"role": role, "content": content} for role, content in turns] for turns in prompts.turns]
 
 
-def _opened(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a conversation with the assistant's turn opened; none without a template."""
-    if not tokenizer.chat_template:
-        return []
-    return _rendered(turns, tokenizer, opened=True)
-
-
-def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opened: bool = False) -> list[int]:
-    text = render_chat(tokenizer, turns, "a conversation to export", opened=opened)
+def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    said = [(m["role"], m["content"]) for m in turns]
+    text = render_chat(tokenizer, said, "a conversation to export", opened=False)
     with load.quiet(), load.as_data_error(_REFUSES):
         encoded = cast("Any", tokenizer)(text, add_special_tokens=False)
     return [int(t) for t in encoded["input_ids"]]
@@ -110,7 +87,7 @@ def text_rows(
     form: Form,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Sequence[int],
-    turns: Sequence[Sequence[Message]] | None = None,
+    prompts: Prompts,
 ) -> list[TextRow]:
     """Write rows as text of one of TRL's dataset types, and tokenise it as TRL's SFTTrainer does.
 
@@ -120,40 +97,47 @@ def text_rows(
     form : the dataset type.
     tokenizer : of the law.
     stop_ids : E; a row's last token is taken out of a chat answer where it is one of these.
-    turns : (P,) the prompts as messages, for forms that go through the chat template.
+    prompts : that the rows answer.
+
+    Raises
+    ------
+    InputError : a form that goes through the chat template, of prompts that did not.
     """
+    ends = prompt_ends(prompts, tokenizer)
     if form.is_chat:
-        if turns is None:
-            raise ValueError("a chat form needs the prompts' messages")
-        return [_chat_row(x, i, form, tokenizer, stop_ids, turns[int(x.prompt_index[i])]) for i in range(len(x))]
-    return _plain_rows(x, form, tokenizer)
+        turns = chat_prompts(prompts)
+        of_row = [int(p) for p in x.prompt_index]
+        return [_chat_row(x, i, form, stop_ids, turns[p], ends[p]) for i, p in enumerate(of_row)]
+    return _plain_rows(x, form, tokenizer, ends)
 
 
 def _chat_row(
-    x: Sequences, i: int, form: Form, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int],
-    prompt: Sequence[Message],
-) -> TextRow:  # fmt: skip
+    x: Sequences, i: int, form: Form, stop_ids: Sequence[int], prompt: Sequence[Message], end: PromptEnd
+) -> TextRow:
     ids = [int(t) for t in x.row(i)]
     spoken = ids[:-1] if ids and ids[-1] in stop_ids else ids
-    answer = {"role": "assistant", "content": _decode(spoken, tokenizer)}
-    turns = [*prompt, answer]
-    columns: dict[str, object] = (
-        {"messages": turns} if form.format == "messages" else {"prompt": list(prompt), "completion": [answer]}
-    )
-    return TextRow(columns, _lost(x, i, _rendered(turns, tokenizer)))
+    found: list[TextRow] = []
+    # A template writes around a message what its author chose, a space before it for one: whichever leads back.
+    behind = end.decode(spoken, special=True)
+    for content in dict.fromkeys((behind.removeprefix(" "), behind)):
+        answer = {"role": "assistant", "content": content}
+        turns = [*prompt, answer]
+        columns: dict[str, object] = (
+            {"messages": turns} if form.format == "messages" else {"prompt": list(prompt), "completion": [answer]}
+        )
+        found.append(TextRow(columns, _lost(x, i, _rendered(turns, end.tokenizer))))
+    return min(found, key=lambda row: _WORSE.index(row.lost))
 
 
-def _plain_rows(x: Sequences, form: Form, tokenizer: PreTrainedTokenizerBase) -> list[TextRow]:
+def _plain_rows(
+    x: Sequences, form: Form, tokenizer: PreTrainedTokenizerBase, ends: Sequence[PromptEnd]
+) -> list[TextRow]:
     eos = str(tokenizer.eos_token or "")
-    prompts = [_prompt_text(p, tokenizer) for p in x.prompt_ids]
-    texts: list[tuple[str, str]] = []
-    for i in range(len(x)):
-        p = int(x.prompt_index[i])
-        ids = [int(t) for t in x.row(i)]
-        before, whole = _decode(x.prompt_ids[p], tokenizer), _decode([*x.prompt_ids[p], *ids], tokenizer)
-        # Decoded after its prompt, an answer keeps the space that some tokenizers drop at the beginning of a text.
-        answer = whole[len(before) :] if whole.startswith(before) else _decode(ids, tokenizer)
-        texts.append((prompts[p], answer))
+    prompts = [_shown(end) for end in ends]
+    texts = [
+        (prompts[int(p)], ends[int(p)].decode([int(t) for t in x.row(i)], special=True))
+        for i, p in enumerate(x.prompt_index)
+    ]
     trained = [prompt + (answer if answer.endswith(eos) else answer + eos) for prompt, answer in texts]
     with load.quiet(), load.as_data_error(_REFUSES):
         back: Any = tokenizer(text=trained)["input_ids"] if trained else []
@@ -169,20 +153,10 @@ def _plain_rows(x: Sequences, form: Form, tokenizer: PreTrainedTokenizerBase) ->
     return out
 
 
-def _prompt_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def _shown(end: PromptEnd) -> str:
     """Text of a prompt; without the begin-of-sequence token where the tokenizer writes that itself."""
-    whole = _decode(ids, tokenizer)
-    rest = _decode(ids[1:], tokenizer)
-    with load.quiet(), load.as_data_error(_REFUSES):
-        for text in (whole, rest):
-            if list(tokenizer(text=text)["input_ids"]) == list(ids):
-                return text
-    return whole
-
-
-def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    with load.as_data_error(_REFUSES, ids):
-        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    found = prompt_text(end.prompt, end.tokenizer) or end.written
+    return str(end.tokenizer.decode(list(end.prompt), skip_special_tokens=False)) if found is None else found
 
 
 def _lost(x: Sequences, i: int, back: list[int]) -> str:
