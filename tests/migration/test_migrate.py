@@ -20,13 +20,16 @@ OLD: dict[str, Any] = {
 }  # fmt: skip
 
 
+GAINED = dict.fromkeys(("df", "plain", "plain_se", "caution"))
+
+
 def test_what_schema_1_gained_is_added_and_nothing_else() -> None:
     before = copy.deepcopy(OLD)
     found = migrate(OLD)
     assert before == OLD
     expected = copy.deepcopy(OLD)
     expected["summary"]["findings"] = []
-    expected["cells"][0]["metrics"]["recall"]["df"] = None
+    expected["cells"][0]["metrics"]["recall"] |= GAINED
     assert found == expected
     assert migrate(found) == found
 
@@ -49,7 +52,7 @@ def test_groups_gain_what_is_said_of_their_seeds() -> None:
 def test_what_is_there_stays() -> None:
     new = copy.deepcopy(OLD)
     new["summary"]["findings"] = [{"code": "x"}]
-    new["cells"][0]["metrics"]["recall"]["df"] = 7.5
+    new["cells"][0]["metrics"]["recall"] |= {**GAINED, "df": 7.5, "plain": -1.1}
     assert migrate(new) == new
 
 

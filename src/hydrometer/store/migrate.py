@@ -57,8 +57,9 @@ def _with_df(cell: object) -> object:
     metrics: object = cast("Results", cell).get("metrics") if isinstance(cell, dict) else None
     if not isinstance(metrics, dict):
         return cast("object", cell)
+    none = dict.fromkeys(("df", "plain", "plain_se", "caution"))
     figures = {
-        k: {**cast("Results", m), "df": cast("Results", m).get("df")} if isinstance(m, dict) else m
+        k: {**none, **cast("Results", m)} if isinstance(m, dict) else m
         for k, m in cast("dict[str, object]", metrics).items()
     }
     return {**cast("Results", cell), "metrics": figures}

@@ -181,7 +181,7 @@ class MixtureChain(ChainSpec):
     student: MixtureLevel
     data: MixtureData = MixtureData()
     as_released: bool = False
-    exact: bool = False
+    exact: bool | None = None  # not False: specifications of earlier releases stay what they are
     grid: MixtureGrid | None = None
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
         "data",
