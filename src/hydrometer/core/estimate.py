@@ -101,7 +101,8 @@ class Estimate:
     def __str__(self) -> str:
         if self.value is None:
             return f"infinite ({self.n_neg_inf} of {self.n} draws)" if self.n_neg_inf else "undefined"
-        return f"{self.value:.4g}" + (f" +- {self.se:.2g}" if self.se is not None else "") + f" {self.unit}"
+        error = f" +- {self.se:.2g}" if self.se is not None else ""
+        return f"{self.value:.4g}{error} {self.unit}" + (" (few rows)" if self.caution else "")
 
 
 @dataclass(frozen=True, slots=True)

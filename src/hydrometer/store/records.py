@@ -32,6 +32,7 @@ MAX_RESULTS_BYTES = 1_000_000_000
 _PARTS = ("specs", "prompts", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
+_CSV_MORE = ("plain", "plain_se", "caution")
 _CSV_GROUP = ("median", "q25", "q75", "two_peaks", "few_seeds")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -204,7 +205,7 @@ def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = (*_CSV_CELL, "selectivity", "decoding", "metric", *_CSV_METRIC)
-    writer.writerow((*head, "point", "group", "seeds", "mean", *_CSV_GROUP))
+    writer.writerow((*head, "point", "group", "seeds", "mean", *_CSV_GROUP, *_CSV_MORE))
     for cell in cells:
         head = [cell[k] for k in _CSV_CELL] + [
             json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")
@@ -214,7 +215,8 @@ def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
         for name, metric in cell["metrics"].items():
             over = group["metrics"][name]
             row = (*head, name, *(metric.get(k) for k in _CSV_METRIC), point, cell["group"], group["seeds"])
-            writer.writerow([_field(v) for v in (*row, over["value"], *(over[k] for k in _CSV_GROUP))])
+            last = (over["value"], *(over[k] for k in _CSV_GROUP), *(metric.get(k) for k in _CSV_MORE))
+            writer.writerow([_field(v) for v in (*row, *last)])
     return out.getvalue()
 
 
