@@ -43,6 +43,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
+_MOST_SHARES = (
+    512  # of components; beyond, a fit would take minutes: rows stay as they are, with an error that is known
+)
 _POINTS = 4_096  # of all components together, where each has at least
 _LEAST_POINTS = 1_024  # of these; and never more than
 _MOST_POINTS = 32_768
@@ -119,6 +122,8 @@ class Surrogate:
         pairs = _pairs(len(of), law.n_features)
         k, f, t = len(of), 1 if pairs is None else 1 + law.n_features + len(pairs), targets.shape[1]
         pairs = np.empty((0, 2), np.int64) if pairs is None else pairs
+        if k > _MOST_SHARES:
+            return Surrogate(of, offset, mean, factor, pairs, np.zeros((k, f, t)))
         centred = targets - np.einsum("m,mt->t", weights, targets)
         gram = np.zeros((1 + k * f + t,) * 2)
         _gram(points, weights, centred, offset, mean, factor, pairs, f, gram)
