@@ -301,8 +301,13 @@ def test_surrogates_gain_in_any_dimension_and_their_error_is_known(k: int, d: in
     assert error * np.sqrt(n) == pytest.approx(rows.std(), rel=5 * np.sqrt(n / carried / (4 * n * times)) + 0.05)
 
 
-def test_surrogates_have_the_same_bits_whatever_the_number_of_threads() -> None:
+@pytest.mark.parametrize("k", [8, 16])
+def test_surrogates_have_the_same_bits_whatever_the_number_of_threads(k: int) -> None:
+    """16 components in four dimensions have 240 columns: libraries use all threads from about a hundred."""
     p, q = ring(), rare(0.1)
+    if k == 16:
+        means = RNG(9).normal(size=(2, k, 4))
+        p, q = (hm.Mixture(np.full(k, 1 / k), m, np.ones(k), covariance_type="spherical") for m in means)
     x = p.sample(500, seed=1)
     with threadpool_limits(1):
         one = p.score_beside(x, q)
@@ -377,7 +382,7 @@ def test_errors_are_known_where_narrow_meets_wide(name: str) -> None:
             rows = controls.adjust(v, of)
             plain, left = (np.sqrt(mass @ np.square(y - mass @ y)) for y in (v, rows))
             assert mass @ rows == pytest.approx(mass @ v, abs=1e-3 * left)
-            assert left < 1.02 * plain
+            assert left < (0.0101 if name == "collapsed" else 1.02) * plain  # of single Gaussians all is explained
             known, _ = controls.known_error(of, 1) or (np.nan, np.nan)
             assert known == pytest.approx(left, rel=0.02)
 
@@ -403,6 +408,14 @@ def test_errors_of_frontiers_are_known_where_narrow_meets_wide(name: str) -> Non
         )
         assert left < 1.02 * plain
         assert known.se[0] == pytest.approx(left, rel=0.03)
+
+
+def test_the_other_law_may_lie_where_a_law_has_no_density_at_all() -> None:
+    p, q = on_a_line([1.0], [0.0], [1.0]), on_a_line([0.5, 0.5], [0.0, 1e160], [1.0, 1.0])
+    found = p.score_beside(p.sample(50, seed=1), q)
+    assert found.reference is not None
+    assert np.isfinite(found.reference.own).all()
+    assert np.isfinite(found.controls).all()
 
 
 def test_thousands_of_components_are_judged_in_seconds_and_their_error_is_known() -> None:

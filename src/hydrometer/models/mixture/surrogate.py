@@ -93,7 +93,8 @@ def reference_points(law: Mixture, other: Mixture | None) -> tuple[Floats, Float
         log_t = np.logaddexp(log_t, found)
     log_p = law.log_prob(points)
     weights = np.exp(log_p - log_t)
-    return points, weights / weights.sum(), log_p
+    kept = weights > 0  # the other's components may lie where this law has no density that a number could hold
+    return points[kept], weights[kept] / weights[kept].sum(), log_p[kept]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,11 +131,9 @@ class Surrogate:
         gram += np.tril(gram, -1).T
         gram = gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:])
         scale = np.sqrt(np.maximum(np.diagonal(gram)[: k * f], np.finfo(np.float64).tiny))
-        # The pseudo-inverse: shares sum to one, and components may coincide.
-        values, vectors = np.linalg.eigh(gram[: k * f, : k * f] / np.outer(scale, scale))
-        kept = values > 1e-10 * len(values)
-        half = vectors[:, kept] / np.sqrt(values[kept])
-        found = half @ (half.T @ (gram[: k * f, k * f :] / scale[:, None])) / scale[:, None]
+        found = gram[: k * f, k * f :] / scale[:, None]
+        _solve(gram[: k * f, : k * f] / np.outer(scale, scale), found)
+        found /= scale[:, None]
         return Surrogate(of, offset, mean, factor, pairs, found.reshape(k, f, t))
 
     def columns(self, points: Floats) -> Floats:
@@ -210,6 +209,50 @@ def _gram(
             scaled = weights[i] * value[p]
             for q in range(p + 1):
                 out[at[p], at[q]] += scaled * value[q]
+
+
+@kernel
+def _solve(gram: Any, found: Any) -> None:
+    """Turn right-hand sides (n, T) into least-squares coefficients; gram (n, n), of diagonal 1 or 0, is overwritten.
+
+    Cholesky's with the largest pivot first. Columns that others make up have coefficient 0: shares sum to one, and
+    components may coincide. By hand, since the library's bits are those of its number of threads.
+    """
+    n, t = found.shape
+    order, rank = np.arange(n), 0
+    left = np.diag(gram).copy()
+    y = np.zeros((n, t))
+    for step in range(n):
+        best = step
+        for i in range(step + 1, n):
+            if left[order[i]] > left[order[best]]:
+                best = i
+        order[step], order[best] = order[best], order[step]
+        p = order[step]
+        if not left[p] > 1e-10 * n:
+            break
+        root = math.sqrt(left[p])
+        for i in range(step + 1, n):  # column `step` of the factor takes the place of gram[:, p]
+            j = order[i]
+            total = gram[j, p]
+            for a in range(step):
+                total -= gram[j, order[a]] * gram[p, order[a]]
+            gram[j, p] = total / root
+            left[j] -= gram[j, p] * gram[j, p]
+        gram[p, p] = root
+        for s in range(t):
+            total = found[p, s]
+            for a in range(step):
+                total -= gram[p, order[a]] * y[a, s]
+            y[step, s] = total / root
+        rank += 1
+    found[:] = 0.0
+    for s in range(t):
+        for step in range(rank - 1, -1, -1):
+            total = y[step, s]
+            for a in range(step + 1, rank):
+                total -= gram[order[a], order[step]] * found[order[a], s]
+            found[order[step], s] = total / gram[order[step], order[step]]
 
 
 @kernel
