@@ -219,7 +219,8 @@ def _solve(gram: Any, found: Any) -> None:
     components may coincide. By hand, since the library's bits are those of its number of threads.
     """
     n, t = found.shape
-    order, rank = np.arange(n), 0
+    order: Any = np.arange(n)
+    rank = 0
     left = np.diag(gram).copy()
     y = np.zeros((n, t))
     for step in range(n):
