@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 import hydrometer as hm
@@ -11,6 +12,7 @@ from hydrometer.core.controls import Controls
 from hydrometer.core.estimate import carried_by, mean_estimate, ratio_estimate
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
+from hydrometer.metrics.pooled import pool_scores
 from hydrometer.models.base import Controlled
 from hydrometer.stages.judge import scores_of
 
@@ -299,8 +301,13 @@ def test_surrogates_gain_in_any_dimension_and_their_error_is_known(k: int, d: in
     assert error * np.sqrt(n) == pytest.approx(rows.std(), rel=5 * np.sqrt(n / carried / (4 * n * times)) + 0.05)
 
 
-def test_surrogates_have_the_same_bits_whatever_the_number_of_threads() -> None:
+@pytest.mark.parametrize("k", [8, 16])
+def test_surrogates_have_the_same_bits_whatever_the_number_of_threads(k: int) -> None:
+    """16 components in four dimensions have 240 columns: libraries use all threads from about a hundred."""
     p, q = ring(), rare(0.1)
+    if k == 16:
+        means = RNG(9).normal(size=(2, k, 4))
+        p, q = (hm.Mixture(np.full(k, 1 / k), m, np.ones(k), covariance_type="spherical") for m in means)
     x = p.sample(500, seed=1)
     with threadpool_limits(1):
         one = p.score_beside(x, q)
@@ -322,3 +329,105 @@ def test_a_density_that_ends_somewhere_takes_no_surrogate() -> None:
     found = p.score_beside(p.sample(50, seed=0), HalfLine([1.0], [[0.0]], [1.0], covariance_type="spherical"))
     assert found.reference is None
     assert found.controls.shape == (50, 0)
+
+
+# -- narrow against wide -----------------------------------------------------------------------------------------------
+
+
+def on_a_line(weights: list[float], means: list[float], deviations: list[float]) -> hm.Mixture:
+    variances = np.square(deviations)
+    return hm.Mixture(weights, np.array(means)[:, None], variances, covariance_type="spherical")
+
+
+def quadrature(*laws: hm.Mixture) -> tuple[hm.Points, np.ndarray]:
+    """Points dense about every component of all laws, and the trapezoid's weights."""
+    parts = [
+        m + s * np.linspace(-14, 14, 4001)
+        for law in laws
+        for m, s in zip(law.means[:, 0], np.sqrt(law.covariances), strict=True)
+    ]
+    x = np.unique(np.concatenate(parts))
+    between = np.diff(x, prepend=x[0], append=x[-1])
+    return hm.Points(x[:, None], np.zeros(x.size)), (between[1:] + between[:-1]) / 2
+
+
+WIDE_AND_NARROW = {
+    # A light, narrow component lies in the flank of a wide one, which had one reference point there by chance.
+    "light and narrow in the flank": (
+        on_a_line([0.0196, 0.8937, 0.0867, 4e-11], [-0.84, -0.54, -0.39, -2.0857], [1.8, 0.55, 0.073, 0.0014558]),
+        on_a_line([1.0], [-18.4], [0.0027]),
+    ),
+    "heavy and narrow": (
+        on_a_line([0.897, 0.103], [-3.3843, 0.4075], [1.9445, 0.0015684]), on_a_line([1.0], [-0.16], [1.13]),
+    ),
+    "the other narrow": (on_a_line([1.0], [0.0], [1.0]), on_a_line([0.5, 0.5], [0.1, 0.0], [1e-4, 1.0])),
+    "ten thousand times": (on_a_line([0.999, 0.001], [0.0, 0.1], [1.0, 1e-4]), on_a_line([1.0], [0.0], [1.2])),
+    "collapsed": (on_a_line([1.0], [0.0], [1.0]), on_a_line([1.0], [0.1], [1e-3])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE_AND_NARROW)
+def test_errors_are_known_where_narrow_meets_wide(name: str) -> None:
+    """By quadrature, not by rows: the interesting ones are one in thousands."""
+    p, q = WIDE_AND_NARROW[name]
+    x, step = quadrature(p, q)
+    for law, other in ((p, q), (q, p)):
+        found = law.score_beside(x, other)
+        controls = Controls.of(found.controls, None, found.reference)
+        assert controls is not None
+        mass = step * np.exp(found.own)
+        mass /= mass.sum()
+        for of in ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0)):
+            v = of[0] * found.own + of[1] * found.other
+            rows = controls.adjust(v, of)
+            plain, left = (np.sqrt(mass @ np.square(y - mass @ y)) for y in (v, rows))
+            assert mass @ rows == pytest.approx(mass @ v, abs=1e-3 * left)
+            assert left < (0.0101 if name == "collapsed" else 1.02) * plain  # of single Gaussians all is explained
+            known, _ = controls.known_error(of, 1) or (np.nan, np.nan)
+            assert known == pytest.approx(left, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["heavy and narrow", "the other narrow", "ten thousand times", "collapsed"])
+def test_errors_of_frontiers_are_known_where_narrow_meets_wide(name: str) -> None:
+    p, q = WIDE_AND_NARROW[name]
+    x, step = quadrature(p, q)
+    log_p, log_q = p.log_prob(x), q.log_prob(x)
+    a, b = 2 * expit(log_p - log_q), 2 * expit(log_q - log_p)
+    n = 1000
+    drawn = p.sample(n, seed=1), q.sample(n, seed=2)
+    rows = pool_scores(scores_of(p, q, *drawn))
+    assert rows.reference is not None
+    for slope in (0.5, 1.0, 2.0):
+        there = np.minimum(rows.reference.b, slope * rows.reference.a)
+        c = float(there @ rows.reference.coefficient())
+        known = rows.reference.settled(np.zeros(1), (there - c * rows.reference.a)[None])
+        h = np.minimum(b, slope * a)
+        left, plain = (
+            np.sqrt(sum(w @ np.square(y - w @ y) for w in (step * np.exp(log_p), step * np.exp(log_q))) * n) / (2 * n)
+            for y in (h - c * a, h)
+        )
+        assert left < 1.02 * plain
+        assert known.se[0] == pytest.approx(left, rel=0.03)
+
+
+def test_the_other_law_may_lie_where_a_law_has_no_density_at_all() -> None:
+    p, q = on_a_line([1.0], [0.0], [1.0]), on_a_line([0.5, 0.5], [0.0, 1e160], [1.0, 1.0])
+    found = p.score_beside(p.sample(50, seed=1), q)
+    assert found.reference is not None
+    assert np.isfinite(found.reference.own).all()
+    assert np.isfinite(found.controls).all()
+
+
+def test_thousands_of_components_are_judged_in_seconds_and_their_error_is_known() -> None:
+    """Shares of all components were fitted: 2,000 took minutes."""
+    rng = RNG(8)
+    k = 2000
+    p = hm.Mixture(np.full(k, 1 / k), rng.normal(size=(k, 1)), rng.uniform(0.1, 1, k), covariance_type="spherical")
+    q = on_a_line([1.0], [0.0], [1.0])
+    x = p.sample(2000, seed=1)
+    found = p.score_beside(x, q)
+    controls = Controls.of(found.controls, None, found.reference)
+    assert controls is not None
+    e = mean_estimate(found.other, "nats", controls=controls, of=(0.0, 1.0))
+    assert e.value == e.plain
+    assert e.se == pytest.approx(e.plain_se, rel=0.1)

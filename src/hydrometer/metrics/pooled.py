@@ -62,59 +62,56 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PooledReference:
-    """Points that stand for both laws, the truth's first.
+    """Points that stand for both laws, those of either for both of them.
+
+    A narrow law's points say what a wide one has where the narrow one lies, which is what the rows of both compare.
 
     Attributes
     ----------
     a, b : (M,) p / m and q / m.
     log_p : (M,) log p*, nats.
-    weights : (M,) of each law's points, summing to 1 for each.
-    cut : points of the truth.
+    mass : (M,) weight of each point in the pooled rows' law m, summing to 1.
     sizes : rows of the truth and of the law, whose means' errors these points tell.
     """
 
     a: Floats
     b: Floats
     log_p: Floats
-    weights: Floats
-    cut: int
+    mass: Floats
     sizes: tuple[int, int]
-
-    @property
-    def mass(self) -> Floats:
-        """Weight of each point in the pooled rows' law m, (M,), summing to 1."""
-        return self._share() * sum(self.sizes)
 
     def errors(self, values: Floats) -> Floats:
         """Standard error of the mean of a function over all rows, (...,), from its values (..., M) at the points."""
-        return np.sqrt(np.einsum("...m,m->...", np.square(self._centred(values)), self._share()))
+        return np.sqrt(sum(np.einsum("...m,m->...", np.square(away), share) for away, share in self._of_each(values)))
 
     def settled(self, value: Floats, influence: Floats) -> Settled:
         """Return estimates (F,) whose error is the mean of a function with values (F, M) at the points."""
-        squares, share = np.square(self._centred(influence)), self._share()
-        second = np.einsum("fm,m->f", squares, share)
-        fourth = np.einsum("fm,m->f", np.square(squares), share) / sum(self.sizes) ** 2
+        second, fourth = np.zeros(len(value)), np.zeros(len(value))
+        for away, share in self._of_each(influence):
+            squares = np.square(away)
+            second += np.einsum("fm,m->f", squares, share)
+            fourth += np.einsum("fm,m->f", np.square(squares), share) / sum(self.sizes) ** 2
         carried = np.square(second) / np.maximum(fourth, np.finfo(np.float64).tiny)
         return Settled(value, np.sqrt(second), [KNOWN_FREEDOM] * len(value), carried.tolist())
 
     def coefficient(self) -> Floats:
         """Return c (M,) such that ``values @ c`` is the coefficient of the control variate a."""
-        scaled = self._centred(self.a) * self._share()
+        scaled = np.sum([away * share for away, share in self._of_each(self.a)], axis=0)
         spread = float(np.einsum("m,m->", scaled, self.a))
         return scaled / (spread if spread > 0 else math.inf)
 
-    def _share(self) -> Floats:
-        """Weights under which squared deviations sum to the variance of the mean over all rows."""
-        n, m = self.sizes
-        of = np.where(np.arange(self.weights.size) < self.cut, n, m) / (n + m) ** 2
-        return self.weights * of
+    def _of_each(self, values: Floats) -> list[tuple[Floats, Floats]]:
+        """For the truth's rows, then the law's: values less their mean under the law that draws these, and weights.
 
-    def _centred(self, values: Floats) -> Floats:
-        parts = values[..., : self.cut], values[..., self.cut :]
-        shares = self.weights[: self.cut], self.weights[self.cut :]
-        return np.concatenate(
-            [x - np.einsum("...m,m->...", x, w)[..., None] for x, w in zip(parts, shares, strict=True)], axis=-1
-        )
+        Under the weights (M,) squared deviations sum to what these rows add to the variance of the mean over all.
+        """
+        out: list[tuple[Floats, Floats]] = []
+        for size, ratio in zip(self.sizes, (self.a, self.b), strict=True):
+            weights = self.mass * ratio
+            weights /= weights.sum()
+            mean = np.einsum("...m,m->...", values, weights)
+            out.append((values - mean[..., None], weights * (size / sum(self.sizes) ** 2)))
+        return out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -311,5 +308,5 @@ def pool_scores(s: Scores) -> Pooled:
 @lru_cache(maxsize=2)  # several figures, then their curves, of the same two laws
 def _pooled_reference(p: Reference, q: Reference, sizes: tuple[int, int]) -> PooledReference:
     a, b = _shares(np.concatenate([p.other - p.own, q.own - q.other]), sizes)
-    log_p, weights = np.concatenate([p.own, q.other]), np.concatenate([p.weights, q.weights])
-    return PooledReference(a, b, log_p, weights, p.own.size, sizes)
+    mass = np.concatenate([w * (size / sum(sizes)) for w, size in zip((p.weights, q.weights), sizes, strict=True)])
+    return PooledReference(a, b, np.concatenate([p.own, q.other]), mass, sizes)

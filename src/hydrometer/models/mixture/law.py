@@ -288,8 +288,8 @@ class Mixture:
         points = self._rows(x)
         own = self.log_prob(points)
         theirs = own if other is self else other.log_prob(x)
-        at, weights = reference_points(self)
-        own_there = self.log_prob(at)
+        beside = other if isinstance(other, Mixture) and other is not self else None
+        at, weights, own_there = reference_points(self, beside)
         theirs_there = own_there if other is self else other.log_prob(Points(at, own_there))
         if not np.isfinite(theirs_there).all():
             return Beside(own, theirs, np.empty((len(points), 0)))

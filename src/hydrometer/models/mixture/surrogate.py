@@ -4,12 +4,15 @@
 
 r_k are the mixture's responsibilities, z_k = L_k^-1 (x - mu_k), and g_k is a quadratic in the orthogonal polynomials 1,
 z_i, z_i z_j - d_ij, whose means under the component are 1, 0, 0; so the mean of s is the constants' alone. The g_k of
-all components are fitted together, by weighted least squares over points that stand for the mixture: each component's
-own, however light it is. What no row of a sample shows is in the fit all the same.
+all components are fitted together, by weighted least squares over points that stand for the mixture. There are points
+about every component, however light it is: what no row of a sample shows is in the fit all the same.
 
-The points of a component are a Sobol sequence of normals stretched by s^2 = 1 + d^(-1/2), with the importance weights
-N(z; 0, I) / N(z; 0, s^2 I), which are bounded: tails carry much of a log density's variance. With 1,024 of them the
-standard deviations of what is left were within 2 % of those of 400,000 rows in one to three dimensions.
+The points of a component are a Sobol sequence of normals stretched by s^2 = 1 + d^(-1/2): tails carry much of a log
+density's variance. A point's weight is p / t, where t is the density of all points together (the balance heuristic of
+Veach and Guibas 1995), which is bounded. So the points of a narrow component stand for what a wide one has there, too.
+With weights component by component, a light narrow one in the flank of a wide one had its polynomials fitted to the one
+point of the wide one that happened to lie there: the error that was then taken for known was a tenth of the right one.
+The components of the other law have points for the same reason.
 
 Compiled, one thread: sums by a library may be those of its number of threads in the last digit.
 
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from hydrometer.models.arithmetic import inlined, kernel
+from hydrometer.models.mixture.kernels import log_density
 
 if TYPE_CHECKING:
     from hydrometer.models.mixture.law import Mixture
@@ -39,6 +43,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
+_MOST_SHARES = (
+    512  # of components; beyond, a fit would take minutes: rows stay as they are, with an error that is known
+)
 _POINTS = 4_096  # of all components together, where each has at least
 _LEAST_POINTS = 1_024  # of these; and never more than
 _MOST_POINTS = 32_768
@@ -46,27 +53,48 @@ _NO_SHARE = 1e-14
 
 
 @lru_cache(maxsize=8)
-def _normals(d: int, m: int, k: int) -> tuple[Floats, Floats]:
-    """Points (k, m, d) and weights (k, m), each row of which stands for N(0, I)."""
+def _normals(d: int, m: int, k: int) -> Floats:
+    """Points (k, m, d), each row of which is of a standard normal."""
     from scipy.stats import qmc  # half a second, and only mixtures that are judged need it
 
-    stretch = 1 + 1 / math.sqrt(d)
     uniforms = np.asarray(qmc.Sobol(d, scramble=False).random(k * m), np.float64) + 0.5 / (k * m)
-    z = np.asarray(ndtri(uniforms), np.float64) * math.sqrt(stretch)
-    weights = np.exp(-0.5 * (1 - 1 / stretch) * np.square(z).sum(axis=1)).reshape(k, m)
-    return z.reshape(k, m, d), weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(ndtri(uniforms), np.float64).reshape(k, m, d)
 
 
-def reference_points(law: Mixture) -> tuple[Floats, Floats]:
-    """Return points (M, d) and weights (M,), summing to 1, that stand for a mixture, component by component."""
-    alive = np.flatnonzero(law.weights)
-    most = _POINTS
-    while most * alive.size > (_POINTS if most > _LEAST_POINTS else _MOST_POINTS) and most > 64:
+def reference_points(law: Mixture, other: Mixture | None) -> tuple[Floats, Floats, Floats]:
+    """Return points (M, d) and weights (M,), summing to 1, that stand for a mixture; and its log density there, (M,).
+
+    Parameters
+    ----------
+    other : another mixture, about whose components there are points too; or None.
+    """
+    laws = [law] if other is None else [law, other]
+    alive = [np.flatnonzero(m.weights) for m in laws]
+    most, d = _POINTS, law.n_features
+    while most * alive[0].size > (_POINTS if most > _LEAST_POINTS else _MOST_POINTS) and most > 64:
         most //= 2
+    # The other's have a quarter as many each, and no more than the law's own together.
+    others = min(most // 4, max(most * alive[0].size // alive[-1].size, 1))
+    sizes = [most, 1 << (others.bit_length() - 1)]
     # Each component has a stretch of the sequence of its own: equal components would else have points of equal density.
-    z, weights = _normals(law.n_features, most, 1 << (alive.size - 1).bit_length())
-    points = np.concatenate([law.component_points(alive[j : j + 1], z[j])[0] for j in range(alive.size)])
-    return points, (law.weights[alive, None] * weights[: alive.size]).ravel()
+    z = iter(_normals(d, most, 1 << (sum(a.size for a in alive) - 1).bit_length()))
+    stretch = math.sqrt(1 + 1 / math.sqrt(d))
+    points = np.concatenate([
+        m.component_points(a[j : j + 1], stretch * next(z)[:n])[0]
+        for m, a, n in zip(laws, alive, sizes, strict=False)
+        for j in range(a.size)
+    ])  # fmt: skip
+    log_t = np.full(len(points), -np.inf)
+    for m, n in zip(laws, sizes, strict=False):
+        offset, mean, factor, of = m.kernel_parts()
+        share = math.log(n / len(points)) - d * math.log(stretch)
+        found = np.empty(len(points))
+        log_density(points, offset - np.log(of) + share, mean, factor / stretch, found)
+        log_t = np.logaddexp(log_t, found)
+    log_p = law.log_prob(points)
+    weights = np.exp(log_p - log_t)
+    kept = weights > 0  # the other's components may lie where this law has no density that a number could hold
+    return points[kept], weights[kept] / weights[kept].sum(), log_p[kept]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,17 +123,17 @@ class Surrogate:
         pairs = _pairs(len(of), law.n_features)
         k, f, t = len(of), 1 if pairs is None else 1 + law.n_features + len(pairs), targets.shape[1]
         pairs = np.empty((0, 2), np.int64) if pairs is None else pairs
+        if k > _MOST_SHARES:
+            return Surrogate(of, offset, mean, factor, pairs, np.zeros((k, f, t)))
         centred = targets - np.einsum("m,mt->t", weights, targets)
         gram = np.zeros((1 + k * f + t,) * 2)
         _gram(points, weights, centred, offset, mean, factor, pairs, f, gram)
         gram += np.tril(gram, -1).T
         gram = gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:])
         scale = np.sqrt(np.maximum(np.diagonal(gram)[: k * f], np.finfo(np.float64).tiny))
-        # The pseudo-inverse: shares sum to one, and components may coincide.
-        values, vectors = np.linalg.eigh(gram[: k * f, : k * f] / np.outer(scale, scale))
-        kept = values > 1e-10 * len(values)
-        half = vectors[:, kept] / np.sqrt(values[kept])
-        found = half @ (half.T @ (gram[: k * f, k * f :] / scale[:, None])) / scale[:, None]
+        found = gram[: k * f, k * f :] / scale[:, None]
+        _solve(gram[: k * f, : k * f] / np.outer(scale, scale), found)
+        found /= scale[:, None]
         return Surrogate(of, offset, mean, factor, pairs, found.reshape(k, f, t))
 
     def columns(self, points: Floats) -> Floats:
@@ -181,6 +209,51 @@ def _gram(
             scaled = weights[i] * value[p]
             for q in range(p + 1):
                 out[at[p], at[q]] += scaled * value[q]
+
+
+@kernel
+def _solve(gram: Any, found: Any) -> None:
+    """Turn right-hand sides (n, T) into least-squares coefficients; gram (n, n), of diagonal 1 or 0, is overwritten.
+
+    Cholesky's with the largest pivot first. Columns that others make up have coefficient 0: shares sum to one, and
+    components may coincide. By hand, since the library's bits are those of its number of threads.
+    """
+    n, t = found.shape
+    order: Any = np.arange(n)
+    rank = 0
+    left = np.diag(gram).copy()
+    y = np.zeros((n, t))
+    for step in range(n):
+        best = step
+        for i in range(step + 1, n):
+            if left[order[i]] > left[order[best]]:
+                best = i
+        order[step], order[best] = order[best], order[step]
+        p = order[step]
+        if not left[p] > 1e-10 * n:
+            break
+        root = math.sqrt(left[p])
+        for i in range(step + 1, n):  # column `step` of the factor takes the place of gram[:, p]
+            j = order[i]
+            total = gram[j, p]
+            for a in range(step):
+                total -= gram[j, order[a]] * gram[p, order[a]]
+            gram[j, p] = total / root
+            left[j] -= gram[j, p] * gram[j, p]
+        gram[p, p] = root
+        for s in range(t):
+            total = found[p, s]
+            for a in range(step):
+                total -= gram[p, order[a]] * y[a, s]
+            y[step, s] = total / root
+        rank += 1
+    found[:] = 0.0
+    for s in range(t):
+        for step in range(rank - 1, -1, -1):
+            total = y[step, s]
+            for a in range(step + 1, rank):
+                total -= gram[order[a], order[step]] * found[order[a], s]
+            found[order[step], s] = total / gram[order[step], order[step]]
 
 
 @kernel
