@@ -173,10 +173,10 @@ class Controls:
         if self.reference is None:
             return None
         r, (own, other) = self.reference, _needed(of)
-        row = r.centred(
-            own * r.own + other * r.other - self._TRUST * (r.controls @ (self._optimal @ np.array([own, other])))
-        )
-        second, fourth = (float(np.einsum("m,m->", r.weights, row**k)) for k in (2, 4))
+        explained = np.einsum("mk,k->m", r.controls, self._optimal @ np.array([own, other]))
+        squares = np.square(r.centred(own * r.own + other * r.other - self._TRUST * explained))
+        second = float(np.einsum("m,m->", r.weights, squares))
+        fourth = float(np.einsum("m,m->", r.weights, np.square(squares)))
         return math.sqrt(second / n), n * second**2 / fourth if fourth > 0 else math.inf
 
 
@@ -188,13 +188,14 @@ def _needed(of: Combination | None) -> Combination:
 
 def _optimal(r: Reference) -> Floats:
     """Return the coefficients (K, 2) that leave the least variance of both log-probabilities."""
-    root = np.sqrt(r.weights)[:, None]
-    controls = root * r.centred(r.controls)
-    targets = root * r.centred(np.stack([r.own, r.other], axis=1))
-    scale = np.sqrt(np.square(controls).sum(axis=0))
-    scale[scale == 0] = 1.0
-    found = np.asarray(np.linalg.lstsq(controls / scale, targets, rcond=1e-9)[0], np.float64)
-    return found / scale[:, None]
+    columns = r.centred(np.concatenate([r.controls, r.own[:, None], r.other[:, None]], axis=1))
+    gram = np.einsum("m,mi,mj->ij", r.weights, columns, columns)
+    k = r.controls.shape[1]
+    scale = np.sqrt(np.maximum(np.diagonal(gram)[:k], np.finfo(np.float64).tiny))
+    values, vectors = np.linalg.eigh(gram[:k, :k] / np.outer(scale, scale))
+    kept = values > 1e-12 * k  # columns may be equal
+    half = vectors[:, kept] / np.sqrt(values[kept])
+    return half @ (half.T @ (gram[:k, k:] / scale[:, None])) / scale[:, None]
 
 
 def _usable(strata: Ints | None) -> Ints | None:

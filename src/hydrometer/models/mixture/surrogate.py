@@ -43,9 +43,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
-_MOST_SHARES = (
-    512  # of components; beyond, a fit would take minutes: rows stay as they are, with an error that is known
-)
+_MOST_SHARES = 512  # of components; beyond, a fit would take minutes: rows stay as they are, their error is known
 _POINTS = 4_096  # of all components together, where each has at least
 _LEAST_POINTS = 1_024  # of these; and never more than
 _MOST_POINTS = 32_768
