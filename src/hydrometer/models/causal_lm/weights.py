@@ -143,7 +143,10 @@ def check_finite(network: PreTrainedModel, told: str) -> None:
     bad = [
         name
         for name, p in network.named_parameters()
-        if p.numel() and not p.is_meta and not torch.stack(p.detach().aminmax()).isfinite().all()
+        if p.numel()
+        and p.dtype.itemsize > 1
+        and not p.is_meta
+        and not torch.stack(p.detach().aminmax()).isfinite().all()
     ]
     if bad:
         count = "1 tensor of the weights holds" if len(bad) == 1 else f"{len(bad)} tensors of the weights hold"
