@@ -172,6 +172,12 @@ def test_another_base_is_refused_and_the_right_one_named(adapter: Path, tmp_path
         ({"init_lora_weights": "pissa_niter_1"}, "changing its base's weights"),
         ({"target_modules": ["q_proj", "down_proj", "o_proj"]}, r"missing .*o_proj\.lora_A"),
         ({"init_lora_weights": "olora"}, "changing its base's weights"),
+        ({"target_modules": ["q_proj"]}, r"not the network's .*down_proj\.lora_A"),
+        ({"layers_to_transform": [99]}, r"not the network's .*q_proj\.lora_A"),
+        ({"r": 8}, "have rank 3, the adapter's config says another"),
+        ({"r": None}, "have rank 3"),
+        ({"rank_pattern": {"q_proj": 2}}, r"q_proj have rank 3.*got \[2\]"),
+        ({"lora_alpha": float("inf")}, "NaN or infinity"),
     ],
 )
 def test_a_config_that_says_too_much_is_refused(
@@ -179,7 +185,7 @@ def test_a_config_that_says_too_much_is_refused(
 ) -> None:
     change(adapter, **fields)
     with pytest.raises(ModelError, match=words) as caught:
-        load.resolve(str(adapter), base=str(llama_folder))
+        CausalLM.from_pretrained(adapter, base=str(llama_folder))
     assert "\n" not in str(caught.value)
 
 
@@ -188,7 +194,8 @@ def test_patterns_and_parent_modules_in_the_config_are_never_used(adapter: Path,
     plain = CausalLM.from_pretrained(adapter, base=str(llama_folder)).model.state_dict()
     auto = {"base_model_class": "x", "parent_library": "os"}
     for fields in (
-        {"target_modules": "(a|a)*$", "r": 10**9, "auto_mapping": auto},
+        {"target_modules": "(a|a)*$", "auto_mapping": auto},
+        {"rank_pattern": {"(e|e)*$": 7}},
         {"layers_pattern": "(b|b)*$"},
         {"exclude_modules": "(c|c)*$", "layers_pattern": [["d"]], "layers_to_transform": {"a": [1]}},
         {"target_modules": {"a": 1}},
@@ -356,6 +363,8 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda s: s | {f"{Q0}.lora_B.weight": torch.ones(2, 2)}, f"{Q0}.lora_B.weight: [2, 2] where [32, 4]"),
         (lambda s: {k.replace("lora_A.", "lora_A.default."): v for k, v in s.items()}, "holds no LoRA weights"),
         (lambda s: {f"module.{k}": v for k, v in s.items()}, "holds no LoRA weights"),
+        (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, "no floating-point numbers"),
+        (lambda s: s | {f"{Q0}.lora_B.weight": torch.full((32, 4), torch.nan)}, "layers.0.self_attn.q_proj.weight"),
     ],
 )
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r".*\.[qv]_proj"])

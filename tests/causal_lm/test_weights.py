@@ -95,6 +95,16 @@ SPOILT: dict[str, tuple[Callable[[State], State] | None, dict[str, object], tupl
         None, {"intermediate_size": 40}, ("9 of another shape", "mlp.down_proj.weight: [32, 48] where [32, 40]")
     ),
     "another vocabulary": (None, {"vocab_size": 70}, ("2 of another shape", "lm_head.weight: [64, 32] where [70, 32]")),
+    "integers": (
+        lambda s: {k: (v * 100).to(torch.int8) if k == DOWN else v for k, v in s.items()}, {},
+        ("no floating-point numbers", f"{DOWN} is I8", "dequantised"),
+    ),
+    "flags": (lambda s: s | {DOWN: s[DOWN] > 0}, {}, (f"{DOWN} is BOOL",)),
+    "NaN": (lambda s: s | {DOWN: s[DOWN] * torch.nan}, {}, (f"1 tensor of the weights holds NaN or infinity ({DOWN}",)),
+    "infinity": (
+        lambda s: s | {k: s[k].index_fill(0, torch.tensor([1]), torch.inf) for k in (DOWN, "lm_head.weight")}, {},
+        ("2 tensors of the weights hold NaN or infinity (", DOWN),
+    ),
     "biases wanted": (None, {"attention_bias": True}, ("12 tensors are missing", "attention_bias")),
     "a bias too many": (lambda s: s | {f"{Q}.bias": torch.ones(32)}, {}, (f"{Q}.bias", "attention_bias")),
 }  # fmt: skip
@@ -149,6 +159,28 @@ def test_shards_are_counted_as_one_file_is(tmp_path: Path) -> None:
     save_file({f"module.{k}" if k == DOWN else k: v for k, v in state.items()}, shard, {"format": "pt"})
     with pytest.raises(ModelError, match=rf"missing \({DOWN}\).*not the network's \(module\.{DOWN}\)"):
         CausalLM.from_pretrained(tmp_path / "m")
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    make_llama().save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    make_tokenizer(64).save_pretrained(tmp_path / "m")
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())["weight_map"]
+    other = tmp_path / "m" / next(f for f in index.values() if f != index[DOWN])
+    state = load_file(other)
+    save_file(state, tmp_path / "m" / "of-another-model.safetensors", {"format": "pt"})  # which the index does not name
+    CausalLM.from_pretrained(tmp_path / "m")
+    save_file(state | {DOWN: torch.ones(32, 48)}, other, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"two files of the weights hold the tensor {DOWN}"):
+        CausalLM.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.float8_e4m3fn])
+def test_floating_point_numbers_of_any_kind_are_read(tmp_path: Path, llama_folder: Path, kind: torch.dtype) -> None:
+    folder = spoil(llama_folder, tmp_path / "cast", lambda s: {k: v.to(kind) for k, v in s.items()})
+    opened = CausalLM.from_pretrained(folder).model.state_dict()
+    assert all(
+        torch.equal(opened[k], v.to(kind).float()) for k, v in load_file(llama_folder / "model.safetensors").items()
+    )
 
 
 def test_what_is_no_fault_opens(tmp_path: Path, llama_folder: Path) -> None:

@@ -472,10 +472,11 @@ def test_a_tokenizer_over_which_rust_panics(folder: Path, monkeypatch: pytest.Mo
     lm = CausalLM.from_pretrained(folder, device="cpu")
     law = lm.law("w3", max_new_tokens=3, block_rows=2)
     with pytest.raises(InputError) as refused:
-        texts_of(law.sample(2, seed=0), lm.tokenizer)
+        texts_of(law.sample(2, seed=0), law.prompts, lm.tokenizer)
     assert "tokenizer refuses" in line_of(refused.value)
+    _with(folder, pre_tokenizer=spaces, decoder=None)
+    whole = texts_of(law.sample(2, seed=0), law.prompts, find_model(str(folder)).tokenizer)
     _with(folder, pre_tokenizer={"type": "FixedLength", "length": 0}, decoder=None)
-    whole = texts_of(law.sample(2, seed=0), find_model(str(folder)).tokenizer)
     with pytest.raises(InputError) as refused:
         canonical(whole, CausalLM.from_pretrained(folder, device="cpu").law(None, max_new_tokens=3, block_rows=2))
     assert "tokenizer refuses" in line_of(refused.value)

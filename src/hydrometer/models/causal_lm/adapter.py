@@ -3,7 +3,8 @@
 An adapter's folder is somebody else's text. Of its config only plain numbers, flags and module names are used, never a
 pattern, a module path or a method of initialisation, and the weights are safetensors or nothing. What it names as its
 base is opened if that is an alias or a hub id; a path or an address in there is not followed, the caller says which
-model is meant. Which modules are adapted, and at which rank, is read from the weights.
+model is meant. Which modules are adapted, and at which rank, is read from the weights; a config that says otherwise
+in plain names and numbers is refused.
 
     W' = W + s B A,    s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`      (Hu et al. 2021)
 """
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydrometer.core.documents import read_json
-from hydrometer.core.errors import MissingDependencyError, ModelError
+from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.vet import FILES, check_files, tensor_sizes
-from hydrometer.models.causal_lm.weights import Unfit, is_tied, untie
+from hydrometer.models.causal_lm.weights import Unfit, check_finite, check_kinds, is_tied, untie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,6 +108,7 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
     tensors = load_file(folder / WEIGHTS)
     options = _lora(config, {name: tuple(t.shape) for name, t in tensors.items()}, folder)
     wanted = _wanted(str(config.get("base_model_name_or_path")))
+    check_kinds(folder / WEIGHTS, tensors.keys())
     tied = is_tied(base)
     with load.as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft, on what is seen to here
@@ -121,6 +123,7 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
     # peft remembers itself in the model it changed; what is left is a plain network.
     if hasattr(plain, "peft_config"):
         delattr(plain, "peft_config")
+    check_finite(plain, resolved.path)
     return plain.eval().requires_grad_(False)
 
 
@@ -220,6 +223,7 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
     ranks = {m["module"]: int(shape[0]) for m, shape in factors if len(shape) == 2}
     if not ranks:
         raise ModelError(f"{WEIGHTS} holds no LoRA weights", got=str(folder), fix="save the adapter with peft")
+    _check_ranks(config, ranks)
     alpha_of: Any = config.get("alpha_pattern") or {}
     saved: Any = config.get("modules_to_save") or []
     alpha: Any = config.get("lora_alpha", 8)
@@ -246,6 +250,22 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
         "modules_to_save": saved or None,
         **fields,
     }
+
+
+def _check_ranks(config: dict[str, Any], ranks: dict[str, int]) -> None:
+    """Refuse factors of another rank than the config says: by which of them alpha is divided is not known.
+
+    Of a rank_pattern whose keys are no plain names, and are not run, any rank in it may be meant.
+    """
+    pattern: Any = config.get("rank_pattern") or {}
+    by_name = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {"": pattern}
+    usual, plain = config.get("r", 8), all(_MODULE.fullmatch(n) for n in by_name)  # peft's default
+    for module, rank in sorted(ranks.items()):
+        own = [r for name, r in by_name.items() if not plain or _ends(module, [name])]
+        said = [*own, usual] if not plain else [own[0] if own else usual]
+        if not any(type(r) is int and r == rank for r in said):
+            what = f"the factors of {one_line(module, 100)} have rank {rank}, the adapter's config says another"
+            raise ModelError(what, got=said[:3], fix="save the adapter again with peft's save_pretrained")
 
 
 def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str) -> bool:
@@ -278,10 +298,11 @@ def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str)
             state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         needed = {name: tuple(t.shape) for name, t in state.items()}
         needed |= {k: shape for k, shape in _embeddings(plain, ends).items() if k in shapes}
-        absent = {f"{_PREFIX}{n}.lora_A" for n in _aimed(config, modules, adapted, saved) - adapted}
+        aimed = _aimed(config, modules, adapted, saved)
+        absent, beside = ({f"{_PREFIX}{n}.lora_A" for n in names} for names in (aimed - adapted, adapted - aimed))
         unfit = Unfit(
             tuple(sorted({*(needed.keys() - shapes.keys()), *absent})),
-            tuple(sorted(shapes.keys() - needed.keys())),
+            tuple(sorted({*(shapes.keys() - needed.keys()), *beside})),
             tuple((k, shapes[k], needed[k]) for k in sorted(shapes.keys() & needed.keys()) if shapes[k] != needed[k]),
         )
     if unfit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -180,6 +180,7 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
             if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
                 what = "the index of the weights names something else than safetensors files beside it"
                 raise ModelError(what, got=name, fix="save the model again with save_pretrained")
+        _check_shards(sorted({path / str(name) for name in files}))
     sizes_of: dict[str, int] = {}
     for file in sorted(path.glob("*.safetensors")):
         sizes_of |= tensor_sizes(file)
@@ -196,6 +197,16 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
             what = f"the config claims {layers} layers of width {width} and {vocabulary} ids, its weights hold less"
             got = f"{tensors} tensors of {elements} numbers in {path}"
             raise ModelError(what, got=got, fix="fetch the model again, or give another")
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Refuse a tensor that two files of an index hold: which of them is read depends on the reader."""
+    holder: dict[str, str] = {}
+    for file in (f for f in files if f.exists()):  # of one that is missing transformers says so
+        for name in tensor_sizes(file):
+            if (other := holder.setdefault(name, file.name)) != file.name:
+                what = f"two files of the weights hold the tensor {one_line(name, 100)}"
+                raise ModelError(what, got=(other, file.name), fix="save the model again with save_pretrained")
 
 
 def _check_experts(names: Collection[str], path: Path) -> None:

@@ -1,9 +1,9 @@
 """Every tensor is accounted for: a network whose file lacks one, or holds one that has no place in it, is not opened.
 
 transformers fills what a file lacks with fresh random numbers and drops what it does not know, with a warning that is
-easily missed. Here both are refused, and so is a tensor of another shape. No fault are tied weights that are written
-once, what a class of transformers says is to be ignored, and buffers that older releases saved and that are now
-computed.
+easily missed. Here both are refused, and so is a tensor of another shape, of integers, or with NaN. No fault are tied
+weights that are written once, what a class of transformers says is to be ignored, and buffers that older releases
+saved and that are now computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydrometer.core.errors import ModelError, one_line
 from hydrometer.models.causal_lm import load
@@ -21,7 +21,7 @@ from hydrometer.models.causal_lm import load
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Unfit", "check_read", "is_tied", "open_network", "untie"]
+__all__ = ["Unfit", "check_finite", "check_kinds", "check_read", "is_tied", "open_network", "untie"]
 
 _NAMED = 3  # names of each kind in a message
 # Computed from the config, and written by older releases or by the model's first authors.
@@ -79,7 +79,8 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
 
     Raises
     ------
-    ModelError : transformers cannot open it, or tensors are missing, unexpected or of another shape.
+    ModelError : transformers cannot open it, tensors are missing, unexpected or of another shape, or their numbers are
+        integers, NaN or infinite.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -99,10 +100,58 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
         if unfit:
             what = f"the weights are not the network's: {unfit}"
             raise ModelError(what, got=told, fix=_remedy(unfit, network))
+        if Path(source).is_dir() and getattr(network, "hf_quantizer", None) is None:
+            names = {name for name, _ in network.named_parameters()}
+            for file in sorted(Path(source).glob("*.safetensors")):
+                check_kinds(file, names)
+        check_finite(network, told)
         if not is_tied(network) and getattr(network.config, "tie_word_embeddings", False):
             # The file has a head of its own, which is used. What is saved and built from here on must say so.
             untie(network)
     return network
+
+
+def check_kinds(file: Path, names: Collection[str]) -> None:
+    """Refuse weights that a safetensors file holds as anything but floating-point numbers.
+
+    Integers are what a quantisation left of the weights, the scales apart; converted to float32 they are others.
+
+    Parameters
+    ----------
+    names : of floating-point weights, besides all that are called weight.
+
+    Raises
+    ------
+    ModelError : it names the first of them.
+    """
+    from safetensors import safe_open
+
+    with cast("Any", safe_open)(file, framework="np") as f:
+        for name in f.keys():
+            if not (name in names or name.endswith(".weight")):
+                continue
+            kind = str(f.get_slice(name).get_dtype())
+            if not kind.startswith(("F", "BF")):
+                what = f"the weights are no floating-point numbers: {one_line(name, 100)} is {kind}"
+                raise ModelError(what, got=str(file), fix="give the original weights, or save them dequantised")
+
+
+def check_finite(network: PreTrainedModel, told: str) -> None:
+    """Refuse weights that are NaN or infinite. Raises ModelError, which names them."""
+    import torch
+
+    bad = [
+        name
+        for name, p in network.named_parameters()
+        if p.numel()
+        and p.dtype.itemsize > 1
+        and not p.is_meta
+        and not torch.stack(p.detach().aminmax()).isfinite().all()
+    ]
+    if bad:
+        count = "1 tensor of the weights holds" if len(bad) == 1 else f"{len(bad)} tensors of the weights hold"
+        what = f"{count} NaN or infinity ({_few(bad)})"
+        raise ModelError(what, got=told, fix="fetch the model again, or give a checkpoint from before it diverged")
 
 
 def check_read(file: Path, network: PreTrainedModel) -> None:

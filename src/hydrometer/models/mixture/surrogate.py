@@ -217,7 +217,7 @@ def _solve(gram: Any, found: Any) -> None:
     components may coincide. By hand, since the library's bits are those of its number of threads.
     """
     n, t = found.shape
-    order: Any = np.arange(n)
+    order: Ints = np.arange(n, dtype=np.int64)
     rank = 0
     left = np.diag(gram).copy()
     y = np.zeros((n, t))
