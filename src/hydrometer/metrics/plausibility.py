@@ -17,6 +17,7 @@ __all__ = ["implausible"]
 
 _DISAGREE = 5.0  # standard errors; of millions of figures one by chance
 _NAMED = 3
+_MAIN = frozenset({"precision", "recall", "entropy", "kl_student_truth", "kl_truth_student"})
 
 
 def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list[Finding]:
@@ -32,7 +33,7 @@ def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list
     """
     below = [(c, k) for c, k, e in _each(cells) if k.startswith("kl_") and _is_below_zero(e)]
     apart = [(c, k) for c, k, e in _each(cells) if _disagrees(e)]
-    few = [(c, k) for c, k, e in _each(cells) if e.caution == "few_rows"]
+    few = [(c, k) for c, k, e in _each(cells) if k in _MAIN and e.caution == "few_rows"]
     out: list[Finding] = []
     if below:
         what = f"{_count(below)} with an interval wholly below zero: {_listed(below)}"

@@ -18,7 +18,7 @@ from hydrometer.core.clusters import Clusters
 from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, artifact_json, nearest, parse_yaml
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.estimate import Estimate
-from hydrometer.core.findings import Finding
+from hydrometer.core.findings import FIGURE_CODES, Finding
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
@@ -241,9 +241,11 @@ def versions() -> dict[str, str]:
 
 
 def results_of(
-    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome, findings: Sequence[object]
+    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome, findings: Sequence[Mapping[str, object]]
 ) -> dict[str, object]:
     """Write records and exhibits; return the content of results.json."""
+    # Those of figures are found anew: `findings` may come from earlier results.
+    lasting = [f for f in findings if f.get("code") not in FIGURE_CODES]
     books = _Books(plan, store, outcome, read_scores(folder))
     maps = {name: MapBooks(chain, store, outcome) for name, chain in plan.chains.items() if chain.maps}
     records = [books.record(cell) for cell in plan.cells if cell.chain not in maps]
@@ -281,7 +283,7 @@ def results_of(
         "versions": versions(),
         "cells": records,
         "contrasts": contrasts,
-        "summary": {"groups": groups, "chains": chains, "findings": [*findings, *books.implausible()]},
+        "summary": {"groups": groups, "chains": chains, "findings": [*lasting, *books.implausible()]},
     }
 
 

@@ -44,7 +44,7 @@ class Opened:
     plan: Plan
     store: ArtifactStore
 
-    def findings(self) -> list[object]:
+    def findings(self) -> list[dict[str, object]]:
         """Return what the last run's results say of its examination."""
         results = _recorded(self.folder)
         return [] if results is None else list(results["summary"]["findings"])
