@@ -169,7 +169,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a NUL": ({"model": "a\0b"}, "no such model"),
     "a pickle": ({"model": "pickle"}, "never loaded"),
     "no tokenizer": ({"model": "bare"}, "has no tokenizer"),
-    "not finite": ({"model": "nan"}, "not finite"),
+    "not finite": ({"model": "nan"}, "NaN or infinity"),
     "torn weights": ({"model": "torn"}, "is not sound"),
     "a path for a name": ({"name": "../x"}, "name"),
     "unknown selectivity": ({"selectivity": "temperature=0.7"}, "it has temperature=1.0; temperature=0.6"),

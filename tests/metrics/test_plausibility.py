@@ -34,10 +34,9 @@ def test_an_adjusted_mean_far_from_the_plain_one_is_found() -> None:
     assert codes(precision=replace(GOOD, plain=1.0 + 5.1 * 0.29)) == ["controls-disagree"]
 
 
-def test_figures_of_few_rows_are_listed_once() -> None:
-    few = replace(GOOD, caution="few_rows")
-    (found,) = implausible("m", {f"cell{i}": {"recall": few} for i in range(5)})
-    assert found.code == "few-rows"
+def test_what_is_found_is_listed_once() -> None:
+    below = replace(GOOD, value=-0.5, plain=-0.4)
+    (found,) = implausible("m", {f"cell{i}": {"kl_student_truth": below} for i in range(5)})
     assert found.chain == "m"
     assert "5 figures" in found.what
     assert "cell0" in found.what

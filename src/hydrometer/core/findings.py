@@ -11,7 +11,7 @@ __all__ = ["FIGURE_CODES", "SEVERITIES", "Finding", "Severity", "fatal", "note",
 
 Severity = Literal["fatal", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fatal", "warning", "note")
-FIGURE_CODES = ("kl-below-zero", "controls-disagree", "few-rows")
+FIGURE_CODES = ("kl-below-zero", "controls-disagree")
 """Codes of findings about figures, made when all is judged; all others are of what is about to be made."""
 _TEXTS = ("code", "what", "why", "fix")
 

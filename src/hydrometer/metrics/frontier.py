@@ -74,7 +74,7 @@ def frontier_metrics(rows: Pooled) -> dict[str, Estimate]:
     >>> from hydrometer.metrics.pooled import pool
     >>> apart = pool(np.full(99, -np.inf), np.full(99, np.inf), None, None)
     >>> {k: round(e.value, 3) for k, e in frontier_metrics(apart).items() if k in ("prd_alpha_two", "total_variation")}
-    {'total_variation': 1.0, 'prd_alpha_two': 0.0}
+    {'prd_alpha_two': 0.0, 'total_variation': 1.0}
     """
     slopes = np.array(list(SLOPES.values()))
     alpha = _alpha(rows, slopes)

@@ -1,4 +1,4 @@
-"""Figures that cannot be right, or that few rows decide: findings about what was judged, not about the models.
+"""Figures that cannot be right: findings about what was judged, not about the models.
 
 Each of these says that rows and law do not agree, whatever made them disagree: too few rows, a law that was misread, or
 a defect. They are looked for in every run and every judgement.
@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hydrometer.core.estimate import Estimate
-from hydrometer.core.findings import Finding, note, warning
+from hydrometer.core.findings import Finding, warning
 
 __all__ = ["implausible"]
 
 _DISAGREE = 5.0  # standard errors; of millions of figures one by chance
 _NAMED = 3
-_MAIN = frozenset({"precision", "recall", "entropy", "kl_student_truth", "kl_truth_student"})
 
 
 def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list[Finding]:
@@ -33,7 +32,6 @@ def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list
     """
     below = [(c, k) for c, k, e in _each(cells) if k.startswith("kl_") and _is_below_zero(e)]
     apart = [(c, k) for c, k, e in _each(cells) if _disagrees(e)]
-    few = [(c, k) for c, k, e in _each(cells) if k in _MAIN and e.caution == "few_rows"]
     out: list[Finding] = []
     if below:
         what = f"{_count(below)} with an interval wholly below zero: {_listed(below)}"
@@ -43,10 +41,6 @@ def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list
         what = f"{_count(apart)} more than {_DISAGREE:g} standard errors from the plain mean: {_listed(apart)}"
         why = "the rows miss, or have too much of, something whose probability is known"
         out.append(warning("controls-disagree", what, why, "judge with more rows; results hold both figures"))
-    if few:
-        what = f"{_count(few)} carried by fewer rows than an interval needs: {_listed(few)}"
-        why = "a few far rows carry the error, and what decides the figure may not have been drawn at all"
-        out.append(note("few-rows", what, why, "judge with more rows"))
     return [replace(f, chain=chain) for f in out]
 
 
