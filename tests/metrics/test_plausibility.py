@@ -34,6 +34,12 @@ def test_an_adjusted_mean_far_from_the_plain_one_is_found() -> None:
     assert codes(precision=replace(GOOD, plain=1.0 + 5.1 * 0.29)) == ["controls-disagree"]
 
 
+def test_controls_that_explain_nothing_disagree_by_chance() -> None:
+    useless = replace(GOOD, se=0.3, se_mc=0.3, plain=1.2, plain_se=0.3)
+    assert codes(precision=useless) == []
+    assert codes(precision=replace(useless, plain=1.31)) == ["controls-disagree"]
+
+
 def test_what_is_found_is_listed_once() -> None:
     below = replace(GOOD, value=-0.5, plain=-0.4)
     (found,) = implausible("m", {f"cell{i}": {"kl_student_truth": below} for i in range(5)})

@@ -57,8 +57,9 @@ def _disagrees(e: Estimate) -> bool:
     """Whether adjusted and plain mean differ by more than what was explained can vary."""
     if e.value is None or e.plain is None or e.plain_se is None or e.se is None:
         return False
-    # What is explained is uncorrelated with what is left, so that the variances add up.
-    explained = math.sqrt(max(e.plain_se**2 - e.se**2, 0.0))
+    # What is explained is uncorrelated with what is left, so that the variances add up. Where next to nothing is, the
+    # difference is that of fitted coefficients: a fifth of the plain error at most, with thirty rows a coefficient.
+    explained = math.sqrt(max(e.plain_se**2 - e.se**2, 0.04 * e.plain_se**2))
     return abs(e.value - e.plain) > _DISAGREE * max(explained, 1e-9 * (1 + abs(e.value)))
 
 

@@ -241,8 +241,9 @@ def versions() -> dict[str, str]:
 
 
 def results_of(
-    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome, findings: Sequence[Mapping[str, object]]
-) -> dict[str, object]:
+    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome,
+    findings: Sequence[Mapping[str, object]],
+) -> dict[str, object]:  # fmt: skip
     """Write records and exhibits; return the content of results.json."""
     # Those of figures are found anew: `findings` may come from earlier results.
     lasting = [f for f in findings if f.get("code") not in FIGURE_CODES]
