@@ -45,9 +45,10 @@ Ints = NDArray[np.int64]
 _MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
 _MOST_SHARES = 512  # of components; beyond, a fit would take minutes: rows stay as they are, their error is known
 _POINTS = 4_096  # of all components together, where each has at least
-_LEAST_POINTS = 1_024  # of these; and never more than
+_LEAST_POINTS = 512  # of these; and never more than
 _MOST_POINTS = 32_768
-_NO_SHARE = 1e-14
+_NO_SHARE = 1e-10  # of a point: adds nothing to a sum
+_LITTLE_SHARE = 1e-5  # adds nothing to a fit
 
 
 @lru_cache(maxsize=8)
@@ -187,7 +188,7 @@ def _gram(
         at[0], value[0] = 0, 1.0
         n = 1
         for j in range(k):
-            if share[j] < _NO_SHARE:
+            if share[j] < _LITTLE_SHARE:
                 continue
             first = 1 + j * f
             at[n], value[n] = first, share[j]
