@@ -34,6 +34,7 @@ __all__ = ["LEVELS", "TIE", "roc", "typicality_metrics"]
 
 TIE = 1e-9  # nats; values of log p* closer than this are one
 LEVELS = {"50": 0.5, "90": 0.9}
+_LEAST_WIDTH = 0.01
 _NODES: NDArray[np.float64] = np.asarray(ndtri((np.arange(16) + 0.5) / 16), np.float64)
 
 Floats = NDArray[np.float64]
@@ -113,5 +114,7 @@ def _by_reference(known: PooledReference, at: float, level: float, value: float)
     above_p, above_q, _ = roc(known.log_p[order], known.a[order] * mass, known.b[order] * mass, TIE)
     inside = (known.log_p >= at).astype(np.float64)
     threshold = known.a * (inside - level)
-    slope = _slope(above_p, above_q, level, float(known.errors(threshold)), float(np.interp(level, above_p, above_q)))
+    # Over a hundredth of the truth's mass at least: nearer together, the points' own spacing would be read as a slope.
+    err = max(float(known.errors(threshold)), _LEAST_WIDTH)
+    slope = _slope(above_p, above_q, level, err, float(np.interp(level, above_p, above_q)))
     return known.settled(np.array([value]), (known.b * (inside - value) - slope * threshold)[None])
