@@ -158,7 +158,9 @@ def test_contrasts_split_the_precision_gain(tmp_path: Path) -> None:
     for a, b in pairs:
         gain, dh, dkl = (table[a, b, k]["value"] for k in ("precision", "entropy", "kl_student_truth"))
         assert gain == pytest.approx(-dh - dkl, abs=1e-9)
-        assert table[a, b, "recall"]["value"] == pytest.approx(-table[a, b, "kl_truth_student"]["value"], abs=1e-9)
+        recall, kl = table[a, b, "recall"], table[a, b, "kl_truth_student"]
+        # Each cell's H(p*) is adjusted by its own surrogates: equal up to a small part of the error, not to rounding.
+        assert recall["value"] == pytest.approx(-kl["value"], abs=1e-3 * recall["se"])
         assert table[a, b, "recall"]["pairing"] == "row"
         assert table[a, b, "precision"]["df"] == pytest.approx(3)
 
