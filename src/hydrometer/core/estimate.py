@@ -30,7 +30,6 @@ __all__ = [
     "Estimate",
     "Method",
     "carried_by",
-    "caution_of",
     "crossed_variance",
     "mean_estimate",
     "mean_variance",
@@ -221,7 +220,7 @@ def _error(rows: Floats, strata: Strata | None) -> tuple[float | None, float | N
     residual, lost = _centred(rows, strata)
     se = math.sqrt(float(np.square(residual).sum())) / rows.size
     df = float(skewed_df(residual, max(rows.size - lost, 1)))
-    return se, df, caution_of(carried_by(residual))
+    return se, df, "few_rows" if carried_by(residual) < FEW else None
 
 
 def carried_by(residual: Floats) -> float:
@@ -286,11 +285,6 @@ def _adjusted(e: Estimate, plain: Estimate, controls: Controls, of: Combination 
         # A known error holds with few rows to carry it, but not where less than one is to be expected.
         se, df, caution = known[0], KNOWN_FREEDOM, "few_rows" if known[1] < 1 else None
     return replace(e, se=se, se_mc=se, method="cv", df=df, plain=plain.value, plain_se=plain.se, caution=caution)
-
-
-def caution_of(carried: float) -> Caution | None:
-    """Return what to be cautious of where so many rows carry an error."""
-    return "few_rows" if carried < FEW else None
 
 
 def _estimated(value: float, rows: Floats, strata: Strata | None, unit: str) -> Estimate:
