@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import integrate
+from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
+from scipy.special import chdtr, chdtri, chndtr
 
 import hydrometer as hm
 from hydrometer.core.errors import InputError, LawMismatchError
@@ -185,3 +188,39 @@ def test_what_has_no_quadrature_is_refused_in_one_line() -> None:
     assert math.isfinite(expected_log_prob(three, three.component(0))[0])
     with pytest.raises(LawMismatchError):
         judge_exact(three.component(0), LINES["one"])
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_typicality_under_a_gaussian_is_a_noncentral_chi_square(d: int) -> None:
+    truth = Mixture([1.0], np.zeros((1, d)), [1.0], covariance_type="spherical")
+    law = Mixture([0.7, 0.3], [[0.8] * d, [-2.0] * d], [0.25, 1.5], covariance_type="spherical")
+    found = values(truth, law)
+    for name, level in (("typicality_50", 0.5), ("typicality_90", 0.9)):
+        square = chdtri(d, 1 - level)
+        parts = zip(law.weights, law.means, law.covariances, strict=True)
+        exact = sum(float(w * chndtr(square / c, d, m @ m / c)) for w, m, c in parts)
+        assert found[name] == pytest.approx(exact, abs=1e-6 if d == 1 else 5e-5)
+
+
+@pytest.mark.parametrize("rarest", [0.05, 0.001])
+def test_typicality_where_a_threshold_cuts_one_component_and_spares_the_next(rarest: float) -> None:
+    """Components far apart, so that log p* is a parabola about each; the law's lie askew and are of other widths."""
+    weights, variances = np.array([1 - rarest - 0.3, 0.3, rarest]), np.array([1.0, 0.04, 4.0])
+    centres = np.array([[0.0, 0.0], [60.0, 0.0], [0.0, 90.0]])
+    means = centres + np.array([[0.5, 0.2], [0.1, -0.2], [1.0, 2.0]])
+    law = Mixture([0.5, 0.3, 0.2], means, [0.3, 0.02, 9.0], covariance_type="spherical")
+    truth = Mixture(weights, centres, variances, covariance_type="spherical")
+    found = values(truth, law)
+
+    def squares(t: float) -> Floats:
+        return np.maximum(2 * (np.log(weights) - np.log(2 * math.pi * variances) - t), 0.0)
+
+    shift = np.square(law.means - centres).sum(1) / law.covariances
+    for name, level in (("typicality_50", 0.5), ("typicality_90", 0.9)):
+
+        def excess(t: float, level: float = level) -> float:
+            return float(weights @ chdtr(2, squares(t))) - level
+
+        t: Any = brentq(excess, -30, 10, xtol=1e-12)
+        exact = float(law.weights @ chndtr(squares(t) * variances / law.covariances, 2, shift))
+        assert found[name] == pytest.approx(exact, abs=1e-4)

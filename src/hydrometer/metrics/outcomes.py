@@ -26,7 +26,7 @@ from hydrometer.metrics.frontier import SLOPES, WEIGHTS, area_of, prd_names
 from hydrometer.metrics.typicality import LEVELS, TIE, roc
 from hydrometer.models.markov.law import END, Markov
 
-__all__ = ["Outcomes", "chain_outcomes", "outcome_metrics"]
+__all__ = ["Outcomes", "chain_outcomes", "outcome_frontiers", "outcome_metrics"]
 
 _MET = 1e-12  # bounds closer than this are one figure
 
@@ -57,9 +57,14 @@ def outcome_metrics(x: Outcomes) -> dict[str, Estimate]:
 
     Returns
     -------
-    dict of `Estimate` by name; where bounds do not meet, ``..._lower`` and ``..._upper`` instead of the figure.
-    Typicality is left out where its threshold lies among what was not enumerated.
+    dict of `Estimate` by name, as `outcome_frontiers`. Typicality is left out where its threshold lies among what was
+    not enumerated.
     """
+    return outcome_frontiers(x) | _typicality(x)
+
+
+def outcome_frontiers(x: Outcomes) -> dict[str, Estimate]:
+    """Return the figures of `frontier_metrics`; where bounds do not meet, ``..._lower`` and ``..._upper`` instead."""
     low: dict[str, float] = {}
     high: dict[str, float] = {}
     for name, slope in SLOPES.items():
@@ -74,7 +79,7 @@ def outcome_metrics(x: Outcomes) -> dict[str, Estimate]:
             out[name] = _exact(a)
         else:
             out |= {f"{name}_lower": _exact(a), f"{name}_upper": _exact(b)}
-    return out | _typicality(x)
+    return out
 
 
 def _exact(value: float) -> Estimate:
