@@ -6,54 +6,57 @@ One instrument that draws, fits and judges any family of models along this chain
 one precision-recall plane with error bars. `run` does a whole experiment; `judge` compares two laws.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hydrometer import _stopping as _stopping  # before the imports that take time
+from hydrometer._lazy import lazily
 from hydrometer._version import __version__
-from hydrometer.core.errors import (
-    DataError,
-    FitError,
-    FolderError,
-    HydrometerError,
-    InputError,
-    LawMismatchError,
-    MissingDependencyError,
-    ModelError,
-    SpecError,
-    StageError,
-    StoreError,
-    UnreachableError,
-)
-from hydrometer.core.estimate import Contrast, Estimate
-from hydrometer.core.findings import Finding
-from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity
-from hydrometer.metrics.exact import judge_exact
-from hydrometer.models.base import Family, FitRequest, Fitted, Law
-from hydrometer.models.chosen import ChosenLaw, choose
-from hydrometer.models.markov.fit import fit_markov
-from hydrometer.models.markov.law import Markov
-from hydrometer.models.mixture.em import fit_mixture
-from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
-from hydrometer.models.sequences import Sequences
-from hydrometer.models.work import Device
-from hydrometer.report import build_report
-from hydrometer.run.adopting import AdoptResult, adopt
-from hydrometer.run.advise import Advice, advise
-from hydrometer.run.api import RunResult, load_spec, recipes, run
-from hydrometer.run.costs import CostPlan, plan
-from hydrometer.run.diagnosis import Diagnosis
-from hydrometer.run.doctor import doctor
-from hydrometer.run.exporting import Exported, export
-from hydrometer.run.pilot import advise_pilot
-from hydrometer.run.scoring import ScoresResult, add_scores
-from hydrometer.stages.advice import Need
-from hydrometer.stages.judge import judge_laws as judge
-from hydrometer.store.records import load_results
 
 if TYPE_CHECKING:
+    from hydrometer.core.errors import (
+        DataError,
+        FitError,
+        FolderError,
+        HydrometerError,
+        InputError,
+        LawMismatchError,
+        MissingDependencyError,
+        ModelError,
+        SpecError,
+        StageError,
+        StoreError,
+        UnreachableError,
+    )
+    from hydrometer.core.estimate import Contrast, Estimate
+    from hydrometer.core.findings import Finding
+    from hydrometer.core.rng import Stream
+    from hydrometer.core.spec import Selectivity
+    from hydrometer.metrics.exact import judge_exact
+    from hydrometer.models.base import Family, FitRequest, Fitted, Law
     from hydrometer.models.causal_lm.law import CausalLaw
     from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.chosen import ChosenLaw, choose
+    from hydrometer.models.markov.fit import fit_markov
+    from hydrometer.models.markov.law import Markov
+    from hydrometer.models.mixture.em import fit_mixture
+    from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
+    from hydrometer.models.sequences import Sequences
+    from hydrometer.models.work import Device
+    from hydrometer.report import build_report
+    from hydrometer.run.adopting import AdoptResult, adopt
+    from hydrometer.run.advise import Advice, advise
+    from hydrometer.run.api import RunResult, run
+    from hydrometer.run.costs import CostPlan, plan
+    from hydrometer.run.diagnosis import Diagnosis
+    from hydrometer.run.doctor import doctor
+    from hydrometer.run.exporting import Exported, export
+    from hydrometer.run.pilot import advise_pilot
+    from hydrometer.run.recipes import load_spec, recipes
+    from hydrometer.run.scoring import ScoresResult, add_scores
+    from hydrometer.stages.advice import Need
+    from hydrometer.stages.judge import judge_laws as judge
+    from hydrometer.store.records import load_results
 
 __all__ = [
     "AdoptResult",
@@ -114,16 +117,60 @@ __all__ = [
     "run",
 ]
 
+_HOMES = {
+    "core.errors": "DataError FitError FolderError HydrometerError InputError LawMismatchError MissingDependencyError"
+    " ModelError SpecError StageError StoreError UnreachableError",
+    "core.estimate": "Contrast Estimate",
+    "core.findings": "Finding",
+    "core.rng": "Stream",
+    "core.spec": "Selectivity",
+    "metrics.exact": "judge_exact",
+    "models.base": "Family FitRequest Fitted Law",
+    "models.causal_lm.law": "CausalLaw",
+    "models.causal_lm.model": "CausalLM",
+    "models.chosen": "ChosenLaw choose",
+    "models.markov.fit": "fit_markov",
+    "models.markov.law": "Markov",
+    "models.mixture.em": "fit_mixture",
+    "models.mixture.law": "Mixture MixtureBatch Points",
+    "models.sequences": "Sequences",
+    "models.work": "Device",
+    "report": "build_report",
+    "run.adopting": "AdoptResult adopt",
+    "run.advise": "Advice advise",
+    "run.api": "RunResult run",
+    "run.costs": "CostPlan plan",
+    "run.diagnosis": "Diagnosis",
+    "run.doctor": "doctor",
+    "run.exporting": "Exported export",
+    "run.pilot": "advise_pilot",
+    "run.scoring": "ScoresResult add_scores",
+    "run.recipes": "load_spec recipes",
+    "stages.advice": "Need",
+    "stages.judge": "judge=judge_laws",
+    "store.records": "load_results",
+}
+_find, __dir__ = lazily(__name__, _HOMES)
+
+for _verb in (
+    "recipes",
+    "run",
+):  # names of subpackages too, which the first import of them binds: here, where it is undone
+    import_module(f"hydrometer.{_verb}")
+    del globals()[_verb]
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for."""
-    if name in ("CausalLM", "CausalLaw"):
-        try:
-            from hydrometer.models.causal_lm.law import CausalLaw
-            from hydrometer.models.causal_lm.model import CausalLM
-        except ModuleNotFoundError as e:
-            raise MissingDependencyError(
-                "causal language models need torch and transformers", got=e.name, fix="pip install 'hydrometer[lm]'"
-            ) from None
-        return CausalLM if name == "CausalLM" else CausalLaw
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a name, or a room, when it is first asked for."""
+    if name in ("core", "metrics", "models", "report", "stages", "store"):
+        return import_module(f"hydrometer.{name}")
+    try:
+        return _find(name)
+    except ModuleNotFoundError as e:
+        if name not in ("CausalLM", "CausalLaw"):
+            raise
+        from hydrometer.core.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            "causal language models need torch and transformers", got=e.name, fix="pip install 'hydrometer[lm]'"
+        ) from None

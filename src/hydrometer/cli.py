@@ -10,9 +10,6 @@ import json
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from hydrometer import cli_elsewhere
 from hydrometer._version import __version__
@@ -83,9 +80,13 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
+    from rich.console import Console
+    from rich.text import Text
+
     from hydrometer.report import build_report, summary_table
-    from hydrometer.run.api import load_spec, run
+    from hydrometer.run.api import run
     from hydrometer.run.progress import ConsoleMonitor
+    from hydrometer.run.recipes import load_spec
 
     console = Console(stderr=as_json)
     spec = load_spec(recipe, overrides or [])
@@ -132,6 +133,8 @@ def doctor_command(
     as_json: Json = False,
 ) -> None:
     """Examine an experiment before paying for it: what would make it fail, or spoil its figures."""
+    from rich.console import Console
+
     from hydrometer.report.findings import findings_table
     from hydrometer.run.doctor import doctor
     from hydrometer.run.served import examine_server
@@ -157,7 +160,10 @@ app.command("plan")(plan_command)
 @app.command("recipes")
 def recipes_command(as_json: Json = False) -> None:
     """List the recipes that ship with the package."""
-    from hydrometer.run.api import recipes
+    from rich.console import Console
+    from rich.table import Table
+
+    from hydrometer.run.recipes import recipes
 
     found = recipes()
     if as_json:
@@ -235,6 +241,9 @@ def advise_command(
     as_json: Json = False,
 ) -> None:
     """Say which student to take, distilled or merely decoded, what it gains and costs, and how sure that is."""
+    from rich.console import Console
+    from rich.text import Text
+
     from hydrometer.report import advice_notes, advice_sentences, advice_table
     from hydrometer.run.advise import advise, need_of
     from hydrometer.run.pilot import advise_pilot

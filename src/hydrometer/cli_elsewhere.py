@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
     from hydrometer.run.api import RunResult
@@ -107,6 +104,9 @@ def adopt_command(
     as_json: Json = False,
 ) -> None:
     """Take a model trained elsewhere into a run and judge it as the run's own students are."""
+    from rich.console import Console
+    from rich.text import Text
+
     from hydrometer.report import build_report, summary_table
     from hydrometer.run.adopting import adopt
     from hydrometer.run.progress import ConsoleMonitor
@@ -146,6 +146,10 @@ def scores_command(
     as_json: Json = False,
 ) -> None:
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from hydrometer.report import build_report
     from hydrometer.run.scoring import add_scores
 

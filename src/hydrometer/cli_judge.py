@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.text import Text
-
-from hydrometer.core.spec import parse_selectivity
 
 __all__ = ["judge_command"]
 
@@ -67,6 +63,10 @@ def judge_command(
     ] = False,
 ) -> None:
     """Judge models trained anywhere against a truth, or against held-out text."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from hydrometer.core.spec import parse_selectivity
     from hydrometer.report import build_report, summary_table
     from hydrometer.run.judging import judge_models
     from hydrometer.run.progress import ConsoleMonitor

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["plan_command", "plan_table"]
 
@@ -41,6 +41,9 @@ def plan_command(
     ] = False,
 ) -> None:
     """Say what a run will take, tokens, FLOPs, bytes and hours, and what of it is there already."""
+    from rich.console import Console
+    from rich.text import Text
+
     from hydrometer.run.costs import plan
 
     aside = Console(stderr=True)
@@ -68,6 +71,9 @@ def plan_table(body: Mapping[str, Any]) -> Table:
     ----------
     body : as ``CostPlan.to_json`` gives it.
     """
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("stage", no_wrap=True)
     for head in ("there", "tokens", "FLOPs", "disk", "memory", "hours", "at most"):

@@ -168,13 +168,13 @@ def test_another_experiment_is_refused_with_2(hydrometer: Any, tmp_path: Path) -
 
 def test_a_failed_cell_is_exit_1(hydrometer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydrometer.core.errors import FitError
-    from hydrometer.models.mixture import family
+    from hydrometer.models.mixture import em
 
     def never(*_: Any, **__: Any) -> Any:
         raise FitError("no usable model")
 
     write_spec(mixture_spec(), tmp_path)
-    monkeypatch.setattr(family, "fit_mixture", never)
+    monkeypatch.setattr(em, "fit_mixture", never)
     code, out, _ = hydrometer("run", "spec.yaml", "--out", "out")
     assert code == 1
     assert "no usable model" in out

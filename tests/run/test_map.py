@@ -15,9 +15,9 @@ from chains import mixture_spec, without_timings, write_spec
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.estimate import Estimate
 from hydrometer.metrics.exact import expected_log_prob
+from hydrometer.models.mixture import em
 from hydrometer.models.mixture.family import MIXTURE
 from hydrometer.models.mixture.spec import MixtureChain, MixtureWorld
-from hydrometer.stages import maps
 from hydrometer.stages.maps import load_map, map_point
 from hydrometer.stages.nodes import Context, MapNode
 
@@ -98,18 +98,18 @@ def test_capacity_gap_is_the_teachers_modes_less_the_students_components(tmp_pat
 
 
 def test_a_failed_point_is_failed_cells_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = maps.fit_mixture
+    good = em.fit_mixture
 
     def sometimes(x: Any, k: int, **settings: Any) -> Any:
         if k == 1:
             raise FitError("no usable model")
         return good(x, k, **settings)
 
-    monkeypatch.setattr(maps, "fit_mixture", sometimes)
+    monkeypatch.setattr(em, "fit_mixture", sometimes)
     result = run(map_spec(), tmp_path)
     failed = {c["id"] for c in result.results["cells"] if c["status"] == "failed"}
     assert failed == {c["id"] for c in result.results["cells"] if c["point"]["student"] == 1}
-    monkeypatch.setattr(maps, "fit_mixture", good)
+    monkeypatch.setattr(em, "fit_mixture", good)
     mended = run(map_spec(), tmp_path)
     assert not mended.failed_cells
     assert mended.outcome.computed["map"] == 1

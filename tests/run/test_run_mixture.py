@@ -234,9 +234,9 @@ def test_as_released_figures_are_contrasts_with_the_direct_student(tmp_path: Pat
 
 def test_a_failed_fit_is_a_failed_cell_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydrometer.core.errors import FitError
-    from hydrometer.models.mixture import family
+    from hydrometer.models.mixture import em
 
-    good = family.fit_mixture
+    good = em.fit_mixture
     calls = {"n": 0}
 
     def sometimes(*args: Any, **kwargs: Any) -> Any:
@@ -245,13 +245,13 @@ def test_a_failed_fit_is_a_failed_cell_and_the_rest_goes_on(tmp_path: Path, monk
             raise FitError("no usable model", got="a test")
         return good(*args, **kwargs)
 
-    monkeypatch.setattr(family, "fit_mixture", sometimes)
+    monkeypatch.setattr(em, "fit_mixture", sometimes)
     result = run(mixture_spec(seeds=1), tmp_path)
     failed = {c["id"]: c for c in result.results["cells"] if c["status"] == "failed"}
     assert set(failed) == set(result.failed_cells)
     assert failed
     assert all(c["metrics"] == {} and "no usable model" in c["reason"] for c in failed.values())
-    monkeypatch.setattr(family, "fit_mixture", good)
+    monkeypatch.setattr(em, "fit_mixture", good)
     mended = run(mixture_spec(seeds=1), tmp_path)
     assert not mended.failed_cells
     assert mended.outcome.computed["fit"] == 1

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.clusters import Clusters, Strata
 
@@ -131,6 +130,8 @@ class Controls:
         A component, or an id, that the sample missed leaves its column nearly constant, away from zero: many standard
         errors of what the sample shows.
         """
+        from scipy.special import chdtri  # pyright: ignore[reportUnknownVariableType]
+
         mean = self._columns.mean(axis=0)
         t_squared = float(mean @ solve @ mean) * len(self._columns) * free
         return t_squared < float(chdtri(fitted, self._CHANCE)) * (1 + 4 * fitted / free)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.controls import Combination, Controls
@@ -118,9 +117,15 @@ class Contrast:
     pairing: Literal["row", "seed", "prompt"]
 
 
+def _t_quantile(df: float | Floats, p: float) -> Any:
+    from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
+
+    return stdtrit(df, p)
+
+
 def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple[float, float]:
     """Two-sided Student interval."""
-    half = float(stdtrit(df, 0.5 + level / 2)) * se
+    half = float(_t_quantile(df, 0.5 + level / 2)) * se
     return value - half, value + half
 
 
@@ -144,7 +149,7 @@ def _centred(values: Floats, strata: Ints | None) -> tuple[Floats, int]:
 def _t_table() -> tuple[Floats, Floats]:
     """97.5 % quantiles of t, rising, and the logarithms of their degrees of freedom."""
     log_df: Floats = np.linspace(math.log(1e8), 0.0, 2000)
-    return np.asarray(stdtrit(np.exp(log_df), 0.975), np.float64), log_df
+    return np.asarray(_t_quantile(np.exp(log_df), 0.975), np.float64), log_df
 
 
 def skewed_df(residual: Floats, df: float) -> float:
@@ -181,7 +186,7 @@ def skewed_df(residual: Floats, df: float) -> float:
     if not more > 0:
         return df
     quantiles, log_df = _t_table()
-    wanted = float(stdtrit(df, 0.975)) * (1 + more)
+    wanted = float(_t_quantile(df, 0.975)) * (1 + more)
     return min(df, math.exp(float(np.interp(np.array([wanted]), quantiles, log_df)[0])))
 
 

@@ -21,7 +21,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 __all__ = ["FEWEST", "SURE", "few_seeds", "skew_of_mean", "skewed_interval", "unseen"]
 
@@ -82,6 +81,8 @@ def skewed_interval(value: float, se: float, df: float, skew: float, level: floa
     >>> [round(end, 2) for end in skewed_interval(0.0, 1.0, 9.0, 0.3)]
     [-2.26, 3.26]
     """
+    from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
+
     if se == 0:
         return value, value
     t = float(stdtrit(df, 0.5 + level / 2))

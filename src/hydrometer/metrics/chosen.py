@@ -21,7 +21,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.clusters import Strata
 from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
@@ -66,6 +65,8 @@ def chosen_metrics(draws: Ints, best_of: int, strata: Strata | None, *, accept: 
     >>> round(found["acceptance_rate"].value, 3), round(found["kl_chosen_candidates"].value, 3)
     (0.571, 0.625)
     """
+    from scipy.special import digamma  # pyright: ignore[reportUnknownVariableType]
+
     n = int(draws.size)
     out = {"draws_per_row": mean_estimate(draws.astype(np.float64), "draws", strata)}
     bound = best_of_bound(best_of)

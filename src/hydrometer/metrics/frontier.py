@@ -24,7 +24,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import xlogy  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.estimate import Estimate
 from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
@@ -106,6 +105,8 @@ class _Mixtures:
 
     @staticmethod
     def of(rows: Pooled | PooledReference) -> _Mixtures:
+        from scipy.special import xlogy  # pyright: ignore[reportUnknownVariableType]
+
         log_r = np.multiply.outer(WEIGHTS, rows.a - rows.b)
         log_r += rows.b
         np.log(log_r, out=log_r)

@@ -20,7 +20,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from hydrometer.core.estimate import Estimate
 from hydrometer.models.mixture.law import Mixture
@@ -40,6 +39,8 @@ def _exact(value: float, unit: str) -> Estimate:
 @cache
 def _normals(d: int) -> Floats:
     """Spread points (M, d) evenly under a standard normal: an additive recurrence of low discrepancy."""
+    from scipy.special import ndtri
+
     root = 2.0
     for _ in range(64):  # the root of x^(d+1) = x + 1
         root = (1 + root) ** (1 / (d + 1))

@@ -25,7 +25,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.controls import Reference
@@ -285,6 +284,8 @@ def pool(
 
 def _shares(ratio: Floats, sizes: tuple[int, int]) -> tuple[Floats, Floats]:
     """Return p / m and q / m from log q - log p."""
+    from scipy.special import expit  # pyright: ignore[reportUnknownVariableType]
+
     n, shift = sum(sizes), math.log(sizes[1] / sizes[0])
     # expit of both signs: each share keeps its digits where it is small.
     b = np.asarray(expit(ratio + shift), np.float64) * (n / sizes[1])

@@ -22,10 +22,10 @@ Estimation: `metrics.pooled`. Theory, eq. 20. Shapes: n pooled rows, K distinct 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from hydrometer.core.estimate import Estimate
 from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
@@ -35,9 +35,16 @@ __all__ = ["LEVELS", "TIE", "roc", "typicality_metrics"]
 TIE = 1e-9  # nats; values of log p* closer than this are one
 LEVELS = {"50": 0.5, "90": 0.9}
 _LEAST_WIDTH = 0.01
-_NODES: NDArray[np.float64] = np.asarray(ndtri((np.arange(16) + 0.5) / 16), np.float64)
 
 Floats = NDArray[np.float64]
+
+
+@cache
+def _nodes() -> NDArray[np.float64]:
+    """Return the middles of 16 equal shares of a standard normal."""
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri((np.arange(16) + 0.5) / 16), np.float64)
 
 
 def roc(log_p: Floats, a: Floats, b: Floats, tie: float) -> tuple[Floats, Floats, NDArray[np.int64]]:
@@ -103,7 +110,7 @@ def typicality_metrics(rows: Pooled, log_p: Floats) -> dict[str, Estimate]:
 
 def _slope(above_p: Floats, above_q: Floats, level: float, err: float, value: float) -> float:
     """R: the root mean square of what P_a moves over the threshold's own normal error, by that error."""
-    moved = np.interp(level + err * _NODES, above_p, above_q) - value
+    moved = np.interp(level + err * _nodes(), above_p, above_q) - value
     return math.sqrt(float(np.square(moved).mean())) / err if err > 0 else 0.0
 
 

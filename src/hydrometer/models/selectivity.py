@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
@@ -58,6 +57,8 @@ def power_log_weights(log_weights: NDArray[np.float64], beta: float) -> NDArray[
     if math.isinf(beta):
         heaviest = log_weights == log_weights.max()
         return np.where(heaviest, -math.log(int(heaviest.sum())), -np.inf)
+    from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType]
+
     # Shifted first, so that 0 * -inf never occurs and large beta cannot overflow.
     raised = beta * (log_weights - log_weights.max())
     return raised - logsumexp(raised)

@@ -3,9 +3,19 @@
 Reads records and exhibits only. It computes no metric of its own: what it draws was measured by judge.
 """
 
-from hydrometer.report.advice import advice_notes, advice_sentences, advice_table
-from hydrometer.report.page import build_report
-from hydrometer.report.tables import summary_table
-from hydrometer.report.verdict import verdict
+from typing import TYPE_CHECKING
+
+from hydrometer._lazy import lazily
+from hydrometer.report.verdict import verdict  # at once: the first import of its module would bind the name to that
+
+if TYPE_CHECKING:
+    from hydrometer.report.advice import advice_notes, advice_sentences, advice_table
+    from hydrometer.report.page import build_report
+    from hydrometer.report.tables import summary_table
 
 __all__ = ["advice_notes", "advice_sentences", "advice_table", "build_report", "summary_table", "verdict"]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {"advice": "advice_notes advice_sentences advice_table", "page": "build_report", "tables": "summary_table"},
+)

@@ -15,9 +15,10 @@ from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, keep_adopted, read_adopted
-from hydrometer.run.api import RunResult, results_of, shipped_recipes
+from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
 from hydrometer.run.plan import ChainPlan, Plan
+from hydrometer.run.recipes import shipped_recipes
 from hydrometer.run.reopen import (
     Opened,
     chain_named,

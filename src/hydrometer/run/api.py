@@ -6,8 +6,6 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +13,8 @@ import numpy as np
 
 from hydrometer._version import __version__
 from hydrometer.core.clusters import Clusters
-from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, artifact_json, nearest, parse_yaml
-from hydrometer.core.errors import FolderError, SpecError
+from hydrometer.core.documents import artifact_json
+from hydrometer.core.errors import FolderError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
 from hydrometer.metrics.plausibility import implausible
@@ -30,6 +28,7 @@ from hydrometer.run.executors import ExecutorName, executor_of
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.recipes import load_spec
 from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
@@ -48,16 +47,11 @@ from hydrometer.store.remote import open_store
 __all__ = [
     "RunResult",
     "joined",
-    "load_spec",
-    "recipes",
     "results_of",
     "run",
-    "shipped_recipes",
     "versions",
 ]
 
-# Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
-_SHIPPED = files(import_module("hydrometer.recipes"))
 _VERSIONED = ("numpy", "scipy", "numba", "scikit-learn", "torch", "transformers", "tokenizers")
 
 
@@ -80,43 +74,6 @@ class RunResult:
     def failed_cells(self) -> list[str]:
         """Ids of cells without figures."""
         return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
-
-
-def recipes() -> dict[str, str]:
-    """Return the shipped recipes: name to description."""
-    out: dict[str, str] = {}
-    for entry in sorted(_SHIPPED.iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            body = parse_yaml(entry.read_bytes(), entry.name)
-            out[entry.name.removesuffix(".yaml")] = " ".join(str(body.get("description", "")).split())
-    return out
-
-
-def shipped_recipes() -> Path:
-    """Return the folder that file names inside shipped recipes refer to."""
-    return Path(str(_SHIPPED))
-
-
-def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
-    """Read a recipe by name, or a YAML file by path, and apply ``a.b.c=VALUE`` overrides.
-
-    Raises
-    ------
-    SpecError : unknown recipe, unreadable file, or anything wrong inside.
-    """
-    name = str(source)
-    path = Path(source)
-    if name in recipes():
-        data, origin, base = _SHIPPED.joinpath(f"{name}.yaml").read_bytes(), name, shipped_recipes()
-    elif path.suffix in (".yaml", ".yml") or path.exists():
-        try:
-            with path.open("rb") as f:
-                data, origin, base = f.read(MAX_YAML_BYTES + 1), path.name, path.absolute().parent
-        except (OSError, ValueError) as e:  # a name with NUL
-            raise SpecError(f"the specification cannot be read: {getattr(e, 'strerror', e)}", got=name) from None
-    else:
-        raise SpecError("unknown recipe", got=name, fix=nearest(name, list(recipes())) + " or give a .yaml file")
-    return parse_run_spec(apply_overrides(parse_yaml(data, origin), list(overrides)), origin, base)
 
 
 def run(

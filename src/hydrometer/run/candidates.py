@@ -18,9 +18,9 @@ from hydrometer.core.documents import nearest
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.estimate import Estimate
 from hydrometer.models.families import RunSpec, parse_run_spec
-from hydrometer.run.api import shipped_recipes
 from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.recipes import shipped_recipes
 from hydrometer.run.rendered import with_prompts
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.joint import Arm, Design

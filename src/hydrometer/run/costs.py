@@ -20,10 +20,11 @@ from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.work import Counted, Device, Lengths, Part, Work
 from hydrometer.models.work import Stage as Kind
 from hydrometer.run.adopted import Adopted, read_adopted
-from hydrometer.run.api import joined, load_spec
+from hydrometer.run.api import joined
 from hydrometer.run.devices import ThisMachine, load_device
 from hydrometer.run.machine import missing_stages
 from hydrometer.run.plan import Plan, plan_run
+from hydrometer.run.recipes import load_spec
 from hydrometer.run.trial import kind_of, trial, trial_name, units_of
 from hydrometer.stages.nodes import DrawNode, EmbedNode, FitNode, JudgeNode, Node, ScoreNode
 from hydrometer.stages.score import BIAS_ROWS

@@ -9,10 +9,11 @@ from pathlib import Path
 from hydrometer.core.errors import FolderError, InputError, SpecError
 from hydrometer.core.findings import Finding, fatal
 from hydrometer.models.families import RunSpec, family_of
-from hydrometer.run.api import joined, load_spec
+from hydrometer.run.api import joined
 from hydrometer.run.design import examine_design
 from hydrometer.run.diagnosis import Diagnosis, diagnose
 from hydrometer.run.plan import plan_run
+from hydrometer.run.recipes import load_spec
 from hydrometer.store.places import place_of
 from hydrometer.store.records import RunFolder
 

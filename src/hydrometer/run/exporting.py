@@ -23,8 +23,8 @@ from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.sequences import Sequences
-from hydrometer.run.api import shipped_recipes
 from hydrometer.run.plan import ChainPlan
+from hydrometer.run.recipes import shipped_recipes
 from hydrometer.run.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows

@@ -20,11 +20,12 @@ from hydrometer.core.documents import explain
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advise import Advice, advise_on, completed, keep
-from hydrometer.run.api import load_spec, recipes, run
+from hydrometer.run.api import run
 from hydrometer.run.candidates import open_source, the_chain
 from hydrometer.run.execute import Monitor, SilentMonitor, cost_of
 from hydrometer.run.fresh import rejudged
 from hydrometer.run.plan import Plan, plan_run
+from hydrometer.run.recipes import load_spec, recipes
 from hydrometer.stages.advice import Need
 from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
 

@@ -21,10 +21,11 @@ from hydrometer.core.clusters import Strata
 from hydrometer.core.documents import nearest, read_plain
 from hydrometer.core.errors import DataError, InputError, brief
 from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
-from hydrometer.run.api import RunResult, results_of, shipped_recipes
+from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.execute import Outcome
 from hydrometer.run.exporting import COLUMNS
 from hydrometer.run.plan import Plan
+from hydrometer.run.recipes import shipped_recipes
 from hydrometer.run.reopen import Opened, finished, reopen, require_run
 from hydrometer.run.scores import CellScores, keep_scores
 from hydrometer.stages.bench import Bench

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import row_freedom, welch_satterthwaite
@@ -255,6 +254,8 @@ class Joint:
         -------
         (n, K)
         """
+        from scipy.special import ndtri
+
         s, k = self.residual.shape[0], self.mean.size
         z = np.asarray(ndtri(stream.uniforms(0, n, s + k)), np.float64)
         spread = z[:, :s] @ self.residual

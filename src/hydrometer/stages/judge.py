@@ -16,7 +16,6 @@ from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Estimate, mean_estimate
 from hydrometer.metrics.densities import curves, density_metrics
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
@@ -206,6 +205,8 @@ def judged_exactly(chain: ChainSpec) -> bool:
 
 
 def _exactly(truth: Law, law: Law) -> dict[str, Estimate]:
+    from hydrometer.metrics.exact import judge_exact
+
     return judge_exact(cast("Mixture", truth), cast("Mixture", law))
 
 

@@ -23,9 +23,7 @@ from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.base import Tick
-from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MapPoint, MixtureChain, MixtureLevel
 from hydrometer.models.selectivity import canonical
@@ -84,6 +82,8 @@ def map_groups(chain: str, point: MapPoint) -> list[MapGroup]:
 
 def _fit(x: list[NDArray[np.float64]], level: MixtureLevel, streams: list[Stream]) -> list[Mixture]:
     """Fit all data sets as one batch."""
+    from hydrometer.models.mixture.em import fit_mixture
+
     fitted = fit_mixture(
         np.stack(x), level.n_components, covariance_type=level.covariance_type, n_init=level.n_init, seed=streams,
         tol=level.tol, max_iter=level.max_iter, reg_covar=level.reg_covar,
@@ -138,6 +138,8 @@ def _judge(
     c: MixtureChain, truth: Mixture, laws: list[tuple[MapGroup, Mixture]], root: Stream
 ) -> list[dict[str, Estimate]]:
     """Judge all groups at one seed."""
+    from hydrometer.metrics.exact import judge_exact
+
     n = c.data.evaluate
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     out: list[dict[str, Estimate]] = []

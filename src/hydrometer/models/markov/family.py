@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
@@ -57,6 +56,8 @@ class MarkovFamily:
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes."""
+        import scipy
+
         return {"files": 1, "numpy": np.__version__, "scipy": scipy.__version__}
 
     def block_rows(self, chain: ChainSpec) -> int:

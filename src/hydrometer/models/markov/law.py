@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
@@ -226,7 +225,7 @@ class Markov:
             ahead = log_z[after]
             ahead[:, END] = 0.0
             joint = power * self.step_table(t) + ahead
-            log_z = np.asarray(logsumexp(joint, axis=1), np.float64)
+            log_z = _log_sum(joint, 1)[:, 0]
             out[t] = joint - log_z[:, None]
         return out
 
@@ -238,6 +237,13 @@ class Markov:
             raise LawMismatchError(
                 f"a chain over {mine[0]} ids of at most {mine[1]} is compared with its like", got=theirs
             )
+
+
+def _log_sum(x: Floats, axis: int) -> Floats:
+    """Keep the axis, with one entry."""
+    from scipy.special import logsumexp  # pyright: ignore[reportUnknownVariableType]
+
+    return np.asarray(logsumexp(x, axis=axis, keepdims=True), np.float64)
 
 
 def _selected(log_table: Floats, s: Selectivity) -> Floats:
@@ -254,4 +260,4 @@ def _selected(log_table: Floats, s: Selectivity) -> Floats:
         x = np.where(x >= np.take_along_axis(falling, last[..., None], axis=-1), x, -np.inf)
     if s.min_p:
         x = np.where(x >= math.log(s.min_p), x, -np.inf)
-    return x - np.asarray(logsumexp(x, axis=-1, keepdims=True), np.float64)
+    return x - _log_sum(x, -1)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from scipy.special import gammaincinv  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.errors import DataError, HydrometerError
 from hydrometer.core.rng import Stream
@@ -74,6 +73,8 @@ class MarkovTruth(Strict):
 
 
 def _drawn(truth: MarkovTruth) -> Markov:
+    from scipy.special import gammaincinv  # pyright: ignore[reportUnknownVariableType]
+
     v = truth.vocabulary or 2
     rows = (v + 1) ** truth.order
     u = Stream(truth.seed).child("chain").uniforms(0, rows, v - 1)

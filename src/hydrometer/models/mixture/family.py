@@ -8,9 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, cast
 
-import numba
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
@@ -20,7 +18,6 @@ from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.mixture.doctor import examine
-from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture, Points
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 
@@ -61,6 +58,9 @@ class MixtureFamily:
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes."""
+        import numba
+        import scipy
+
         return {"files": 2, "numpy": np.__version__, "scipy": scipy.__version__, "numba": numba.__version__}
 
     def block_rows(self, chain: ChainSpec) -> int:
@@ -81,6 +81,8 @@ class MixtureFamily:
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by EM."""
+        from hydrometer.models.mixture.em import fit_mixture
+
         level = cast("MixtureLevel", request.level)
         fitted = fit_mixture(
             cast("Points", request.data).x,

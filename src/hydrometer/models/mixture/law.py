@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular  # pyright: ignore[reportUnknownVariableType]
-from scipy.special import ndtri
 
 from hydrometer.core.controls import Reference
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
@@ -24,8 +22,6 @@ from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.mixture.arrays import real_array, symmetric
-from hydrometer.models.mixture.kernels import log_density, padded
-from hydrometer.models.mixture.surrogate import Surrogate, reference_points
 from hydrometer.models.selectivity import power_log_weights, refuse_choice
 
 if TYPE_CHECKING:
@@ -132,6 +128,8 @@ class Mixture:
 
     def _inverses(self) -> tuple[Floats, Floats]:
         """Return what `kernels` takes: inverse factors (K, e, D), and log N(mu_k; mu_k, S_k), (K,)."""
+        from hydrometer.models.mixture.kernels import padded
+
         k, d = self.means.shape
         e = padded(d)
         if self.covariance_type in ("full", "tied"):
@@ -182,6 +180,8 @@ class Mixture:
 
     def component_log_prob(self, x: Floats) -> Floats:
         """``log N(x_n; mu_k, S_k)``, (K, N), nats. Differences are taken before squaring, so far points stay exact."""
+        from scipy.linalg import solve_triangular  # pyright: ignore[reportUnknownVariableType]
+
         x = self._rows(x)
         n, k, d = x.shape[0], *self.means.shape
         out = np.empty((k, n))
@@ -254,6 +254,8 @@ class Mixture:
         ------
         DataError : another shape, NaN, or what is no plain real number.
         """
+        from hydrometer.models.mixture.kernels import log_density
+
         points = self._rows(x)
         out = np.empty(len(points))
         log_density(points, self._log_weights + self._log_norm, self.means, self._factor, out)
@@ -284,6 +286,8 @@ class Mixture:
         LawMismatchError : another dimension.
         DataError : points as `log_prob` refuses them.
         """
+        from hydrometer.models.mixture.surrogate import Surrogate, reference_points
+
         self.compatible(other)
         points = self._rows(x)
         own = self.log_prob(points)
@@ -300,6 +304,8 @@ class Mixture:
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
         """Draw rows ``start .. start + n`` by inverse CDF: one uniform for the component, d for the normals."""
+        from scipy.special import ndtri
+
         u = as_stream(seed).uniforms(start, n, 1 + self.n_features)
         cumulative = np.cumsum(self.weights)
         heaviest_last = int(np.flatnonzero(self.weights)[-1])  # rounding in the sum must not reach a weightless one

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self, cast
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from scipy.special import ndtri
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
@@ -88,6 +87,8 @@ class MixtureWorld(Strict):
 
     def law(self) -> Mixture:
         """Build the mixture."""
+        from scipy.special import ndtri
+
         k, d = self.n_components, self.n_features
         points = ndtri(Stream(self.seed).child("world").uniforms(0, 16 * k, d))
         chosen = [0]
