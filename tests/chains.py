@@ -53,3 +53,8 @@ def without_timings(results: dict[str, Any]) -> str:
     for cell in kept["cells"]:
         del cell["seconds"]
     return json.dumps(kept, indent=1)
+
+
+def complaints(err: str) -> list[str]:
+    """Return the lines on standard error that say something is wrong: those of progress begin with a clock."""
+    return [line for line in err.splitlines() if not line.startswith("[")]

@@ -42,8 +42,8 @@ def go_on(signum: int) -> str:
 def at_once(signum: int, frame: FrameType | None) -> NoReturn:
     """End the process here and now: artifacts are sound wherever that is."""
     try:
-        if os.isatty(1):
-            os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
         os.write(2, (go_on(signum) + "\n").encode())
     finally:
         os._exit(CODES[signal.Signals(signum)])

@@ -80,23 +80,24 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
-    from rich.console import Console
     from rich.text import Text
 
-    from hydrometer.report import build_report, summary_table
-    from hydrometer.run.api import run
-    from hydrometer.run.progress import ConsoleMonitor
-    from hydrometer.run.recipes import load_spec
+    from hydrometer.run.progress import ConsoleMonitor, console
 
-    console = Console(stderr=as_json)
-    spec = load_spec(recipe, overrides or [])
-    with ConsoleMonitor(console) as monitor:
-        result = run(spec, out=out, cache=cache, monitor=monitor, until=until, executor=executor, address=address)
+    with ConsoleMonitor() as monitor:
+        from hydrometer.report import build_report, summary_table
+        from hydrometer.run.api import run
+
+        result = run(
+            recipe, out=out, overrides=overrides or [], cache=cache, monitor=monitor, until=until, executor=executor,
+            address=address,
+        )  # fmt: skip
+        page = build_report([result.folder]) if until is None else None
     if until is not None:
         cli_elsewhere.say_drawn(result, as_json=as_json)
         return
-    page = build_report([result.folder])
     failed = result.failed_cells
+    told = console(stderr=as_json)
     if as_json:
         body: dict[str, Any] = {
             "folder": str(result.folder),
@@ -108,10 +109,10 @@ def run_command(
         }
         typer.echo(json.dumps(body))
     else:
-        console.print(summary_table(result.results))
-        console.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+        told.print(summary_table(result.results))
+        told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
     if failed:
-        console.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
+        told.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
         raise typer.Exit(1)
 
 
@@ -133,23 +134,24 @@ def doctor_command(
     as_json: Json = False,
 ) -> None:
     """Examine an experiment before paying for it: what would make it fail, or spoil its figures."""
-    from rich.console import Console
-
-    from hydrometer.report.findings import findings_table
-    from hydrometer.run.doctor import doctor
-    from hydrometer.run.served import examine_server
+    from hydrometer.run.progress import ConsoleMonitor, console
 
     if recipe is None and engine_url is None:
         raise InputError("doctor needs a recipe, a specification or --engine-url", fix="see `hydrometer recipes`")
-    found = [] if engine_url is None else examine_server(engine_url)
-    if recipe is not None:
-        found += doctor(recipe, out=out, overrides=overrides or [], cache=cache).findings
+    with ConsoleMonitor():
+        from hydrometer.report.findings import findings_table
+        from hydrometer.run.doctor import doctor
+        from hydrometer.run.served import examine_server
+
+        found = [] if engine_url is None else examine_server(engine_url)
+        if recipe is not None:
+            found += doctor(recipe, out=out, overrides=overrides or [], cache=cache).findings
     fatal = any(f.is_fatal for f in found)
     rows = [f.to_json() for f in found]
     if as_json:
         typer.echo(json.dumps({"fatal": fatal, "findings": rows}))
     else:
-        Console().print(findings_table(rows))
+        console().print(findings_table(rows))
     if fatal:
         raise typer.Exit(2)
 
@@ -160,21 +162,22 @@ app.command("plan")(plan_command)
 @app.command("recipes")
 def recipes_command(as_json: Json = False) -> None:
     """List the recipes that ship with the package."""
-    from rich.console import Console
-    from rich.table import Table
-
     from hydrometer.run.recipes import recipes
 
     found = recipes()
     if as_json:
         typer.echo(json.dumps(found))
         return
+    from rich.table import Table
+
+    from hydrometer.run.progress import console
+
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", style="bold", no_wrap=True)
     table.add_column("what")
     for name, description in found.items():
         table.add_row(name, description)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command("report")
@@ -186,9 +189,12 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Write report.html and the figures again from what a run recorded; several runs make one page."""
-    from hydrometer.report import build_report
+    from hydrometer.run.progress import ConsoleMonitor
 
-    page = build_report(folders, out=out)
+    with ConsoleMonitor():
+        from hydrometer.report import build_report
+
+        page = build_report(folders, out=out)
     typer.echo(json.dumps({"report": str(page)}) if as_json else f"report   {page}")
 
 
@@ -241,22 +247,21 @@ def advise_command(
     as_json: Json = False,
 ) -> None:
     """Say which student to take, distilled or merely decoded, what it gains and costs, and how sure that is."""
-    from rich.console import Console
     from rich.text import Text
 
-    from hydrometer.report import advice_notes, advice_sentences, advice_table
-    from hydrometer.run.advise import advise, need_of
-    from hydrometer.run.pilot import advise_pilot
-    from hydrometer.run.progress import ConsoleMonitor
+    from hydrometer.run.progress import ConsoleMonitor, console
 
     given = {"--share": share, "--set": overrides, "--out": out}
     if (pilot is None) == (not folders):
         raise InputError("advise takes folders of runs, or --pilot with a recipe", fix="give one of the two")
     if pilot is None and any(v is not None for v in given.values()):
         raise InputError("only with --pilot", got=next(k for k, v in given.items() if v is not None))
-    need = need_of(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
-    console = Console(stderr=as_json)
-    with ConsoleMonitor(Console(stderr=True)) as monitor:
+    with ConsoleMonitor() as monitor:
+        from hydrometer.report import advice_notes, advice_sentences, advice_table
+        from hydrometer.run.advise import advise, need_of
+        from hydrometer.run.pilot import advise_pilot
+
+        need = need_of(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
         if pilot is None:
             found = advise(folders or [], need, chain=chain, fresh=fresh, cache=cache, monitor=monitor)
         else:
@@ -268,11 +273,12 @@ def advise_command(
     if as_json:
         typer.echo(json.dumps({**found.data, "sentences": said, "notes": notes}))
         return
+    told = console()
     for sentence in said:
-        console.print(Text(one_line(sentence, _LONGEST)))
-    console.print(advice_table(found.data))
+        told.print(Text(one_line(sentence, _LONGEST)))
+    told.print(advice_table(found.data))
     for note in notes:
-        console.print(Text(one_line(note, _LONGEST)))
+        told.print(Text(one_line(note, _LONGEST)))
 
 
 def main() -> None:

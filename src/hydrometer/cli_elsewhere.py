@@ -74,12 +74,15 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a run's rows as a dataset for a trainer elsewhere: text, token ids, log-probabilities."""
-    from hydrometer.run.exporting import export
+    from hydrometer.run.progress import ConsoleMonitor
 
-    done = export(
-        folder, to=to, format=format, chat=chat, text_only=text_only, stream=stream, role=role,
-        selectivity=selectivity, seed=seed, held_out=held_out, cell=cell, chain=chain, cache=cache,
-    )  # fmt: skip
+    with ConsoleMonitor():
+        from hydrometer.run.exporting import export
+
+        done = export(
+            folder, to=to, format=format, chat=chat, text_only=text_only, stream=stream, role=role,
+            selectivity=selectivity, seed=seed, held_out=held_out, cell=cell, chain=chain, cache=cache,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({**asdict(done), "path": str(done.path)}))
         return
@@ -104,28 +107,28 @@ def adopt_command(
     as_json: Json = False,
 ) -> None:
     """Take a model trained elsewhere into a run and judge it as the run's own students are."""
-    from rich.console import Console
     from rich.text import Text
 
-    from hydrometer.report import build_report, summary_table
-    from hydrometer.run.adopting import adopt
-    from hydrometer.run.progress import ConsoleMonitor
+    from hydrometer.run.progress import ConsoleMonitor, console
 
-    console = Console(stderr=as_json)
-    with ConsoleMonitor(console) as monitor:
+    with ConsoleMonitor() as monitor:
+        from hydrometer.report import build_report, summary_table
+        from hydrometer.run.adopting import adopt
+
         done = adopt(
             folder, model=model, name=name, selectivity=selectivity, training=training, seed=seed, chain=chain,
             cache=cache, monitor=monitor,
         )  # fmt: skip
-    page = build_report([done.run.folder])
+        page = build_report([done.run.folder])
     failed = [c for c in done.run.failed_cells if c in done.cells]
     if as_json:
         body = {"folder": str(done.run.folder), "report": str(page), "cells": list(done.cells), "known": done.known}
         typer.echo(json.dumps({**body, "failed_cells": failed}))
     else:
-        console.print(summary_table(done.run.results))
+        told = console()
+        told.print(summary_table(done.run.results))
         said = "adopted before" if done.known else "adopted"
-        console.print(Text(f"{said}  {', '.join(done.cells)}\nreport   {page}"), soft_wrap=True)
+        told.print(Text(f"{said}  {', '.join(done.cells)}\nreport   {page}"), soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -146,15 +149,17 @@ def scores_command(
     as_json: Json = False,
 ) -> None:
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from hydrometer.report import build_report
-    from hydrometer.run.scoring import add_scores
+    from hydrometer.run.progress import ConsoleMonitor, console
 
-    done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
-    page = build_report([done.run.folder])
+    with ConsoleMonitor():
+        from hydrometer.report import build_report
+        from hydrometer.run.scoring import add_scores
+
+        done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
+        page = build_report([done.run.folder])
     if as_json:
         added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
         typer.echo(json.dumps({"folder": str(done.run.folder), "report": str(page), "added": added}))
@@ -165,6 +170,6 @@ def scores_command(
     for owner, found in done.added.items():
         for metric, estimate in found.items():
             table.add_row(Text(owner), Text(metric), Text(str(estimate)))
-    console = Console()
-    console.print(table)
-    console.print(Text(f"report   {page}"), soft_wrap=True)
+    told = console()
+    told.print(table)
+    told.print(Text(f"report   {page}"), soft_wrap=True)

@@ -63,24 +63,24 @@ def judge_command(
     ] = False,
 ) -> None:
     """Judge models trained anywhere against a truth, or against held-out text."""
-    from rich.console import Console
     from rich.text import Text
 
-    from hydrometer.core.spec import parse_selectivity
-    from hydrometer.report import build_report, summary_table
-    from hydrometer.run.judging import judge_models
-    from hydrometer.run.progress import ConsoleMonitor
+    from hydrometer.run.progress import ConsoleMonitor, console
 
-    console = Console(stderr=as_json)
-    with ConsoleMonitor(console) as monitor:
+    with ConsoleMonitor() as monitor:
+        from hydrometer.core.spec import parse_selectivity
+        from hydrometer.report import build_report, summary_table
+        from hydrometer.run.judging import judge_models
+
         result = judge_models(
             students, truth=truth, truth_text=truth_text, reference=reference, prompts=prompts, chat=chat,
             prompts_are=cast("Any", prompts_are), answers_per_prompt=answers, max_new_tokens=max_new_tokens,
             decodings=[parse_selectivity(d, "--decoding") for d in decodings or []], seed=seed,
             dtype=cast("Any", dtype), device=device, base=base, out=out, monitor=monitor,
         )  # fmt: skip
-    page = build_report([result.folder])
+        page = build_report([result.folder])
     failed = result.failed_cells
+    told = console(stderr=as_json)
     if as_json:
         body: dict[str, Any] = {
             "folder": str(result.folder), "report": str(page), "computed": dict(result.outcome.computed),
@@ -88,8 +88,8 @@ def judge_command(
         }  # fmt: skip
         typer.echo(json.dumps(body))
     else:
-        console.print(summary_table(result.results))
-        console.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+        told.print(summary_table(result.results))
+        told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
     if failed:
-        console.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
+        told.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
         raise typer.Exit(1)

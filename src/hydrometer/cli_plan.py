@@ -41,27 +41,25 @@ def plan_command(
     ] = False,
 ) -> None:
     """Say what a run will take, tokens, FLOPs, bytes and hours, and what of it is there already."""
-    from rich.console import Console
     from rich.text import Text
 
-    from hydrometer.run.costs import plan
+    from hydrometer.core.watching import doing
+    from hydrometer.run.progress import ConsoleMonitor, console
 
-    aside = Console(stderr=True)
+    with ConsoleMonitor():
+        from hydrometer.run.costs import plan
 
-    def say(line: str) -> None:
-        aside.print(line, markup=False, highlight=False)
-
-    found = plan(
-        recipe, overrides=overrides or [], device=device, out=out, cache=cache, mean_tokens=mean_tokens, say=say
-    )
+        found = plan(
+            recipe, overrides=overrides or [], device=device, out=out, cache=cache, mean_tokens=mean_tokens, say=doing
+        )
     body = found.to_json()
     if as_json:
         typer.echo(json.dumps(body))
         return
-    console = Console()
-    console.print(plan_table(body))
+    told = console()
+    told.print(plan_table(body))
     for line in found.notes:
-        console.print(Text(line), soft_wrap=True)
+        told.print(Text(line), soft_wrap=True)
 
 
 def plan_table(body: Mapping[str, Any]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import hydrometer as hm
-from chains import lm_spec, write_spec
+from chains import complaints, lm_spec, write_spec
 from hydrometer.core.errors import DataError, SpecError
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.work import Device, Part
@@ -191,7 +191,7 @@ def test_a_description_may_be_a_models_whole_config_json() -> None:
 
 def test_a_device_comes_by_name_by_file_or_not_at_all(tmp_path: Path, command: Any) -> None:
     code, _, err = command("plan", "markov", "--device", "h1000")
-    assert (code, err.count("\n")) == (2, 1)
+    assert (code, len(complaints(err))) == (2, 1)
     assert "did you mean 'h100'?" in err
     file = tmp_path / "mine.yaml"
     file.write_text("like: h100\ncount: 8\nusd_per_hour: 2.5\nutilisation: {train: 0.5}\n")
@@ -311,7 +311,7 @@ def test_the_papers_recipe_is_planned_without_its_truth_and_run_only_with_it(
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
     code, _, err = command("run", "paper-smollm2", "--out", str(tmp_path / "out"))
-    assert (code, err.count("\n")) == (2, 1)
+    assert (code, len(complaints(err))) == (2, 1)
     assert "HuggingFaceTB/SmolLM2-1.7B" in err
 
 

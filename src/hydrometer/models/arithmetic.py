@@ -18,6 +18,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
+from hydrometer.core.watching import during
+
 __all__ = ["bits_of", "entry", "exp32", "exp64", "float_of", "inlined", "kernel", "narrow", "wide"]
 
 # numba has no type information; what leaves this module is arrays that the caller made.
@@ -34,11 +36,23 @@ def _compiled(fastmath: set[str], **more: Any) -> Any:
     def decorate(function: Any) -> Any:
         options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **more}
         try:
-            return nb.njit(cache=True, **options)(function)
+            return _said(nb.njit(cache=True, **options)(function))
         except RuntimeError:  # neither the package's folder, nor the user's cache, nor NUMBA_CACHE_DIR can be written
-            return nb.njit(**options)(function)
+            return _said(nb.njit(**options)(function))
 
     return decorate
+
+
+def _said(dispatcher: Any) -> Any:
+    """Let a kernel say that it is compiled, which takes longest of a first run."""
+    compile_here = dispatcher.compile
+
+    def compile_aloud(signature: Any) -> Any:
+        with during("compiling, which is done once"):
+            return compile_here(signature)
+
+    dispatcher.compile = compile_aloud
+    return dispatcher
 
 
 def entry(dispatcher: Any) -> Any:

@@ -34,7 +34,7 @@ def findings_table(findings: Sequence[Mapping[str, str | None]]) -> RenderableTy
         head = Text(severity, style=_STYLE.get(severity, ""))
         head.append(f" {f['code']}" + (f"  {chain}" if chain else ""), style="bold")
         body = Text("\n".join([_text(f["what"]), "why  " + _text(f["why"]), "fix  " + _text(f["fix"])]))
-        parts += [head, Padding(body, (0, 0, 0, 2))]
+        parts += [head, Padding(body, (0, 0, 0, 2), expand=False)]
     count = {s: sum(f["severity"] == s for f in findings) for s in _STYLE}
     parts.append(Text("  ".join(f"{n} {s}" for s, n in count.items())))
     return Group(*parts)

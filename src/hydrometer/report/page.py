@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.watching import doing
 from hydrometer.report import contours, draw, frontier, plotdata, tables
 from hydrometer.report.advice import advice_of
 from hydrometer.report.maps import axis_of
@@ -339,6 +340,7 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
 
 
 def _build(read: list[Run], target: Path) -> Path:
+    doing("drawing the report")
     refuse_links(target.parent, ("figures",))
     stems = _stems(read)
     try:

@@ -17,6 +17,7 @@ from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import FolderError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
+from hydrometer.core.watching import doing
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
@@ -145,6 +146,7 @@ def run(
             outcome = make(training_rows(plan), store, watch)
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
         outcome = make(plan, store, watch)
+        doing("gathering the figures")
         findings = [f.to_json() for f in diagnosis.lasting]
         results = results_of(spec.name, folder, plan, store, outcome, findings)
         folder.write_results(results)

@@ -14,6 +14,7 @@ from typing import cast
 
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.findings import SEVERITIES, Finding
+from hydrometer.core.watching import doing
 from hydrometer.models.families import RunSpec
 from hydrometer.run.design import examine_design
 from hydrometer.run.machine import examine_machine
@@ -79,6 +80,7 @@ def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
     lasting: list[Finding] = []
     probed: dict[str, tuple[Finding, ...]] = {}
     for name, chain in plan.chains.items():
+        doing(f"examining {name}")
         found, key = _examined(chain, artifacts) if fits else ((), None)
         if key is not None:
             probed[key] = found

@@ -17,6 +17,7 @@ from typing import Literal, cast
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Resample, Selectivity
+from hydrometer.core.watching import doing
 from hydrometer.metrics.projection import projection_versions
 from hydrometer.models.base import Family, Level
 from hydrometer.models.chosen import check_choices, choice_identity
@@ -84,6 +85,7 @@ def plan_run(
     spec: RunSpec, adopted: Sequence[Adopted] = (), *, family: Callable[[ChainSpec], Family] = family_of
 ) -> Plan:
     """Plan a whole run, with what it adopted. Raises InputError where a family's `check` finds something wrong."""
+    doing("planning the stages")
     plan = Plan()
     for name, chain in spec.chains.items():
         context = Context(name, chain, family(chain))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -13,37 +16,62 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from hydrometer.core.errors import one_line
 from hydrometer.core.findings import Finding
+from hydrometer.core.watching import watched_by
+from hydrometer.run.waiting import Waiting, clock
 
-__all__ = ["ConsoleMonitor"]
+__all__ = ["ConsoleMonitor", "console"]
 
 _EVERY = 10.0  # seconds between plain lines
+_WIDE = 10_000
 
 
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    whole = max(int(seconds), 0)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+def console(*, stderr: bool = False) -> Console:
+    """Return a console whose lines are as long as they are where no terminal, and no COLUMNS, says how wide it is."""
+    stream = sys.stderr if stderr else sys.stdout  # bound now: what silences a library must not silence us
+    found = Console(file=stream)
+    return found if found.is_terminal or os.environ.get("COLUMNS") else Console(file=stream, width=_WIDE)
 
 
 class ConsoleMonitor:
-    """Shows a run's progress. Time left comes from the cost of what is left at the rate so far."""
+    """Shows a command's progress, on standard error unless another console is given.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.live = console.is_terminal
+    While it is entered it shows what is being done (`core.watching`), from `begin` on a run's stages. Time left comes
+    from the cost of what is left at the rate so far.
+    """
+
+    def __init__(self, told: Console | None = None) -> None:
+        self.console = console(stderr=True) if told is None else told
+        self.live = self.console.is_terminal
+        self._waiting, self._watch = Waiting(self.console), ExitStack()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._total = self._reused = self._done = self._current = 0.0
+        self._total = self._reused = self._done = self._current = self._within = 0.0
         self._began = self._stage_began = self._said = time.monotonic()
         self._label, self._detail, self._count, self._stages = "", "", 0, 0
 
     def __enter__(self) -> Self:
+        self._watch.enter_context(watched_by(self._doing))
+        self._doing("starting")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._watch.close()
+        self._waiting.stop()
+        self._end_bar()
+
+    def _end_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
+
+    def _doing(self, what: str) -> None:
+        """Show what is being done: of the stage, where there is one."""
+        if self._count < self._stages:
+            self._detail = f" ({what})"
+            self._show(self._within)
+        else:
+            self._end_bar()
+            self._waiting.say(what)
 
     def found(self, findings: Sequence[Finding]) -> None:
         """Print warnings, a line each; notes are counted."""
@@ -57,9 +85,8 @@ class ConsoleMonitor:
 
     def begin(self, total: float, reused: float, stages: int) -> None:
         """Start the bar, anew where one work follows another."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._waiting.stop()
+        self._end_bar()
         self._total, self._reused, self._stages = total, reused, stages
         self._done, self._current, self._count = 0.0, 0.0, 0
         self._began = self._said = time.monotonic()
@@ -106,6 +133,7 @@ class ConsoleMonitor:
         return f"{clock(spent * (1 - share) / share)} left" if share > 0.02 and spent > 2 else ""
 
     def _show(self, within: float, *, last: bool = False) -> None:
+        self._within = within
         done = self._done + within
         if self._bar is not None and self._task is not None:
             self._bar.update(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
 from hydrometer.core.errors import SpecError
+from hydrometer.core.watching import doing
 
 if TYPE_CHECKING:
     from hydrometer.models.families import RunSpec
@@ -40,6 +41,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     ------
     SpecError : unknown recipe, unreadable file, or anything wrong inside.
     """
+    doing("reading the specification")
     from hydrometer.models.families import parse_run_spec
 
     name = str(source)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
+from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.prompts import Prompts, prompts_written
 from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS
@@ -90,6 +91,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     from hydrometer.models.causal_lm.tokenizer_file import difference
 
     resolved = load.resolve(source, base=base)
+    doing(f"opening the tokenizer of {source}")
     found = load.outline(resolved)
     config: Any = found.config.get_text_config()
     width, layers, words = (_size(source, config, k) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
@@ -127,6 +129,7 @@ def open_law(
     from hydrometer.models.causal_lm.law import CausalLaw
     from hydrometer.models.causal_lm.model import CausalLM
 
+    doing(f"opening the weights of {model.source}")
     lm = CausalLM.open(model.resolved, dtype=dtype, device=device)
     lm.frozen = True  # drawn from and scored, never trained
     return CausalLaw(lm, prompts, stop_ids, max_new_tokens, None, block_rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, lru_cache
@@ -24,6 +25,7 @@ from hydrometer.core.errors import InputError, LawMismatchError, MissingDependen
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
+from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.engines import sessions
@@ -286,6 +288,7 @@ class CausalLMFamily:
             fix = "delete the artifact and run again"
             raise StoreError(f"the law cannot be read: {e}", got=folder.name, fix=fix) from None
         _set_threads(c)
+        doing("opening a fitted model")
         lm = _open_lm(str(folder), None, c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, longest, None, c.block_rows)
 
@@ -407,6 +410,7 @@ def _read_outline(
     path: str, revision: str | None, identity: str, under: tuple[str, str | None, str] | None
 ) -> load.Outline:
     """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
+    doing("opening the tokenizer")
     base = None if under is None else load.Resolved(under[0], under[1], json.loads(under[2]), "")
     return load.outline(load.Resolved(path, revision, json.loads(identity), "", base))
 
@@ -415,6 +419,8 @@ def _needs_torch() -> None:
     if find_spec("torch") is None or find_spec("transformers") is None:
         what = "causal language models need torch and transformers"
         raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    if "transformers" not in sys.modules:
+        doing("importing torch and transformers")
 
 
 def _set_threads(c: CausalLMChain) -> None:
@@ -451,6 +457,7 @@ def _open_lm(path: str, revision: str | None, device: str, precision: Precision)
 @lru_cache(maxsize=1)
 def _truth_lm(path: str, revision: str | None, identity: str, device: str, precision: Precision) -> CausalLM:
     """Open the truth once for the blocks that are drawn from it one after another."""
+    doing("opening the truth's weights")
     return _open_lm(path, revision, device, precision)
 
 

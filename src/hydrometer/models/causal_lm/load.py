@@ -27,6 +27,7 @@ from hydrometer.core.documents import read_json, user_path
 from hydrometer.core.errors import DataError, HydrometerError, MissingDependencyError, ModelError, one_line
 from hydrometer.core.leftovers import is_abandoned, mark
 from hydrometer.core.refusals import is_panic
+from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.gguf_header import check_gguf
 from hydrometer.models.causal_lm.vet import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 
@@ -234,6 +235,7 @@ def _resolve_folder(path: Path) -> Resolved:
 
 
 def _resolve_hub(source: str, revision: str | None) -> Resolved:
+    doing(f"asking the hub for {source}")
     with as_model_error(source, fix="check the id and the network, or give a local folder"):
         config = _hub_file(source, "config.json", revision or "main")
         if config is None:
@@ -306,6 +308,7 @@ def _dequantise(file: Path, folder: Path) -> None:
     """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
     if find_spec("gguf") is None:
         raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
+    doing(f"de-quantising {file.name}, which is done once")
     from transformers import AutoTokenizer
 
     from hydrometer.models.causal_lm.weights import check_read, open_network
@@ -348,6 +351,8 @@ def sha256(file: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+    if size >= 2**26:
+        doing(f"reading {Path(path).name}")
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.llama import Llama
 from hydrometer.models.causal_lm.network import Network, network_errors
@@ -83,6 +84,7 @@ class CausalLM:
         self.frozen: bool = False
         self._engine: Llama | None = None
         self.kept_states: KeptStates | None = None
+        doing("checking how the network runs")
         self.is_llama: bool = self.network.is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
         if not self.is_llama and not self.has_cache:
             what = f"{type(self.model).__name__} keeps no attention cache that can be extended"

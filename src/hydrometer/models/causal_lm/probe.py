@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hydrometer.core.estimate import Estimate, mean_estimate, mean_variance
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.core.rng import Stream
+from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.answer_text import prompt_ends
 from hydrometer.models.causal_lm.law import CausalLaw
@@ -97,6 +98,7 @@ def small_law(law: CausalLaw) -> CausalLaw:
     longest = min(law.max_new_tokens, _TOKENS // _FEWEST)
     rows = max(_FEWEST, min(_ROWS, _TOKENS // longest))
     prompts = law.prompts.take(chosen)
+    doing("drawing and scoring a few rows of the truth")
     return replace(law, prompts=prompts, max_new_tokens=longest, block_rows=rows)
 
 

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.errors import DataError, ModelError
+from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.load import as_data_error
 from hydrometer.models.causal_lm.spec import PromptsFile, Truth
 from hydrometer.models.causal_lm.templates import render_chat
@@ -157,6 +158,7 @@ def read_prompts(prompts: str | Sequence[str] | PromptsFile | None, tokenizer: P
     if isinstance(prompts, PromptsFile):
         if prompts.chat and not tokenizer.chat_template:
             raise ModelError("the tokenizer has no chat template", fix="set chat: false, or use an instruct model")
+        doing(f"rendering the prompts of {prompts.file}")
         rows = list(_conversations(prompts))
         return _checked(encode_prompts(rows, tokenizer, chat=prompts.chat, are=prompts.are), prompts)
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
