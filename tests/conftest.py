@@ -11,12 +11,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # A kernel's first call takes seconds, so no example has a deadline. HYPOTHESIS_PROFILE=thorough before a release.
 settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+# Long campaigns: `make test` runs what is marked smoke of these folders, `make test-all` every test of them.
+CAMPAIGNS = {"faults", "hostile", "outside_family", "ray", "remote"}
 
 OUTSIDE = Path(__file__).parent / "outside_family"
 
@@ -38,6 +42,13 @@ def pytest_configure(config: Any) -> None:
     site.addsitedir(folder)  # reads the wheel's .pth
     added = [p for p in sys.path if p not in before]
     config.add_cleanup(lambda: [sys.path.remove(p) for p in added if p in sys.path])
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in CAMPAIGNS and not item.get_closest_marker("smoke"):
+            item.add_marker(pytest.mark.campaign)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers import GPT2LMHeadModel  # noqa: E402
 
-from families import IDS, family_lm, family_network, log_prob_alone, longrope, spread  # noqa: E402
+from families import IDS, family_lm, family_network, kinds, log_prob_alone, longrope, spread  # noqa: E402
 from hydrometer import FitRequest, Stream  # noqa: E402
 from hydrometer.core.errors import FitError, HydrometerError, InputError, ModelError, SpecError  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
@@ -50,10 +50,11 @@ def assert_right(law, n: int = 6, seed: int = 3) -> None:
 # in some; states alone; convolutions; a cache of its own; a body by another name; an encoder's decoder.
 @pytest.mark.parametrize(
     "kind",
-    [
-        "mistral", "gemma2", "granite", "qwen3_moe", "deepseek_v3", "falcon_h1", "jamba", "bamba", "mamba2", "rwkv",
-        "lfm2", "recurrent_gemma", "minimax", "llama4_text", "gpt_neo", "opt", "bart", "modernbert-decoder",
-    ],
+    kinds(
+        "mistral", "gemma2", "qwen3_moe", "jamba", "opt",
+        campaign="granite deepseek_v3 falcon_h1 bamba mamba2 rwkv lfm2 recurrent_gemma minimax llama4_text gpt_neo "
+        "bart modernbert-decoder",
+    ),
 )  # fmt: skip
 def test_rows_are_what_transformers_says_of_each_alone(kind):
     assert_right(family_lm(kind).law(PROMPTS, max_new_tokens=6, block_rows=6))
@@ -169,9 +170,7 @@ def test_how_logits_are_made_is_seen_in_a_network_that_gives_none(kind, is_split
     assert CausalLM(network, make_tokenizer(IDS)).is_split == is_split
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "gemma2", "granite", "cohere2", "opt", "recurrent_gemma", "falcon_h1", "mpt"]
-)
+@pytest.mark.parametrize("kind", kinds("llama", "gemma2", campaign="granite cohere2 opt recurrent_gemma falcon_h1 mpt"))
 def test_loss_held_out_and_judged_score_are_one(kind, tmp_path: Path):
     """Of weights that grew after the network was opened, as in a fit; rows of unlike length, padded together."""
     cap = {"final_logit_softcapping": 30.0} if kind == "gemma2" else {}
@@ -221,10 +220,11 @@ REFUSED = {"diffllama": CHOICES, "modernbert-decoder": ([1, 3],)}
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "llama", "gemma2", "gemma3_text", "smollm3", "gpt_oss", "qwen3_moe", "deepseek_v3", "jamba", "bamba", "lfm2",
-        "recurrent_gemma", "llama4_text", "gpt_neo", "modernbert-decoder", "diffllama",
-    ],
+    kinds(
+        "llama", "gemma2", "jamba", "diffllama",
+        campaign="gemma3_text smollm3 gpt_oss qwen3_moe deepseek_v3 bamba lfm2 recurrent_gemma llama4_text gpt_neo "
+        "modernbert-decoder",
+    ),
 )  # fmt: skip
 @torch.no_grad()
 def test_layers_say_what_they_say_in_the_network_they_are_taken_from(kind, tmp_path: Path):
@@ -292,7 +292,7 @@ def chain(folder: Path, init: object, architecture: dict[str, object] | None = N
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["mamba", "mamba2", "rwkv", "gpt_neo", "bamba", "falcon_h1", "lfm2", "minimax"])
+@pytest.mark.parametrize("kind", kinds("mamba", "gpt_neo", campaign="mamba2 rwkv bamba falcon_h1 lfm2 minimax"))
 def test_a_scratch_student_is_planned_and_fitted_or_refused_in_one_line(kind, tmp_path: Path):
     truth = family_lm(kind)
     truth.save(tmp_path)

@@ -132,6 +132,7 @@ def _interrupt_in_a_destructor() -> None:
     _Dying()
 
 
+@pytest.mark.smoke
 def test_a_second_signal_ends_the_run_at_once(small: World, tmp_path: Path, observe) -> None:
     ended = run(small.spec, tmp_path / "out", setup=[at_stage("keep something", _stop_while_stopping)])
     assert ended.code == 143, ended.err  # of the second one

@@ -48,6 +48,7 @@ def _harmless(body: dict[str, Any], model: Path, line_of: Any) -> None:
     assert time.process_time() - began < SECONDS
 
 
+@pytest.mark.smoke
 @SMALL
 @given(body=mutated_recipes())
 def test_a_mutated_recipe_is_planned_or_refused(body: dict[str, Any], deep_model: Path, line_of: Any) -> None:

@@ -27,6 +27,7 @@ def _files(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in found if p.is_file() and p.name != "meta.json"}
 
 
+@pytest.mark.smoke
 def test_a_cluster_of_its_own_with_one_worker(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = {
         k: n

@@ -69,6 +69,7 @@ def test_a_file_url_is_the_folder(spec: str, expected: str, tmp_path: Path) -> N
     assert without_timings(hm.load_results(tmp_path / "by-url")) == expected
 
 
+@pytest.mark.smoke
 def test_markov_chain_and_advice(bucket: str, tmp_path: Path, elsewhere: Any, objects: Any) -> None:
     place = f"s3://{bucket}/markov"
     local = hm.run("markov", out=tmp_path / "local", overrides=MARKOV)
