@@ -46,6 +46,16 @@ def test_a_block_is_drawn_alike_each_time_and_in_any_order(any_lm: CausalLM):
     assert_equal_bits(law.sample(48, seed=5), Sequences.concatenate(blocks))
 
 
+def test_a_block_cut_short_has_the_rows_of_a_whole_one(any_lm: CausalLM):
+    law, stream = composite_law(any_lm), as_stream(5)
+    whole = law.sample(48, seed=5)
+    assert_equal_bits(law.sample_block(16, stream=stream, start=16), whole.take(slice(16, 32)))
+    cut, rows = law.sample_block(6, stream=stream, start=32), whole.take(slice(32, 38))
+    for i in range(6):
+        np.testing.assert_array_equal(cut.row(i), rows.row(i))
+    np.testing.assert_allclose(cut.log_prob, rows.log_prob, atol=1e-4)
+
+
 def test_a_frozen_network_is_laid_out_once_and_draws_the_same_bits(llama: CausalLM):
     frozen = CausalLM(llama.model, llama.tokenizer)
     frozen.frozen = True

@@ -175,6 +175,16 @@ def test_more_evaluation_rows_add_blocks(made: tuple[Path, Path, hm.RunResult], 
     assert more.outcome.reused["score"] == 2 * sides
     assert more.outcome.computed["score"] == 2 * sides
     assert "fit" not in more.outcome.computed
+    judged = result.outcome.computed["judge"]
+    assert more.outcome.computed["draw"] == 2 * judged  # of each law: the third block whole, and the fourth
+
+
+def test_no_row_is_drawn_that_nobody_asked_for(made: tuple[Path, Path, hm.RunResult]) -> None:
+    plan, bench = opened(made)
+    for node in plan.nodes.values():
+        if isinstance(node, JudgeNode):
+            drawn = [bench.store.meta("draw", k)["info"]["rows"] for k in node.law_rows.blocks]
+            assert drawn == [16, 16, 8]
 
 
 def test_judging_opens_no_model(

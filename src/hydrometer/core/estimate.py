@@ -213,18 +213,26 @@ def mean_variance(values: Floats, strata: Strata | None = None) -> float:
     return float(np.square(residual).sum()) / values.size**2
 
 
-def _error(rows: Floats, strata: Strata | None) -> tuple[float | None, float | None, Caution | None]:
-    """Standard error of the mean of rows, its degrees of freedom, and what to be cautious of.
+def _spread(rows: Floats, strata: Strata | None) -> tuple[float, Floats, int] | None:
+    """Standard error of the mean of rows, their residuals, and the degrees of freedom that centring costs.
 
     None for a single row or cluster.
     """
     if isinstance(strata, Clusters):
         rows, strata = strata.collapse(rows), None
     if rows.size < 2:
-        return None, None, None
+        return None
     residual, lost = _centred(rows, strata)
-    se = math.sqrt(float(np.square(residual).sum())) / rows.size
-    df = float(skewed_df(residual, max(rows.size - lost, 1)))
+    return math.sqrt(float(np.square(residual).sum())) / rows.size, residual, lost
+
+
+def _error(rows: Floats, strata: Strata | None) -> tuple[float | None, float | None, Caution | None]:
+    """Standard error of the mean of rows, its degrees of freedom, and what to be cautious of."""
+    spread = _spread(rows, strata)
+    if spread is None:
+        return None, None, None
+    se, residual, lost = spread
+    df = float(skewed_df(residual, max(residual.size - lost, 1)))
     return se, df, "few_rows" if carried_by(residual) < FEW else None
 
 
@@ -277,19 +285,26 @@ def mean_estimate(
     if controls is None:
         return _estimated(float(values.mean()), values, strata, unit)
     rows = controls.adjust(values, of)
-    plain = _estimated(float(values.mean()), values, strata, unit)
-    return _adjusted(_estimated(float(rows.mean()), rows, strata, unit), plain, controls, of)
+    plain = float(values.mean()), values
+    return _adjusted((float(rows.mean()), rows), plain, strata, unit, controls, of)
 
 
-def _adjusted(e: Estimate, plain: Estimate, controls: Controls, of: Combination | None) -> Estimate:
-    """Complete the estimate of adjusted rows: its error, and the plain estimate beside it."""
-    known = controls.known_error(of, e.n)
-    se = None if e.se is None else e.se * controls.inflation
-    df, caution = e.df, e.caution
-    if known is not None:
+def _adjusted(
+    adjusted: tuple[float, Floats], plain: tuple[float, Floats], strata: Strata | None, unit: str, controls: Controls,
+    of: Combination | None,
+) -> Estimate:  # fmt: skip
+    """Estimate from adjusted rows, with the plain value and its error beside it; each a value and rows of its error."""
+    value, rows = adjusted
+    known = controls.known_error(of, rows.size)
+    if known is None:
+        se, df, caution = _error(rows, strata)
+        se = None if se is None else se * controls.inflation
+    else:
         # A known error holds with few rows to carry it, but not where less than one is to be expected.
         se, df, caution = known[0], KNOWN_FREEDOM, "few_rows" if known[1] < 1 else None
-    return replace(e, se=se, se_mc=se, method="cv", df=df, plain=plain.value, plain_se=plain.se, caution=caution)
+    beside = _spread(plain[1], strata)
+    plain_se = None if beside is None else beside[0]
+    return Estimate(value, se, se, rows.size, 0, "cv", unit, df, plain[0], plain_se, caution)
 
 
 def _estimated(value: float, rows: Floats, strata: Strata | None, unit: str) -> Estimate:
@@ -345,17 +360,17 @@ def ratio_estimate(
     total = float(denominator.sum())
     if n == 0 or n_neg_inf or total <= 0:
         return Estimate(None, None, None, n, n_neg_inf, "mc", unit)
-    plain = _ratio(numerator, denominator, strata, unit)
+    plain = _ratio(numerator, denominator)
     if controls is None:
-        return plain
-    return _adjusted(
-        _ratio(controls.adjust(numerator), controls.adjust(denominator), strata, unit), plain, controls, None
-    )
+        return _estimated(*plain, strata, unit)
+    adjusted = _ratio(controls.adjust(numerator), controls.adjust(denominator))
+    return _adjusted(adjusted, plain, strata, unit, controls, None)
 
 
-def _ratio(numerator: Floats, denominator: Floats, strata: Strata | None, unit: str) -> Estimate:
+def _ratio(numerator: Floats, denominator: Floats) -> tuple[float, Floats]:
+    """Ratio of sums, and rows whose mean has its error."""
     ratio = float(numerator.sum()) / float(denominator.sum())
-    return _estimated(ratio, (numerator - ratio * denominator) / denominator.mean(), strata, unit)
+    return ratio, (numerator - ratio * denominator) / denominator.mean()
 
 
 def crossed_variance(table: Floats, strata: Strata | None = None) -> tuple[float, float, float, float]:

@@ -117,9 +117,14 @@ class ChosenLaw:
         size, end = self.base.block_rows, start + n
         first, last = (start, end) if size is None else (start // size * size, -(-end // size) * size)
         step = size or _ROWS_TOGETHER
-        stream = as_stream(seed)
-        parts = [_Block(self, stream, at, min(at + step, last), step).fill() for at in range(first, last, step)]
+        parts = [
+            self.sample_block(min(step, last - at), stream=as_stream(seed), start=at) for at in range(first, last, step)
+        ]
         return Sequences.concatenate(parts).take(slice(start - first, end - first))
+
+    def sample_block(self, n: int, *, stream: Stream, start: int) -> Sequences:
+        """Draw rows ``start .. start + n`` of the stream together, and no others. Raises StageError as `sample`."""
+        return _Block(self, stream, start, start + n, self.base.block_rows or _ROWS_TOGETHER).fill()
 
     def log_prob(self, x: Samples) -> Floats:
         """Refuse: there is none. Raises InputError."""

@@ -87,6 +87,7 @@ class _Draw:
     decoding: Selectivity | None
     stream: Stream
     start: int
+    n: int
     inputs: tuple[str, ...] = ()
     stage: Literal["draw"] = "draw"
 
@@ -115,10 +116,13 @@ class Jobs:
                 "stream": [stream.seed, *stream.path], "block": law.block_rows}  # fmt: skip
         blocks: list[str] = []
         for start in range(0, n, law.block_rows):
-            key = content_key({**base, "start": start})
-            self.jobs.setdefault(key, _Draw(law, decoding, stream, start))
+            rows = min(law.block_rows, n - start)
+            cut = {} if rows == law.block_rows else {"rows": rows}
+            key = content_key({**base, "start": start, **cut})
+            self.jobs.setdefault(key, _Draw(law, decoding, stream, start, rows))
             blocks.append(key)
-        return Drawn(law, decoding, n, are, tuple(blocks), content_key({**base, "n": n}))
+        last = {"last": blocks[-1]} if n % law.block_rows else {}
+        return Drawn(law, decoding, n, are, tuple(blocks), content_key({**base, "n": n, **last}))
 
     def score(
         self, law: LawName, decoding: Selectivity | None, rows: Drawn | TextRows, *, as_texts: bool = False
@@ -176,7 +180,7 @@ class Work:
         """Do one job into `folder`."""
         law = self.law(job.law, job.decoding)
         if isinstance(job, _Draw):
-            return draw_block(law, job.stream, job.start, job.law.block_rows, folder)
+            return draw_block(law, job.stream, job.start, job.n, folder)
         if isinstance(job.rows, TextRows):
             return score_texts(law, job.rows.texts, folder)
         if not job.as_texts:
@@ -215,7 +219,7 @@ def run_jobs(jobs: Jobs, work: Work, monitor: Monitor) -> Outcome:
 def _cost(job: _Draw | _Score) -> float:
     size = job.law.model.size
     if isinstance(job, _Draw):
-        return 2.0 * size * job.law.block_rows * job.law.max_new_tokens
+        return 2.0 * size * job.n * job.law.max_new_tokens
     if isinstance(job.rows, TextRows):
         return 0.5 * size * float(np.sum(job.rows.texts.n_bytes))
     return 2.0 * size * job.rows.n * job.rows.law.max_new_tokens
@@ -224,6 +228,6 @@ def _cost(job: _Draw | _Score) -> float:
 def _label(job: _Draw | _Score) -> str:
     at = "" if job.decoding is None else f" at {job.decoding.label}"
     if isinstance(job, _Draw):
-        return f"draw from {job.law.label}{at}, rows {job.start}-{job.start + job.law.block_rows - 1}"
+        return f"draw from {job.law.label}{at}, rows {job.start}-{job.start + job.n - 1}"
     whose = "the held-out text" if isinstance(job.rows, TextRows) else f"the rows of {job.rows.law.label}"
     return f"score {whose} under {job.law.label}{at}" + (" as text" if job.as_texts else "")

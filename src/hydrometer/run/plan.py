@@ -155,7 +155,10 @@ class _ChainPlanner:
     def rows(
         self, law: LawRef, s: Selectivity | None, stream: Stream, n: int, purpose: Literal["train", "judge"]
     ) -> Rows:
-        """Rows as blocks of their own, so that a draw is resumed and extended block by block."""
+        """Rows as blocks of their own, so that a draw is resumed and extended block by block.
+
+        Whole blocks are those of any larger draw. The last holds no more rows than were asked for.
+        """
         s = canonical(s)
         slot = law.key, None if s is None else json.dumps(s.model_dump()), stream, n, purpose
         if slot in self.known_rows:  # what seeds share is asked for by every one of them
@@ -171,14 +174,20 @@ class _ChainPlanner:
             **draw_identity(self.family, self.chain, law.role, purpose),
         }
         blocks: list[str] = []
+        identity = {**base, "n": n}
         if self.family.keeps_draws:
             if n > MAX_STAGES * size:
                 raise self.too_large(f"{-(-n // size)} blocks of {size} rows in one draw")
             inputs = () if law.kind == "truth" else (law.key,)
-            starts = range(0, n, size)
-            for start, key in zip(starts, content_keys(self.parts("draw", base), "start", starts), strict=True):
-                blocks.append(self.add(DrawNode(key, self.context, law, s, stream, start, size, purpose, inputs)))
-        self.known_rows[slot] = Rows(law, s, stream, n, purpose, tuple(blocks), content_key({**base, "n": n}))
+            parts, cut = self.parts("draw", base), n % size
+            keys = content_keys(parts, "start", range(0, n - cut, size))
+            if cut:  # in a key of its own: the last bits of rows depend on how many are drawn together
+                keys.append(content_key({**parts, "start": n - cut, "rows": cut}))
+                identity["last"] = keys[-1]
+            for start, key in zip(range(0, n, size), keys, strict=True):
+                rows = min(size, n - start)
+                blocks.append(self.add(DrawNode(key, self.context, law, s, stream, start, rows, purpose, inputs)))
+        self.known_rows[slot] = Rows(law, s, stream, n, purpose, tuple(blocks), content_key(identity))
         return self.known_rows[slot]
 
     def fit(

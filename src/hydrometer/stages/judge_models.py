@@ -67,7 +67,7 @@ class Scored:
 
 def draw_block(law: CausalLaw, stream: Stream, start: int, n: int, folder: Path) -> dict[str, object]:
     """Draw one block of rows. Raises StageError on a row without probability under its own law."""
-    rows = law.sample(n, seed=stream, start=start)
+    rows = law.sample_block(n, stream=stream, start=start)
     lowest = float(rows.log_prob.min())
     if not lowest > float("-inf"):
         raise StageError("a drawn row has no probability under its own law", got=lowest)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.costs import Subject
     from hydrometer.models.causal_lm.law import CausalLaw
     from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.chosen import ChosenLaw
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 
@@ -226,7 +227,7 @@ class CausalLMFamily:
         c = _chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
             self.release()
-            return law.sample(n, seed=stream, start=start), {}
+            return cast("CausalLaw | ChosenLaw", law).sample_block(n, stream=stream, start=start), {}
         engine, settings = c.drawing
         return draw_by_engine(
             _law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start

@@ -111,6 +111,15 @@ class CausalLaw:
         at = start - first * rows
         return whole.take(slice(at, at + n))
 
+    def sample_block(self, n: int, *, stream: Stream, start: int) -> Sequences:
+        """Draw rows ``start .. start + n`` of the stream together, and no others.
+
+        The rows of `sample`, bit for bit where it is an aligned block of `block_rows`, else up to what rounding makes
+        of another number of rows.
+        """
+        prompt_n = np.arange(start, start + n, dtype=np.int64) % self.n_prompts
+        return self.draw(stream.uniforms(start, n, self.max_new_tokens), prompt_n)
+
     def draw(self, uniforms: NDArray[np.float64], prompt_index: NDArray[np.int64]) -> Sequences:
         """Draw a row from each row of uniforms (N, L) after the prompt of that index, all N together.
 

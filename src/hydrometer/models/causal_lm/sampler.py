@@ -3,8 +3,8 @@
 Shapes: n rows of the block, A rows kept, L the longest answer, V ids.
 
 The uniform of (row, step) is an entry of a counter-based stream, so a row does not depend on its neighbours' luck: only
-the shape of the products it takes part in may move its last bits, and a block is always drawn whole. How a block's
-rows are divided into lanes follows from its size and torch's threads alone.
+the shape of the products it takes part in may move its last bits, and so a block's size is part of its identity. How
+its rows are divided into lanes follows from that size and torch's threads alone.
 """
 
 from __future__ import annotations
