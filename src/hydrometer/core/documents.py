@@ -285,7 +285,8 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
 def explain(error: ValidationError, origin: str) -> SpecError:
     """Turn pydantic's first complaint into one line: where, what, got."""
     first = error.errors(include_url=False)[0]
-    where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in first["loc"]), MAX_WORD)
+    named = [p for p in first["loc"] if not (isinstance(p, str) and p.startswith("<"))]  # <tags> of unions are no keys
+    where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in named), MAX_WORD)
     message = first["msg"]
     if first["type"] == "missing":
         message = "this key is missing"

@@ -97,15 +97,15 @@ class HydrometerError(Exception):
     what : what is wrong.
     got : the offending value, shown as its repr, shortened.
     fix : what to do about it.
+
+    Attributes
+    ----------
+    said : what is wrong and what was got, for those who print the fix elsewhere.
     """
 
     def __init__(self, what: str, *, got: object = ..., fix: str = "") -> None:
-        parts = [what]
-        if got is not ...:
-            parts.append(f"got {brief(got)}")
-        if fix:
-            parts.append(fix)
-        super().__init__(one_line("; ".join(parts)))
+        self.said = one_line(what if got is ... else f"{what}; got {brief(got)}")
+        super().__init__(one_line(f"{self.said}; {fix}" if fix else self.said))
         self.what, self.fix = what, fix
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Beside",
+    "ChecksInputs",
     "Controlled",
     "Embeds",
     "Family",
@@ -168,6 +169,18 @@ class Embeds(Protocol):
 
     def texts(self, x: Samples) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text for people."""
+        ...
+
+
+@runtime_checkable
+class ChecksInputs(Protocol):
+    """A family that is dear to open: an optional capability.
+
+    `Family.check` may open what it needs; this is asked first, of all chains.
+    """
+
+    def check_inputs(self, chain: ChainSpec) -> None:
+        """Refuse files and sources that cannot be used, by names and headers alone. Raises InputError."""
         ...
 
 

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from hydrometer.core.documents import explain
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.spec import Selectivity, parse_selectivity
+from hydrometer.models.causal_lm.load import locate
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.selectivity import canonical
 from hydrometer.run.adopted import Adopted, keep_adopted, read_adopted
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor, execute
+from hydrometer.run.inputs import check_places
 from hydrometer.run.plan import ChainPlan, Plan
 from hydrometer.run.recipes import shipped_recipes
 from hydrometer.run.reopen import (
@@ -94,12 +96,15 @@ def adopt(
     hydrometer.core.errors.FolderError: no run in the folder; got 'nowhere'; give the folder of a run
     """
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
+    way = _training(training, wanted)
     home = require_run(folder)
+    check_places(home.place)
+    locate(str(model))
     with home.hold():
         opened = reopen(home, cache, [shipped_recipes()])
         at = chain_named(opened.plan, chain)
         finished(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
-        entry = _entry(opened, at, str(model), name, wanted, training, seed)
+        entry = _entry(opened, at, str(model), name, wanted, way, seed)
         known = next((a for a in read_adopted(opened.folder) if a.place == entry.place), None)
         if known is not None and known.law != entry.law:
             raise FolderError(
@@ -118,25 +123,34 @@ def adopt(
     return AdoptResult(run, tuple(c.id for c in cells), known is not None)
 
 
-def _entry(
-    opened: Opened, at: ChainPlan, model: str, name: str, s: Selectivity | None, training: str | None, seed: int | None
-) -> Adopted:
-    """Say what is adopted, as the folder will keep it."""
+def _training(given: str | None, s: Selectivity | None) -> str:
+    """How it was trained, where that goes with the selectivity."""
+    training = "distilled" if given is None else given
+    if training not in ("direct", "distilled"):
+        raise InputError("--training is direct or distilled", got=training)
+    if training == "direct" and s is not None:
+        raise InputError("a direct model was trained on the truth's rows, which have no selectivity", got=s.label)
+    if training == "distilled" and s is None:
+        fix = "give --selectivity, or --training direct for one trained on the truth's rows"
+        raise InputError("the selectivity of the rows it was trained on is missing", got=None, fix=fix)
+    return training
+
+
+def _lm_chain(at: ChainPlan) -> CausalLMChain:
     spec = at.context.spec
     if not isinstance(spec, CausalLMChain):
         raise InputError(
             "models of this family are not adopted", got=at.context.family.name, fix="name another --chain"
         )
-    if training is None:
-        training = "distilled"
-    if training not in ("direct", "distilled"):
-        raise InputError("training is direct or distilled", got=training)
-    if training == "direct" and s is not None:
-        raise InputError("a direct model was trained on the truth's rows, which have no selectivity", got=s.label)
-    if training == "distilled":
-        if s is None:
-            fix = "give --selectivity, or --training direct for one trained on the truth's rows"
-            raise InputError("the selectivity of the rows it was trained on is missing", got=None, fix=fix)
+    return spec
+
+
+def _entry(
+    opened: Opened, at: ChainPlan, model: str, name: str, s: Selectivity | None, training: str, seed: int | None
+) -> Adopted:
+    """Say what is adopted, as the folder will keep it."""
+    spec = _lm_chain(at)
+    if s is not None:
         s = with_selectivity(at, s)
     seed = opened.spec.seeds[0] if seed is None else seed
     if seed not in opened.spec.seeds and "evaluate" in spec.resample:
@@ -160,9 +174,10 @@ def _copy_weights(opened: Opened, at: ChainPlan, model: str, entry: Adopted) -> 
     """Make the artifact, unless the same weights are there."""
     if opened.store.has("fit", entry.law):
         return
-    from hydrometer.models.causal_lm.adopt import open_adopted
-    from hydrometer.models.causal_lm.family import CAUSAL_LM
+    from hydrometer.models.causal_lm.adopt import check_adopted, open_adopted
+    from hydrometer.models.causal_lm.family import CAUSAL_LM, open_tokenizer
 
+    check_adopted(model, open_tokenizer(_lm_chain(at))[0])
     law = open_adopted(model, CAUSAL_LM.truth(at.context.spec, "float32"))
     with opened.store.write("fit", entry.law, {"inputs": []}) as (home, info):
         CAUSAL_LM.save_law(law, home)

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from hydrometer.run.engines import engine_records
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.executors import ExecutorName, executor_of
 from hydrometer.run.extend import merge
+from hydrometer.run.inputs import check_inputs, check_places
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.recipes import load_spec
@@ -118,6 +119,9 @@ def run(
     make = executor_of(executor, address)
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
+    check_places(folder.place, cache)
+    _refuse_other_name(folder, spec)
+    check_inputs(spec.chains.values())
     spec = with_prompts(spec, folder)
     wanted = _entry(spec, plan_run(spec))
     whole = _merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
@@ -167,6 +171,25 @@ def _entry(spec: RunSpec, plan: Plan) -> dict[str, object]:
     }
 
 
+def _name_in(accepted: Mapping[str, Any]) -> object:
+    spec = accepted.get("spec")
+    return cast("Mapping[str, object]", spec).get("name") if isinstance(spec, dict) else None
+
+
+def _refuse_other_name(folder: RunFolder, spec: RunSpec) -> None:
+    """Refuse a folder of another name, which is known before any key is. Raises FolderError."""
+    for name in map(_name_in, folder.accepted()):
+        if name != spec.name:
+            _refuse_other(name)
+
+
+def _refuse_other(name: object) -> NoReturn:
+    raise FolderError(
+        "the folder holds another experiment", got="something else" if name is None else repr(name),
+        fix="same name and truth are needed to go on; choose another --out",
+    )  # fmt: skip
+
+
 def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> RunSpec:
     """Join with what the folder holds already.
 
@@ -176,14 +199,8 @@ def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> R
     """
     known = folder.accepted()
     for other in known:
-        theirs = other.get("spec")
-        named: object = theirs.get("name") if isinstance(theirs, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if named != spec.name or other.get("truths") != entry["truths"]:
-            what = "something else" if named is None else repr(named)  # pyright: ignore[reportUnknownArgumentType]
-            raise FolderError(
-                "the folder holds another experiment", got=what,
-                fix="same name and truth are needed to go on; choose another --out",
-            )  # fmt: skip
+        if (name := _name_in(other)) != spec.name or other.get("truths") != entry["truths"]:
+            _refuse_other(name)
     # Relative file names are read from the new specification; the truths' keys say that they mean the same content.
     return merge([spec, *(parse_run_spec(k["spec"], "specs/") for k in known)])
 

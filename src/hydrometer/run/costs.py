@@ -22,6 +22,7 @@ from hydrometer.models.work import Stage as Kind
 from hydrometer.run.adopted import Adopted, read_adopted
 from hydrometer.run.api import joined
 from hydrometer.run.devices import ThisMachine, load_device
+from hydrometer.run.inputs import check_inputs
 from hydrometer.run.machine import missing_stages
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.run.recipes import load_spec
@@ -151,6 +152,7 @@ def plan(
         raise InputError("mean_tokens must be a number above 0", got=mean_tokens)
     given = load_device(device) if isinstance(device, str) else device
     families = {name: _family(chain) for name, chain in spec.chains.items()}
+    check_inputs(c for n, c in spec.chains.items() if families[n] is family_of(c))
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     adopted: list[Adopted] = []
     if all(families[n] is family_of(c) for n, c in spec.chains.items()) and folder.root.is_dir():

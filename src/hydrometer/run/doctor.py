@@ -12,6 +12,7 @@ from hydrometer.models.families import RunSpec, family_of
 from hydrometer.run.api import joined
 from hydrometer.run.design import examine_design
 from hydrometer.run.diagnosis import Diagnosis, diagnose
+from hydrometer.run.inputs import check_inputs, check_places
 from hydrometer.run.plan import plan_run
 from hydrometer.run.recipes import load_spec
 from hydrometer.store.places import place_of
@@ -55,6 +56,11 @@ def doctor(
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     root = place_of(out) if out is not None else Path("runs") / spec.name
     artifacts = place_of(cache) if cache is not None else root / "artifacts"
+    try:
+        folder = RunFolder(root)
+        check_places(root, cache)
+    except FolderError as e:
+        return _no_folder(spec, e)
     refused = _refused(spec)
     if any(f.chain is None for f in refused):
         return Diagnosis(tuple(refused))
@@ -66,26 +72,34 @@ def doctor(
         found = diagnose(rest, plan_run(rest), artifacts)
         return Diagnosis((*refused, *found.lasting), found.passing)
     try:
-        whole = joined(RunFolder(root), spec)
+        whole = joined(folder, spec)
     except (FolderError, SpecError) as e:
-        lasting = tuple(replace(f, chain=name) for name in spec.chains for f in examine_design(spec, name))
-        why = "a folder holds one experiment; nothing in it is ever overwritten"
-        return Diagnosis(lasting, (fatal("folder", str(e), why, "choose another --out"),))
+        return _no_folder(spec, e)
     return diagnose(whole, plan_run(whole), artifacts)
+
+
+def _no_folder(spec: RunSpec, e: InputError) -> Diagnosis:
+    """What is known where the run's folder cannot be used."""
+    lasting = tuple(replace(f, chain=name) for name in spec.chains for f in examine_design(spec, name))
+    why = "a folder holds one experiment; nothing in it is ever overwritten"
+    return Diagnosis(lasting, (fatal("folder", e.said, why, e.fix or "choose another --out"),))
 
 
 def _refused(spec: RunSpec) -> list[Finding]:
     """What the families' own checks and the plan refuse: a finding each chain, else one for the run."""
     why = "the run would not start"
     found: list[Finding] = []
-    for name, chain in spec.chains.items():
-        try:
-            family_of(chain).check(chain)
-        except InputError as e:
-            found.append(replace(fatal("refused", str(e), why, e.fix or "mend the specification"), chain=name))
+    for dear in (False, True):  # of all chains what is cheap, before anything of one is opened
+        for name, chain in spec.chains.items():
+            if name in (f.chain for f in found):
+                continue
+            try:
+                family_of(chain).check(chain) if dear else check_inputs([chain])
+            except InputError as e:
+                found.append(replace(fatal("refused", e.said, why, e.fix or "mend the specification"), chain=name))
     if not found:
         try:
             plan_run(spec)
         except InputError as e:
-            found.append(fatal("refused", str(e), why, e.fix or "mend the specification"))
+            found.append(fatal("refused", e.said, why, e.fix or "mend the specification"))
     return found

@@ -28,6 +28,7 @@ from hydrometer.run.recipes import shipped_recipes
 from hydrometer.run.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
+from hydrometer.store.guard import refuse_unwritable
 from hydrometer.store.places import Url
 
 if TYPE_CHECKING:
@@ -144,9 +145,11 @@ def export(
     target = _target(to)
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
+    wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
+    stream = _stream(stream, role, wanted, seed, held_out, cell)
+    refuse_unwritable(target.parent)
     opened = reopen(require_run(folder), cache, [shipped_recipes()])
     _outside(target, opened)
-    wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
     picked = _pick(opened, chain, stream, role, wanted, seed, held_out, cell)
     return _write(opened, picked, target, Form(format, chat), text_only=text_only)
 
@@ -183,23 +186,31 @@ def _outside(target: Path, opened: Opened) -> None:
         raise InputError("the folder of artifacts is the run's own", got=str(target), fix="choose another --to")
 
 
-def _pick(
-    opened: Opened, chain: str | None, stream: Stream | None, role: str | None, s: Setting | None, seed: int | None,
-    held_out: bool, cell: str | None,
-) -> _Picked:  # fmt: skip
+def _stream(
+    stream: Stream | None, role: str | None, s: Setting | None, seed: int | None, held_out: bool, cell: str | None
+) -> Stream:
+    """Which rows are asked for, where what is asked goes together."""
     if stream is None:
         stream = "evaluate" if cell is not None else "train" if role == "truth" and s is None else "distill"
     if stream == "evaluate":
         if cell is None or s is not None or role is not None or seed is not None or held_out:
             fix = "give --stream evaluate --cell ID alone; the ids are in results.csv"
             raise InputError("evaluation rows are named by their cell", got=cell, fix=fix)
-        return _of_cell(opened, cell)
-    if cell is not None:
+    elif cell is not None:
         raise InputError("--cell goes with --stream evaluate", got=stream, fix="leave one of them out")
+    elif stream == "train" and s is not None:
+        raise InputError("training rows of the truth have no selectivity", got=s.label, fix="use --stream distill")
+    return stream
+
+
+def _pick(
+    opened: Opened, chain: str | None, stream: Stream, role: str | None, s: Setting | None, seed: int | None,
+    held_out: bool, cell: str | None,
+) -> _Picked:  # fmt: skip
+    if cell is not None:  # of evaluation rows alone
+        return _of_cell(opened, cell)
     found = chain_named(opened.plan, chain)
     if stream == "train":
-        if s is not None:
-            raise InputError("training rows of the truth have no selectivity", got=s.label, fix="use --stream distill")
         return _of_fit(found, "direct", role or "truth", None, seed, held_out, opened)
     if s is None:
         settings = found.context.spec.selectivity

@@ -16,6 +16,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.answers import Answered, read_answers, read_questions
 from hydrometer.models.causal_lm.existing import Existing, Own, find_model, numerics
+from hydrometer.models.causal_lm.load import locate
 from hydrometer.models.causal_lm.prompts import Kept, Prompts, conversations_digest
 from hydrometer.run.judge_jobs import Drawn, Jobs, LawName, TextRows
 from hydrometer.run.rendered import kept_prompts
@@ -93,15 +94,21 @@ class JudgedCell:
 def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     """Find all models and read all rows; prompts that the folder keeps are not rendered again. Raises InputError."""
     named = settings.truth if settings.truth is not None else settings.reference
-    anchor = None if named is None else find_model(named, settings.base)
-    students = [find_model(s, settings.base) for s in settings.students]
-    models = students if anchor is None else [anchor, *students]
     answered = None if settings.truth_text is None else read_answers(Path(settings.truth_text))
     asked = answered
     if asked is None and settings.prompts is not None:
         asked = read_questions(Path(settings.prompts))
-    own = _brought(students, models) if asked is None else None
     distinct, index = ([], np.zeros(0, np.int64)) if asked is None else _distinct(asked, keep=answered is None)
+    if asked is not None:  # what the files alone say, before a model is opened
+        _what_prompts_are(settings.prompts_are, len(distinct))
+        _rows(settings, len(distinct))
+        _refuse_turns(settings, distinct)
+    for source in settings.students if named is None else (named, *settings.students):
+        locate(source, base=settings.base)
+    anchor = None if named is None else find_model(named, settings.base)
+    students = [find_model(s, settings.base) for s in settings.students]
+    models = students if anchor is None else [anchor, *students]
+    own = _brought(students, models) if asked is None else None
     chat = _chat(settings.chat, asked, models[0])
     prompts, stops, rendered = _prompts(models, distinct, chat, own, folder)
     first = prompts[models[0].vocabulary]
@@ -110,13 +117,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     longest = settings.max_new_tokens or (own.max_new_tokens if own is not None else DEFAULT_TOKENS)
     if not is_drawn:
         longest = 1  # texts need room for themselves alone, which scoring them asks for
-    per_prompt = settings.answers_per_prompt or math.ceil(DEFAULT_ROWS / len(first.ids))
-    rows = per_prompt * len(first.ids)
-    if rows > MAX_DRAWN:
-        fix = "lower --answers-per-prompt, or give fewer prompts"
-        raise InputError(f"more than {MAX_DRAWN} answers a model", got=rows, fix=fix)
-    if rows < 2:
-        raise InputError("one answer to one prompt has no error", got=rows, fix="raise --answers-per-prompt")
+    rows = _rows(settings, len(first.ids))
     numeric = numerics(settings.dtype, settings.device)
     block = min(BLOCK_ROWS, rows)
     labels = _labels([m.source for m in models])
@@ -208,6 +209,24 @@ def _prompts(
         else:
             prompts[m.vocabulary] = read_prompts(None, m.tokenizer)
     return prompts, stops, rendered
+
+
+def _rows(settings: JudgeSettings, n_prompts: int) -> int:
+    """Answers drawn from every law."""
+    rows = n_prompts * (settings.answers_per_prompt or math.ceil(DEFAULT_ROWS / n_prompts))
+    if rows > MAX_DRAWN:
+        fix = "lower --answers-per-prompt, or give fewer prompts"
+        raise InputError(f"more than {MAX_DRAWN} answers a model", got=rows, fix=fix)
+    if rows < 2:
+        raise InputError("one answer to one prompt has no error", got=rows, fix="raise --answers-per-prompt")
+    return rows
+
+
+def _refuse_turns(settings: JudgeSettings, rows: list[Answered]) -> None:
+    if settings.chat and not rows[0].turns:
+        raise InputError("the chat template needs prompts", fix="leave --chat out: the text is whole documents")
+    if settings.chat is False and (several := next((r for r in rows if len(r.turns) > 1), None)) is not None:
+        raise DataError(f"{several.where}: messages need the chat template", fix="leave --no-chat out")
 
 
 def _what_prompts_are(asked: PromptsAre | None, n: int) -> PromptsAre:

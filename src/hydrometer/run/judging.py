@@ -18,6 +18,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.selectivity import canonical as neutral_is_none
 from hydrometer.run.api import RunResult
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
+from hydrometer.run.inputs import check_places
 from hydrometer.run.judge_jobs import Jobs, Work, run_jobs
 from hydrometer.run.judge_plan import JudgedCell, Question, build_cells, pose
 from hydrometer.run.judge_results import results_of
@@ -65,9 +66,9 @@ class JudgeSettings:
         for name in ("answers_per_prompt", "max_new_tokens"):
             value: int | None = getattr(self, name)
             if value is not None and not 1 <= value <= MOST:
-                raise InputError(f"{name} must lie between 1 and {MOST}", got=value)
+                raise InputError(f"{_flag(name)} must lie between 1 and {MOST}", got=value)
             if value is not None and self.truth_text is not None and self.reference is None:
-                fix = f"give --reference, or leave {name} out"
+                fix = f"give --reference, or leave {_flag(name)} out"
                 raise InputError("nothing is drawn where there is text and no reference", got=value, fix=fix)
         if self.seed < 0:
             raise InputError("the seed must not be negative", got=self.seed)
@@ -162,6 +163,7 @@ def judge_models(
         prompts_are, answers_per_prompt, max_new_tokens, tuple(decodings), seed, dtype, device, base,
     )  # fmt: skip
     folder = RunFolder(out)
+    check_places(folder.place)
     _check_folder(folder)
     question = pose(settings, folder)
     jobs = Jobs()
@@ -213,6 +215,10 @@ def _spec(settings: JudgeSettings, question: Question) -> dict[str, object]:
         "decodings": decodings,
         "models": {m.label: dict(m.model.resolved.identity) for m in question.laws},
     }
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _text(value: str | Path | None) -> str | None:

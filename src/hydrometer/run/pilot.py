@@ -24,6 +24,7 @@ from hydrometer.run.api import run
 from hydrometer.run.candidates import open_source, the_chain
 from hydrometer.run.execute import Monitor, SilentMonitor, cost_of
 from hydrometer.run.fresh import rejudged
+from hydrometer.run.inputs import check_inputs, check_places
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.run.recipes import load_spec, recipes
 from hydrometer.stages.advice import Need
@@ -264,6 +265,8 @@ def advise_pilot(
     """
     wanted, stated = completed(need)
     full = source if isinstance(source, RunSpec) else load_spec(source, overrides)
+    check_places(out, cache)
+    check_inputs(full.chains.values())
     pilot = plan_pilot(full, share, chain, fresh=fresh)
     began = time.perf_counter()
     done = run(pilot.spec, out=out, cache=cache, monitor=monitor)

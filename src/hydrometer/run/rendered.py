@@ -73,4 +73,5 @@ def kept_prompts(folder: RunFolder, name: str, read: Callable[[Mapping[str, obje
             raise ValueError("it holds no object")
         return read(cast("dict[str, object]", found))
     except (OSError, ValueError, InputError) as e:
-        raise FolderError(f"the run's prompts cannot be read: {e}", got=path.name, fix="restore the file") from None
+        why = e.said if isinstance(e, InputError) else e
+        raise FolderError(f"the run's prompts cannot be read: {why}", got=path.name, fix="restore the file") from None

@@ -85,19 +85,21 @@ def add_scores(
     """
     path = Path(file)
     home = require_run(folder)
+    raw = _read(path)
+    source = f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}"
+    given = _lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns)
+    if isinstance(given, CellScores):
+        if columns:
+            raise InputError("columns are named of files of rows", got=list(columns), fix="leave out --column")
+        _named(cell)
     with home.hold():
         opened = reopen(home, cache, [shipped_recipes()])
         outcome = Outcome()
         part = finished(opened, opened.plan, outcome)
-        raw = _read(path)
-        source = f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}"
-        if path.suffix == ".json":
-            if columns:
-                raise InputError("columns are named of files of rows", got=list(columns), fix="leave out --column")
-            at = _cell(opened, part, cell)
-            found = {at.id: _lm_eval(raw, path.name, source)}
+        if isinstance(given, CellScores):
+            found = {_cell(opened, part, cell).id: given}
         else:
-            found = _rows(opened, part, raw, path, cell, columns, source)
+            found = _rows(opened, part, given, source)
         keep_scores(opened.folder, found)
         opened.folder.create()
         results = results_of(opened.spec.name, opened.folder, part, opened.store, outcome, opened.findings())
@@ -121,11 +123,15 @@ def _read(path: Path) -> bytes:
     return raw
 
 
+def _named(cell: str | None) -> str:
+    if cell is None:
+        raise InputError("whose scores these are is missing", fix="name the cell with --cell; ids are in results.csv")
+    return cell
+
+
 def _cell(opened: Opened, plan: Plan, name: str | None) -> Cell:
     cells = {c.id: c for c in plan.cells if opened.store.has(plan.nodes[c.judge].stage, c.judge)}
-    if name is None:
-        raise InputError("whose scores these are is missing", fix="name the cell with --cell; ids are in results.csv")
-    if name not in cells:
+    if (name := _named(name)) not in cells:
         raise InputError("no such cell is judged in this run", got=name, fix=nearest(name, list(cells)))
     return cells[name]
 
@@ -133,9 +139,17 @@ def _cell(opened: Opened, plan: Plan, name: str | None) -> Cell:
 # columns of rows ----------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    opened: Opened, plan: Plan, raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | None, source: str
-) -> dict[str, CellScores]:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a file of rows says: whose each row is, which, and its scores by column."""
+
+    owners: list[str]
+    rows: list[int]
+    scores: dict[str, Floats]
+
+
+def _given(raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | None) -> _Given:
+    """Read a file of rows; nothing of the run is opened for it."""
     table = _table(raw, path)
     n = max((len(v) for v in table.values()), default=0)
     if n == 0:
@@ -153,20 +167,24 @@ def _rows(
         raise DataError("column 'cell' must be text", got=next(o for o in owners if not isinstance(o, str)))
     names = _score_columns(table, columns)
     scores = {name: _numbers(table[name], name) for name in names}
-    rows = [_row(v, i) for i, v in enumerate(table["row"])]
+    return _Given([str(o) for o in owners], [_row(v, i) for i, v in enumerate(table["row"])], scores)
+
+
+def _rows(opened: Opened, plan: Plan, given: _Given, source: str) -> dict[str, CellScores]:
+    owners, rows, scores = given.owners, given.rows, given.scores
     out: dict[str, CellScores] = {}
     for owner in dict.fromkeys(owners):
         at = [i for i, o in enumerate(owners) if o == owner]
         node, strata, size = _judged(opened, plan, owner)
-        order = _order([rows[i] for i in at], size, str(owner))
+        order = _order([rows[i] for i in at], size, owner)
         made = CellScores()
-        for name in names:
+        for name in scores:
             values = np.empty(size)
             values[order] = scores[name][at]
             metric = f"user_{name}"
             made.metrics[metric] = _estimate(values, strata)
             made.rows[metric], made.source[metric] = node.law_rows.key, source
-        out[str(owner)] = made
+        out[owner] = made
     return out
 
 

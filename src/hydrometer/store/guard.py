@@ -6,12 +6,15 @@ file, nor a program that removes what is damaged to another folder.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.refusals import refused
 
-__all__ = ["inner_file", "refuse_links", "remove"]
+__all__ = ["inner_file", "refuse_links", "refuse_unwritable", "remove"]
 
 
 def remove(path: Path) -> None:
@@ -50,3 +53,22 @@ def refuse_links(root: Path, names: tuple[str, ...]) -> None:
         if (root / name).is_symlink():
             fix = "remove the link; artifacts elsewhere are named with --cache"
             raise FolderError(f"{name} in the run's folder is a link", got=str(root), fix=fix)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or made where it is not there; nothing is made.
+
+    Raises
+    ------
+    FolderError : no permission, a read-only file system, or a file in its place or above it.
+    """
+    try:
+        at = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if not at.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(at))
+        if os.statvfs(at).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(at))
+        if not os.access(at, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(at))
+    except OSError as e:
+        raise refused(e, folder) from None

@@ -136,7 +136,8 @@ class RunFolder:
                 raw = read_plain(path, MAX_ACCEPTED_BYTES)
                 out.append(parse_yaml(raw, f"{path.name} in specs/", MAX_ACCEPTED_BYTES))
             except (OSError, SpecError) as e:
-                raise FolderError(f"{path.name} in specs/ cannot be read: {e}", fix="restore or remove it") from None
+                why = e.said if isinstance(e, SpecError) else e
+                raise FolderError(f"{path.name} in specs/ cannot be read: {why}", fix="restore or remove it") from None
             if content_key(plain(out[-1])) != path.stem:
                 raise FolderError(
                     "a file in specs/ is not what it was when the run accepted it", got=path.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from hydrometer.core.documents import user_path
 from hydrometer.core.errors import LawMismatchError, ModelError
@@ -12,7 +13,7 @@ from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.model import CausalLM, vocabulary_hash
 
-__all__ = ["identify", "open_adopted"]
+__all__ = ["check_adopted", "identify", "open_adopted"]
 
 
 def identify(source: str) -> dict[str, str]:
@@ -25,6 +26,28 @@ def identify(source: str) -> dict[str, str]:
     if "\0" in source:
         raise ModelError("no such model", got=source, fix="give the folder that save_pretrained wrote")
     return dict(load.resolve(source).identity)
+
+
+def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a checkpoint without a tokenizer, or of another vocabulary than the truth's; no weights are opened.
+
+    Raises
+    ------
+    ModelError, LawMismatchError
+    """
+    folder = user_path(source)
+    named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
+    if folder.is_dir() and not any((folder / f).is_file() for f in named):
+        raise ModelError(
+            "the checkpoint has no tokenizer, so its ids cannot be told from others", got=source,
+            fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
+        )  # fmt: skip
+    theirs, own = vocabulary_hash(load.outline(load.resolve(source)).tokenizer), vocabulary_hash(tokenizer)
+    if theirs != own:
+        raise LawMismatchError(
+            "the checkpoint's vocabulary is not the truth's", got=(theirs[:12], own[:12]),
+            fix="adopt a model of the truth's own tokenizer; `hydrometer judge` compares others",
+        )  # fmt: skip
 
 
 def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
@@ -40,21 +63,7 @@ def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
     Raises
     ------
     ModelError : it cannot be opened, or holds a weight that is not finite.
-    LawMismatchError : its vocabulary is not the truth's.
     """
-    folder = user_path(source)
-    named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
-    if folder.is_dir() and not any((folder / f).is_file() for f in named):
-        raise ModelError(
-            "the checkpoint has no tokenizer, so its ids cannot be told from others", got=source,
-            fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
-        )  # fmt: skip
-    theirs = vocabulary_hash(load.outline(load.resolve(source)).tokenizer)
-    if theirs != truth.lm.vocabulary_hash:
-        raise LawMismatchError(
-            "the checkpoint's vocabulary is not the truth's", got=(theirs[:12], truth.lm.vocabulary_hash[:12]),
-            fix="adopt a model of the truth's own tokenizer; `hydrometer judge` compares others",
-        )  # fmt: skip
     lm = CausalLM.from_pretrained(source, dtype="float32", device=str(truth.lm.device))
     if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):
         raise ModelError("the checkpoint holds weights that are not finite", got=source, fix="train it again")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.clusters import PromptsAre
-from hydrometer.core.errors import StageError
+from hydrometer.core.errors import DataError, StageError
 from hydrometer.models.causal_lm.answer_text import UNREADABLE, prompt_ends
 from hydrometer.models.causal_lm.answers import Answered
 from hydrometer.models.causal_lm.law import CausalLaw
@@ -88,6 +88,8 @@ def asked(rows: Sequence[Answered], tokenizer: PreTrainedTokenizerBase, *, chat:
     """
     if not rows[0].turns:
         return read_prompts(None, tokenizer)
+    if not chat and (several := next((r for r in rows if len(r.turns) > 1), None)) is not None:
+        raise DataError(f"{several.where}: messages need the chat template", fix="give --chat")
     return encode_prompts([(r.where, r.turns) for r in rows], tokenizer, chat=chat, are=are)
 
 

@@ -82,8 +82,9 @@ class CausalLMFamily:
         ------
         MissingDependencyError, ModelError, DataError, SpecError, LawMismatchError
         """
+        self.check_inputs(chain)
         c = _chain(chain)
-        resolved, prompts, _ = _opening(c.truth)  # says in one line where torch is missing
+        resolved, prompts, _ = _opening(c.truth)
 
         from hydrometer.models.causal_lm.initial import scratch_config
         from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
@@ -129,6 +130,16 @@ class CausalLMFamily:
                         )
                     n_own = int(other.config.get_text_config().num_hidden_layers)
             n_above = n_own
+
+    def check_inputs(self, chain: ChainSpec) -> None:
+        """Refuse prompts that cannot be read and sources that are not there, by headers alone. Raises InputError."""
+        c = _chain(chain)
+        _needs_torch()
+        source_digest(c.truth.prompts)
+        load.locate(c.truth.source)
+        for level in self.levels(c):
+            if isinstance(init := cast("LevelSpec", level.spec).init, FromSource):
+                load.locate(init.source)
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
         """Look for what would spoil the result: vocabularies, prompts and ends, and a small probe of the truth."""

@@ -43,6 +43,7 @@ __all__ = [
     "as_data_error",
     "as_model_error",
     "cache_folder",
+    "locate",
     "outline",
     "quiet",
     "read_weights",
@@ -136,6 +137,23 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
     raise ModelError("no such model", got=source, fix=fix)
 
 
+def locate(source: str, *, base: str | None = None) -> None:
+    """Refuse a source that is not there or not safe to open, as `resolve` does, by names and headers alone.
+
+    A hub id is taken to be there, and so is the base that an adapter names. Raises ModelError, MissingDependencyError.
+    """
+    path = user_path(source)
+    if source in ALIASES or (path.suffix == ".gguf" and path.is_file()):
+        check_gguf(_alias_file(source) if source in ALIASES else path)
+        _needs_gguf()
+    elif path.is_dir() and not (path / ADAPTER_CONFIG).is_file():
+        _check_model_folder(path)
+    elif not path.is_dir() and (path.is_file() or not HUB_ID.fullmatch(source)):
+        resolve(source)  # says what is wrong with it
+    if base is not None:
+        locate(base)
+
+
 def outline(resolved: Resolved) -> Outline:
     """Read config, tokenizer and generation config; no weights. Raises ModelError."""
     from transformers import AutoConfig, AutoTokenizer
@@ -215,7 +233,8 @@ def _generation(resolved: Resolved) -> GenerationConfig:
     return found
 
 
-def _resolve_folder(path: Path) -> Resolved:
+def _check_model_folder(path: Path) -> None:
+    """Refuse a folder that holds no model that is safe to open. Raises ModelError."""
     if not (path / "config.json").is_file():
         raise ModelError(
             "not a model folder: it holds no config.json", got=str(path), fix="give what save_pretrained wrote"
@@ -227,6 +246,10 @@ def _resolve_folder(path: Path) -> Resolved:
             raise ModelError(what, got=str(path), fix=fix)
         raise ModelError("the folder holds no *.safetensors", got=str(path), fix="save the model with save_pretrained")
     check_folder(path)
+
+
+def _resolve_folder(path: Path) -> Resolved:
+    _check_model_folder(path)
     files = sorted({f for pattern in _IDENTITY_FILES for f in path.glob(pattern) if f.is_file()})
     whole = hashlib.sha256()
     for f in files:
@@ -306,8 +329,7 @@ def _resolve_gguf(file: Path) -> Resolved:
 
 def _dequantise(file: Path, folder: Path) -> None:
     """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
-    if find_spec("gguf") is None:
-        raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
+    _needs_gguf()
     doing(f"de-quantising {file.name}, which is done once")
     from transformers import AutoTokenizer
 
@@ -341,6 +363,11 @@ def _dequantise(file: Path, folder: Path) -> None:
     finally:
         for made in (temporary, alone):
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _needs_gguf() -> None:
+    if find_spec("gguf") is None:
+        raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
 
 
 def sha256(file: Path) -> str:

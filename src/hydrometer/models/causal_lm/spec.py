@@ -94,18 +94,18 @@ class PromptsFile(Strict):
 def _prompts_kind(value: object) -> str | None:
     match value:
         case None:
-            return "begin"
+            return "<begin>"
         case str():
-            return "text"
+            return "<text>"
         case PromptsFile() | Mapping():
-            return "mapping"
+            return "<mapping>"
         case _:
             return None
 
 
 _NO_PROMPTS = "prompts are null (begin of sequence), a text, or {file: PATH, chat: true|false, are: fixed|sample}"
 Prompts = Annotated[
-    Annotated[None, Tag("begin")] | Annotated[str, Tag("text")] | Annotated[PromptsFile, Tag("mapping")],
+    Annotated[None, Tag("<begin>")] | Annotated[str, Tag("<text>")] | Annotated[PromptsFile, Tag("<mapping>")],
     Discriminator(_prompts_kind, custom_error_type="prompts", custom_error_message=_NO_PROMPTS),
 ]
 
@@ -172,22 +172,22 @@ class FromSource(Strict):
 def _init_kind(value: object) -> str | None:
     match value:
         case str():
-            return "name"
+            return "<name>"
         case FromSource():
-            return "source"
+            return "<source>"
         case FromLayers():
-            return "layers"
+            return "<layers>"
         case Mapping():
-            return "source" if "source" in value else "layers"
+            return "<source>" if "source" in value else "<layers>"
         case _:
             return None
 
 
 _NO_INIT = "init is scratch, truth, above, {layers_of: truth|above, layers: [...]} or {source: PATH}"
 Init = Annotated[
-    Annotated[Literal["scratch", "truth", "above"], Tag("name")]
-    | Annotated[FromLayers, Tag("layers")]
-    | Annotated[FromSource, Tag("source")],
+    Annotated[Literal["scratch", "truth", "above"], Tag("<name>")]
+    | Annotated[FromLayers, Tag("<layers>")]
+    | Annotated[FromSource, Tag("<source>")],
     Discriminator(_init_kind, custom_error_type="init", custom_error_message=_NO_INIT),
 ]
 
@@ -281,15 +281,15 @@ class LevelSpec(Strict):
 def _teacher_kind(value: object) -> str | None:
     match value:
         case str():
-            return "name"
+            return "<name>"
         case LevelSpec() | Mapping():
-            return "level"
+            return "<level>"
         case _:
             return None
 
 
 Teacher = Annotated[
-    Annotated[Literal["truth"], Tag("name")] | Annotated[LevelSpec, Tag("level")],
+    Annotated[Literal["truth"], Tag("<name>")] | Annotated[LevelSpec, Tag("<level>")],
     Discriminator(_teacher_kind, custom_error_type="teacher", custom_error_message="teacher is a level or `truth`"),
 ]
 
