@@ -21,7 +21,7 @@ import transformers
 from hydrometer.models.causal_lm import family
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.spec import Training
-from hydrometer.models.causal_lm.trainer import _arguments, _Answers, _collate, _MLETrainer
+from hydrometer.models.causal_lm.trainer import _arguments, _Answers, _collate, _loss_of, _MLETrainer
 from hydrometer.models.sequences import Sequences
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
@@ -73,7 +73,7 @@ def one(kind: str, case: str, bf16: bool, steps: int) -> dict[str, Any]:
         args = _arguments(training, len(data), lm, 0, folder)
         if kind == "hydrometer":
             family._keep_freed_memory()  # as `run` does
-            trainer: Any = _MLETrainer(lm, training, args, data, clock, None)
+            trainer: Any = _MLETrainer(lm, _loss_of(lm.law(max_new_tokens=length), training), args, data, clock, None)
         else:
             args.bf16 = bf16
 

@@ -1,6 +1,8 @@
 """Counts of operations and bytes against torch's own counter and the networks themselves."""
 
+import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from transformers import MixtralConfig  # noqa: E402
 
 from chains import lm_spec  # noqa: E402
 from hydrometer.models.causal_lm import trainer  # noqa: E402
-from hydrometer.models.causal_lm.costs import forward_flops, lanes_of, shape_of, spread  # noqa: E402
+from hydrometer.models.causal_lm.costs import forward_flops, lanes_of, shape_of, spread, stage_work  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
@@ -51,7 +53,8 @@ def test_a_stage_counts_what_it_runs(llama_folder: Path) -> None:
     student = s.shapes["student"]
     epochs = s.levels["student"].training.num_train_epochs
     fit = CAUSAL_LM.work(c, "fit", "student", 64, float(most), "float32")
-    assert fit.flops > 3 * epochs * forward_flops(student, 64 * most, 0, 64 * most)
+    # An answer's last token is not run through the layers where rows are packed.
+    assert fit.flops > 3 * epochs * forward_flops(student, 64 * (most - 1), 0, 64 * most)
     assert fit.tokens == 64 * most * epochs
     truths, own = (CAUSAL_LM.work(c, x, "student", 64, float(most), "float32") for x in ("score truth", "score law"))
     judge = truths.flops + own.flops
@@ -178,3 +181,20 @@ def test_a_chain_that_fills_its_models_positions_is_measured(tmp_path: Path) -> 
     CausalLM(make_llama(max_position_embeddings=5), make_tokenizer(64)).save(tmp_path / "tight")
     c = chain_of(tmp_path / "tight", truth={"source": str(tmp_path / "tight"), "max_new_tokens": 4, "prompts": None})
     assert all(v > 0 for v in measure(CAUSAL_LM.subject(c), 4.0, {}).values())
+
+
+def test_training_counts_each_prompt_of_a_batch_once(llama_folder: Path, tmp_path: Path) -> None:
+    """64 rows of two long prompts: half of the answers six tokens, half of them two."""
+    (tmp_path / "two.jsonl").write_text("\n".join(json.dumps({"prompt": w * 20}) for w in ("w3 ", "w4 ")))
+    truth = {"source": str(llama_folder), "max_new_tokens": 6, "prompts": {"file": str(tmp_path / "two.jsonl")}}
+    c = chain_of(llama_folder, truth=truth)
+    s = CAUSAL_LM.subject(c)
+    spec, own = s.levels["student"].training, s.shapes["student"]
+    batch = spec.per_device_train_batch_size
+    packed = 2 * 20 + batch * (4 - 1)
+    layer = next(p for p in stage_work(s, "fit", "student", 64, 4.0, "float32").parts if "train.layer" in p.name)
+    assert layer.units == pytest.approx(own.layers * spec.num_train_epochs * 64 / batch * packed, rel=0.1)
+    plain = replace(s, shapes={k: replace(v, packs=False) for k, v in s.shapes.items()})
+    padded = next(p for p in stage_work(plain, "fit", "student", 64, 4.0, "float32").parts if "train.layer" in p.name)
+    assert padded.units == own.layers * spec.num_train_epochs * 64 * 26
+    assert padded.name != layer.name

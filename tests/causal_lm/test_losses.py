@@ -13,7 +13,14 @@ from hydrometer.models.causal_lm import losses  # noqa: E402
 from hydrometer.models.causal_lm.losses import linear_cross_entropy  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
-from hydrometer.models.causal_lm.trainer import _Answers, _arguments, _collate, _Epochs, _MLETrainer  # noqa: E402
+from hydrometer.models.causal_lm.trainer import (  # noqa: E402
+    _Answers,
+    _arguments,
+    _collate,
+    _Epochs,
+    _loss_of,
+    _MLETrainer,
+)
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
 V, W, D = 700, 720, 24
@@ -117,7 +124,8 @@ def train(lm: CausalLM, x, kind: str) -> list[float]:
     args = _arguments(training, len(x), lm, 0, "/nonexistent")
     if kind == "ours":
         law = lm.law("w5", max_new_tokens=6)
-        trainer = _MLETrainer(lm, training, args, x, _Epochs(law, None, training, lambda *_: None, None), None)
+        epochs = _Epochs(law, None, training, lambda *_: None, None)
+        trainer = _MLETrainer(lm, _loss_of(law, training), args, x, epochs, None)
     else:
         trainer = Trainer(model=lm.model, args=args, train_dataset=_Answers(x), data_collator=_collate)
     inner, out = trainer.training_step, []

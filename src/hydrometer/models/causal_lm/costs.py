@@ -5,28 +5,32 @@ Shapes: T tokens, D width, V ids, P_l matrix entries of a decoder layer, c posit
     forward, a token and layer      2 P_l + 4 c D_attention        learning takes three times that
     head, a token                   2 D V
 
-The counts follow what is run: prompts once, not once an answer (`llama`); the head on answer positions alone
-(`scorer`, `trainer`); the truth's states at its own rows kept up to 256 MiB (`kept`); lanes that wait for the last
-batch (`lanes`). Mixtures of experts are counted whole.
+The counts follow what is run: prompts once, not once an answer (`llama`, `packed_rows`); the head on answer positions
+alone (`scorer`, `trainer`); the truth's states at its own rows kept up to 256 MiB (`kept`); lanes that wait for the
+last batch (`lanes`). Mixtures of experts are counted whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 from transformers import PretrainedConfig
 
 from hydrometer.models.causal_lm.footprint import footprint, judge_bytes, on_accelerator, row_bytes
 from hydrometer.models.causal_lm.layers import empty_network
+from hydrometer.models.causal_lm.packed_rows import learns_packed, packed_size
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
 from hydrometer.models.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
 
 __all__ = [
     "Shape", "Subject", "forward_flops", "lanes_of", "padded_batch", "score_names", "shape_of", "spread", "stage_work",
+    "training_positions",
 ]  # fmt: skip
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -35,6 +39,7 @@ _MOST_LANES = 8
 _KEPT_BYTES = 256 << 20  # of the truth's states: `kept`
 _ID_BYTES = 64  # moved a vocabulary entry where a row of logits is drawn from or scored by torch operations
 _LAUNCHES = 16  # operations of a decoder layer
+_BATCHES = 8  # of training, whose packs are counted
 _SCORED = 1500  # bytes of an artifact of scores beside its columns
 _GRAM_TOKEN = 88  # bytes that a token of judged rows takes while distinct n-grams are counted: `metrics.text`
 _ADAMW_BYTES = 40  # a parameter and step: weights, gradient, two moments, read and written; the norm for clipping
@@ -50,6 +55,7 @@ class Shape:
     layer : entries of the matrices of one decoder layer.
     attention : query heads times their size. kept : numbers a position leaves in the cache, a layer.
     parameters : all of them, tied ones once.
+    packs : whether training batches are run as packs.
     """
 
     layers: int
@@ -59,6 +65,7 @@ class Shape:
     attention: int
     kept: int
     parameters: int
+    packs: bool
 
     @property
     def label(self) -> str:
@@ -80,7 +87,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
     groups = int(getattr(text, "num_key_value_heads", None) or heads)
     return Shape(
         layers, int(text.hidden_size), int(text.vocab_size), matrices // layers, heads * size, 2 * groups * size,
-        sum(p.numel() for p in network.parameters()),
+        sum(p.numel() for p in network.parameters()), learns_packed(network),
     )  # fmt: skip
 
 
@@ -148,6 +155,33 @@ def spread(tokens: float, lanes: int) -> float:
 def padded_batch(subject: Subject, training: Training) -> tuple[int, int]:
     """Rows of a training batch, and positions of its longest: prompt and max_new_tokens."""
     return training.per_device_train_batch_size, max(subject.prompts) + subject.chain.truth.max_new_tokens
+
+
+def training_positions(s: Subject, own: Shape, rows: int, mean: float, *, most: int, longest: int) -> float:
+    """Positions that a training batch is run at: of its packs, each prompt once, where the network takes them.
+
+    Parameters
+    ----------
+    rows : of a batch. mean : tokens of an answer. most : prompts there are at most. longest : tokens of an answer, at
+        most.
+    """
+    if on_accelerator(s.chain) or not own.packs:
+        return float(rows * (max(s.prompts) + longest))
+    return _packed_positions(
+        s.prompts[:most], max(s.prompts) + longest, rows, longest, max(1, round(2 * mean) - longest)
+    )
+
+
+@lru_cache(maxsize=64)
+def _packed_positions(prompts: tuple[int, ...], width: int, rows: int, longest: int, short: int) -> float:
+    """Mean over a few batches, half of whose answers are as long as can be, and the rest `short`."""
+    rng, length_U = np.random.default_rng(0), np.array(prompts)
+    found: list[int] = []
+    for _ in range(_BATCHES):
+        i = rng.permutation(4 * rows)[:rows]
+        of = i % len(prompts)
+        found.append(packed_size(of.tolist(), length_U[of], np.where(i % 2, min(short, longest), longest), width))
+    return sum(found) / len(found)
 
 
 def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float, precision: str) -> Work:
@@ -259,8 +293,11 @@ def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
     own, training = s.shapes[role], s.levels[role].training
     epochs, dtype = training.num_train_epochs, "bfloat16" if training.bf16 else "float32"
     batch, width = padded_batch(s, training)
-    name = f"{own.label} {dtype} {batch}x{width}"
-    positions, answers = float(rows * width * epochs), rows * mean * epochs
+    longest = s.chain.truth.max_new_tokens
+    share = training_positions(s, own, batch, mean, most=len(s.prompts), longest=longest) / (batch * width)
+    packs = "" if share == 1 else f" {share:.2f}"
+    name = f"{own.label} {dtype} {batch}x{width}{packs}"
+    positions, answers = share * rows * width * epochs, rows * mean * epochs
     layer = Part(
         f"train.layer {name}",
         own.layers * positions,

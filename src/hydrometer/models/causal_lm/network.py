@@ -89,6 +89,11 @@ class Network:
         """Whether the network's forward has arguments for a cache and for a mask."""
         return {"past_key_values", "attention_mask"} <= self._accepts
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the network's forward has arguments for positions and for a mask."""
+        return {"position_ids", "attention_mask"} <= self._accepts
+
     def cache(self) -> DynamicCache:
         """Return an empty cache."""
         return roomy_cache(self.config)
@@ -107,10 +112,22 @@ class Network:
         (B, T, D) states for `logits`; where the network is not split, the logits, which `logits` passes on.
         """
         with network_errors(self.model, "running the network"):
-            inputs = self._inputs(ids_BT, mask_BS, cache)
-            if self._body is not None and self.is_split:
-                return self._body(**inputs)[0]
-            return self.model(**inputs).logits
+            return self._run(self._inputs(ids_BT, mask_BS, cache))
+
+    def packed(self, ids_RS: Tensor, positions_RS: Tensor, mask_R1SS: Tensor) -> Tensor:
+        """Run all but the head over several texts a row; as `body`.
+
+        Parameters
+        ----------
+        positions_RS : (R, S) place of each id in its text. mask_R1SS : (R, 1, S, S) added to attention's scores.
+        """
+        with network_errors(self.model, "running the network"):
+            return self._run(
+                {"input_ids": ids_RS, "position_ids": positions_RS, "attention_mask": mask_R1SS, "use_cache": False}
+            )
+
+    def _run(self, inputs: dict[str, Any]) -> Tensor:
+        return self._body(**inputs)[0] if self._body is not None and self.is_split else self.model(**inputs).logits
 
     def whole_logits(self, ids_BT: Tensor) -> Tensor:
         """Logits of the whole network as its own forward gives them, (B, T, W) float32; holes are -inf."""

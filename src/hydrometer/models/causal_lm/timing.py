@@ -22,7 +22,15 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import FitRequest
-from hydrometer.models.causal_lm.costs import Shape, Subject, lanes_of, padded_batch, score_names, stage_work
+from hydrometer.models.causal_lm.costs import (
+    Shape,
+    Subject,
+    lanes_of,
+    padded_batch,
+    score_names,
+    stage_work,
+    training_positions,
+)
 from hydrometer.models.causal_lm.law import CausalLaw
 from hydrometer.models.causal_lm.layers import fresh_network, layers_config
 from hydrometer.models.causal_lm.model import CausalLM, pick_device
@@ -41,6 +49,7 @@ _STEPS = 4  # of training, the first not counted
 _MOST_PARAMETERS = 300_000_000  # of a network of three layers
 _MOST_POSITIONS = 4096  # of a training batch that is timed
 _MOST_ROWS = 1024
+_PROMPTS = 64  # of the chain's at most
 _LEAST = 1e-12  # seconds a unit: what noise left nothing of
 
 
@@ -159,10 +168,10 @@ class _Bench:
 
     def law(self, lm: CausalLM, longest: int, rows: int = 1, extra: int = 0) -> CausalLaw:
         """Laws never stop: every row is as long as it may be. `extra` positions stand for an answer half drawn."""
-        ids = np.random.default_rng(0).integers(0, lm.vocab_size, sum(self.subject.prompts) + extra * 64)
+        ids = np.random.default_rng(0).integers(0, lm.vocab_size, sum(self.subject.prompts) + extra * _PROMPTS)
         prompts: list[tuple[int, ...]] = []
         at = 0
-        for n in self.subject.prompts[:64]:
+        for n in self.subject.prompts[:_PROMPTS]:
             prompts.append(tuple(int(i) for i in ids[at : at + n + extra]))
             at += n + extra
         return CausalLaw(lm, Prompts(tuple(prompts), ("",) * len(prompts)), (), longest, None, rows)
@@ -210,7 +219,7 @@ class _Bench:
         return self.rows(law, max(2, 1024 * lanes_of(self.chain) // self.longest), short=self.longest)
 
     def train(self, config: PretrainedConfig, training: Training) -> tuple[float, float]:
-        """A layer's seconds a padded position, and the rest's an answer token, by the trainer itself."""
+        """A layer's seconds a position, and the rest's an answer token, by the trainer itself."""
         batch, width = padded_batch(self.subject, training)
         longest = max(1, min(self.most, _MOST_POSITIONS - max(self.subject.prompts)))
         rows = max(1, min(batch, _MOST_POSITIONS // width))
@@ -225,7 +234,10 @@ class _Bench:
         )
         truth = self.law(self.lm(config, _SHALLOW, "float32"), longest)
         x = self.rows(truth, rows * _STEPS, short=max(1, min(longest, round(2 * self.mean) - longest)))
-        positions, answers = rows * (max(self.subject.prompts) + longest), float(x.lengths.sum()) / _STEPS
+        answers = float(x.lengths.sum()) / _STEPS
+        positions = training_positions(
+            self.subject, _shape(self.subject, config), rows, self.mean, most=_PROMPTS, longest=longest
+        )
         times = {n: self.step(config, truth, x, settings, n) for n in (_SHALLOW, _DEEP)}
         layer, rest = _split(times[_SHALLOW], times[_DEEP])
         return layer / positions, rest / answers

@@ -29,7 +29,10 @@ from hydrometer.models.causal_lm.model import CausalLM, pick_device
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import Training
 
-__all__ = ["PATIENCE", "Together", "group", "lost_peer", "together"]
+__all__ = ["PATIENCE", "Loss", "Together", "group", "lost_peer", "together"]
+
+Loss = Callable[[CausalLM, Tensor, Tensor, float], Tensor]
+"""From a model, ids, labels and the step's number of answer tokens to the loss of these rows."""
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for one another: rank 0 scores held-out rows while they do; who dies is noticed at once."""
@@ -66,7 +69,7 @@ class Together:
     Parameters
     ----------
     lm : the model, whole and equal in every process; rank 0's is what is judged and kept.
-    loss : (lm, ids, labels, items) to the loss of these rows.
+    loss : of these rows.
 
     Attributes
     ----------
@@ -76,9 +79,7 @@ class Together:
         loss.
     """
 
-    def __init__(
-        self, lm: CausalLM, strategy: Literal["ddp", "fsdp"], loss: Callable[[CausalLM, Tensor, Tensor, float], Tensor]
-    ) -> None:
+    def __init__(self, lm: CausalLM, strategy: Literal["ddp", "fsdp"], loss: Loss) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.lm, self.sharded = lm, strategy == "fsdp"
         self.trained = CausalLM(copy.deepcopy(lm.model), lm.tokenizer) if self.sharded else lm
@@ -115,9 +116,7 @@ class Together:
         return box[0]
 
 
-def together(
-    lm: CausalLM, training: Training, loss: Callable[[CausalLM, Tensor, Tensor, float], Tensor]
-) -> Together | None:
+def together(lm: CausalLM, training: Training, loss: Loss) -> Together | None:
     """Join this process's group, where the fit is of several processes.
 
     Raises
@@ -136,7 +135,7 @@ def together(
 class _Part(nn.Module):
     """The process's part of the loss, as a module: gradients are exchanged where a module's forward is called."""
 
-    def __init__(self, lm: CausalLM, loss: Callable[[CausalLM, Tensor, Tensor, float], Tensor], size: int) -> None:
+    def __init__(self, lm: CausalLM, loss: Loss, size: int) -> None:
         super().__init__()
         self.model = lm.model
         self._lm, self._loss, self._size = lm, loss, size

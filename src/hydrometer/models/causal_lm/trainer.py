@@ -5,7 +5,8 @@ Shapes: B rows, T positions, M answer tokens of a batch, D width, V ids.
     loss = - (1 / M) sum over answer tokens, the stop token among them, of log q(x_t | prompt, x_<t)        nats/token
 
 Only answer positions meet the head, and their logits are never all there at once (`losses`). Padding is known by
-length: an end-of-sequence token that also pads is learned like any other.
+length: an end-of-sequence token that also pads is learned like any other. Where the network takes it, a batch is run
+without padding, and each of its prompts once (`packed_rows`).
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ from hydrometer.models.causal_lm.initial import init_model
 from hydrometer.models.causal_lm.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
 from hydrometer.models.causal_lm.scorer import score
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
-from hydrometer.models.causal_lm.together import Together, lost_peer, together
+from hydrometer.models.causal_lm.together import Loss, Together, lost_peer, together
 from hydrometer.models.sequences import Sequences
 from hydrometer.models.training_rows import TrainingRows
 
@@ -53,7 +55,6 @@ __all__ = ["fit"]
 
 _WEIGHTS = "model.safetensors"
 _LEASE = 100.0  # seconds: a network file system (NFS 4) keeps the lock of a machine that is gone for 90
-_IGNORED = -100  # label of what is not learned, as everywhere in transformers
 
 
 def fit(request: FitRequest) -> Fitted[CausalLaw]:
@@ -82,11 +83,12 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     with contextlib.ExitStack() as held:
         held.enter_context(_reproducible(seed))
         held.enter_context(load.quiet())
-        group = together(lm, training, partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32))
+        loss = _loss_of(law, training)
+        group = together(lm, training, loss)
         epochs = _Epochs(law, validate, training, request.tick, group)
         kept = _checkpoints(training, request.partial, epochs, group, held)
         arguments = _arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
-        trainer = _MLETrainer(lm, training, arguments, data, epochs, group)
+        trainer = _MLETrainer(lm, loss, arguments, data, epochs, group)
         trainer.train(resume_from_checkpoint=_goes_on_from(trainer, kept, epochs, group))
     epochs.restore_best()
     lm.model.eval()
@@ -124,10 +126,10 @@ class _Answers(Dataset[dict[str, list[int]]]):
     def __getitem__(self, i: int) -> dict[str, list[int]]:
         if i < 0:  # a row that takes part uncounted; see `together`
             row = self[-1 - i]
-            return {**row, "labels": [_IGNORED] * len(row["labels"])}
+            return {**row, "labels": [IGNORED] * len(row["labels"])}
         prompt = list(self.x.prompt_ids[int(self.x.prompt_index[i])])
         answer: list[int] = self.x.row(i).tolist()
-        return {"input_ids": prompt + answer, "labels": [_IGNORED] * len(prompt) + answer}
+        return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
 def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -138,23 +140,35 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
         return torch.tensor([r[key] + [value] * (width - len(r[key])) for r in rows])
 
     mask_BT = torch.tensor([[True] * len(r["input_ids"]) + [False] * (width - len(r["input_ids"])) for r in rows])
-    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", _IGNORED), "attention_mask": mask_BT}
+    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORED), "attention_mask": mask_BT}
+
+
+def _loss_of(law: CausalLaw, training: Training) -> Loss:
+    """The loss of a batch of rows. Packs were measured on the CPU alone, and are used there alone."""
+    lm = law.lm
+    packs = lm.device.type == "cpu" and takes_packed_rows(lm.network)
+    return partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32, packs=packs)
 
 
 def _answer_loss(
-    lm: CausalLM, ids_BT: Tensor, labels_BT: Tensor, n_items: float, *, dtype: torch.dtype = torch.float32
+    lm: CausalLM,
+    ids_BT: Tensor,
+    labels_BT: Tensor,
+    n_items: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    packs: bool = False,
 ) -> Tensor:
-    """Negative log-likelihood of the answer tokens, divided by `n_items`; nats."""
-    labels_BT = labels_BT[:, 1:]
-    wanted_BT = labels_BT != _IGNORED
+    """Negative log-likelihood of the answer tokens, divided by `n_items`; nats. `packs`: rows may share prompts."""
+    rows = pack(ids_BT, labels_BT) if packs else None
+    wanted_BT = labels_BT[:, 1:] != IGNORED
+    ids_M = labels_BT[:, 1:][wanted_BT]
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        # No mask: padding is on the right, where no answer token looks.
-        states_BTD = lm.network.body(ids_BT)[:, :-1]
-    states_MD = states_BTD[wanted_BT]
-    ids_M = labels_BT[wanted_BT]
+        # No mask where rows are padded: padding is on the right, where no answer token looks.
+        states_MD = lm.network.body(ids_BT)[:, :-1][wanted_BT] if rows is None else packed_states(lm.network, rows)
     if not len(ids_M):  # nothing to learn, but all parameters that others have gradients of have one, of zeros
-        last = lm.network.head(states_BTD[:, -1].float()) if lm.is_split else states_BTD[:, -1]
-        return last.float().nan_to_num().sum() * 0.0
+        last = lm.network.head(states_MD.float()) if lm.is_split else states_MD
+        return last.float().sum() * 0.0
     if lm.is_split:
         head = lm.network.head
         return linear_cross_entropy(
@@ -171,7 +185,7 @@ class _MLETrainer(Trainer):
     def __init__(
         self,
         lm: CausalLM,
-        training: Training,
+        loss: Loss,
         args: TrainingArguments,
         data: Sequences | TrainingRows,
         epochs: _Epochs,
@@ -182,8 +196,8 @@ class _MLETrainer(Trainer):
             model=model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[epochs]
         )
         self.remove_callback(PrinterCallback)
-        self.lm, self.training, self.group = lm, training, group
-        # The loss below divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
+        self.lm, self.loss, self.group = lm, loss, group
+        # The loss divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
         self.model_accepts_loss_kwargs = True
 
     def compute_loss(
@@ -195,10 +209,9 @@ class _MLETrainer(Trainer):
     ) -> Tensor:
         """Mean negative log-likelihood of the answer tokens, nats/token."""
         n = num_items_in_batch
-        n_items = float((inputs["labels"][:, 1:] != _IGNORED).sum() if n is None else n)
+        n_items = float((inputs["labels"][:, 1:] != IGNORED).sum() if n is None else n)
         if self.group is None:
-            dtype = torch.bfloat16 if self.training.bf16 else torch.float32
-            loss = _answer_loss(self.lm, inputs["input_ids"], inputs["labels"], n_items, dtype=dtype)
+            loss = self.loss(self.lm, inputs["input_ids"], inputs["labels"], n_items)
         else:
             module: Any = model
             loss = module(inputs["input_ids"], inputs["labels"], n_items)
@@ -211,7 +224,7 @@ class _MLETrainer(Trainer):
         if self.group is None:
             return super().get_train_dataloader()
         data: Any = self.train_dataset
-        return self.group.loader(data, _collate, self.training.per_device_train_batch_size, int(self.args.seed))
+        return self.group.loader(data, _collate, self.args.per_device_train_batch_size, int(self.args.seed))
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         """Give the loop the module that exchanges gradients, where there are several processes."""
