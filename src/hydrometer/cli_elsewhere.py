@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hydrometer.core.errors import one_line
+
 if TYPE_CHECKING:
     from hydrometer.run.api import RunResult
 
@@ -146,14 +148,15 @@ def scores_command(
     as_json: Json = False,
 ) -> None:
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
-    from hydrometer.report import build_report
+    from hydrometer.report import build_report, missing_sentence
     from hydrometer.run.scoring import add_scores
 
     done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
     page = build_report([done.run.folder])
     if as_json:
         added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
-        typer.echo(json.dumps({"folder": str(done.run.folder), "report": str(page), "added": added}))
+        body = {"folder": str(done.run.folder), "report": str(page), "added": added, "waiting": done.waiting}
+        typer.echo(json.dumps(body))
         return
     table = Table(box=None, pad_edge=False)
     for head in ("cell", "metric", "figure"):
@@ -163,4 +166,8 @@ def scores_command(
             table.add_row(Text(owner), Text(metric), Text(str(estimate)))
     console = Console()
     console.print(table)
+    if missing := missing_sentence(done.run.results):
+        console.print(Text(f"partial  {one_line(missing)}"), soft_wrap=True)
+    if done.waiting:
+        console.print(Text("waiting  a run is going on here: it takes these in with its own next figures"))
     console.print(Text(f"report   {page}"), soft_wrap=True)

@@ -77,6 +77,7 @@ class RunView:
     failed_more: int
     seconds: float
     cells: int = field(default=0)
+    missing: int = field(default=0)
 
 
 def _slug(name: str) -> str:
@@ -283,6 +284,7 @@ def _run_view(run: Run, chains: list[ChainView]) -> RunView:
         failed_more=max(len(failed) - FAILED_SHOWN, 0),
         seconds=sum(c.seconds for c in run.cells),
         cells=len(run.cells),
+        missing=sum(map(len, run.missing.values())),
     )
 
 
