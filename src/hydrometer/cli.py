@@ -192,10 +192,17 @@ def report_command(
     from hydrometer.run.progress import ConsoleMonitor
 
     with ConsoleMonitor():
-        from hydrometer.report import build_report
+        from hydrometer.report import build_report, missing_sentence
+        from hydrometer.store.records import load_results
 
         page = build_report(folders, out=out)
-    typer.echo(json.dumps({"report": str(page)}) if as_json else f"report   {page}")
+        missing = [said for f in folders if (said := missing_sentence(load_results(f)))]
+    if as_json:
+        typer.echo(json.dumps({"report": str(page), "missing": missing}))
+        return
+    for said in missing:
+        typer.echo(f"partial  {one_line(said, _LONGEST)}")
+    typer.echo(f"report   {page}")
 
 
 app.command("judge")(judge_command)

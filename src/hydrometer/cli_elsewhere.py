@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hydrometer.core.errors import one_line
+
 if TYPE_CHECKING:
     from hydrometer.run.api import RunResult
 
@@ -155,14 +157,15 @@ def scores_command(
     from hydrometer.run.progress import ConsoleMonitor, console
 
     with ConsoleMonitor():
-        from hydrometer.report import build_report
+        from hydrometer.report import build_report, missing_sentence
         from hydrometer.run.scoring import add_scores
 
         done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
         page = build_report([done.run.folder])
     if as_json:
         added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
-        typer.echo(json.dumps({"folder": str(done.run.folder), "report": str(page), "added": added}))
+        body = {"folder": str(done.run.folder), "report": str(page), "added": added, "waiting": done.waiting}
+        typer.echo(json.dumps(body))
         return
     table = Table(box=None, pad_edge=False)
     for head in ("cell", "metric", "figure"):
@@ -172,4 +175,8 @@ def scores_command(
             table.add_row(Text(owner), Text(metric), Text(str(estimate)))
     told = console()
     told.print(table)
+    if missing := missing_sentence(done.run.results):
+        told.print(Text(f"partial  {one_line(missing)}"), soft_wrap=True)
+    if done.waiting:
+        told.print(Text("waiting  a run is going on here: it takes these in with its own next figures"))
     told.print(Text(f"report   {page}"), soft_wrap=True)

@@ -283,7 +283,7 @@ def test_a_pilot_of_language_models_saves_rows(tmp_path: Path, tiny_models: dict
         assert 0.8 * share < pilot.share <= share
         assert all(small < full for full, small in pilot.rows.values())
         draws = [n for n in open_plan(pilot).values() if isinstance(n, DrawNode)]
-        assert {n.n for n in draws} == {32}
+        assert max(n.n for n in draws) == 32
     with pytest.raises(InputError, match=r"too small: two seeds of 16 rows take 0\.\d+ .* give --share 0\."):
         plan_pilot(spec, 0.001)
 

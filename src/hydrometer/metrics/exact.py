@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,12 +180,13 @@ class _Simplices:
         cut = (self.corners[-1] > t) & ~whole
         low, high = self.corners[0, cut], self.corners[-1, cut]
         if len(self.corners) == 2:
-            share: Floats = (high - t) / (high - low)
+            share = np.asarray((high - t) / (high - low), np.float64)
         else:
             mid = self.corners[1, cut]
             with np.errstate(invalid="ignore", divide="ignore"):  # of the case that does not hold
                 below = np.square(t - low) / ((mid - low) * (high - low))
-                share = np.where(t <= mid, 1.0 - below, np.square(high - t) / ((high - low) * (high - mid)))
+                above = np.square(high - t) / ((high - low) * (high - mid))
+                share = np.asarray(np.where(t <= mid, 1.0 - below, above), np.float64)
         return float(self.mass[whole].sum() + self.mass[cut] @ share)
 
     def threshold(self, level: float) -> float:
@@ -195,8 +196,7 @@ class _Simplices:
         def excess(t: float) -> float:
             return self.above(t) - level
 
-        found: Any = brentq(excess, low, high, xtol=1e-9)
-        return float(found)
+        return float(cast("float", brentq(excess, low, high, xtol=1e-9)))
 
 
 def _simplices(law: Mixture, truth: Mixture, n: int) -> _Simplices:

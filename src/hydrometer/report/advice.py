@@ -32,7 +32,9 @@ def advice_sentences(data: Json) -> list[str]:
     ----------
     data : what advice.json holds (docs, Advice); `Advice.data` of `hydrometer.advise`.
     """
-    return [_answer(data), _figures(data), _sureness(data)]
+    early = len(items(data.get("missing")))
+    so_far = f"Provisional, {early} cell{'s are' if early > 1 else ' is'} not judged yet. " if early else ""
+    return [so_far + _answer(data), _figures(data), _sureness(data)]
 
 
 # names ---------------------------------------------------------------------------------------------------------------
@@ -123,6 +125,8 @@ def _answer(data: Json) -> str:
                 "Undecided: with one seed nothing is known of what training again would change; of these trained "
                 f"models {leader} leads in {_objective(data)}."
             )
+        case "partial":
+            return f"Undecided so far: of the {count} settings judged {leader} leads in {_objective(data)}."
         case "unconfirmed":
             return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
         case "constraint":

@@ -78,6 +78,7 @@ class RunView:
     failed_more: int
     seconds: float
     cells: int = field(default=0)
+    missing: int = field(default=0)
 
 
 def _slug(name: str) -> str:
@@ -284,6 +285,7 @@ def _run_view(run: Run, chains: list[ChainView]) -> RunView:
         failed_more=max(len(failed) - FAILED_SHOWN, 0),
         seconds=sum(c.seconds for c in run.cells),
         cells=len(run.cells),
+        missing=sum(map(len, run.missing.values())),
     )
 
 

@@ -223,7 +223,11 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what its results.json holds. `doubts` are chains and what was found of their figures."""
+    """One run: what its results.json holds.
+
+    `doubts` are chains and what was found of their figures, `missing` the ids of cells that are not judged yet, by
+    chain.
+    """
 
     name: str
     specs: list[Json]
@@ -234,6 +238,7 @@ class Run:
     chains: dict[str, Chain]
     folder: Path | None = field(default=None)
     doubts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    missing: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def of_chain(self, chain: str) -> list[Group]:
         """Return a chain's groups in the order of the file, those of all points of a map."""
@@ -375,6 +380,7 @@ def parse(results: Json, folder: Path | None = None) -> Run:
             for f in map(mapping, items(summary.get("findings")))
             if f.get("code") in FIGURE_CODES
         ],
+        missing={k: [text(i) for i in items(v)] for k, v in mapping(results.get("partial")).items()},
     )
 
 

@@ -19,7 +19,7 @@ from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Figure, Group, Run, parse
 from hydrometer.report.values import number, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
-from hydrometer.report.wording import entry, figure, model, num, per, setting, signed
+from hydrometer.report.wording import entry, figure, missing_words, model, num, per, setting, signed
 
 __all__ = [
     "TableData",
@@ -27,6 +27,7 @@ __all__ = [
     "group_table",
     "interval_table",
     "map_table",
+    "missing_sentence",
     "ordered_groups",
     "released_table",
     "setting_table",
@@ -283,6 +284,21 @@ def _verdict_text(found: list[Sentence]) -> Text:
     return words
 
 
+def missing_sentence(results: dict[str, Any]) -> str:
+    """Say which cells of a run are not judged yet; an empty string where all are.
+
+    Parameters
+    ----------
+    results : the object that results.json holds.
+
+    Examples
+    --------
+    >>> missing_sentence({"schema": 1, "cells": [{"id": "m.truth", "chain": "m"}], "partial": {"m": ["m.teacher"]}})
+    'So far 1 of 2 cells are judged; missing: m.teacher.'
+    """
+    return missing_words(parse(results))
+
+
 def summary_table(results: dict[str, Any]) -> RenderableType:
     """Build the terminal's summary: per chain the table of models and the verdict.
 
@@ -327,4 +343,6 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
                 ]
             table.add_row(*cells)
         parts += [table, _verdict_text(sentences(run, chain))]
+    if (missing := missing_words(run)) and run.missing.keys() - run.chains.keys():  # those that have figures say it
+        parts.insert(0, Text(one_line(missing) + "\n", style="yellow"))
     return Renderables(*parts) if parts else Text("no chains in these results")

@@ -23,6 +23,7 @@ from hydrometer.report.wording import (
     among,
     collapse_words,
     is_neutral,
+    missing_words,
     num,
     per,
     recall_of,
@@ -65,7 +66,33 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
     if chain.judged:
         return [*judged_sentences(run, chain), *_caveats(run, chain)]
     said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
-    return [*said, *capacity_sentence(run, chain), *adopted_sentences(chain), *_caveats(run, chain)]
+    said += capacity_sentence(run, chain)
+    if missing := missing_words(run, chain.name):
+        said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
+    return [*said, *adopted_sentences(chain), *_caveats(run, chain)]
+
+
+def _so_far(said: Sentence, chain: Chain) -> Sentence:
+    """Claim of a part of the cells no more than a part can show."""
+    controls = [c for at in chain.points or [chain] for c in at.control]
+    not_yet = {
+        "gate": (
+            not chain.points and chain.gate.diff is None,
+            "The teacher gate is open so far: it needs teacher and direct student.",
+        ),
+        "trade-off": (
+            not chain.points and coldest(chain) is None,
+            "No student of a selective teacher is judged so far.",
+        ),
+        "control": (
+            all(is_neutral(c.selectivity) for c in controls),
+            "The control is open so far: no student is judged both distilled and decoded.",
+        ),
+    }
+    is_early, words = not_yet.get(said.topic, (False, ""))
+    if is_early:
+        return Sentence(said.topic, "open", words)
+    return Sentence(said.topic, "note" if said.tone == "note" else "open", f"So far: {said.text}")
 
 
 def _unit(chain: Chain) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "entry",
     "figure",
     "is_neutral",
+    "missing_words",
     "model",
     "num",
     "per",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
+Topic = Literal["so far", "gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
 
 KL = "KL(q‖p*)"
 
@@ -224,6 +225,24 @@ def among(parts: list[str]) -> str:
 
 
 MAX_COLLAPSED = 4
+MAX_MISSING = 3
+
+
+def missing_words(run: Run, chain: str | None = None) -> str:
+    """Say in one sentence what of a run, or of one chain, is not judged yet; an empty string where all is.
+
+    Examples
+    --------
+    >>> missing_words(Run("m", [], {}, [], [], {}, {}, missing={"c": ["c.truth", "c.student.direct"]}))
+    'So far 0 of 2 cells are judged; missing: c.truth and c.student.direct.'
+    """
+    missing = [i for name, ids in run.missing.items() for i in ids if chain in (None, name)]
+    if not missing:
+        return ""
+    judged = sum(chain in (None, c.chain) for c in run.cells)
+    more = len(missing) - MAX_MISSING
+    named = among([*missing[:MAX_MISSING], *([f"{more} more"] if more > 0 else [])])
+    return f"So far {judged} of {judged + len(missing)} cells are judged; missing: {named}."
 
 
 def collapse_words(run: Run, chain: Chain) -> list[str]:

@@ -25,7 +25,7 @@ from hydrometer.run.reopen import (
     Opened,
     chain_named,
     closure,
-    finished,
+    look,
     reopen,
     require_run,
     with_selectivity,
@@ -103,7 +103,7 @@ def adopt(
     with home.hold():
         opened = reopen(home, cache, [shipped_recipes()])
         at = chain_named(opened.plan, chain)
-        finished(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
+        look(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
         entry = _entry(opened, at, str(model), name, wanted, way, seed)
         known = next((a for a in read_adopted(opened.folder) if a.place == entry.place), None)
         if known is not None and known.law != entry.law:
@@ -116,8 +116,8 @@ def adopt(
         cells = [c for c in plan.chains[entry.chain].cells if _is_of(c, entry)]
         outcome = execute(closure(plan, _stages(plan, entry, cells)), opened.store, monitor or SilentMonitor())
         opened.folder.create()
-        part = finished(opened, plan, outcome)
-        results = results_of(opened.spec.name, opened.folder, part, opened.store, outcome, opened.findings())
+        look(opened, plan, outcome)
+        results = results_of(opened.spec.name, opened.folder, plan, opened.store, outcome, opened.findings())
         opened.folder.write_results(results)
     run = RunResult(opened.folder.place, load_results(opened.folder.root), outcome)
     return AdoptResult(run, tuple(c.id for c in cells), known is not None)

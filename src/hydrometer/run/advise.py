@@ -65,6 +65,9 @@ def advise(
 ) -> Advice:
     """Say which student of finished runs to take, distilled or merely decoded, or that they do not decide.
 
+    Of a run that is not finished, perhaps still going on, it says what leads so far: provisional, never decided, and
+    without fresh rows.
+
     Parameters
     ----------
     folders : one or several runs on one truth, judged on the same rows of it. The answer is also kept as `advice.json`
@@ -101,12 +104,17 @@ def advise(
 
 def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, monitor: Monitor) -> Advice:
     """Advise from opened runs; see `advise`."""
+    is_partial = any(s.missing for s in sources)
+    fresh = fresh and not is_partial
+    books = {resolved(s.folder): s.books for s in sources}
     with ExitStack() as held:
-        for books in {resolved(s.folder): s.books for s in sources}.values():
-            held.enter_context(books.hold())
+        for folder in books.values() if fresh else ():  # else figures are read, and a run may be going on
+            held.enter_context(folder.hold())
         field = field_of(sources, need)
         decision = decide(field.arms, field.design, need, field.baseline)
         again = judge_again(field, need, decision, monitor) if fresh else None
+        if decision.status == "decided" and is_partial:
+            decision = replace(decision, status="undecided", reason="partial")
         if decision.status == "decided" and again is not None and not again.confirmed:
             decision = replace(decision, status="undecided", reason="unconfirmed")
         data = _data(sources, field, need, decision, again, stated=stated)
@@ -181,6 +189,7 @@ def _data(
             _candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)
         ],
         "excluded": [_excluded(x) for x in field.excluded],
+        "missing": [cell for s in sources for cell in s.missing],
         "pilot": None,
     }  # fmt: skip
 

@@ -34,6 +34,7 @@ from hydrometer.run.recipes import load_spec
 from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
+from hydrometer.run.sofar import SoFar, part_of
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
@@ -149,11 +150,15 @@ def run(
         if until == "draw":
             outcome = make(training_rows(plan), store, watch)
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
-        outcome = make(plan, store, watch)
-        doing("gathering the figures")
         findings = [f.to_json() for f in diagnosis.lasting]
-        results = results_of(spec.name, folder, plan, store, outcome, findings)
-        folder.write_results(results)
+
+        def write(outcome: Outcome) -> None:
+            if part_of(plan, outcome).chains:
+                folder.write_results(results_of(spec.name, folder, plan, store, outcome, findings))
+
+        outcome = make(plan, store, watch, SoFar(plan, store, watch, write))
+        doing("gathering the figures")
+        write(outcome)
     return RunResult(folder.place, load_results(folder.root), outcome)
 
 
@@ -220,10 +225,15 @@ def results_of(
     name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome,
     findings: Sequence[Mapping[str, object]],
 ) -> dict[str, object]:  # fmt: skip
-    """Write records and exhibits; return the content of results.json."""
+    """Write records and exhibits; return the content of results.json, of what is judged where stages are left."""
     # Those of figures are found anew: `findings` may come from earlier results.
     lasting = [f for f in findings if f.get("code") not in FIGURE_CODES]
     books = _Books(plan, store, outcome, read_scores(folder))
+    missing: dict[str, list[str]] = {}
+    for cell in plan.cells:
+        if cell.id not in books.by_id:
+            missing.setdefault(cell.chain, []).append(cell.id)
+    plan = books.plan
     maps = {name: MapBooks(chain, store, outcome) for name, chain in plan.chains.items() if chain.maps}
     records = [books.record(cell) for cell in plan.cells if cell.chain not in maps]
     records += [record for book in maps.values() for record in book.records]
@@ -258,6 +268,7 @@ def results_of(
         "name": name,
         "specs": [a["spec"] for a in folder.accepted()],
         "versions": versions(),
+        **({"partial": missing} if missing else {}),
         "cells": records,
         "contrasts": contrasts,
         "summary": {"groups": groups, "chains": chains, "findings": [*lasting, *books.implausible()]},
@@ -268,8 +279,9 @@ class _Books:
     """Reads what the stages left."""
 
     def __init__(self, plan: Plan, store: ArtifactStore, outcome: Outcome, scores: Mapping[str, CellScores]) -> None:
-        self.plan, self.store, self.outcome, self.scores = plan, store, outcome, scores
-        self.by_id = {c.id: c for c in plan.cells}
+        self.whole, self.plan = plan, part_of(plan, outcome)
+        self.store, self.outcome, self.scores = store, outcome, scores
+        self.by_id = {c.id: c for c in self.plan.cells}
         self._truth_rows: dict[str, TruthRows] = {}
         self._metrics: dict[str, dict[str, Estimate]] = {}
         self._clustered: dict[str, bool] = {}
@@ -278,12 +290,15 @@ class _Books:
         spec, family = chain.context.spec, chain.context.family
         truth = next(c for c in chain.cells if c.role == "truth")
         metrics = self.metrics(truth)
+        planned = self.whole.chains[chain.context.name].cells
         return ChainFacts(
             chain.context.name,
             family.name,
             family.describe_truth(spec),
             metrics is not None and "length" in metrics,
             spec.controls,
+            max(c.level for c in planned),
+            len(chain.cells) == len(planned),
         )
 
     def metrics(self, cell: Cell) -> dict[str, Estimate] | None:

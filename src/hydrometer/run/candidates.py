@@ -57,6 +57,7 @@ class Source:
     ----------
     cells : of results.json, by id: figures and whether they failed.
     digest : of results.json, by which advice is told from newer results.
+    missing : ids of the chain's cells that are not judged yet.
     """
 
     books: RunFolder
@@ -67,6 +68,7 @@ class Source:
     store: ArtifactStore
     cells: dict[str, dict[str, Any]]
     digest: str
+    missing: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path | Url:
@@ -169,6 +171,8 @@ def open_source(
     if not accepted:
         raise FolderError("the folder holds results but no specification", got=str(folder), fix="give a whole run")
     names = _advisable(results, str(folder))
+    if not names and "partial" in results and all("map" not in c for c in results["summary"]["chains"].values()):
+        raise InputError("no distilled student is judged so far", got=str(folder), fix="wait, or let the run go on")
     if not names:
         raise InputError(
             "the run has no distilled student to advise on", got=str(folder),
@@ -182,9 +186,10 @@ def open_source(
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
     store = open_store(kept)
     cells = {c["id"]: c for c in results["cells"]}
+    missing = cast("dict[str, list[str]]", results.get("partial", {})).get(name, [])
     return Source(
         books, str(results.get("name", spec.name)), spec, plan, plan.chains[name], store, cells,
-        file_digest(books.root / "results.json"),
+        file_digest(books.root / "results.json"), tuple(missing),
     )  # fmt: skip
 
 
@@ -236,7 +241,7 @@ def entries(source: Source, recall: str, precision: str) -> tuple[list[Entry], l
     excluded: list[Excluded] = []
     for name, cells in groups.items():
         figures: dict[int | None, Metrics] = {}
-        reason = "it was not judged"
+        reason = "it is not judged yet" if source.missing else "it was not judged"
         for seed, cell in cells.items():
             record = source.cells.get(cell.id)
             if record is None or record["status"] != "ok":

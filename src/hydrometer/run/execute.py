@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from hydrometer.core.errors import StoreError
+from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import Finding
 from hydrometer.models.base import Family, FitsTogether, Threaded, Tick
 from hydrometer.models.drawing import release
 from hydrometer.run.failures import reason_of
 from hydrometer.run.missing import missing_of
+from hydrometer.run.order import in_order
 from hydrometer.run.plan import Plan
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.draw import draw
@@ -39,7 +41,9 @@ from hydrometer.stages.picture import embed, picture
 from hydrometer.stages.score import score
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "workers_of"]
+__all__ = [
+    "Ended", "Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "nobody", "workers_of",
+]  # fmt: skip
 
 
 class Monitor(Protocol):
@@ -65,6 +69,10 @@ class Monitor(Protocol):
         """Tell that the stage ended."""
         ...
 
+    def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
+        """Tell of the first figures of a model, by its group's id."""
+        ...
+
 
 class SilentMonitor:
     """A monitor that says nothing."""
@@ -84,6 +92,9 @@ class SilentMonitor:
     def done(self, cost: float, failed: str | None) -> None:
         """Say nothing."""
 
+    def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
+        """Say nothing."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -94,15 +105,33 @@ class Outcome:
     computed : stages computed, by kind.
     reused : stages found finished, by kind.
     failed : reason by key, for stages that failed or whose inputs did.
+    left : keys of stages that are still to be made.
     """
 
     computed: Counter[str] = field(default_factory=Counter[str])
     reused: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+    left: set[str] = field(default_factory=set[str])
+
+    def end(self, node: Node, reason: str | None) -> None:
+        """Count a stage as made, or as failed for a reason."""
+        self.left.discard(node.key)
+        if reason is None:
+            self.computed[node.stage] += 1
+        else:
+            self.failed[node.key] = reason
 
 
-def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
-    """Compute every stage whose artifact is missing, inputs first.
+Ended = Callable[[Node, Outcome], None]
+"""Hears of every stage when it has ended."""
+
+
+def nobody(node: Node, outcome: Outcome) -> None:
+    """Hear of a stage and do nothing."""
+
+
+def execute(plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = nobody) -> Outcome:
+    """Compute every stage whose artifact is missing, inputs first and what the first figures need before the rest.
 
     A stage that fails, meets input that only it could find wrong, or runs out of memory takes with it those that need
     it; others go on. A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
@@ -120,23 +149,22 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
                     fit_together(node, plan, store)
                 else:
                     make(node, plan, bench, monitor.tick)
-                outcome.computed[node.stage] += 1
             except Exception as e:
                 reason = reason_of(e, node.stage, store.root)
             if reason is not None:
                 gc.collect()  # what a failed stage left in cycles, a half-made model say, is not to starve the next one
-        if reason is not None:
-            outcome.failed[key] = reason
+        outcome.end(node, reason)
         monitor.done(costs[key], reason)
+        ended(node, outcome)
     for chain in plan.chains.values():
         release(chain.context.family)
     return outcome
 
 
 def begin(plan: Plan, store: ArtifactStore, monitor: Monitor) -> tuple[Outcome, dict[str, Node], dict[str, float]]:
-    """Look at what is there: the outcome so far, the stages that are missing, inputs first, and every stage's cost."""
-    outcome = Outcome()
-    missing = missing_of(plan.nodes, store)
+    """Look at what is there: the outcome so far, the missing stages as they are to be made, and every stage's cost."""
+    missing = in_order(plan, missing_of(plan.nodes, store))
+    outcome = Outcome(left=set(missing))
     outcome.reused.update(node.stage for key, node in plan.nodes.items() if key not in missing)
     costs = costs_of(plan)
     monitor.begin(sum(costs.values()), sum(c for k, c in costs.items() if k not in missing), len(missing))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.execute import Monitor, Outcome, execute
+from hydrometer.run.execute import Ended, Monitor, Outcome, execute, nobody
 from hydrometer.run.plan import Plan
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["Executor", "ExecutorName", "executor_of"]
 
-Executor = Callable[[Plan, ArtifactStore, Monitor], Outcome]
+
+class Executor(Protocol):
+    """Makes what is missing of a plan; `ended` hears of every stage that has ended."""
+
+    def __call__(self, plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = nobody) -> Outcome:
+        """Make it. Raises what ends a run."""
+        ...
+
+
 ExecutorName = Literal["local", "ray"]
 
 

@@ -49,7 +49,8 @@ class MapBooks:
             return Judged(found[cell.group][place[cell.seed]], _no_rows, _no_truth_rows)
 
         spec, family = node.point.chain, self.chain.context.family
-        facts = ChainFacts(self.chain.context.name, family.name, family.describe_truth(spec), False, spec.controls)
+        truth, last = family.describe_truth(spec), max(c.level for c in cells)
+        facts = ChainFacts(self.chain.context.name, family.name, truth, False, spec.controls, last)
         comparison = compare_chain(facts, by_seed, judged, lambda _: None)
         self.contrasts += comparison.contrasts
         self.groups |= comparison.groups

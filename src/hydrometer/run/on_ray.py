@@ -28,7 +28,7 @@ from hydrometer.core.errors import (
     one_line,
 )
 from hydrometer.models.base import no_progress
-from hydrometer.run.execute import Monitor, Outcome, begin, label_of, make, workers_of
+from hydrometer.run.execute import Ended, Monitor, Outcome, begin, label_of, make, nobody, workers_of
 from hydrometer.run.failures import reason_of
 from hydrometer.run.on_ray_needs import Machine, Need, need_of
 from hydrometer.run.plan import Plan
@@ -76,12 +76,12 @@ class RayExecutor:
         self.address = address
         _ray()
 
-    def __call__(self, plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
+    def __call__(self, plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = nobody) -> Outcome:
         """Make what is missing. Raises InputError where the cluster cannot be reached, or has no place for a stage."""
         outcome, missing, costs = begin(plan, store, monitor)
         if missing:
             with _connected(self.address):
-                driver = _Driver(plan, store, monitor, outcome, missing, costs)
+                driver = _Driver(plan, store, monitor, outcome, missing, costs, ended)
                 try:
                     driver.run()
                 finally:
@@ -174,9 +174,10 @@ class _Driver:
 
     def __init__(
         self, plan: Plan, store: ArtifactStore, monitor: Monitor, outcome: Outcome, missing: Mapping[str, Node],
-        costs: Mapping[str, float],
+        costs: Mapping[str, float], ended: Ended,
     ) -> None:  # fmt: skip
         self.ray: Any = _ray()
+        self.ended = ended
         self.plan, self.monitor, self.outcome, self.missing, self.costs = plan, monitor, outcome, missing, costs
         self.keys = list(missing)
         place = {key: i for i, key in enumerate(self.keys)}
@@ -249,16 +250,14 @@ class _Driver:
 
     def end(self, key: str, reason: str | None) -> None:
         """Count a stage as made, or as failed; those that only waited for it are ready."""
-        if reason is None:
-            self.outcome.computed[self.missing[key].stage] += 1
-        else:
-            self.outcome.failed[key] = reason
+        self.outcome.end(self.missing[key], reason)
         for user in self.users.pop(key, ()):
             self.lacking[user] -= 1
             if not self.lacking[user]:
                 heapq.heappush(self.ready, self.place[user])
         self.monitor.stage(label_of(self.missing[key]), self.costs[key])
         self.monitor.done(self.costs[key], reason)
+        self.ended(self.missing[key], self.outcome)
 
     def cancel(self) -> None:
         """Stop what is under way. What a worker had half written it removes; the next run, where it did not end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from hydrometer.core.errors import one_line
+from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import Finding
 from hydrometer.core.watching import watched_by
 from hydrometer.run.waiting import Waiting, clock
@@ -126,6 +127,11 @@ class ConsoleMonitor:
         if failed is not None:
             self.console.print(f"[red]failed[/red] {escape(self._label)}: {escape(failed)}")
         self._show(0.0, last=self._count == self._stages)
+
+    def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
+        """Print a model's first figures, a line above the bar."""
+        shown = [f"{metric} {figures[metric]}" for metric in ("precision", "recall") if metric in figures]
+        self.console.print(f"judged   {name}: {', '.join(shown)}", markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, done: float) -> str:
         spent = time.monotonic() - self._began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hydrometer.run.execute import Outcome
 from hydrometer.run.extend import merge
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.rendered import with_prompts
-from hydrometer.stages.nodes import Cell, DrawNode
+from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.places import Url, place_of
 from hydrometer.store.records import RunFolder, load_results
@@ -27,7 +27,7 @@ __all__ = [
     "Opened",
     "chain_named",
     "closure",
-    "finished",
+    "look",
     "reopen",
     "require_run",
     "training_rows",
@@ -159,8 +159,8 @@ def training_rows(plan: Plan) -> Plan:
     return closure(plan, [k for k, n in plan.nodes.items() if isinstance(n, DrawNode) and n.purpose == "train"])
 
 
-def finished(opened: Opened, plan: Plan, outcome: Outcome) -> Plan:
-    """Return the plan with those of its cells alone that are judged, or that failed now or in an earlier run.
+def look(opened: Opened, plan: Plan, outcome: Outcome) -> None:
+    """Enter into an outcome what of a plan is left to be made, and what failed in an earlier run.
 
     Raises
     ------
@@ -169,29 +169,22 @@ def finished(opened: Opened, plan: Plan, outcome: Outcome) -> Plan:
     store = opened.store
     results = _recorded(opened.folder)
     before: dict[str, dict[str, Any]] = {} if results is None else {c["id"]: c for c in results["cells"]}
-    out = Plan(plan.nodes)
-    for name, chain in plan.chains.items():
-        kept: list[Cell] = []
-        for cell in chain.cells:
-            old = before.get(cell.id, {})
-            if store.has(plan.nodes[cell.judge].stage, cell.judge) or cell.judge in outcome.failed:
-                kept.append(_without_absent(cell, store))
-            elif old.get("status") == "failed":
-                outcome.failed[cell.judge] = str(old.get("reason"))
-                kept.append(_without_absent(cell, store))
-            elif old:
-                raise FolderError(
-                    "figures in results.json have no artifact under this machine's versions, threads and processor",
-                    got=cell.id,
-                    fix="go on where they were made, or `hydrometer run` it again here first",
-                )
-        if any(c.role == "truth" for c in kept):
-            judged = {c.judge for c in kept}
-            maps = [m for m in chain.maps if m.key in judged]
-            shown = chain.picture
-            picture = shown if shown is not None and store.has("picture", shown) else None
-            out.chains[name] = replace(chain, cells=kept, maps=maps, picture=picture)
-    return out
+    for cell in plan.cells:
+        old = before.get(cell.id, {})
+        if store.has(plan.nodes[cell.judge].stage, cell.judge) or cell.judge in outcome.failed:
+            continue
+        if old.get("status") == "failed":
+            outcome.failed[cell.judge] = str(old.get("reason"))
+        elif old:
+            raise FolderError(
+                "figures in results.json have no artifact under this machine's versions, threads and processor",
+                got=cell.id,
+                fix="go on where they were made, or `hydrometer run` it again here first",
+            )
+        else:
+            outcome.left.add(cell.judge)
+    shown = [k for c in plan.cells for k in (c.show, c.released)] + [c.picture for c in plan.chains.values()]
+    outcome.left |= {k for k in shown if k is not None and not store.has(plan.nodes[k].stage, k)}
 
 
 def _recorded(folder: RunFolder) -> dict[str, Any] | None:
@@ -208,9 +201,3 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
         fix = "remove it, then run the experiment again"
         raise FolderError("results.json lacks what a run writes", got=str(folder.place), fix=fix)
     return results
-
-
-def _without_absent(cell: Cell, store: ArtifactStore) -> Cell:
-    show = cell.show if cell.show is not None and store.has("show", cell.show) else None
-    quoted = cell.released if cell.released is not None and store.has("released", cell.released) else None
-    return replace(cell, show=show, released=quoted)

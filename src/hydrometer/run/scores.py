@@ -6,13 +6,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import FolderError, brief
 from hydrometer.core.estimate import Estimate
 from hydrometer.store.artifacts import write_atomic
+from hydrometer.store.lock import hold
 
 if TYPE_CHECKING:
     from hydrometer.store.records import RunFolder
@@ -88,14 +91,16 @@ def _figure(value: dict[str, Any]) -> Estimate:
 
 
 def keep_scores(folder: RunFolder, new: Mapping[str, CellScores]) -> None:
-    """Add figures to what the folder holds."""
-    old = read_scores(folder)
-    (folder.root / "scores").mkdir(exist_ok=True)
-    for cell, scores in new.items():
-        whole = old.get(cell, CellScores()).joined(scores)
-        metrics = {
-            name: {"rows": whole.rows[name], "source": whole.source[name], "figure": asdict(e)}
-            for name, e in whole.metrics.items()
-        }
-        text = json.dumps({"version": 1, "cell": cell, "metrics": metrics}, indent=1, allow_nan=False) + "\n"
-        write_atomic(folder.root / "scores" / f"{cell}.json", text)
+    """Add figures to what the folder holds. Raises FolderError where another process is adding some."""
+    home = folder.root / "scores"
+    home.mkdir(exist_ok=True)
+    with hold(home) if isinstance(folder.place, Path) else nullcontext():
+        old = read_scores(folder)
+        for cell, scores in new.items():
+            whole = old.get(cell, CellScores()).joined(scores)
+            metrics = {
+                name: {"rows": whole.rows[name], "source": whole.source[name], "figure": asdict(e)}
+                for name, e in whole.metrics.items()
+            }
+            text = json.dumps({"version": 1, "cell": cell, "metrics": metrics}, indent=1, allow_nan=False) + "\n"
+            write_atomic(home / f"{cell}.json", text)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +27,11 @@ from hydrometer.run.execute import Outcome
 from hydrometer.run.exporting import COLUMNS
 from hydrometer.run.plan import Plan
 from hydrometer.run.recipes import shipped_recipes
-from hydrometer.run.reopen import Opened, finished, reopen, require_run
+from hydrometer.run.reopen import Opened, look, reopen, require_run
 from hydrometer.run.scores import CellScores, keep_scores
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import Cell, JudgeNode
+from hydrometer.store.lock import InUseError
 from hydrometer.store.places import Url
 from hydrometer.store.records import load_results
 
@@ -49,10 +51,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ScoresResult:
-    """What `add_scores` returns: the folder's results, and the figures added, by cell id and metric."""
+    """What `add_scores` returns: the folder's results, and the figures added, by cell id and metric.
+
+    Where a run is going on in the folder, `waiting`: it writes them into its results with its own next figures.
+    """
 
     run: RunResult
     added: Mapping[str, Mapping[str, Estimate]]
+    waiting: bool = False
 
 
 def add_scores(
@@ -92,20 +98,27 @@ def add_scores(
         if columns:
             raise InputError("columns are named of files of rows", got=list(columns), fix="leave out --column")
         _named(cell)
-    with home.hold():
+    with ExitStack() as held:
+        waiting = False
+        try:
+            held.enter_context(home.hold())
+        except InUseError:  # scores are files of their own, and read whenever results are written
+            waiting = True
+            load_results(home.root)
         opened = reopen(home, cache, [shipped_recipes()])
         outcome = Outcome()
-        part = finished(opened, opened.plan, outcome)
+        look(opened, opened.plan, outcome)
         if isinstance(given, CellScores):
-            found = {_cell(opened, part, cell).id: given}
+            found = {_cell(opened, opened.plan, cell).id: given}
         else:
-            found = _rows(opened, part, given, source)
+            found = _rows(opened, opened.plan, given, source)
         keep_scores(opened.folder, found)
-        opened.folder.create()
-        results = results_of(opened.spec.name, opened.folder, part, opened.store, outcome, opened.findings())
-        opened.folder.write_results(results)
+        if not waiting:
+            opened.folder.create()
+            results = results_of(opened.spec.name, opened.folder, opened.plan, opened.store, outcome, opened.findings())
+            opened.folder.write_results(results)
     run = RunResult(opened.folder.place, load_results(opened.folder.root), outcome)
-    return ScoresResult(run, {name: dict(s.metrics) for name, s in found.items()})
+    return ScoresResult(run, {name: dict(s.metrics) for name, s in found.items()}, waiting)
 
 
 def _read(path: Path) -> bytes:

@@ -29,7 +29,7 @@ __all__ = ["ERROR", "Candidate", "Decision", "More", "Need", "Problem", "Reason"
 
 Floats = NDArray[np.float64]
 Feasible = Literal["met", "open", "violated"]
-Reason = Literal["one_seed", "constraint", "close", "equivalent", "unconfirmed"]
+Reason = Literal["one_seed", "constraint", "close", "equivalent", "unconfirmed", "partial"]
 
 ERROR = 0.05
 """Largest probability of a confident answer that is wrong."""

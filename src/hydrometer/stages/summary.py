@@ -52,13 +52,21 @@ PRINTED = {
 
 @dataclass(frozen=True, slots=True)
 class ChainFacts:
-    """What the summary needs to know of a chain besides its cells."""
+    """What the summary needs to know of a chain besides its cells.
+
+    Attributes
+    ----------
+    last : level of its students.
+    is_whole : whether no more of it is to be judged.
+    """
 
     name: str
     family: str
     truth: str
     sequences: bool
     controls: tuple[Selectivity, ...]
+    last: int
+    is_whole: bool = True
 
 
 @dataclass(slots=True)
@@ -101,11 +109,10 @@ class _Chain:
 
     def __init__(self, facts: ChainFacts, groups: dict[str, Group], example: dict[str, Cell]) -> None:
         self.facts, self.groups, self.example = facts, groups, example
-        last = max(c.level for c in example.values())
         self.metrics = [*LIKELIHOOD]
         if facts.sequences:
             self.metrics += [f"{m}_per_token" for m in LIKELIHOOD] + list(TEXT)
-        mine = {n: c for n, c in example.items() if c.level == last and c.training}
+        mine = {n: c for n, c in example.items() if c.level == facts.last and c.training}
         self.adopted = {n: c for n, c in mine.items() if c.origin is not None}
         at_end = {n: c for n, c in mine.items() if c.origin is None}
         plain = {n: c for n, c in at_end.items() if c.decoding is None}
@@ -227,6 +234,9 @@ Pair = Callable[[str | None, str | None], dict[str, Contrast]]
 
 def _gate(c: _Chain, pair: Pair) -> Json:
     """Teacher gate: whether the unselected teacher's recall beats the direct student's."""
+    if not c.facts.is_whole:  # what is shown by some of the seeds may not be by all
+        contrast = pair(c.teacher, c.direct).get("recall")
+        return {"passed": None, "contrast": _plain(contrast), "reason": "not all of the chain is judged yet"}
     if c.teacher is None:
         return {"passed": None, "contrast": None, "reason": "the teacher is the truth itself"}
     found = pair(c.teacher, c.direct).get("recall")

@@ -14,7 +14,11 @@ from typing import cast
 from hydrometer.core.errors import FolderError
 from hydrometer.core.refusals import refused
 
-__all__ = ["hold"]
+__all__ = ["InUseError", "hold"]
+
+
+class InUseError(FolderError):
+    """Another process holds the folder."""
 
 
 @contextmanager
@@ -23,7 +27,8 @@ def hold(folder: Path) -> Generator[None]:
 
     Raises
     ------
-    FolderError : another process holds it; the message says which.
+    InUseError : another process holds it; the message says which.
+    FolderError : the machine refuses.
     """
     path = folder / ".lock"
     try:
@@ -36,7 +41,7 @@ def hold(folder: Path) -> Generator[None]:
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         except BlockingIOError:
-            raise FolderError(
+            raise InUseError(
                 f"another run is using {folder}", got=_holder(handle), fix="wait for it, or choose another --out"
             ) from None
         except OSError as e:
