@@ -77,7 +77,7 @@ def _size(source: str, config: Any, name: str) -> float:
 
 
 def find_model(source: str, base: str | None = None) -> Existing:
-    """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened.
+    """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened but a GGUF file's.
 
     Raises
     ------
@@ -90,6 +90,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     from hydrometer.models.causal_lm.tokenizer_file import difference
 
     resolved = load.resolve(source, base=base)
+    load.dequantised(resolved.base or resolved)  # a file that cannot be read is refused before anything is made
     found = load.outline(resolved)
     config: Any = found.config.get_text_config()
     width, layers, words = (_size(source, config, k) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))

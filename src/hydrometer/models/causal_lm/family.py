@@ -135,6 +135,10 @@ class CausalLMFamily:
         c = _chain(chain)
         resolved, prompts, stop_ids = _opening(c.truth)
         configs = level_configs(_outline(resolved).config, self.levels(c))
+        for level in self.levels(c):  # a file that cannot be read is refused before anything is made
+            if isinstance(init := cast("LevelSpec", level.spec).init, FromSource):
+                source = load.resolve(init.source, init.revision)
+                load.dequantised(source.base or source)
         subject = Subject(c, resolved, _outline(resolved), prompts, stop_ids, configs)
         return examine(subject, lambda precision: self.truth(c, precision))
 
@@ -193,7 +197,8 @@ class CausalLMFamily:
         c = _chain(chain)
         resolved, prompts, stop_ids = _opening(c.truth)
         _set_threads(c)
-        lm = _truth_lm(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
+        source = str(resolved.gguf or resolved.path)
+        lm = _truth_lm(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
