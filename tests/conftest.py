@@ -8,9 +8,11 @@ import site
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # A kernel's first call takes seconds, so no example has a deadline. HYPOTHESIS_PROFILE=thorough before a release.
@@ -38,6 +40,17 @@ def pytest_configure(config: Any) -> None:
     site.addsitedir(folder)  # reads the wheel's .pth
     added = [p for p in sys.path if p not in before]
     config.add_cleanup(lambda: [sys.path.remove(p) for p in added if p in sys.path])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _figures_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs of the tests take is not what this machine's owner wants to plan with."""
+    from hydrometer.run import this_machine
+
+    own, folder = this_machine.device_folder, tmp_path_factory.mktemp("devices")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(this_machine, "device_folder", lambda: own() if "HYDROMETER_CACHE" in os.environ else folder)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -30,6 +30,7 @@ from hydrometer.run.executors import ExecutorName, executor_of
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.recorded import keep_seconds
 from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
@@ -186,8 +187,10 @@ def run(
         keep(store, diagnosis)
         if until == "draw":
             outcome = make(training_rows(plan), store, watch)
+            watch.found(keep_seconds(plan, store, outcome))
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
         outcome = make(plan, store, watch)
+        watch.found(keep_seconds(plan, store, outcome))
         findings = [f.to_json() for f in diagnosis.lasting]
         results = results_of(spec.name, folder, plan, store, outcome, findings)
         folder.write_results(results)

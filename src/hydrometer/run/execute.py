@@ -94,11 +94,13 @@ class Outcome:
     computed : stages computed, by kind.
     reused : stages found finished, by kind.
     failed : reason by key, for stages that failed or whose inputs did.
+    made : keys of stages that this process itself computed.
     """
 
     computed: Counter[str] = field(default_factory=Counter[str])
     reused: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+    made: list[str] = field(default_factory=list[str])
 
 
 def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
@@ -121,6 +123,7 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor) -> Outcome:
                 else:
                     make(node, plan, bench, monitor.tick)
                 outcome.computed[node.stage] += 1
+                outcome.made.append(key)
             except Exception as e:
                 reason = reason_of(e, node.stage, store.root)
             if reason is not None:

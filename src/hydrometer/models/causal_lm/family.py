@@ -366,11 +366,13 @@ class CausalLMFamily:
         _set_threads(c)
         return measure(self.subject(c), mean, known)
 
-    def machine(self) -> Mapping[str, float]:
+    def machine(self, chain: ChainSpec) -> Mapping[str, float]:
         """Rates of matrix products and memory copies here."""
         from hydrometer.models.causal_lm.timing import machine
 
-        return machine()
+        c = _chain(chain)
+        _set_threads(c)
+        return machine(c.device)
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
