@@ -149,7 +149,7 @@ def test_the_file_of_this_machine_can_be_changed_and_says_what_speaks_against_a_
     second = hm.plan(path, out=tmp_path / "out")
     assert second.total["hours"] == pytest.approx(2 * first.total["hours"])
     [told] = [line for line in second.notes if "were measured here" in line]
-    for word in ("2001-02-03", "load of up to 1000.0", "other versions (torch 0.1"):
+    for word in ("2001-02-03", "days old", "load of up to 1000.0", "other versions (torch 0.1"):
         assert word in told
         assert not any(word in line for line in first.notes)
     elsewhere = hm.plan(path, out=tmp_path / "out", device=str(file))

@@ -198,7 +198,8 @@ class Counted(Protocol):
     def machine(self, chain: ChainSpec) -> Mapping[str, float]:
         """Measure this machine's rates, with the chain's threads, in a second or two.
 
-        Matrix products as `float32` and `bfloat16`, FLOP/s; `bandwidth`, bytes/s; of an accelerator `memory`, bytes.
+        Matrix products as the chain's networks have them, `float32` and `bfloat16`, FLOP/s, and `train`, the share of
+        these that learning reaches; `bandwidth`, bytes/s; of an accelerator `memory`, bytes.
         """
         ...
 

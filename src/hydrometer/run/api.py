@@ -187,10 +187,10 @@ def run(
         keep(store, diagnosis)
         if until == "draw":
             outcome = make(training_rows(plan), store, watch)
-            watch.found(keep_seconds(plan, store, outcome))
+            keep_seconds(plan, store, outcome, watch)
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
         outcome = make(plan, store, watch)
-        watch.found(keep_seconds(plan, store, outcome))
+        keep_seconds(plan, store, outcome, watch)
         findings = [f.to_json() for f in diagnosis.lasting]
         results = results_of(spec.name, folder, plan, store, outcome, findings)
         folder.write_results(results)

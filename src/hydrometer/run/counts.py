@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hydrometer.models.base import Precision
@@ -21,10 +22,11 @@ _FEW = Work(disk=SHOWN)
 
 
 class Counts:
-    """Counts stages; what is alike is counted once."""
+    """Counts stages; what is alike is counted once, and is one object."""
 
     def __init__(self) -> None:
         self._works: dict[tuple[object, ...], Work] = {}
+        self._joined: dict[tuple[int, ...], Work] = {}
 
     def of(self, node: Node, counted: Counted, mean: float) -> Work:
         """Return what a stage has to do where answers have `mean` tokens."""
@@ -39,8 +41,7 @@ class Counts:
                 each = [once]
                 if needs_truth(s):  # every candidate is scored under it
                     each.append(self._count(node, counted, "score own", "truth", node.n, mean, precision))
-                parts = tuple(_scaled(p, s.best_of or 1) for w in each for p in w.parts)
-                return replace(once, memory=sum(w.memory for w in each), parts=parts)
+                return self._join(each, s.best_of or 1, memory=sum(w.memory for w in each))
             case FitNode():
                 return self._count(node, counted, "fit", node.level.role, node.data.n, mean, judged)
             case ScoreNode():
@@ -53,7 +54,7 @@ class Counts:
                 chosen = node.decoding is not None and node.decoding.chooses
                 roles = ("truth",) if is_truth or chosen else ("truth", node.law.role)
                 exact = [self._count(node, counted, "score own", r, again, mean, "float32") for r in roles]
-                return replace(work, parts=work.parts + tuple(p for w in exact for p in w.parts))
+                return self._join([work, *exact], 1, memory=work.memory)
             case JudgeNode() if node.truth_scores or node.law_scores:
                 return self._count(node, counted, "judge", node.law.role, node.law_rows.n, mean, judged)
             case JudgeNode():  # rows that are not stored: the truth scores them
@@ -62,6 +63,14 @@ class Counts:
                 return self._count(node, counted, "score own", "truth", node.n, mean, judged)
             case _:
                 return _FEW
+
+    def _join(self, works: Sequence[Work], times: int, *, memory: float) -> Work:
+        """Return the first of some works with the parts of all, so many times; the same object for the same ones."""
+        slot = (times, *map(id, works))
+        if slot not in self._joined:
+            parts = tuple(_scaled(p, times) for w in works for p in w.parts)
+            self._joined[slot] = replace(works[0], memory=memory, parts=parts)
+        return self._joined[slot]
 
     def _count(
         self, node: Node, counted: Counted, stage: Kind, role: str, rows: int, mean: float,

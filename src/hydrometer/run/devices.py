@@ -93,7 +93,7 @@ def _other_machine(fields: dict[str, object], path: Path) -> Device:
         kept = Kept.model_validate(fields)
     except ValidationError as e:
         raise explain(e, path.name) from None
-    if kept.rates is None:
+    if not kept.rates:
         raise SpecError(
             f"{path.name}: nothing was measured on that machine", fix="there, `hydrometer plan RECIPE --measure`"
         )

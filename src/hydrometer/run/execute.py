@@ -237,7 +237,8 @@ def cost_of(node: Node) -> float:
         case EmbedNode():  # one pass of the truth, as a draw is
             return family.cost(chain, "draw", node.truth.role, node.n)
         case MapNode():
-            return len(node.seeds) * (1 + len(chain.selectivity)) * family.cost(chain, "fit", "student", 1)
+            once = family.cost(chain, "fit", "student", 1) + family.cost(chain, "judge", "student", 1)
+            return len(node.seeds) * (1 + len(chain.selectivity)) * once
 
 
 def label_of(node: Node) -> str:

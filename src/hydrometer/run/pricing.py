@@ -185,7 +185,7 @@ class Pricing:
                 continue
             kept = [n for n in self._figures if machine.figures[n].how == source]
             dates = sorted({machine.figures[n].date for n in kept})
-            when = f" ({' to '.join(dict.fromkeys((dates[0], dates[-1])))})" if dates else ""
+            when = f" ({' to '.join(dict.fromkeys((str(dates[0]), str(dates[-1]))))})" if dates else ""
             against = machine.cautions(kept) if source in _KEPT else machine.doubts()
             self.note(f"{name}: seconds of {', '.join(stages)} {'; '.join([told + when, *against])}")
 

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 
 from hydrometer.core.errors import HydrometerError
-from hydrometer.core.findings import Finding, warning
+from hydrometer.core.findings import warning
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.work import Counted, Lengths, Work, share_out
 from hydrometer.run.counts import Counts
-from hydrometer.run.execute import Outcome, workers_of
+from hydrometer.run.execute import Monitor, Outcome, workers_of
 from hydrometer.run.plan import ChainPlan, Plan
 from hydrometer.run.this_machine import ThisMachine, keep_length, kept_length
 from hydrometer.run.trial import kind_of, trial_name, units_of
@@ -22,13 +22,8 @@ __all__ = ["keep_seconds"]
 _MOST_READ = 300  # artifacts of a kind
 
 
-def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome) -> list[Finding]:
-    """Keep what the stages that this process made took.
-
-    Returns
-    -------
-    A warning where that could not be kept: the run's results are none the worse.
-    """
+def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome, monitor: Monitor) -> None:
+    """Keep what the stages that this process made took. Where that cannot be, the monitor is told."""
     made: dict[str, list[Node]] = {}
     for key in outcome.made:
         node = plan.nodes[key]
@@ -45,9 +40,8 @@ def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome) -> list[Fin
             if seconds:
                 machine.learn(seconds, "run")
     except HydrometerError as e:
-        why = "hydrometer plan goes on without what this run took"
-        return [warning("seconds-not-kept", str(e), why, "make its folder writable")]
-    return []
+        why = "hydrometer plan will not know what this run took; its results are none the worse"
+        monitor.found([warning("seconds-not-kept", str(e), why, "make its folder writable, or set HYDROMETER_CACHE")])
 
 
 def _by_name(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore) -> dict[str, float]:

@@ -6,6 +6,7 @@ and at what load average it came about, so that a plan can say how far to trust 
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -36,14 +37,15 @@ __all__ = ["COARSE", "Figure", "Kept", "ThisMachine", "device_folder", "keep_len
 COARSE = 3.0
 """Factor, either way, within which coarse seconds are said to lie (docs, Scaling)."""
 
-_REACHED: dict[Phase, float] = {"draw": 0.35, "score": 0.5, "train": 0.35}
-_BEFORE = {"float32": 2e11, "bfloat16": 8e11}  # where nothing was measured and proportions alone matter
+_REACHED: dict[Phase, float] = {"draw": 0.45, "score": 0.6, "train": 0.5}  # of the rates of single products
+_BEFORE = {"float32": 2e11, "bfloat16": 3e11}  # where nothing was measured and proportions alone matter
 _UNMEASURED = {"start": 5.0, "stage": 1e-3}
 _LINK = 5e8
 _LAUNCH = 8e-6  # on an accelerator
 _CROWDED = 1.25  # load average a core from which figures are slow ones; what is timed is part of the load
+_OLD = 30  # days from which the age of figures is said
 _MOST_BYTES = 100_000_000
-_MOST_FIGURES = 5000
+_MOST_FIGURES, _MOST_RATES = 5000, 50
 
 How = Literal["run", "measured"]
 
@@ -53,48 +55,51 @@ class Figure(Strict):
 
     Attributes
     ----------
-    how : recorded by a run, or measured for a plan. date : year-month-day. load : load average; None if unknown.
+    how : recorded by a run, or measured for a plan. load : load average then; None if unknown. versions : by which.
     """
 
     seconds: float = Field(ge=0, le=1e9)
     how: How
-    date: str
+    date: datetime.date
     load: float | None = None
     versions: str = ""
 
 
 class Rates(Strict):
-    """Matrix products, FLOP/s by dtype, and memory copies, bytes/s; `memory` is an accelerator's, bytes."""
+    """What `Counted.machine` found for a truth, and when."""
 
     float32: float = Field(ge=1, le=1e30)
     bfloat16: float = Field(ge=1, le=1e30)
+    train: float = Field(gt=0, le=1e30)
     bandwidth: float = Field(ge=1, le=1e30)
     memory: float | None = Field(default=None, gt=0, le=1e30)
-    date: str
-    load: float | None = None
+    date: datetime.date
 
 
 class Kept(Strict):
     """A file of what is known of a machine."""
 
     machine: dict[str, str | int]
-    rates: Rates | None = None
+    rates: dict[str, Rates] = Field(default_factory=dict[str, Rates])
     figures: dict[str, Figure] = Field(default_factory=dict[str, Figure])
 
-    def device(self, name: str = "this", *, held: float | None = None) -> Device:
+    def device(self, name: str = "this", *, rated: str | None = None, held: float | None = None) -> Device:
         """Return the device that a plan is priced for; what has no figure is priced by rates, coarsely.
 
         Parameters
         ----------
-        held : bytes of memory, where it is the processor's.
+        rated : for which of the truths; None for the last. held : bytes of memory, where it is the processor's.
         """
-        r = self.rates
+        r = self.rates.get(next(reversed(self.rates), "") if rated is None else rated)
         flops, bandwidth = (_BEFORE, 2e10) if r is None else ({k: getattr(r, k) for k in _BEFORE}, r.bandwidth)
-        when = "nothing measured" if r is None else f"matrix products measured {r.date} at load {_said(r.load)}"
+        when = "nothing measured" if r is None else f"matrix products measured {r.date}"
         own = None if r is None else r.memory
+        reached = dict(_REACHED)
+        if r is not None:
+            reached["train"] = min(1.0, max(1e-6, _REACHED["train"] * r.train))
         measured = _UNMEASURED | {k: f.seconds for k, f in self.figures.items()}
         return Device(
-            name=name, source=when, flops=flops, bandwidth=bandwidth, utilisation=_REACHED, link=_LINK,
+            name=name, source=when, flops=flops, bandwidth=bandwidth, utilisation=reached, link=_LINK,
             launch=_LAUNCH if own else 0.0, memory=own or held, measured=measured,
         )  # fmt: skip
 
@@ -121,6 +126,7 @@ class ThisMachine:
         about = {k: v if isinstance(v, int) else str(v) for k, v in numerics.items() if k not in versions}
         about |= {"family": family.name, "processor": _processor(), "cores": self.cores}
         self.path = device_folder() / f"{content_key({'version': 2, **about})}.json"
+        self._truth = content_key(dict(family.truth_identity(chain)))
         self.kept = self._read() or Kept(machine=about)
 
     @property
@@ -129,14 +135,10 @@ class ThisMachine:
         return self.kept.figures
 
     def device(self) -> Device:
-        """Return this machine as a plan prices it.
-
-        Rates, which serve what is counted, are measured now where none are kept, or were taken while it was busy.
-        """
-        rates = self.kept.rates
-        if rates is None or (self.was_crowded(rates.load) and not self.was_crowded(_load(0))):
+        """Return this machine as a plan prices it; rates for what is counted are measured where none are kept."""
+        if self._truth not in self.kept.rates:
             self._rate()
-        return self.kept.device(held=memory()[0])
+        return self.kept.device(rated=self._truth, held=memory()[0])
 
     def was_crowded(self, load: float | None) -> bool:
         """Whether a load average is beyond what the cores take."""
@@ -166,15 +168,23 @@ class ThisMachine:
     def cautions(self, names: Iterable[str]) -> list[str]:
         """Say of figures what speaks against them: how old, how busy, by which other versions."""
         used = [self.figures[n] for n in names if n in self.figures]
-        loads = [f.load for f in used if self.was_crowded(f.load)]
+        loads = [f.load for f in used if f.load is not None and self.was_crowded(f.load)]
         others = sorted({f.versions for f in used} - {self.versions})
-        out = [f"at a load of up to {max(x or 0 for x in loads):.1f} on {self.cores} cores, so slower"] if loads else []
-        return out + ([f"by other versions ({others[0]}; now {self.versions})"] if others else [])
+        out: list[str] = []
+        age = (_today() - min((f.date for f in used), default=_today())).days
+        if age > _OLD:
+            out.append(f"up to {age} days old")
+        if loads:
+            out.append(f"at a load of up to {max(loads):.1f} on {self.cores} cores, so slower")
+        if others:
+            out.append(f"by other versions ({others[0]}; now {self.versions})")
+        return out
 
     def doubts(self) -> list[str]:
-        """Say what speaks against coarse seconds."""
-        load = None if self.kept.rates is None else self.kept.rates.load
-        return [f"measured at a load of {load:.1f} on {self.cores} cores"] if load and self.was_crowded(load) else []
+        """Say what speaks against coarse seconds, which are those of a machine that does nothing else."""
+        load = _load(0)
+        busy = load is not None and self.was_crowded(load)
+        return [f"beside a load of {load:.1f} on {self.cores} cores, as now, a run takes longer"] if busy else []
 
     def _figure(self, seconds: float, how: How, load: float | None) -> Figure:
         return Figure(seconds=seconds, how=how, date=_today(), load=load, versions=self.versions)
@@ -183,9 +193,10 @@ class ThisMachine:
         if not isinstance(self.family, Counted):
             return
         self.say("measuring matrix products")
-        load = _load(0)
-        rates = Rates(**self.family.machine(self.chain), date=_today(), load=load)
-        self.kept = self.kept.model_copy(update={"rates": rates})
+        rates = Rates(**self.family.machine(self.chain), date=_today())
+        before = {k: v for k, v in self.kept.rates.items() if k != self._truth}
+        kept = dict([*before.items(), (self._truth, rates)][-_MOST_RATES:])
+        self.kept = self.kept.model_copy(update={"rates": kept})
         self._write()
 
     def _read(self) -> Kept | None:
@@ -272,17 +283,13 @@ def _processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def _today() -> str:
-    return time.strftime("%Y-%m-%d")
+def _today() -> datetime.date:
+    return datetime.datetime.now().astimezone().date()
 
 
 def _load(span: int) -> float | None:
     """Load average of a minute (0) or a quarter of an hour (2), None where the system keeps none."""
     return round(os.getloadavg()[span], 2) if hasattr(os, "getloadavg") else None
-
-
-def _said(load: float | None) -> str:
-    return "unknown" if load is None else f"{load:.1f}"
 
 
 def _start() -> float:

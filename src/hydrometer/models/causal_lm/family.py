@@ -367,12 +367,12 @@ class CausalLMFamily:
         return measure(self.subject(c), mean, known)
 
     def machine(self, chain: ChainSpec) -> Mapping[str, float]:
-        """Rates of matrix products and memory copies here."""
+        """Rates of matrix products at the truth's width, and of memory copies, here."""
         from hydrometer.models.causal_lm.timing import machine
 
         c = _chain(chain)
         _set_threads(c)
-        return machine(c.device)
+        return machine(self.subject(c))
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
