@@ -3,7 +3,8 @@
     python benchmarks/plan.py quickstart runs/quickstart
     python benchmarks/plan.py smollm2-cpu runs/smollm2-cpu --artifacts CACHE
 
-The machine is measured anew for it (`--keep` takes the figures that are there). Recorded seconds are those of every
+The machine is measured for it (`--keep` takes what is known, or coarse seconds: set HYDROMETER_CACHE to an empty folder
+for these). Recorded seconds are those of every
 artifact's meta.json, by kind of stage and model where the run's keys are those of the recipe today, else by kind alone.
 A run that compiled its kernels counts that as its own; the plan does not.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -43,12 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     took = recorded(args.recipe, args.artifacts or args.folder / "artifacts")
     with tempfile.TemporaryDirectory() as folder:
-        if not args.keep:
-            # The measurements alone: models stay where they are de-quantised already.
-            cache = Path(os.environ.get("HYDROMETER_CACHE") or Path.home() / ".cache" / "hydrometer")
-            for file in (cache / "devices").glob("*.json"):
-                file.rename(file.with_suffix(".json.before"))
-        found = plan(args.recipe, out=Path(folder) / "none", say=print)
+        found = plan(args.recipe, out=Path(folder) / "none", measure=not args.keep, say=print)
     said: dict[tuple[str, str, str], float] = defaultdict(float)
     for s in found.stages:
         said[s.chain, s.stage, s.role] += (s.hours or 0.0) * 3600

@@ -8,6 +8,7 @@ import site
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in CAMPAIGNS and not item.get_closest_marker("smoke"):
             item.add_marker(pytest.mark.campaign)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _figures_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs of the tests take is not what this machine's owner wants to plan with."""
+    from hydrometer.run import this_machine
+
+    own, folder = this_machine.device_folder, tmp_path_factory.mktemp("devices")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(this_machine, "device_folder", lambda: own() if "HYDROMETER_CACHE" in os.environ else folder)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -24,14 +24,16 @@ def plan_command(
     ] = None,
     device: Annotated[
         str,
-        typer.Option(
-            "--device", metavar="PROFILE", help="this (measured, once), a100, h100, h200, or a .yaml file of figures."
-        ),
+        typer.Option("--device", metavar="PROFILE", help="this machine, a100, h100, h200, or a .yaml file of figures."),
     ] = "this",
     mean_tokens: Annotated[
         float | None,
-        typer.Option("--mean-tokens", metavar="N", help="Tokens of an answer. [default: asked of the truth, if here]"),
+        typer.Option("--mean-tokens", metavar="N", help="Tokens of an answer. [default: as found before, else all]"),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time this machine at the recipe's shapes, in minutes, and keep the figures."),
+    ] = False,
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR|URL", help="The run's folder. [default: runs/NAME]")
     ] = None,
@@ -50,8 +52,9 @@ def plan_command(
         from hydrometer.run.costs import plan
 
         found = plan(
-            recipe, overrides=overrides or [], device=device, out=out, cache=cache, mean_tokens=mean_tokens, say=doing
-        )
+            recipe, overrides=overrides or [], device=device, out=out, cache=cache, mean_tokens=mean_tokens,
+            measure=measure, say=doing,
+        )  # fmt: skip
     body = found.to_json()
     if as_json:
         typer.echo(json.dumps(body))
@@ -76,16 +79,21 @@ def plan_table(body: Mapping[str, Any]) -> Table:
     table.add_column("stage", no_wrap=True)
     for head in ("there", "tokens", "FLOPs", "disk", "memory", "hours", "at most"):
         table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("from", no_wrap=True)
     chain = None
     for row in body["stages"]:
         if row["chain"] != chain:
             chain = row["chain"]
             table.add_row(Text(chain), style="bold")
-        table.add_row(f"  {row['stage']} {row['role']}", *_cells(row, row["hours"]))
+        table.add_row(f"  {row['stage']} {row['role']}", *_cells(row, row["hours"]), row["source"])
     total, device = body["total"], body["device"]
     table.add_row(Text(f"{device['count']} x {device['name']}"), *_cells(total, total["hours"]), style="bold")
+    captions: list[str] = []
+    if total["hours_least"] < total["hours"]:
+        captions.append(f"{_hours(total['hours_least'])} to {_hours(total['hours_worst'])}, since some is coarse")
     if total["usd"] is not None:
-        table.caption = f"{_hours(total['device_hours'])} of a device, {total['usd']:,.2f} USD"
+        captions.append(f"{_hours(total['device_hours'])} of a device, {total['usd']:,.2f} USD")
+    table.caption = "\n".join(captions) or None
     return table
 
 

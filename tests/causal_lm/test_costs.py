@@ -22,6 +22,7 @@ from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from hydrometer.models.causal_lm.timing import _Bench, measure  # noqa: E402
+from hydrometer.models.work import Device, share_out  # noqa: E402
 from hydrometer.stages.score import Columns, save_columns  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
 
@@ -198,3 +199,33 @@ def test_training_counts_each_prompt_of_a_batch_once(llama_folder: Path, tmp_pat
     padded = next(p for p in stage_work(plain, "fit", "student", 64, 4.0, "float32").parts if "train.layer" in p.name)
     assert padded.units == own.layers * spec.num_train_epochs * 64 * 26
     assert padded.name != layer.name
+
+
+def test_what_stages_took_is_shared_out_so_that_other_sizes_are_priced_by_it(llama_folder: Path) -> None:
+    """Seconds of parts that nobody knows make those of stages; from these alone, stages of other sizes are priced."""
+    c = chain_of(llama_folder)
+    stages = [(stage, role) for stage in ("draw", "score own", "score truth", "score law", "fit")
+              for role in ("truth", "teacher", "student") if (stage, role) != ("fit", "truth")]  # fmt: skip
+
+    def works(rows: int) -> list[Any]:
+        return [CAUSAL_LM.work(c, stage, role, rows, 4.0, "float32") for stage, role in stages]
+
+    coarse = Device(
+        name="x", flops={"float32": 1e9, "bfloat16": 1e9}, bandwidth=1e9,
+        utilisation={"draw": 0.5, "score": 0.5, "train": 0.5},
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    units: dict[str, list[float]] = {}
+    for w in works(64):
+        for p in w.parts:
+            units.setdefault(p.name, []).append(coarse.seconds(p) / max(p.units, 1e-9))
+    real = coarse.model_copy(
+        update={"measured": {k: float(np.mean(v) * rng.lognormal(0, 1)) for k, v in units.items()}}
+    )
+    took = [(w, 3, 3 * w.seconds(real)) for w in works(64)]
+    found = coarse.model_copy(update={"measured": share_out(took, coarse)})
+    assert sum(w.seconds(found) for w in works(64)) == pytest.approx(sum(w.seconds(real) for w in works(64)))
+    off = [a.seconds(found) / a.seconds(real) for a in works(640)]
+    before = [a.seconds(coarse) / a.seconds(real) for a in works(640)]
+    assert max(abs(np.log(off))) < np.log(1.25) < max(abs(np.log(before)))
+    assert all(v > 0 for v in found.measured.values())

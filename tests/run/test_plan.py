@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 import hydrometer as hm
-from chains import complaints, lm_spec, write_spec
+from chains import complaints, lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import DataError, SpecError
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.work import Device, Part
 from hydrometer.run import costs
-from hydrometer.run.devices import load_device
+from hydrometer.run.devices import PROFILES, load_device
+from hydrometer.run.execute import SilentMonitor
 from hydrometer.run.plan import plan_run
 
 torch = pytest.importorskip("torch")
@@ -94,34 +95,128 @@ def test_costs_add_up_over_seeds_blocks_and_settings(tmp_path: Path, tiny_models
     ] == pytest.approx(planned(spec["seeds"]).total["hours"] / 4)
 
 
-def test_this_machine_is_measured_once_and_its_file_can_be_changed(
+def test_a_plan_is_coarse_until_something_is_known_and_then_says_from_where(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_spec(tiny(tiny_models["llama"]), tmp_path)
-    said: list[str] = []
-    first = hm.plan(path, out=tmp_path / "out", say=said.append)
-    assert any("measuring" in line for line in said)
-    assert all(s.hours and s.hours_most for s in first.stages if s.stage in ("draw", "fit", "score", "open"))
-    lengths = first.lengths["lm"]
-    assert 1 <= lengths.mean <= lengths.most
-    assert "answers of the truth" in lengths.source
-
-    [file] = (tmp_path / "cache" / "devices").iterdir()
-    body = json.loads(file.read_text())
-    slower = {k: 2 * v for k, v in body["measured"].items()}
-    file.write_text(json.dumps(body | {"measured": slower}))
 
     def refuse(*_: object) -> None:
-        raise AssertionError("measured again")
+        raise AssertionError("opened, drawn from or timed")
 
-    monkeypatch.setattr("hydrometer.models.causal_lm.timing._medians", refuse)
-    monkeypatch.setattr("hydrometer.models.causal_lm.timing.machine", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr("hydrometer.models.causal_lm.load.read_weights", refuse)
+        patch.setattr("hydrometer.models.causal_lm.timing.measure", refuse)
+        coarse = hm.plan(path, out=tmp_path / "out")
+    dear = [s for s in coarse.stages if s.stage in ("start", "examine", "open", "draw", "fit", "score")]
+    assert {s.source for s in dear} == {"coarse"}
+    assert all(s.hours and s.hours_most for s in dear)
+    assert coarse.lengths["lm"].mean == coarse.lengths["lm"].most
+    assert coarse.total["hours_least"] < coarse.total["hours"] < coarse.total["hours_worst"]
+    assert any("are coarse" in line for line in coarse.notes)
+
+    said: list[str] = []
+    measured = hm.plan(path, out=tmp_path / "out", measure=True, say=said.append)
+    assert any("at the chain's shapes" in line for line in said)
+    assert {s.source for s in measured.stages if s.stage in ("start", "open", "draw", "fit", "score")} == {"measured"}
+    assert "answers of the truth" in measured.lengths["lm"].source
+    assert measured.total["hours_least"] == pytest.approx(measured.total["hours"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hydrometer.models.causal_lm.timing.measure", refuse)
+        again = hm.plan(path, out=tmp_path / "out")
+    assert again.total["hours"] == pytest.approx(measured.total["hours"])
+    assert again.lengths["lm"].mean == measured.lengths["lm"].mean
+    for name in ("stages", "tokens", "flops", "disk"):
+        assert again.total[name] == measured.total[name]  # seconds alone are better known
+
+
+def machine_file(cache: Path) -> Path:
+    [file] = [f for f in (cache / "devices").iterdir() if f.name != "lengths.json"]
+    return file
+
+
+def test_the_file_of_this_machine_can_be_changed_and_says_what_speaks_against_a_figure(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    path = write_spec(tiny(tiny_models["llama"]), tmp_path)
+    first = hm.plan(path, out=tmp_path / "out", measure=True)
+    file = machine_file(tmp_path / "cache")
+    body = json.loads(file.read_text())
+    assert {f["how"] for f in body["figures"].values()} == {"measured"}
+    for figure in body["figures"].values():
+        figure |= {"seconds": 2 * figure["seconds"], "date": "2001-02-03", "load": 1000.0, "versions": "torch 0.1"}
+    file.write_text(json.dumps(body))
     second = hm.plan(path, out=tmp_path / "out")
     assert second.total["hours"] == pytest.approx(2 * first.total["hours"])
+    [told] = [line for line in second.notes if "were measured here" in line]
+    for word in ("2001-02-03", "days old", "load of up to 1000.0", "other versions (torch 0.1"):
+        assert word in told
+        assert not any(word in line for line in first.notes)
+    elsewhere = hm.plan(path, out=tmp_path / "out", device=str(file))
+    assert elsewhere.total["hours"] == pytest.approx(second.total["hours"])
+    assert {s.source for s in elsewhere.stages if s.stage == "draw"} == {"device"}
 
     file.write_text("{}")
     with pytest.raises(DataError, match="cannot be read"):
         hm.plan(path, out=tmp_path / "out")
+
+
+def test_a_run_leaves_what_it_took(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    path = write_spec(tiny(tiny_models["llama"]), tmp_path)
+    hm.run(path, out=tmp_path / "out")
+    artifacts = tmp_path / "out" / "artifacts"
+    took: dict[str, float] = {}
+    tokens = rows = 0
+    for meta in (json.loads(f.read_text()) for f in artifacts.glob("*/meta.json")):
+        took[meta["stage"]] = took.get(meta["stage"], 0.0) + meta["seconds"]
+    planned = hm.plan(path, out=tmp_path / "elsewhere")
+    said = {k: sum(3600 * (s.hours or 0.0) for s in rows_of(planned, k)) for k in ("draw", "fit", "score")}
+    assert {s.source for s in planned.stages if s.stage in said} == {"run"}
+    assert sum(said.values()) == pytest.approx(sum(took[k] for k in said), rel=0.05)
+    assert any("earlier runs" in line for line in planned.notes)
+
+    for f in artifacts.glob("draw-*/meta.json"):
+        node = plan_run(hm.load_spec(path)).nodes[f.parent.name.removeprefix("draw-")]
+        if getattr(node, "law").kind == "truth":  # noqa: B009
+            rows, tokens = (n + json.loads(f.read_text())["info"][k] for n, k in ((rows, "rows"), (tokens, "tokens")))
+    assert planned.lengths["lm"].mean == pytest.approx(tokens / rows)
+
+
+def test_a_run_whose_seconds_cannot_be_kept_is_a_run(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HYDROMETER_CACHE", str(tmp_path / "file"))
+    found: list[str] = []
+
+    class Watch(SilentMonitor):
+        def found(self, findings: Any) -> None:
+            found.extend(f.code for f in findings)
+
+    result = hm.run(write_spec(mixture_spec(), tmp_path), out=tmp_path / "out", monitor=Watch())
+    assert result.failed_cells == []
+    assert "seconds-not-kept" in found
+
+
+def test_only_this_machine_is_measured(command: Any) -> None:
+    code, _, err = command("plan", "markov", "--device", "h100", "--measure")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "only this machine" in err
+
+
+def test_a_stage_that_the_device_cannot_hold_is_named(tmp_path: Path) -> None:
+    path = write_spec(described(), tmp_path)
+    small = load_device("h100")
+    assert small is not None
+    enough = hm.plan(path, device=small)
+    assert not any("at once" in line for line in enough.notes)
+    most = enough.total["memory"]
+    assert most
+    tight = hm.plan(path, device=small.model_copy(update={"memory": 0.9 * most}))
+    [line] = [line for line in tight.notes if "at once" in line]
+    largest = max(tight.stages, key=lambda s: s.memory)
+    assert f"{largest.stage} {largest.role} holds at least" in line
+    assert line == tight.notes[0]
 
 
 def test_a_truth_that_is_not_there_is_planned_from_its_description_alone(tmp_path: Path, command: Any) -> None:
@@ -132,9 +227,11 @@ def test_a_truth_that_is_not_there_is_planned_from_its_description_alone(tmp_pat
     assert set(body) == {"name", "device", "lengths", "stages", "total", "notes"}
     assert set(body["stages"][0]) == {
         "chain", "stage", "role", "stages", "done", "tokens", "flops", "disk", "memory", "hours", "hours_most",
+        "source",
     }  # fmt: skip
     assert set(body["total"]) == {
-        "stages", "done", "tokens", "flops", "disk", "memory", "device_hours", "hours", "hours_most", "usd",
+        "stages", "done", "tokens", "flops", "disk", "memory", "device_hours", "hours", "hours_most",
+        "hours_least", "hours_worst", "usd",
     }  # fmt: skip
     assert body["lengths"]["lm"]["mean"] == body["lengths"]["lm"]["most"]
     code, out, _ = command("plan", str(path), "--device", "h100", "--mean-tokens", "3")
@@ -237,19 +334,40 @@ def test_a_price_is_hours_times_usd(tmp_path: Path, command: Any) -> None:
     code, out, _ = command("plan", str(path), "--device", str(file))
     assert code == 0
     assert "USD" in out
+    assert "assumed" not in out
+    for name in PROFILES:  # a card's own price is said to be assumed
+        own = hm.plan(path, device=name)
+        assert own.total["usd"] == pytest.approx((own.device.usd_per_hour or 0) * own.total["device_hours"])
+        assert own.device.price.startswith("assumed")
+    code, out, _ = command("plan", str(path), "--device", "h200")
+    assert "USD" in out
+    assert "assumed" in out
 
 
-def test_mixtures_are_timed_by_a_seed_of_their_own(tmp_path: Path) -> None:
+def test_mixtures_are_timed_by_a_seed_of_their_own_where_that_is_asked_for(tmp_path: Path) -> None:
     small = ["seeds=4", "chains.mixture.data.evaluate=200", "chains.capacity.data.evaluate=200"]
     said: list[str] = []
-    found = hm.plan("paper-mixture", overrides=small, out=tmp_path / "out", say=said.append)
-    assert any("running one seed" in line for line in said)
-    assert {s.stage for s in found.stages} == {"fit", "judge", "show", "released", "map"}
-    assert found.total["hours"] > 0
+    coarse = hm.plan("paper-mixture", overrides=small, out=tmp_path / "out", say=said.append)
+    assert not said
+    assert {s.stage for s in coarse.stages} == {"fit", "judge", "show", "released", "map"}
+    assert {s.source for s in coarse.stages} == {"coarse"}
+    assert coarse.total["hours"] > 0
+    found = hm.plan("paper-mixture", overrides=small, out=tmp_path / "out", measure=True, say=said.append)
+    assert sum("running one seed" in line for line in said) == 2  # one a chain
+    assert {s.source for s in found.stages} == {"measured"}
     seconds = {s.chain: s.hours for s in rows_of(found, "map")}
     more = hm.plan("paper-mixture", overrides=["seeds=8", *small[1:]], out=tmp_path / "out", say=said.append)
     assert {s.chain: s.hours for s in rows_of(more, "map")}["capacity"] == pytest.approx(2 * seconds["capacity"])
-    assert sum("running one seed" in line for line in said) == 2  # one a chain, and never again
+    assert sum("running one seed" in line for line in said) == 2
+
+
+def test_a_run_of_mixtures_leaves_what_its_stages_took(tmp_path: Path) -> None:
+    path = write_spec(mixture_spec(), tmp_path)
+    hm.run(path, out=tmp_path / "out")
+    took = sum(json.loads(f.read_text())["seconds"] for f in (tmp_path / "out" / "artifacts").glob("fit-*/meta.json"))
+    planned = rows_of(hm.plan(path, out=tmp_path / "elsewhere"), "fit")
+    assert {s.source for s in planned} == {"run"}
+    assert sum(3600 * (s.hours or 0) for s in planned) == pytest.approx(took)
 
 
 def test_a_part_takes_the_longer_of_counting_and_moving() -> None:

@@ -1,18 +1,20 @@
 """What a stage has to do, in parts that add up, and how long a device takes for them. Needs no torch.
 
-    where it was measured    units x seconds a unit
+    where seconds are kept   units x seconds a unit
     elsewhere                max(FLOPs / (peak x utilisation), bytes / bandwidth) + launches x launch + loaded / link
 
 The second line is the roofline model (Williams, Waterman, Patterson 2009, doi 10.1145/1498765.1498785) with the share
-of the peak that a kind of work reaches as a stated figure of the device.
+of the peak that a kind of work reaches as a stated figure of the device. What whole stages took is shared out among
+their parts by `share_out`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -20,7 +22,7 @@ from hydrometer.core.errors import one_line
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import Family, Precision
 
-__all__ = ["PHASES", "Counted", "Device", "Lengths", "Part", "Phase", "Stage", "Work"]
+__all__ = ["PHASES", "Counted", "Device", "Lengths", "Part", "Phase", "Stage", "Work", "share_out"]
 
 Phase = Literal["draw", "score", "train"]
 PHASES: tuple[Phase, ...] = ("draw", "score", "train")
@@ -110,7 +112,7 @@ class Device(Strict):
     launch : seconds to start one operation; 0 where nothing is queued.
     link : bytes/s at which weights come from disk.
     memory : bytes of one device; None where it is not looked at.
-    usd_per_hour : price of one device, or None.
+    usd_per_hour : price of one device, or None. price : where it comes from, for people.
     count : number of devices.
     measured : seconds a unit, by name of a part; what is here is not computed from the figures above.
     """
@@ -126,10 +128,11 @@ class Device(Strict):
     link: float = Field(default=1e9, ge=1, le=_HUGE)
     memory: float | None = Field(default=None, gt=0, le=_HUGE)
     usd_per_hour: float | None = Field(default=None, ge=0, le=_SLOW)
+    price: str = "given by the user"
     count: int = Field(default=1, ge=1, le=1_000_000)
     measured: dict[str, float] = Field(default_factory=dict)
 
-    @field_validator("name", "source")
+    @field_validator("name", "source", "price")
     @classmethod
     def _on_a_line(cls, value: str) -> str:
         return one_line(value)
@@ -192,10 +195,54 @@ class Counted(Protocol):
         """Return how long answers are expected to be: from a few draws of the truth where it is at hand."""
         ...
 
-    def machine(self) -> Mapping[str, float]:
-        """Return this machine's rates: matrix products as `float32` and `bfloat16`, FLOP/s; `bandwidth`, bytes/s."""
+    def machine(self, chain: ChainSpec) -> Mapping[str, float]:
+        """Measure this machine's rates, with the chain's threads, in a second or two.
+
+        Matrix products as the chain's networks have them, `float32` and `bfloat16`, FLOP/s, and `train`, the share of
+        these that learning reaches; `bandwidth`, bytes/s; of an accelerator `memory`, bytes.
+        """
         ...
 
     def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
         """Measure on this machine, in seconds a unit, the parts of the chain's stages that are not known yet."""
         ...
+
+
+_ROUNDS = 500
+
+
+def share_out(stages: Sequence[tuple[Work, float, float]], device: Device) -> dict[str, float]:
+    """Return seconds a unit of every part, such that stages take together what they took.
+
+    Starting from the device's own figures, each part's is multiplied by how much longer than reckoned the stages took
+    that it is in, weighted by its units there, until that changes nothing: the Richardson-Lucy iteration (Richardson
+    1972, doi 10.1364/JOSA.62.000055), which keeps figures positive and the sum of all seconds right in every round.
+    Where stages cannot tell parts apart these keep the proportions that they began with.
+
+    Parameters
+    ----------
+    stages : what one of them has to do, how many of them there were, seconds of all together.
+
+    Examples
+    --------
+    >>> machine = Device(name="x", flops={"float32": 1e9, "bfloat16": 1e9}, bandwidth=1e9,
+    ...                  utilisation={"draw": 1, "score": 1, "train": 1})
+    >>> one, two = Part("a", 1, "draw", flops=1e9), Part("b", 2, "draw", flops=1e9)
+    >>> found = share_out([(Work(parts=(one,)), 3, 6.0), (Work(parts=(one, two)), 1, 8.0)], machine)
+    >>> round(found["a"], 3), round(found["b"], 3)
+    (2.0, 3.0)
+    """
+    kept = [(w, n, taken) for w, n, taken in stages if n > 0 and taken > 0 and any(p.units > 0 for p in w.parts)]
+    names = sorted({p.name for w, _, _ in kept for p in w.parts if p.units > 0})
+    units, begun = np.zeros((len(kept), len(names))), np.zeros(len(names))
+    for i, (work, n, _) in enumerate(kept):
+        for part in work.parts:
+            if part.units > 0:
+                units[i, names.index(part.name)] += n * part.units
+                begun[names.index(part.name)] += n * device.seconds(part)
+    taken = np.array([t for _, _, t in kept])
+    totals = units.sum(0)
+    seconds = np.maximum(begun, 1e-12) / totals
+    for _ in range(_ROUNDS):
+        seconds *= units.T @ (taken / (units @ seconds)) / totals
+    return {name: float(s) for name, s in zip(names, seconds, strict=True)}

@@ -31,6 +31,7 @@ from hydrometer.run.inputs import check_inputs, check_places
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.recipes import load_spec
+from hydrometer.run.recorded import keep_seconds
 from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
@@ -149,6 +150,7 @@ def run(
         keep(store, diagnosis)
         if until == "draw":
             outcome = make(training_rows(plan), store, watch)
+            keep_seconds(plan, store, outcome, watch)
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
         findings = [f.to_json() for f in diagnosis.lasting]
 
@@ -157,6 +159,7 @@ def run(
                 folder.write_results(results_of(spec.name, folder, plan, store, outcome, findings))
 
         outcome = make(plan, store, watch, SoFar(plan, store, watch, write))
+        keep_seconds(plan, store, outcome, watch)
         doing("gathering the figures")
         write(outcome)
     return RunResult(folder.place, load_results(folder.root), outcome)

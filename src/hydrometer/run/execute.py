@@ -106,12 +106,14 @@ class Outcome:
     reused : stages found finished, by kind.
     failed : reason by key, for stages that failed or whose inputs did.
     left : keys of stages that are still to be made.
+    made : keys of stages that this process itself computed.
     """
 
     computed: Counter[str] = field(default_factory=Counter[str])
     reused: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     left: set[str] = field(default_factory=set[str])
+    made: list[str] = field(default_factory=list[str])
 
     def end(self, node: Node, reason: str | None) -> None:
         """Count a stage as made, or as failed for a reason."""
@@ -149,6 +151,7 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = n
                     fit_together(node, plan, store)
                 else:
                     make(node, plan, bench, monitor.tick)
+                outcome.made.append(key)
             except Exception as e:
                 reason = reason_of(e, node.stage, store.root)
             if reason is not None:
@@ -262,7 +265,8 @@ def cost_of(node: Node) -> float:
         case EmbedNode():  # one pass of the truth, as a draw is
             return family.cost(chain, "draw", node.truth.role, node.n)
         case MapNode():
-            return len(node.seeds) * (1 + len(chain.selectivity)) * family.cost(chain, "fit", "student", 1)
+            once = family.cost(chain, "fit", "student", 1) + family.cost(chain, "judge", "student", 1)
+            return len(node.seeds) * (1 + len(chain.selectivity)) * once
 
 
 def label_of(node: Node) -> str:

@@ -48,7 +48,12 @@ def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
 def missing_stages(plan: Plan, artifacts: Path | Url) -> list[Node]:
     """Return the stages whose artifacts are not there; nothing is made, and no checksum is read."""
     if isinstance(artifacts, Path):  # opening a local store would make its folder
-        return [n for n in plan.nodes.values() if not (artifacts / f"{n.stage}-{n.key}").is_dir()]
+        try:
+            with os.scandir(artifacts) as entries:  # one listing, not a look-up a stage
+                there = {e.name for e in entries if e.is_dir()}
+        except (FileNotFoundError, NotADirectoryError):
+            there = set[str]()
+        return [n for n in plan.nodes.values() if f"{n.stage}-{n.key}" not in there]
     absent = open_store(artifacts).absent([(n.stage, k) for k, n in plan.nodes.items()])
     return [plan.nodes[k] for _, k in absent]
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from hydrometer.core.errors import StageError
+from hydrometer.core.spec import ChainSpec
 from hydrometer.models.families import RunSpec
 from hydrometer.run.execute import SilentMonitor, execute
 from hydrometer.run.plan import Plan, plan_run
 from hydrometer.stages.nodes import MapNode, Node
 from hydrometer.store.artifacts import ArtifactStore, content_key
 
-__all__ = ["kind_of", "trial", "trial_name"]
+__all__ = ["kind_of", "trial", "trial_name", "units_of"]
 
 _MAP_SEEDS, _MAP_POINTS = 10, 3
 _PATIENCE = 5.0  # seconds; a first run longer than that is not repeated
@@ -26,7 +27,7 @@ def trial(spec: RunSpec, name: str) -> dict[str, float]:
 
     Returns
     -------
-    Seconds a stage, and of maps seconds a seed, by `trial_name`.
+    Seconds a unit (`units_of`), by `trial_name`.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def trial(spec: RunSpec, name: str) -> dict[str, float]:
                 raise StageError(f"{name}: a trial of one seed failed", got=next(iter(outcome.failed.values())))
             for key, node in plan.nodes.items():
                 seconds = float(store.meta(node.stage, key)["seconds"])
-                found.setdefault(trial_name(spec, name, node), []).append(seconds / units_of(node))
+                found.setdefault(trial_name(spec.chains[name], node), []).append(seconds / units_of(node))
         if time.perf_counter() - began > _PATIENCE:
             break
     return {k: statistics.fmean(v) for k, v in found.items()}
@@ -62,8 +63,8 @@ def _small(spec: RunSpec, name: str) -> Plan:
 
 
 def units_of(node: Node) -> float:
-    """Seeds of a map's point; 1 of other stages."""
-    return len(node.seeds) if isinstance(node, MapNode) else 1
+    """Fits of students of a map's point, as a seed has one directly and one a setting; 1 of other stages."""
+    return len(node.seeds) * (1 + len(node.context.spec.selectivity)) if isinstance(node, MapNode) else 1
 
 
 def kind_of(node: Node) -> tuple[str, str]:
@@ -72,7 +73,7 @@ def kind_of(node: Node) -> tuple[str, str]:
     return node.stage, str(getattr(level, "role", ""))
 
 
-def trial_name(spec: RunSpec, name: str, node: Node) -> str:
-    """Name of a stage's seconds among measurements."""
-    chain = repr(spec.chains[name].model_dump(exclude={"resample"}))  # infinity is no JSON number
-    return f"trial {content_key(chain)[:12]} {' '.join(kind_of(node)).strip()}"
+def trial_name(chain: ChainSpec, node: Node) -> str:
+    """Name of a stage's seconds a unit among the figures of a machine; extending a run changes no name."""
+    told = repr(chain.model_dump(exclude={"resample", "selectivity", "decoding"}))  # infinity is no JSON number
+    return f"trial {content_key(told)[:12]} {' '.join(kind_of(node)).strip()}"

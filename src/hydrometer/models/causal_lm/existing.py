@@ -78,7 +78,7 @@ def _size(source: str, config: Any, name: str) -> float:
 
 
 def find_model(source: str, base: str | None = None) -> Existing:
-    """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened.
+    """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened but a GGUF file's.
 
     Raises
     ------
@@ -91,6 +91,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     from hydrometer.models.causal_lm.tokenizer_file import difference
 
     resolved = load.resolve(source, base=base)
+    load.dequantised(resolved.base or resolved)  # a file that cannot be read is refused before anything is made
     doing(f"opening the tokenizer of {source}")
     found = load.outline(resolved)
     config: Any = found.config.get_text_config()

@@ -149,6 +149,10 @@ class CausalLMFamily:
         c = _chain(chain)
         resolved, prompts, stop_ids = _opening(c.truth)
         configs = level_configs(_outline(resolved).config, self.levels(c))
+        for level in self.levels(c):  # a file that cannot be read is refused before anything is made
+            if isinstance(init := cast("LevelSpec", level.spec).init, FromSource):
+                source = load.resolve(init.source, init.revision)
+                load.dequantised(source.base or source)
         subject = Subject(c, resolved, _outline(resolved), prompts, stop_ids, configs)
         return examine(subject, lambda precision: self.truth(c, precision))
 
@@ -207,7 +211,8 @@ class CausalLMFamily:
         c = _chain(chain)
         resolved, prompts, stop_ids = _opening(c.truth)
         _set_threads(c)
-        lm = _truth_lm(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
+        source = str(resolved.gguf or resolved.path)
+        lm = _truth_lm(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
@@ -376,11 +381,13 @@ class CausalLMFamily:
         _set_threads(c)
         return measure(self.subject(c), mean, known)
 
-    def machine(self) -> Mapping[str, float]:
-        """Rates of matrix products and memory copies here."""
+    def machine(self, chain: ChainSpec) -> Mapping[str, float]:
+        """Rates of matrix products at the truth's width, and of memory copies, here."""
         from hydrometer.models.causal_lm.timing import machine
 
-        return machine()
+        c = _chain(chain)
+        _set_threads(c)
+        return machine(self.subject(c))
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""

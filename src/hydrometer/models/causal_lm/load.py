@@ -2,8 +2,9 @@
 
 Only safetensors and GGUF are ever read.
 
-A GGUF file is de-quantised once, into a float32 safetensors folder in the cache, named by the file's hash; that folder
-is the model from then on, and its description says that these are not the original weights.
+A GGUF file is de-quantised once, when its weights are first wanted, into a float32 safetensors folder in the cache,
+named by the file's hash; that folder is the model from then on, and its description says that these are not the
+original weights. Until then all but the weights comes from the file's header.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ import shutil
 import tempfile
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.util import find_spec
-from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.documents import read_json, user_path
-from hydrometer.core.errors import DataError, HydrometerError, MissingDependencyError, ModelError, one_line
+from hydrometer.core.errors import MissingDependencyError, ModelError
 from hydrometer.core.leftovers import is_abandoned, mark
-from hydrometer.core.refusals import is_panic
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.gguf_header import check_gguf
+from hydrometer.models.causal_lm.reading import as_data_error, as_model_error, quiet, sha256
 from hydrometer.models.causal_lm.vet import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ __all__ = [
     "as_data_error",
     "as_model_error",
     "cache_folder",
+    "dequantised",
     "locate",
     "outline",
     "quiet",
@@ -72,11 +72,12 @@ class Resolved:
 
     Attributes
     ----------
-    path : local folder, or hub id.
+    path : local folder, or hub id; of a GGUF file the folder in the cache, which holds weights once they were wanted.
     revision : of a hub id.
     identity : what it is, by content; JSON-able, for keys.
     description : what it is, for people.
     base : of an adapter, the model that it changes; `path` is then the adapter's folder.
+    gguf : the GGUF file whose weights it has.
     """
 
     path: str
@@ -84,6 +85,7 @@ class Resolved:
     identity: Mapping[str, str]
     description: str
     base: Resolved | None = None
+    gguf: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +190,25 @@ def read_weights(resolved: Resolved) -> PreTrainedModel:
         from hydrometer.models.causal_lm.adapter import merged
 
         return merged(resolved, read_weights(resolved.base))
-    network: Any = open_network(resolved.path, use_safetensors=True, **_at(resolved))
+    network: Any = open_network(dequantised(resolved), use_safetensors=True, **_at(resolved))
     if network.generation_config is not None:
         network.generation_config.eos_token_id = _generation(resolved).eos_token_id
     return network
+
+
+def dequantised(resolved: Resolved) -> str:
+    """Return the folder or hub id that holds the weights; those of a GGUF file are de-quantised now, if not before.
+
+    Raises
+    ------
+    ModelError : the file lacks a tensor of the network, or holds one that is not read.
+    """
+    if resolved.gguf is None:
+        return resolved.path
+    folder = _gguf_folder(resolved.gguf, "whole")
+    if not folder.is_dir():
+        _dequantise(resolved.gguf, folder)
+    return str(folder)
 
 
 def tokenizer_file(resolved: Resolved) -> Path | None:
@@ -317,33 +334,44 @@ def _alias_file(alias: str) -> Path:
 def _resolve_gguf(file: Path) -> Resolved:
     check_gguf(file)
     digest = sha256(file)
-    # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
-    folder = cache_folder() / "models" / f"{digest[:32]}-{GGUF_FORMAT}-whole"
+    folder = _gguf_folder(file, "whole")
     if not folder.is_dir():
-        _dequantise(file, folder)
+        folder = _gguf_folder(file, "outline")
+        if not folder.is_dir():
+            _write_outline(file, folder)
     named = _QUANTISATION.match(file.stem)
     name, kind = (named["name"], f" {named['kind'].upper()}") if named else (file.stem, "")
     identity = {"kind": "gguf", "sha256": digest, "format": str(GGUF_FORMAT)}
-    return Resolved(str(folder), None, identity, f"{name}, de-quantised from GGUF{kind} (not the original weights)")
+    told = f"{name}, de-quantised from GGUF{kind} (not the original weights)"
+    return Resolved(str(folder), None, identity, told, gguf=file)
+
+
+def _gguf_folder(file: Path, what: str) -> Path:
+    # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
+    return cache_folder() / "models" / f"{sha256(file)[:32]}-{GGUF_FORMAT}-{what}"
+
+
+def _write_outline(file: Path, folder: Path) -> None:
+    """Write all of a GGUF file but its weights: what its header says."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _converting(file, folder) as (alone, temporary):
+        options = {"gguf_file": file.name, "trust_remote_code": False}
+        with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
+            config: Any = AutoConfig.from_pretrained(str(alone), **options)
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(alone), **options)
+        config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _dequantise(file: Path, folder: Path) -> None:
     """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
-    _needs_gguf()
     doing(f"de-quantising {file.name}, which is done once")
     from transformers import AutoTokenizer
 
     from hydrometer.models.causal_lm.weights import check_read, open_network
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(".partial-*"):
-        if is_abandoned(leftover.name):
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
-    # What else lies in the file's folder, a tokenizer or code of its own, is not part of the model.
-    alone = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
-    try:
-        (alone / file.name).symlink_to(file.absolute())
+    with _converting(file, folder) as (alone, temporary):
         # The converter draws a bar of its own that no switch of transformers silences.
         with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file=file.name, trust_remote_code=False)
@@ -355,6 +383,22 @@ def _dequantise(file: Path, folder: Path) -> None:
         with quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def _converting(file: Path, folder: Path) -> Generator[tuple[Path, Path]]:
+    """Have a folder with the file alone, and one to fill, which becomes `folder` whole or not at all."""
+    _needs_gguf()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(".partial-*"):
+        if is_abandoned(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
+    # What else lies in the file's folder, a tokenizer or code of its own, is not part of the model.
+    alone = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
+    try:
+        (alone / file.name).symlink_to(file.absolute())
+        yield alone, temporary
         try:
             temporary.rename(folder)
         except OSError:
@@ -368,62 +412,3 @@ def _dequantise(file: Path, folder: Path) -> None:
 def _needs_gguf() -> None:
     if find_spec("gguf") is None:
         raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file's bytes, remembered while its size and time stay."""
-    stat = file.stat()
-    return _sha256_of(str(file), stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
-    if size >= 2**26:
-        doing(f"reading {Path(path).name}")
-    with Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def quiet() -> Generator[None]:
-    """Silence transformers' bars and what it logs, in which a model's own text may stand; errors still raise."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
-    """Whatever transformers says about a source it cannot open becomes one line."""
-    try:
-        with quiet():
-            yield
-    except (HydrometerError, MemoryError):
-        raise
-    except BaseException as e:  # what a model's files make the libraries that read them raise has no common base
-        if not (isinstance(e, Exception) or is_panic(e)):
-            raise
-        said = one_line(str(e), 200) or type(e).__name__
-        raise ModelError(f"the model cannot be opened: {said}", got=source, fix=fix) from e
-
-
-@contextlib.contextmanager
-def as_data_error(what: str, got: object = ...) -> Generator[None]:
-    """Whatever a tokenizer raises over a text or ids becomes one line that begins with `what`. Raises DataError."""
-    try:
-        yield
-    except (HydrometerError, MemoryError):
-        raise
-    except BaseException as e:
-        if not (isinstance(e, Exception) or is_panic(e)):
-            raise
-        said = one_line(str(e), 200) or type(e).__name__
-        raise DataError(f"{what}: {said}", got=got) from None

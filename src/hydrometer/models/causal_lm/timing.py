@@ -50,6 +50,8 @@ _MOST_PARAMETERS = 300_000_000  # of a network of three layers
 _MOST_POSITIONS = 4096  # of a training batch that is timed
 _MOST_ROWS = 1024
 _PROMPTS = 64  # of the chain's at most
+_OPERATIONS, _RATED = 1_000_000_000, 0.15  # of a product that is timed, and seconds for it
+_COPYING = 2  # threads from which copies of memory get no faster
 _LEAST = 1e-12  # seconds a unit: what noise left nothing of
 
 
@@ -89,14 +91,57 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
     return out
 
 
-def machine() -> dict[str, float]:
-    """Return this machine's rates: products of 1024^3 in float32 and bfloat16, FLOP/s, and memory copies, bytes/s."""
+def machine(subject: Subject) -> dict[str, float]:
+    """Return rates at the truth's width, in FLOP/s, and of memory copies, bytes/s; an accelerator's memory besides.
+
+    A matrix of the width and four times that meets as many tokens as make a billion operations: square products of a
+    thousand, which processors with matrix units do twenty times faster, say nothing of a network that is 576 wide.
+    `train` is the share of that rate that forward and backward of such a layer with its activation reach, in the
+    arithmetic of the student's training. On the processor it is the processor's seconds of one thread that count, which
+    other work on the machine hardly changes, and threads are taken to add up.
+    """
+    chain, width = subject.chain, subject.shapes["truth"].width
+    where = pick_device(chain.device if torch.cuda.is_available() else "cpu")
+    before = torch.get_num_threads()
+    try:
+        if where.type == "cpu":
+            torch.set_num_threads(1)
+            rates = _rates(width, max(1, min(1024, _OPERATIONS // (8 * width**2))), chain.student.training.bf16, where)
+            products = {k: v * chain.n_threads for k, v in rates.items() if k in ("float32", "bfloat16")}
+            return {**rates, **products, "bandwidth": rates["bandwidth"] * min(chain.n_threads, _COPYING)}
+        held = float(torch.cuda.get_device_properties(where).total_memory)
+        return {**_rates(width, 4096, chain.student.training.bf16, where), "memory": held}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rates(width: int, tokens: int, bf16: bool, where: torch.device) -> dict[str, float]:
+    clock = time.thread_time if where.type == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if where.type == "cuda" else int  # what is queued is not done yet
+
+    def median(work: Callable[[], object]) -> float:
+        times: list[float] = []
+        while len(times) < 4 or (len(times) < 20 and sum(times) < _RATED):  # the first one packs
+            began = clock()
+            work()
+            wait()
+            times.append(clock() - began)
+        return max(statistics.median(times[1:]), _LEAST)
+
     out: dict[str, float] = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a, b = torch.ones(1024, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-        out[name] = 2.0 * 1024**3 / _median(lambda a=a, b=b: torch.mm(a, b), 7)
-    x, y = torch.zeros(1 << 25), torch.zeros(1 << 25)
-    out["bandwidth"] = 2.0 * 4 * x.numel() / _median(lambda: y.copy_(x), 7)
+        x, w = (torch.ones(n, width, dtype=dtype, device=where) for n in (tokens, 4 * width))
+        out[name] = 8.0 * tokens * width**2 / median(lambda x=x, w=w: torch.nn.functional.linear(x, w))
+    x, w = (torch.ones(n, width, device=where, requires_grad=True) for n in (tokens, 4 * width))
+
+    def step() -> None:
+        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
+            y = torch.nn.functional.silu(torch.nn.functional.linear(x, w))
+        torch.autograd.grad(y.float().sum(), (x, w))
+
+    out["train"] = 24.0 * tokens * width**2 / median(step) / out["bfloat16" if bf16 else "float32"]
+    a, b = (torch.zeros(1 << 25, device=where) for _ in range(2))
+    out["bandwidth"] = 2.0 * 4 * a.numel() / median(lambda: b.copy_(a))
     return out
 
 
