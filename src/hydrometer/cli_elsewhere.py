@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -147,6 +146,7 @@ def scores_command(
 ) -> None:
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
     from hydrometer.report import build_report
+    from hydrometer.report.terminal import FittedTable
     from hydrometer.run.scoring import add_scores
 
     done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
@@ -155,12 +155,7 @@ def scores_command(
         added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
         typer.echo(json.dumps({"folder": str(done.run.folder), "report": str(page), "added": added}))
         return
-    table = Table(box=None, pad_edge=False)
-    for head in ("cell", "metric", "figure"):
-        table.add_column(head, no_wrap=True)
-    for owner, found in done.added.items():
-        for metric, estimate in found.items():
-            table.add_row(Text(owner), Text(metric), Text(str(estimate)))
+    rows = [[owner, metric, str(e)] for owner, found in done.added.items() for metric, e in found.items()]
     console = Console()
-    console.print(table)
+    console.print(FittedTable(["cell", "metric", "figure"], rows))
     console.print(Text(f"report   {page}"), soft_wrap=True)

@@ -10,13 +10,11 @@ import json
 import math
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
+from hydrometer.core.errors import one_line
 from hydrometer.report.reading import Chain, Run
+from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
-from hydrometer.report.wording import Sentence, Tone, among, num, setting
+from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
 
 __all__ = ["advice_notes", "advice_of", "advice_sentences", "advice_table"]
 
@@ -197,6 +195,8 @@ def _whole(value: object) -> int:
 
 
 def _seconds(s: float) -> str:
+    if 0 < s < 0.1:
+        return f"{1000 * s:.2g} ms"
     return f"{s:.2g} s" if s < 10 else f"{s:.0f} s" if s < 600 else f"{s / 60:.0f} min"
 
 
@@ -304,13 +304,11 @@ def _pilot(pilot: Json) -> list[str]:
 # table and page ------------------------------------------------------------------------------------------------------
 
 
-def advice_table(data: Json) -> Table:
+def advice_table(data: Json) -> FittedTable:
     """Build the terminal's table: one candidate a line."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     scored = bool(mapping(data.get("need")).get("score"))
     heads = ["setting", "precision +", "recall −", *(["score"] if scored else []), "need", "P(best)", "draws", "time"]
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, min_width=0 if i else 14)
+    rows: list[list[str]] = []
     for c in (mapping(x) for x in items(data.get("candidates"))):
         cost = mapping(c.get("cost"))
         spent = sum(number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds"))
@@ -319,13 +317,13 @@ def advice_table(data: Json) -> Table:
         mark = " *" if c.get("id") == data.get("take") else ""
         cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
         cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)]
-        table.add_row(*(Text(x) for x in cells))
+        rows.append([one_line(x, 200) for x in cells])
     base = _name(data, _candidate(data, "baseline"))
-    table.caption = (
+    caption = (
         f"Precision gained and recall lost, {_unit(data)}, against {base}, ± standard error, on the run’s own rows; "
         "draws of the teacher, and seconds of drawing and fitting, a seed."
     )
-    return table
+    return FittedTable(heads, rows, caption=one_line(caption))
 
 
 def _brief(data: Json, c: Json) -> str:
@@ -342,7 +340,7 @@ def _brief(data: Json, c: Json) -> str:
 def _short(value: object) -> str:
     f = mapping(value)
     x, se = number(f.get("value")), number(f.get("se"))
-    return num(x, se) + (f" ± {num(se, se)}" if se else "")
+    return with_error(x, se)
 
 
 def advice_of(run: Run, chain: Chain) -> list[Sentence]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from hydrometer.core.errors import one_line
 from hydrometer.report.reading import Chain, Diff, Group, Run
+from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import items, number, text
-from hydrometer.report.wording import KL, Sentence, model, num, signed, span
+from hydrometer.report.wording import KL, Sentence, model, signed, span, with_error
 
 __all__ = ["judged_sentences", "judged_table"]
 
@@ -28,19 +25,14 @@ _COLUMNS = {
 }
 
 
-def judged_table(run: Run, chain: Chain) -> Table:
+def judged_table(run: Run, chain: Chain) -> FittedTable:
     """Build the terminal's table: one model a row, figures with their standard error."""
     groups = run.of_chain(chain.name)
     columns = [m for m in _COLUMNS if any(m in g.metrics for g in groups)]
-    title = Text(f"{one_line(chain.name, 80)}: nats per answer, or per byte of text where it says so, ± standard error")
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
-    for m in columns:
-        name, unit = _COLUMNS[m]
-        table.add_column(Text(name if unit == "nats" else f"{name}\n/ byte"), justify="right")
-    for group in groups:
-        table.add_row(Text(one_line(model(group), 80)), *(Text(_cell(group, m)) for m in columns))
-    return table
+    title = f"{one_line(chain.name, 80)}: nats per answer, or per byte of text where it says so, ± standard error"
+    heads = [name if unit == "nats" else f"{name}\n/ byte" for name, unit in (_COLUMNS[m] for m in columns)]
+    rows = [[one_line(model(g), 200), *(_cell(g, m) for m in columns)] for g in groups]
+    return FittedTable(["model", *heads], rows, title)
 
 
 def _cell(group: Group, metric: str) -> str:
@@ -50,7 +42,7 @@ def _cell(group: Group, metric: str) -> str:
     if found.value is None:
         sign = "+" if metric.startswith("kl") else "−"
         return f"{sign}∞" if found.n_neg_inf else "–"
-    return num(found.value, found.se) + (f" ± {num(found.se, found.se)}" if found.se is not None else "")
+    return with_error(found.value, found.se)
 
 
 def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group as Renderables
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
@@ -17,9 +15,10 @@ from hydrometer.core.seeds import SURE
 from hydrometer.report.judged import judged_table
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Figure, Group, Run, parse
+from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import number, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
-from hydrometer.report.wording import entry, figure, model, num, per, setting, signed
+from hydrometer.report.wording import entry, error, figure, model, num, per, setting, signed
 
 __all__ = [
     "TableData",
@@ -227,7 +226,7 @@ def contrast_table(run: Run, chain: Chain) -> TableData:
         interval = f"{num(c.ci95[0], c.se)} to {num(c.ci95[1], c.se)}" if c.ci95 else "–"
         value = "infinite" if c.value is None else signed(c.value, c.se)
         rows.append(
-            [_name(run, c.a), _name(run, c.b), c.metric, value, num(c.se, c.se), interval, num(c.df, 1), _decided(c)]
+            [_name(run, c.a), _name(run, c.b), c.metric, value, error(c.se), interval, num(c.df, 1), _decided(c)]
         )
     head = ["a", "b", "metric", "a − b", "s.e.", "95 % interval", "df", "reading"]
     return TableData(head, rows, max(len(mine) - MAX_ROWS, 0))
@@ -310,21 +309,15 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
         if not chain.points:
             medians = "; below: median, quartiles" if chain.seeds > 1 else ""
             what = f"{chain.unit} per {per(chain)}, ± standard error{medians}"
-        title = Text(f"{one_line(chain.name, 80)}: {what}, {seeds}")
-        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
         # What a terminal of 80 columns holds; the page has the rest.
         shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
-        for i in shown:
-            # In two lines, or the figures leave the first column, which says what they are of, no room.
-            head = Text(data.head[i].replace(" at equal ", "\nat equal "))
-            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
-        under = [] if chain.points else spread_lines(run, chain, data)
-        for n, row in enumerate(data.rows):
-            cells = [Text(one_line(row[i], 80)) for i in shown]
-            if under:
-                cells = [
-                    c.append("\n" + under[n][i], "dim") if under[n][i] else c for c, i in zip(cells, shown, strict=True)
-                ]
-            table.add_row(*cells)
-        parts += [table, _verdict_text(sentences(run, chain))]
+        rows = [[one_line(row[i], 200) for i in shown] for row in data.rows]
+        if not chain.points:
+            under = spread_lines(run, chain, data)
+            rows = [
+                [f"{c}\n{more[i]}" if more[i] else c for c, i in zip(row, shown, strict=True)]
+                for row, more in zip(rows, under, strict=True)
+            ]
+        parts += [FittedTable([data.head[i] for i in shown], rows, title), _verdict_text(sentences(run, chain))]
     return Renderables(*parts) if parts else Text("no chains in these results")

@@ -21,6 +21,7 @@ __all__ = [
     "among",
     "collapse_words",
     "entry",
+    "error",
     "figure",
     "is_neutral",
     "model",
@@ -31,6 +32,7 @@ __all__ = [
     "signed",
     "span",
     "where",
+    "with_error",
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
@@ -100,6 +102,31 @@ def signed(value: float, se: float | None = None) -> str:
     return shown if shown.startswith(MINUS) else "+" + shown
 
 
+def error(se: float | None) -> str:
+    """Write a standard error in two digits, however small; 0 as exact.
+
+    Examples
+    --------
+    >>> error(4.13), error(0.00002134), error(0.0), error(None)
+    ('4.1', '2e-05', 'exact', '–')
+    """
+    if se == 0:
+        return "exact"
+    shown = num(se, se)
+    return f"{se:.0e}" if se is not None and shown.strip("0.") == "" else shown
+
+
+def with_error(value: float | None, se: float | None) -> str:
+    """Write a value with its standard error; alone where it is exact, or has no error of its own.
+
+    Examples
+    --------
+    >>> with_error(1.224, 0.0000213), with_error(1.224, 0.0), with_error(None, None)
+    ('1.224 ± 2e-05', '1.224', '–')
+    """
+    return f"{num(value, se)} ± {error(se)}" if se else num(value)
+
+
 def figure(metric: Figure | None) -> str:
     """Write a figure as ``−148.3 ± 4.1``; minus infinity as such.
 
@@ -114,10 +141,7 @@ def figure(metric: Figure | None) -> str:
         return ""
     if metric.value is None:
         return MINUS + "∞" if metric.n_neg_inf else "–"
-    shown, error = num(metric.value, metric.se), num(metric.se, metric.se)
-    if not metric.se:  # exact, or without an error of its own
-        return shown
-    return f"{shown} ± {error if float(error) else f'{metric.se:.0e}'}"
+    return with_error(metric.value, metric.se)
 
 
 def entry(group: Group, metric: str) -> str:
