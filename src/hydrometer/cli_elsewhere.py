@@ -152,7 +152,7 @@ def scores_command(
     done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
     page = build_report([done.run.folder])
     if as_json:
-        added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
+        added = {c: {m: e.to_json() for m, e in found.items()} for c, found in done.added.items()}
         typer.echo(json.dumps({"folder": str(done.run.folder), "report": str(page), "added": added}))
         return
     rows = [[owner, metric, str(e)] for owner, found in done.added.items() for metric, e in found.items()]

@@ -240,7 +240,6 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
         found.append(("At how many points: + above zero, − below, ? undecided", tables.setting_table(chain), False))
         found.append(("All points and settings, nats; ? undecided", tables.map_table(chain), False))
     found.append((f"Models, {chain.unit} per {per(chain)}", tables.group_table(run, chain), not chain.points))
-    found.append(("95 % intervals", tables.interval_table(run, chain), False))
     over_seeds = tables.spread_table(run, chain)
     if over_seeds.rows:
         found.append(("Over seeds: median, quartiles, two peaks", over_seeds, False))

@@ -24,7 +24,6 @@ __all__ = [
     "TableData",
     "contrast_table",
     "group_table",
-    "interval_table",
     "map_table",
     "ordered_groups",
     "released_table",
@@ -127,7 +126,7 @@ def _has(groups: list[Group], metric: str) -> bool:
 
 
 def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
-    """Build the table of a chain's models: one row per group, figures with their standard error."""
+    """Build the table of a chain's models: one row per group, figures with their error and below it their interval."""
     groups = ordered_groups(run, chain)
     columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
     if extra:
@@ -135,24 +134,18 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     rows: list[list[str]] = []
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
-        rows.append([model(group), *(entry(group, m) for m in columns), seeds])
+        rows.append([model(group), *(_with_interval(group, m) for m in columns), seeds])
     return TableData(["model", *columns.values(), "seeds"], rows, max(len(groups) - MAX_ROWS, 0))
 
 
-def interval_table(run: Run, chain: Chain) -> TableData:
-    """Build the table of the main figures' 95 % intervals."""
-    groups = ordered_groups(run, chain)
-    columns = {k: v for k, v in MAIN.items() if _has(groups, k)}
-    rows: list[list[str]] = []
-    for group in groups[:MAX_ROWS]:
-        cells: list[str] = []
-        for m in columns:
-            found = group.metrics.get(m)
-            ends = found.ci95 if found else None
-            few = ", few seeds" if found and found.few_seeds and group.seeds >= SURE else ""
-            cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}{few}" if ends else "–")
-        rows.append([model(group), *cells])
-    return TableData(["model", *columns.values()], rows, max(len(groups) - MAX_ROWS, 0))
+def _with_interval(group: Group, metric: str) -> str:
+    """Write a figure, and on a line below its 95 % interval and what the seeds cast doubt on."""
+    words, found = entry(group, metric), group.metrics.get(metric)
+    if found is None or found.ci95 is None or not found.se:
+        return words
+    few = ", few seeds" if found.few_seeds and group.seeds >= SURE else ""
+    peaks = ", two peaks" if found.two_peaks else ""
+    return f"{words}\n{'…'.join(num(end, found.se) for end in found.ci95)}{few}{peaks}"
 
 
 def spread(found: Figure | None) -> str:
@@ -263,16 +256,6 @@ def released_table(run: Run, chain: Chain) -> TableData:
     return TableData(head, rows)
 
 
-def spread_lines(run: Run, chain: Chain, data: TableData) -> list[list[str]]:
-    """Return what the terminal writes below a row of `group_table`: median and quartiles of each mean over seeds."""
-    metrics = {title: key for key, title in MAIN.items()}
-    out: list[list[str]] = []
-    for g in ordered_groups(run, chain)[:MAX_ROWS]:
-        found = [g.metrics.get(metrics.get(title, "")) for title in data.head]
-        out.append([spread(f).replace(", ", "\n").replace(" to ", "…").replace("–", "") for f in found])
-    return out
-
-
 def _verdict_text(found: list[Sentence]) -> Text:
     styles = {"yes": "green", "no": "red", "open": "yellow", "note": "dim"}
     words = Text()
@@ -307,17 +290,13 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
         seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
         what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"
         if not chain.points:
-            medians = "; below: median, quartiles" if chain.seeds > 1 else ""
-            what = f"{chain.unit} per {per(chain)}, ± standard error{medians}"
+            what = f"{chain.unit} per {per(chain)}, ± standard error, below it the 95 % interval"
         title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
         # What a terminal of 80 columns holds; the page has the rest.
         shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
-        rows = [[one_line(row[i], 200) for i in shown] for row in data.rows]
-        if not chain.points:
-            under = spread_lines(run, chain, data)
-            rows = [
-                [f"{c}\n{more[i]}" if more[i] else c for c, i in zip(row, shown, strict=True)]
-                for row, more in zip(rows, under, strict=True)
-            ]
+        rows = [
+            ["\n".join(one_line(x, 200) for x in row[i].replace(", ", "\n" if i else ", ").split("\n")) for i in shown]
+            for row in data.rows
+        ]
         parts += [FittedTable([data.head[i] for i in shown], rows, title), _verdict_text(sentences(run, chain))]
     return Renderables(*parts) if parts else Text("no chains in these results")

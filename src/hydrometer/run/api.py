@@ -347,7 +347,7 @@ class _Books:
         seconds = 0.0
         if metrics is not None:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
-        plain = None if metrics is None else {k: asdict(v) for k, v in metrics.items()}
+        plain = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
         return cell.record(plain, self.outcome.failed.get(cell.judge), seconds)
 
     def judged(self, cell: Cell, bench: Bench) -> Judged | None:

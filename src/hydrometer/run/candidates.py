@@ -255,7 +255,7 @@ def entries(source: Source, recall: str, precision: str) -> tuple[list[Entry], l
 
 def _metrics(source: Source, record: dict[str, Any]) -> Metrics:
     try:
-        return {k: Estimate(**m) for k, m in record["metrics"].items()}
+        return {k: Estimate.from_json(m) for k, m in record["metrics"].items()}
     except (KeyError, TypeError, AttributeError):
         raise FolderError(
             "results.json holds figures that cannot be read", got=f"{source.folder}, cell {record.get('id')}",

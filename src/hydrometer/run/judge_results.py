@@ -92,7 +92,7 @@ def _record(name: str, c: JudgedCell, figures: Figures | None, reason: str | Non
         "training": None, "parent": c.parent, "selectivity": None,
         "decoding": None if c.decoding is None else c.decoding.to_json(), "prefix_source": None, "loss": None,
         "seed": None, "model": c.law.label, "status": "failed" if figures is None else "ok", "reason": reason,
-        "metrics": {} if figures is None else {k: asdict(v) for k, v in figures.metrics.items()},
+        "metrics": {} if figures is None else {k: v.to_json() for k, v in figures.metrics.items()},
         "seconds": round(seconds, 3) if figures is not None else 0.0,
     }  # fmt: skip
 

@@ -367,7 +367,8 @@ def _spread(s: Selectivity, training: str, metric: str, x: NDArray[np.float64]) 
     mean = _mean_over_seeds(x)
     return {
         "selectivity": s.to_json(), "training": training, "metric": metric, "seeds": x.size, "mean": mean.value,
-        "se": mean.se, "median": float(middle), "q025": float(low), "q975": float(high), "printed": printed,
+        "se": mean.se, "ci95": mean.ci95, "median": float(middle), "q025": float(low), "q975": float(high),
+        "printed": printed,
     }  # fmt: skip
 
 
