@@ -12,6 +12,7 @@ from hydrometer.core.errors import FolderError
 from hydrometer.report import summary_table, verdict
 from hydrometer.report.reading import parse
 from hydrometer.report.tables import group_table, spread_table
+from hydrometer.report.wording import model
 
 BASE = synthetic.results(seeds=3, mixture=False)
 
@@ -220,3 +221,21 @@ def test_summary_table_prints_names_as_text(run: dict[str, Any]) -> None:
 
 def test_empty_results() -> None:
     assert verdict({"schema": 1, "summary": {"chains": {"c": {}}}})["c"][0].startswith("There is no teacher gate")
+
+
+def test_rows_of_a_truth_that_is_the_teacher_have_names_of_their_own() -> None:
+    truth = {"chain": "c", "role": "truth", "metrics": {}}
+    cold = {**truth, "decoding": {"temperature": 0.7}}
+    judged = {**truth, "model": "big"}
+    student = {"chain": "c", "role": "student", "model": "truth", "metrics": {}}
+    groups = {"a": truth, "b": cold, "c": judged, "d": student}
+    names = [model(g) for g in parse({"schema": 1, "summary": {"chains": {}, "groups": groups}}).groups.values()]
+    assert names == ["truth", "truth at temperature 0.7", "truth (big)", "truth"]
+
+
+def test_no_control_is_asked_of_a_student_without_weights(run: dict[str, Any]) -> None:
+    here = chain(run)
+    here["control"] = []
+    assert "No control was run" in said(run)[2]
+    run["summary"]["groups"][here["direct_group"]]["metrics"]["n_components"] = {"value": 1.0}
+    assert said(run)[2].startswith("There is no control: a student of one component")

@@ -63,16 +63,21 @@ def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
             else "Intervals are for these prompts and no others"
         )
         out.append(Sentence("caveat", "note", f"{prompts:.0f} prompts{each}. {of}."))
-    mine = [c for c in run.contrasts if c.a in run.groups and run.groups[c.a].chain == chain.name]
-    out += [s for c in mine if c.metric in _COLUMNS and (s := _difference(run, c)) is not None]
+    pairs: dict[tuple[str, str], list[Diff]] = {}
+    for c in run.contrasts:
+        known = c.a in run.groups and c.b in run.groups and run.groups[c.a].chain == chain.name
+        if known and c.metric in _COLUMNS and c.value is not None:
+            pairs.setdefault((c.a, c.b), []).append(c)
+    out += [_difference(run, *pair, found) for pair, found in pairs.items()]
     return out + [Sentence("caveat", "note", text(note) + ".") for note in items(how.get("notes"))]
 
 
-def _difference(run: Run, c: Diff) -> Sentence | None:
-    if c.value is None or c.b not in run.groups:
-        return None
-    name, unit = _COLUMNS[c.metric]
-    a, b = (model(run.groups[g]) for g in (c.a, c.b))
-    words = f"{name}: {a} minus {b} is {signed(c.value, c.se)} {unit} ({span(c)})"
-    undecided = c.sign is None or c.sign == 0
-    return Sentence("trade-off", "open" if undecided else "note", words + (", undecided." if undecided else "."))
+def _difference(run: Run, a: str, b: str, found: list[Diff]) -> Sentence:
+    """Say how a model differs from the truth, or from the first student."""
+    parts = [
+        f"{name} {signed(c.value or 0.0, c.se)} {unit} ({span(c)}{', undecided' if not c.sign else ''})"
+        for c in found
+        for name, unit in [_COLUMNS[c.metric]]
+    ]
+    words = f"{model(run.groups[a])} minus {model(run.groups[b])}: {'; '.join(parts)}."
+    return Sentence("trade-off", "note" if any(c.sign for c in found) else "open", words)

@@ -189,16 +189,20 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
 
 
 def model(group: Group) -> str:
-    """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it."""
+    """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it.
+
+    Models of one chain have names of their own: what the name leaves out they have in common.
+    """
     name = f"{group.adopted} (adopted), {_model(group)}" if group.adopted else _model(group)
     return f"{where(group.point)}: {name}" if group.point else name
 
 
 def _model(group: Group) -> str:
-    if group.role == "truth":
-        return "truth"
+    if group.role == "truth" and not group.model:
+        return f"truth at {setting(group.decoding)}" if not is_neutral(group.decoding) else "truth"
     if group.model:
-        name = group.model if group.role == "student" else f"{group.role} {group.model}"
+        # A student may bear the truth's name, or be called truth.
+        name = group.model if group.role == "student" else f"{group.role} ({group.model})"
         return f"{name}, decoded at {setting(group.decoding)}" if group.decoding else name
     if group.training == "direct" and group.role == "student":
         name = "direct"

@@ -150,6 +150,8 @@ def compare_chain(
     def pair(a: str | None, b: str | None) -> dict[str, Contrast]:
         if a is None or b is None or a == b or not c.has(a, b):
             return {}
+        if example[a].point is None and example[a].judge == example[b].judge:  # the same weights under two names
+            return {}
         if (a, b) not in pairs:
             pairs[a, b] = c.contrasts(a, b)
         return pairs[a, b]
