@@ -83,7 +83,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
-    from hydrometer.report import build_report, summary_table
+    from hydrometer.report import answers, build_report, summary_table
     from hydrometer.run.api import load_spec, run
     from hydrometer.run.progress import ConsoleMonitor
 
@@ -109,6 +109,8 @@ def run_command(
     else:
         console.print(summary_table(result.results))
         console.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+        for name, words in answers(result.results, result.folder).items():
+            console.print(Text(one_line(f"{name}: {words}", _LONGEST)))
     if failed:
         console.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
         raise typer.Exit(1)

@@ -4,8 +4,9 @@ Reads records and exhibits only. It computes no metric of its own: what it draws
 """
 
 from hydrometer.report.advice import advice_notes, advice_sentences, advice_table
+from hydrometer.report.answer import answers
 from hydrometer.report.page import build_report
 from hydrometer.report.tables import summary_table
 from hydrometer.report.verdict import verdict
 
-__all__ = ["advice_notes", "advice_sentences", "advice_table", "build_report", "summary_table", "verdict"]
+__all__ = ["advice_notes", "advice_sentences", "advice_table", "answers", "build_report", "summary_table", "verdict"]

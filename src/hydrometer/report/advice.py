@@ -16,7 +16,7 @@ from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
 from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
 
-__all__ = ["advice_notes", "advice_of", "advice_sentences", "advice_table"]
+__all__ = ["advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice"]
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
@@ -31,6 +31,16 @@ def advice_sentences(data: Json) -> list[str]:
     data : what advice.json holds (docs, Advice); `Advice.data` of `hydrometer.advise`.
     """
     return [_answer(data), _figures(data), _sureness(data)]
+
+
+def advice_sentence(data: Json) -> str:
+    """Say in one sentence what to take, or what would decide."""
+    first = _answer(data)
+    if data.get("status") == "decided" or not data.get("status"):
+        return first
+    if data.get("reason") == "one_seed":
+        return first.rstrip(".") + "; three seeds or more would tell: run again with --set seeds=5."
+    return first.rstrip(".") + _more(data) + "."
 
 
 # names ---------------------------------------------------------------------------------------------------------------
@@ -125,7 +135,8 @@ def _answer(data: Json) -> str:
             return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
         case "constraint":
             open_ = [_by_id(data, c) for c in items(data.get("contenders"))]
-            names = among([_name(data, c) for c in open_ if c.get("feasible") != "met"])
+            asked = [_name(data, c) for c in open_ if c.get("feasible") != "met"]
+            names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {count} settings tried"
             return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
         case _:
             return (
@@ -344,28 +355,33 @@ def _short(value: object) -> str:
 
 
 def advice_of(run: Run, chain: Chain) -> list[Sentence]:
-    """Read a run's advice for one chain, as sentences for its page; nothing where there is none.
-
-    Advice from other results than the folder holds now is not repeated: it says so.
-    """
-    if run.folder is None:
-        return []
-    path = run.folder / "advice.json"
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            return []
-        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError):
-        return [Sentence("caveat", "note", "advice.json cannot be read; ask for advice again.")]
-    data = mapping(value)
-    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
-        return []
-    if _digest(run.folder) not in items(data.get("results")):
-        return [Sentence("caveat", "note", "The advice kept here is of earlier results; ask for advice again.")]
+    """Read a run's advice for one chain, as sentences for its page; nothing where there is none."""
+    data = kept_advice(run, chain)
+    if not data.get("status"):
+        return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
     tones: dict[str, Tone] = {"decided": "yes", "none": "no"}
     tone = tones.get(text(data.get("status")), "open")
     said = [Sentence("advice", tone, " ".join(advice_sentences(data)))]
     return said + [Sentence("caveat", "note", s) for s in advice_notes(data)]
+
+
+def kept_advice(run: Run, chain: Chain) -> Json:
+    """Return the folder's advice for a chain, empty where there is none; with a `caveat` alone where it is no use."""
+    if run.folder is None:
+        return {}
+    path = run.folder / "advice.json"
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return {}
+        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except (OSError, ValueError, RecursionError):
+        return {"caveat": "advice.json cannot be read; ask for advice again."}
+    data = mapping(value)
+    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
+        return {}
+    if _digest(run.folder) not in items(data.get("results")):
+        return {"caveat": "The advice kept here is of earlier results; ask for advice again."}
+    return data
 
 
 def _digest(folder: Path) -> str:

@@ -21,6 +21,7 @@ from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import contours, draw, frontier, plotdata, tables
 from hydrometer.report.advice import advice_of
+from hydrometer.report.answer import answer
 from hydrometer.report.maps import axis_of
 from hydrometer.report.mapviews import (
     ExplorerView,
@@ -54,6 +55,7 @@ class ChainView:
 
     chain: Chain
     anchor: str
+    answer: Sentence
     sentences: list[Sentence]
     figures: list[FigureView]
     explorer: ExplorerView | None
@@ -252,6 +254,7 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     return ChainView(
         chain=chain,
         anchor=stem,
+        answer=answer(run, chain),
         sentences=[*sentences(run, chain), *advice_of(run, chain)],
         figures=_figures(run, chain, stem, folder),
         explorer=explorer_view(run, chain),

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
+Topic = Literal["answer", "gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
 
 KL = "KL(q‖p*)"
 

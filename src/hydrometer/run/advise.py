@@ -25,7 +25,7 @@ from hydrometer.store.artifacts import write_atomic
 from hydrometer.store.places import Url, resolved
 from hydrometer.store.records import RunFolder, plain
 
-__all__ = ["Advice", "advise", "advise_on", "completed", "keep", "need_of"]
+__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "keep", "need_of"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -189,7 +189,8 @@ def _figure(x: Linear | None) -> Json | None:
     return None if x is None else {"value": x.value, "se": x.se, "df": x.df, "ci95": list(x.ci95)}
 
 
-def _setting(cell: Cell) -> Json:
+def as_setting(cell: Cell) -> Json:
+    """Name a candidate as advice.json does."""
     return {
         "id": cell.group,
         "training": cell.training,
@@ -200,7 +201,7 @@ def _setting(cell: Cell) -> Json:
 
 def _candidate(entry: Entry, c: Candidate) -> Json:
     return {
-        **_setting(entry.cell),
+        **as_setting(entry.cell),
         "id": entry.id,
         "run": resolved(entry.source.folder).name,
         "feasible": c.feasible,
@@ -215,7 +216,7 @@ def _candidate(entry: Entry, c: Candidate) -> Json:
 
 
 def _excluded(x: Excluded) -> Json:
-    return {**_setting(x.cell), "reason": x.reason}
+    return {**as_setting(x.cell), "reason": x.reason}
 
 
 def _expected(field: Field, need: Need, decision: Decision, again: Again | None) -> Json:

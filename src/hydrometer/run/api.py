@@ -6,8 +6,6 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.adopted import read_adopted
+from hydrometer.run.answer import answer
 from hydrometer.run.diagnosis import diagnose, keep
 from hydrometer.run.engines import engine_records
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
@@ -33,6 +32,7 @@ from hydrometer.run.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
+from hydrometer.run.shipped import recipes, shipped_recipe, shipped_recipes
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.compare import Judged, TruthRows
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
@@ -56,8 +56,6 @@ __all__ = [
     "versions",
 ]
 
-# Imported here, so that the package's name is bound before the function `hydrometer.recipes` takes it over.
-_SHIPPED = files(import_module("hydrometer.recipes"))
 _VERSIONED = ("numpy", "scipy", "numba", "scikit-learn", "torch", "transformers", "tokenizers")
 
 
@@ -82,21 +80,6 @@ class RunResult:
         return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
 
 
-def recipes() -> dict[str, str]:
-    """Return the shipped recipes: name to description."""
-    out: dict[str, str] = {}
-    for entry in sorted(_SHIPPED.iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            body = parse_yaml(entry.read_bytes(), entry.name)
-            out[entry.name.removesuffix(".yaml")] = " ".join(str(body.get("description", "")).split())
-    return out
-
-
-def shipped_recipes() -> Path:
-    """Return the folder that file names inside shipped recipes refer to."""
-    return Path(str(_SHIPPED))
-
-
 def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """Read a recipe by name, or a YAML file by path, and apply ``a.b.c=VALUE`` overrides.
 
@@ -107,7 +90,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     name = str(source)
     path = Path(source)
     if name in recipes():
-        data, origin, base = _SHIPPED.joinpath(f"{name}.yaml").read_bytes(), name, shipped_recipes()
+        data, origin, base = shipped_recipe(name).read_bytes(), name, shipped_recipes()
     elif path.suffix in (".yaml", ".yml") or path.exists():
         try:
             with path.open("rb") as f:
@@ -255,7 +238,7 @@ def results_of(
         folder.put("records", str(record["id"]), record)
     contrasts: list[object] = []
     groups: dict[str, object] = {}
-    chains: dict[str, object] = {}
+    chains: dict[str, dict[str, object]] = {}
     for chain_name, chain in plan.chains.items():
         bench = Bench(store)
         if chain_name in maps:
@@ -277,6 +260,10 @@ def results_of(
     for book in maps.values():
         for cell_id, shown in book.exhibits().items():
             folder.put("exhibits", cell_id, shown)
+    by_id = {str(r["id"]): r for r in records}
+    for chain_name, chain in plan.chains.items():
+        found_advice = answer(folder, name, plan, chain, store, by_id)
+        chains[chain_name] |= {} if found_advice is None else {"advice": found_advice}
     return {
         "schema": SCHEMA,
         "name": name,
