@@ -68,7 +68,8 @@ def judge_command(
     ] = False,
 ) -> None:
     """Judge models trained anywhere against a truth, or against held-out text."""
-    from hydrometer.report import answers, build_report, summary_table
+    from hydrometer.report import answers as what_to_do
+    from hydrometer.report import build_report, summary_table
     from hydrometer.run.judging import judge_models
     from hydrometer.run.progress import ConsoleMonitor
 
@@ -91,7 +92,7 @@ def judge_command(
     else:
         console.print(summary_table(result.results))
         console.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
-        for words in answers(result.results).values():
+        for words in what_to_do(result.results).values():
             console.print(Text(one_line(words, 4000)))
     if failed:
         console.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))

@@ -367,6 +367,8 @@ def test_the_command_prints_a_table_and_json_and_one_line_errors(
     words = " ".join(out.split())
     assert "clustered by prompt" in words
     against_truth = words.index("student minus truth (truth): precision")
+    assert words.rstrip().split("report ")[-1].count("recall") == 1  # its last sentence says what to take
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["cells"]) == 3
     assert against_truth < words.index("student, decoded at temperature 0.7, top-p 0.9 minus student: precision")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "student, decoded at temperature 0.7, top-p 0.9" in page
