@@ -68,7 +68,7 @@ def test_more_than_rounding_is_refused(off: float) -> None:
         hm.Mixture([1.0], [[0.0, 0.0]], skew, covariance_type="tied")
     with pytest.raises(InputError, match="precisions_init must be symmetric"):
         hm.fit_mixture(AT, 1, precisions_init=[skew])
-    with pytest.raises(ValueError, match="must be symmetric"):
+    with pytest.raises(InputError, match="must be symmetric"):
         MixtureTruth(means=((0.0, 0.0),), covariances=tuple(map(tuple, skew)), covariance_type="tied")
 
 

@@ -97,16 +97,19 @@ class HydrometerError(Exception):
     what : what is wrong.
     got : the offending value, shown as its repr, shortened.
     fix : what to do about it.
+
+    Attributes
+    ----------
+    complaint : the message without the fix, for those who say that apart.
     """
 
     def __init__(self, what: str, *, got: object = ..., fix: str = "") -> None:
         parts = [what]
         if got is not ...:
             parts.append(f"got {brief(got)}")
-        if fix:
-            parts.append(fix)
-        super().__init__(one_line("; ".join(parts)))
+        super().__init__(one_line("; ".join([*parts, fix] if fix else parts)))
         self.what, self.fix = what, fix
+        self.complaint = one_line("; ".join(parts))
 
 
 class InputError(HydrometerError):

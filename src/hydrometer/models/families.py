@@ -151,10 +151,10 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
         try:
             chains[name] = families()[kind].chain_spec.model_validate(chain, context={"base": base or Path.cwd()})
         except ValidationError as e:
-            raise explain(e, where) from None
+            raise explain(e, where, chain) from None
     if isinstance(raw, dict):
         fields["chains"] = chains
     try:
         return RunSpec.model_validate(fields, context={"base": base or Path.cwd()})
     except ValidationError as e:
-        raise explain(e, origin) from None
+        raise explain(e, origin, fields) from None

@@ -325,7 +325,9 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
     FolderError : where a folder has no results, or the page cannot be written, or its figures would go elsewhere.
     FolderError : where results have a newer release's schema.
     """
-    places = [place_of(r) for r in runs]
+    given: Any = runs
+    is_several = hasattr(given, "__iter__") and not isinstance(given, str)
+    places = [place_of(r) for r in (given if is_several else [given])]
     if not places:
         raise InputError("no run to report on", got=runs, fix="give at least one run folder")
     mirrors = [Mirror(p) for p in places if isinstance(p, Url)]  # they last until the page is written

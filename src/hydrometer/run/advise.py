@@ -7,12 +7,13 @@ again on rows that took no part in choosing them, and the answer is written as d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.run.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.execute import Monitor, SilentMonitor
@@ -91,7 +92,9 @@ def advise(
     >>> advice.status in ("decided", "undecided"), len(advice.data["candidates"])
     (True, 5)
     """  # noqa: E501  (an example's line cannot be broken)
-    paths = [folders] if isinstance(folders, str | Path | Url) else list(folders)
+    paths = list(folders) if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
+    if need is not None:
+        one_of(need, Need, "need", "for example Need(max_recall_loss=0.1)")
     if not paths:
         raise InputError("no run to advise from", got=paths, fix="give at least one run folder")
     wanted, stated = completed(need)

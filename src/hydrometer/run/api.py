@@ -14,7 +14,7 @@ import numpy as np
 from hydrometer._version import __version__
 from hydrometer.core.clusters import Clusters
 from hydrometer.core.documents import MAX_YAML_BYTES, apply_overrides, artifact_json, nearest, parse_yaml
-from hydrometer.core.errors import FolderError, SpecError
+from hydrometer.core.errors import FolderError, InputError, SpecError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
 from hydrometer.metrics.plausibility import implausible
@@ -29,6 +29,7 @@ from hydrometer.run.executors import ExecutorName, executor_of
 from hydrometer.run.extend import merge
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.provenance import provenance
 from hydrometer.run.rendered import keep_prompts, with_prompts
 from hydrometer.run.reopen import training_rows
 from hydrometer.run.scores import CellScores, read_scores
@@ -87,6 +88,10 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     ------
     SpecError : unknown recipe, unreadable file, or anything wrong inside.
     """
+    if not isinstance(source, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SpecError("a specification is a recipe's name or a YAML file", got=source, fix="see hm.recipes()")
+    if isinstance(overrides, str) or not all(isinstance(o, str) for o in overrides):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SpecError("overrides are a list of PATH=VALUE", got=overrides, fix='for example ["seeds=5"]')
     name = str(source)
     path = Path(source)
     if name in recipes():
@@ -141,6 +146,8 @@ def run(
     ([], 16)
     """
     make = executor_of(executor, address)
+    if until not in (None, "draw"):
+        raise InputError('until is "draw" or None', got=until)
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     spec = with_prompts(spec, folder)
@@ -213,14 +220,14 @@ def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> R
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the libraries that figures depend on."""
+    """Return what results come from: versions of package, Python and libraries, the commit if known, the machine."""
     out = {"hydrometer": __version__, "python": platform.python_version()}
     for name in _VERSIONED:
         try:
             out[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return out
+    return out | provenance()
 
 
 def results_of(

@@ -69,7 +69,7 @@ def doctor(
     except (FolderError, SpecError) as e:
         lasting = tuple(replace(f, chain=name) for name in spec.chains for f in examine_design(spec, name))
         why = "a folder holds one experiment; nothing in it is ever overwritten"
-        return Diagnosis(lasting, (fatal("folder", str(e), why, "choose another --out"),))
+        return Diagnosis(lasting, (fatal("folder", e.complaint, why, "choose another --out"),))
     return diagnose(whole, plan_run(whole), artifacts)
 
 
@@ -81,10 +81,10 @@ def _refused(spec: RunSpec) -> list[Finding]:
         try:
             family_of(chain).check(chain)
         except InputError as e:
-            found.append(replace(fatal("refused", str(e), why, e.fix or "mend the specification"), chain=name))
+            found.append(replace(fatal("refused", e.complaint, why, e.fix or "mend the specification"), chain=name))
     if not found:
         try:
             plan_run(spec)
         except InputError as e:
-            found.append(fatal("refused", str(e), why, e.fix or "mend the specification"))
+            found.append(fatal("refused", e.complaint, why, e.fix or "mend the specification"))
     return found
