@@ -11,7 +11,7 @@ from hydrometer.core.findings import Finding, fatal
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.run.api import joined, load_spec
 from hydrometer.run.design import examine_design
-from hydrometer.run.diagnosis import Diagnosis, diagnose
+from hydrometer.run.diagnosis import Diagnosis, diagnose, told
 from hydrometer.run.plan import plan_run
 from hydrometer.store.places import place_of
 from hydrometer.store.records import RunFolder
@@ -67,7 +67,7 @@ def doctor(
     try:
         whole = joined(RunFolder(root), spec)
     except (FolderError, SpecError) as e:
-        lasting = tuple(replace(f, chain=name) for name in spec.chains for f in examine_design(spec, name))
+        lasting = tuple(replace(f, chain=name) for name in spec.chains for f in told(spec, examine_design(spec, name)))
         why = "a folder holds one experiment; nothing in it is ever overwritten"
         return Diagnosis(lasting, (fatal("folder", e.complaint, why, "choose another --out"),))
     return diagnose(whole, plan_run(whole), artifacts)
