@@ -12,7 +12,7 @@ from hydrometer.core.errors import FolderError
 from hydrometer.report import summary_table, verdict
 from hydrometer.report.reading import parse
 from hydrometer.report.tables import group_table, spread_table
-from hydrometer.report.wording import model
+from hydrometer.report.wording import entry, model
 
 BASE = synthetic.results(seeds=3, mixture=False)
 
@@ -231,6 +231,13 @@ def test_rows_of_a_truth_that_is_the_teacher_have_names_of_their_own() -> None:
     groups = {"a": truth, "b": cold, "c": judged, "d": student}
     names = [model(g) for g in parse({"schema": 1, "summary": {"chains": {}, "groups": groups}}).groups.values()]
     assert names == ["truth", "truth at temperature 0.7", "truth (big)", "truth"]
+
+
+def test_a_kl_is_infinite_upwards() -> None:
+    infinite = {"value": None, "se": None, "n_neg_inf": 2}
+    group = {"chain": "c", "role": "student", "metrics": {"recall": infinite, "kl_truth_student": infinite}}
+    found = parse({"schema": 1, "summary": {"chains": {}, "groups": {"g": group}}}).groups["g"]
+    assert (entry(found, "recall"), entry(found, "kl_truth_student")) == ("−∞", "∞")
 
 
 def test_no_control_is_asked_of_a_student_without_weights(run: dict[str, Any]) -> None:

@@ -147,7 +147,11 @@ def figure(metric: Figure | None) -> str:
 def entry(group: Group, metric: str) -> str:
     """Write a group's figure; that it cannot be computed where the group says why it is absent."""
     found = group.metrics.get(metric)
-    return NO_SCORE if found is None and group.absent and metric in WITHOUT_SCORES else figure(found)
+    if found is None and group.absent and metric in WITHOUT_SCORES:
+        return NO_SCORE
+    shown = figure(found)
+    # Entropies and KLs are infinite upwards; figure knows no name.
+    return shown.removeprefix(MINUS) if shown == f"{MINUS}∞" and metric.startswith(("kl_", "entropy")) else shown
 
 
 def span(diff: Diff, sign: int = 1) -> str:
