@@ -85,7 +85,7 @@ def run_command(
     from hydrometer.run.progress import ConsoleMonitor, console
 
     with ConsoleMonitor() as monitor:
-        from hydrometer.report import build_report, summary_table
+        from hydrometer.report import answers, build_report, summary_table
         from hydrometer.run.api import run
 
         result = run(
@@ -111,6 +111,8 @@ def run_command(
     else:
         told.print(summary_table(result.results))
         told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+        for name, words in answers(result.results, result.folder).items():
+            told.print(Text(one_line(f"{name}: {words}", _LONGEST)))
     if failed:
         told.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
         raise typer.Exit(1)

@@ -151,9 +151,9 @@ def scores_command(
     as_json: Json = False,
 ) -> None:
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
-    from rich.table import Table
     from rich.text import Text
 
+    from hydrometer.report.terminal import FittedTable
     from hydrometer.run.progress import ConsoleMonitor, console
 
     with ConsoleMonitor():
@@ -163,18 +163,13 @@ def scores_command(
         done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
         page = build_report([done.run.folder])
     if as_json:
-        added = {c: {m: asdict(e) for m, e in found.items()} for c, found in done.added.items()}
+        added = {c: {m: e.to_json() for m, e in found.items()} for c, found in done.added.items()}
         body = {"folder": str(done.run.folder), "report": str(page), "added": added, "waiting": done.waiting}
         typer.echo(json.dumps(body))
         return
-    table = Table(box=None, pad_edge=False)
-    for head in ("cell", "metric", "figure"):
-        table.add_column(head, no_wrap=True)
-    for owner, found in done.added.items():
-        for metric, estimate in found.items():
-            table.add_row(Text(owner), Text(metric), Text(str(estimate)))
+    rows = [[owner, metric, str(e)] for owner, found in done.added.items() for metric, e in found.items()]
     told = console()
-    told.print(table)
+    told.print(FittedTable(["cell", "metric", "figure"], rows))
     if missing := missing_sentence(done.run.results):
         told.print(Text(f"partial  {one_line(missing)}"), soft_wrap=True)
     if done.waiting:

@@ -65,10 +65,12 @@ def judge_command(
     """Judge models trained anywhere against a truth, or against held-out text."""
     from rich.text import Text
 
+    from hydrometer.core.errors import one_line
     from hydrometer.run.progress import ConsoleMonitor, console
 
     with ConsoleMonitor() as monitor:
         from hydrometer.core.spec import parse_selectivity
+        from hydrometer.report import answers as what_to_do
         from hydrometer.report import build_report, summary_table
         from hydrometer.run.judging import judge_models
 
@@ -90,6 +92,8 @@ def judge_command(
     else:
         told.print(summary_table(result.results))
         told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+        for words in what_to_do(result.results).values():
+            told.print(Text(one_line(words, 4000)))
     if failed:
         told.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
         raise typer.Exit(1)

@@ -37,7 +37,7 @@ def test_results_are_read_as_the_present_release_writes_them(kept: Kept) -> None
     for cell in found["cells"]:
         for metric in cell["metrics"].values():
             assert set(metric) == set(SCHEMA["$defs"]["metric"]["properties"])
-            Estimate(**metric)
+            Estimate.from_json(metric)
     assert figures(found) == figures(kept.written)  # nothing is made up or lost
     assert (kept.run / "results.json").read_bytes() == json.dumps(kept.written, indent=1).encode() + b"\n"
 

@@ -20,7 +20,7 @@ OLD: dict[str, Any] = {
 }  # fmt: skip
 
 
-GAINED = dict.fromkeys(("df", "plain", "plain_se", "caution"))
+GAINED = dict.fromkeys(("ci95", "df", "plain", "plain_se", "caution"))
 
 
 def test_what_schema_1_gained_is_added_and_nothing_else() -> None:

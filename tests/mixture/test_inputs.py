@@ -68,7 +68,7 @@ def test_more_than_rounding_is_refused(off: float) -> None:
         hm.Mixture([1.0], [[0.0, 0.0]], skew, covariance_type="tied")
     with pytest.raises(InputError, match="precisions_init must be symmetric"):
         hm.fit_mixture(AT, 1, precisions_init=[skew])
-    with pytest.raises(ValueError, match="must be symmetric"):
+    with pytest.raises(InputError, match="must be symmetric"):
         MixtureTruth(means=((0.0, 0.0),), covariances=tuple(map(tuple, skew)), covariance_type="tied")
 
 
@@ -219,3 +219,27 @@ def test_infinite_points_have_no_density() -> None:
 def test_an_unknown_covariance_type_is_refused() -> None:
     with pytest.raises(InputError, match="covariance_type must be"):
         hm.Mixture([1.0], [[0.0]], [1.0], covariance_type="round")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_student_of_one_component_is_not_decoded_unless_it_is_asked_for() -> None:
+    from hydrometer.models.families import parse_run_spec
+    from hydrometer.models.mixture.doctor import examine
+    from hydrometer.run.design import examine_design
+
+    def chain(k: int, **more: object) -> dict[str, object]:
+        return {
+            "family": "mixture", "truth": {"means": [[0, 0], [3, 0]], "covariances": 1.0},
+            "teacher": {"n_components": 2}, "student": {"n_components": k},
+            "selectivity": [{"weight_power": 1}, {"weight_power": 3}], **more,
+        }  # fmt: skip
+
+    def found(k: int, **more: object) -> tuple[int, list[str], list[str]]:
+        spec = parse_run_spec({"name": "x", "seeds": 3, "chains": {"m": chain(k, **more)}}, "x")
+        one = spec.chains["m"]
+        design = [f"{f.severity} {f.code}" for f in examine_design(spec, "m")]
+        return len(one.controls), [f.code for f in examine(one)], design
+
+    assert found(1) == (0, [], ["note no-control"])
+    assert found(2) == (1, [], [])
+    assert found(1, decoding=[{"weight_power": 3}]) == (1, ["decoding-idle"], [])
+    assert found(1, grid={"student": [1, 2]})[0] == 1  # each point for itself

@@ -179,8 +179,8 @@ def test_correlation_is_averaged_over_points_within_each(results: dict[str, Any]
 def test_an_ordinary_chain_tells_its_gap_without_an_interval() -> None:
     results = synthetic.results(seeds=1, mixture_seeds=2)
     words = next(s for s in verdict(results)["mixture"] if "easier" in s)
-    assert "is undecided: one point gives no interval" in words
-    assert "−0.94 (one point, no interval)" in words  # precision dips once between beta 1 and 3: 1 - 6 * 2 / (6 * 35)
+    assert "its interval is over points, of which there is one, whatever the number of seeds" in words
+    assert "−0.94 (one point)" in words  # precision dips once between beta 1 and 3: 1 - 6 * 2 / (6 * 35)
     assert not any("easier" in s for s in verdict(results)["smollm2"])
     run = parse(results)
     assert "capacity gap" in group_table(run, run.chains["mixture"], extra=True).head

@@ -11,7 +11,8 @@ from rich.console import Console
 from hydrometer.core.errors import FolderError
 from hydrometer.report import summary_table, verdict
 from hydrometer.report.reading import parse
-from hydrometer.report.tables import interval_table, spread_table
+from hydrometer.report.tables import group_table, spread_table
+from hydrometer.report.wording import entry, model
 
 BASE = synthetic.results(seeds=3, mixture=False)
 
@@ -177,7 +178,7 @@ def test_caveats_of_means_over_seeds(run: dict[str, Any]) -> None:
     assert any("10 seeds: what happens in up to 26% of all runs" in s for s in caveats)
 
 
-def test_tables_have_median_and_quartiles_beside_the_mean(run: dict[str, Any]) -> None:
+def test_tables_have_intervals_beside_errors_and_medians_on_the_page(run: dict[str, Any]) -> None:
     direct = run["summary"]["groups"][chain(run)["direct_group"]]
     direct["metrics"]["recall"] |= {"median": -170.0, "q25": -180.0, "q75": -160.0, "two_peaks": True}
     direct["metrics"]["recall"]["few_seeds"] = True
@@ -187,13 +188,18 @@ def test_tables_have_median_and_quartiles_beside_the_mean(run: dict[str, Any]) -
     console.file.close()
     lines = console.export_text().splitlines()
     at = next(i for i, line in enumerate(lines) if "−173.0 ± 5.1" in line)
-    assert [line.strip() for line in lines[at + 1 : at + 4]] == ["−170.0", "−180.0…−160.0", "two peaks"]
+    low, high = direct["metrics"]["recall"]["ci95"]
+    ends = f"−{-low:.1f}…−{-high:.1f}"
+    assert ends in lines[at + 1]
+    assert [lines[at + i].strip() for i in (2, 3)] == ["few seeds", "two peaks"]
     parsed = parse(run)
     here = parsed.chains["smollm2"]
     page = spread_table(parsed, here)
     assert ["−170.0, −180.0 to −160.0, two peaks"] in [row[1:] for row in page.rows]
     assert page.head == ["model", "recall"]
-    assert any(cell.endswith(", few seeds") for row in interval_table(parsed, here).rows for cell in row)
+    assert any(
+        cell.endswith(f"\n{ends}, few seeds, two peaks") for row in group_table(parsed, here).rows for cell in row
+    )
 
 
 def test_another_schema_is_refused() -> None:
@@ -215,3 +221,28 @@ def test_summary_table_prints_names_as_text(run: dict[str, Any]) -> None:
 
 def test_empty_results() -> None:
     assert verdict({"schema": 1, "summary": {"chains": {"c": {}}}})["c"][0].startswith("There is no teacher gate")
+
+
+def test_rows_of_a_truth_that_is_the_teacher_have_names_of_their_own() -> None:
+    truth = {"chain": "c", "role": "truth", "metrics": {}}
+    cold = {**truth, "decoding": {"temperature": 0.7}}
+    judged = {**truth, "model": "big"}
+    student = {"chain": "c", "role": "student", "model": "truth", "metrics": {}}
+    groups = {"a": truth, "b": cold, "c": judged, "d": student}
+    names = [model(g) for g in parse({"schema": 1, "summary": {"chains": {}, "groups": groups}}).groups.values()]
+    assert names == ["truth", "truth at temperature 0.7", "truth (big)", "truth"]
+
+
+def test_a_kl_is_infinite_upwards() -> None:
+    infinite = {"value": None, "se": None, "n_neg_inf": 2}
+    group = {"chain": "c", "role": "student", "metrics": {"recall": infinite, "kl_truth_student": infinite}}
+    found = parse({"schema": 1, "summary": {"chains": {}, "groups": {"g": group}}}).groups["g"]
+    assert (entry(found, "recall"), entry(found, "kl_truth_student")) == ("−∞", "∞")
+
+
+def test_no_control_is_asked_of_a_student_without_weights(run: dict[str, Any]) -> None:
+    here = chain(run)
+    here["control"] = []
+    assert "No control was run" in said(run)[2]
+    run["summary"]["groups"][here["direct_group"]]["metrics"]["n_components"] = {"value": 1.0}
+    assert said(run)[2].startswith("There is no control: a student of one component")

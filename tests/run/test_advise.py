@@ -447,7 +447,7 @@ def test_contrast_helpers_agree(run: Path) -> None:
         judged: dict[int | None, Judged] = {}
         for s in range(4):
             c = cells[f"n.student.{name}.seed{s}"]
-            metrics = {k: hm.Estimate(**m) for k, m in source.cells[c.id]["metrics"].items()}
+            metrics = {k: hm.Estimate.from_json(m) for k, m in source.cells[c.id]["metrics"].items()}
             rows = load_law_on_truth(source.store.path("judge", c.judge))
             judged[s] = Judged(metrics, lambda r=rows: r, lambda r=rows: TruthRows(r, None, None, 200))
         groups.append(Group(name, judged, rows_shared=False))

@@ -104,6 +104,27 @@ def test_shipped_recipes_have_nothing_fatal(name: str) -> None:
     assert {f.code for f in found.findings if f.severity == "warning"} == set()
 
 
+def test_warnings_that_a_description_tells_of_are_notes(tmp_path: Path) -> None:
+    body = hm.load_spec("markov", ["seeds=1"]).model_dump(mode="json", exclude_none=True)
+
+    def severity(**more: object) -> str:
+        spec = write_spec({**body, **more}, tmp_path)
+        return next(f.severity for f in hm.doctor(spec, out="no-such-folder").findings if f.code == "one-seed")
+
+    assert (severity(), severity(known=["few-rows"]), severity(known=["one-seed"])) == ("warning", "warning", "note")
+    shipped = hm.load_spec("quickstart")
+    assert shipped.known == ("one-seed", "truncated")
+    assert "One seed" in shipped.description
+    assert "cut at 24 tokens" in shipped.description
+
+
+def test_no_fix_is_said_twice(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    found = hm.doctor("markov", out=tmp_path / "file").findings[0]
+    assert found.code == "folder"
+    assert found.fix not in found.what
+
+
 def test_the_chain_of_the_quickstart_has_nothing_fatal(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     spec = hm.load_spec("quickstart").model_dump(mode="json", exclude_none=True)
     rows = [{"messages": [{"role": "user", "content": f"w{i}"}]} for i in range(3, 7)]

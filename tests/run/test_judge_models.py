@@ -178,8 +178,26 @@ def test_another_tokenizer_gets_nats_per_byte_and_nothing_else(tmp_path: Path, m
     assert any("canonical" in n for n in result.results["summary"]["chains"]["judge"]["judged"]["notes"])
     compared = {(c["a"], c["metric"]) for c in result.results["contrasts"]}
     assert compared == {
-        ("judge.student.student", m) for m in ("precision_per_byte", "recall_per_byte", "entropy_per_byte")
-    }
+        (f"judge.student.{s}", m)
+        for s in ("student", "other")
+        for m in ("precision_per_byte", "recall_per_byte", "entropy_per_byte")
+    } | {("judge.student.student", m) for m in ("precision", "recall", "entropy")}
+    assert next(c["b"] for c in result.results["contrasts"]) == "judge.truth"
+
+
+def test_a_model_is_not_compared_with_itself(tmp_path: Path, models: dict[str, str]) -> None:
+    """The truth among the students, a student twice, and a decoding that changes nothing."""
+    file = prompts_file(tmp_path, texts(2))
+    result = judge_models(
+        [models["student"], models["truth"], models["student"]], truth=models["truth"], prompts=file,
+        answers_per_prompt=4, max_new_tokens=4, decodings=[Selectivity(temperature=1.0)], out=tmp_path / "out",
+    )  # fmt: skip
+    pairs = {(c["a"], c["b"]) for c in result.results["contrasts"]}
+    assert ("judge.student.truth-2", "judge.truth") not in pairs
+    assert ("judge.student.student-2", "judge.student.student") not in pairs
+    assert ("judge.student.student.decoded-temperature1.0", "judge.student.student") not in pairs
+    assert ("judge.student.student-2", "judge.truth") in pairs
+    assert ("judge.student.truth-2", "judge.student.student") in pairs
 
 
 def test_recall_of_held_out_text_is_the_models_own_log_probability(tmp_path: Path, models: dict[str, str]) -> None:
@@ -349,7 +367,10 @@ def test_the_command_prints_a_table_and_json_and_one_line_errors(
     assert code == 0
     words = " ".join(out.split())
     assert "clustered by prompt" in words
-    assert "H(q): student, decoded at temperature 0.7, top-p 0.9 minus student is" in words
+    against_truth = words.index("student minus truth (truth): precision")
+    assert words.rstrip().split("report ")[-1].count("recall") == 1  # its last sentence says what to take
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["cells"]) == 3
+    assert against_truth < words.index("student, decoded at temperature 0.7, top-p 0.9 minus student: precision")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "student, decoded at temperature 0.7, top-p 0.9" in page
     assert "There is no teacher gate" not in page  # nothing is said of a chain that was not run

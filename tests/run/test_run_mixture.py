@@ -38,6 +38,29 @@ def test_a_run_has_every_cell_and_keeps_the_schema(tmp_path: Path) -> None:
     assert not result.failed_cells
 
 
+def test_an_interval_stands_beside_every_standard_error(tmp_path: Path) -> None:
+    result = hm.run("paper-mixture", out=tmp_path, overrides=["seeds=3", "chains.mixture.data.evaluate=100"])
+
+    def look(value: object) -> int:
+        if isinstance(value, list):
+            return sum(look(v) for v in value)
+        if not isinstance(value, dict):
+            return 0
+        if "se" not in value:
+            return sum(look(v) for v in value.values())
+        ends, middle = value["ci95"], value.get("value", value.get("mean"))
+        assert (ends is None) == (value["se"] is None or middle is None)
+        assert ends is None or ends[0] <= middle <= ends[1]
+        return 1 + sum(look(v) for v in value.values())
+
+    parts = [result.results[k] for k in ("cells", "contrasts", "summary")]
+    assert min(look(part) for part in parts) > 100
+    assert look(result.results["summary"]["chains"]["mixture"]["as_released"]) > 10
+    for r in csv.DictReader((tmp_path / "results.csv").read_text().splitlines()):
+        assert (r["ci95_low"] == "") == (r["se"] == "" or r["value"] == "")
+        assert (r["mean_ci95_low"] == "") == (r["mean_se"] == "" or r["mean"] == "")
+
+
 def test_a_mean_over_seeds_comes_with_median_quartiles_and_marks(tmp_path: Path) -> None:
     results = run(mixture_spec(seeds=9), tmp_path).results
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +34,8 @@ MAX_YAML_NODES = 200_000
 MAX_YAML_DEPTH = 64
 MAX_INTEGER_BITS = 256
 MAX_WORD = 200
+MAX_PLACE = 12
+MAX_GOT = 80
 MAX_ARTIFACT_JSON_BYTES = 1_000_000_000
 
 
@@ -282,15 +286,42 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
     return data
 
 
-def explain(error: ValidationError, origin: str) -> SpecError:
-    """Turn pydantic's first complaint into one line: where, what, got."""
+def explain(error: ValidationError, origin: str, body: object = None) -> SpecError:
+    """Turn pydantic's first complaint into one line: where, what, got.
+
+    Parameters
+    ----------
+    body : what was validated, by which keys are told from the parts of its own that pydantic puts between them.
+    """
     first = error.errors(include_url=False)[0]
-    named = [p for p in first["loc"] if not (isinstance(p, str) and p.startswith("<"))]  # <tags> of unions are no keys
-    where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in named), MAX_WORD)
-    message = first["msg"]
-    if first["type"] == "missing":
-        message = "this key is missing"
-    where_text = f"{origin}: {where}: " if where else f"{origin}: "
-    if first["type"] in ("missing", "unknown_key"):
-        return SpecError(where_text + message)
-    return SpecError(where_text + message, got=first["input"])
+    given = cast("object", first["input"])
+    is_missing = first["type"] == "missing"
+    keys = first["loc"] if body is None else _keys(first["loc"], body, given, missing=is_missing)
+    where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in keys), MAX_WORD)
+    message = "this key is missing" if is_missing else first["msg"].replace("a valid tuple", "a list")
+    text = f"{origin}: {where}: {message}" if where else f"{origin}: {message}"
+    # Of a whole mapping, and of what it names itself, the message says what matters.
+    is_whole = isinstance(first["input"], Mapping) and len(brief(given)) > MAX_GOT
+    if first["type"] in ("missing", "unknown_key") or is_whole or f" {brief(given)};" in message:
+        return SpecError(text)
+    return SpecError(text, got=given)
+
+
+def _keys(loc: tuple[int | str, ...], body: object, given: object, *, missing: bool) -> tuple[int | str, ...]:
+    """Leave out of a place the names of alternatives and of types: the most of it that leads to what was given."""
+    tail = loc[-1:] if missing else ()
+    path = loc[: len(loc) - len(tail)]
+    for dropped in range(len(path) + 1) if len(path) <= MAX_PLACE else ():
+        for kept in combinations(path, len(path) - dropped):
+            if _leads(kept, body, given):
+                return (*kept, *tail)
+    return loc
+
+
+def _leads(path: tuple[int | str, ...], body: object, given: object) -> bool:
+    for part in path:
+        try:
+            body = cast("Any", body)[part] if isinstance(body, dict | list) else ...
+        except (KeyError, IndexError, TypeError):
+            return False
+    return body is given or (type(body) is type(given) and body == given)

@@ -11,7 +11,8 @@ sample, rows come in clusters instead (`core.clusters`), and the degrees of free
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -96,11 +97,25 @@ class Estimate:
             return None
         return t_interval(self.value, self.se, self.freedom, level)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, and `ci95`, the interval, beside `se`."""
+        return {**asdict(self), "ci95": self.interval()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Estimate:
+        """Read what `to_json` wrote. Raises TypeError for anything else."""
+        return cls(**{k: v for k, v in found.items() if k != "ci95"})
+
     def __str__(self) -> str:
         if self.value is None:
             return f"infinite ({self.n_neg_inf} of {self.n} draws)" if self.n_neg_inf else "undefined"
-        error = f" +- {self.se:.2g}" if self.se is not None else ""
-        return f"{self.value:.4g}{error} {self.unit}" + (" (few rows)" if self.caution else "")
+        shown, error = f"{self.value:.4g}", ""
+        if self.se == 0 or self.method == "exact":
+            error = " (exact)"
+        elif self.se is not None and math.isfinite(self.se):
+            digits = min(max(1 - math.floor(math.log10(self.se)), 0), 15)
+            shown, error = f"{self.value:.{digits}f}", f" +- {self.se:.2g}"
+        return f"{shown}{error} {self.unit}" + (" (few rows)" if self.caution else "")
 
 
 @dataclass(frozen=True, slots=True)

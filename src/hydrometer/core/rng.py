@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import whole
+
 __all__ = ["Stream", "as_stream"]
 
 _WORDS_PER_COUNT = 4  # Philox-4x64 yields four 64-bit words a counter
@@ -29,6 +31,10 @@ class Stream:
     seed : root seed. Zero is a seed like any other.
     path : names that tell this stream from its siblings.
 
+    Raises
+    ------
+    InputError : a seed that is no whole number.
+
     Examples
     --------
     >>> s = Stream(0).child("train", "truth")
@@ -39,6 +45,10 @@ class Stream:
 
     seed: int
     path: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int:
+            object.__setattr__(self, "seed", whole(self.seed, "seed", None))
 
     def child(self, *names: str) -> Stream:
         """Return the stream one or more names further down the path."""
@@ -61,9 +71,14 @@ class Stream:
         Returns
         -------
         (n, width) float64
+
+        Raises
+        ------
+        InputError : n or start is no whole number of at least 0.
         """
-        if n < 0 or start < 0 or width < 1:
-            raise ValueError(f"rows and width must not be negative; got start={start}, n={n}, width={width}")
+        n, start = whole(n, "n, the number of rows,"), whole(start, "start, the first row,")
+        if width < 1:
+            raise ValueError(f"a row has at least one number; got width={width}")
         counts = -(-width // _WORDS_PER_COUNT)
         key = np.frombuffer(self._digest(), dtype="<u8")
         generator = np.random.Philox(counter=start * counts, key=key)
@@ -74,4 +89,4 @@ class Stream:
 
 def as_stream(seed: int | Stream) -> Stream:
     """Return `seed` itself if it is a stream, else the root stream of that seed."""
-    return seed if isinstance(seed, Stream) else Stream(int(seed))
+    return seed if isinstance(seed, Stream) else Stream(seed)

@@ -6,7 +6,7 @@ What a family's own chain looks like is written in that family's folder; `models
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -46,6 +46,19 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown keys and names the nearest known one."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, /, *args: object, **fields: object) -> None:
+            if args:
+                fix = f"its fields are {', '.join(type(self).model_fields)}"
+                raise SpecError(f"{type(self).__name__} takes its fields by name", got=args[0], fix=fix)
+            try:
+                super().__init__(**fields)
+            except ValidationError as e:
+                raise explain(e, type(self).__name__, fields) from None
+
+        __init__.__pydantic_base_init__ = True  # as in RootModel: validation goes past it, and tells where a key stands
 
     @model_validator(mode="before")
     @classmethod
@@ -361,4 +374,4 @@ def parse_selectivity(text: str, option: str = "--selectivity") -> Selectivity:
     try:
         return Selectivity.model_validate(fields)
     except ValidationError as e:
-        raise explain(e, option) from None
+        raise explain(e, option, fields) from None

@@ -23,6 +23,7 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError, SpecError, StageError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Accept, ChainSpec, Selectivity
@@ -176,6 +177,7 @@ def choose(law: Law, s: Selectivity, *, truth: Law | None = None, texts: Texts |
     >>> bool(abs(x.lengths.mean() - 8 / 3) < 5 * x.lengths.std() / 20_000**0.5)
     True
     """
+    one_of(s, Selectivity, "what a law is selected by", "for example Selectivity(temperature=0.8)")
     if not s.chooses:
         return law.select(s)
     base = law if s.candidates is None or s.candidates.is_neutral else law.select(s.candidates)

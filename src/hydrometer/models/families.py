@@ -71,6 +71,10 @@ def family_of(chain: ChainSpec) -> Family:
     return families()[chain.family]
 
 
+def _tuple(value: object) -> object:
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
 def _seeds(value: object) -> object:
     if isinstance(value, list) and len(cast("list[object]", value)) > MAX_SEEDS:
         raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
@@ -87,12 +91,14 @@ class RunSpec(Strict):
     Attributes
     ----------
     name : of the experiment; a folder holds one.
+    known : codes of the doctor's warnings that the description tells of; they are notes then. None is fatal.
     seeds : a count n for seeds 0 .. n-1, or a list.
     chains : by name.
     """
 
     name: Name
     description: str = ""
+    known: Annotated[tuple[Name, ...] | None, Field(max_length=64), BeforeValidator(_tuple)] = None
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     chains: dict[Name, SerializeAsAny[ChainSpec]] = Field(min_length=1)
     _base: Path | None = PrivateAttr(default=None)
@@ -151,10 +157,10 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
         try:
             chains[name] = families()[kind].chain_spec.model_validate(chain, context={"base": base or Path.cwd()})
         except ValidationError as e:
-            raise explain(e, where) from None
+            raise explain(e, where, chain) from None
     if isinstance(raw, dict):
         fields["chains"] = chains
     try:
         return RunSpec.model_validate(fields, context={"base": base or Path.cwd()})
     except ValidationError as e:
-        raise explain(e, origin) from None
+        raise explain(e, origin, fields) from None

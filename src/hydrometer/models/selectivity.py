@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
 
@@ -23,7 +24,8 @@ def canonical(s: Selectivity | None) -> Selectivity | None:
 
 
 def refuse_choice(s: Selectivity) -> None:
-    """Refuse a choice among candidates: it has no normalised law. Raises InputError."""
+    """Refuse a choice among candidates, which has no normalised law, and what is no selectivity. Raises InputError."""
+    one_of(s, Selectivity, "what a law is selected by", "for example Selectivity(temperature=0.8)")
     if s.chooses:
         raise InputError(
             "best_of and accept choose rows and make no law that can be scored", got=s.label,

@@ -10,17 +10,20 @@ from hydrometer.report.verdict import verdict  # at once: the first import of it
 
 if TYPE_CHECKING:
     from hydrometer.report.advice import advice_notes, advice_sentences, advice_table
+    from hydrometer.report.answer import answers
     from hydrometer.report.page import build_report
     from hydrometer.report.tables import missing_sentence, summary_table
 
 __all__ = [
-    "advice_notes", "advice_sentences", "advice_table", "build_report", "missing_sentence", "summary_table", "verdict",
+    "advice_notes", "advice_sentences", "advice_table", "answers", "build_report", "missing_sentence", "summary_table",
+    "verdict",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
         "advice": "advice_notes advice_sentences advice_table",
+        "answer": "answers",
         "page": "build_report",
         "tables": "missing_sentence summary_table",
     },

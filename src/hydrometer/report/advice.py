@@ -10,15 +10,13 @@ import json
 import math
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
+from hydrometer.core.errors import one_line
 from hydrometer.report.reading import Chain, Run
+from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
-from hydrometer.report.wording import Sentence, Tone, among, num, setting
+from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
 
-__all__ = ["advice_notes", "advice_of", "advice_sentences", "advice_table"]
+__all__ = ["advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice"]
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
@@ -35,6 +33,16 @@ def advice_sentences(data: Json) -> list[str]:
     early = len(items(data.get("missing")))
     so_far = f"Provisional, {early} cell{'s are' if early > 1 else ' is'} not judged yet. " if early else ""
     return [so_far + _answer(data), _figures(data), _sureness(data)]
+
+
+def advice_sentence(data: Json) -> str:
+    """Say in one sentence what to take, or what would decide."""
+    first = _answer(data)
+    if data.get("status") == "decided" or not data.get("status"):
+        return first
+    if data.get("reason") == "one_seed":
+        return first.rstrip(".") + "; three seeds or more would tell: run again with --set seeds=5."
+    return first.rstrip(".") + _more(data) + "."
 
 
 # names ---------------------------------------------------------------------------------------------------------------
@@ -131,7 +139,8 @@ def _answer(data: Json) -> str:
             return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
         case "constraint":
             open_ = [_by_id(data, c) for c in items(data.get("contenders"))]
-            names = among([_name(data, c) for c in open_ if c.get("feasible") != "met"])
+            asked = [_name(data, c) for c in open_ if c.get("feasible") != "met"]
+            names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {count} settings tried"
             return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
         case _:
             return (
@@ -201,6 +210,8 @@ def _whole(value: object) -> int:
 
 
 def _seconds(s: float) -> str:
+    if 0 < s < 0.1:
+        return f"{1000 * s:.2g} ms"
     return f"{s:.2g} s" if s < 10 else f"{s:.0f} s" if s < 600 else f"{s / 60:.0f} min"
 
 
@@ -308,13 +319,11 @@ def _pilot(pilot: Json) -> list[str]:
 # table and page ------------------------------------------------------------------------------------------------------
 
 
-def advice_table(data: Json) -> Table:
+def advice_table(data: Json) -> FittedTable:
     """Build the terminal's table: one candidate a line."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     scored = bool(mapping(data.get("need")).get("score"))
     heads = ["setting", "precision +", "recall −", *(["score"] if scored else []), "need", "P(best)", "draws", "time"]
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, min_width=0 if i else 14)
+    rows: list[list[str]] = []
     for c in (mapping(x) for x in items(data.get("candidates"))):
         cost = mapping(c.get("cost"))
         spent = sum(number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds"))
@@ -323,13 +332,13 @@ def advice_table(data: Json) -> Table:
         mark = " *" if c.get("id") == data.get("take") else ""
         cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
         cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)]
-        table.add_row(*(Text(x) for x in cells))
+        rows.append([one_line(x, 200) for x in cells])
     base = _name(data, _candidate(data, "baseline"))
-    table.caption = (
+    caption = (
         f"Precision gained and recall lost, {_unit(data)}, against {base}, ± standard error, on the run’s own rows; "
         "draws of the teacher, and seconds of drawing and fitting, a seed."
     )
-    return table
+    return FittedTable(heads, rows, caption=one_line(caption))
 
 
 def _brief(data: Json, c: Json) -> str:
@@ -346,32 +355,37 @@ def _brief(data: Json, c: Json) -> str:
 def _short(value: object) -> str:
     f = mapping(value)
     x, se = number(f.get("value")), number(f.get("se"))
-    return num(x, se) + (f" ± {num(se, se)}" if se else "")
+    return with_error(x, se)
 
 
 def advice_of(run: Run, chain: Chain) -> list[Sentence]:
-    """Read a run's advice for one chain, as sentences for its page; nothing where there is none.
-
-    Advice from other results than the folder holds now is not repeated: it says so.
-    """
-    if run.folder is None:
-        return []
-    path = run.folder / "advice.json"
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            return []
-        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError):
-        return [Sentence("caveat", "note", "advice.json cannot be read; ask for advice again.")]
-    data = mapping(value)
-    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
-        return []
-    if _digest(run.folder) not in items(data.get("results")):
-        return [Sentence("caveat", "note", "The advice kept here is of earlier results; ask for advice again.")]
+    """Read a run's advice for one chain, as sentences for its page; nothing where there is none."""
+    data = kept_advice(run, chain)
+    if not data.get("status"):
+        return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
     tones: dict[str, Tone] = {"decided": "yes", "none": "no"}
     tone = tones.get(text(data.get("status")), "open")
     said = [Sentence("advice", tone, " ".join(advice_sentences(data)))]
     return said + [Sentence("caveat", "note", s) for s in advice_notes(data)]
+
+
+def kept_advice(run: Run, chain: Chain) -> Json:
+    """Return the folder's advice for a chain, empty where there is none; with a `caveat` alone where it is no use."""
+    if run.folder is None:
+        return {}
+    path = run.folder / "advice.json"
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return {}
+        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except (OSError, ValueError, RecursionError):
+        return {"caveat": "advice.json cannot be read; ask for advice again."}
+    data = mapping(value)
+    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
+        return {}
+    if _digest(run.folder) not in items(data.get("results")):
+        return {"caveat": "The advice kept here is of earlier results; ask for advice again."}
+    return data
 
 
 def _digest(folder: Path) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from hydrometer.core.errors import one_line
 from hydrometer.report.reading import Chain, Diff, Group, Run
+from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import items, number, text
-from hydrometer.report.wording import KL, Sentence, model, num, signed, span
+from hydrometer.report.wording import KL, Sentence, model, signed, span, with_error
 
 __all__ = ["judged_sentences", "judged_table"]
 
@@ -28,19 +25,14 @@ _COLUMNS = {
 }
 
 
-def judged_table(run: Run, chain: Chain) -> Table:
+def judged_table(run: Run, chain: Chain) -> FittedTable:
     """Build the terminal's table: one model a row, figures with their standard error."""
     groups = run.of_chain(chain.name)
     columns = [m for m in _COLUMNS if any(m in g.metrics for g in groups)]
-    title = Text(f"{one_line(chain.name, 80)}: nats per answer, or per byte of text where it says so, ± standard error")
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
-    for m in columns:
-        name, unit = _COLUMNS[m]
-        table.add_column(Text(name if unit == "nats" else f"{name}\n/ byte"), justify="right")
-    for group in groups:
-        table.add_row(Text(one_line(model(group), 80)), *(Text(_cell(group, m)) for m in columns))
-    return table
+    title = f"{one_line(chain.name, 80)}: nats per answer, or per byte of text where it says so, ± standard error"
+    heads = [name if unit == "nats" else f"{name}\n/ byte" for name, unit in (_COLUMNS[m] for m in columns)]
+    rows = [[one_line(model(g), 200), *(_cell(g, m) for m in columns)] for g in groups]
+    return FittedTable(["model", *heads], rows, title)
 
 
 def _cell(group: Group, metric: str) -> str:
@@ -50,7 +42,7 @@ def _cell(group: Group, metric: str) -> str:
     if found.value is None:
         sign = "+" if metric.startswith("kl") else "−"
         return f"{sign}∞" if found.n_neg_inf else "–"
-    return num(found.value, found.se) + (f" ± {num(found.se, found.se)}" if found.se is not None else "")
+    return with_error(found.value, found.se)
 
 
 def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
@@ -71,16 +63,21 @@ def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
             else "Intervals are for these prompts and no others"
         )
         out.append(Sentence("caveat", "note", f"{prompts:.0f} prompts{each}. {of}."))
-    mine = [c for c in run.contrasts if c.a in run.groups and run.groups[c.a].chain == chain.name]
-    out += [s for c in mine if c.metric in _COLUMNS and (s := _difference(run, c)) is not None]
+    pairs: dict[tuple[str, str], list[Diff]] = {}
+    for c in run.contrasts:
+        known = c.a in run.groups and c.b in run.groups and run.groups[c.a].chain == chain.name
+        if known and c.metric in _COLUMNS and c.value is not None:
+            pairs.setdefault((c.a, c.b), []).append(c)
+    out += [_difference(run, *pair, found) for pair, found in pairs.items()]
     return out + [Sentence("caveat", "note", text(note) + ".") for note in items(how.get("notes"))]
 
 
-def _difference(run: Run, c: Diff) -> Sentence | None:
-    if c.value is None or c.b not in run.groups:
-        return None
-    name, unit = _COLUMNS[c.metric]
-    a, b = (model(run.groups[g]) for g in (c.a, c.b))
-    words = f"{name}: {a} minus {b} is {signed(c.value, c.se)} {unit} ({span(c)})"
-    undecided = c.sign is None or c.sign == 0
-    return Sentence("trade-off", "open" if undecided else "note", words + (", undecided." if undecided else "."))
+def _difference(run: Run, a: str, b: str, found: list[Diff]) -> Sentence:
+    """Say how a model differs from the truth, or from the first student."""
+    parts = [
+        f"{name} {signed(c.value or 0.0, c.se)} {unit} ({span(c)}{', undecided' if not c.sign else ''})"
+        for c in found
+        for name, unit in [_COLUMNS[c.metric]]
+    ]
+    words = f"{model(run.groups[a])} minus {model(run.groups[b])}: {'; '.join(parts)}."
+    return Sentence("trade-off", "note" if any(c.sign for c in found) else "open", words)

@@ -134,7 +134,7 @@ def _correlation(found: Correlation) -> str:
     if found.value is None:
         return "cannot be told"
     if found.n == 1:
-        return f"{_two(found.value)} (one point, no interval)"
+        return f"{_two(found.value)} (one point)"
     ends = f", 95 % interval {_two(found.ci95[0])} to {_two(found.ci95[1])}" if found.ci95 else ""
     rest = found.n - found.negative - found.positive
     counts = f"{found.negative} negative, {found.positive} positive" + (f", {rest} zero" if rest else "")
@@ -165,7 +165,11 @@ def capacity_sentence(run: Run, chain: Chain) -> list[Sentence]:
         -1: ("note", "is borne out in ranks: across settings, the smaller the capacity gap, the larger the gain"),
         1: ("no", "is contradicted: across settings, the smaller the capacity gap, the smaller the gain"),
         0: ("open", "is undecided: across settings, gap and gain do not go together beyond error"),
-        None: ("open", "is undecided: one point gives no interval"),
+        None: (
+            "open",
+            "is undecided: the figure correlates over settings within a point of a map, and its interval is over "
+            "points, of which there is one, whatever the number of seeds; a chain with a grid has more",
+        ),
     }
     tones: dict[str, Tone] = {"note": "note", "no": "no", "open": "open"}
     tone, verb = lead[sign]

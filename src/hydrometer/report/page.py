@@ -22,6 +22,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.watching import doing
 from hydrometer.report import contours, draw, frontier, plotdata, tables
 from hydrometer.report.advice import advice_of
+from hydrometer.report.answer import answer
 from hydrometer.report.maps import axis_of
 from hydrometer.report.mapviews import (
     ExplorerView,
@@ -55,6 +56,7 @@ class ChainView:
 
     chain: Chain
     anchor: str
+    answer: Sentence
     sentences: list[Sentence]
     figures: list[FigureView]
     explorer: ExplorerView | None
@@ -242,7 +244,6 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
         found.append(("At how many points: + above zero, − below, ? undecided", tables.setting_table(chain), False))
         found.append(("All points and settings, nats; ? undecided", tables.map_table(chain), False))
     found.append((f"Models, {chain.unit} per {per(chain)}", tables.group_table(run, chain), not chain.points))
-    found.append(("95 % intervals", tables.interval_table(run, chain), False))
     over_seeds = tables.spread_table(run, chain)
     if over_seeds.rows:
         found.append(("Over seeds: median, quartiles, two peaks", over_seeds, False))
@@ -255,6 +256,7 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     return ChainView(
         chain=chain,
         anchor=stem,
+        answer=answer(run, chain),
         sentences=[*sentences(run, chain), *advice_of(run, chain)],
         figures=_figures(run, chain, stem, folder),
         explorer=explorer_view(run, chain),
@@ -326,7 +328,9 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
     FolderError : where a folder has no results, or the page cannot be written, or its figures would go elsewhere.
     FolderError : where results have a newer release's schema.
     """
-    places = [place_of(r) for r in runs]
+    given: Any = runs
+    is_several = hasattr(given, "__iter__") and not isinstance(given, str)
+    places = [place_of(r) for r in (given if is_several else [given])]
     if not places:
         raise InputError("no run to report on", got=runs, fix="give at least one run folder")
     mirrors = [Mirror(p) for p in places if isinstance(p, Url)]  # they last until the page is written

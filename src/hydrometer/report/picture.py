@@ -27,7 +27,7 @@ from hydrometer.report.reading import Chain, Group, Run, read_exhibit
 from hydrometer.report.samples import visible
 from hydrometer.report.style import LOOKS, PAPER, QUIET, new_figure, styled
 from hydrometer.report.values import Setting, items, mapping, number, text
-from hydrometer.report.wording import is_neutral, num, setting
+from hydrometer.report.wording import is_neutral, setting, with_error
 
 __all__ = ["Cloud", "Picture", "picture_data", "picture_figure", "picture_view"]
 
@@ -170,7 +170,7 @@ def _numbers(cloud: Cloud) -> str:
     for name, pair in (("spread", cloud.spread), ("mixing", cloud.mixing)):
         if pair is not None:
             value, se = pair
-            parts.append(f"{name} {num(value, se)}" + ("" if se is None else f" ± {num(se, se)}"))
+            parts.append(f"{name} {with_error(value, se)}")
     return "\n".join(parts)
 
 

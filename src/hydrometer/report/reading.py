@@ -217,6 +217,7 @@ class Chain:
     point: Setting = field(default_factory=dict[str, float])
     axes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     points: list[Chain] = field(default_factory=list["Chain"])
+    advice: Json = field(default_factory=dict[str, Any])
     judged: Json = field(default_factory=dict[str, Any])
     adopted: list[Brought] = field(default_factory=list["Brought"])
 
@@ -347,6 +348,7 @@ def _chain(name: str, value: object) -> Chain:
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         adopted=[_brought(b) for b in items(c.get("adopted"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
+        advice=mapping(c.get("advice")),
         judged=mapping(c.get("judged")),
     )
 

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group as Renderables
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
@@ -17,15 +15,15 @@ from hydrometer.core.seeds import SURE
 from hydrometer.report.judged import judged_table
 from hydrometer.report.maps import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.reading import Chain, Diff, Figure, Group, Run, parse
+from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import number, read_setting, text
 from hydrometer.report.verdict import Sentence, sentences
-from hydrometer.report.wording import entry, figure, missing_words, model, num, per, setting, signed
+from hydrometer.report.wording import entry, error, figure, missing_words, model, num, per, setting, signed
 
 __all__ = [
     "TableData",
     "contrast_table",
     "group_table",
-    "interval_table",
     "map_table",
     "missing_sentence",
     "ordered_groups",
@@ -129,7 +127,7 @@ def _has(groups: list[Group], metric: str) -> bool:
 
 
 def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
-    """Build the table of a chain's models: one row per group, figures with their standard error."""
+    """Build the table of a chain's models: one row per group, figures with their error and below it their interval."""
     groups = ordered_groups(run, chain)
     columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
     if extra:
@@ -137,24 +135,18 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     rows: list[list[str]] = []
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
-        rows.append([model(group), *(entry(group, m) for m in columns), seeds])
+        rows.append([model(group), *(_with_interval(group, m) for m in columns), seeds])
     return TableData(["model", *columns.values(), "seeds"], rows, max(len(groups) - MAX_ROWS, 0))
 
 
-def interval_table(run: Run, chain: Chain) -> TableData:
-    """Build the table of the main figures' 95 % intervals."""
-    groups = ordered_groups(run, chain)
-    columns = {k: v for k, v in MAIN.items() if _has(groups, k)}
-    rows: list[list[str]] = []
-    for group in groups[:MAX_ROWS]:
-        cells: list[str] = []
-        for m in columns:
-            found = group.metrics.get(m)
-            ends = found.ci95 if found else None
-            few = ", few seeds" if found and found.few_seeds and group.seeds >= SURE else ""
-            cells.append(f"{num(ends[0], group.se(m))} to {num(ends[1], group.se(m))}{few}" if ends else "–")
-        rows.append([model(group), *cells])
-    return TableData(["model", *columns.values()], rows, max(len(groups) - MAX_ROWS, 0))
+def _with_interval(group: Group, metric: str) -> str:
+    """Write a figure, and on a line below its 95 % interval and what the seeds cast doubt on."""
+    words, found = entry(group, metric), group.metrics.get(metric)
+    if found is None or found.ci95 is None or not found.se:
+        return words
+    few = ", few seeds" if found.few_seeds and group.seeds >= SURE else ""
+    peaks = ", two peaks" if found.two_peaks else ""
+    return f"{words}\n{'…'.join(num(end, found.se) for end in found.ci95)}{few}{peaks}"
 
 
 def spread(found: Figure | None) -> str:
@@ -228,7 +220,7 @@ def contrast_table(run: Run, chain: Chain) -> TableData:
         interval = f"{num(c.ci95[0], c.se)} to {num(c.ci95[1], c.se)}" if c.ci95 else "–"
         value = "infinite" if c.value is None else signed(c.value, c.se)
         rows.append(
-            [_name(run, c.a), _name(run, c.b), c.metric, value, num(c.se, c.se), interval, num(c.df, 1), _decided(c)]
+            [_name(run, c.a), _name(run, c.b), c.metric, value, error(c.se), interval, num(c.df, 1), _decided(c)]
         )
     head = ["a", "b", "metric", "a − b", "s.e.", "95 % interval", "df", "reading"]
     return TableData(head, rows, max(len(mine) - MAX_ROWS, 0))
@@ -263,16 +255,6 @@ def released_table(run: Run, chain: Chain) -> TableData:
         ])  # fmt: skip
     head = ["student", "setting", "figure", "printed", "median", "95 % of seeds", "mean", "printed lies", "corrected"]
     return TableData(head, rows)
-
-
-def spread_lines(run: Run, chain: Chain, data: TableData) -> list[list[str]]:
-    """Return what the terminal writes below a row of `group_table`: median and quartiles of each mean over seeds."""
-    metrics = {title: key for key, title in MAIN.items()}
-    out: list[list[str]] = []
-    for g in ordered_groups(run, chain)[:MAX_ROWS]:
-        found = [g.metrics.get(metrics.get(title, "")) for title in data.head]
-        out.append([spread(f).replace(", ", "\n").replace(" to ", "…").replace("–", "") for f in found])
-    return out
 
 
 def _verdict_text(found: list[Sentence]) -> Text:
@@ -324,25 +306,15 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
         seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
         what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"
         if not chain.points:
-            medians = "; below: median, quartiles" if chain.seeds > 1 else ""
-            what = f"{chain.unit} per {per(chain)}, ± standard error{medians}"
-        title = Text(f"{one_line(chain.name, 80)}: {what}, {seeds}")
-        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+            what = f"{chain.unit} per {per(chain)}, ± standard error, below it the 95 % interval"
+        title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
         # What a terminal of 80 columns holds; the page has the rest.
         shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
-        for i in shown:
-            # In two lines, or the figures leave the first column, which says what they are of, no room.
-            head = Text(data.head[i].replace(" at equal ", "\nat equal "))
-            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
-        under = [] if chain.points else spread_lines(run, chain, data)
-        for n, row in enumerate(data.rows):
-            cells = [Text(one_line(row[i], 80)) for i in shown]
-            if under:
-                cells = [
-                    c.append("\n" + under[n][i], "dim") if under[n][i] else c for c, i in zip(cells, shown, strict=True)
-                ]
-            table.add_row(*cells)
-        parts += [table, _verdict_text(sentences(run, chain))]
+        rows = [
+            ["\n".join(one_line(x, 200) for x in row[i].replace(", ", "\n" if i else ", ").split("\n")) for i in shown]
+            for row in data.rows
+        ]
+        parts += [FittedTable([data.head[i] for i in shown], rows, title), _verdict_text(sentences(run, chain))]
     if (missing := missing_words(run)) and run.missing.keys() - run.chains.keys():  # those that have figures say it
         parts.insert(0, Text(one_line(missing) + "\n", style="yellow"))
     return Renderables(*parts) if parts else Text("no chains in these results")

@@ -270,6 +270,12 @@ def _control(run: Run, chain: Chain) -> Sentence:
         # Decreasing teacher entropy, as the trade-off is listed: the last is the coldest.
         sentence = _matched(matched[-1], chain)
         return Sentence("control", sentence.tone, sentence.text + _others(matched[-1], matched[:-1]))
+    direct = run.groups.get(chain.direct_group or "")
+    if not selective and direct is not None and direct.value("n_components") == 1:
+        words = (
+            "There is no control: a student of one component has no weights to sharpen, so decoding changes nothing."
+        )
+        return Sentence("control", "note", words)
     if not selective:
         return Sentence(
             "control",

@@ -21,6 +21,7 @@ __all__ = [
     "among",
     "collapse_words",
     "entry",
+    "error",
     "figure",
     "is_neutral",
     "missing_words",
@@ -32,10 +33,11 @@ __all__ = [
     "signed",
     "span",
     "where",
+    "with_error",
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["so far", "gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
+Topic = Literal["answer", "so far", "gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
 
 KL = "KL(q‖p*)"
 
@@ -101,6 +103,31 @@ def signed(value: float, se: float | None = None) -> str:
     return shown if shown.startswith(MINUS) else "+" + shown
 
 
+def error(se: float | None) -> str:
+    """Write a standard error in two digits, however small; 0 as exact.
+
+    Examples
+    --------
+    >>> error(4.13), error(0.00002134), error(0.0), error(None)
+    ('4.1', '2e-05', 'exact', '–')
+    """
+    if se == 0:
+        return "exact"
+    shown = num(se, se)
+    return f"{se:.0e}" if se is not None and shown.strip("0.") == "" else shown
+
+
+def with_error(value: float | None, se: float | None) -> str:
+    """Write a value with its standard error; alone where it is exact, or has no error of its own.
+
+    Examples
+    --------
+    >>> with_error(1.224, 0.0000213), with_error(1.224, 0.0), with_error(None, None)
+    ('1.224 ± 2e-05', '1.224', '–')
+    """
+    return f"{num(value, se)} ± {error(se)}" if se else num(value)
+
+
 def figure(metric: Figure | None) -> str:
     """Write a figure as ``−148.3 ± 4.1``; minus infinity as such.
 
@@ -115,16 +142,17 @@ def figure(metric: Figure | None) -> str:
         return ""
     if metric.value is None:
         return MINUS + "∞" if metric.n_neg_inf else "–"
-    shown, error = num(metric.value, metric.se), num(metric.se, metric.se)
-    if not metric.se:  # exact, or without an error of its own
-        return shown
-    return f"{shown} ± {error if float(error) else f'{metric.se:.0e}'}"
+    return with_error(metric.value, metric.se)
 
 
 def entry(group: Group, metric: str) -> str:
     """Write a group's figure; that it cannot be computed where the group says why it is absent."""
     found = group.metrics.get(metric)
-    return NO_SCORE if found is None and group.absent and metric in WITHOUT_SCORES else figure(found)
+    if found is None and group.absent and metric in WITHOUT_SCORES:
+        return NO_SCORE
+    shown = figure(found)
+    # Entropies and KLs are infinite upwards; figure knows no name.
+    return shown.removeprefix(MINUS) if shown == f"{MINUS}∞" and metric.startswith(("kl_", "entropy")) else shown
 
 
 def span(diff: Diff, sign: int = 1) -> str:
@@ -166,16 +194,20 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
 
 
 def model(group: Group) -> str:
-    """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it."""
+    """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it.
+
+    Models of one chain have names of their own: what the name leaves out they have in common.
+    """
     name = f"{group.adopted} (adopted), {_model(group)}" if group.adopted else _model(group)
     return f"{where(group.point)}: {name}" if group.point else name
 
 
 def _model(group: Group) -> str:
-    if group.role == "truth":
-        return "truth"
+    if group.role == "truth" and not group.model:
+        return f"truth at {setting(group.decoding)}" if not is_neutral(group.decoding) else "truth"
     if group.model:
-        name = group.model if group.role == "student" else f"{group.role} {group.model}"
+        # A student may bear the truth's name, or be called truth.
+        name = group.model if group.role == "student" else f"{group.role} ({group.model})"
         return f"{name}, decoded at {setting(group.decoding)}" if group.decoding else name
     if group.training == "direct" and group.role == "student":
         name = "direct"

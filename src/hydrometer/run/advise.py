@@ -7,12 +7,13 @@ again on rows that took no part in choosing them, and the answer is written as d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.run.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.execute import Monitor, SilentMonitor
@@ -25,7 +26,7 @@ from hydrometer.store.artifacts import write_atomic
 from hydrometer.store.places import Url, resolved
 from hydrometer.store.records import RunFolder, plain
 
-__all__ = ["Advice", "advise", "advise_on", "completed", "keep", "need_of"]
+__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "keep", "need_of"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -94,7 +95,9 @@ def advise(
     >>> advice.status in ("decided", "undecided"), len(advice.data["candidates"])
     (True, 5)
     """  # noqa: E501  (an example's line cannot be broken)
-    paths = [folders] if isinstance(folders, str | Path | Url) else list(folders)
+    paths = list(folders) if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
+    if need is not None:
+        one_of(need, Need, "need", "for example Need(max_recall_loss=0.1)")
     if not paths:
         raise InputError("no run to advise from", got=paths, fix="give at least one run folder")
     wanted, stated = completed(need)
@@ -198,7 +201,8 @@ def _figure(x: Linear | None) -> Json | None:
     return None if x is None else {"value": x.value, "se": x.se, "df": x.df, "ci95": list(x.ci95)}
 
 
-def _setting(cell: Cell) -> Json:
+def as_setting(cell: Cell) -> Json:
+    """Name a candidate as advice.json does."""
     return {
         "id": cell.group,
         "training": cell.training,
@@ -209,7 +213,7 @@ def _setting(cell: Cell) -> Json:
 
 def _candidate(entry: Entry, c: Candidate) -> Json:
     return {
-        **_setting(entry.cell),
+        **as_setting(entry.cell),
         "id": entry.id,
         "run": resolved(entry.source.folder).name,
         "feasible": c.feasible,
@@ -224,7 +228,7 @@ def _candidate(entry: Entry, c: Candidate) -> Json:
 
 
 def _excluded(x: Excluded) -> Json:
-    return {**_setting(x.cell), "reason": x.reason}
+    return {**as_setting(x.cell), "reason": x.reason}
 
 
 def _expected(field: Field, need: Need, decision: Decision, again: Again | None) -> Json:

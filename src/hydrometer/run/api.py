@@ -14,7 +14,7 @@ import numpy as np
 from hydrometer._version import __version__
 from hydrometer.core.clusters import Clusters
 from hydrometer.core.documents import artifact_json
-from hydrometer.core.errors import FolderError
+from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
 from hydrometer.core.watching import doing
@@ -22,6 +22,7 @@ from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.adopted import read_adopted
+from hydrometer.run.answer import answer
 from hydrometer.run.diagnosis import diagnose, keep
 from hydrometer.run.engines import engine_records
 from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
@@ -30,6 +31,7 @@ from hydrometer.run.extend import merge
 from hydrometer.run.inputs import check_inputs, check_places
 from hydrometer.run.maps import MapBooks
 from hydrometer.run.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.provenance import provenance
 from hydrometer.run.recipes import load_spec
 from hydrometer.run.recorded import keep_seconds
 from hydrometer.run.rendered import keep_prompts, with_prompts
@@ -119,6 +121,8 @@ def run(
     ([], 16)
     """
     make = executor_of(executor, address)
+    if until not in (None, "draw"):
+        raise InputError('until is "draw" or None', got=until)
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     check_places(folder.place, cache)
@@ -214,14 +218,14 @@ def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> R
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python and the libraries that figures depend on."""
+    """Return what results come from: versions of package, Python and libraries, the commit if known, the machine."""
     out = {"hydrometer": __version__, "python": platform.python_version()}
     for name in _VERSIONED:
         try:
             out[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return out
+    return out | provenance()
 
 
 def results_of(
@@ -244,7 +248,7 @@ def results_of(
         folder.put("records", str(record["id"]), record)
     contrasts: list[object] = []
     groups: dict[str, object] = {}
-    chains: dict[str, object] = {}
+    chains: dict[str, dict[str, object]] = {}
     for chain_name, chain in plan.chains.items():
         bench = Bench(store)
         if chain_name in maps:
@@ -266,6 +270,10 @@ def results_of(
     for book in maps.values():
         for cell_id, shown in book.exhibits().items():
             folder.put("exhibits", cell_id, shown)
+    by_id = {str(r["id"]): r for r in records}
+    for chain_name, chain in plan.chains.items():
+        found_advice = answer(folder, name, plan, chain, store, by_id)
+        chains[chain_name] |= {} if found_advice is None else {"advice": found_advice}
     return {
         "schema": SCHEMA,
         "name": name,
@@ -341,7 +349,7 @@ class _Books:
         seconds = 0.0
         if metrics is not None:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
-        plain = None if metrics is None else {k: asdict(v) for k, v in metrics.items()}
+        plain = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
         return cell.record(plain, self.outcome.failed.get(cell.judge), seconds)
 
     def judged(self, cell: Cell, bench: Bench) -> Judged | None:

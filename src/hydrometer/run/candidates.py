@@ -6,7 +6,7 @@ Read from a run's records and artifacts; nothing is drawn or scored here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -62,11 +62,10 @@ class Source:
 
     books: RunFolder
     name: str
-    spec: RunSpec
     plan: Plan
     chain: ChainPlan
     store: ArtifactStore
-    cells: dict[str, dict[str, Any]]
+    cells: Mapping[str, Mapping[str, Any]]
     digest: str
     missing: tuple[str, ...] = ()
 
@@ -188,7 +187,7 @@ def open_source(
     cells = {c["id"]: c for c in results["cells"]}
     missing = cast("dict[str, list[str]]", results.get("partial", {})).get(name, [])
     return Source(
-        books, str(results.get("name", spec.name)), spec, plan, plan.chains[name], store, cells,
+        books, str(results.get("name", spec.name)), plan, plan.chains[name], store, cells,
         file_digest(books.root / "results.json"), tuple(missing),
     )  # fmt: skip
 
@@ -225,12 +224,13 @@ def _need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: 
     return source.store.path(stage, key)
 
 
-def entries(source: Source, recall: str, precision: str) -> tuple[list[Entry], list[Excluded]]:
+def entries(source: Source, recall: str, precision: str, *, priced: bool) -> tuple[list[Entry], list[Excluded]]:
     """All students of the last level: those that can be compared, and the others with the reason.
 
     Parameters
     ----------
     recall, precision : names of the metrics.
+    priced : say what each took, of the artifacts it was made from; otherwise the rows planned alone.
     """
     last = max(c.level for c in source.chain.cells)
     groups: dict[str, dict[int | None, Cell]] = {}
@@ -254,13 +254,14 @@ def entries(source: Source, recall: str, precision: str) -> tuple[list[Entry], l
         elif why := _unusable(figures, recall, precision):
             excluded.append(Excluded(example, why))
         else:
-            found.append(Entry(source, name, cells, figures, _cost(source, [cells[s] for s in figures])))
+            judged = [cells[s] for s in figures]
+            found.append(Entry(source, name, cells, figures, (_cost if priced else _rows)(source, judged)))
     return sorted(found, key=_order), excluded
 
 
-def _metrics(source: Source, record: dict[str, Any]) -> Metrics:
+def _metrics(source: Source, record: Mapping[str, Any]) -> Metrics:
     try:
-        return {k: Estimate(**m) for k, m in record["metrics"].items()}
+        return {k: Estimate.from_json(m) for k, m in record["metrics"].items()}
     except (KeyError, TypeError, AttributeError):
         raise FolderError(
             "results.json holds figures that cannot be read", got=f"{source.folder}, cell {record.get('id')}",
@@ -296,6 +297,21 @@ def _unusable(figures: dict[int | None, Metrics], recall: str, precision: str) -
     return ""
 
 
+def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
+    node = source.plan.nodes[cell.judge]
+    if not isinstance(node, JudgeNode):
+        raise InputError("maps are not advised on", got=cell.chain)
+    fit = source.plan.nodes[node.law.key]
+    assert isinstance(fit, FitNode)  # a student is a fit
+    return fit, [r for r in (fit.data, fit.validate) if r is not None]
+
+
+def _rows(source: Source, cells: list[Cell]) -> dict[str, float | None]:
+    """The teacher's rows that the student was trained on, mean over seeds, as planned."""
+    drawn = [sum(r.n for r in _training(source, c)[1]) for c in cells if c.training == "distilled"]
+    return {"teacher_rows": sum(drawn) / len(cells)}
+
+
 def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
     """What the student's training took, means over seeds: rows drawn, tokens (where there are any), seconds."""
     sums: dict[str, float] = dict.fromkeys(
@@ -303,12 +319,7 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
     )
     has_tokens = False
     for cell in cells:
-        node = source.plan.nodes[cell.judge]
-        if not isinstance(node, JudgeNode):
-            raise InputError("maps are not advised on", got=cell.chain)
-        fit = source.plan.nodes[node.law.key]
-        assert isinstance(fit, FitNode)  # a student is a fit
-        rows = [r for r in (fit.data, fit.validate) if r is not None]
+        fit, rows = _training(source, cell)
         sums["teacher_rows" if cell.training == "distilled" else "truth_rows"] += sum(r.n for r in rows)
         for key in (k for r in rows for k in r.blocks):
             _need_artifact(source, "draw", key)

@@ -89,8 +89,9 @@ def _no_control(chain: object) -> Finding:
     code, what = "no-control", "decoding is empty: no model is decoded at the teacher's settings"
     why = "what distilling gained cannot be told from what the same setting gains when the direct student is decoded"
     if isinstance(chain, MixtureChain) and chain.student.n_components == 1:
-        fix = "nothing, as long as the student has one component: it has no weights to sharpen"
-        return note(code, what, why, fix)
+        what = "no model is decoded at the teacher's settings: a student of one component has no weights to sharpen"
+        why = "decoding would change nothing, so that there is no control to compare distilling with"
+        return note(code, what, why, "nothing; give the student two components or more where a control is wanted")
     return warning(code, what, why, "leave decoding out; it then takes the entries of selectivity")
 
 

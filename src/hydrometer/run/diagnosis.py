@@ -7,7 +7,7 @@ keyed by the truth's identity, the chain and the numerics class, it is made once
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -23,7 +23,7 @@ from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_ke
 from hydrometer.store.places import Url
 from hydrometer.store.remote import open_store
 
-__all__ = ["Diagnosis", "diagnose", "keep"]
+__all__ = ["Diagnosis", "diagnose", "keep", "told"]
 
 STAGE, VERSION = "examine", 2
 _FILE = "findings.json"
@@ -84,8 +84,14 @@ def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
         found, key = _examined(chain, artifacts) if fits else ((), None)
         if key is not None:
             probed[key] = found
-        lasting += [replace(f, chain=name) for f in (*found, *examine_design(spec, name))]
+        lasting += [replace(f, chain=name) for f in told(spec, (*found, *examine_design(spec, name)))]
     return Diagnosis(tuple(lasting), passing, probed)
+
+
+def told(spec: RunSpec, found: Iterable[Finding]) -> list[Finding]:
+    """Make notes of the warnings that the specification says its description tells of."""
+    known = spec.known or ()
+    return [replace(f, severity="note") if f.severity == "warning" and f.code in known else f for f in found]
 
 
 def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:

@@ -11,7 +11,7 @@ from hydrometer.core.findings import Finding, fatal
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.run.api import joined
 from hydrometer.run.design import examine_design
-from hydrometer.run.diagnosis import Diagnosis, diagnose
+from hydrometer.run.diagnosis import Diagnosis, diagnose, told
 from hydrometer.run.inputs import check_inputs, check_places
 from hydrometer.run.plan import plan_run
 from hydrometer.run.recipes import load_spec
@@ -80,7 +80,7 @@ def doctor(
 
 def _no_folder(spec: RunSpec, e: InputError) -> Diagnosis:
     """What is known where the run's folder cannot be used."""
-    lasting = tuple(replace(f, chain=name) for name in spec.chains for f in examine_design(spec, name))
+    lasting = tuple(replace(f, chain=name) for name in spec.chains for f in told(spec, examine_design(spec, name)))
     why = "a folder holds one experiment; nothing in it is ever overwritten"
     return Diagnosis(lasting, (fatal("folder", e.said, why, e.fix or "choose another --out"),))
 

@@ -63,7 +63,7 @@ def _unique(items: list[Selectivity]) -> tuple[Selectivity, ...]:
 
 def experiment(spec: RunSpec) -> dict[str, object]:
     """Return the part of a specification that an extension may not change."""
-    body = spec.model_dump(mode="json", exclude={"seeds", "description"}, context="key")
+    body = spec.model_dump(mode="json", exclude={"seeds", "description", "known"}, context="key")
     for chain in body["chains"].values():
         chain.pop("selectivity")
         chain.pop("decoding", None)

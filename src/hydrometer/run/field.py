@@ -73,8 +73,8 @@ def _same_truth(sources: list[Source]) -> None:
             )  # fmt: skip
 
 
-def field_of(sources: list[Source], need: Need) -> Field:
-    """Gather the candidates of all sources.
+def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field:
+    """Gather the candidates of all sources, `priced` with what each took.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def field_of(sources: list[Source], need: Need) -> Field:
     found: list[Entry] = []
     excluded: list[Excluded] = []
     for source in sources:
-        usable, others = entries(source, names[1], names[0])
+        usable, others = entries(source, names[1], names[0], priced=priced)
         # Two folders may hold the same student; it is one candidate.
         known = {c.judge for e in found for c in e.cells.values()}
         if len(sources) > 1:

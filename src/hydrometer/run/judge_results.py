@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
 from hydrometer.core.clusters import Clusters, Strata
 from hydrometer.core.estimate import Contrast, Estimate
+from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.judged import contrast
 from hydrometer.metrics.plausibility import implausible
+from hydrometer.models.selectivity import canonical
 from hydrometer.models.sequences import texts_exhibit
 from hydrometer.run.api import versions
 from hydrometer.run.execute import Outcome
@@ -40,7 +41,7 @@ def results_of(
         reasons = {k: v or reasons[cells[0].id] for k, v in reasons.items()}
     found = {c.id: _figures(question, cells, c, work) for c in cells if reasons[c.id] is None}
     records = [_record(name, c, found.get(c.id), reasons[c.id], _seconds(c, work, outcome)) for c in cells]
-    contrasts = _contrasts([c for c in cells if c.role == "student"], found)
+    contrasts = _contrasts(cells, found)
     shown = {c.id: e for c in cells if c.id in found and (e := _exhibit(question, c, work)) is not None}
     return {
         "schema": SCHEMA,
@@ -92,7 +93,7 @@ def _record(name: str, c: JudgedCell, figures: Figures | None, reason: str | Non
         "training": None, "parent": c.parent, "selectivity": None,
         "decoding": None if c.decoding is None else c.decoding.to_json(), "prefix_source": None, "loss": None,
         "seed": None, "model": c.law.label, "status": "failed" if figures is None else "ok", "reason": reason,
-        "metrics": {} if figures is None else {k: asdict(v) for k, v in figures.metrics.items()},
+        "metrics": {} if figures is None else {k: v.to_json() for k, v in figures.metrics.items()},
         "seconds": round(seconds, 3) if figures is not None else 0.0,
     }  # fmt: skip
 
@@ -103,16 +104,24 @@ def _seconds(c: JudgedCell, work: Work, outcome: Outcome) -> float:
     return sum(float(work.store.meta(s, k)["seconds"]) for s, k in keys if k not in outcome.failed)
 
 
-def _contrasts(students: list[JudgedCell], found: dict[str, Figures]) -> list[Contrast]:
-    """Every student's cell minus the first student's as it is."""
-    if not students or students[0].id not in found:
-        return []
-    first = found[students[0].id].columns
+def _contrasts(cells: list[JudgedCell], found: dict[str, Figures]) -> list[Contrast]:
+    """Every student's cell minus the truth, then minus the first student's as it is.
+
+    KLs are to the truth already. Of one model twice there is nothing to compare.
+    """
+    students = [c for c in cells if c.role == "student"]
+    pairs = [(c, cells[0]) for c in students if cells[0].role == "truth"] + [(c, students[0]) for c in students[1:]]
     return [
-        contrast(c.id, students[0].id, metric, found[c.id].columns[metric], first[metric])
-        for c, metric in product(students[1:], first)
-        if c.id in found and metric in found[c.id].columns
+        contrast(a.id, b.id, metric, found[a.id].columns[metric], column)
+        for a, b in pairs
+        if a.id in found and b.id in found and _law(a) != _law(b)
+        for metric, column in found[b.id].columns.items()
+        if metric in found[a.id].columns and not (b.role == "truth" and metric.startswith("kl_"))
     ]
+
+
+def _law(c: JudgedCell) -> tuple[str, Selectivity | None]:
+    return c.law.key, canonical(c.decoding)
 
 
 def _group(name: str, c: JudgedCell, figures: Figures | None) -> Json:

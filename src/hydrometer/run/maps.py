@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from hydrometer.core.documents import artifact_json
@@ -95,7 +95,7 @@ def _pooled(found: list[dict[str, Estimate]], summary: Json) -> Json:
             figure["value"], figure["se"], figure["se_mc"], n, figure["n_neg_inf"], first.method, first.unit,
             figure["df"],
         )  # fmt: skip
-        out[name] = asdict(pooled)
+        out[name] = pooled.to_json() | {"ci95": figure["ci95"]}  # that over seeds, which may be skewed
     return out
 
 

@@ -305,7 +305,7 @@ class _ChainPlanner:
         for point in points:
             body = point.chain.model_dump(mode="json", exclude={"selectivity", "decoding"})
             body["selectivity"] = [s.to_json() for s in point.chain.selectivity]
-            body["decoding"] = [s.to_json() for s in point.chain.controls]
+            body["decoding"] = [s.to_json() for s in chain.controls]
             groups = map_groups(self.context.name, point)
             key = self.key("map", {"chain": body, "seeds": list(seeds), "name": groups[0].id, "shown": shown})
             self.add(node := MapNode(key, self.context, point, seeds, shown))

@@ -44,6 +44,10 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     doing("reading the specification")
     from hydrometer.models.families import parse_run_spec
 
+    if not isinstance(source, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SpecError("a specification is a recipe's name or a YAML file", got=source, fix="see hm.recipes()")
+    if isinstance(overrides, str) or not all(isinstance(o, str) for o in overrides):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SpecError("overrides are a list of PATH=VALUE", got=overrides, fix='for example ["seeds=5"]')
     name = str(source)
     path = Path(source)
     if name in recipes():

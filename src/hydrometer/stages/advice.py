@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import number
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.core.seeds import skew_of_mean
@@ -75,16 +76,20 @@ class Need:
         named = ("max_recall_loss", "min_precision_gain", "margin")
         for name in named:
             value: float | None = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"{name} must be a finite number of nats, 0 or more", got=value)
-        if self.weight is not None and not 0 <= self.weight <= 1:
-            raise InputError("weight must lie between 0 (recall alone) and 1 (precision alone)", got=self.weight)
+            if value is not None:
+                number(value, f"{name}, in nats,")
+        if self.per not in MARGIN:
+            raise InputError("nats are counted per token or per sequence", got=self.per)
+        if self.score is not None and not isinstance(self.score, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError("score is the name of a metric", got=self.score)
+        if self.weight is not None:
+            number(self.weight, "weight, between 0 (recall alone) and 1 (precision alone),", most=1.0)
         if (self.score is None) != (self.min_score is None):
             raise InputError(
                 "score and min_score belong together", got=self.score or self.min_score, fix="give both or neither"
             )
-        if self.min_score is not None and not math.isfinite(self.min_score):
-            raise InputError("min_score must be a finite number", got=self.min_score)
+        if self.min_score is not None:
+            number(self.min_score, "min_score", -math.inf)
         if self.weight == 1 and self.max_recall_loss is None:
             raise InputError(
                 "weight 1 ignores recall, and precision alone is largest for a model that repeats itself", got=1,

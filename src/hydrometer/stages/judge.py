@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import whole
 from hydrometer.core.arrays import open_arrays
 from hydrometer.core.controls import Controls
 from hydrometer.core.documents import artifact_json
-from hydrometer.core.errors import StoreError
+from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.estimate import Estimate, mean_estimate
 from hydrometer.metrics.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
@@ -104,13 +105,13 @@ def from_teacher(teacher: dict[str, Estimate], student: dict[str, Estimate]) -> 
     return out if gap is None else out | {"capacity_gap": gap}
 
 
-def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Estimate]:
+def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> dict[str, Estimate]:
     """Draw `n` rows of each law and return every figure of the second against the first.
 
     Parameters
     ----------
     truth, law : laws over the same outcomes.
-    n : rows drawn of each.
+    n : rows drawn of each; there is no default, for the error of every figure hangs on it.
     seed : root seed; rows are of the streams ``evaluate/truth`` and ``evaluate/law``.
 
     Returns
@@ -120,6 +121,7 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
 
     Raises
     ------
+    InputError : n is missing or no whole number of at least 1, or one of the two is no law.
     LawMismatchError : the laws differ in vocabulary, prompts, stop set, max_new_tokens, or dimension.
 
     Examples
@@ -132,6 +134,11 @@ def judge_laws(truth: Law, law: Law, *, n: int, seed: int = 0) -> dict[str, Esti
     """
     from hydrometer.core.rng import Stream
 
+    n = whole(n, "n, the rows drawn of each law,", 1, fix="for example n=20_000")
+    for name, given in (("truth", truth), ("law", law)):
+        if isinstance(given, type) or not all(hasattr(given, m) for m in ("sample", "log_prob", "select")):
+            fix = "for example a Mixture, a Markov or a CausalLaw"
+            raise InputError(f"{name} is no law: it lacks sample, log_prob or select", got=given, fix=fix)
     root = Stream(seed)
     if isinstance(law, ChosenLaw):
         return chosen_figures(truth, law, law.sample(n, seed=root.child("evaluate", "law")))[0]

@@ -157,6 +157,8 @@ def compare_chain(
     def pair(a: str | None, b: str | None) -> dict[str, Contrast]:
         if a is None or b is None or a == b or not c.has(a, b):
             return {}
+        if example[a].point is None and example[a].judge == example[b].judge:  # the same weights under two names
+            return {}
         if (a, b) not in pairs:
             pairs[a, b] = c.contrasts(a, b)
         return pairs[a, b]
@@ -377,7 +379,8 @@ def _spread(s: Selectivity, training: str, metric: str, x: NDArray[np.float64]) 
     mean = _mean_over_seeds(x)
     return {
         "selectivity": s.to_json(), "training": training, "metric": metric, "seeds": x.size, "mean": mean.value,
-        "se": mean.se, "median": float(middle), "q025": float(low), "q975": float(high), "printed": printed,
+        "se": mean.se, "ci95": mean.ci95, "median": float(middle), "q025": float(low), "q975": float(high),
+        "printed": printed,
     }  # fmt: skip
 
 

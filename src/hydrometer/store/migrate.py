@@ -21,7 +21,7 @@ _RELEASE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6}){2})(?:(?:a|b|rc)[0-9]{1,4})?
 
 
 def _of_schema_1(results: Results) -> Results:
-    """Add what schema 1 gained while it stood: findings, degrees of freedom of a cell's figures, the spread over seeds.
+    """Add what schema 1 gained while it stood: findings, degrees of freedom and intervals of cells, the seeds' spread.
 
     Before there were findings nothing was examined; before a figure had degrees of freedom, all intervals of one cell
     had n - 1, which is what null stands for.
@@ -57,7 +57,7 @@ def _with_df(cell: object) -> object:
     metrics: object = cast("Results", cell).get("metrics") if isinstance(cell, dict) else None
     if not isinstance(metrics, dict):
         return cast("object", cell)
-    none = dict.fromkeys(("df", "plain", "plain_se", "caution"))
+    none = dict.fromkeys(("ci95", "df", "plain", "plain_se", "caution"))
     figures = {
         k: {**none, **cast("Results", m)} if isinstance(m, dict) else m
         for k, m in cast("dict[str, object]", metrics).items()

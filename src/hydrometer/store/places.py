@@ -109,6 +109,8 @@ def place_of(value: str | Path | Url) -> Path | Url:
         ...
     hydrometer.core.errors.FolderError: a place holds no credentials, query or fragment; got 's3://...'; credentials come from the environment or a profile
     """  # noqa: E501  (an example's line cannot be broken)
+    if not isinstance(value, str | Path | Url):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FolderError("a place is a path or a URL", got=value)
     if isinstance(value, Url):
         return value
     text = str(value)

@@ -34,6 +34,7 @@ _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_sourc
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 _CSV_MORE = ("plain", "plain_se", "caution")
 _CSV_GROUP = ("median", "q25", "q75", "two_peaks", "few_seeds")
+_CSV_INTERVALS = ("ci95_low", "ci95_high", "mean_se", "mean_ci95_low", "mean_ci95_high")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -206,7 +207,7 @@ def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = (*_CSV_CELL, "selectivity", "decoding", "metric", *_CSV_METRIC)
-    writer.writerow((*head, "point", "group", "seeds", "mean", *_CSV_GROUP, *_CSV_MORE))
+    writer.writerow((*head, "point", "group", "seeds", "mean", *_CSV_GROUP, *_CSV_MORE, *_CSV_INTERVALS))
     for cell in cells:
         head = [cell[k] for k in _CSV_CELL] + [
             json.dumps(cell[k]) if cell[k] else "" for k in ("selectivity", "decoding")
@@ -217,7 +218,8 @@ def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
             over = group["metrics"][name]
             row = (*head, name, *(metric.get(k) for k in _CSV_METRIC), point, cell["group"], group["seeds"])
             last = (over["value"], *(over[k] for k in _CSV_GROUP), *(metric.get(k) for k in _CSV_MORE))
-            writer.writerow([_field(v) for v in (*row, *last)])
+            ends = (*(metric.get("ci95") or ("", "")), over["se"], *(over["ci95"] or ("", "")))
+            writer.writerow([_field(v) for v in (*row, *last, *ends)])
     return out.getvalue()
 
 

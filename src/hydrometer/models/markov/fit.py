@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import number, whole
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov, contexts
 from hydrometer.models.sequences import Sequences
@@ -60,8 +61,11 @@ def fit_markov(
     >>> fit.model.order, fit.model.vocabulary, fit.info["tokens"]
     (1, 3, 5.0)
     """
-    if order < 0 or not 0 <= smoothing < float("inf"):
-        raise InputError("need order >= 0 and finite smoothing >= 0", got=(order, smoothing))
+    whole(order, "order")
+    number(smoothing, "smoothing")
+    for name, value in (("vocabulary", vocabulary), ("max_new_tokens", max_new_tokens)):
+        if value is not None:
+            whole(value, name, 1)
     x = tokens if isinstance(tokens, Sequences) else _rows(tokens)
     within = x.within
     v = int(x.ids[within].max(initial=0)) + 1 if vocabulary is None else vocabulary
@@ -91,7 +95,10 @@ def _rows(rows: Sequence[Sequence[int]]) -> Sequences:
     lengths = np.array([len(r) for r in rows], np.int64)
     ids = np.zeros((len(rows), int(lengths.max())), np.int64)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
+        try:
+            ids[i, : len(row)] = row
+        except (TypeError, ValueError):
+            raise DataError("rows hold whole numbers, the ids of tokens", got=row) from None
     n = len(rows)
     return Sequences(
         ((),), np.zeros(n, np.int64), ids, lengths, ids[np.arange(n), lengths - 1] == END, np.zeros(n)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hydrometer.core.findings import Finding, warning
+from hydrometer.core.findings import Finding, note, warning
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
+from hydrometer.models.selectivity import canonical
 
 __all__ = ["examine"]
 
@@ -15,7 +16,7 @@ def examine(chain: MixtureChain) -> list[Finding]:
     found: dict[str, Finding] = {}
     for one in [p.chain for p in chain.points()] or [chain]:
         # A map is there to go through all sizes.
-        for finding in (*(() if chain.grid is not None else _sizes(one)), *_points(one)):
+        for finding in (*(() if chain.grid is not None else (*_sizes(one), *_decoding(one))), *_points(one)):
             found.setdefault(finding.code, finding)
     return list(found.values())
 
@@ -30,6 +31,19 @@ def _sizes(chain: MixtureChain) -> list[Finding]:
             f"the student has {chain.student.n_components} components, the teacher {teacher.n_components}",
             "a student that can hold more than its teacher is not the compression that distilling is about",
             "give the student no more components than the teacher",
+        )
+    ]
+
+
+def _decoding(chain: MixtureChain) -> list[Finding]:
+    if chain.student.n_components > 1 or not any(canonical(s) for s in chain.controls):
+        return []
+    return [
+        note(
+            "decoding-idle",
+            "the student has one component, and decoding names settings for it",
+            "one component has no weights to sharpen: each such row repeats the model as it is, on other draws",
+            "leave decoding out",
         )
     ]
 

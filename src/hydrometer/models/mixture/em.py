@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hydrometer.core.arguments import number, whole
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.models.mixture.arrays import real_array, symmetric
@@ -95,7 +96,7 @@ def _points(x: ArrayLike, n_components: int) -> tuple[Floats, bool]:
         first = tuple(int(i) for i in np.argwhere(bad)[0][-2:])
         what = f"{int(bad.sum())} NaN or infinite values, first at {first}"
         raise DataError("points must be finite", got=what, fix="drop them")
-    if n_components < 1 or n_components > points.shape[1]:
+    if whole(n_components, "n_components", None) < 1 or n_components > points.shape[1]:
         raise DataError(
             f"{n_components} components cannot be fitted to {points.shape[1]} points",
             fix="need 1 <= n_components <= points",
@@ -210,8 +211,10 @@ def fit_mixture(
     b, n, d = batch.shape
     if covariance_type not in _KINDS:
         raise InputError("covariance_type must be full, tied, diag or spherical", got=covariance_type)
-    if n_init < 1 or max_iter < 1 or not tol >= 0 or not 0 <= reg_covar < math.inf:
-        raise InputError("need n_init >= 1, max_iter >= 1, tol >= 0, finite reg_covar >= 0")
+    whole(n_init, "n_init", 1)
+    whole(max_iter, "max_iter", 1)
+    number(tol, "tol", finite=False)
+    number(reg_covar, "reg_covar")
     weight, total = _weights(sample_weight, (b, n))
     start = _start(weights_init, means_init, precisions_init, n_components, d, covariance_type)
     streams = [as_stream(seed)] if isinstance(seed, int | Stream) else list(seed)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
 __all__ = ["MapPoint", "MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
@@ -206,6 +206,13 @@ class MixtureChain(ChainSpec):
         if not isinstance(value, dict):
             return value
         return (MixtureWorld if "n_components" in value else MixtureTruth).model_validate(value)
+
+    @property
+    def controls(self) -> tuple[Selectivity, ...]:
+        """Settings of the decoding control; by default none where the student has no weights to sharpen."""
+        if self.decoding is None and self.grid is None and self.student.n_components == 1:
+            return ()
+        return super().controls
 
     def points(self) -> tuple[MapPoint, ...]:
         """All points of the map, the last axis fastest; none without a grid."""

@@ -1,0 +1,71 @@
+"""What callers pass to public functions, held to what it should be: one line, before a library's own error."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any, cast
+
+from hydrometer.core.errors import InputError
+
+__all__ = ["number", "one_of", "whole"]
+
+
+def whole(value: object, name: str, least: int | None = 0, *, fix: str = "") -> int:
+    """Return a whole number as Python's own.
+
+    Parameters
+    ----------
+    value : of any integer type; a bool is none.
+    least : the smallest it may be; None for any.
+
+    Raises
+    ------
+    InputError : anything else.
+
+    Examples
+    --------
+    >>> whole(3, "n"), whole(-1, "seed", None)
+    (3, -1)
+    >>> whole(2.5, "n", 1)
+    Traceback (most recent call last):
+        ...
+    hydrometer.core.errors.InputError: n must be a whole number of at least 1; got 2.5
+    """
+    try:
+        found = operator.index(cast("Any", value))
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool) or (least is not None and found < least):
+        of = "" if least is None else f" of at least {least}"
+        raise InputError(f"{name} must be a whole number{of}", got=value, fix=fix)
+    return found
+
+
+def number(value: object, name: str, least: float = 0.0, most: float = math.inf, *, finite: bool = True) -> None:
+    """Refuse what is no real number from `least` to `most`, NaN always, infinity where it is to be finite.
+
+    Raises
+    ------
+    InputError : anything else.
+
+    Examples
+    --------
+    >>> number(float("nan"), "tol")
+    Traceback (most recent call last):
+        ...
+    hydrometer.core.errors.InputError: tol must be a finite number of at least 0; got nan
+    """
+    is_real = not isinstance(value, bool) and isinstance(value, Real)
+    found = float(cast("Any", value)) if is_real else math.nan
+    if not least <= found <= most or (finite and math.isinf(found)):
+        kind = "a finite number" if finite else "a number"
+        bounds = [f"of at least {least:g}"] * math.isfinite(least) + [f"of at most {most:g}"] * math.isfinite(most)
+        raise InputError(f"{name} must be {' '.join([kind, ' and '.join(bounds)]).strip()}", got=value)
+
+
+def one_of(value: object, kind: type, name: str, fix: str) -> None:
+    """Refuse what is of another type. Raises InputError."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is no {kind.__name__}", got=value, fix=fix)
