@@ -20,7 +20,8 @@ settings.register_profile("fast", max_examples=50, deadline=None, derandomize=Tr
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
-# Long campaigns: `make test` runs what is marked smoke of these folders, `make test-all` every test of them.
+# Long campaigns: `make test` runs what is marked smoke of these folders, `make test-all` every test of them. The family
+# from outside keeps its place in `tests/test_contract.py`.
 CAMPAIGNS = {"faults", "hostile", "outside_family", "ray", "remote"}
 
 OUTSIDE = Path(__file__).parent / "outside_family"

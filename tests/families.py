@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydrometer.models.causal_lm.model import CausalLM
 from tiny import make_tokenizer
-
-
-def kinds(*always: str, campaign: str = "") -> list[Any]:
-    """Parameters of a test: names that it always runs for, and those, between spaces, of `make test-all` alone."""
-    return [*always, *(pytest.param(name, marks=pytest.mark.campaign) for name in campaign.split())]
-
 
 IDS = 64
 SHORT = {

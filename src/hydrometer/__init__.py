@@ -152,12 +152,10 @@ _HOMES = {
 }
 _find, __dir__ = lazily(__name__, _HOMES)
 
-for _verb in (
-    "recipes",
-    "run",
-):  # names of subpackages too, which the first import of them binds: here, where it is undone
+# Names of subpackages too, which the first import of them binds: here, where it is undone.
+for _verb in ("recipes", "run"):
     import_module(f"hydrometer.{_verb}")
-    del globals()[_verb]
+    globals().pop(_verb, None)
 
 
 def __getattr__(name: str) -> Any:

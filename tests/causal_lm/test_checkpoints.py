@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from transformers import TrainingArguments  # noqa: E402
 
 from hydrometer.core.claims import claim  # noqa: E402
-from hydrometer.core.errors import FitError  # noqa: E402
+from hydrometer.core.errors import FitError, SpecError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
 from hydrometer.models.causal_lm import together, trainer  # noqa: E402
@@ -214,5 +214,5 @@ def test_keys_are_those_from_before_these_fields(llama: CausalLM) -> None:
     two = Training(num_workers=2).model_dump(mode="json", context="key")
     assert two == {**plain, "num_workers": 2, "strategy": "ddp"}
     assert Training.model_validate(two).num_workers == 2
-    with pytest.raises(ValueError, match="strategy ddp"):
+    with pytest.raises(SpecError, match="strategy ddp"):
         Training(num_workers=2, strategy="fsdp", save_steps=5)

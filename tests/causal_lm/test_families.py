@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers")
 
 from transformers import GPT2LMHeadModel  # noqa: E402
 
-from families import IDS, family_lm, family_network, kinds, log_prob_alone, longrope, spread  # noqa: E402
+from campaign import kinds  # noqa: E402
+from families import IDS, family_lm, family_network, log_prob_alone, longrope, spread  # noqa: E402
 from hydrometer import FitRequest, Stream  # noqa: E402
 from hydrometer.core.errors import FitError, HydrometerError, InputError, ModelError, SpecError  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402

@@ -205,7 +205,7 @@ def test_maximum_likelihood_beats_its_neighbours() -> None:
         (lambda: hm.fit_markov([[1], [1, 0]], 1), "first end of sequence"),
         (lambda: hm.fit_markov([], 1), "at least one row"),
         (lambda: hm.fit_markov([[5, 0]], 1, vocabulary=3), "ids must lie"),
-        (lambda: hm.fit_markov([[1, 0]], -1), "order >= 0"),
+        (lambda: hm.fit_markov([[1, 0]], -1), "order must be a whole number"),
         (lambda: hm.fit_markov([[4000, 0]], 8), "too many entries"),
         (lambda: Markov([[0.0, 0.0]], order=0, max_new_tokens=2), "sum to 1"),
         (lambda: Markov(np.log([[0.5, 0.5]]), order=1, max_new_tokens=2), "needs a table"),

@@ -105,6 +105,7 @@ def test_principal_components_of_a_known_ellipsoid() -> None:
         project(np.ones((2, 3), np.float32), "pca")
 
 
+@pytest.mark.campaign
 def test_umap_gives_equal_coordinates_twice_and_keeps_neighbours() -> None:
     pytest.importorskip("umap")
     import numba

@@ -201,7 +201,6 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.smoke
 def test_an_installed_family_runs_beside_a_built_in_one(installed: Path, spec: Path, tmp_path: Path) -> None:
     done = hydrometer("run", spec, "--out", tmp_path / "run", "--json", path=installed)
     assert done.returncode == 0, done.stderr

@@ -325,15 +325,15 @@ def test_known_tail_of_the_level() -> None:
 @pytest.mark.parametrize(
     ("need", "says"),
     [
-        ({"max_recall_loss": -0.1}, "max_recall_loss must be"),
-        ({"max_recall_loss": math.nan}, "max_recall_loss must be"),
-        ({"min_precision_gain": math.inf}, "min_precision_gain must be"),
+        ({"max_recall_loss": -0.1}, "max_recall_loss, in nats, must be"),
+        ({"max_recall_loss": math.nan}, "max_recall_loss, in nats, must be"),
+        ({"min_precision_gain": math.inf}, "min_precision_gain, in nats, must be"),
         ({"weight": 1.5}, "between 0"),
         ({"weight": 1.0}, "ignores recall"),
         ({"score": "user_json"}, "belong together"),
         ({"min_score": 0.5}, "belong together"),
         ({"score": "user_json", "min_score": math.nan}, "min_score must be"),
-        ({"margin": -1.0}, "margin must be"),
+        ({"margin": -1.0}, "margin, in nats, must be"),
     ],
 )
 def test_contradictory_needs_are_refused(need: dict[str, float], says: str) -> None:

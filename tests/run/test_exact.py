@@ -42,6 +42,7 @@ def test_rows_agree_with_it_and_are_judged_apart(tmp_path: Path) -> None:
             assert abs(e["value"] - right["value"]) <= 4.5 * e["se"] + 1e-9, (one["id"], name)
 
 
+@pytest.mark.campaign
 def test_a_map_may_ask_for_it(tmp_path: Path) -> None:
     results = run(tmp_path, 2, exact=True, grid={"student": [1, 2]})
     for group in results["summary"]["groups"].values():

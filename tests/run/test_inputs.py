@@ -134,7 +134,7 @@ def test_what_comes_from_elsewhere(command: Any, tmp_path: Path) -> None:
         (("scores", "out", "--file", "scores.csv"), "no column of scores"),
         (("scores", "out", "--file", "nowhere.csv"), "cannot be read"),
         (("scores", "out", "--file", "lm.json", "--cell", "x"), "lm.json"),
-        (("advise", "out", "--weight", "2"), "weight must lie between 0"),
+        (("advise", "out", "--weight", "2"), "weight, between 0 (recall alone)"),
     )
     for argv, says in refused:
         assert says in said(command, *argv), argv

@@ -176,6 +176,7 @@ def difference(paper: dict[str, list[dict[str, Estimate]]], a: str, metric: str)
     return float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(gaps.size))
 
 
+@pytest.mark.campaign
 def test_the_papers_claim_at_beta_100(paper: dict[str, list[dict[str, Estimate]]]) -> None:
     up, up_se = difference(paper, "distilled-weightpower100.0", "precision")
     down, down_se = difference(paper, "distilled-weightpower100.0", "recall")
@@ -183,6 +184,7 @@ def test_the_papers_claim_at_beta_100(paper: dict[str, list[dict[str, Estimate]]
     assert down < -5 * down_se < 0
 
 
+@pytest.mark.campaign
 def test_at_beta_1_distilling_one_component_changes_nothing(paper: dict[str, list[dict[str, Estimate]]]) -> None:
     assert abs(difference(paper, "distilled-weightpower1.0", "recall")[0]) <= 0.01
 

@@ -10,6 +10,8 @@ import pytest
 
 import hydrometer as hm
 
+pytestmark = pytest.mark.campaign
+
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parents[1] / "reference" / "paper_mixture.json").read_text())
 SEEDS = 40
 

@@ -90,6 +90,7 @@ def test_without_the_extra_nothing_is_begun(
         run(lm_spec(tiny_models["llama"], picture="tsne"), tmp_path)
 
 
+@pytest.mark.campaign
 def test_a_picture_that_fails_costs_no_figure_and_equal_runs_have_equal_pictures(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

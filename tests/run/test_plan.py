@@ -395,6 +395,7 @@ DIVIDED = [
 ]
 
 
+@pytest.mark.campaign
 def test_the_papers_recipe_runs_with_every_size_divided(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     sizes = [f"chains.smollm2.truth.source={tiny_models['llama']}", *DIVIDED]
     planned = hm.plan("paper-smollm2", overrides=sizes, device="h100", out=tmp_path / "out")
@@ -407,6 +408,7 @@ def test_the_papers_recipe_runs_with_every_size_divided(tmp_path: Path, tiny_mod
     assert chain["gate"]["passed"] in (True, False, None)
 
 
+@pytest.mark.campaign
 def test_the_papers_recipe_is_planned_without_its_truth_and_run_only_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:

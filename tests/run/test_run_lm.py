@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import hydrometer as hm
+from campaign import kinds
 from chains import lm_spec, without_timings, write_spec
 from hydrometer.core.errors import DataError, FolderError, InputError, LawMismatchError, ModelError, SpecError
 
@@ -17,7 +18,7 @@ def run(spec: dict[str, Any], tmp_path: Path, out: str = "out") -> hm.RunResult:
     return hm.run(write_spec(spec, tmp_path), out=tmp_path / out)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt2-untied", "qwen2-padded"])
+@pytest.mark.parametrize("name", kinds("llama", campaign="gpt2 gpt2-untied qwen2-padded"))
 def test_every_architecture_runs_end_to_end(tmp_path: Path, tiny_models: dict[str, Path], name: str) -> None:
     result = run(lm_spec(tiny_models[name]), tmp_path)
     assert not result.failed_cells

@@ -114,7 +114,8 @@ class Estimate:
             error = " (exact)"
         elif self.se is not None and math.isfinite(self.se):
             digits = min(max(1 - math.floor(math.log10(self.se)), 0), 15)
-            shown, error = f"{self.value:.{digits}f}", f" +- {self.se:.2g}"
+            shown, error = (f"{x:.{digits}f}" for x in (self.value, self.se))
+            error = f" +- {error}"
         return f"{shown}{error} {self.unit}" + (" (few rows)" if self.caution else "")
 
 

@@ -96,8 +96,8 @@ def adopt(
     hydrometer.core.errors.FolderError: no run in the folder; got 'nowhere'; give the folder of a run
     """
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
-    way = _training(training, wanted)
     home = require_run(folder)
+    way = _training(training, wanted)
     check_places(home.place)
     locate(str(model))
     with home.hold():
