@@ -22,7 +22,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 # Long campaigns: `make test` runs what is marked smoke of these folders, `make test-all` every test of them. The family
 # from outside keeps its place in `tests/test_contract.py`.
-CAMPAIGNS = {"faults", "hostile", "outside_family", "ray", "remote"}
+CAMPAIGNS = {"examples", "faults", "hostile", "migration", "outside_family", "ray", "remote"}
 
 OUTSIDE = Path(__file__).parent / "outside_family"
 
@@ -62,6 +62,14 @@ def _figures_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(this_machine, "device_folder", lambda: own() if "HYDROMETER_CACHE" in os.environ else folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _one_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn in one format of three where the test is not of pages: half of a small run's time."""
+    of_pages = request.path.parent.name in {"report", "examples"} or request.path.stem == "test_picture"
+    if not of_pages and "hydrometer.report.page" in sys.modules:
+        monkeypatch.setattr("hydrometer.report.page.FORMATS", ("svg",))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -188,6 +188,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.campaign
 def test_a_run_in_bfloat16_has_entropies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def every_step_near(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool = False) -> Beside:
         found = score_beside(law, x, other, again=again)

@@ -15,8 +15,6 @@ NOTEBOOK = Path(__file__).parents[2] / "examples" / "mixture_lab.ipynb"
 EXECUTE = """
 import sys, nbformat
 from nbclient import NotebookClient
-
-pytestmark = pytest.mark.campaign
 notebook = nbformat.read(sys.argv[1], as_version=4)
 NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": sys.argv[2]}}).execute()
 nbformat.write(notebook, sys.argv[1])

@@ -27,8 +27,6 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-pytestmark = pytest.mark.campaign
-
 work, found = sys.argv[1], {}
 for argument in sys.argv[2:]:
     model, file = argument.split("=")

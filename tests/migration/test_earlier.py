@@ -30,6 +30,7 @@ def test_every_schema_there_was_is_kept() -> None:
     assert {int(name.removeprefix("schema").split("-")[0]) for name in KEPT} == set(range(1, present + 1))
 
 
+@pytest.mark.smoke
 def test_results_are_read_as_the_present_release_writes_them(kept: Kept) -> None:
     found = hm.load_results(kept.run)
     jsonschema.validate(found, SCHEMA)

@@ -33,6 +33,7 @@ def shown(folder: Path, out: str = "out") -> dict[str, Any]:
     return json.loads((folder / out / "exhibits" / "lm.picture.json").read_text())
 
 
+@pytest.mark.campaign
 def test_a_finished_run_is_given_its_picture(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     source = tiny_models["llama"]
     before = run(lm_spec(source, seeds=2), tmp_path)
