@@ -104,17 +104,19 @@ def signed(value: float, se: float | None = None) -> str:
 
 
 def error(se: float | None) -> str:
-    """Write a standard error in two digits, however small; 0 as exact.
+    """Write a standard error in two digits, or as many as four places leave, however small; 0 as exact.
 
     Examples
     --------
-    >>> error(4.13), error(0.00002134), error(0.0), error(None)
-    ('4.1', '2e-05', 'exact', '–')
+    >>> error(4.13), error(0.000342), error(0.00002134), error(0.0), error(None)
+    ('4.1', '0.0003', '2e-05', 'exact', '–')
     """
     if se == 0:
         return "exact"
     shown = num(se, se)
-    return f"{se:.0e}" if se is not None and shown.strip("0.") == "" else shown
+    if se is None or shown.strip("0."):
+        return shown
+    return f"{se:.4f}" if se >= 5e-5 else f"{se:.0e}"
 
 
 def with_error(value: float | None, se: float | None) -> str:
