@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from hydrometer.report.terminal import FittedTable
 
 __all__ = ["plan_command", "plan_table"]
 
@@ -65,51 +65,46 @@ def plan_command(
         told.print(Text(line), soft_wrap=True)
 
 
-def plan_table(body: Mapping[str, Any]) -> Table:
+def plan_table(body: Mapping[str, Any]) -> FittedTable:
     """Lay a plan out for a terminal.
 
     Parameters
     ----------
     body : as ``CostPlan.to_json`` gives it.
     """
-    from rich.table import Table
-    from rich.text import Text
+    from hydrometer.report.terminal import FittedTable
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("stage", no_wrap=True)
-    for head in ("there", "tokens", "FLOPs", "disk", "memory", "hours", "at most"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("from", no_wrap=True)
+    rows: list[list[str]] = []
     chain = None
     for row in body["stages"]:
         if row["chain"] != chain:
             chain = row["chain"]
-            table.add_row(Text(chain), style="bold")
-        table.add_row(f"  {row['stage']} {row['role']}", *_cells(row, row["hours"]), row["source"])
+            rows.append([f"{chain}:"] + [""] * 8)
+        rows.append([f"{row['stage']} {row['role']}".rstrip(), *_cells(row, row["hours"]), row["source"]])
     total, device = body["total"], body["device"]
-    table.add_row(Text(f"{device['count']} x {device['name']}"), *_cells(total, total["hours"]), style="bold")
+    rows.append([f"{device['count']} x {device['name']}", *_cells(total, total["hours"]), ""])
     captions: list[str] = []
     if total["hours_least"] < total["hours"]:
         captions.append(f"{_hours(total['hours_least'])} to {_hours(total['hours_worst'])}, since some is coarse")
     if total["usd"] is not None:
         captions.append(f"{_hours(total['device_hours'])} of a device, {total['usd']:,.2f} USD")
-    table.caption = "\n".join(captions) or None
-    return table
+    head = ["stage", "there", "tokens", "FLOPs", "disk", "memory", "hours", "at most", "from"]
+    return FittedTable(head, rows, caption="\n".join(captions))
 
 
 def _cells(row: Mapping[str, Any], hours: float | None) -> list[str]:
     return [
-        f"{row['done']}/{row['stages']}", _short(row["tokens"]), _short(row["flops"]), _short(row["disk"], "B"),
-        _short(row["memory"], "B"), _hours(hours), _hours(row["hours_most"]),
+        f"{row['done']}/{row['stages']}", _short(row["tokens"]), _short(row["flops"]), _short(row["disk"]),
+        _short(row["memory"]), _hours(hours), _hours(row["hours_most"]),
     ]  # fmt: skip
 
 
-def _short(value: float, unit: str = "") -> str:
+def _short(value: float) -> str:
     """Three digits and a decimal prefix."""
     for scale, letter in _SCALES:
         if value >= scale:
-            return f"{value / scale:.3g}{letter}{unit}"
-    return f"{value:.3g}{unit}" if value else "-"
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}" if value else "-"
 
 
 def _hours(value: float | None) -> str:

@@ -175,7 +175,8 @@ class Pricing:
             by[source] = by.get(source, 0.0) + device.seconds(part)
             if figure is not None:
                 self._figures.add(part.name)
-        return _Price(sum(by.values()), most.seconds(device), tuple(by.items()))
+        seconds = sum(by.values())  # at its longest a stage may be of parts that nobody timed, priced too low
+        return _Price(seconds, max(seconds, most.seconds(device)), tuple(by.items()))
 
     def _note_sources(self, name: str, rows: Sequence[StageCost], machine: ThisMachine | None) -> None:
         """Say where the chain's seconds come from, and what speaks against them."""
