@@ -113,7 +113,7 @@ class Outcome:
     reused: Counter[str] = field(default_factory=Counter[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     left: set[str] = field(default_factory=set[str])
-    made: list[str] = field(default_factory=list[str])
+    made: list[str] = field(default_factory=list[str], compare=False)
 
     def end(self, node: Node, reason: str | None) -> None:
         """Count a stage as made, or as failed for a reason."""
