@@ -56,5 +56,5 @@ def without_timings(results: dict[str, Any]) -> str:
 
 
 def complaints(err: str) -> list[str]:
-    """Return the lines on standard error that say something is wrong: progress begins with a clock, a figure with judged."""
+    """Lines on standard error that say what is wrong; progress begins with a clock, a figure with judged."""
     return [line for line in err.splitlines() if not line.startswith(("[", "judged "))]
