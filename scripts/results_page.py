@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import sys
 from pathlib import Path
@@ -11,26 +9,10 @@ from typing import Any
 
 import hydrometer as hm
 from hydrometer.report import verdict
+from hydrometer.report.wording import with_error
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
 COLUMNS = ("precision", "recall", "entropy", "kl_student_truth", "kl_truth_student")
-
-
-def machine() -> str:
-    """Processor, cores, memory, as the kernel tells them."""
-    cpu = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {cpu}, {memory:.0f} GiB, {platform.system()}, shared"
-
-
-def figure(m: dict[str, Any] | None) -> str:
-    """Value ± standard error."""
-    if m is None or m["value"] is None:
-        return "–"
-    digits = 3 if abs(m["value"]) < 20 else 1
-    return f"{m['value']:.{digits}f} ± {m['se'] or 0:.{digits}f}".replace("-", "−")
 
 
 def label(group: dict[str, Any]) -> str:
@@ -46,18 +28,21 @@ def page(folder: Path, command: str, commit: str) -> str:
     """The page of one run."""
     results = hm.load_results(folder)
     name = results["name"]
-    out = [f"# {name}\n", f"`{command}`, commit `{commit}`, {machine()}.\n"]
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    out = [f"# {name}\n", f"`{command}`, commit `{commit}`, {results['versions']['machine']}, shared.\n"]
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items() if k not in ("commit", "machine"))
     out.append(f"Versions: {versions}.\n")
     for chain, facts in results["summary"]["chains"].items():
         unit = "answer" if facts["kind"] == "sequences" else "point"
-        over = f"mean over {facts['seeds']} seeds ± total standard error"
+        over = "one seed ± standard error"
+        if facts["seeds"] > 1:
+            over = f"mean over {facts['seeds']} seeds ± total standard error"
         out.append(f"## {chain}\n\nTruth: {facts['truth']}. Nats per {unit}, {over}.\n")
         if "map" not in facts:
             out.append("| model | precision | recall | H(q) | KL(q‖p\\*) | KL(p\\*‖q) |\n|---|---|---|---|---|---|")
         for group in results["summary"]["groups"].values():
             if group["chain"] == chain and "map" not in facts:
-                cells = " | ".join(figure(group["metrics"].get(c)) for c in COLUMNS)
+                found = [group["metrics"].get(c) or {"value": None, "se": None} for c in COLUMNS]
+                cells = " | ".join(with_error(m["value"], m["se"]) for m in found)
                 out.append(f"| {label(group)} | {cells} |")
         out.append("\nWhat the report says:\n")
         out += [f"- {sentence}" for sentence in verdict(results)[chain]]

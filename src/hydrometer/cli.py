@@ -7,7 +7,7 @@ terminated, 141 nobody reads the output.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,11 +16,10 @@ from hydrometer._version import __version__
 from hydrometer.cli_ends import end_with
 from hydrometer.cli_judge import judge_command
 from hydrometer.cli_plan import plan_command
+from hydrometer.cli_results import LONGEST, say_drawn, say_results
 from hydrometer.core.errors import InputError, one_line
 
 __all__ = ["app", "main"]
-
-_LONGEST = 4000  # characters of a sentence: what a run recorded is quoted in it
 
 app = typer.Typer(
     help="Measure and steer LLM distillation.",
@@ -80,12 +79,10 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
-    from rich.text import Text
-
-    from hydrometer.run.progress import ConsoleMonitor, console
+    from hydrometer.run.progress import ConsoleMonitor
 
     with ConsoleMonitor() as monitor:
-        from hydrometer.report import answers, build_report, summary_table
+        from hydrometer.report import build_report
         from hydrometer.run.api import run
 
         result = run(
@@ -93,29 +90,10 @@ def run_command(
             address=address,
         )  # fmt: skip
         page = build_report([result.folder]) if until is None else None
-    if until is not None:
-        cli_elsewhere.say_drawn(result, as_json=as_json)
-        return
-    failed = result.failed_cells
-    told = console(stderr=as_json)
-    if as_json:
-        body: dict[str, Any] = {
-            "folder": str(result.folder),
-            "report": str(page),
-            "computed": dict(result.outcome.computed),
-            "reused": dict(result.outcome.reused),
-            "failed_cells": failed,
-            "summary": result.results["summary"],
-        }
-        typer.echo(json.dumps(body))
+    if page is None:
+        say_drawn(result, as_json=as_json)
     else:
-        told.print(summary_table(result.results))
-        told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
-        for name, words in answers(result.results, result.folder).items():
-            told.print(Text(one_line(f"{name}: {words}", _LONGEST)))
-    if failed:
-        told.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
-        raise typer.Exit(1)
+        say_results(result, page, as_json=as_json)
 
 
 @app.command("doctor")
@@ -203,7 +181,7 @@ def report_command(
         typer.echo(json.dumps({"report": str(page), "missing": missing}))
         return
     for said in missing:
-        typer.echo(f"partial  {one_line(said, _LONGEST)}")
+        typer.echo(f"partial  {one_line(said, LONGEST)}")
     typer.echo(f"report   {page}")
 
 
@@ -284,10 +262,10 @@ def advise_command(
         return
     told = console()
     for sentence in said:
-        told.print(Text(one_line(sentence, _LONGEST)))
+        told.print(Text(one_line(sentence, LONGEST)))
     told.print(advice_table(found.data))
     for note in notes:
-        told.print(Text(one_line(note, _LONGEST)))
+        told.print(Text(one_line(note, LONGEST)))
 
 
 def main() -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from hydrometer.core.errors import one_line
 
-if TYPE_CHECKING:
-    from hydrometer.run.api import RunResult
-
-__all__ = ["add_commands", "say_drawn"]
+__all__ = ["add_commands"]
 
 Folder = Annotated[str, typer.Argument(metavar="DIR|URL", help="The folder of a run.")]
 Chain = Annotated[str | None, typer.Option("--chain", metavar="NAME", help="The chain, where there are several.")]
@@ -32,22 +29,6 @@ def add_commands(app: typer.Typer) -> None:
     app.command("export")(export_command)
     app.command("adopt")(adopt_command)
     app.command("scores")(scores_command)
-
-
-def say_drawn(result: RunResult, *, as_json: bool) -> None:
-    """Say what a run that only drew has drawn. Raises typer.Exit where some of it failed."""
-    failed = list(dict.fromkeys(result.outcome.failed.values()))
-    if as_json:
-        counts = {"computed": dict(result.outcome.computed), "reused": dict(result.outcome.reused)}
-        typer.echo(json.dumps({"folder": str(result.folder), **counts, "failed": failed}))
-    else:
-        blocks = result.outcome.computed["draw"] + result.outcome.reused["draw"]
-        typer.echo(f"drawn    {blocks} blocks of training rows in {result.folder}")
-        typer.echo(f"next     hydrometer export {result.folder} --to FILE.parquet")
-        for reason in failed:
-            typer.echo(f"failed   {reason}")
-    if failed:
-        raise typer.Exit(1)
 
 
 def export_command(

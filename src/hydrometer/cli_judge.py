@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+
+from hydrometer.cli_results import say_results
 
 __all__ = ["judge_command"]
 
@@ -63,15 +64,11 @@ def judge_command(
     ] = False,
 ) -> None:
     """Judge models trained anywhere against a truth, or against held-out text."""
-    from rich.text import Text
-
-    from hydrometer.core.errors import one_line
-    from hydrometer.run.progress import ConsoleMonitor, console
+    from hydrometer.run.progress import ConsoleMonitor
 
     with ConsoleMonitor() as monitor:
         from hydrometer.core.spec import parse_selectivity
-        from hydrometer.report import answers as what_to_do
-        from hydrometer.report import build_report, summary_table
+        from hydrometer.report import build_report
         from hydrometer.run.judging import judge_models
 
         result = judge_models(
@@ -81,19 +78,4 @@ def judge_command(
             dtype=cast("Any", dtype), device=device, base=base, out=out, monitor=monitor,
         )  # fmt: skip
         page = build_report([result.folder])
-    failed = result.failed_cells
-    told = console(stderr=as_json)
-    if as_json:
-        body: dict[str, Any] = {
-            "folder": str(result.folder), "report": str(page), "computed": dict(result.outcome.computed),
-            "reused": dict(result.outcome.reused), "failed_cells": failed, "summary": result.results["summary"],
-        }  # fmt: skip
-        typer.echo(json.dumps(body))
-    else:
-        told.print(summary_table(result.results))
-        told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
-        for words in what_to_do(result.results).values():
-            told.print(Text(one_line(words, 4000)))
-    if failed:
-        told.print(Text(f"{len(failed)} of {len(result.results['cells'])} cells failed; run again to retry them"))
-        raise typer.Exit(1)
+    say_results(result, page, as_json=as_json)

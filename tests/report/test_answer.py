@@ -39,7 +39,7 @@ def test_what_to_take_or_what_would_decide() -> None:
     many = [{**DISTILLED, "id": str(i), "feasible": "open"} for i in range(9)]
     words = said(status="undecided", reason="constraint", candidates=many, contenders=[str(i) for i in range(9)])
     assert "whether 9 of the 9 settings tried would lose at most 0.1" in words
-    assert said(missing="its recall is minus infinity") == "Undecided: its recall is minus infinity."
+    assert said(why="its recall is minus infinity") == "Undecided: its recall is minus infinity."
 
 
 def test_results_without_advice_say_where_it_is_to_be_had() -> None:

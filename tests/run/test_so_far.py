@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import app
 from hydrometer.core.errors import FolderError
-from hydrometer.report import advice_sentences, missing_sentence, summary_table, verdict
+from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table, verdict
+from hydrometer.run import advise as advise_module
 from hydrometer.run import sofar
 from hydrometer.run.execute import SilentMonitor
 from hydrometer.run.order import in_order
@@ -146,6 +148,23 @@ def test_no_part_claims_what_the_whole_may_not(
         Console(file=io.StringIO()).print(summary_table(r))
     for r in parts[-2:]:
         assert not any("o far" in words for words in verdict(r)["m"])
+
+
+def test_the_first_sentence_of_a_part_is_provisional(
+    tmp_path: Path, parts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the figures of a part would decide."""
+    whole = advise_module.decide
+    monkeypatch.setattr(advise_module, "decide", lambda *a: replace(whole(*a), status="decided", reason=None))
+    hm.run(spec_of(tmp_path), out=tmp_path / "out")
+    found = [(r["summary"]["chains"]["m"].get("advice"), r) for r in parts]
+    told = [a | {"is": bool(r.get("partial"))} for a, r in found if a is not None]
+    assert len(told) > 10
+    assert {a["status"] for a in told if a["is"]} == {"undecided"}
+    assert "partial" in {a.get("reason") for a in told}
+    assert all(a.get("take") is None for a in told if a["is"])
+    assert [a["status"] for a in told if not a["is"]] == ["decided", "decided"]
+    assert all(answers(r)["m"].startswith("Provisional") == bool(r.get("partial")) for r in parts)
 
 
 def test_an_interrupted_run_tells_what_it_has_and_goes_on(tmp_path: Path) -> None:

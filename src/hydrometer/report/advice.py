@@ -16,7 +16,10 @@ from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
 from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
 
-__all__ = ["advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice"]
+__all__ = [
+    "advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice", "provisional",
+    "tone_of",
+]  # fmt: skip
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
@@ -30,9 +33,12 @@ def advice_sentences(data: Json) -> list[str]:
     ----------
     data : what advice.json holds (docs, Advice); `Advice.data` of `hydrometer.advise`.
     """
-    early = len(items(data.get("missing")))
-    so_far = f"Provisional, {early} cell{'s are' if early > 1 else ' is'} not judged yet. " if early else ""
-    return [so_far + _answer(data), _figures(data), _sureness(data)]
+    return [provisional(len(items(data.get("missing")))) + _answer(data), _figures(data), _sureness(data)]
+
+
+def provisional(early: int) -> str:
+    """Begin what is said where so many cells are not judged yet; nothing where all are."""
+    return f"Provisional, {early} cell{'s are' if early > 1 else ' is'} not judged yet. " if early else ""
 
 
 def advice_sentence(data: Json) -> str:
@@ -363,10 +369,14 @@ def advice_of(run: Run, chain: Chain) -> list[Sentence]:
     data = kept_advice(run, chain)
     if not data.get("status"):
         return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
-    tones: dict[str, Tone] = {"decided": "yes", "none": "no"}
-    tone = tones.get(text(data.get("status")), "open")
-    said = [Sentence("advice", tone, " ".join(advice_sentences(data)))]
+    said = [Sentence("advice", tone_of(data), " ".join(advice_sentences(data)))]
     return said + [Sentence("caveat", "note", s) for s in advice_notes(data)]
+
+
+def tone_of(data: Json) -> Tone:
+    """Return the tone of an answer."""
+    tones: dict[str, Tone] = {"decided": "yes", "none": "no"}
+    return tones.get(text(data.get("status")), "open")
 
 
 def kept_advice(run: Run, chain: Chain) -> Json:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from hydrometer.report.advice import advice_sentence, kept_advice
+from hydrometer.report.advice import advice_sentence, kept_advice, provisional, tone_of
 from hydrometer.report.maps import places
 from hydrometer.report.reading import Chain, Group, Run, parse
 from hydrometer.report.values import Json, text
-from hydrometer.report.wording import Sentence, Tone, is_neutral, model, recall_of, setting, signed, span, where
+from hydrometer.report.wording import Sentence, is_neutral, model, recall_of, setting, signed, span, where
 from hydrometer.store.places import Url
 
 __all__ = ["answer", "answers"]
-
-_TONES: dict[str, Tone] = {"decided": "yes", "none": "no"}
 
 
 def answers(results: Json, folder: Path | Url | None = None) -> dict[str, str]:
@@ -37,17 +36,23 @@ def answer(run: Run, chain: Chain) -> Sentence:
     """Say in one sentence which setting to take, distilled or decoded; or that it is undecided, and what would decide.
 
     The answer to a need that was stated last (`hydrometer advise`) comes before the one that the run itself records.
+    Of a part of a run it is provisional.
     """
+    found = _answer(run, chain)
+    return replace(found, text=provisional(len(run.missing.get(chain.name, ()))) + found.text)
+
+
+def _answer(run: Run, chain: Chain) -> Sentence:
     if chain.judged:
         return _judged(run, chain)
     if chain.points:
         return _map(chain)
     kept = kept_advice(run, chain)
     data = kept if kept.get("status") else chain.advice
-    if text(data.get("missing")):
-        return Sentence("answer", "open", f"Undecided: {text(data.get('missing')).rstrip('.')}.")
+    if text(data.get("why")):
+        return Sentence("answer", "open", f"Undecided: {text(data.get('why')).rstrip('.')}.")
     if data.get("status"):
-        return Sentence("answer", _TONES.get(text(data.get("status")), "open"), advice_sentence(data))
+        return Sentence("answer", tone_of(data), advice_sentence(data))
     if not any(not is_neutral(s.selectivity) for s in chain.tradeoff):
         words = "Undecided: no student was distilled selectively; add settings to `selectivity` and run again."
         return Sentence("answer", "open", words)

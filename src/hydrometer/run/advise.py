@@ -26,7 +26,7 @@ from hydrometer.store.artifacts import write_atomic
 from hydrometer.store.places import Url, resolved
 from hydrometer.store.records import RunFolder, plain
 
-__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "keep", "need_of"]
+__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decision_of", "keep", "need_of"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -107,17 +107,14 @@ def advise(
 
 def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, monitor: Monitor) -> Advice:
     """Advise from opened runs; see `advise`."""
-    is_partial = any(s.missing for s in sources)
-    fresh = fresh and not is_partial
+    fresh = fresh and not any(s.missing for s in sources)
     books = {resolved(s.folder): s.books for s in sources}
     with ExitStack() as held:
         for folder in books.values() if fresh else ():  # else figures are read, and a run may be going on
             held.enter_context(folder.hold())
         field = field_of(sources, need)
-        decision = decide(field.arms, field.design, need, field.baseline)
+        decision = decision_of(sources, field, need)
         again = judge_again(field, need, decision, monitor) if fresh else None
-        if decision.status == "decided" and is_partial:
-            decision = replace(decision, status="undecided", reason="partial")
         if decision.status == "decided" and again is not None and not again.confirmed:
             decision = replace(decision, status="undecided", reason="unconfirmed")
         data = _data(sources, field, need, decision, again, stated=stated)
@@ -158,6 +155,14 @@ def keep(books: RunFolder, data: Json) -> None:
     """Write advice.json."""
     write_atomic(books.root / "advice.json", json.dumps(plain(data), indent=1) + "\n")
     books.push()
+
+
+def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
+    """Decide on the runs' own rows; of a part of a run nothing is decided."""
+    decision = decide(field.arms, field.design, need, field.baseline)
+    if decision.status == "decided" and any(s.missing for s in sources):
+        return replace(decision, status="undecided", reason="partial")
+    return decision
 
 
 def _data(

@@ -6,16 +6,16 @@ run takes another in the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.advise import Json, as_setting, completed
+from hydrometer.run.advise import Json, as_setting, completed, decision_of
 from hydrometer.run.candidates import Source
 from hydrometer.run.field import Field, field_of, unit_of
 from hydrometer.run.plan import ChainPlan, Plan
-from hydrometer.stages.advice import Decision, Need, decide
+from hydrometer.stages.advice import Decision, Need
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder
 
@@ -24,29 +24,29 @@ __all__ = ["answer"]
 
 def answer(
     folder: RunFolder, name: str, plan: Plan, chain: ChainPlan, store: ArtifactStore,
-    records: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, Mapping[str, Any]], missing: Sequence[str],
 ) -> Json | None:  # fmt: skip
     """Decide for one chain of a run that has just been judged.
 
     Parameters
     ----------
-    records : cells as results.json holds them, by id.
+    records : cells as results.json holds them, by id. missing : ids of the chain's cells that are not judged yet.
 
     Returns
     -------
-    dict : as advice.json (docs, Advice), without costs and expected figures; `missing` says why there is no candidate.
+    dict : as advice.json (docs, Advice), without costs and expected figures; `why` says why there is no candidate.
         None for maps, and where nothing was distilled.
     """
     own = [c for c in chain.cells if c.origin is None]
     if chain.maps or not any(c.training == "distilled" for c in own):
         return None
-    source = Source(folder, name, plan, replace(chain, cells=own), store, records, "")
+    source = Source(folder, name, plan, replace(chain, cells=own), store, records, "", tuple(missing))
     need, _ = completed(None)
     try:
         field = field_of([source], need, priced=False)
     except InputError as e:
-        return {"status": "undecided", "missing": e.what + (f"; {e.fix}" if e.fix else "")}
-    return _data(field, need, decide(field.arms, field.design, need, field.baseline), unit_of(source, need))
+        return {"status": "undecided", "why": e.what + (f"; {e.fix}" if e.fix else "")}
+    return _data(field, need, decision_of([source], field, need), unit_of(source, need))
 
 
 def _data(field: Field, need: Need, decision: Decision, per: str) -> Json:

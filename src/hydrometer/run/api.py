@@ -272,7 +272,7 @@ def results_of(
             folder.put("exhibits", cell_id, shown)
     by_id = {str(r["id"]): r for r in records}
     for chain_name, chain in plan.chains.items():
-        found_advice = answer(folder, name, plan, chain, store, by_id)
+        found_advice = answer(folder, name, plan, chain, store, by_id, missing.get(chain_name, ()))
         chains[chain_name] |= {} if found_advice is None else {"advice": found_advice}
     return {
         "schema": SCHEMA,

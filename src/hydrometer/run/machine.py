@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from hydrometer.core.errors import one_line
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Footprint
 from hydrometer.run.plan import Plan
@@ -14,7 +16,7 @@ from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNod
 from hydrometer.store.places import Url, copies_home
 from hydrometer.store.remote import open_store
 
-__all__ = ["examine_machine", "footprint_of", "memory", "missing_stages"]
+__all__ = ["examine_machine", "footprint_of", "memory", "missing_stages", "processor"]
 
 _ARTIFACT = 8192  # bytes: its folder and meta.json, a block of the file system each
 _CROWDED = 0.8
@@ -43,6 +45,16 @@ def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
     found += _disk(takes_here, shutil.disk_usage(_existing(home)).free)
     total, available = memory()
     return found + _memory(takes, total, available)
+
+
+def processor() -> str:
+    """Name the processor as the system does, on a line."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = next((x.partition(":")[2].strip() for x in lines if x.startswith(("model name", "Model"))), "")
+    return one_line(named or platform.processor() or platform.machine() or "unknown processor", 80)
 
 
 def missing_stages(plan: Plan, artifacts: Path | Url) -> list[Node]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 from functools import cache
 from pathlib import Path
 
 from hydrometer.core.errors import one_line
-from hydrometer.run.machine import memory
+from hydrometer.run.machine import memory, processor
 
 __all__ = ["commit", "machine", "provenance"]
 
@@ -61,15 +60,6 @@ def _installed() -> str | None:
 def machine() -> str:
     """Return processor, cores that this process may use, and memory: ``AMD EPYC 7763, 2 cores, 7.8 GiB memory``."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = [_processor(), f"{cores} core{'s' if cores > 1 else ''}"]
+    parts = [processor(), f"{cores} core{'s' if cores > 1 else ''}"]
     total, _ = memory()
     return ", ".join(parts if total is None else [*parts, f"{total / 2**30:.1f} GiB memory"])
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-            named = next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), "")
-    except OSError:
-        named = ""
-    return one_line(named or platform.processor() or platform.machine() or "unknown processor", 80)

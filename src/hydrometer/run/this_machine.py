@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from hydrometer.core.refusals import refused
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import Family
 from hydrometer.models.work import Counted, Device, Lengths, Phase
-from hydrometer.run.machine import memory
+from hydrometer.run.machine import memory, processor
 from hydrometer.store.artifacts import ArtifactStore, content_key, write_atomic
 
 __all__ = ["COARSE", "Figure", "Kept", "ThisMachine", "device_folder", "keep_length", "kept_length"]
@@ -124,7 +123,7 @@ class ThisMachine:
         self.versions = ", ".join(f"{k} {v}" for k, v in {"hydrometer": __version__, **versions}.items())
         self.cores = os.cpu_count() or 1
         about = {k: v if isinstance(v, int) else str(v) for k, v in numerics.items() if k not in versions}
-        about |= {"family": family.name, "processor": _processor(), "cores": self.cores}
+        about |= {"family": family.name, "processor": processor(), "cores": self.cores}
         self.path = device_folder() / f"{content_key({'version': 2, **about})}.json"
         self._truth = content_key(dict(family.truth_identity(chain)))
         self.kept = self._read() or Kept(machine=about)
@@ -271,16 +270,6 @@ def _is_version(name: str, value: object) -> bool:
         return metadata.version(name) == value
     except metadata.PackageNotFoundError:
         return False
-
-
-def _processor() -> str:
-    """Name the processor as the system does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _today() -> datetime.date:

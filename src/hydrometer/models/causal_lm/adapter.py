@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from hydrometer.core.documents import read_json
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.reading import as_model_error, sha256
 from hydrometer.models.causal_lm.vet import FILES, check_files, tensor_sizes
 from hydrometer.models.causal_lm.weights import Unfit, check_finite, check_kinds, is_tied, untie
 
@@ -83,7 +84,7 @@ def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
     whole = hashlib.sha256()
     beside = sorted(f for f in folder.glob("tokenizer*") if f.is_file())
     for file in (folder / load.ADAPTER_CONFIG, folder / WEIGHTS, *beside):
-        whole.update(f"{file.name}\0{load.sha256(file)}\n".encode())
+        whole.update(f"{file.name}\0{sha256(file)}\n".encode())
     identity = {"kind": "adapter", "sha256": whole.hexdigest(), "base": json.dumps(dict(under.identity))}
     if unties:  # what was kept before they were told apart is another model's
         identity["head"] = "untied"
@@ -110,7 +111,7 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
     wanted = _wanted(str(config.get("base_model_name_or_path")))
     check_kinds(folder / WEIGHTS, tensors.keys())
     tied = is_tied(base)
-    with load.as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
+    with as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft, on what is seen to here
         model: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options))
         result: Any = peft.set_peft_model_state_dict(model, tensors)
@@ -281,7 +282,7 @@ def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str)
 
     shapes = _shapes(folder)
     options = _lora(config, shapes, folder)
-    with load.as_model_error(base.path), torch.device("meta"):
+    with as_model_error(base.path), torch.device("meta"):
         network: Any = AutoModelForCausalLM.from_config(load.outline(base).config, trust_remote_code=False)
     modules: dict[str, Any] = dict(network.named_modules())
     plain = {name: tuple(t.shape) for name, t in network.state_dict().items()}
@@ -291,7 +292,7 @@ def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str)
     strange = sorted(adapted - modules.keys())
     unfit = Unfit((), tuple(f"{_PREFIX}{n}.lora_A" for n in strange))
     if not unfit:
-        with load.as_model_error(str(folder), fix=_wanted(named)), warnings.catch_warnings(), torch.device("meta"):
+        with as_model_error(str(folder), fix=_wanted(named)), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options)
             model: Any = peft.get_peft_model(network, lora)

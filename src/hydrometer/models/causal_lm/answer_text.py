@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from hydrometer.models.causal_lm.load import as_data_error
 from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.reading import as_data_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

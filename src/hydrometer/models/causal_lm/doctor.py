@@ -20,6 +20,7 @@ from hydrometer.models.causal_lm.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.reading import as_data_error
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
 from hydrometer.models.causal_lm.tokenizer_file import difference, prompts_differ
 
@@ -289,7 +290,7 @@ def _bos_when_encoded_again(s: Subject, bos: int) -> bool:
     first = s.prompts.ids[0]
     if first[0] != bos or len(first) < 2:
         return False
-    with load.as_data_error("the tokenizer refuses a prompt", first):
+    with as_data_error("the tokenizer refuses a prompt", first):
         text = s.tokenizer.decode(list(first), skip_special_tokens=False)
         again: Any = s.tokenizer(text)["input_ids"]
     return tuple(again[:2]) == (bos, bos)
@@ -301,7 +302,7 @@ def _special_text(s: Subject) -> list[Finding]:
     hit = 0
     texts = s.prompts.texts[:: 1 + (len(s.prompts.texts) - 1) // _TEXTS]
     for text in texts:
-        with load.as_data_error("the tokenizer refuses a prompt", text):
+        with as_data_error("the tokenizer refuses a prompt", text):
             ids: Any = s.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         hit += not special.isdisjoint(ids)
     if not hit:

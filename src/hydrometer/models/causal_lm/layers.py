@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hydrometer.core.errors import ModelError, SpecError, one_line
 from hydrometer.core.refusals import is_out_of_memory
-from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.network import network_errors
 from hydrometer.models.causal_lm.per_layer import chosen_fields, cut_config
+from hydrometer.models.causal_lm.reading import quiet
 from hydrometer.models.causal_lm.twin import make_twin
 
 __all__ = ["empty_network", "fresh_network", "layers_config", "with_layers"]
@@ -65,7 +65,7 @@ def _empty(named: _Config) -> PreTrainedModel:
 
 def _build(config: PretrainedConfig) -> PreTrainedModel:
     try:
-        with load.quiet():
+        with quiet():
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as e:  # a network's checks of its sizes are its author's and may raise anything
         if is_out_of_memory(e):

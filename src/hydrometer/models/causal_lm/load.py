@@ -27,7 +27,7 @@ from hydrometer.core.errors import MissingDependencyError, ModelError
 from hydrometer.core.leftovers import is_abandoned, mark
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.gguf_header import check_gguf
-from hydrometer.models.causal_lm.reading import as_data_error, as_model_error, quiet, sha256
+from hydrometer.models.causal_lm.reading import as_model_error, quiet, sha256
 from hydrometer.models.causal_lm.vet import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 
 if TYPE_CHECKING:
@@ -39,16 +39,12 @@ __all__ = [
     "HUB_ID",
     "Outline",
     "Resolved",
-    "as_data_error",
-    "as_model_error",
     "cache_folder",
     "dequantised",
     "locate",
     "outline",
-    "quiet",
     "read_weights",
     "resolve",
-    "sha256",
     "tokenizer_file",
 ]
 

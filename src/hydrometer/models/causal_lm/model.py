@@ -25,6 +25,7 @@ from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.llama import Llama
 from hydrometer.models.causal_lm.network import Network, network_errors
 from hydrometer.models.causal_lm.prompts import Prompts, read_prompts
+from hydrometer.models.causal_lm.reading import quiet
 from hydrometer.models.causal_lm.running import Running, find_running
 from hydrometer.models.causal_lm.spec import PromptsFile
 from hydrometer.models.causal_lm.tokenizer_file import difference
@@ -186,7 +187,7 @@ class CausalLM:
         """Write what `from_pretrained` opens: safetensors, config, generation config, tokenizer."""
         for word in ("is_local", "local_files_only"):  # how this process opened it, offline or not: no part of it
             self.tokenizer.init_kwargs.pop(word, None)
-        with load.quiet(), network_errors(self.model, "writing the model"):
+        with quiet(), network_errors(self.model, "writing the model"):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 

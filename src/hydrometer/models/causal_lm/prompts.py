@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from hydrometer.core.clusters import PromptsAre
 from hydrometer.core.errors import DataError, ModelError
 from hydrometer.core.watching import doing
-from hydrometer.models.causal_lm.load import as_data_error
+from hydrometer.models.causal_lm.reading import as_data_error
 from hydrometer.models.causal_lm.spec import PromptsFile, Truth
 from hydrometer.models.causal_lm.templates import render_chat
 

@@ -38,13 +38,13 @@ from hydrometer.core.errors import (
     one_line,
 )
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
-from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.initial import init_model
 from hydrometer.models.causal_lm.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.model import CausalLM
 from hydrometer.models.causal_lm.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
+from hydrometer.models.causal_lm.reading import quiet
 from hydrometer.models.causal_lm.scorer import score
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.causal_lm.together import Loss, Together, lost_peer, together
@@ -82,7 +82,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     training = level.training
     with contextlib.ExitStack() as held:
         held.enter_context(_reproducible(seed))
-        held.enter_context(load.quiet())
+        held.enter_context(quiet())
         loss = _loss_of(law, training)
         group = together(lm, training, loss)
         epochs = _Epochs(law, validate, training, request.tick, group)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hydrometer.core.errors import InputError
-from hydrometer.models.causal_lm import load
 from hydrometer.models.causal_lm.answer_text import PromptEnd, prompt_ends, prompt_text
 from hydrometer.models.causal_lm.prompts import Prompts
+from hydrometer.models.causal_lm.reading import as_data_error, quiet
 from hydrometer.models.causal_lm.templates import render_chat
 from hydrometer.models.sequences import Sequences
 
@@ -77,7 +77,7 @@ def chat_prompts(prompts: Prompts) -> list[list[Message]]:
 def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     said = [(m["role"], m["content"]) for m in turns]
     text = render_chat(tokenizer, said, "a conversation to export", opened=False)
-    with load.quiet(), load.as_data_error(_REFUSES):
+    with quiet(), as_data_error(_REFUSES):
         encoded = cast("Any", tokenizer)(text, add_special_tokens=False)
     return [int(t) for t in encoded["input_ids"]]
 
@@ -139,7 +139,7 @@ def _plain_rows(
         for i, p in enumerate(x.prompt_index)
     ]
     trained = [prompt + (answer if answer.endswith(eos) else answer + eos) for prompt, answer in texts]
-    with load.quiet(), load.as_data_error(_REFUSES):
+    with quiet(), as_data_error(_REFUSES):
         back: Any = tokenizer(text=trained)["input_ids"] if trained else []
         heads: list[list[int]] = [list(tokenizer(text=p)["input_ids"]) for p in prompts]
     out: list[TextRow] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydrometer.core.errors import ModelError, one_line
-from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.reading import as_model_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
     from transformers import AutoModelForCausalLM
 
     told = told or source
-    with load.as_model_error(told):
+    with as_model_error(told):
         opened: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
@@ -164,7 +164,7 @@ def check_read(file: Path, network: PreTrainedModel) -> None:
     from gguf import GGUFReader
 
     fix = "give the original weights: transformers does not read this of a GGUF file"
-    with load.as_model_error(str(file)):
+    with as_model_error(str(file)):
         reader: Any = GGUFReader(str(file))
         kind = str(reader.fields["general.architecture"].contents())
         said: dict[str, Any] = {k: v.contents() for k, v in reader.fields.items() if ".rope.scaling." in k}
