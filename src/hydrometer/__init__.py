@@ -34,28 +34,28 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import Selectivity
     from hydrometer.metrics.exact import judge_exact
     from hydrometer.models.base import Family, FitRequest, Fitted, Law
-    from hydrometer.models.causal_lm.law import CausalLaw
-    from hydrometer.models.causal_lm.model import CausalLM
-    from hydrometer.models.chosen import ChosenLaw, choose
-    from hydrometer.models.markov.fit import fit_markov
+    from hydrometer.models.best_of_n import ChosenLaw, choose
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from hydrometer.models.markov.law import Markov
+    from hydrometer.models.markov.ngram_fit import fit_markov
     from hydrometer.models.mixture.em import fit_mixture
     from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
     from hydrometer.models.sequences import Sequences
     from hydrometer.models.work import Device
     from hydrometer.report import build_report
-    from hydrometer.run.adopting import AdoptResult, adopt
-    from hydrometer.run.advise import Advice, advise
+    from hydrometer.run.advice.advise import Advice, advise
     from hydrometer.run.api import RunResult, run
-    from hydrometer.run.costs import CostPlan, plan
-    from hydrometer.run.diagnosis import Diagnosis
-    from hydrometer.run.doctor import doctor
-    from hydrometer.run.exporting import Exported, export
+    from hydrometer.run.cost.cost_plan import CostPlan, plan
+    from hydrometer.run.exchange.adopting import AdoptResult, adopt
+    from hydrometer.run.exchange.exporting import Exported, export
+    from hydrometer.run.exchange.scoring import ScoresResult, add_scores
+    from hydrometer.run.graph.recipes import load_spec, recipes
     from hydrometer.run.pilot import advise_pilot
-    from hydrometer.run.recipes import load_spec, recipes
-    from hydrometer.run.scoring import ScoresResult, add_scores
-    from hydrometer.stages.advice import Need
+    from hydrometer.run.preflight.diagnosis import Diagnosis
+    from hydrometer.run.preflight.doctor import doctor
     from hydrometer.stages.judge import judge_laws as judge
+    from hydrometer.stages.statistics.decision import Need
     from hydrometer.store.records import load_results
 
 __all__ = [
@@ -126,27 +126,27 @@ _HOMES = {
     "core.spec": "Selectivity",
     "metrics.exact": "judge_exact",
     "models.base": "Family FitRequest Fitted Law",
-    "models.causal_lm.law": "CausalLaw",
-    "models.causal_lm.model": "CausalLM",
-    "models.chosen": "ChosenLaw choose",
-    "models.markov.fit": "fit_markov",
+    "models.causal_lm.inference.law": "CausalLaw",
+    "models.causal_lm.inference.model": "CausalLM",
+    "models.best_of_n": "ChosenLaw choose",
+    "models.markov.ngram_fit": "fit_markov",
     "models.markov.law": "Markov",
     "models.mixture.em": "fit_mixture",
     "models.mixture.law": "Mixture MixtureBatch Points",
     "models.sequences": "Sequences",
     "models.work": "Device",
     "report": "build_report",
-    "run.adopting": "AdoptResult adopt",
-    "run.advise": "Advice advise",
+    "run.exchange.adopting": "AdoptResult adopt",
+    "run.advice.advise": "Advice advise",
     "run.api": "RunResult run",
-    "run.costs": "CostPlan plan",
-    "run.diagnosis": "Diagnosis",
-    "run.doctor": "doctor",
-    "run.exporting": "Exported export",
+    "run.cost.cost_plan": "CostPlan plan",
+    "run.preflight.diagnosis": "Diagnosis",
+    "run.preflight.doctor": "doctor",
+    "run.exchange.exporting": "Exported export",
     "run.pilot": "advise_pilot",
-    "run.scoring": "ScoresResult add_scores",
-    "run.recipes": "load_spec recipes",
-    "stages.advice": "Need",
+    "run.exchange.scoring": "ScoresResult add_scores",
+    "run.graph.recipes": "load_spec recipes",
+    "stages.statistics.decision": "Need",
     "stages.judge": "judge=judge_laws",
     "store.records": "load_results",
 }

@@ -9,10 +9,11 @@ from report_synthetic import contrast
 from rich.console import Console
 
 from hydrometer.core.errors import FolderError
-from hydrometer.report import summary_table, verdict
-from hydrometer.report.reading import parse
-from hydrometer.report.tables import group_table, spread_table
-from hydrometer.report.wording import entry, model
+from hydrometer.report import summary_table
+from hydrometer.report.read_results import parse
+from hydrometer.report.tables.model_tables import group_table, spread_table
+from hydrometer.report.words import verdict
+from hydrometer.report.words.wording import entry, model
 
 BASE = synthetic.results(seeds=3, mixture=False)
 

@@ -16,8 +16,8 @@ from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.markov.doctor import examine
-from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import Markov
+from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 

@@ -14,8 +14,8 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.errors import DataError, HydrometerError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
-from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
+from hydrometer.models.markov.ngram_fit import fit_markov
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 

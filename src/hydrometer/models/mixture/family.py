@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
-from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec, Strict
+from hydrometer.core.yaml_io import artifact_json
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture, Points

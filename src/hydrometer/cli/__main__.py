@@ -1,0 +1,5 @@
+"""`python -m hydrometer.cli`."""
+
+from hydrometer.cli import main
+
+main()

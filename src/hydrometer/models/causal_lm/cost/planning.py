@@ -1,0 +1,126 @@
+"""What `plan` asks of a causal-LM chain: sizes without weights, expected lengths from a few draws, measured times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from transformers import AutoConfig, PretrainedConfig
+
+from hydrometer.core.errors import DataError, MissingDependencyError, ModelError, SpecError, one_line
+from hydrometer.core.rng import Stream
+from hydrometer.core.yaml_io import user_path
+from hydrometer.models.base import Level
+from hydrometer.models.causal_lm.cost.memory import level_configs
+from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
+from hydrometer.models.causal_lm.data.prompts import open_prompts
+from hydrometer.models.causal_lm.inference.law import CausalLaw
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
+from hydrometer.models.causal_lm.preflight.truth_probe import small_law
+from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, PromptsFile, Truth
+from hydrometer.models.work import Lengths
+
+__all__ = ["at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]
+
+_BYTES_PER_TOKEN = 4  # of English text, where no tokenizer is at hand
+_OLDER = ("rope_theta", "rope_scaling", "torch_dtype")  # of config.json before transformers 5, which still reads them
+
+
+def at_hand(truth: Truth) -> bool:
+    """Whether the truth's model is on this machine; without a description of it, it has to be.
+
+    A hub id that is described and not in the local cache is not asked of the hub.
+    """
+    if truth.architecture is None:
+        return True
+    source = truth.source
+    if load.HUB_ID.fullmatch(source) and source not in load.ALIASES and not user_path(source).exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(source, "config.json", revision=truth.revision), str)
+    try:
+        load.resolve(source, truth.revision)
+    except (ModelError, MissingDependencyError):
+        return False
+    return True
+
+
+def described_config(truth: Truth) -> PretrainedConfig:
+    """Return the configuration that `truth.architecture` describes. Raises SpecError."""
+    fields = dict(truth.architecture or {})
+    kind = fields.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise SpecError("truth.architecture needs model_type", got=kind, fix="for example model_type: llama")
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+        if unknown := [k for k in fields if k not in known and k not in _OLDER]:
+            raise SpecError("truth.architecture: unknown field", got=unknown[0], fix=f"see {kind}'s configuration")
+        check_sizes(
+            fields, "truth.architecture"
+        )  # as of a model that is there: networks without storage are built, too
+        config = AutoConfig.for_model(kind, **fields)
+        shape_of(config)
+    except SpecError:
+        raise
+    except Exception as e:  # a configuration's checks are its author's and may raise anything
+        fix = "give the fields of the model's config.json"
+        said = one_line(str(e), 200) or type(e).__name__
+        raise SpecError(f"truth.architecture describes no model: {said}", got=kind, fix=fix) from None
+    return config
+
+
+_SUBJECTS_KEPT = 16
+_subjects: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
+
+
+def subject_of(
+    chain: CausalLMChain, levels: Sequence[Level], config: PretrainedConfig, prompts: tuple[int, ...]
+) -> Subject:
+    """Count a chain's models; those of the last chains are kept, for one plan asks thousands of times.
+
+    Parameters
+    ----------
+    config : of the truth. prompts : lengths of all prompts, tokens.
+    """
+    slot = repr(chain), config.to_json_string(use_diff=False), prompts
+    if slot not in _subjects:
+        configs = level_configs(config, levels)
+        shapes = {role: shape_of(c) for role, c in configs.items()}
+        specs = {x.role: cast("LevelSpec", x.spec) for x in levels}
+        if len(_subjects) >= _SUBJECTS_KEPT:
+            _subjects.clear()
+        _subjects[slot] = Subject(chain, configs, shapes, specs, prompts)
+    return _subjects[slot]
+
+
+def described_prompts(truth: Truth) -> tuple[int, ...]:
+    """Guess the prompts' lengths without a tokenizer: a token for every four bytes of text."""
+    match truth.prompts:
+        case None:
+            texts = [""]
+        case str(text):
+            texts = [text]
+        case PromptsFile() as file:
+            try:
+                with open_prompts(file) as f:
+                    rows: list[Any] = [json.loads(line) for line in f if line.strip()]
+            except (OSError, ValueError, RecursionError) as e:
+                raise DataError(f"the prompts file cannot be read: {e}", got=file.file, fix="check the path") from None
+            texts = [json.dumps(row) for row in rows] or [""]
+    return tuple(max(1, round(len(t.encode()) / _BYTES_PER_TOKEN)) for t in texts)
+
+
+def expected_lengths(chain: CausalLMChain, law: CausalLaw) -> Lengths:
+    """Draw a few answers of the truth, as the doctor's probe does, and take their mean length.
+
+    Where the probe is cut before `max_new_tokens`, answers that had not ended are taken to go on to the end.
+    """
+    few = small_law(law)
+    x = few.sample(few.block_rows, seed=Stream(0, ("plan",)))
+    most = chain.truth.max_new_tokens
+    lengths = np.where(x.stopped, x.lengths, most)
+    cut = "" if few.max_new_tokens == most else f"; those that had not ended at {few.max_new_tokens} taken to the end"
+    return Lengths(float(lengths.mean()), most, f"mean of {len(x)} answers of the truth{cut}")
