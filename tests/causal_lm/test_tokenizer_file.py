@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer  # noqa: E402
 
 from hydrometer.models.causal_lm.data.prompts import read_prompts  # noqa: E402
+from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_differ  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.loading import load  # noqa: E402
-from hydrometer.models.causal_lm.preflight.tokenizer_file import difference, prompts_differ  # noqa: E402
 from hydrometer.models.causal_lm.pretrained.existing import find_model  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402

@@ -211,7 +211,7 @@ def test_what_is_written_first_has_a_name_that_nobody_can_guess(tmp_path: Path) 
 
 def test_a_plan_reads_no_more_of_a_prompts_file_than_a_run(tmp_path: Path, line_of: Any) -> None:
     pytest.importorskip("transformers")
-    from hydrometer.models.causal_lm.cost.planning import described_prompts
+    from hydrometer.models.causal_lm.planning import described_prompts
     from hydrometer.models.causal_lm.spec import PromptsFile, Truth
 
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")

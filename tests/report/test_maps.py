@@ -15,11 +15,11 @@ import report_synthetic as synthetic
 from rich.console import Console
 
 from hydrometer.report import build_report, summary_table
+from hydrometer.report.data.capacity_gap import correlation, gap_points, spearman, teacher_at
+from hydrometer.report.data.grid_data import Sheet, Tile, counted, largest, places, sheets, spread
+from hydrometer.report.data.read_results import parse
 from hydrometer.report.figures import grid_tiles
 from hydrometer.report.figures.explore import explorer
-from hydrometer.report.figures.gap import correlation, gap_points, spearman, teacher_at
-from hydrometer.report.figures.grid_data import Sheet, Tile, counted, largest, places, sheets, spread
-from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table, map_table, setting_table
 from hydrometer.report.words import verdict
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hydrometer.report.tables.terminal import FittedTable
+from hydrometer.report.terminal import FittedTable
 
 NAMES = ["truth", "direct, decoded at temperature 0.8, top-p 0.95", "distilled at β = 3"]
 TABLE = FittedTable(

@@ -274,7 +274,7 @@ def test_a_wrong_description_is_one_line(tmp_path: Path, change: Row, said: str)
 
 def test_a_description_may_be_a_models_whole_config_json() -> None:
     from hydrometer.models.causal_lm.cost.operations import shape_of
-    from hydrometer.models.causal_lm.cost.planning import described_config
+    from hydrometer.models.causal_lm.planning import described_config
     from hydrometer.models.causal_lm.spec import Truth
 
     own = described()["chains"]["lm"]["truth"]["architecture"]

@@ -134,7 +134,7 @@ def scores_command(
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
     from rich.text import Text
 
-    from hydrometer.report.tables.terminal import FittedTable
+    from hydrometer.report.terminal import FittedTable
     from hydrometer.run.execution.progress import ConsoleMonitor, console
 
     with ConsoleMonitor():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from hydrometer.report.tables.terminal import FittedTable
+    from hydrometer.report.terminal import FittedTable
 
 __all__ = ["plan_command", "plan_table"]
 
@@ -72,7 +72,7 @@ def plan_table(body: Mapping[str, Any]) -> FittedTable:
     ----------
     body : as ``CostPlan.to_json`` gives it.
     """
-    from hydrometer.report.tables.terminal import FittedTable
+    from hydrometer.report.terminal import FittedTable
 
     rows: list[list[str]] = []
     chain = None

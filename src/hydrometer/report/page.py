@@ -20,8 +20,11 @@ from matplotlib.figure import Figure
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.watching import doing
-from hydrometer.report.figures import contours, frontier_figure, panels, plotdata
-from hydrometer.report.figures.grid_data import axis_of
+from hydrometer.report.data import plotdata
+from hydrometer.report.data.grid_data import axis_of
+from hydrometer.report.data.read_results import Chain, Group, Run, read_run
+from hydrometer.report.data.samples import prompt_rows, visible
+from hydrometer.report.figures import contours, frontier_figure, panels
 from hydrometer.report.figures.grid_views import (
     ExplorerView,
     FigureView,
@@ -32,14 +35,12 @@ from hydrometer.report.figures.grid_views import (
 )
 from hydrometer.report.figures.picture_figure import picture_view
 from hydrometer.report.figures.style import LOOKS, inline_svg, render, write_atomic
-from hydrometer.report.read_results import Chain, Group, Run, read_run
-from hydrometer.report.samples import prompt_rows, visible
 from hydrometer.report.tables import model_tables as tables
+from hydrometer.report.wording import figure as figure_words
+from hydrometer.report.wording import per, setting
 from hydrometer.report.words.advice_text import advice_of
 from hydrometer.report.words.first_sentence import answer
 from hydrometer.report.words.verdict import Sentence, sentences
-from hydrometer.report.words.wording import figure as figure_words
-from hydrometer.report.words.wording import per, setting
 from hydrometer.store.mirror import Mirror, send_folder
 from hydrometer.store.path_safety import refuse_links
 from hydrometer.store.storage_uri import Url, place_of

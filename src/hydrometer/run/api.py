@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal
 
 import numpy as np
 
-from hydrometer._version import __version__
-from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.errors import InputError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
 from hydrometer.core.sampling_design import Clusters
@@ -20,22 +17,22 @@ from hydrometer.core.watching import doing
 from hydrometer.core.yaml_io import artifact_json
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
-from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.own_decision import answer
 from hydrometer.run.cost.recorded import keep_seconds
 from hydrometer.run.execution.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.execution.executors import ExecutorName, executor_of
 from hydrometer.run.graph.adopted import read_adopted
 from hydrometer.run.graph.inputs import check_inputs, check_places
+from hydrometer.run.graph.join import entry_of, merge_with, refuse_other_name
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.graph.rendered import keep_prompts, with_prompts
 from hydrometer.run.graph.reopen import training_rows
-from hydrometer.run.graph.spec_merge import merge
 from hydrometer.run.preflight.diagnosis import diagnose, keep
 from hydrometer.run.results.engine_records import engine_records
 from hydrometer.run.results.map_records import MapBooks
-from hydrometer.run.results.provenance import provenance
+from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.user_scores import CellScores, read_scores
 from hydrometer.stages.artifact_loader import Bench
@@ -52,13 +49,9 @@ from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = [
     "RunResult",
-    "joined",
     "results_of",
     "run",
-    "versions",
 ]
-
-_VERSIONED = ("numpy", "scipy", "numba", "scikit-learn", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +119,11 @@ def run(
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     check_places(folder.place, cache)
-    _refuse_other_name(folder, spec)
+    refuse_other_name(folder, spec)
     check_inputs(spec.chains.values())
     spec = with_prompts(spec, folder)
-    wanted = _entry(spec, plan_run(spec))
-    whole = _merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
+    wanted = entry_of(spec, plan_run(spec))
+    whole = merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
     plan, artifacts = plan_run(whole), place_of(cache) if cache is not None else folder.artifacts
     watch = monitor or SilentMonitor()
     diagnosis = diagnose(whole, plan, artifacts)
@@ -138,7 +131,7 @@ def run(
     watch.found(diagnosis.findings)
     folder.create()
     with folder.hold():
-        again = _merge_with(folder, spec, wanted)
+        again = merge_with(folder, spec, wanted)
         adopted = read_adopted(folder)
         if again != whole or adopted:  # another run may have extended the folder meanwhile
             plan = plan_run(again, adopted)
@@ -167,65 +160,6 @@ def run(
         doing("gathering the figures")
         write(outcome)
     return RunResult(folder.place, load_results(folder.root), outcome)
-
-
-def joined(folder: RunFolder, spec: RunSpec) -> RunSpec:
-    """Join a specification with what its folder holds. Raises FolderError or SpecError for another experiment."""
-    spec = with_prompts(spec, folder)
-    return _merge_with(folder, spec, _entry(spec, plan_run(spec)))
-
-
-def _entry(spec: RunSpec, plan: Plan) -> dict[str, object]:
-    """What specs/<hash>.yaml keeps: the specification, and the truths it meant by content."""
-    return {
-        "spec": spec.model_dump(mode="json", exclude_none=True),
-        "truths": {name: chain.truth.key for name, chain in plan.chains.items()},
-    }
-
-
-def _name_in(accepted: Mapping[str, Any]) -> object:
-    spec = accepted.get("spec")
-    return cast("Mapping[str, object]", spec).get("name") if isinstance(spec, dict) else None
-
-
-def _refuse_other_name(folder: RunFolder, spec: RunSpec) -> None:
-    """Refuse a folder of another name, which is known before any key is. Raises FolderError."""
-    for name in map(_name_in, folder.accepted()):
-        if name != spec.name:
-            _refuse_other(name)
-
-
-def _refuse_other(name: object) -> NoReturn:
-    raise FolderError(
-        "the folder holds another experiment", got="something else" if name is None else repr(name),
-        fix="same name and truth are needed to go on; choose another --out",
-    )  # fmt: skip
-
-
-def _merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> RunSpec:
-    """Join with what the folder holds already.
-
-    Raises
-    ------
-    FolderError : it holds another experiment.
-    """
-    known = folder.accepted()
-    for other in known:
-        if (name := _name_in(other)) != spec.name or other.get("truths") != entry["truths"]:
-            _refuse_other(name)
-    # Relative file names are read from the new specification; the truths' keys say that they mean the same content.
-    return merge([spec, *(parse_run_spec(k["spec"], "specs/") for k in known)])
-
-
-def versions() -> dict[str, str]:
-    """Return what results come from: versions of package, Python and libraries, the commit if known, the machine."""
-    out = {"hydrometer": __version__, "python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            out[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return out | provenance()
 
 
 def results_of(

@@ -361,14 +361,14 @@ class CausalLMFamily:
         """Return the family that plans from `truth.architecture`, where the truth's model is not on this machine."""
         c = _chain(chain)
         _needs_torch()
-        from hydrometer.models.causal_lm.cost.planning import at_hand
+        from hydrometer.models.causal_lm.planning import at_hand
         from hydrometer.models.causal_lm.unopened import UNOPENED
 
         return None if at_hand(c.truth) else UNOPENED
 
     def lengths(self, chain: ChainSpec) -> Lengths:
         """Mean length of a few answers that the truth is asked for."""
-        from hydrometer.models.causal_lm.cost.planning import expected_lengths
+        from hydrometer.models.causal_lm.planning import expected_lengths
 
         c = _chain(chain)
         return expected_lengths(c, self.truth(c, c.draw_dtype))
@@ -391,7 +391,7 @@ class CausalLMFamily:
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
-        from hydrometer.models.causal_lm.cost.planning import subject_of
+        from hydrometer.models.causal_lm.planning import subject_of
 
         resolved, prompts, _ = _opening(c.truth)
         return subject_of(c, self.levels(c), _outline(resolved).config, tuple(len(p) for p in prompts.ids))

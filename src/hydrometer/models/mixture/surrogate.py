@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,6 @@ from scipy.special import ndtri
 
 from hydrometer.models.arithmetic import inlined, kernel
 from hydrometer.models.mixture.kernels import log_density
-
-if TYPE_CHECKING:
-    from hydrometer.models.mixture.law import Mixture
 
 __all__ = ["Surrogate", "reference_points"]
 
@@ -60,7 +57,23 @@ def _normals(d: int, m: int, k: int) -> Floats:
     return np.asarray(ndtri(uniforms), np.float64).reshape(k, m, d)
 
 
-def reference_points(law: Mixture, other: Mixture | None) -> tuple[Floats, Floats, Floats]:
+class GaussianComponents(Protocol):
+    """What is needed of a mixture: `models.mixture.law.Mixture`."""
+
+    @property
+    def n_features(self) -> int: ...
+
+    @property
+    def weights(self) -> Floats: ...
+
+    def component_points(self, components: NDArray[np.intp], z: Floats) -> Floats: ...
+
+    def kernel_parts(self) -> tuple[Floats, Floats, Floats, Floats]: ...
+
+    def log_prob(self, x: Floats) -> Floats: ...
+
+
+def reference_points(law: GaussianComponents, other: GaussianComponents | None) -> tuple[Floats, Floats, Floats]:
     """Return points (M, d) and weights (M,), summing to 1, that stand for a mixture; and its log density there, (M,).
 
     Parameters
@@ -116,7 +129,7 @@ class Surrogate:
     coefficients: Floats
 
     @staticmethod
-    def fit(law: Mixture, points: Floats, weights: Floats, targets: Floats) -> Surrogate:
+    def fit(law: GaussianComponents, points: Floats, weights: Floats, targets: Floats) -> Surrogate:
         """Fit to `targets` (M, T) at points that stand for the law."""
         offset, mean, factor, of = law.kernel_parts()
         pairs = _pairs(len(of), law.n_features)

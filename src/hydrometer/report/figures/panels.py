@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from hydrometer.report.figures.plotdata import KINDS, Curves, Kind, Panel, Plane, Point
+from hydrometer.report.data.plotdata import KINDS, Curves, Kind, Panel, Plane, Point
 from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, new_figure, styled
 
 __all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "plane_figure", "single"]

@@ -24,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hydrometer.core.leftovers import mark
-from hydrometer.report.figures.plotdata import Kind
+from hydrometer.report.data.plotdata import Kind
 
 __all__ = ["LOOKS", "Look", "inline_svg", "new_figure", "render", "styled", "write_atomic"]
 

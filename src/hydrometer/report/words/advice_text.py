@@ -11,10 +11,10 @@ import math
 from pathlib import Path
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.read_results import Chain, Run
-from hydrometer.report.tables.terminal import FittedTable
-from hydrometer.report.values import Json, items, mapping, number, read_setting, text
-from hydrometer.report.words.wording import Sentence, Tone, among, num, setting, with_error
+from hydrometer.report.data.read_results import Chain, Run
+from hydrometer.report.data.values import Json, items, mapping, number, read_setting, text
+from hydrometer.report.terminal import FittedTable
+from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
 
 __all__ = [
     "advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice", "provisional",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hydrometer.core.seeds import SURE
-from hydrometer.report.read_results import Chain, Group, Run
-from hydrometer.report.words.wording import among, model
+from hydrometer.report.data.read_results import Chain, Group, Run
+from hydrometer.report.wording import among, model
 
 __all__ = ["seed_words"]
 

@@ -11,12 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hydrometer.report.read_results import Chain, Control, Diff, Run, Step, parse
-from hydrometer.report.tables.judged_table import judged_sentences
-from hydrometer.report.words.adopted_text import adopted_sentences
-from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
-from hydrometer.report.words.seed_text import seed_words
-from hydrometer.report.words.wording import (
+from hydrometer.report.data.read_results import Chain, Control, Diff, Run, Step, parse
+from hydrometer.report.wording import (
     KL,
     Sentence,
     Tone,
@@ -31,6 +27,10 @@ from hydrometer.report.words.wording import (
     signed,
     span,
 )
+from hydrometer.report.words.adopted_text import adopted_sentences
+from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
+from hydrometer.report.words.judged_text import judged_sentences
+from hydrometer.report.words.seed_text import seed_words
 
 __all__ = ["Sentence", "coldest", "recall_of", "sentences", "verdict"]
 

@@ -16,12 +16,12 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.work import Counted, Device, Lengths
-from hydrometer.run.api import joined
 from hydrometer.run.cost.devices import load_device
 from hydrometer.run.cost.pricing import Pricing, StageCost
 from hydrometer.run.cost.this_machine import COARSE
 from hydrometer.run.graph.adopted import Adopted, read_adopted
 from hydrometer.run.graph.inputs import check_inputs
+from hydrometer.run.graph.join import joined
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.preflight.machine import missing_stages

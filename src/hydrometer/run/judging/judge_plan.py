@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.pretrained.existing import Existing, Own, find_model, numerics
 from hydrometer.run.graph.rendered import kept_prompts
 from hydrometer.run.judging.judge_jobs import Drawn, Jobs, LawName, TextRows
+from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import RunFolder
-
-if TYPE_CHECKING:
-    from hydrometer.run.judging.judging import JudgeSettings
 
 __all__ = ["JudgedCell", "Question", "build_cells", "pose"]
 

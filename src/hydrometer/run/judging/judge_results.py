@@ -12,10 +12,10 @@ from hydrometer.metrics.held_out import contrast
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.models.sequences import texts_exhibit
-from hydrometer.run.api import versions
 from hydrometer.run.execution.execute import Outcome
 from hydrometer.run.judging.judge_jobs import Work
 from hydrometer.run.judging.judge_plan import JudgedCell, Question
+from hydrometer.run.results.provenance import versions
 from hydrometer.stages.judge_models import Figures, Scored, held_out_figures, reference_figures, truth_figures
 from hydrometer.stages.statistics.spread import NO_SPREAD
 from hydrometer.store.migrate import SCHEMA

@@ -9,8 +9,8 @@ from pathlib import Path
 from hydrometer.core.errors import FolderError, InputError, SpecError
 from hydrometer.core.findings import Finding, fatal
 from hydrometer.models.families import RunSpec, family_of
-from hydrometer.run.api import joined
 from hydrometer.run.graph.inputs import check_inputs, check_places
+from hydrometer.run.graph.join import joined
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.preflight.design import examine_design

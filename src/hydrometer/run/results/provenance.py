@@ -1,21 +1,35 @@
-"""Where results come from: the commit of the installed source, where it is known, and the machine."""
+"""Where results come from: versions, the commit of the installed source where it is known, and the machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 from functools import cache
 from pathlib import Path
 
+from hydrometer._version import __version__
 from hydrometer.core.errors import one_line
 from hydrometer.run.preflight.machine import memory, processor
 
-__all__ = ["commit", "machine", "provenance"]
+__all__ = ["commit", "machine", "provenance", "versions"]
 
-_SOURCE = Path(__file__).parents[1]
+_SOURCE = Path(__file__).parents[2]
 _SECONDS = 10
+_VERSIONED = ("numpy", "scipy", "numba", "scikit-learn", "torch", "transformers", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Return what results come from: versions of package, Python and libraries, the commit if known, the machine."""
+    out = {"hydrometer": __version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return out | provenance()
 
 
 def provenance() -> dict[str, str]:

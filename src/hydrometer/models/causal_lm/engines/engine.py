@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import Selectivity, Strict
 
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.spec import CausalLMChain
-
 __all__ = [
     "MOST_LOG_PROB",
     "Answer",
     "Drawable",
+    "DrawnChain",
     "Engine",
     "EngineSettings",
     "LogProbsAre",
@@ -37,6 +35,25 @@ LogProbsAre = Literal["selected", "unselected"]
 LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
 MOST_LOG_PROB = 3.4e38
 """Nats; what no log-probability of a float32 network lies below, and what sums of squares bear."""
+
+
+class DrawnChain(Protocol):
+    """What an engine has to know of a chain whose rows it draws: a `CausalLMChain`."""
+
+    @property
+    def teacher(self) -> object:
+        """Its specification, or "truth"."""
+        ...
+
+    @property
+    def assistants(self) -> Sequence[object]:
+        """Levels between teacher and student."""
+        ...
+
+    @property
+    def selectivity(self) -> tuple[Selectivity, ...]:
+        """At which training rows are drawn."""
+        ...
 
 
 def _tuple(value: object) -> object:
@@ -180,7 +197,7 @@ class Engine(Protocol):
         """Type of its settings."""
         ...
 
-    def check(self, settings: EngineSettings, chain: CausalLMChain) -> None:
+    def check(self, settings: EngineSettings, chain: DrawnChain) -> None:
         """Refuse what it cannot draw exactly. Raises InputError. Nothing is opened."""
         ...
 
@@ -193,14 +210,14 @@ class Engine(Protocol):
         ...
 
 
-def selectivities_drawn(settings: EngineSettings, chain: CausalLMChain) -> tuple[Selectivity, ...]:
+def selectivities_drawn(settings: EngineSettings, chain: DrawnChain) -> tuple[Selectivity, ...]:
     """Return the selectivities at which this engine would draw."""
     above = "truth" if chain.teacher == "truth" else "teacher"
     parents = (above, *(f"assistant_{i}" for i in range(1, len(chain.assistants) + 1)))
     return chain.selectivity if any(settings.draws(p) for p in parents) else ()
 
 
-def refuse_other_laws(settings: EngineSettings, chain: CausalLMChain, name: str) -> None:
+def refuse_other_laws(settings: EngineSettings, chain: DrawnChain, name: str) -> None:
     """Refuse settings under which vLLM's sampler, and those made after it, draw from another law than ours.
 
     Raises

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -23,6 +23,7 @@ from hydrometer.models.causal_lm.engines.engine import (
     MOST_LOG_PROB,
     Answer,
     Drawable,
+    DrawnChain,
     EngineSettings,
     LogProbsAre,
     Order,
@@ -30,9 +31,6 @@ from hydrometer.models.causal_lm.engines.engine import (
     refuse_other_laws,
 )
 from hydrometer.models.causal_lm.engines.temperature_probe import COLD, log_prob_kind, top_log_probs
-
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.spec import CausalLMChain
 
 __all__ = ["OPENAI", "OpenAISettings"]
 
@@ -86,7 +84,7 @@ class _OpenAI:
     name = "openai"
     settings: type[EngineSettings] = OpenAISettings
 
-    def check(self, settings: EngineSettings, chain: CausalLMChain) -> None:
+    def check(self, settings: EngineSettings, chain: DrawnChain) -> None:
         """Refuse laws that it draws otherwise; the server is asked when rows are drawn."""
         refuse_other_laws(settings, chain, self.name)
 

@@ -28,7 +28,7 @@ from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, ratio_estimate
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.engines.engine import MOST_LOG_PROB, Answer, LogProbsAre
-from hydrometer.models.causal_lm.inference.selected_logits import as_if_kept, inverse_temperature
+from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature
 from hydrometer.models.causal_lm.networks.sources import GeneralSource
 from hydrometer.models.sequences import Sequences
 

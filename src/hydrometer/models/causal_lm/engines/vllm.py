@@ -19,22 +19,20 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 
 from hydrometer.core.errors import MissingDependencyError, SpecError, StageError, one_line
 from hydrometer.models.causal_lm.engines.engine import (
     Answer,
+    DrawnChain,
     EngineSettings,
     LogProbsAre,
     Order,
     Place,
     refuse_other_laws,
 )
-
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.spec import CausalLMChain
 
 __all__ = ["PYTHON", "VLLM", "VllmSettings"]
 
@@ -82,7 +80,7 @@ class _Vllm:
     name = "vllm"
     settings: type[EngineSettings] = VllmSettings
 
-    def check(self, settings: EngineSettings, chain: CausalLMChain) -> None:
+    def check(self, settings: EngineSettings, chain: DrawnChain) -> None:
         """Refuse laws that it draws otherwise, and an environment without vLLM. Raises InputError."""
         refuse_other_laws(settings, chain, self.name)
         self.identity(settings)

@@ -26,8 +26,8 @@ from hydrometer.models.finite_selectivity import refuse_choice
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.inference.decoders import Way
     from hydrometer.models.causal_lm.inference.scorer import StepScores
+    from hydrometer.models.causal_lm.networks.decoders import Way
 
 __all__ = ["CausalLaw", "learns_from_whole_rows"]
 

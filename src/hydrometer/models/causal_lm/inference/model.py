@@ -23,11 +23,11 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.data.prompts import Prompts, read_prompts
+from hydrometer.models.causal_lm.data.tokenizer_file import difference
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.networks.network import Network, network_errors
 from hydrometer.models.causal_lm.networks.running import Running, find_running
-from hydrometer.models.causal_lm.preflight.tokenizer_file import difference
 from hydrometer.models.causal_lm.spec import PromptsFile
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
-from hydrometer.models.causal_lm.inference import next_token
-from hydrometer.models.causal_lm.inference.decoders import CachedDecoder, Decoder, LlamaDecoder, RecomputeDecoder
+from hydrometer.models.causal_lm.networks import next_token
+from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, LlamaDecoder, RecomputeDecoder
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:

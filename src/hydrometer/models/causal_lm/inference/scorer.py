@@ -25,9 +25,9 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
-from hydrometer.models.causal_lm.inference import next_token
 from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates, kept_states
-from hydrometer.models.causal_lm.inference.next_token import Logits, TokenScores
+from hydrometer.models.causal_lm.networks import next_token
+from hydrometer.models.causal_lm.networks.next_token import Logits, TokenScores
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
 from hydrometer.models.sequences import Sequences
 

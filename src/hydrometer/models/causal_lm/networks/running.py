@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hydrometer.core.errors import HydrometerError, ModelError
-from hydrometer.models.causal_lm.inference.decoders import CachedDecoder, Decoder, RecomputeDecoder, Way
 from hydrometer.models.causal_lm.networks.cache import is_extensible
+from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, RecomputeDecoder, Way
 from hydrometer.models.causal_lm.networks.network import Network
 from hydrometer.models.causal_lm.networks.sources import GeneralSource
 from hydrometer.models.causal_lm.networks.twin import LIMIT, VOCABULARY, limit_of, make_twin

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from hydrometer.models.causal_lm.inference.decoders import Way, last_states, prefill
-from hydrometer.models.causal_lm.inference.next_token import Logits
 from hydrometer.models.causal_lm.networks.cache import select_rows
+from hydrometer.models.causal_lm.networks.decoders import Way, last_states, prefill
 from hydrometer.models.causal_lm.networks.network import Network
+from hydrometer.models.causal_lm.networks.next_token import Logits
 
 __all__ = ["GeneralSource", "Source"]
 

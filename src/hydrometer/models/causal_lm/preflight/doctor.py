@@ -16,11 +16,11 @@ from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.cost.memory import count_parameters
 from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_differ
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
-from hydrometer.models.causal_lm.preflight.tokenizer_file import difference, prompts_differ
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
 

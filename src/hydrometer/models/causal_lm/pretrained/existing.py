@@ -87,8 +87,8 @@ def find_model(source: str, base: str | None = None) -> Existing:
     if find_spec("torch") is None or find_spec("transformers") is None:
         what = "causal language models need torch and transformers"
         raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    from hydrometer.models.causal_lm.data.tokenizer_file import difference
     from hydrometer.models.causal_lm.inference.model import model_stop_ids, vocabulary_hash
-    from hydrometer.models.causal_lm.preflight.tokenizer_file import difference
 
     resolved = load.resolve(source, base=base)
     load.dequantised(resolved.base or resolved)  # a file that cannot be read is refused before anything is made

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu import logit_kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
-from hydrometer.models.causal_lm.inference.selected_logits import as_if_kept, inverse_temperature, selected_log_weights
+from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature, selected_log_weights
 
 __all__ = ["BF16_ERROR", "TokenScores", "cross_entropy", "draw", "score", "score_dropped"]
 

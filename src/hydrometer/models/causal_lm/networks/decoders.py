@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing, PromptCache
-from hydrometer.models.causal_lm.inference.next_token import Logits
 from hydrometer.models.causal_lm.networks.cache import select_rows
 from hydrometer.models.causal_lm.networks.network import Network
+from hydrometer.models.causal_lm.networks.next_token import Logits
 
 __all__ = ["CachedDecoder", "Decoder", "LlamaDecoder", "RecomputeDecoder", "Way", "last_states", "prefill"]
 
