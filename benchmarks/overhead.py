@@ -23,7 +23,8 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Footprint
 from hydrometer.models.mixture.family import MIXTURE
-from hydrometer.run.execution.execute import SilentMonitor, execute
+from hydrometer.run.execution.execute import execute
+from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.nodes import Context, DrawNode, LawRef
 from hydrometer.store.artifacts import ArtifactStore, content_key

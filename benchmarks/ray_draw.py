@@ -19,7 +19,7 @@ import ray
 import torch
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.families import parse_run_spec
-from hydrometer.run.execution.execute import SilentMonitor
+from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.execution.on_ray import RayExecutor
 from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.stages.nodes import DrawNode

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import hydrometer as hm
+from hydrometer.report import verdict
 from hydrometer.report.wording import with_error
-from hydrometer.report.words import verdict
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
 COLUMNS = ("precision", "recall", "entropy", "kl_student_truth", "kl_truth_student")

@@ -15,7 +15,7 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models import rankers
 from hydrometer.models.best_of_n import check_choices
 from hydrometer.models.families import families
-from hydrometer.report.data.read_results import parse
+from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table, summary_table
 from hydrometer.report.words.verdict import verdict
 from hydrometer.run.graph.plan import plan_run
@@ -111,7 +111,7 @@ def test_reports_say_so_in_words(made: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_two_choices_that_differ_are_two_settings_for_a_reader() -> None:
-    from hydrometer.report.data.values import read_setting
+    from hydrometer.report.values import read_setting
     from hydrometer.report.wording import setting
 
     fields = [

@@ -26,7 +26,7 @@ from hydrometer.core.errors import FolderError, HydrometerError, StoreError
 from hydrometer.core.findings import note
 from hydrometer.models.sequences import load_sequences
 from hydrometer.report import build_report, summary_table
-from hydrometer.report.data.read_results import read_run
+from hydrometer.report.read_results import read_run
 from hydrometer.run.api import run
 from hydrometer.run.graph.adopted import read_adopted
 from hydrometer.run.graph.reopen import _recorded

@@ -22,9 +22,10 @@ import hydrometer as hm
 from chains import write_spec
 from hydrometer.core.errors import FitError, FolderError
 from hydrometer.models.causal_lm.family import CausalLMFamily
-from hydrometer.run.execution.execute import SilentMonitor, execute
+from hydrometer.run.execution.execute import execute
 from hydrometer.run.execution.ranks import fit_together
 from hydrometer.run.execution.task_payload import pack, pack_node
+from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.stages.nodes import FitNode
 from hydrometer.store.artifacts import ArtifactStore

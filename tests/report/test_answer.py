@@ -10,7 +10,7 @@ import report_synthetic as synthetic
 
 import hydrometer as hm
 from hydrometer.report import answers, build_report
-from hydrometer.report.data.read_results import read_run
+from hydrometer.report.read_results import read_run
 from hydrometer.report.words.advice_text import advice_of
 
 DIRECT = {"id": "c.student.direct", "training": "direct", "selectivity": None, "decoding": None, "feasible": "met"}

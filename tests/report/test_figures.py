@@ -7,10 +7,10 @@ import pytest
 import report_synthetic as synthetic
 
 from hydrometer.report.data import plotdata
-from hydrometer.report.data.read_results import parse
 from hydrometer.report.figures import panels
 from hydrometer.report.figures.contours import density_of, mass_levels
 from hydrometer.report.figures.style import inline_svg, render
+from hydrometer.report.read_results import parse
 
 RUN = parse(synthetic.results(seeds=2, mixture_seeds=2))
 LM, MIXTURE = RUN.chains["smollm2"], RUN.chains["mixture"]

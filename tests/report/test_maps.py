@@ -14,14 +14,13 @@ import pytest
 import report_synthetic as synthetic
 from rich.console import Console
 
-from hydrometer.report import build_report, summary_table
+from hydrometer.report import build_report, summary_table, verdict
 from hydrometer.report.data.capacity_gap import correlation, gap_points, spearman, teacher_at
 from hydrometer.report.data.grid_data import Sheet, Tile, counted, largest, places, sheets, spread
-from hydrometer.report.data.read_results import parse
 from hydrometer.report.figures import grid_tiles
 from hydrometer.report.figures.explore import explorer
+from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table, map_table, setting_table
-from hydrometer.report.words import verdict
 
 AXES = {"separation": [2.0, 5.0, 8.0], "teacher": [2.0, 4.0], "student": [1.0, 2.0]}
 

@@ -9,11 +9,10 @@ from report_synthetic import contrast
 from rich.console import Console
 
 from hydrometer.core.errors import FolderError
-from hydrometer.report import summary_table
-from hydrometer.report.data.read_results import parse
+from hydrometer.report import summary_table, verdict
+from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table, spread_table
 from hydrometer.report.wording import entry, model
-from hydrometer.report.words import verdict
 
 BASE = synthetic.results(seeds=3, mixture=False)
 

@@ -18,12 +18,11 @@ import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import app
 from hydrometer.core.errors import FolderError
-from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table
-from hydrometer.report.words import verdict
+from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table, verdict
 from hydrometer.run.advice import advise as advise_module
-from hydrometer.run.execution.execute import SilentMonitor
 from hydrometer.run.execution.progress import ConsoleMonitor
 from hydrometer.run.graph.order import in_order
+from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.run.results import sofar
 from hydrometer.store.lock import hold

@@ -22,7 +22,6 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.watching import doing
 from hydrometer.report.data import plotdata
 from hydrometer.report.data.grid_data import axis_of
-from hydrometer.report.data.read_results import Chain, Group, Run, read_run
 from hydrometer.report.data.samples import prompt_rows, visible
 from hydrometer.report.figures import contours, frontier_figure, panels
 from hydrometer.report.figures.grid_views import (
@@ -35,6 +34,7 @@ from hydrometer.report.figures.grid_views import (
 )
 from hydrometer.report.figures.picture_figure import picture_view
 from hydrometer.report.figures.style import LOOKS, inline_svg, render, write_atomic
+from hydrometer.report.read_results import Chain, Group, Run, read_run
 from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.wording import per, setting

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.data.read_results import Chain, Diff, Figure, Group, Run
-from hydrometer.report.data.values import Setting
+from hydrometer.report.read_results import Chain, Diff, Figure, Group, Run
+from hydrometer.report.values import Setting
 
 __all__ = [
     "KL",

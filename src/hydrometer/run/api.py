@@ -20,11 +20,11 @@ from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.own_decision import answer
 from hydrometer.run.cost.recorded import keep_seconds
-from hydrometer.run.execution.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.execution.executors import ExecutorName, executor_of
 from hydrometer.run.graph.adopted import read_adopted
 from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.join import entry_of, merge_with, refuse_other_name
+from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.graph.rendered import keep_prompts, with_prompts

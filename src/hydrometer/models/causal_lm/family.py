@@ -238,7 +238,7 @@ class CausalLMFamily:
         stream: Stream, start: int,
     ) -> tuple[Samples, Mapping[str, object]]:  # fmt: skip
         """Draw a block as the chain says, natively or by its engine. Raises StageError."""
-        from hydrometer.models.causal_lm.engines.draw_block import draw_by_engine
+        from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine
 
         c = _chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hydrometer.core.estimate import t_interval
 from hydrometer.report.data.grid_data import places
-from hydrometer.report.data.read_results import Chain, Diff, Group, Run
-from hydrometer.report.data.values import Setting
+from hydrometer.report.read_results import Chain, Diff, Group, Run
+from hydrometer.report.values import Setting
 from hydrometer.report.wording import is_neutral, recall_of
 
 __all__ = ["Correlation", "GapPoint", "correlation", "gap_points", "spearman", "teacher_at"]

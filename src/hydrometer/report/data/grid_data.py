@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.data.read_results import Chain, Control, Diff, Run, Step
-from hydrometer.report.data.values import Setting, in_order
+from hydrometer.report.read_results import Chain, Control, Diff, Run, Step
+from hydrometer.report.values import Setting, in_order
 from hydrometer.report.wording import KL, is_neutral, recall_of, setting
 
 __all__ = ["COMPARISONS", "Axis", "Place", "Sheet", "Tile", "axis_of", "counted", "map_axes", "places", "sheets"]

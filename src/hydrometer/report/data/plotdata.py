@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.data.read_results import Chain, Group, Reach, Run
-from hydrometer.report.data.values import Setting
+from hydrometer.report.read_results import Chain, Group, Reach, Run
+from hydrometer.report.values import Setting
 from hydrometer.report.wording import is_neutral, setting
 
 __all__ = ["Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]

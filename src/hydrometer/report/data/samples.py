@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from hydrometer.report.data.plotdata import Kind, kinds_of
-from hydrometer.report.data.read_results import Chain, Group, Run, read_exhibit
-from hydrometer.report.data.values import items, mapping, number, text
+from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.values import items, mapping, number, text
 from hydrometer.report.wording import model, num
 
 __all__ = ["Answer", "PromptRow", "prompt_rows", "visible"]

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
-from hydrometer.report.data.read_results import Chain, Group, Run, read_exhibit
-from hydrometer.report.data.values import items, number
 from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
+from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.values import items, number
 from hydrometer.report.wording import setting
 
 __all__ = ["Column", "Density", "columns", "contour_figure", "draw_density", "first_density", "mass_levels"]

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hydrometer.report.data.plotdata import Kind, kinds_of
-from hydrometer.report.data.read_results import Chain, Group, Run, read_exhibit
 from hydrometer.report.data.samples import visible
-from hydrometer.report.data.values import Setting, items, mapping, number, text
 from hydrometer.report.figures.grid_views import FigureView, Panel, Save
 from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.values import Setting, items, mapping, number, text
 from hydrometer.report.wording import is_neutral, setting, with_error
 
 __all__ = ["Cloud", "Picture", "picture_data", "picture_figure", "picture_view"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.data.read_results import Chain, Group, Run
+from hydrometer.report.read_results import Chain, Group, Run
 from hydrometer.report.terminal import FittedTable
 from hydrometer.report.wording import model, with_error
 from hydrometer.report.words.judged_text import JUDGED_COLUMNS

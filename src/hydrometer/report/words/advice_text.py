@@ -11,9 +11,9 @@ import math
 from pathlib import Path
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.data.read_results import Chain, Run
-from hydrometer.report.data.values import Json, items, mapping, number, read_setting, text
+from hydrometer.report.read_results import Chain, Run
 from hydrometer.report.terminal import FittedTable
+from hydrometer.report.values import Json, items, mapping, number, read_setting, text
 from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hydrometer.report.data.read_results import Chain, Diff, Run
-from hydrometer.report.data.values import items, number, text
+from hydrometer.report.read_results import Chain, Diff, Run
+from hydrometer.report.values import items, number, text
 from hydrometer.report.wording import KL, Sentence, model, signed, span
 
 __all__ = ["JUDGED_COLUMNS", "judged_sentences"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hydrometer.core.seeds import SURE
-from hydrometer.report.data.read_results import Chain, Group, Run
+from hydrometer.report.read_results import Chain, Group, Run
 from hydrometer.report.wording import among, model
 
 __all__ = ["seed_words"]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hydrometer.report.data.read_results import Chain, Control, Diff, Run, Step, parse
+from hydrometer.report.read_results import Chain, Control, Diff, Run, Step, parse
 from hydrometer.report.wording import (
     KL,
     Sentence,

@@ -17,7 +17,8 @@ from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate
 from hydrometer.run.advice.candidate_table import Field
 from hydrometer.run.advice.candidates import Source, arm_of, design_of
-from hydrometer.run.execution.execute import Monitor, execute
+from hydrometer.run.execution.execute import execute
+from hydrometer.run.graph.outcome import Monitor
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.judge import load_metrics
 from hydrometer.stages.nodes import DrawNode, JudgeNode, Node, Rows, ScoreNode

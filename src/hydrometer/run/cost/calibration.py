@@ -11,7 +11,8 @@ from pathlib import Path
 from hydrometer.core.errors import StageError
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.families import RunSpec
-from hydrometer.run.execution.execute import SilentMonitor, execute
+from hydrometer.run.execution.execute import execute
+from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.stages.nodes import MapNode, Node
 from hydrometer.store.artifacts import ArtifactStore, content_key

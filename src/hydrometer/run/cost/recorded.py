@@ -12,7 +12,8 @@ from hydrometer.models.work import Counted, Lengths, Work, share_out
 from hydrometer.run.cost.calibration import kind_of, trial_name, units_of
 from hydrometer.run.cost.counts import Counts
 from hydrometer.run.cost.this_machine import ThisMachine, keep_length, kept_length
-from hydrometer.run.execution.execute import Monitor, Outcome, workers_of
+from hydrometer.run.execution.execute import workers_of
+from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.nodes import DrawNode, Node
 from hydrometer.store.artifacts import ArtifactStore

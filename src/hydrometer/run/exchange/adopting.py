@@ -16,9 +16,10 @@ from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.api import RunResult, results_of
-from hydrometer.run.execution.execute import Monitor, Outcome, SilentMonitor, execute
+from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.adopted import Adopted, keep_adopted, read_adopted
 from hydrometer.run.graph.inputs import check_places
+from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, closure, look, reopen, require_run, with_selectivity

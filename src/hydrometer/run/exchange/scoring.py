@@ -24,7 +24,7 @@ from hydrometer.core.sampling_design import Strata
 from hydrometer.core.yaml_io import nearest, read_plain
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.exchange.exporting import COLUMNS
-from hydrometer.run.execution.execute import Outcome
+from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run

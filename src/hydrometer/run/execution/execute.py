@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from hydrometer.core.errors import StoreError
-from hydrometer.core.estimate import Estimate
-from hydrometer.core.findings import Finding
 from hydrometer.models.base import Family, FitsTogether, Threaded, Tick
 from hydrometer.models.drawing import release
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.graph.missing import missing_of
 from hydrometer.run.graph.order import in_order
+from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.draw import draw
@@ -41,95 +36,7 @@ from hydrometer.stages.picture import embed, picture
 from hydrometer.stages.score import score
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = [
-    "Ended", "Monitor", "Outcome", "SilentMonitor", "begin", "execute", "label_of", "make", "nobody", "workers_of",
-]  # fmt: skip
-
-
-class Monitor(Protocol):
-    """Watches a run. Costs are relative, for time-left estimates."""
-
-    def found(self, findings: Sequence[Finding]) -> None:
-        """Hear what the examination found, before anything is made."""
-        ...
-
-    def begin(self, total: float, reused: float, stages: int) -> None:
-        """Start: the cost of all stages, and of those that are there already."""
-        ...
-
-    def stage(self, label: str, cost: float) -> None:
-        """Tell that a stage begins."""
-        ...
-
-    def tick(self, done: float, total: float, what: str) -> None:
-        """Tell how far the stage is."""
-        ...
-
-    def done(self, cost: float, failed: str | None) -> None:
-        """Tell that the stage ended."""
-        ...
-
-    def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
-        """Tell of the first figures of a model, by its group's id."""
-        ...
-
-
-class SilentMonitor:
-    """A monitor that says nothing."""
-
-    def found(self, findings: Sequence[Finding]) -> None:
-        """Say nothing."""
-
-    def begin(self, total: float, reused: float, stages: int) -> None:
-        """Say nothing."""
-
-    def stage(self, label: str, cost: float) -> None:
-        """Say nothing."""
-
-    def tick(self, done: float, total: float, what: str) -> None:
-        """Say nothing."""
-
-    def done(self, cost: float, failed: str | None) -> None:
-        """Say nothing."""
-
-    def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
-        """Say nothing."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a run did.
-
-    Attributes
-    ----------
-    computed : stages computed, by kind.
-    reused : stages found finished, by kind.
-    failed : reason by key, for stages that failed or whose inputs did.
-    left : keys of stages that are still to be made.
-    made : keys of stages that this process itself computed.
-    """
-
-    computed: Counter[str] = field(default_factory=Counter[str])
-    reused: Counter[str] = field(default_factory=Counter[str])
-    failed: dict[str, str] = field(default_factory=dict[str, str])
-    left: set[str] = field(default_factory=set[str])
-    made: list[str] = field(default_factory=list[str], compare=False)
-
-    def end(self, node: Node, reason: str | None) -> None:
-        """Count a stage as made, or as failed for a reason."""
-        self.left.discard(node.key)
-        if reason is None:
-            self.computed[node.stage] += 1
-        else:
-            self.failed[node.key] = reason
-
-
-Ended = Callable[[Node, Outcome], None]
-"""Hears of every stage when it has ended."""
-
-
-def nobody(node: Node, outcome: Outcome) -> None:
-    """Hear of a stage and do nothing."""
+__all__ = ["begin", "execute", "label_of", "make", "workers_of"]
 
 
 def execute(plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = nobody) -> Outcome:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.execution.execute import Ended, Monitor, Outcome, execute, nobody
+from hydrometer.run.execution.execute import execute
+from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
 from hydrometer.run.graph.plan import Plan
 from hydrometer.store.artifacts import ArtifactStore
 

@@ -28,10 +28,11 @@ from hydrometer.core.errors import (
     one_line,
 )
 from hydrometer.models.base import no_progress
-from hydrometer.run.execution.execute import Ended, Monitor, Outcome, begin, label_of, make, nobody, workers_of
+from hydrometer.run.execution.execute import begin, label_of, make, workers_of
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.execution.on_ray_needs import Machine, Need, need_of
 from hydrometer.run.execution.task_payload import Work, pack, pack_node
+from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore

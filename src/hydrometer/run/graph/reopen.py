@@ -12,8 +12,8 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.core.yaml_io import nearest
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.run.execution.execute import Outcome
 from hydrometer.run.graph.adopted import Adopted, read_adopted
+from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge

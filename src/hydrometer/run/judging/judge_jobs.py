@@ -19,9 +19,9 @@ from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.pretrained.existing import Existing, open_law
-from hydrometer.run.execution.execute import Monitor, Outcome
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.graph.missing import missing_of
+from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.stages.judge_models import VERSIONS, Scored, draw_block, load_rows, load_scored, score_ids, score_texts
 from hydrometer.store.artifacts import ArtifactStore, content_key
 

@@ -12,7 +12,7 @@ from hydrometer.metrics.held_out import contrast
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.models.sequences import texts_exhibit
-from hydrometer.run.execution.execute import Outcome
+from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.judging.judge_jobs import Work
 from hydrometer.run.judging.judge_plan import JudgedCell, Question
 from hydrometer.run.results.provenance import versions

@@ -16,8 +16,8 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import Selectivity
 from hydrometer.run.api import RunResult
-from hydrometer.run.execution.execute import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.inputs import check_places
+from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.rendered import PART
 from hydrometer.run.judging.judge_jobs import Jobs, Work, run_jobs
 from hydrometer.run.judging.judge_plan import JudgedCell, Question, build_cells, pose

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydrometer.core.estimate import Contrast, Estimate
 from hydrometer.core.yaml_io import artifact_json
-from hydrometer.run.execution.execute import Outcome
+from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.stages.map_point import load_map
 from hydrometer.stages.nodes import Cell, MapNode

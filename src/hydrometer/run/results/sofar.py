@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from hydrometer.run.execution.execute import Monitor, Outcome
+from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.judge import load_metrics
 from hydrometer.stages.nodes import JudgeNode, Node

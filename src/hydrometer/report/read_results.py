@@ -14,7 +14,7 @@ from typing import Any, cast
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES
 from hydrometer.core.yaml_io import read_plain
-from hydrometer.report.data.values import (
+from hydrometer.report.values import (
     Json,
     Setting,
     count,

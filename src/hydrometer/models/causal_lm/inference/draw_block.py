@@ -11,8 +11,8 @@ import numpy as np
 
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, Order, Place, Session
-from hydrometer.models.causal_lm.engines.rescore import rescore
 from hydrometer.models.causal_lm.engines.sessions import opened, release
+from hydrometer.models.causal_lm.inference.rescore import rescore
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
