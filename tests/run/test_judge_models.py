@@ -133,7 +133,7 @@ def test_fixed_prompts_are_strata_and_draw_nothing_anew(tmp_path: Path, models: 
 def test_a_second_call_goes_on_and_more_is_added(
     tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydrometer.run.judging.judging import judge_jobs
+    from hydrometer.run.judging import judge_jobs
 
     file = prompts_file(tmp_path, texts(2))
     ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 4, "max_new_tokens": 5}
