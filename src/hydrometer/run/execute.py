@@ -13,7 +13,8 @@ from typing import Protocol
 from hydrometer.core.errors import StoreError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import Finding
-from hydrometer.models.base import Family, FitsTogether, Threaded, Tick
+from hydrometer.models.base import Family, Tick
+from hydrometer.models.capabilities import FitsTogether, Threaded
 from hydrometer.models.drawing import release
 from hydrometer.run.failures import reason_of
 from hydrometer.run.missing import missing_of

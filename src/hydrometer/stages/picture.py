@@ -16,7 +16,7 @@ from hydrometer.core.errors import StageError, one_line
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
 from hydrometer.metrics.projection import project
-from hydrometer.models.base import Embeds
+from hydrometer.models.capabilities import Embeds
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.nodes import EmbedNode, PictureNode
 
