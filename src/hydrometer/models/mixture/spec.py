@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict
+from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
 __all__ = ["MapPoint", "MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
@@ -184,13 +185,7 @@ class MixtureChain(ChainSpec):
     as_released: bool = False
     exact: bool | None = None  # not False: specifications of earlier releases stay what they are
     grid: MixtureGrid | None = None
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
-        "data",
-        "teacher",
-        "distill",
-        "student",
-        "evaluate",
-    )
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = EVERYTHING
 
     @field_validator("teacher", mode="before")
     @classmethod
