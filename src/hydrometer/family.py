@@ -4,6 +4,7 @@
 cheap to draw; `hydrometer.testing` holds a family to its promises.
 """
 
+from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import (
     DataError,
     FitError,
@@ -67,6 +68,7 @@ __all__ = [
     "chain_levels",
     "load_arrays",
     "note",
+    "open_arrays",
     "points_of",
     "save_arrays",
     "warning",

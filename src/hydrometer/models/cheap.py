@@ -7,7 +7,7 @@ A `CheapFamily` is a chain's type, a law's type and a fit; everything else has a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
@@ -90,10 +90,13 @@ class Density(ABC):
     """A law over R^d: how uniforms become points, the log density of points, and what sharpening makes of it.
 
     A subclass is a frozen dataclass of arrays and numbers, which is how `CheapFamily` stores it. `selected_by` names
-    the fields of a `Selectivity` that it takes, one at a time or together; all others are refused.
+    the fields of a `Selectivity` that it takes, one at a time or together; all others are refused. `block_rows` is set
+    where the last bits of a row depend on how many are computed beside it, as in a matrix product: then `points` and
+    `log_density` get blocks of so many rows.
     """
 
     selected_by: ClassVar[tuple[str, ...]] = ()
+    block_rows: ClassVar[int | None] = None
     score_kind: ScoreKind = "exact"
 
     @property
@@ -115,12 +118,22 @@ class Density(ABC):
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
         """Draw rows ``start .. start + n`` of the stream."""
-        x = self.points(as_stream(seed).uniforms(start, n, self.n_features))
-        return Points(x, self.log_density(x))
+        before = start % (self.block_rows or 1)  # rows of the first block that were not asked for
+        uniforms = as_stream(seed).uniforms(start - before, before + n, self.n_features)
+        x = self._by_blocks(self.points, uniforms)
+        return Points(x[before:], self._by_blocks(self.log_density, x)[before:])
 
     def log_prob(self, x: Samples | Floats) -> Floats:
         """Log density of each point, (N,) nats. Raises DataError."""
-        return self.log_density(points_of(x, self.n_features))
+        return self._by_blocks(self.log_density, points_of(x, self.n_features))
+
+    def _by_blocks(self, f: Callable[[Floats], Floats], rows: Floats) -> Floats:
+        if self.block_rows is None:
+            return f(rows)
+        size, filler = self.block_rows, rows[-1:] if len(rows) else np.full((1, rows.shape[1]), 0.5)
+        count = max(-(-len(rows) // size), 1)
+        filled = np.concatenate([rows, np.repeat(filler, count * size - len(rows), axis=0)])
+        return np.concatenate([f(filled[i * size : (i + 1) * size]) for i in range(count)])[: len(rows)]
 
     def select(self, s: Selectivity) -> Self:
         """Return the law sharpened by `s`. Raises InputError."""
@@ -180,9 +193,10 @@ class CheapFamily(ABC):
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse settings that a `Density` is not selected by. Raises InputError."""
-        if issubclass(self.law_type, Density):
+        kind = getattr(self, "law_type", object)
+        if issubclass(kind, Density):
             for s in (*chain.selectivity, *(chain.decoding or ())):
-                self.law_type.refuse(s)
+                kind.refuse(s)
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
         """Find nothing."""
