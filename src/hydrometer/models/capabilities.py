@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.models.base import Level, Samples
+from hydrometer.core.rng import Stream
+from hydrometer.models.base import Law, Level, Samples
 
 if TYPE_CHECKING:
-    from hydrometer.core.spec import ChainSpec
+    from hydrometer.core.spec import ChainSpec, Strict
 
-__all__ = ["ChecksInputs", "Embeds", "FitsTogether", "KeepsTrainingRows", "Threaded"]
+__all__ = ["ChecksInputs", "Embeds", "FitsTogether", "KeepsTrainingRows", "MapPoint", "Maps", "Threaded"]
 
 
 @runtime_checkable
@@ -83,4 +86,38 @@ class KeepsTrainingRows(Protocol):
 
         `scratch` is a folder on whose disk they may lie, in a file without a name that goes with the process.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MapPoint:
+    """One point of a map: its values by axis, and the chain that they make."""
+
+    values: dict[str, float]
+    chain: ChainSpec
+
+    @property
+    def slug(self) -> str:
+        """For names; never parsed back."""
+        return "-".join(f"{axis}{value:g}" for axis, value in self.values.items())
+
+
+@runtime_checkable
+class Maps(Protocol):
+    """A family whose chains may be maps: a grid of chains, over all seeds at once."""
+
+    def is_map(self, chain: ChainSpec) -> bool:
+        """Whether a chain is one."""
+        ...
+
+    def map_seeds(self, chain: ChainSpec, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """Return a chain's own seeds, where it has some in place of the run's."""
+        ...
+
+    def points(self, chain: ChainSpec) -> tuple[MapPoint, ...]:
+        """Return all points of a map, the last axis fastest."""
+        ...
+
+    def fit_all(self, rows: Sequence[Samples], level: Strict, streams: Sequence[Stream]) -> Sequence[Law]:
+        """Fit each of several data sets of one size as `fit` would alone, as one batch."""
         ...

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Selectivity
 
 __all__ = [
+    "exact_figures",
     "figures",
     "from_teacher",
     "judge",
@@ -201,7 +202,7 @@ def _judge_here(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object
         _write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
         return {"rows": len(rows)}
     s = scores_of(truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob)
-    _write_metrics(_exactly(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
+    _write_metrics(exact_figures(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
     _write_rows(s, KEPT_ROWS, folder)
     return {"rows": len(law_rows)}
 
@@ -211,7 +212,8 @@ def judged_exactly(chain: ChainSpec) -> bool:
     return getattr(chain, "exact", False) is True
 
 
-def _exactly(truth: Law, law: Law) -> dict[str, Estimate]:
+def exact_figures(truth: Law, law: Law) -> dict[str, Estimate]:
+    """All figures of one judged law without Monte Carlo error, where its kind has them."""
     from hydrometer.metrics.exact import judge_exact
 
     return judge_exact(cast("Mixture", truth), cast("Mixture", law))

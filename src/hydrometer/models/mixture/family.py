@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
-from hydrometer.core.spec import ChainSpec
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
+from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import CheapFamily
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 from hydrometer.models.points import Points
+
+if TYPE_CHECKING:
+    from hydrometer.models.mixture.em import MixtureFit
 
 __all__ = ["MIXTURE", "MixtureFamily"]
 
@@ -44,21 +49,27 @@ class MixtureFamily(CheapFamily):
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by EM."""
-        from hydrometer.models.mixture.em import fit_mixture
-
-        level = cast("MixtureLevel", request.level)
-        fitted = fit_mixture(
-            cast("Points", request.data).x,
-            level.n_components,
-            covariance_type=level.covariance_type,
-            n_init=level.n_init,
-            seed=request.stream,
-            tol=level.tol,
-            max_iter=level.max_iter,
-            reg_covar=level.reg_covar,
-        )
+        fitted = _fit(cast("Points", request.data).x, request.level, request.stream)
         facts = {name: values[0].item() for name, values in asdict(fitted.info).items()}
         return Fitted(cast("Mixture", fitted.model), facts)
+
+    def is_map(self, chain: ChainSpec) -> bool:
+        """Whether a chain has a grid."""
+        return _chain(chain).grid is not None
+
+    def map_seeds(self, chain: ChainSpec, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the seeds of the grid, where it counts its own."""
+        grid = _chain(chain).grid
+        return seeds if grid is None or grid.seeds is None else tuple(range(grid.seeds))
+
+    def points(self, chain: ChainSpec) -> tuple[MapPoint, ...]:
+        """Return the points of the grid."""
+        return _chain(chain).points()
+
+    def fit_all(self, rows: Sequence[Samples], level: Strict, streams: Sequence[Stream]) -> Sequence[Mixture]:
+        """Fit all data sets as one batch."""
+        stacked = np.stack([cast("Points", x).x for x in rows])
+        return list(cast("Sequence[Mixture]", _fit(stacked, level, list(streams)).model))
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write the parameters as JSON, exact to the last bit."""
@@ -107,6 +118,16 @@ class MixtureFamily(CheapFamily):
         """Name the truth."""
         m = _chain(chain).truth.law()
         return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
+
+
+def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:
+    from hydrometer.models.mixture.em import fit_mixture
+
+    p = cast("MixtureLevel", level)
+    return fit_mixture(
+        x, p.n_components, covariance_type=p.covariance_type, n_init=p.n_init, seed=seed, tol=p.tol,
+        max_iter=p.max_iter, reg_covar=p.reg_covar,
+    )  # fmt: skip
 
 
 def _chain(chain: ChainSpec) -> MixtureChain:
