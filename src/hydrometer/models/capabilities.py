@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,16 @@ from hydrometer.models.base import Law, Level, Samples
 if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Strict
 
-__all__ = ["ChecksInputs", "Embeds", "FitsTogether", "KeepsTrainingRows", "MapPoint", "Maps", "Threaded"]
+__all__ = [
+    "ChecksInputs",
+    "Embeds",
+    "FitsTogether",
+    "KeepsTrainingRows",
+    "MapPoint",
+    "Maps",
+    "Threaded",
+    "TrainsElsewhere",
+]
 
 
 @runtime_checkable
@@ -120,4 +129,17 @@ class Maps(Protocol):
 
     def fit_all(self, rows: Sequence[Samples], level: Strict, streams: Sequence[Stream]) -> Sequence[Law]:
         """Fit each of several data sets of one size as `fit` would alone, as one batch."""
+        ...
+
+
+@runtime_checkable
+class TrainsElsewhere(Protocol):
+    """A family whose models may be trained elsewhere, on rows that a run exported, and come back into the run."""
+
+    def identify(self, source: str) -> Mapping[str, str]:
+        """Return what a model is, by content. Raises ModelError."""
+        ...
+
+    def adopt(self, chain: ChainSpec, source: str) -> Law:
+        """Open a model as an unselected law over the truth's outcomes. Raises ModelError, LawMismatchError."""
         ...
