@@ -43,7 +43,7 @@ def save_arrays(thing: Any, folder: Path) -> None:
         if array.dtype.kind not in "biuf":
             fix = "write save_law and load_law of your own"
             raise InputError(f"{type(thing).__name__}.{name} is no array of numbers", got=array.dtype.name, fix=fix)
-    np.savez(_file(type(thing), folder), **arrays)
+    np.savez(_file(type(thing).__name__, folder), **arrays)
 
 
 def load_arrays(kind: type[T], folder: Path) -> T:
@@ -53,7 +53,7 @@ def load_arrays(kind: type[T], folder: Path) -> T:
     ------
     StoreError : another file, or values that the dataclass itself refuses.
     """
-    path = _file(kind, folder)
+    path = _file(kind.__name__, folder)
     with open_arrays(path) as archive:
         found: dict[str, Any] = {name: archive[name] for name in archive.files}
     hints, known = get_type_hints(kind), [f.name for f in fields(kind)]  # pyright: ignore[reportArgumentType]
@@ -72,7 +72,7 @@ def load_rows(kind: type[T], folders: Sequence[Path], n: int) -> T:
         block: Any = load_arrays(kind, folder)
         lengths = {f.name: np.shape(getattr(block, f.name))[:1] for f in fields(block)}
         if len(set(lengths.values())) != 1 or () in lengths.values():
-            raise _unreadable(_file(kind, folder), f"fields of other lengths, {lengths}")
+            raise _unreadable(_file(kind.__name__, folder), f"fields of other lengths, {lengths}")
         blocks.append(block)
     joined = {f.name: np.concatenate([getattr(b, f.name) for b in blocks])[:n] for f in fields(blocks[0])}
     return replace(blocks[0], **joined)
@@ -84,8 +84,8 @@ def take_rows(rows: T, n: int) -> T:
     return replace(x, **{f.name: getattr(x, f.name)[:n] for f in fields(x)})
 
 
-def _file(kind: type, folder: Path) -> Path:
-    return folder / f"{kind.__name__.lower()}.npz"
+def _file(kind: str, folder: Path) -> Path:
+    return folder / f"{kind.lower()}.npz"
 
 
 def _unreadable(path: Path, why: object) -> StoreError:
@@ -99,7 +99,8 @@ def _value(name: str, hint: Any, found: Any) -> Any:
         if found.ndim or found.dtype.kind not in _NUMBERS[hint]:
             raise ValueError(f"{name} is no {hint.__name__}")
         return hint(found)
-    named = [a for part in get_args(hint) for a in get_args(part) if isinstance(a, type) and issubclass(a, np.generic)]
+    inner: list[Any] = [a for part in get_args(hint) for a in get_args(part)]
+    named: list[Any] = [a for a in inner if isinstance(a, type) and issubclass(a, np.generic)]
     if named and not np.issubdtype(found.dtype, named[0]):
         raise ValueError(f"{name} is of {found.dtype}, not {named[0].__name__}")
     return found
