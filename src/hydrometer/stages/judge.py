@@ -22,7 +22,6 @@ from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Law, Samples
 from hydrometer.models.chosen import ChosenLaw, candidates_of
-from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.bench import Bench
 from hydrometer.stages.chosen import chosen_estimates, chosen_figures
@@ -80,8 +79,7 @@ def scores_of(
 
 def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     """All figures of one judged law."""
-    modes = mode_metrics(truth, law) if isinstance(truth, Mixture) and isinstance(law, Mixture) else {}
-    return _figures(s, modes, exact=truth.score_kind == law.score_kind == "exact")
+    return _figures(s, mode_metrics(truth, law), exact=truth.score_kind == law.score_kind == "exact")
 
 
 def _figures(s: Scores, modes: dict[str, Estimate], *, exact: bool) -> dict[str, Estimate]:
@@ -216,7 +214,7 @@ def exact_figures(truth: Law, law: Law) -> dict[str, Estimate]:
     """All figures of one judged law without Monte Carlo error, where its kind has them."""
     from hydrometer.metrics.exact import judge_exact
 
-    return judge_exact(cast("Mixture", truth), cast("Mixture", law))
+    return judge_exact(cast("Any", truth), cast("Any", law))
 
 
 def _write_rows(s: Scores, most: int, folder: Path) -> None:
