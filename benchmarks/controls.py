@@ -23,8 +23,8 @@ import torch
 from hydrometer.core.estimate import mean_variance
 from hydrometer.metrics.likelihood import Scores
 from hydrometer.models.families import parse_run_spec
-from hydrometer.run.plan import plan_run
-from hydrometer.stages.bench import Bench
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import scores_of
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.artifacts import ArtifactStore

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import transformers
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.model import CausalLM
-from hydrometer.models.causal_lm.scorer import score_steps
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.scorer import score_steps
 from hydrometer.models.sequences import Sequences
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -14,8 +14,8 @@ import importlib.resources
 import numpy as np
 import torch
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.causal_lm.model import CausalLM
-from hydrometer.models.causal_lm.scorer import score_steps
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.scorer import score_steps
 from hydrometer.models.causal_lm.spec import PromptsFile
 
 SETTINGS = (

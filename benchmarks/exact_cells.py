@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from hydrometer.metrics.exact import expected_log_prob
 from hydrometer.models.families import parse_run_spec
-from hydrometer.run.plan import plan_run
-from hydrometer.stages.bench import Bench
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import load_metrics
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.artifacts import ArtifactStore

@@ -26,7 +26,7 @@ from typing import Any
 import hydrometer as hm
 import numpy as np
 from hydrometer.core.controls import Controls
-from hydrometer.metrics.densities import density_metrics
+from hydrometer.metrics.frontiers.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.models.points import Points
 
@@ -187,7 +187,7 @@ def _enumerated(p: Any, q: Any) -> dict[str, float]:
     }  # fmt: skip
     length = {"recall": mass_p @ lengths, "entropy_truth": mass_p @ lengths, "kl_truth_student": mass_p @ lengths}
     out |= {f"{k}_per_token": v / length.get(k, mass_q @ lengths) for k, v in list(out.items())}
-    from hydrometer.metrics.outcomes import Outcomes, outcome_metrics
+    from hydrometer.metrics.frontiers.outcomes import Outcomes, outcome_metrics
 
     none = np.empty(0)
     found = outcome_metrics(Outcomes(mass_p, mass_q, log_p, none, none))

@@ -23,8 +23,8 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Footprint
 from hydrometer.models.mixture.family import MIXTURE
-from hydrometer.run.execute import SilentMonitor, execute
-from hydrometer.run.plan import ChainPlan, Plan
+from hydrometer.run.execution.execute import SilentMonitor, execute
+from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.nodes import Context, DrawNode, LawRef
 from hydrometer.store.artifacts import ArtifactStore, content_key
 
@@ -118,7 +118,7 @@ def main() -> None:
                 pstats.Stats(profile).sort_stats("tottime").print_stats(20)
     if args.only in (None, "ray"):
         import ray
-        from hydrometer.run.on_ray import RayExecutor, _connected
+        from hydrometer.run.execution.on_ray import RayExecutor, _connected
 
         with _connected(None), tempfile.TemporaryDirectory() as folder:
             RayExecutor()(plan_of(8), ArtifactStore(Path(folder) / "warm"), SilentMonitor())

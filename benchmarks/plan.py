@@ -18,8 +18,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from hydrometer import load_spec, plan
-from hydrometer.run.plan import plan_run
-from hydrometer.run.trial import kind_of
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.run.cost.calibration import kind_of
 
 
 def recorded(recipe: str, artifacts: Path) -> dict[tuple[str, str, str], float]:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import ray
 import torch
-from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.families import parse_run_spec
-from hydrometer.run.execute import SilentMonitor
-from hydrometer.run.on_ray import RayExecutor
-from hydrometer.run.plan import Plan, plan_run
+from hydrometer.run.execution.execute import SilentMonitor
+from hydrometer.run.execution.on_ray import RayExecutor
+from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore
 from tokenizers import Tokenizer, models, pre_tokenizers

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydrometer.models.causal_lm.model import CausalLM
-from hydrometer.models.causal_lm.scorer import score_steps
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.scorer import score_steps
 from hydrometer.models.sequences import Sequences
 
 BATCHES = (8, 16, 32, 64)

@@ -18,7 +18,7 @@ from hydrometer import Mixture, Selectivity, fit_mixture
 from hydrometer.core.rng import Stream
 from hydrometer.core.seeds import few_seeds, skew_of_mean, skewed_interval, unseen
 from hydrometer.metrics.exact import expected_log_prob
-from hydrometer.stages.spread import two_peaks
+from hydrometer.stages.statistics.spread import two_peaks
 
 SEEDS = 4000
 REPETITIONS = 10_000

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import transformers
 from hydrometer.models.causal_lm import family
-from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.spec import Training
-from hydrometer.models.causal_lm.trainer import _arguments, _Answers, _collate, _loss_of, _MLETrainer
+from hydrometer.models.causal_lm.training.trainer import _arguments, _Answers, _collate, _loss_of, _MLETrainer
 from hydrometer.models.sequences import Sequences
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 

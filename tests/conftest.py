@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _figures_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What runs of the tests take is not what this machine's owner wants to plan with."""
-    from hydrometer.run import this_machine
+    from hydrometer.run.cost import this_machine
 
     own, folder = this_machine.device_folder, tmp_path_factory.mktemp("devices")
     with pytest.MonkeyPatch.context() as patch:

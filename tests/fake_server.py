@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.inference.model import CausalLM
 
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]  # (answer, request) -> what is sent: JSON, or bytes
 

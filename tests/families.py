@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hydrometer.models.causal_lm.model import CausalLM
+from hydrometer.models.causal_lm.inference.model import CausalLM
 from tiny import make_tokenizer
 
 IDS = 64

@@ -36,8 +36,8 @@ Action = Callable[[], None]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = [
-    "hydrometer", "hydrometer.cli", "hydrometer.run.progress", "hydrometer.models.causal_lm.trainer",
-    "hydrometer.models.causal_lm.embedder", "faulty",
+    "hydrometer", "hydrometer.cli", "hydrometer.run.execution.progress", "hydrometer.models.causal_lm.training.trainer",
+    "hydrometer.models.causal_lm.inference.embedder", "faulty",
 ]  # fmt: skip
 LIMIT = 240.0  # seconds that any one run may take on a crowded machine
 
@@ -140,7 +140,8 @@ def begin(spec: Path, out: Path, *more: str, setup: Sequence[Setup] = (), page: 
 
 
 def _child(argv: list[str], logs: Path, setup: list[Setup], page: bool) -> None:
-    from hydrometer import _stopping, cli
+    from hydrometer import _stopping
+    from hydrometer.cli import commands
 
     for signum in _stopping.CODES:  # as the import of the command line does
         signal.signal(signum, _stopping.at_once)
@@ -154,7 +155,7 @@ def _child(argv: list[str], logs: Path, setup: list[Setup], page: bool) -> None:
         importlib.import_module("hydrometer.report").build_report = lambda folders: folders[0] / "report.html"
     for each in setup:
         each()
-    cli.main()
+    commands.main()
 
 
 # moments -------------------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def at_stage(wanted: int | str, action: Action) -> Setup:
 
 
 def _at_stage(wanted: int | str, action: Action) -> None:
-    from hydrometer.run.progress import ConsoleMonitor
+    from hydrometer.run.execution.progress import ConsoleMonitor
 
     inner, seen = ConsoleMonitor.stage, [0]
 

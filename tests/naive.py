@@ -14,7 +14,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
 
 Floats = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def naive_log_prob(law: CausalLaw, x: Sequences) -> Floats:
 
 def assert_right(law: CausalLaw, n: int = 24, seed: int = 3) -> Sequences:
     """What a draw records, what the scorer finds and what a full forward gives are one, up to 1e-4 nats a token."""
-    from hydrometer.models.causal_lm.scorer import score_steps
+    from hydrometer.models.causal_lm.inference.scorer import score_steps
 
     x = law.sample(n, seed=seed)
     token_log_prob, unselected = x.token_log_prob, x.token_log_prob_unselected

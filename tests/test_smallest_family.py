@@ -20,7 +20,7 @@ from hydrometer.core.errors import FitError, InputError, StoreError
 from hydrometer.family import CheapFamily, Density, Floats, Points, load_arrays, points_of, save_arrays
 from hydrometer.models import families as known
 from hydrometer.models.array_files import load_rows
-from hydrometer.run.plan import plan_run
+from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.testing import CHECKS, Check, ContractCase

@@ -51,9 +51,9 @@ def test_help_imports_the_parser_alone(command: tuple[str, ...]) -> None:
     found = imported("from hydrometer.cli import main; main()", *command, "--help")
     assert not roots(found) & (DEAR | {"rich", "yaml"})
     assert {m for m in found if m.startswith("hydrometer.")} == {
-        "hydrometer._lazy", "hydrometer._stopping", "hydrometer._version", "hydrometer.cli", "hydrometer.cli_elsewhere",
-        "hydrometer.cli_ends", "hydrometer.cli_judge", "hydrometer.cli_plan", "hydrometer.cli_results",
-        "hydrometer.core", "hydrometer.core.errors", "hydrometer.core.refusals", "hydrometer.recipes", "hydrometer.run",
+        "hydrometer._lazy", "hydrometer._stopping", "hydrometer._version", "hydrometer.cli", "hydrometer.cli.exchange_commands",
+        "hydrometer.cli.exit", "hydrometer.cli.judge_command", "hydrometer.cli.plan_command", "hydrometer.cli.result_output",
+        "hydrometer.core", "hydrometer.core.errors", "hydrometer.core.os_errors", "hydrometer.recipes", "hydrometer.run",
     }  # fmt: skip
     assert len(found) < (300 if command else 200)  # the parser takes pydantic for the options of a command
 
@@ -111,7 +111,7 @@ def test_a_verb_is_no_subpackage_of_its_name(first: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'draw'"):
         hm.draw  # type: ignore[attr-defined]  # noqa: B018
-    assert hm.report.advice_sentences.__module__ == "hydrometer.report.advice"
+    assert hm.report.advice_sentences.__module__ == "hydrometer.report.words.advice_text"
 
 
 def test_a_language_model_without_torch_is_refused_in_one_line() -> None:

@@ -34,29 +34,29 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import Selectivity
     from hydrometer.metrics.exact import judge_exact
     from hydrometer.models.base import Family, FitRequest, Fitted, Law
-    from hydrometer.models.causal_lm.law import CausalLaw
-    from hydrometer.models.causal_lm.model import CausalLM
-    from hydrometer.models.chosen import ChosenLaw, choose
-    from hydrometer.models.markov.fit import fit_markov
+    from hydrometer.models.best_of_n import ChosenLaw, choose
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from hydrometer.models.markov.law import Markov
+    from hydrometer.models.markov.ngram_fit import fit_markov
     from hydrometer.models.mixture.em import fit_mixture
     from hydrometer.models.mixture.law import Mixture, MixtureBatch
     from hydrometer.models.points import Points
     from hydrometer.models.sequences import Sequences
     from hydrometer.models.work import Device
     from hydrometer.report import build_report
-    from hydrometer.run.adopting import AdoptResult, adopt
-    from hydrometer.run.advise import Advice, advise
+    from hydrometer.run.advice.advise import Advice, advise
     from hydrometer.run.api import RunResult, run
-    from hydrometer.run.costs import CostPlan, plan
-    from hydrometer.run.diagnosis import Diagnosis
-    from hydrometer.run.doctor import doctor
-    from hydrometer.run.exporting import Exported, export
+    from hydrometer.run.cost.cost_plan import CostPlan, plan
+    from hydrometer.run.exchange.adopting import AdoptResult, adopt
+    from hydrometer.run.exchange.exporting import Exported, export
+    from hydrometer.run.exchange.scoring import ScoresResult, add_scores
+    from hydrometer.run.graph.recipes import load_spec, recipes
     from hydrometer.run.pilot import advise_pilot
-    from hydrometer.run.recipes import load_spec, recipes
-    from hydrometer.run.scoring import ScoresResult, add_scores
-    from hydrometer.stages.advice import Need
+    from hydrometer.run.preflight.diagnosis import Diagnosis
+    from hydrometer.run.preflight.doctor import doctor
     from hydrometer.stages.judge import judge_laws as judge
+    from hydrometer.stages.statistics.decision import Need
     from hydrometer.store.records import load_results
 
 __all__ = [

@@ -5,14 +5,7 @@ cheap to draw; `hydrometer.testing` holds a family to its promises.
 """
 
 from hydrometer.core.arrays import open_arrays
-from hydrometer.core.errors import (
-    DataError,
-    FitError,
-    InputError,
-    LawMismatchError,
-    MissingDependencyError,
-    StoreError,
-)
+from hydrometer.core.errors import DataError, FitError, InputError, LawMismatchError, MissingDependencyError, StoreError
 from hydrometer.core.findings import Finding, note, warning
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import ChainSpec, Resample, Selectivity, Strict

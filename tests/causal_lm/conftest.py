@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
 
 

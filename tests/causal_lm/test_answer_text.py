@@ -16,12 +16,12 @@ torch = pytest.importorskip("torch")
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 from transformers import BertTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
-from hydrometer.models.causal_lm.answer_text import PromptEnd, prompt_ends  # noqa: E402
-from hydrometer.models.causal_lm.canonical import Texts, canonical, texts_of  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.prompts import Prompts, encode_prompts, read_prompts  # noqa: E402
-from hydrometer.models.causal_lm.trl_rows import Form, text_rows  # noqa: E402
+from hydrometer.models.causal_lm.data.answer_text import PromptEnd, prompt_ends  # noqa: E402
+from hydrometer.models.causal_lm.data.prompts import Prompts, encode_prompts, read_prompts  # noqa: E402
+from hydrometer.models.causal_lm.data.trl_rows import Form, text_rows  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.retokenize import Texts, canonical, texts_of  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
 from tiny import make_llama  # noqa: E402
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm.answers import MAX_ROWS, read_answers, read_questions
+from hydrometer.models.causal_lm.data.text_dataset import MAX_ROWS, read_answers, read_questions
 
 TURNS = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
 REPLY = {"role": "assistant", "content": "a"}

@@ -15,9 +15,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hydrometer.core.rng import as_stream  # noqa: E402
-from hydrometer.models.causal_lm import next_token, sampler  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference import sampler  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.sequences import Sequences  # noqa: E402
 from naive import PROMPTS, SETTINGS, STOP, assert_right, naive_log_prob  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402

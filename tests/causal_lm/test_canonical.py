@@ -15,11 +15,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers  # noq
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from hydrometer.core.errors import StageError  # noqa: E402
-from hydrometer.models.causal_lm.answers import Answered  # noqa: E402
-from hydrometer.models.causal_lm.canonical import Texts, asked, canonical, texts_of  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.prompts import Prompts  # noqa: E402
+from hydrometer.models.causal_lm.data.prompts import Prompts  # noqa: E402
+from hydrometer.models.causal_lm.data.text_dataset import Answered  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.retokenize import Texts, asked, canonical, texts_of  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 

@@ -20,11 +20,11 @@ from hydrometer.core.claims import claim  # noqa: E402
 from hydrometer.core.errors import FitError, SpecError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
-from hydrometer.models.causal_lm import together, trainer  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
-from hydrometer.models.causal_lm.trainer import fit  # noqa: E402
+from hydrometer.models.causal_lm.training import distributed, trainer  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from hydrometer.store.artifacts import ArtifactStore  # noqa: E402
 
 STEPS = 9  # three epochs of three steps
@@ -170,10 +170,10 @@ def test_accelerators_beside_the_one_make_no_other_batches(
 def test_a_checkpoint_is_completed_when_all_processes_have_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group, met = together.Together.__new__(together.Together), []
+    group, met = distributed.Together.__new__(distributed.Together), []
     group.rank = 0
     monkeypatch.setattr(group, "told", lambda value: value)
-    monkeypatch.setattr(together.dist, "barrier", lambda: met.append(True))
+    monkeypatch.setattr(distributed.dist, "barrier", lambda: met.append(True))
     epochs: Any = None
     with contextlib.ExitStack() as held:
         kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path, epochs, group, held)
@@ -197,7 +197,7 @@ def test_a_group_meets_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if sys.platform == "linux":
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     (tmp_path / "a b").mkdir()
-    with together.group("cpu", 0, 1, tmp_path / "a b" / "meeting"):
+    with distributed.group("cpu", 0, 1, tmp_path / "a b" / "meeting"):
         assert torch.distributed.get_world_size() == 1
 
 

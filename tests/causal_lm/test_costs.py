@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import MixtralConfig  # noqa: E402
 
 from chains import lm_spec  # noqa: E402
-from hydrometer.models.causal_lm import trainer  # noqa: E402
-from hydrometer.models.causal_lm.costs import forward_flops, lanes_of, shape_of, spread, stage_work  # noqa: E402
+from hydrometer.models.causal_lm.cost.operations import forward_flops, lanes_of, shape_of, spread, stage_work  # noqa: E402
+from hydrometer.models.causal_lm.cost.timing import _Bench, measure  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
-from hydrometer.models.causal_lm.timing import _Bench, measure  # noqa: E402
+from hydrometer.models.causal_lm.training import trainer  # noqa: E402
 from hydrometer.models.work import Device, share_out  # noqa: E402
 from hydrometer.stages.score import Columns, save_columns  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402

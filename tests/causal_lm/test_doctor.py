@@ -17,14 +17,14 @@ from tokenizers import Tokenizer, decoders, models, processors  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from hydrometer.core.findings import Finding  # noqa: E402
-from hydrometer.models.causal_lm import load  # noqa: E402
+from hydrometer.models.causal_lm.cost.memory import count_parameters  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.footprint import count_parameters  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.layers import layers_config  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.probe import take_probe  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.loading import load  # noqa: E402
+from hydrometer.models.causal_lm.preflight.truth_probe import take_probe  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
+from hydrometer.models.causal_lm.training.layers import layers_config  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
 
 

@@ -16,13 +16,14 @@ import hydrometer as hm  # noqa: E402
 from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import Beside  # noqa: E402
-from hydrometer.models.causal_lm import next_token, scorer  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.scorer import score_beside, score_steps  # noqa: E402
-from hydrometer.models.causal_lm.selectivity import as_if_kept  # noqa: E402
+from hydrometer.models.causal_lm.inference import scorer  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.scorer import score_beside, score_steps  # noqa: E402
+from hydrometer.models.causal_lm.networks import next_token
+from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402
-from hydrometer.run.judging import judge_models  # noqa: E402
+from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.stages import judge_models as judging  # noqa: E402
 from hydrometer.stages.judge import figures, scores_of  # noqa: E402
 from hydrometer.stages.score import load_columns  # noqa: E402

@@ -26,14 +26,14 @@ from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.engines import openai, registry, sessions  # noqa: E402
 from hydrometer.models.causal_lm.engines import vllm as vllm_engine  # noqa: E402
-from hydrometer.models.causal_lm.engines.base import Answer, EngineSettings, Place  # noqa: E402
 from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base  # noqa: E402
-from hydrometer.models.causal_lm.engines.drawing import draw_by_engine  # noqa: E402
+from hydrometer.models.causal_lm.engines.engine import Answer, EngineSettings, Place  # noqa: E402
 from hydrometer.models.causal_lm.engines.openai import OPENAI, OpenAISettings  # noqa: E402
-from hydrometer.models.causal_lm.engines.rescore import rescore  # noqa: E402
 from hydrometer.models.causal_lm.engines.vllm import VLLM, VllmSettings  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.rescore import rescore  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from naive import all_strings, as_sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
@@ -511,7 +511,7 @@ class LLM:
 def test_the_worker_answers_and_what_goes_wrong_in_it_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydrometer.models.causal_lm.engines.base import Order
+    from hydrometer.models.causal_lm.engines.engine import Order
 
     _worker(tmp_path, monkeypatch, FAKE_VLLM)
     session = VLLM.open(VllmSettings(timeout=60), Place("m", None, "float32", 8, 8))

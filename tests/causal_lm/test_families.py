@@ -22,12 +22,12 @@ from families import IDS, family_lm, family_network, log_prob_alone, longrope, s
 from hydrometer import FitRequest, Stream  # noqa: E402
 from hydrometer.core.errors import FitError, HydrometerError, InputError, ModelError, SpecError  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.initial import init_model, scratch_config  # noqa: E402
-from hydrometer.models.causal_lm.law import learns_from_whole_rows  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.per_layer import chosen_fields  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import learns_from_whole_rows  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.networks.per_layer import chosen_fields  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, LevelSpec  # noqa: E402
-from hydrometer.models.causal_lm.trainer import _answer_loss, _collate, fit  # noqa: E402
+from hydrometer.models.causal_lm.training.initialization import init_model, scratch_config  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import _answer_loss, _collate, fit  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*keeps no attention cache:UserWarning")

@@ -17,11 +17,11 @@ from hydrometer.core.errors import FitError, InputError, LawMismatchError, SpecE
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
-from hydrometer.models.causal_lm.initial import init_model, scratch_config  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM, pick_device  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM, pick_device  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
-from hydrometer.models.causal_lm.trainer import _Answers, _collate, fit  # noqa: E402
+from hydrometer.models.causal_lm.training.initialization import init_model, scratch_config  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import _Answers, _collate, fit  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 SCRATCH = {"init": "scratch", "architecture": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}}

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hydrometer.core.errors import ModelError  # noqa: E402
-from hydrometer.models.causal_lm import load  # noqa: E402
-from hydrometer.models.causal_lm.costs import shape_of  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM, vocabulary_hash  # noqa: E402
+from hydrometer.models.causal_lm.cost.operations import shape_of  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM, vocabulary_hash  # noqa: E402
+from hydrometer.models.causal_lm.loading import load  # noqa: E402
 from tiny import write_gguf  # noqa: E402
 
 

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.arithmetic import exp32  # noqa: E402
-from hydrometer.models.causal_lm import next_token  # noqa: E402
-from hydrometer.models.causal_lm.selectivity import selected_log_weights  # noqa: E402
+from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
+from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights  # noqa: E402
 from naive import cross_entropy, entropy, log_law, slug  # noqa: E402
 
 SIZES = [8, 700, 5000]

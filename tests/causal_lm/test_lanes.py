@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hydrometer.models.causal_lm.lanes import Lanes  # noqa: E402
+from hydrometer.models.causal_lm.cpu.thread_pool import Lanes  # noqa: E402
 
 
 @pytest.mark.parametrize(("threads", "pieces", "count"), [(1, 9, 1), (2, 9, 2), (2, 1, 1), (2, 0, 1)])

@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
 
-from hydrometer.models.causal_lm import losses  # noqa: E402
-from hydrometer.models.causal_lm.losses import linear_cross_entropy  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
-from hydrometer.models.causal_lm.trainer import (  # noqa: E402
+from hydrometer.models.causal_lm.training import losses  # noqa: E402
+from hydrometer.models.causal_lm.training.losses import linear_cross_entropy  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import (  # noqa: E402
     _Answers,
     _arguments,
     _collate,

@@ -13,12 +13,18 @@ torch = pytest.importorskip("torch")
 from families import IDS, family_lm, family_network, longrope  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
-from hydrometer.models.causal_lm import packed_rows, trainer  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.network import Network  # noqa: E402
-from hydrometer.models.causal_lm.packed_rows import IGNORED, learns_packed, pack, packed_size, takes_packed_rows  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.networks.network import Network  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec  # noqa: E402
-from hydrometer.models.causal_lm.trainer import _answer_loss, _collate, fit  # noqa: E402
+from hydrometer.models.causal_lm.training import packed_rows, trainer  # noqa: E402
+from hydrometer.models.causal_lm.training.packed_rows import (  # noqa: E402
+    IGNORED,
+    learns_packed,
+    pack,
+    packed_size,
+    takes_packed_rows,
+)
+from hydrometer.models.causal_lm.training.trainer import _answer_loss, _collate, fit  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 PROMPTS = [(5,), (6, 7, 8, 9, 10, 11, 12), (6, 7, 8), (20, 21, 22, 23, 24, 25, 26, 27, 28, 29)]

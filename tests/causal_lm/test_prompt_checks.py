@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 from tokenizers import processors
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm.prompt_checks import examine_prompts
-from hydrometer.models.causal_lm.prompts import encode_prompts, read_prompts
+from hydrometer.models.causal_lm.data.prompts import encode_prompts, read_prompts
+from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.spec import PromptsFile
 from tiny import TEMPLATE, make_tokenizer
 

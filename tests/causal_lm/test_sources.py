@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 from pydantic import ValidationError  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from hydrometer.core.documents import explain  # noqa: E402
 from hydrometer.core.errors import (  # noqa: E402
     DataError,
     InputError,
@@ -26,10 +25,11 @@ from hydrometer.core.errors import (  # noqa: E402
     StoreError,
 )
 from hydrometer.core.spec import Selectivity, parse_yaml  # noqa: E402
-from hydrometer.models.causal_lm import load  # noqa: E402
+from hydrometer.core.yaml_io import explain  # noqa: E402
+from hydrometer.models.causal_lm.data.prompts import read_prompts  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.prompts import read_prompts  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.loading import load  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain, PromptsFile  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 

@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch")
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from hydrometer.core.errors import ModelError  # noqa: E402
-from hydrometer.models.causal_lm import load  # noqa: E402
-from hydrometer.models.causal_lm.existing import find_model  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.loading import load  # noqa: E402
+from hydrometer.models.causal_lm.pretrained.existing import find_model  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
-from hydrometer.run.judging import judge_models  # noqa: E402
+from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from tiny import make_llama, make_tokenizer, write_gguf  # noqa: E402
 
 GENERATION, CONFIG = "generation_config.json", "config.json"

@@ -14,14 +14,14 @@ torch = pytest.importorskip("torch")
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors  # noqa: E402
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer  # noqa: E402
 
-from hydrometer.models.causal_lm import load  # noqa: E402
-from hydrometer.models.causal_lm.existing import find_model  # noqa: E402
+from hydrometer.models.causal_lm.data.prompts import read_prompts  # noqa: E402
+from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_differ  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.prompts import read_prompts  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.loading import load  # noqa: E402
+from hydrometer.models.causal_lm.pretrained.existing import find_model  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
-from hydrometer.models.causal_lm.tokenizer_file import difference, prompts_differ  # noqa: E402
-from hydrometer.run.judging import judge_models  # noqa: E402
+from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from tiny import make_llama, make_qwen2  # noqa: E402
 
 SPECIAL = ["<s>", "</s>", "<pad>"]

@@ -22,10 +22,10 @@ from hydrometer.models import training_rows  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.capabilities import KeepsTrainingRows  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM, CausalLMFamily  # noqa: E402
-from hydrometer.models.causal_lm.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec  # noqa: E402
-from hydrometer.models.causal_lm.trainer import fit  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from hydrometer.models.sequences import Sequences, save_sequences  # noqa: E402
 from hydrometer.models.training_rows import TrainingRows  # noqa: E402
 

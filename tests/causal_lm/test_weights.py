@@ -22,12 +22,12 @@ from transformers import (  # noqa: E402
 )
 
 from hydrometer.core.errors import ModelError  # noqa: E402
-from hydrometer.models.causal_lm import load  # noqa: E402
-from hydrometer.models.causal_lm.adopt import open_adopted  # noqa: E402
-from hydrometer.models.causal_lm.existing import find_model, open_law  # noqa: E402
+from hydrometer.models.causal_lm.data.prompts import Prompts  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.prompts import Prompts  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.loading import load  # noqa: E402
+from hydrometer.models.causal_lm.pretrained.adopt import open_adopted  # noqa: E402
+from hydrometer.models.causal_lm.pretrained.existing import find_model, open_law  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 

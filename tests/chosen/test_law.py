@@ -11,11 +11,11 @@ from scipy.stats import chisquare
 import hydrometer as hm
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError, StageError
 from hydrometer.core.rng import Stream
-from hydrometer.metrics.chosen import best_of_bound, chosen_metrics
-from hydrometer.models import chosen
-from hydrometer.models.chosen import ChosenLaw, candidates_of
+from hydrometer.metrics.candidate_figures import best_of_bound, chosen_metrics
+from hydrometer.models import best_of_n
+from hydrometer.models.best_of_n import ChosenLaw, candidates_of
 from hydrometer.models.markov.law import END, Markov
-from hydrometer.models.scores import BUILT_IN, scorer
+from hydrometer.models.rankers import BUILT_IN, scorer
 from hydrometer.models.sequences import Sequences
 
 V, LONGEST = 3, 4
@@ -174,7 +174,7 @@ def test_rows_do_not_depend_on_the_call_or_the_batch(s: hm.Selectivity, monkeypa
     law = choose(s)
     whole = law.sample(300, seed=Stream(5, ("x",)))
     for together in (4096, 64, 7, 1):
-        monkeypatch.setattr(chosen, "_ROWS_TOGETHER", together)
+        monkeypatch.setattr(best_of_n, "_ROWS_TOGETHER", together)
         part = law.sample(90, seed=Stream(5, ("x",)), start=110)
         assert part.draws is not None
         assert whole.draws is not None

@@ -12,13 +12,13 @@ import hydrometer as hm
 from chains import MIXTURE, write_spec
 from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models import scores
-from hydrometer.models.chosen import check_choices
+from hydrometer.models import rankers
+from hydrometer.models.best_of_n import check_choices
 from hydrometer.models.families import families
-from hydrometer.report.reading import parse
-from hydrometer.report.tables import group_table, summary_table
-from hydrometer.report.verdict import verdict
-from hydrometer.run.plan import plan_run
+from hydrometer.report.read_results import parse
+from hydrometer.report.tables.model_tables import group_table, summary_table
+from hydrometer.report.words.verdict import verdict
+from hydrometer.run.graph.plan import plan_run
 
 ROOT = Path(__file__).parents[2]
 BEST: dict[str, Any] = {"temperature": 0.8, "best_of": 4, "rank_by": "truth_log_prob"}
@@ -191,7 +191,7 @@ def test_a_changed_score_makes_other_keys(tmp_path: Path, monkeypatch: pytest.Mo
     def count_b(prompts: list[str], answers: list[str], ids: list[list[int]]) -> list[float]:
         return [0.0 for _ in answers]
 
-    monkeypatch.setattr(scores, "_load", lambda name: count_b)
+    monkeypatch.setattr(rankers, "_load", lambda name: count_b)
     after = set(plan_run(read).nodes)
     assert before & after
     assert len(before - after) == len(after - before) >= 5

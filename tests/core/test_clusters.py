@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from hydrometer.core.clusters import Clusters
 from hydrometer.core.estimate import crossed_variance, mean_estimate, mean_variance, ratio_estimate, share_estimate
 from hydrometer.core.rng import Stream
+from hydrometer.core.sampling_design import Clusters
 
 
 def normals(stream: Stream, n: int, width: int = 1) -> np.ndarray:

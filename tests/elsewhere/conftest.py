@@ -11,7 +11,7 @@ from elsewhere_world import World
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_tokenizer
 
     home = tmp_path_factory.mktemp("elsewhere")

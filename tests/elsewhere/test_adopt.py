@@ -91,8 +91,8 @@ def test_page_and_csv_have_them(adopted: Any) -> None:
     page = hm.build_report([adopted[0]]).read_text()
     assert "trl (adopted), distilled at temperature 0.6" in page
     assert "trained elsewhere, adopted" in page
-    from hydrometer.report.verdict import verdict
     from hydrometer.report.wording import signed
+    from hydrometer.report.words.verdict import verdict
 
     said = [
         s for s in verdict(adopted[1])["lm"] if s.startswith("trl, distilled at temperature 0.6, minus the run’s own")

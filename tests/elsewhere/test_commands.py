@@ -9,7 +9,7 @@ import pytest
 import hydrometer as hm
 from chains import complaints
 from elsewhere_world import World, contents
-from hydrometer import cli
+from hydrometer.cli import commands
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def hydrometer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "argv", ["hydrometer", *map(str, argv)])
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            cli.main()
+            commands.main()
             code = 0
         except SystemExit as e:
             code = int(e.code or 0)

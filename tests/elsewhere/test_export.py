@@ -86,8 +86,8 @@ def test_parquet_and_jsonl_say_the_same(world: World, tmp_path: Path) -> None:
 
 def test_a_template_that_writes_on_after_the_answer_is_told(world: World) -> None:
     """As ChatML does with its last line break: a token that no law here has drawn."""
-    from hydrometer.models.causal_lm.prompts import Prompts
-    from hydrometer.models.causal_lm.trl_rows import AFTER, CUT, Form, text_rows
+    from hydrometer.models.causal_lm.data.prompts import Prompts
+    from hydrometer.models.causal_lm.data.trl_rows import AFTER, CUT, Form, text_rows
     from hydrometer.models.sequences import Sequences
     from tiny import make_tokenizer
 
@@ -180,9 +180,9 @@ def test_rows_that_were_never_drawn_and_folders_of_no_run(world: World, tmp_path
 
 def test_a_prompts_file_is_read_again_as_it_was_read(tmp_path: Path) -> None:
     """Lines end at line feeds alone: U+2028 and U+0085 are text, and a byte-order mark is none."""
-    from hydrometer.models.causal_lm.prompts import read_prompts
+    from hydrometer.models.causal_lm.data.prompts import read_prompts
+    from hydrometer.models.causal_lm.data.trl_rows import chat_prompts
     from hydrometer.models.causal_lm.spec import PromptsFile
-    from hydrometer.models.causal_lm.trl_rows import chat_prompts
     from tiny import make_tokenizer
 
     turns = [{"role": "user", "content": "w3\u2028w4\x85"}, {"role": "assistant", "content": "w5"}]

@@ -29,11 +29,11 @@ from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.engines import sessions  # noqa: E402
-from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings  # noqa: E402
-from hydrometer.models.causal_lm.engines.drawing import draw_by_engine  # noqa: E402
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings  # noqa: E402
 from hydrometer.models.causal_lm.engines.openai import OPENAI, OpenAISettings  # noqa: E402
 from hydrometer.models.causal_lm.engines.vllm import PYTHON, VLLM, VllmSettings  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from naive import all_strings, as_sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402

@@ -87,7 +87,7 @@ EXPORTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
     """Per export: the rows as written, and what SFTTrainer made of them."""
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_merging_tokenizer, make_tokenizer
 
     home = tmp_path_factory.mktemp("elsewhere")
@@ -167,7 +167,7 @@ def test_ids_that_the_tokenizer_would_merge_are_told(exported: Any) -> None:
 
 
 def test_the_example_goes_from_export_to_report(tmp_path: Path) -> None:
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_tokenizer
 
     source, start = tmp_path / "truth", tmp_path / "start"

@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray")
 import hydrometer as hm  # noqa: E402
 from chains import mixture_spec, write_spec  # noqa: E402
 from faulty import World, artifacts, leftovers, recover, same  # noqa: E402
-from hydrometer.run import on_ray  # noqa: E402
+from hydrometer.run.execution import on_ray  # noqa: E402
 
 pytestmark = pytest.mark.faults
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -71,7 +71,7 @@ def dies_once_a_kind(deaths: Path, what: str, moment: str) -> Callable[..., Any]
         import os
         import signal
 
-        from hydrometer.run import on_ray
+        from hydrometer.run.execution import on_ray
         from hydrometer.store import artifacts
 
         stage = on_ray._work(parcel).node(data).stage
@@ -132,7 +132,7 @@ def rank_dies_once(flag: Path, step: int) -> Callable[..., Any]:
     """`on_ray._fit_together`, but one of the fit's processes is killed after a step."""
 
     def make(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], each: dict[str, float]) -> Any:
-        from hydrometer.run import on_ray, on_ray_train
+        from hydrometer.run.execution import on_ray, on_ray_train
 
         inner = on_ray_train._rank
 
@@ -140,8 +140,8 @@ def rank_dies_once(flag: Path, step: int) -> Callable[..., Any]:
             import os
             import signal
 
-            from hydrometer.models.causal_lm.checkpoints import Checkpoints
-            from hydrometer.run import on_ray_train
+            from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
+            from hydrometer.run.execution import on_ray_train
 
             def on_step_end(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if not self.writes and state.global_step == step and not flag.exists():

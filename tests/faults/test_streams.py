@@ -35,7 +35,9 @@ def test_no_descriptors_left_is_no_reason_to_remove_an_artifact(small: World, tm
     out = tmp_path / "out"
     shutil.copytree(small.undisturbed, out)
     before = sorted(p.name for p in (out / "artifacts").iterdir())
-    ended = run(small.spec, out, setup=[at_call("hydrometer.run.execute:begin", partial(use_up_descriptors, 0))])
+    ended = run(
+        small.spec, out, setup=[at_call("hydrometer.run.execution.execute:begin", partial(use_up_descriptors, 0))]
+    )
     assert ended.code == 2, ended.err
     assert "Too many open files" in ended.line
     assert sorted(p.name for p in (out / "artifacts").iterdir()) == before

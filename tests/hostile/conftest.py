@@ -51,7 +51,7 @@ def line_of() -> Any:
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model as small as can be, of as many layers as the shipped recipes name."""
     pytest.importorskip("torch")
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_tokenizer
 
     folder = tmp_path_factory.mktemp("hostile") / "tiny"

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from hydrometer.run.recipes import recipes, shipped_recipes
+from hydrometer.run.graph.recipes import recipes, shipped_recipes
 
 RECIPES: dict[str, dict[str, Any]] = {
     name: yaml.safe_load((shipped_recipes() / f"{name}.yaml").read_text("utf-8")) for name in sorted(recipes())

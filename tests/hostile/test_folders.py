@@ -26,16 +26,16 @@ from hydrometer.core.errors import FolderError, HydrometerError, StoreError
 from hydrometer.core.findings import note
 from hydrometer.models.sequences import load_sequences
 from hydrometer.report import build_report, summary_table
-from hydrometer.report.reading import read_run
-from hydrometer.run import diagnosis
-from hydrometer.run.adopted import read_adopted
+from hydrometer.report.read_results import read_run
 from hydrometer.run.api import run
-from hydrometer.run.reopen import _recorded
-from hydrometer.run.scores import read_scores
+from hydrometer.run.graph.adopted import read_adopted
+from hydrometer.run.graph.reopen import _recorded
+from hydrometer.run.preflight import diagnosis
+from hydrometer.run.results.user_scores import read_scores
 from hydrometer.stages.judge import load_law_on_truth, load_metrics
-from hydrometer.stages.maps import load_map
+from hydrometer.stages.map_point import load_map
 from hydrometer.stages.picture import load_picture
-from hydrometer.stages.summary import load_released
+from hydrometer.stages.statistics.summary import load_released
 from hydrometer.store.artifacts import ArtifactStore, content_key, file_digest
 from hydrometer.store.lock import hold
 from hydrometer.store.records import RunFolder, load_results

@@ -18,10 +18,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from hydrometer.core.errors import InputError, ModelError
-from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.adopt import identify
-from hydrometer.models.causal_lm.existing import find_model
-from hydrometer.models.causal_lm.gguf_header import check_gguf
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.gguf_header import check_gguf
+from hydrometer.models.causal_lm.pretrained.adopt import identify
+from hydrometer.models.causal_lm.pretrained.existing import find_model
 
 DOORS: list[Callable[[str], object]] = [load.resolve, identify, find_model]
 
@@ -451,9 +451,9 @@ def _with(folder: Path, **parts: object) -> Path:
 
 def test_a_tokenizer_over_which_rust_panics(folder: Path, monkeypatch: pytest.MonkeyPatch, line_of: Any) -> None:
     """A panic is no Exception, and would end a run with all that it has still to do."""
-    from hydrometer.models.causal_lm.canonical import canonical, texts_of
-    from hydrometer.models.causal_lm.model import CausalLM
-    from hydrometer.models.causal_lm.prompts import read_prompts
+    from hydrometer.models.causal_lm.data.prompts import read_prompts
+    from hydrometer.models.causal_lm.inference.model import CausalLM
+    from hydrometer.models.causal_lm.inference.retokenize import canonical, texts_of
 
     monkeypatch.setenv("RUST_BACKTRACE", "0")  # symbols take seconds to find
     with pytest.raises(ModelError) as caught:

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hostile.strategies import RECIPES, TEXTS, YAML_TEXT, mutated_recipes
-from hydrometer.core.documents import apply_overrides, parse_yaml
 from hydrometer.core.errors import InputError, SpecError, brief
+from hydrometer.core.yaml_io import apply_overrides, parse_yaml
 from hydrometer.models.families import parse_run_spec
-from hydrometer.run.design import examine_design
-from hydrometer.run.plan import MAX_STAGES, plan_run
-from hydrometer.run.recipes import load_spec, shipped_recipes
+from hydrometer.run.graph.plan import MAX_STAGES, plan_run
+from hydrometer.run.graph.recipes import load_spec, shipped_recipes
+from hydrometer.run.preflight.design import examine_design
 
 BASE = shipped_recipes()
 SOURCES = {chain["truth"].get("source") for recipe in RECIPES.values() for chain in recipe["chains"].values()}

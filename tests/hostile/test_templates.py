@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm import templates
-from hydrometer.models.causal_lm.templates import render_chat
+from hydrometer.models.causal_lm.data import templates
+from hydrometer.models.causal_lm.data.templates import render_chat
 from tiny import TEMPLATE, make_tokenizer
 
 TURNS = [("user", "w3 w4"), ("assistant", "w5")]

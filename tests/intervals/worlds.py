@@ -13,7 +13,7 @@ import numpy as np
 
 import hydrometer as hm
 from hydrometer.core.controls import Controls
-from hydrometer.metrics.densities import density_metrics
+from hydrometer.metrics.frontiers.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.models.points import Points
 from hydrometer.models.sequences import Sequences

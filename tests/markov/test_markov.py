@@ -19,8 +19,8 @@ from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.markov.law import END, Markov, contexts
 from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.sequences import Sequences
-from hydrometer.run.plan import plan_run
-from hydrometer.stages.bench import Bench
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.store.artifacts import ArtifactStore
 
 V, LONGEST = 3, 4

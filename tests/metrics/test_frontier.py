@@ -15,12 +15,12 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 import hydrometer as hm
-from hydrometer.metrics.densities import curves
-from hydrometer.metrics.frontier import SCALE, WEIGHTS, area_of, frontier_metrics
+from hydrometer.metrics.frontiers.curves import SCALE, WEIGHTS, area_of, frontier_metrics
+from hydrometer.metrics.frontiers.densities import curves
+from hydrometer.metrics.frontiers.outcomes import chain_outcomes, outcome_metrics
+from hydrometer.metrics.frontiers.typicality import typicality_metrics
 from hydrometer.metrics.likelihood import Scores
-from hydrometer.metrics.outcomes import chain_outcomes, outcome_metrics
 from hydrometer.metrics.pooled import pool, pool_scores
-from hydrometer.metrics.typicality import typicality_metrics
 from hydrometer.stages.judge import scores_of
 
 Floats = NDArray[np.float64]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hydrometer.core.estimate import Estimate, mean_estimate
-from hydrometer.metrics.judged import Column, share_outside
+from hydrometer.metrics.held_out import Column, share_outside
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics, mean_on
 from hydrometer.metrics.text import text_metrics
 from hydrometer.models.points import Points

@@ -13,7 +13,7 @@ import hydrometer as hm
 from chains import without_timings
 from hydrometer.core.estimate import Estimate
 from hydrometer.report import verdict
-from hydrometer.report.reading import read_run
+from hydrometer.report.read_results import read_run
 from hydrometer.stages.nodes import VERSIONS
 from migration.kept import KEPT, NEEDS_TORCH, Kept, unpack
 

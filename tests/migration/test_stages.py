@@ -11,7 +11,7 @@ import pytest
 
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
-from hydrometer.run import plan
+from hydrometer.run.graph import plan
 from hydrometer.stages import nodes
 
 

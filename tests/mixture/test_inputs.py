@@ -15,7 +15,7 @@ from scipy import stats
 
 import hydrometer as hm
 from hydrometer.core.errors import DataError, InputError
-from hydrometer.models.mixture.arrays import RELATIVE_ASYMMETRY
+from hydrometer.models.mixture.real_arrays import RELATIVE_ASYMMETRY
 from hydrometer.models.mixture.spec import MixtureTruth
 
 AT = np.array([[0.3, -0.2], [1.0, 2.0]])
@@ -224,7 +224,7 @@ def test_an_unknown_covariance_type_is_refused() -> None:
 def test_a_student_of_one_component_is_not_decoded_unless_it_is_asked_for() -> None:
     from hydrometer.models.families import parse_run_spec
     from hydrometer.models.mixture.doctor import examine
-    from hydrometer.run.design import examine_design
+    from hydrometer.run.preflight.design import examine_design
 
     def chain(k: int, **more: object) -> dict[str, object]:
         return {

@@ -6,8 +6,8 @@ from scipy import integrate, stats
 
 import hydrometer as hm
 from hydrometer.core.errors import DataError, InputError
+from hydrometer.models.finite_selectivity import power_log_weights
 from hydrometer.models.mixture.law import CovarianceType, Mixture
-from hydrometer.models.selectivity import power_log_weights
 
 A = np.array([[0.6, 0.2], [0.2, 0.3]])
 LAWS: dict[CovarianceType, Mixture] = {

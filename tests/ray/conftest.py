@@ -14,7 +14,7 @@ ray = pytest.importorskip("ray")
 pytest.importorskip("torch")
 
 from chains import lm_chain, write_spec  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 TRAINING = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "learning_rate": 0.003, "bf16": False}

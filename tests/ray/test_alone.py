@@ -12,9 +12,9 @@ ray = pytest.importorskip("ray")
 pytest.importorskip("torch")
 
 import hydrometer as hm  # noqa: E402
-from hydrometer.run.execute import SilentMonitor, execute  # noqa: E402
-from hydrometer.run.on_ray import RayExecutor, _connected  # noqa: E402
-from hydrometer.run.plan import Plan, plan_run  # noqa: E402
+from hydrometer.run.execution.execute import SilentMonitor, execute  # noqa: E402
+from hydrometer.run.execution.on_ray import RayExecutor, _connected  # noqa: E402
+from hydrometer.run.graph.plan import Plan, plan_run  # noqa: E402
 from hydrometer.stages.nodes import DrawNode  # noqa: E402
 from hydrometer.store.artifacts import ArtifactStore  # noqa: E402
 

@@ -25,13 +25,13 @@ import hydrometer as hm  # noqa: E402
 from chains import mixture_spec, without_timings, write_spec  # noqa: E402
 from hydrometer.core.errors import FitError, InputError, MissingDependencyError, PeerLostError  # noqa: E402
 from hydrometer.models.families import families  # noqa: E402
-from hydrometer.run import on_ray  # noqa: E402
-from hydrometer.run.execute import SilentMonitor, execute  # noqa: E402
-from hydrometer.run.on_ray import RayExecutor  # noqa: E402
-from hydrometer.run.on_ray_needs import Machine, need_of  # noqa: E402
-from hydrometer.run.on_ray_train import _raised  # noqa: E402
-from hydrometer.run.plan import Plan, plan_run  # noqa: E402
-from hydrometer.run.work import Work, pack, pack_node  # noqa: E402
+from hydrometer.run.execution import on_ray  # noqa: E402
+from hydrometer.run.execution.execute import SilentMonitor, execute  # noqa: E402
+from hydrometer.run.execution.on_ray import RayExecutor  # noqa: E402
+from hydrometer.run.execution.on_ray_needs import Machine, need_of  # noqa: E402
+from hydrometer.run.execution.on_ray_train import _raised  # noqa: E402
+from hydrometer.run.execution.task_payload import Work, pack, pack_node  # noqa: E402
+from hydrometer.run.graph.plan import Plan, plan_run  # noqa: E402
 from hydrometer.stages.judge import load_metrics  # noqa: E402
 from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
 from hydrometer.store.artifacts import ArtifactStore  # noqa: E402

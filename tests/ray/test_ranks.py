@@ -22,10 +22,10 @@ import hydrometer as hm
 from chains import write_spec
 from hydrometer.core.errors import FitError, FolderError
 from hydrometer.models.causal_lm.family import CausalLMFamily
-from hydrometer.run.execute import SilentMonitor, execute
-from hydrometer.run.plan import Plan, plan_run
-from hydrometer.run.ranks import fit_together
-from hydrometer.run.work import pack, pack_node
+from hydrometer.run.execution.execute import SilentMonitor, execute
+from hydrometer.run.execution.ranks import fit_together
+from hydrometer.run.execution.task_payload import pack, pack_node
+from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.stages.nodes import FitNode
 from hydrometer.store.artifacts import ArtifactStore
 
@@ -123,7 +123,7 @@ def test_a_process_whose_run_is_gone_before_it_looks_ends(tmp_path: Path, small_
     fit, plan, store = _ready(small_run, tmp_path)
     job = tmp_path / "job"
     job.write_bytes(pickle.dumps((pack(plan, store), pack_node(fit))))
-    command = f'"{sys.executable}" -m hydrometer.run.ranks "{job}" 0 $$ >/dev/null 2>&1 & echo $!'
+    command = f'"{sys.executable}" -m hydrometer.run.execution.ranks "{job}" 0 $$ >/dev/null 2>&1 & echo $!'
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     shell = subprocess.run(["sh", "-c", command], env=environment, stdout=subprocess.PIPE, check=True)
     pid = int(shell.stdout)

@@ -5,8 +5,8 @@ import pytest
 
 from hydrometer.core.errors import FolderError, InputError, MissingDependencyError, UnreachableError
 from hydrometer.store.artifacts import ArtifactStore
-from hydrometer.store.places import Url, asking, copies_bound, copies_home, filesystem, place_of
 from hydrometer.store.remote import open_store
+from hydrometer.store.storage_uri import Url, asking, copies_bound, copies_home, filesystem, place_of
 
 
 def test_local_places_stay_paths(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from hydrometer.core.errors import FolderError
 from hydrometer.store import remote_lock
-from hydrometer.store.places import Url
 from hydrometer.store.records import RunFolder
 from hydrometer.store.remote_lock import Lease, hold_remote
+from hydrometer.store.storage_uri import Url
 
 
 @pytest.fixture

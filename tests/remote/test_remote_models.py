@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_tokenizer
 
     home = tmp_path_factory.mktemp("model") / "llama"
@@ -54,7 +54,7 @@ def test_every_verb_on_a_run_elsewhere(model: Path, bucket: str, tmp_path: Path,
 def test_judging_resumes_elsewhere(
     model: Path, bucket: str, s3: Any, objects: Any, tmp_path: Path, elsewhere: Any
 ) -> None:
-    from hydrometer.run.judging import judge_models
+    from hydrometer.run.judging.judging import judge_models
 
     (tmp_path / "prompts.jsonl").write_text('{"text": "w3"}\n{"text": "w4 w5"}\n')
     asked: dict[str, Any] = {

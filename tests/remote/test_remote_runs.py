@@ -14,11 +14,11 @@ import pytest
 
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
-from hydrometer import cli
+from hydrometer.cli import commands
 from hydrometer.core.errors import FolderError, StoreError, UnreachableError
 from hydrometer.store import records
-from hydrometer.store.places import Url
 from hydrometer.store.records import RunFolder
+from hydrometer.store.storage_uri import Url
 
 MARKOV = [
     "seeds=2",
@@ -136,7 +136,7 @@ def test_a_lost_connection_ends_the_run_in_one_line(
     monkeypatch.setattr(sys, "argv", ["hydrometer", "run", spec, "--out", place])
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        commands.main()
     signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 1
     said = capsys.readouterr().err.strip().splitlines()

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import report_synthetic as synthetic
 
-from hydrometer.report import draw, plotdata
-from hydrometer.report.contours import density_of, mass_levels
-from hydrometer.report.reading import parse
-from hydrometer.report.style import inline_svg, render
+from hydrometer.report.data import plotdata
+from hydrometer.report.figures import panels
+from hydrometer.report.figures.contours import density_of, mass_levels
+from hydrometer.report.figures.style import inline_svg, render
+from hydrometer.report.read_results import parse
 
 RUN = parse(synthetic.results(seeds=2, mixture_seeds=2))
 LM, MIXTURE = RUN.chains["smollm2"], RUN.chains["mixture"]
@@ -40,7 +41,7 @@ def test_infinite_recall_stays_in_the_plane_without_an_x() -> None:
     run = parse(results)
     plane = plotdata.plane_data(run, run.chains["smollm2"])
     assert plane.paths["decoded"][-1].x is None
-    draw.single(3, 3, draw.draw_plane, plane)
+    panels.single(3, 3, panels.draw_plane, plane)
 
 
 def test_parts_add_up() -> None:
@@ -87,13 +88,13 @@ def test_damaged_densities_are_left_out() -> None:
 
 def test_figures_are_the_same_bytes_twice() -> None:
     plane, entropy = plotdata.plane_data(RUN, MIXTURE), plotdata.plane_data(RUN, MIXTURE, x="entropy")
-    first, second = (render(draw.plane_figure(plane, entropy), "svg") for _ in range(2))
+    first, second = (render(panels.plane_figure(plane, entropy), "svg") for _ in range(2))
     assert first == second
 
 
 def test_inline_svg_has_its_own_ids_and_no_fixed_colours() -> None:
     plane = plotdata.plane_data(RUN, LM)
-    svg = inline_svg(draw.single(3, 3, draw.draw_plane, plane), "p1", 'a "label" <b>')
+    svg = inline_svg(panels.single(3, 3, panels.draw_plane, plane), "p1", 'a "label" <b>')
     assert 'aria-label="a &quot;label&quot; &lt;b&gt;"' in svg
     assert "var(--c-distilled)" in svg
     assert "#c94f00" not in svg

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import report_synthetic as synthetic
 
-from hydrometer.report.frontier import caption, frontier_data, frontier_figure, frontier_panels
-from hydrometer.report.reading import Run, read_run
-from hydrometer.report.style import render
-from hydrometer.report.verdict import verdict
+from hydrometer.report.figures.frontier_figure import caption, frontier_data, frontier_figure, frontier_panels
+from hydrometer.report.figures.style import render
+from hydrometer.report.read_results import Run, read_run
+from hydrometer.report.words.verdict import verdict
 
 Json = dict[str, Any]
 
@@ -89,7 +89,7 @@ def test_damaged_curves_are_left_out(damage: str, tmp_path: Path) -> None:
 
 
 def test_a_run_without_any_has_no_figure() -> None:
-    from hydrometer.report.reading import parse
+    from hydrometer.report.read_results import parse
 
     run = parse(synthetic.results(seeds=1, mixture=False))
     assert frontier_data(run, run.chains["smollm2"]) is None

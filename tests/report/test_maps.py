@@ -14,12 +14,13 @@ import pytest
 import report_synthetic as synthetic
 from rich.console import Console
 
-from hydrometer.report import build_report, heat, summary_table, verdict
-from hydrometer.report.explore import explorer
-from hydrometer.report.gap import correlation, gap_points, spearman, teacher_at
-from hydrometer.report.maps import Sheet, Tile, counted, largest, places, sheets, spread
-from hydrometer.report.reading import parse
-from hydrometer.report.tables import group_table, map_table, setting_table
+from hydrometer.report import build_report, summary_table, verdict
+from hydrometer.report.data.capacity_gap import correlation, gap_points, spearman, teacher_at
+from hydrometer.report.data.grid_data import Sheet, Tile, counted, largest, places, sheets, spread
+from hydrometer.report.figures import grid_tiles
+from hydrometer.report.figures.explore import explorer
+from hydrometer.report.read_results import parse
+from hydrometer.report.tables.model_tables import group_table, map_table, setting_table
 
 AXES = {"separation": [2.0, 5.0, 8.0], "teacher": [2.0, 4.0], "student": [1.0, 2.0]}
 
@@ -96,7 +97,7 @@ def test_infinite_and_missing_figures_are_no_tiles(results: dict[str, Any]) -> N
 def test_pictures_follow_the_tiles(results: dict[str, Any]) -> None:
     sheet = sheet_of(results, "precision")
     scale = (spread([sheet]), largest([sheet]))
-    figure = heat.column_figure(sheet, 0, scale)
+    figure = grid_tiles.column_figure(sheet, 0, scale)
     words = [t.get_text() for t in figure.axes[0].texts]
     assert words == ["0", "+1.2", "+2.4", "0", "+0.80", "+1.6"]
     faces = [p.get_alpha() for p in figure.axes[0].patches if p.get_alpha() not in (None, 0.85)]
@@ -108,7 +109,7 @@ def test_pictures_follow_the_tiles(results: dict[str, Any]) -> None:
     ("value", "words"), [(0.004, "0"), (-0.25, "−0.25"), (1.0, "+1.0"), (-12.34, "−12"), (9.97, "+10"), (195.2, "+195")]
 )
 def test_tile_numbers(value: float, words: str) -> None:
-    assert heat.shown(value) == words
+    assert grid_tiles.shown(value) == words
 
 
 def test_verdict_counts_points_and_settings(results: dict[str, Any]) -> None:

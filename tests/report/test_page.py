@@ -10,7 +10,7 @@ import report_synthetic as synthetic
 
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import build_report
-from hydrometer.report.samples import visible
+from hydrometer.report.data.samples import visible
 
 MAX_PAGE = 5_000_000
 

@@ -13,10 +13,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from hydrometer.report import build_report
-from hydrometer.report.mapviews import FigureView
-from hydrometer.report.picture import Picture, picture_data, picture_figure, picture_view
-from hydrometer.report.reading import read_run
-from hydrometer.report.style import inline_svg, render
+from hydrometer.report.figures.grid_views import FigureView
+from hydrometer.report.figures.picture_figure import Picture, picture_data, picture_figure, picture_view
+from hydrometer.report.figures.style import inline_svg, render
+from hydrometer.report.read_results import read_run
 
 N = 40
 HOSTILE = "<script>alert(1)</script><img src=x> \u202eabc \x07 {{ 7*7 }} \ud800"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hydrometer.report.gap import Correlation
-from hydrometer.report.mapwords import _correlation
-from hydrometer.report.reading import Figure, Group, parse
+from hydrometer.report.data.capacity_gap import Correlation
+from hydrometer.report.read_results import Figure, Group, parse
+from hydrometer.report.words.grid_text import _correlation
 from hydrometer.store.migrate import SCHEMA
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from hydrometer.core.errors import FolderError
 from hydrometer.report import summary_table, verdict
-from hydrometer.report.reading import parse
-from hydrometer.report.tables import group_table, spread_table
+from hydrometer.report.read_results import parse
+from hydrometer.report.tables.model_tables import group_table, spread_table
 from hydrometer.report.wording import entry, model
 
 BASE = synthetic.results(seeds=3, mixture=False)

@@ -16,7 +16,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer
 
     root = tmp_path_factory.mktemp("tiny-models")
@@ -34,7 +34,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Run the command line in this process, in an empty folder; returns exit code, stdout, stderr."""
-    from hydrometer import cli
+    from hydrometer.cli import commands
 
     monkeypatch.chdir(tmp_path)
 
@@ -43,7 +43,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         handler = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as end:
-                cli.main()
+                commands.main()
         finally:
             signal.signal(signal.SIGTERM, handler)
         captured = capsys.readouterr()

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from hydrometer.core.clusters import Clusters
 from hydrometer.core.errors import InputError
 from hydrometer.core.estimate import crossed_variance, mean_variance
 from hydrometer.core.rng import Stream
-from hydrometer.stages.advice import ERROR, Need, Problem, confirmed, decide, left_out
-from hydrometer.stages.joint import Arm, Design, Joint, row_covariance
+from hydrometer.core.sampling_design import Clusters
+from hydrometer.stages.statistics.covariance import Arm, Design, Joint, row_covariance
+from hydrometer.stages.statistics.decision import ERROR, Need, Problem, confirmed, decide, left_out
 
 Floats = NDArray[np.float64]
 

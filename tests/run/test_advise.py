@@ -13,14 +13,14 @@ import hydrometer as hm
 from chains import complaints, lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import advice_notes, advice_sentences, build_report
-from hydrometer.report.advice import advice_of
-from hydrometer.report.reading import read_run
-from hydrometer.run.candidates import open_source
-from hydrometer.run.fresh import rejudged
+from hydrometer.report.read_results import read_run
+from hydrometer.report.words.advice_text import advice_of
+from hydrometer.run.advice.candidates import open_source
+from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.pilot import plan_pilot
-from hydrometer.stages.compare import Group, Judged, TruthRows, contrast
 from hydrometer.stages.judge import load_law_on_truth
 from hydrometer.stages.nodes import DrawNode, JudgeNode
+from hydrometer.stages.statistics.contrasts import Group, Judged, TruthRows, contrast
 
 MARKOV: dict[str, Any] = {
     "name": "tiny-markov",
@@ -302,7 +302,7 @@ def test_a_pilot_leaves_every_model_the_rows_it_needs(tmp_path: Path) -> None:
 
 
 def open_plan(pilot: Any) -> dict[str, Any]:
-    from hydrometer.run.plan import plan_run
+    from hydrometer.run.graph.plan import plan_run
 
     return plan_run(pilot.spec).nodes
 
@@ -358,12 +358,12 @@ def command(
     import signal
     import sys
 
-    from hydrometer import cli
+    from hydrometer.cli import commands
 
     monkeypatch.setattr(sys, "argv", ["hydrometer", *argv])
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        cli.main()
+        commands.main()
     except SystemExit as e:
         code = int(e.code or 0)
     else:

@@ -11,7 +11,7 @@ import pytest
 
 import hydrometer as hm
 from chains import complaints, mixture_spec, write_spec
-from hydrometer import cli
+from hydrometer.cli import commands
 
 COMMAND = [sys.executable, "-m", "hydrometer.cli"]
 
@@ -21,7 +21,7 @@ def call(argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.setattr(sys, "argv", ["hydrometer", *argv])
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        cli.main()
+        commands.main()
         code = 0
     except SystemExit as e:
         code = int(e.code or 0)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from hydrometer.core.clusters import Clusters
 from hydrometer.core.estimate import Estimate, crossed_variance, mean_estimate, mean_variance, t_interval
 from hydrometer.core.rng import Stream
+from hydrometer.core.sampling_design import Clusters
 from hydrometer.core.seeds import skew_of_mean
-from hydrometer.stages.compare import Group, Judged, TruthRows, combine, contrast, group_figure
-from hydrometer.stages.joint import Arm, Design, Joint
+from hydrometer.stages.statistics.contrasts import Group, Judged, TruthRows, combine, contrast, group_figure
+from hydrometer.stages.statistics.covariance import Arm, Design, Joint
 
 N = 60
 

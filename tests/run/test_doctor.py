@@ -16,10 +16,10 @@ from chains import complaints, lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import InputError
 from hydrometer.models.families import parse_run_spec
 from hydrometer.models.mixture.spec import MixtureLevel
-from hydrometer.report.findings import findings_table
-from hydrometer.run import diagnosis, machine
-from hydrometer.run.design import examine_design
-from hydrometer.run.progress import ConsoleMonitor
+from hydrometer.report.tables.findings_table import findings_table
+from hydrometer.run.execution.progress import ConsoleMonitor
+from hydrometer.run.preflight import diagnosis, machine
+from hydrometer.run.preflight.design import examine_design
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
 MARKOV: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_disk(
 
 
 def _artifact_bytes(path: Path, tmp_path: Path) -> int:
-    from hydrometer.run.plan import plan_run
+    from hydrometer.run.graph.plan import plan_run
 
     plan = plan_run(hm.load_spec(path))
     known: dict[Any, Any] = {}
@@ -184,7 +184,7 @@ def test_memory(
 def test_a_machine_that_is_too_small_opens_no_model(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
 
     monkeypatch.setattr(machine, "memory", lambda: (1000, 1000))
     monkeypatch.setattr(CausalLM, "from_pretrained", lambda *a, **k: pytest.fail("opened"))

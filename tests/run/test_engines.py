@@ -12,7 +12,7 @@ from chains import lm_spec, write_spec
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.models.families import parse_run_spec
-from hydrometer.run.plan import Plan, plan_run
+from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.stages.nodes import DrawNode
 
 pytest.importorskip("torch")
@@ -55,7 +55,7 @@ def test_an_engine_names_its_own_rows_and_no_others(tiny_models: dict[str, Path]
 
 def test_keys_of_native_draws_are_those_of_before(tiny_models: dict[str, Path], monkeypatch: Any) -> None:
     """A specification that does not name an engine gives the keys that it gave when there was none."""
-    from hydrometer.run import plan as module
+    from hydrometer.run.graph import plan as module
 
     folder = tiny_models["llama"]
     now = [planned(folder, e).nodes.keys() for e in (None, "native", {"native": {}})]
@@ -75,7 +75,7 @@ def test_a_served_truth_leaves_a_fitted_teachers_rows_native(tiny_models: dict[s
 
 def test_a_run_with_a_served_truth_is_kept_resumed_and_recorded(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     from fake_server import serving
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
 
     folder = tiny_models["llama"]
     with serving(CausalLM.from_pretrained(folder)) as (url, fake):

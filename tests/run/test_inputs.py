@@ -12,9 +12,9 @@ pytest.importorskip("torch")
 
 import hydrometer as hm
 from chains import complaints, lm_spec, write_spec
-from hydrometer.models.causal_lm import load
-from hydrometer.run import adopting, exporting, scoring
-from hydrometer.run import advise as advising
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.run.advice import advise as advising
+from hydrometer.run.exchange import adopting, exporting, scoring
 
 JUDGE = ("judge", "--truth", "llama", "--student", "gpt2", "--out", "out")
 DEAR = "a model was opened"

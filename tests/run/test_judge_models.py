@@ -18,11 +18,11 @@ torch = pytest.importorskip("torch")
 import jsonschema  # noqa: E402
 
 from chains import complaints  # noqa: E402
-from hydrometer import cli  # noqa: E402
+from hydrometer.cli import commands  # noqa: E402
 from hydrometer.core.errors import DataError, FolderError, InputError, ModelError  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.run.judging import JudgeResult, judge_models  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.run.judging.judging import JudgeResult, judge_models  # noqa: E402
 from hydrometer.store.artifacts import content_key  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
@@ -133,7 +133,7 @@ def test_fixed_prompts_are_strata_and_draw_nothing_anew(tmp_path: Path, models: 
 def test_a_second_call_goes_on_and_more_is_added(
     tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydrometer.run import judge_jobs
+    from hydrometer.run.judging import judge_jobs
 
     file = prompts_file(tmp_path, texts(2))
     ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 4, "max_new_tokens": 5}
@@ -345,7 +345,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(sys, "argv", ["hydrometer", "judge", *(str(a) for a in argv)])
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            cli.main()
+            commands.main()
             code = 0
         except SystemExit as e:
             code = int(e.code or 0)

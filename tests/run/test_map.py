@@ -18,7 +18,7 @@ from hydrometer.metrics.exact import expected_log_prob
 from hydrometer.models.mixture import em
 from hydrometer.models.mixture.family import MIXTURE
 from hydrometer.models.mixture.spec import MixtureChain, MixtureWorld
-from hydrometer.stages.maps import load_map, map_point
+from hydrometer.stages.map_point import load_map, map_point
 from hydrometer.stages.nodes import Context, MapNode
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())

@@ -12,10 +12,10 @@ from chains import complaints, lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import DataError, SpecError
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.work import Device, Part
-from hydrometer.run import costs
-from hydrometer.run.devices import PROFILES, load_device
-from hydrometer.run.execute import SilentMonitor
-from hydrometer.run.plan import plan_run
+from hydrometer.run.cost import cost_plan
+from hydrometer.run.cost.devices import PROFILES, load_device
+from hydrometer.run.execution.execute import SilentMonitor
+from hydrometer.run.graph.plan import plan_run
 
 torch = pytest.importorskip("torch")
 
@@ -48,7 +48,7 @@ def described(name: str = "nobody/nothing") -> dict[str, Any]:
     return spec
 
 
-def rows_of(found: hm.CostPlan, stage: str) -> list[costs.StageCost]:
+def rows_of(found: hm.CostPlan, stage: str) -> list[cost_plan.StageCost]:
     return [s for s in found.stages if s.stage == stage]
 
 
@@ -104,8 +104,8 @@ def test_a_plan_is_coarse_until_something_is_known_and_then_says_from_where(
         raise AssertionError("opened, drawn from or timed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hydrometer.models.causal_lm.load.read_weights", refuse)
-        patch.setattr("hydrometer.models.causal_lm.timing.measure", refuse)
+        patch.setattr("hydrometer.models.causal_lm.loading.load.read_weights", refuse)
+        patch.setattr("hydrometer.models.causal_lm.cost.timing.measure", refuse)
         coarse = hm.plan(path, out=tmp_path / "out")
     dear = [s for s in coarse.stages if s.stage in ("start", "examine", "open", "draw", "fit", "score")]
     assert {s.source for s in dear} == {"coarse"}
@@ -122,7 +122,7 @@ def test_a_plan_is_coarse_until_something_is_known_and_then_says_from_where(
     assert measured.total["hours_least"] == pytest.approx(measured.total["hours"])
 
     with monkeypatch.context() as patch:
-        patch.setattr("hydrometer.models.causal_lm.timing.measure", refuse)
+        patch.setattr("hydrometer.models.causal_lm.cost.timing.measure", refuse)
         again = hm.plan(path, out=tmp_path / "out")
     assert again.total["hours"] == pytest.approx(measured.total["hours"])
     assert again.lengths["lm"].mean == measured.lengths["lm"].mean
@@ -273,7 +273,7 @@ def test_a_wrong_description_is_one_line(tmp_path: Path, change: Row, said: str)
 
 
 def test_a_description_may_be_a_models_whole_config_json() -> None:
-    from hydrometer.models.causal_lm.costs import shape_of
+    from hydrometer.models.causal_lm.cost.operations import shape_of
     from hydrometer.models.causal_lm.planning import described_config
     from hydrometer.models.causal_lm.spec import Truth
 

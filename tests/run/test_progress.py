@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from hydrometer.run.progress import ConsoleMonitor
+from hydrometer.run.execution.progress import ConsoleMonitor
 
 
 def test_a_second_work_starts_from_nothing() -> None:

@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch")
 import hydrometer as hm  # noqa: E402
 from chains import lm_spec, without_timings, write_spec  # noqa: E402
 from hydrometer.core.errors import FolderError, InputError  # noqa: E402
-from hydrometer.models.causal_lm import prompts as prompts_module  # noqa: E402
-from hydrometer.models.causal_lm.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.templates import render_chat  # noqa: E402
-from hydrometer.run.judging import judge_models  # noqa: E402
-from hydrometer.run.rendered import with_prompts  # noqa: E402
+from hydrometer.models.causal_lm.data import prompts as prompts_module  # noqa: E402
+from hydrometer.models.causal_lm.data.templates import render_chat  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.run.graph.rendered import with_prompts  # noqa: E402
+from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.store.records import RunFolder  # noqa: E402
 from tiny import TEMPLATE, make_llama, make_tokenizer  # noqa: E402
 

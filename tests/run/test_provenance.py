@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hydrometer.run import provenance as module
 from hydrometer.run.api import versions
+from hydrometer.run.results import provenance as module
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,7 @@ def test_judging_in_bfloat16_stores_its_bias(tmp_path: Path, tiny_models: dict[s
 
 
 def test_bad_models_and_prompts_are_refused_before_anything_runs(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_tokenizer
 
     other_vocabulary, other_stop = tmp_path / "other-vocabulary", tmp_path / "other-stop"

@@ -17,11 +17,11 @@ import hydrometer as hm
 from chains import lm_spec, without_timings, write_spec
 from hydrometer.core.errors import StoreError
 from hydrometer.models.markov.family import MarkovFamily
-from hydrometer.run import execute as executing
-from hydrometer.run.fresh import rejudged
-from hydrometer.run.plan import plan_run
+from hydrometer.run.advice.holdout import rejudged
+from hydrometer.run.execution import execute as executing
+from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages import score as scoring
-from hydrometer.stages.bench import Bench
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import figures, judge, load_metrics, scores_of
 from hydrometer.stages.nodes import VERSIONS, JudgeNode, ScoreNode
 from hydrometer.stages.score import load_columns, save_columns
@@ -78,7 +78,7 @@ def test_blocks_give_the_figures_of_one_pass(tmp_path: Path, monkeypatch: pytest
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, hm.RunResult]:
     """A tiny language model's chain, judged on 40 rows in blocks of 16; answers of one to six tokens."""
     pytest.importorskip("torch")
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
     from tiny import make_llama, make_tokenizer
 
     folder = tmp_path_factory.mktemp("blocks")

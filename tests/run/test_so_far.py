@@ -19,12 +19,12 @@ from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import app
 from hydrometer.core.errors import FolderError
 from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table, verdict
-from hydrometer.run import advise as advise_module
-from hydrometer.run import sofar
-from hydrometer.run.execute import SilentMonitor
-from hydrometer.run.order import in_order
-from hydrometer.run.plan import plan_run
-from hydrometer.run.progress import ConsoleMonitor
+from hydrometer.run.advice import advise as advise_module
+from hydrometer.run.execution.execute import SilentMonitor
+from hydrometer.run.execution.progress import ConsoleMonitor
+from hydrometer.run.graph.order import in_order
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.run.results import sofar
 from hydrometer.store.lock import hold
 from hydrometer.store.records import RunFolder
 

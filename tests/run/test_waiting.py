@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from hydrometer.core.watching import doing, during
-from hydrometer.run import progress, waiting
-from hydrometer.run.progress import ConsoleMonitor
+from hydrometer.run.execution import progress, waiting
+from hydrometer.run.execution.progress import ConsoleMonitor
 
 
 class Stream(io.StringIO):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.clusters import Clusters, Strata
+from hydrometer.core.sampling_design import Clusters, Strata
 
 __all__ = ["Combination", "Controls", "Reference"]
 

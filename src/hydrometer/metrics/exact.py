@@ -25,10 +25,10 @@ from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.estimate import Estimate
 from hydrometer.metrics.chains import judge_chain
 from hydrometer.metrics.collapse import collapse_metrics
+from hydrometer.metrics.frontiers.outcomes import Outcomes, chain_outcomes, outcome_frontiers, outcome_metrics
+from hydrometer.metrics.frontiers.prefixes import PREFIX_METRICS
+from hydrometer.metrics.frontiers.typicality import LEVELS
 from hydrometer.metrics.modes import mode_metrics
-from hydrometer.metrics.outcomes import Outcomes, chain_outcomes, outcome_frontiers, outcome_metrics
-from hydrometer.metrics.prefixes import PREFIX_METRICS
-from hydrometer.metrics.typicality import LEVELS
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.law import Mixture
 

@@ -32,8 +32,8 @@ from hydrometer.models.base import (
     ScoreKind,
     chain_levels,
 )
+from hydrometer.models.finite_selectivity import refuse_choice
 from hydrometer.models.points import Points
-from hydrometer.models.selectivity import refuse_choice
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
 
 __all__ = ["EVERYTHING", "CheapChain", "CheapFamily", "Density", "RowCounts", "points_of"]

@@ -15,9 +15,9 @@ from typing import Annotated, Any, cast
 from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.documents import explain, nearest
 from hydrometer.core.errors import SpecError, brief, one_line
 from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict
+from hydrometer.core.yaml_io import explain, nearest
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
 from hydrometer.models.markov.family import MARKOV

@@ -15,8 +15,8 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from hydrometer.core.clusters import Clusters, PromptsAre, Strata
 from hydrometer.core.errors import StoreError
+from hydrometer.core.sampling_design import Clusters, PromptsAre, Strata
 
 __all__ = ["FinishReason", "Sequences", "load_prompts", "load_sequences", "save_sequences", "texts_exhibit"]
 

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from hydrometer.core.clusters import Clusters, PromptsAre, Strata
 from hydrometer.core.errors import FolderError, StoreError
+from hydrometer.core.sampling_design import Clusters, PromptsAre, Strata
 from hydrometer.models.sequences import load_prompts
 
 __all__ = ["TrainingRows", "load_training_rows"]

@@ -6,13 +6,15 @@ Reads records and exhibits only. It computes no metric of its own: what it draws
 from typing import TYPE_CHECKING
 
 from hydrometer._lazy import lazily
-from hydrometer.report.verdict import verdict  # at once: the first import of its module would bind the name to that
+from hydrometer.report.words.verdict import (
+    verdict,  # at once: the first import of its module would bind the name to that
+)
 
 if TYPE_CHECKING:
-    from hydrometer.report.advice import advice_notes, advice_sentences, advice_table
-    from hydrometer.report.answer import answers
     from hydrometer.report.page import build_report
-    from hydrometer.report.tables import missing_sentence, summary_table
+    from hydrometer.report.tables.model_tables import missing_sentence, summary_table
+    from hydrometer.report.words.advice_text import advice_notes, advice_sentences, advice_table
+    from hydrometer.report.words.first_sentence import answers
 
 __all__ = [
     "advice_notes", "advice_sentences", "advice_table", "answers", "build_report", "missing_sentence", "summary_table",

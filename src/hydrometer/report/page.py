@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.watching import doing
-from hydrometer.report import contours, draw, frontier, plotdata, tables
-from hydrometer.report.advice import advice_of
-from hydrometer.report.answer import answer
-from hydrometer.report.maps import axis_of
-from hydrometer.report.mapviews import (
+from hydrometer.report.data import plotdata
+from hydrometer.report.data.grid_data import axis_of
+from hydrometer.report.data.samples import prompt_rows, visible
+from hydrometer.report.figures import contours, frontier_figure, panels
+from hydrometer.report.figures.grid_views import (
     ExplorerView,
     FigureView,
     explorer_view,
@@ -32,16 +32,18 @@ from hydrometer.report.mapviews import (
     map_views,
     script_hash,
 )
-from hydrometer.report.picture import picture_view
-from hydrometer.report.reading import Chain, Group, Run, read_run
-from hydrometer.report.samples import prompt_rows, visible
-from hydrometer.report.style import LOOKS, inline_svg, render, write_atomic
-from hydrometer.report.verdict import Sentence, sentences
+from hydrometer.report.figures.picture_figure import picture_view
+from hydrometer.report.figures.style import LOOKS, inline_svg, render, write_atomic
+from hydrometer.report.read_results import Chain, Group, Run, read_run
+from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.wording import per, setting
-from hydrometer.store.guard import refuse_links
+from hydrometer.report.words.advice_text import advice_of
+from hydrometer.report.words.first_sentence import answer
+from hydrometer.report.words.verdict import Sentence, sentences
 from hydrometer.store.mirror import Mirror, send_folder
-from hydrometer.store.places import Url, place_of
+from hydrometer.store.path_safety import refuse_links
+from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = ["build_report"]
 
@@ -153,10 +155,12 @@ def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView
     views += map_views(run, chain, stem, save, panel)
     plane, entropy = plotdata.plane_data(run, chain), plotdata.plane_data(run, chain, x="entropy")
     if any(k != "truth" for k in plane.paths):
-        _save(folder, f"{stem}-plane", draw.plane_figure(plane, entropy))
+        _save(folder, f"{stem}-plane", panels.plane_figure(plane, entropy))
         shown = [
-            panel(draw.single(4.5, 4.0, draw.draw_plane, plane), _describe(run, chain)),
-            panel(draw.single(4.5, 4.0, draw.draw_entropy_plane, entropy), "Precision against entropy, same models."),
+            panel(panels.single(4.5, 4.0, panels.draw_plane, plane), _describe(run, chain)),
+            panel(
+                panels.single(4.5, 4.0, panels.draw_entropy_plane, entropy), "Precision against entropy, same models."
+            ),
         ]
         views.append(FigureView("The trade-off", _plane_captions(chain, plane), shown, "two", f"{stem}-plane"))
     views += _curve_views(run, chain, stem, folder, panel)
@@ -196,9 +200,9 @@ def _curve_views(
         if curves is None:
             continue
         title, caption = words[against]
-        _save(folder, f"{stem}-by-{against}", draw.curves_figure(curves))
+        _save(folder, f"{stem}-by-{against}", panels.curves_figure(curves))
         shown = [
-            panel(draw.single(4.4, 2.9, draw.draw_panel, curves, p), f"{p.title}, along {curves.scale.name}")
+            panel(panels.single(4.4, 2.9, panels.draw_panel, curves, p), f"{p.title}, along {curves.scale.name}")
             for p in curves.panels
         ]
         views.append(FigureView(title, caption, shown, "two", f"{stem}-by-{against}"))
@@ -208,13 +212,13 @@ def _curve_views(
 def _frontier_views(
     run: Run, chain: Chain, stem: str, folder: Path, panel: Callable[[Figure, str], Markup]
 ) -> list[FigureView]:
-    data = frontier.frontier_data(run, chain)
+    data = frontier_figure.frontier_data(run, chain)
     if data is None:
         return []
     name = f"{stem}-frontier"
-    _save(folder, name, frontier.frontier_figure(data))
-    shown = [panel(figure, words) for words, figure in frontier.frontier_panels(data)]
-    return [FigureView("Frontiers and typicality", frontier.caption(data), shown, "two", name)]
+    _save(folder, name, frontier_figure.frontier_figure(data))
+    shown = [panel(figure, words) for words, figure in frontier_figure.frontier_panels(data)]
+    return [FigureView("Frontiers and typicality", frontier_figure.caption(data), shown, "two", name)]
 
 
 def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:

@@ -12,43 +12,43 @@ from typing import Any, Literal, NoReturn, cast
 import numpy as np
 
 from hydrometer._version import __version__
-from hydrometer.core.clusters import Clusters
-from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
+from hydrometer.core.sampling_design import Clusters
 from hydrometer.core.watching import doing
+from hydrometer.core.yaml_io import artifact_json
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec, parse_run_spec
-from hydrometer.run.adopted import read_adopted
-from hydrometer.run.answer import answer
-from hydrometer.run.diagnosis import diagnose, keep
-from hydrometer.run.engines import engine_records
-from hydrometer.run.execute import Monitor, Outcome, SilentMonitor
-from hydrometer.run.executors import ExecutorName, executor_of
-from hydrometer.run.extend import merge
-from hydrometer.run.inputs import check_inputs, check_places
-from hydrometer.run.maps import MapBooks
-from hydrometer.run.plan import ChainPlan, Plan, plan_run
-from hydrometer.run.provenance import provenance
-from hydrometer.run.recipes import load_spec
-from hydrometer.run.recorded import keep_seconds
-from hydrometer.run.rendered import keep_prompts, with_prompts
-from hydrometer.run.reopen import training_rows
-from hydrometer.run.scores import CellScores, read_scores
-from hydrometer.run.sofar import SoFar, part_of
-from hydrometer.stages.bench import Bench
-from hydrometer.stages.compare import Judged, TruthRows
+from hydrometer.run.advice.own_decision import answer
+from hydrometer.run.cost.recorded import keep_seconds
+from hydrometer.run.execution.execute import Monitor, Outcome, SilentMonitor
+from hydrometer.run.execution.executors import ExecutorName, executor_of
+from hydrometer.run.graph.adopted import read_adopted
+from hydrometer.run.graph.inputs import check_inputs, check_places
+from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.graph.recipes import load_spec
+from hydrometer.run.graph.rendered import keep_prompts, with_prompts
+from hydrometer.run.graph.reopen import training_rows
+from hydrometer.run.graph.spec_merge import merge
+from hydrometer.run.preflight.diagnosis import diagnose, keep
+from hydrometer.run.results.engine_records import engine_records
+from hydrometer.run.results.map_records import MapBooks
+from hydrometer.run.results.provenance import provenance
+from hydrometer.run.results.sofar import SoFar, part_of
+from hydrometer.run.results.user_scores import CellScores, read_scores
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
 from hydrometer.stages.nodes import Cell, JudgeNode
 from hydrometer.stages.picture import load_picture, without_picture
-from hydrometer.stages.summary import ChainFacts, compare_chain, load_released
+from hydrometer.stages.statistics.contrasts import Judged, TruthRows
+from hydrometer.stages.statistics.summary import ChainFacts, compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.migrate import SCHEMA
-from hydrometer.store.places import Url, place_of
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store
+from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = [
     "RunResult",

@@ -16,19 +16,19 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from hydrometer.core.documents import explain
 from hydrometer.core.errors import InputError, SpecError
+from hydrometer.core.yaml_io import explain
 from hydrometer.models.families import RunSpec
-from hydrometer.run.advise import Advice, advise_on, completed, keep
+from hydrometer.run.advice.advise import Advice, advise_on, completed, keep
+from hydrometer.run.advice.candidates import open_source, the_chain
+from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.api import run
-from hydrometer.run.candidates import open_source, the_chain
-from hydrometer.run.execute import Monitor, SilentMonitor, cost_of
-from hydrometer.run.fresh import rejudged
-from hydrometer.run.inputs import check_inputs, check_places
-from hydrometer.run.plan import Plan, plan_run
-from hydrometer.run.recipes import load_spec, recipes
-from hydrometer.stages.advice import Need
+from hydrometer.run.execution.execute import Monitor, SilentMonitor, cost_of
+from hydrometer.run.graph.inputs import check_inputs, check_places
+from hydrometer.run.graph.plan import Plan, plan_run
+from hydrometer.run.graph.recipes import load_spec, recipes
 from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
+from hydrometer.stages.statistics.decision import Need
 
 __all__ = ["Pilot", "advise_pilot", "plan_pilot"]
 

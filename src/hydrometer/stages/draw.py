@@ -7,7 +7,7 @@ from pathlib import Path
 from hydrometer.core.errors import StageError
 from hydrometer.models.drawing import draw_block
 from hydrometer.models.sequences import Sequences
-from hydrometer.stages.bench import Bench
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import DrawNode
 
 __all__ = ["draw"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.models.base import FitRequest, Tick
-from hydrometer.stages.bench import Bench
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import FitNode, LawRef
 
 __all__ = ["fit"]

@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
-from hydrometer.core.clusters import PromptsAre, Strata
 from hydrometer.core.errors import StageError
 from hydrometer.core.estimate import Estimate, share_estimate
 from hydrometer.core.rng import Stream
-from hydrometer.metrics.judged import Column, estimates, share_outside
+from hydrometer.core.sampling_design import PromptsAre, Strata
+from hydrometer.metrics.held_out import Column, estimates, share_outside
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
 from hydrometer.stages.judge import sequence_figures
 
 if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.canonical import Texts
-    from hydrometer.models.causal_lm.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.retokenize import Texts
 
 __all__ = [
     "VERSIONS", "Figures", "Scored", "draw_block", "held_out_figures", "load_rows", "load_scored", "reference_figures",
@@ -98,7 +98,7 @@ def score_ids(law: CausalLaw, rows: Sequences, folder: Path, *, own: bool) -> di
 
 def score_texts(law: CausalLaw, texts: Texts, folder: Path) -> dict[str, object]:
     """Score texts in the law's canonical tokenisation. Raises StageError."""
-    from hydrometer.models.causal_lm.canonical import canonical
+    from hydrometer.models.causal_lm.inference.retokenize import canonical
 
     found = canonical(texts, law)
     np.savez(

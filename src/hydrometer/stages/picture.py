@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
-from hydrometer.core.clusters import Clusters
-from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StageError, one_line
 from hydrometer.core.rng import Stream
+from hydrometer.core.sampling_design import Clusters
+from hydrometer.core.yaml_io import artifact_json
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
 from hydrometer.metrics.projection import project
 from hydrometer.models.capabilities import Embeds
-from hydrometer.stages.bench import Bench
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import EmbedNode, PictureNode
 
 __all__ = ["PICTURE_ROWS", "embed", "load_picture", "picture", "without_picture"]

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from hydrometer.core.arrays import open_arrays
 from hydrometer.core.controls import Controls, Reference
 from hydrometer.core.errors import StageError, StoreError
+from hydrometer.metrics.frontiers.prefixes import first_tokens
 from hydrometer.metrics.likelihood import Scores
-from hydrometer.metrics.prefixes import first_tokens
 from hydrometer.models.base import Controlled, Law, Samples
-from hydrometer.models.chosen import ChosenLaw, candidates_of
+from hydrometer.models.best_of_n import ChosenLaw, candidates_of
 from hydrometer.models.sequences import Sequences
-from hydrometer.stages.bench import Bench
+from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import ScoreNode
 
 __all__ = ["BIAS_ROWS", "Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]

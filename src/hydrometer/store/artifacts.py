@@ -23,11 +23,11 @@ from stat import S_ISREG
 from typing import Any, cast
 
 from hydrometer.core.claims import discard
-from hydrometer.core.documents import read_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
-from hydrometer.core.refusals import refused
-from hydrometer.store.guard import inner_file, remove
+from hydrometer.core.os_errors import refused
+from hydrometer.core.yaml_io import read_json
+from hydrometer.store.path_safety import inner_file, remove
 
 __all__ = [
     "MAX_META_BYTES",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydrometer.core.errors import FolderError
 from hydrometer.store.artifacts import ArtifactStore
-from hydrometer.store.places import copies_bound
+from hydrometer.store.storage_uri import copies_bound
 
 __all__ = ["Copies"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from hydrometer.core.errors import FolderError
-from hydrometer.core.refusals import refused
+from hydrometer.core.os_errors import refused
 
 __all__ = ["InUseError", "hold"]
 

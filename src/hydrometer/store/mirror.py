@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.store.artifacts import file_digest
-from hydrometer.store.places import Url, asking, at_once, bring, filesystem, object_bytes
+from hydrometer.store.storage_uri import Url, asking, at_once, bring, filesystem, object_bytes
 
 __all__ = ["Mirror", "read_object", "send_folder"]
 

@@ -13,17 +13,17 @@ from typing import Any, cast
 
 import yaml
 
-from hydrometer.core.documents import parse_yaml, read_json, read_plain
 from hydrometer.core.errors import FolderError, SpecError, StoreError
 from hydrometer.core.leftovers import is_abandoned
-from hydrometer.core.refusals import refused
+from hydrometer.core.os_errors import refused
+from hydrometer.core.yaml_io import parse_yaml, read_json, read_plain
 from hydrometer.store.artifacts import content_key, write_atomic
-from hydrometer.store.guard import refuse_links
 from hydrometer.store.lock import hold
 from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object
-from hydrometer.store.places import Url, place_of
+from hydrometer.store.path_safety import refuse_links
 from hydrometer.store.remote_lock import Lease, hold_remote
+from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = ["MAX_RESULTS_BYTES", "RunFolder", "load_results", "plain"]
 

@@ -28,7 +28,7 @@ from typing import Any, cast
 from hydrometer.core.errors import StoreError
 from hydrometer.store.artifacts import MAX_META_BYTES, META, ArtifactStore, checked_meta, file_digest
 from hydrometer.store.copies import Copies
-from hydrometer.store.places import Url, asking, at_once, bring, copies_home, filesystem, object_bytes, place_of
+from hydrometer.store.storage_uri import Url, asking, at_once, bring, copies_home, filesystem, object_bytes, place_of
 
 __all__ = ["RemoteArtifacts", "open_store"]
 

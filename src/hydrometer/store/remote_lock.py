@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import FolderError, HydrometerError, UnreachableError
-from hydrometer.store.places import Url, asking, filesystem, object_bytes
+from hydrometer.store.storage_uri import Url, asking, filesystem, object_bytes
 
 __all__ = ["Lease", "hold_remote"]
 

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
+from hydrometer.core.yaml_io import artifact_json
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
-from hydrometer.models.causal_lm import load
+from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, prompts_of, prompts_written, source_digest
 from hydrometer.models.causal_lm.engines import sessions
-from hydrometer.models.causal_lm.prompts import Kept, Prompts, prompts_of, prompts_written, source_digest
+from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.training_rows import TrainingRows, load_training_rows
@@ -38,10 +38,10 @@ from hydrometer.models.work import Device, Lengths, Stage, Work
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hydrometer.models.causal_lm.costs import Subject
-    from hydrometer.models.causal_lm.law import CausalLaw
-    from hydrometer.models.causal_lm.model import CausalLM
-    from hydrometer.models.chosen import ChosenLaw
+    from hydrometer.models.best_of_n import ChosenLaw
+    from hydrometer.models.causal_lm.cost.operations import Subject
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.model import CausalLM
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 
@@ -86,8 +86,8 @@ class CausalLMFamily:
         c = _chain(chain)
         resolved, prompts, _ = _opening(c.truth)
 
-        from hydrometer.models.causal_lm.initial import scratch_config
-        from hydrometer.models.causal_lm.model import model_stop_ids, vocabulary_hash
+        from hydrometer.models.causal_lm.inference.model import model_stop_ids, vocabulary_hash
+        from hydrometer.models.causal_lm.training.initialization import scratch_config
 
         if c.drawing is not None:
             engine, settings = c.drawing
@@ -143,8 +143,8 @@ class CausalLMFamily:
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
         """Look for what would spoil the result: vocabularies, prompts and ends, and a small probe of the truth."""
-        from hydrometer.models.causal_lm.doctor import Subject, examine
-        from hydrometer.models.causal_lm.footprint import level_configs
+        from hydrometer.models.causal_lm.cost.memory import level_configs
+        from hydrometer.models.causal_lm.preflight.doctor import Subject, examine
 
         c = _chain(chain)
         resolved, prompts, stop_ids = _opening(c.truth)
@@ -158,7 +158,7 @@ class CausalLMFamily:
 
     def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
         """Weights, gradients, optimiser states and caches; activations are left out."""
-        from hydrometer.models.causal_lm.footprint import footprint, level_configs
+        from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
 
         c = _chain(chain)
         configs = level_configs(_outline(load.resolve(c.truth.source, c.truth.revision)).config, self.levels(c))
@@ -206,7 +206,7 @@ class CausalLMFamily:
 
     def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw:
         """Make the truth's law."""
-        from hydrometer.models.causal_lm.law import CausalLaw
+        from hydrometer.models.causal_lm.inference.law import CausalLaw
 
         c = _chain(chain)
         resolved, prompts, stop_ids = _opening(c.truth)
@@ -238,7 +238,7 @@ class CausalLMFamily:
         stream: Stream, start: int,
     ) -> tuple[Samples, Mapping[str, object]]:  # fmt: skip
         """Draw a block as the chain says, natively or by its engine. Raises StageError."""
-        from hydrometer.models.causal_lm.engines.drawing import draw_by_engine
+        from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine
 
         c = _chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
@@ -255,7 +255,7 @@ class CausalLMFamily:
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit a new model by maximum likelihood. Raises FitError."""
-        from hydrometer.models.causal_lm.trainer import fit
+        from hydrometer.models.causal_lm.training.trainer import fit
 
         return fit(request)
 
@@ -269,19 +269,19 @@ class CausalLMFamily:
 
     def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
         """Join a group on this machine: gloo on the processor, nccl on cuda."""
-        from hydrometer.models.causal_lm.together import group
+        from hydrometer.models.causal_lm.training.distributed import group
 
         return group(_chain(chain).device, rank, n_workers, meeting)
 
     def identify(self, source: str) -> Mapping[str, str]:
         """Return what a checkpoint is, by content. Raises ModelError."""
-        from hydrometer.models.causal_lm.adopt import identify
+        from hydrometer.models.causal_lm.pretrained.adopt import identify
 
         return identify(source)
 
     def adopt(self, chain: ChainSpec, source: str) -> CausalLaw:
         """Open a checkpoint in float32, under the truth's prompts and stop set. Raises ModelError, LawMismatchError."""
-        from hydrometer.models.causal_lm.adopt import check_adopted, open_adopted
+        from hydrometer.models.causal_lm.pretrained.adopt import check_adopted, open_adopted
 
         check_adopted(source, open_tokenizer(_chain(chain))[0])
         return open_adopted(source, self.truth(chain, "float32"))
@@ -305,7 +305,7 @@ class CausalLMFamily:
 
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> CausalLaw:
         """Open what `save_law` wrote."""
-        from hydrometer.models.causal_lm.law import CausalLaw
+        from hydrometer.models.causal_lm.inference.law import CausalLaw
 
         c = _chain(chain)
         try:
@@ -366,7 +366,7 @@ class CausalLMFamily:
 
     def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
         """Operations, bytes and tokens of a stage."""
-        from hydrometer.models.causal_lm.costs import stage_work
+        from hydrometer.models.causal_lm.cost.operations import stage_work
 
         return stage_work(self.subject(_chain(chain)), stage, role, rows, mean, precision)
 
@@ -388,7 +388,7 @@ class CausalLMFamily:
 
     def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
         """Time random networks of the chain's shapes and few layers, through the sampler, scorer and trainer."""
-        from hydrometer.models.causal_lm.timing import measure
+        from hydrometer.models.causal_lm.cost.timing import measure
 
         c = _chain(chain)
         _set_threads(c)
@@ -396,7 +396,7 @@ class CausalLMFamily:
 
     def machine(self, chain: ChainSpec) -> Mapping[str, float]:
         """Rates of matrix products at the truth's width, and of memory copies, here."""
-        from hydrometer.models.causal_lm.timing import machine
+        from hydrometer.models.causal_lm.cost.timing import machine
 
         c = _chain(chain)
         _set_threads(c)
@@ -416,7 +416,7 @@ CAUSAL_LM = CausalLMFamily()
 def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
     """Everything of the truth's law but the network: source, prompts, stop set."""
     _needs_torch()
-    from hydrometer.models.causal_lm.model import model_stop_ids, stop_set
+    from hydrometer.models.causal_lm.inference.model import model_stop_ids, stop_set
 
     resolved = load.resolve(truth.source, truth.revision)
     outline = _outline(resolved)
@@ -477,7 +477,7 @@ def _keep_freed_memory() -> None:
 
 
 def _open_lm(path: str, revision: str | None, device: str, precision: Precision) -> CausalLM:
-    from hydrometer.models.causal_lm.model import CausalLM
+    from hydrometer.models.causal_lm.inference.model import CausalLM
 
     if precision == "float64":
         raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
@@ -500,7 +500,7 @@ def _chain(chain: ChainSpec) -> CausalLMChain:
 
 
 def _law(law: Law) -> CausalLaw:
-    from hydrometer.models.causal_lm.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
 
     if not isinstance(law, CausalLaw):
         raise InputError("not a causal LM's law", got=type(law).__name__)

@@ -9,18 +9,18 @@ from typing import Any, cast
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from hydrometer.core.documents import user_path
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError, SpecError, one_line
 from hydrometer.core.rng import Stream
+from hydrometer.core.yaml_io import user_path
 from hydrometer.models.base import Level
-from hydrometer.models.causal_lm import load
-from hydrometer.models.causal_lm.costs import Subject, shape_of
-from hydrometer.models.causal_lm.footprint import level_configs
-from hydrometer.models.causal_lm.law import CausalLaw
-from hydrometer.models.causal_lm.probe import small_law
-from hydrometer.models.causal_lm.prompts import open_prompts
+from hydrometer.models.causal_lm.cost.memory import level_configs
+from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
+from hydrometer.models.causal_lm.data.prompts import open_prompts
+from hydrometer.models.causal_lm.inference.law import CausalLaw
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
+from hydrometer.models.causal_lm.preflight.truth_probe import small_law
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, PromptsFile, Truth
-from hydrometer.models.causal_lm.vet import check_sizes
 from hydrometer.models.work import Lengths
 
 __all__ = ["at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]

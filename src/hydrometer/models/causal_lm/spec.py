@@ -30,10 +30,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.clusters import PromptsAre
-from hydrometer.core.documents import user_path
+from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
-from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings
+from hydrometer.core.yaml_io import user_path
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 
 __all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]

@@ -7,9 +7,9 @@ from typing import Literal, cast
 
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Footprint
-from hydrometer.models.causal_lm.costs import Subject
+from hydrometer.models.causal_lm.cost.memory import footprint
+from hydrometer.models.causal_lm.cost.operations import Subject
 from hydrometer.models.causal_lm.family import CausalLMFamily
-from hydrometer.models.causal_lm.footprint import footprint
 from hydrometer.models.causal_lm.planning import described_config, described_prompts, subject_of
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec
 from hydrometer.models.work import Lengths

@@ -17,8 +17,8 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.cheap import CheapFamily, Stage
 from hydrometer.models.markov.doctor import examine
-from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import Markov
+from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
 from hydrometer.models.sequences import Sequences, texts_exhibit
 

@@ -17,7 +17,7 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
-from hydrometer.models.selectivity import canonical, refuse_choice
+from hydrometer.models.finite_selectivity import canonical, refuse_choice
 from hydrometer.models.sequences import Sequences
 
 __all__ = ["END", "Markov", "contexts"]

@@ -15,8 +15,8 @@ from hydrometer.core.errors import DataError, HydrometerError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
 from hydrometer.models.cheap import EVERYTHING
-from hydrometer.models.markov.fit import fit_markov
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
+from hydrometer.models.markov.ngram_fit import fit_markov
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 

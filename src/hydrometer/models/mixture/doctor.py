@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from hydrometer.core.findings import Finding, note, warning
+from hydrometer.models.finite_selectivity import canonical
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
-from hydrometer.models.selectivity import canonical
 
 __all__ = ["examine"]
 

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from hydrometer.core.arguments import number, whole
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
-from hydrometer.models.mixture.arrays import real_array, symmetric
 from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, moments, padded, params, sweep, work
 from hydrometer.models.mixture.law import CovarianceType, Mixture, MixtureBatch
+from hydrometer.models.mixture.real_arrays import real_array, symmetric
 from hydrometer.models.mixture.start import kmeans, width
 from hydrometer.models.mixture.steps import (
     CONVERGED,

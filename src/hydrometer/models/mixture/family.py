@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.documents import artifact_json
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
+from hydrometer.core.yaml_io import artifact_json
 from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import CheapFamily

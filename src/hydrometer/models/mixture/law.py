@@ -20,9 +20,9 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError, Miss
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
-from hydrometer.models.mixture.arrays import real_array, symmetric
+from hydrometer.models.finite_selectivity import power_log_weights, refuse_choice
+from hydrometer.models.mixture.real_arrays import real_array, symmetric
 from hydrometer.models.points import Points
-from hydrometer.models.selectivity import power_log_weights, refuse_choice
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture

@@ -18,7 +18,8 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError, MissingDependencyError, StageError, one_line
-from hydrometer.models.causal_lm.engines.base import (
+from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base
+from hydrometer.models.causal_lm.engines.engine import (
     MOST_LOG_PROB,
     Answer,
     Drawable,
@@ -28,8 +29,7 @@ from hydrometer.models.causal_lm.engines.base import (
     Place,
     refuse_other_laws,
 )
-from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base
-from hydrometer.models.causal_lm.engines.probe import COLD, log_prob_kind, top_log_probs
+from hydrometer.models.causal_lm.engines.temperature_probe import COLD, log_prob_kind, top_log_probs
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import CausalLMChain

@@ -10,8 +10,8 @@ from typing import Any, cast
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.documents import nearest
-from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings
+from hydrometer.core.yaml_io import nearest
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.openai import OPENAI
 from hydrometer.models.causal_lm.engines.vllm import VLLM
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from hydrometer.models.causal_lm.engines.base import Engine, EngineSettings, Place, Session
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, Place, Session
 
 __all__ = ["opened", "release"]
 

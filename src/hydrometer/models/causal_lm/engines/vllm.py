@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from pydantic import Field
 
 from hydrometer.core.errors import MissingDependencyError, SpecError, StageError, one_line
-from hydrometer.models.causal_lm.engines.base import (
+from hydrometer.models.causal_lm.engines.engine import (
     Answer,
     EngineSettings,
     LogProbsAre,

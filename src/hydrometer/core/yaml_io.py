@@ -1,0 +1,327 @@
+"""Documents that people write: safe YAML, overrides, and one line about what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from hydrometer.core.errors import SpecError, StoreError, brief, one_line
+from hydrometer.core.os_errors import refused_errno
+
+__all__ = [
+    "MAX_YAML_BYTES",
+    "apply_overrides",
+    "artifact_json",
+    "explain",
+    "nearest",
+    "parse_yaml",
+    "read_json",
+    "read_plain",
+    "user_path",
+]
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_ALIASES = 16
+MAX_YAML_NODES = 200_000
+MAX_YAML_DEPTH = 64
+MAX_INTEGER_BITS = 256
+MAX_WORD = 200
+MAX_PLACE = 12
+MAX_GOT = 80
+MAX_ARTIFACT_JSON_BYTES = 1_000_000_000
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word, or the list of known words."""
+    close = difflib.get_close_matches(word[:MAX_WORD], known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """Return a file's first bytes, one more than `limit` at most, so that a reader sees that there are more.
+
+    Raises
+    ------
+    OSError : it cannot be read, or is a pipe or a device, which may never answer or never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no plain file")
+    with path.open("rb") as f:
+        # No more than is there: a read of so many bytes first takes memory for as many.
+        return f.read(min(limit, os.fstat(f.fileno()).st_size) + 1)
+
+
+def user_path(text: str) -> Path:
+    """Return a path with ``~`` and ``~NAME`` replaced by the home they mean, and left as they are where they mean none.
+
+    Examples
+    --------
+    >>> str(user_path("~no-user-of-this-machine/model"))
+    '~no-user-of-this-machine/model'
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
+    """Read a JSON file that may have been written by anybody.
+
+    Parameters
+    ----------
+    limit : bytes read at most.
+    unique : refuse an object that holds a key twice, of which different readers take different ones.
+
+    Raises
+    ------
+    OSError : it cannot be read.
+    ValueError : too large, nested too deeply, a key twice, or no JSON.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (file := Path(folder) / "deep.json").write_text("[" * 100_000)
+    ...     read_json(file, 1_000_000)
+    Traceback (most recent call last):
+        ...
+    ValueError: nested too deeply
+    """
+    raw = read_plain(path, limit)
+    if len(raw) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    try:
+        return json.loads(raw, object_pairs_hook=_distinct if unique else None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def artifact_json(path: Path, *kinds: type) -> Any:
+    """Read a JSON file of an artifact: its checksum says that it is what was written, not that a stage wrote it.
+
+    Parameters
+    ----------
+    kinds : of what the file holds: dict, list, ...
+
+    Raises
+    ------
+    StoreError : it cannot be read, or holds something else. OSError : the machine refuses.
+    """
+    try:
+        value: object = read_json(path, MAX_ARTIFACT_JSON_BYTES)
+        if not isinstance(value, kinds):
+            raise ValueError(f"it holds no {kinds[0].__name__}")
+    except (OSError, ValueError) as e:
+        if refused_errno(e) is not None:  # no reason to delete anything
+            raise
+        fix = "delete its folder, then run again"
+        raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix=fix) from None
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+        raise ValueError(f"the key {brief(twice)} is there twice")
+    return found
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Safe YAML: no Python tags, few aliases, no duplicate keys, bounded size, depth and numbers."""
+
+    aliases = 0
+    nodes = 0
+    most = MAX_YAML_NODES
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > self.most:
+            raise ValueError(f"it holds more than {self.most} values")
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_YAML_DEPTH} levels deep")
+        try:
+            return self._compose(parent, index)
+        finally:
+            self.depth -= 1
+
+    def _compose(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # pyright: ignore[reportUnknownMemberType]
+            self.aliases += 1
+            if self.aliases > MAX_YAML_ALIASES:
+                raise SpecError(
+                    "YAML uses too many aliases", got=f"more than {MAX_YAML_ALIASES}", fix="write the values out"
+                )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key that is no single value, line {line}")
+            key = str(key_node.value)
+            if key in seen:
+                raise SpecError(f"YAML holds the key {brief(key)} twice, line {line}", fix="keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        # Digits in bases that are powers of two, and in base 60, escape Python's own limit on text to integers.
+        if len(str(node.value)) > MAX_INTEGER_BITS + 2:
+            raise ValueError(f"a number of {len(str(node.value))} digits")
+        value: int = super().construct_yaml_int(node)
+        if value.bit_length() > MAX_INTEGER_BITS:
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        return value
+
+
+_BoundedLoader.add_constructor("tag:yaml.org,2002:int", _BoundedLoader.construct_yaml_int)
+
+
+def _spread(value: object, open_: set[int], known: dict[int, int]) -> int:
+    """Count values as often as aliases repeat them. Raises ValueError for one that holds itself."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    at = id(cast("object", value))
+    if at in open_:
+        raise ValueError("an anchor holds an alias to itself")
+    if at not in known:
+        keyed = cast("dict[object, object]", value) if isinstance(value, dict) else None
+        inner = cast("list[object]", value) if keyed is None else [*keyed, *keyed.values()]
+        known[at] = 1 + sum(_spread(v, open_ | {at}, known) for v in inner)
+    return known[at]
+
+
+def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> dict[str, object]:
+    """Parse one YAML mapping, safely.
+
+    Parameters
+    ----------
+    text : the document.
+    origin : where it came from, for messages.
+    limit : most bytes.
+
+    Raises
+    ------
+    SpecError : too large, too deep, not text, not YAML, Python tags, too many aliases, or not a mapping.
+    """
+    fix = "see `hydrometer recipes` for working examples"
+    if len(text) > limit:
+        raise SpecError(f"{origin} is too large for a specification", got=f"{len(text)} bytes", fix=fix)
+    try:
+        source = text.decode("utf-8") if isinstance(text, bytes) else text
+    except UnicodeDecodeError:
+        raise SpecError(f"{origin} is not text in UTF-8", got=text[:16], fix=fix) from None
+    loader: _BoundedLoader | None = None
+    try:
+        loader = _BoundedLoader(source)
+        loader.most = min(limit // 20, MAX_YAML_NODES)  # a value takes some 30 microseconds to read
+        value: object = loader.get_single_data()
+        if _spread(value, set(), {}) > MAX_YAML_NODES:
+            raise ValueError(f"aliases make more than {MAX_YAML_NODES} values of it")
+    except yaml.YAMLError as e:
+        raise SpecError(f"{origin} is not plain YAML: {one_line(str(e), 300)}", fix=fix) from None
+    except (RecursionError, ValueError, TypeError, OverflowError, AttributeError, KeyError) as e:
+        # PyYAML raises what Python does on scalars that look like dates, numbers or binary data and are not.
+        raise SpecError(f"{origin} cannot be read as YAML: {one_line(str(e), 300)}", fix=fix) from None
+    finally:
+        if loader is not None:
+            loader.dispose()  # pyright: ignore[reportUnknownMemberType]
+    if not isinstance(value, dict) or not value:
+        got = "nothing" if value is None else str(type(cast("object", value)).__name__)
+        raise SpecError(f"{origin} must be a YAML mapping of keys to values", got=got, fix=fix)
+    return cast("dict[str, object]", value)
+
+
+def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, object]:
+    """Apply ``a.b.c=VALUE`` overrides, VALUE in YAML; list items by number.
+
+    Examples
+    --------
+    >>> apply_overrides({"chains": {"m": {"data": {"train": 10}}}}, ["chains.m.data.train=20"])
+    {'chains': {'m': {'data': {'train': 20}}}}
+    """
+    for item in overrides:
+        path, equals, raw = item.partition("=")
+        if not equals or not all(path.split(".")):
+            raise SpecError("--set takes PATH=VALUE", got=item, fix="for example --set seeds=5")
+        parts, shown = path.split("."), one_line(path, 100)
+        if len(parts) > MAX_YAML_DEPTH:
+            raise SpecError("--set takes PATH=VALUE", got=item, fix="for example --set seeds=5")
+        value = parse_yaml(f"value: {raw}", f"--set {shown}")["value"]
+        here: object = data
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            if isinstance(here, list):
+                items = cast("list[Any]", here)
+                if not (part.isascii() and part.isdecimal() and len(part) < 10) or int(part) >= len(items):
+                    raise SpecError(
+                        f"--set {shown}: no item {brief(part)}", got=f"{len(items)} items", fix="count from 0"
+                    )
+                key: Any = int(part)
+            elif isinstance(here, dict):
+                key = part
+                if not last:
+                    here.setdefault(part, {})  # pyright: ignore[reportUnknownMemberType]
+            else:
+                where = one_line(".".join(parts[:i]), 100)
+                raise SpecError(f"--set {shown}: {where} holds a single value", got=here, fix=f"set {where} itself")
+            container = cast("Any", here)
+            if last:
+                container[key] = value
+            here = cast("object", container[key])
+    return data
+
+
+def explain(error: ValidationError, origin: str, body: object = None) -> SpecError:
+    """Turn pydantic's first complaint into one line: where, what, got.
+
+    Parameters
+    ----------
+    body : what was validated, by which keys are told from the parts of its own that pydantic puts between them.
+    """
+    first = error.errors(include_url=False)[0]
+    given = cast("object", first["input"])
+    is_missing = first["type"] == "missing"
+    keys = first["loc"] if body is None else _keys(first["loc"], body, given, missing=is_missing)
+    where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in keys), MAX_WORD)
+    message = "this key is missing" if is_missing else first["msg"].replace("a valid tuple", "a list")
+    text = f"{origin}: {where}: {message}" if where else f"{origin}: {message}"
+    # Of a whole mapping, and of what it names itself, the message says what matters.
+    is_whole = isinstance(first["input"], Mapping) and len(brief(given)) > MAX_GOT
+    if first["type"] in ("missing", "unknown_key") or is_whole or f" {brief(given)};" in message:
+        return SpecError(text)
+    return SpecError(text, got=given)
+
+
+def _keys(loc: tuple[int | str, ...], body: object, given: object, *, missing: bool) -> tuple[int | str, ...]:
+    """Leave out of a place the names of alternatives and of types: the most of it that leads to what was given."""
+    tail = loc[-1:] if missing else ()
+    path = loc[: len(loc) - len(tail)]
+    for dropped in range(len(path) + 1) if len(path) <= MAX_PLACE else ():
+        for kept in combinations(path, len(path) - dropped):
+            if _leads(kept, body, given):
+                return (*kept, *tail)
+    return loc
+
+
+def _leads(path: tuple[int | str, ...], body: object, given: object) -> bool:
+    for part in path:
+        try:
+            body = cast("Any", body)[part] if isinstance(body, dict | list) else ...
+        except (KeyError, IndexError, TypeError):
+            return False
+    return body is given or (type(body) is type(given) and body == given)

@@ -1,0 +1,1 @@
+"""Precision-recall frontiers, typicality and their oracles."""

@@ -1,0 +1,157 @@
+"""What a chain's models take, from their configurations alone: parameters, disk, memory.
+
+Parameters are counted on networks without storage (torch's meta device), so the count is that of the real network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from hydrometer.models.base import Footprint, Level
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
+from hydrometer.models.causal_lm.training.initialization import scratch_config
+from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
+from hydrometer.models.training_rows import IN_MEMORY
+
+__all__ = ["count_parameters", "footprint", "judge_bytes", "level_configs", "on_accelerator", "row_bytes"]
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_CHUNK = 1024  # rows of logits that the loss holds at once
+_PARQUET = 6000  # bytes of a file's own, and of its prompts'
+_JUDGED = 26_000
+
+
+def level_configs(truth: PretrainedConfig, levels: Sequence[Level]) -> dict[str, PretrainedConfig]:
+    """Return the configuration of the truth and of every level, by role."""
+    configs = {"truth": truth}
+    above = truth
+    for level in levels:
+        spec = cast("LevelSpec", level.spec)
+        match spec.init:
+            case "scratch":
+                above = scratch_config(truth, spec.architecture)
+            case "truth":
+                above = truth
+            case "above":
+                pass
+            case FromLayers(layers_of=owner, layers=layers):
+                above = layers_config(truth if owner == "truth" else above, layers)
+            case FromSource(source=source, revision=revision):
+                above = _config_of(source, revision)
+        configs[level.role] = above
+    return configs
+
+
+def _config_of(source: str, revision: str | None) -> PretrainedConfig:
+    resolved = load.resolve(source, revision)
+    resolved = resolved.base or resolved  # an adapter's network is its base's
+    options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
+    return AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Return how many parameters the network has, tied ones once."""
+    return sum(p.numel() for p in empty_network(config).parameters())
+
+
+def footprint(
+    chain: CausalLMChain,
+    configs: Mapping[str, PretrainedConfig],
+    training: Training | None,
+    stage: Literal["draw", "fit", "judge"],
+    role: str,
+    rows: int,
+    *,
+    dtype: str | None = None,
+    anywhere: bool = False,
+) -> Footprint:
+    """Return the bytes that a stage takes. Activations and what libraries keep are left out.
+
+    Parameters
+    ----------
+    configs : of the truth and the levels, by role; see `level_configs`.
+    training : of the level that is fitted.
+    dtype : arithmetic of a draw or a score; None takes the wider in which such a stage may run.
+    anywhere : also count memory that is an accelerator's here.
+
+    Sources: `trainer` for what a fit holds (float32 master weights, gradients, two moments of AdamW, the best epoch),
+    `losses` for the output matrix's products, `decoders` for keys and values.
+    """
+
+    def held(n_bytes: int) -> int:
+        return n_bytes if anywhere else _here(chain, n_bytes)
+
+    own, truth = configs[role], configs["truth"]
+    n, longest = count_parameters(own), chain.truth.max_new_tokens
+    match stage:
+        case "draw":
+            width = _BYTES[dtype] if dtype else max(_BYTES[chain.draw_dtype], _BYTES[chain.judge_dtype])
+            cache = chain.block_rows * longest * _keys_and_values(own) * width
+            logits = chain.block_rows * _vocabulary(own) * width
+            return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
+        case "fit":
+            fitted = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
+            fitted += _BYTES[chain.judge_dtype] * count_parameters(truth)
+            ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
+            scratch = ids if ids > IN_MEMORY else 0
+            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), held(fitted), scratch)
+        case "judge":
+            both = n if role == "truth" else n + count_parameters(truth)
+            # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
+            columns = 4 + 2 * (1 + math.ceil(math.log2(longest)))
+            return Footprint(16 * rows, 8 * columns * rows, held(both * _BYTES[dtype or chain.judge_dtype]))
+
+
+def on_accelerator(chain: CausalLMChain) -> bool:
+    """Whether the chain's networks run on an accelerator of this machine."""
+    return chain.device == "cuda" or (chain.device == "auto" and torch.cuda.is_available())
+
+
+def _here(chain: CausalLMChain, held: int) -> int:
+    """What is held in this machine's memory; an accelerator's is not looked at."""
+    return 0 if on_accelerator(chain) else held
+
+
+def row_bytes(rows: int, tokens: float) -> int:
+    """Return the bytes of stored rows of so many tokens each; an artifact's `meta.json` is not in them.
+
+    A stored token is two float32 log-probabilities, 8 bytes, and an id, which Parquet keeps as a place in a table of
+    values: 2 bytes of text, up to 7 where hardly any id comes twice.
+    """
+    return int(rows * (tokens * 15 + 20)) + _PARQUET
+
+
+def judge_bytes(rows: int) -> int:
+    """Return the bytes of a judged cell: four columns by row; figures and frontiers, which do not grow."""
+    return 32 * rows + _JUDGED
+
+
+def _loss(config: PretrainedConfig, width: int) -> int:
+    """The output matrix's gradient, its product and a chunk of logits."""
+    text = config.get_text_config()
+    matrix = _vocabulary(config) * int(getattr(text, "hidden_size", 0))
+    return matrix * (4 + width) + _CHUNK * _vocabulary(config) * width
+
+
+def _vocabulary(config: PretrainedConfig) -> int:
+    return int(config.get_text_config().vocab_size)
+
+
+def _keys_and_values(config: PretrainedConfig) -> int:
+    """Numbers that one position of one row leaves in an attention cache."""
+    text = config.get_text_config()
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    kept = int(getattr(text, "num_key_value_heads", None) or heads)
+    size = int(getattr(text, "head_dim", None) or (int(text.hidden_size) // heads if heads else 0))
+    return 2 * int(text.num_hidden_layers) * kept * size
+
+
+def _tokenizer_bytes(config: PretrainedConfig) -> int:
+    return 80 * _vocabulary(config)

@@ -1,0 +1,330 @@
+"""What a causal LM's stages have to do: operations, bytes and tokens, counted on networks without storage.
+
+Shapes: T tokens, D width, V ids, P_l matrix entries of a decoder layer, c positions that a token looks back on.
+
+    forward, a token and layer      2 P_l + 4 c D_attention        learning takes three times that
+    head, a token                   2 D V
+
+The counts follow what is run: prompts once, not once an answer (`llama`, `packed_rows`); the head on answer positions
+alone (`scorer`, `trainer`); the truth's states at its own rows kept up to 256 MiB (`kept`); lanes that wait for the
+last batch (`lanes`). Mixtures of experts are counted whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+from transformers import PretrainedConfig
+
+from hydrometer.models.causal_lm.cost.memory import footprint, judge_bytes, on_accelerator, row_bytes
+from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
+from hydrometer.models.causal_lm.training.layers import empty_network
+from hydrometer.models.causal_lm.training.packed_rows import learns_packed, packed_size
+from hydrometer.models.training_rows import IN_MEMORY
+from hydrometer.models.work import Part, Stage, Work
+
+__all__ = [
+    "Shape", "Subject", "forward_flops", "lanes_of", "padded_batch", "score_names", "shape_of", "spread", "stage_work",
+    "training_positions",
+]  # fmt: skip
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_PACKED_TOKENS = 1024  # of a batch that is scored: `scorer`
+_MOST_LANES = 8
+_KEPT_BYTES = 256 << 20  # of the truth's states: `kept`
+_ID_BYTES = 64  # moved a vocabulary entry where a row of logits is drawn from or scored by torch operations
+_LAUNCHES = 16  # operations of a decoder layer
+_BATCHES = 8  # of training, whose packs are counted
+_SCORED = 1500  # bytes of an artifact of scores beside its columns
+_GRAM_TOKEN = 88  # bytes that a token of judged rows takes while distinct n-grams are counted: `metrics.text`
+_ADAMW_BYTES = 40  # a parameter and step: weights, gradient, two moments, read and written; the norm for clipping
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A network's sizes.
+
+    Attributes
+    ----------
+    layers, width, vocabulary : decoder layers, D, rows of the output matrix.
+    layer : entries of the matrices of one decoder layer.
+    attention : query heads times their size. kept : numbers a position leaves in the cache, a layer.
+    parameters : all of them, tied ones once.
+    packs : whether training batches are run as packs.
+    """
+
+    layers: int
+    width: int
+    vocabulary: int
+    layer: int
+    attention: int
+    kept: int
+    parameters: int
+    packs: bool
+
+    @property
+    def label(self) -> str:
+        """What a layer and a head cost, as part of a name; the number of layers is not in it."""
+        return f"{self.width}w {self.layer}m {self.vocabulary}v"
+
+
+def shape_of(config: PretrainedConfig) -> Shape:
+    """Count a configuration's network. Raises ModelError where none can be built of it."""
+    network: Any = empty_network(config)
+    text = cast("Any", config.get_text_config())
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    head = network.get_output_embeddings()
+    tables |= set() if head is None else {id(head.weight)}
+    # Experts of a mixture are one parameter of three dimensions.
+    matrices = sum(p.numel() for p in network.parameters() if p.ndim > 1 and id(p) not in tables)
+    layers, heads = int(text.num_hidden_layers), int(getattr(text, "num_attention_heads", 1) or 1)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    groups = int(getattr(text, "num_key_value_heads", None) or heads)
+    return Shape(
+        layers, int(text.hidden_size), int(text.vocab_size), matrices // layers, heads * size, 2 * groups * size,
+        sum(p.numel() for p in network.parameters()), learns_packed(network),
+    )  # fmt: skip
+
+
+def forward_flops(shape: Shape, tokens: float, pairs: float, heads: float) -> float:
+    """Operations of a forward pass.
+
+    Parameters
+    ----------
+    tokens : run through the layers. pairs : of a token and a position it looks at, in each layer. heads : states that
+        meet the output matrix.
+    """
+    body = shape.layers * (2.0 * shape.layer * tokens + 4.0 * shape.attention * pairs)
+    return body + 2.0 * shape.width * shape.vocabulary * heads
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A chain, and what of its models is known without opening weights.
+
+    Attributes
+    ----------
+    shapes : of the truth and the levels, by role. prompts : lengths of all prompts, tokens.
+    levels : specifications of the levels, by role. configs : as `footprint` takes them.
+    here : whether the network runs on packed tokens in lanes, on the CPU.
+    """
+
+    chain: CausalLMChain
+    configs: Mapping[str, PretrainedConfig]
+    shapes: Mapping[str, Shape]
+    levels: Mapping[str, LevelSpec]
+    prompts: tuple[int, ...]
+
+    @property
+    def prompt(self) -> float:
+        """Mean length of a prompt, tokens."""
+        return sum(self.prompts) / len(self.prompts)
+
+    @property
+    def span(self) -> str:
+        """How far back tokens look, as part of a name: what attention takes is measured at it."""
+        return f"{self.prompt:.0f}+{self.chain.truth.max_new_tokens}t"
+
+
+def lanes_of(chain: CausalLMChain) -> int:
+    """Lanes that scoring may use on the CPU."""
+    return 1 if on_accelerator(chain) else min(chain.n_threads, _MOST_LANES)
+
+
+def spread(tokens: float, lanes: int) -> float:
+    """Tokens that lanes together have time for until the last batch is done: at least `tokens`.
+
+    Examples
+    --------
+    >>> spread(1024, 2), spread(2048, 2), spread(3072, 2)  # a batch of 1024 is not divided
+    (2048.0, 2048.0, 4096.0)
+    """
+    full, rest = divmod(tokens, _PACKED_TOKENS)
+    busy = [0.0] * lanes
+    for batch in [float(_PACKED_TOKENS)] * min(int(full), 64 * lanes) + ([rest] if rest else []):
+        busy[busy.index(min(busy))] += batch
+    counted = min(int(full), 64 * lanes) * _PACKED_TOKENS + rest
+    return max(busy) * lanes + (tokens - counted)
+
+
+def padded_batch(subject: Subject, training: Training) -> tuple[int, int]:
+    """Rows of a training batch, and positions of its longest: prompt and max_new_tokens."""
+    return training.per_device_train_batch_size, max(subject.prompts) + subject.chain.truth.max_new_tokens
+
+
+def training_positions(s: Subject, own: Shape, rows: int, mean: float, *, most: int, longest: int) -> float:
+    """Positions that a training batch is run at: of its packs, each prompt once, where the network takes them.
+
+    Parameters
+    ----------
+    rows : of a batch. mean : tokens of an answer. most : prompts there are at most. longest : tokens of an answer, at
+        most.
+    """
+    if on_accelerator(s.chain) or not own.packs:
+        return float(rows * (max(s.prompts) + longest))
+    return _packed_positions(
+        s.prompts[:most], max(s.prompts) + longest, rows, longest, max(1, round(2 * mean) - longest)
+    )
+
+
+@lru_cache(maxsize=64)
+def _packed_positions(prompts: tuple[int, ...], width: int, rows: int, longest: int, short: int) -> float:
+    """Mean over a few batches, half of whose answers are as long as can be, and the rest `short`."""
+    rng, length_U = np.random.default_rng(0), np.array(prompts)
+    found: list[int] = []
+    for _ in range(_BATCHES):
+        i = rng.permutation(4 * rows)[:rows]
+        of = i % len(prompts)
+        found.append(packed_size(of.tolist(), length_U[of], np.where(i % 2, min(short, longest), longest), width))
+    return sum(found) / len(found)
+
+
+def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float, precision: str) -> Work:
+    """Return what a stage has to do.
+
+    Parameters
+    ----------
+    role : whose law draws, is fitted, judged or opened. rows : drawn, learned, or judged of each law.
+    mean : tokens of an answer. precision : arithmetic of a draw, and of scores.
+    """
+    tokens, longest, level = rows * mean, subject.chain.truth.max_new_tokens, subject.levels.get(role)
+    if stage == "open":
+        n = subject.shapes[role].parameters
+        return Work(parts=(Part("open", n, "score", loaded=4.0 * n),))
+    training = None if level is None else level.training
+    likes = stage if stage in ("draw", "fit") else "judge"
+    dtype = None if stage in ("fit", "judge") else precision
+    takes = footprint(subject.chain, subject.configs, training, likes, role, rows, dtype=dtype, anywhere=True)
+    match stage:
+        case "draw":
+            parts = _draw(subject, subject.shapes[role], precision, rows, mean)
+            return Work(tokens, row_bytes(rows, mean), takes.memory_least, parts)
+        case "judge":  # joins what was scored: no model is opened
+            return Work(0.0, judge_bytes(rows), float(rows * longest * _GRAM_TOKEN))
+        case "fit":
+            parts = _fit(subject, role, rows, mean)
+            epochs = 1 if training is None else training.num_train_epochs
+            held = min(rows * longest * 2, IN_MEMORY)  # more of them are mapped
+            return Work(tokens * epochs, takes.disk_most, takes.memory_least + held, parts)
+        case _:
+            parts = _score(subject, stage, role, rows, mean, precision)
+            return Work(tokens, takes.disk_most + _SCORED, takes.memory_least, parts)
+
+
+def score_names(subject: Subject, shape: Shape, dtype: str) -> tuple[str, str]:
+    """Name the parts of a scored token: a decoder layer, and the rest."""
+    return f"score.layer {shape.label} {dtype} {subject.span}", f"score.rest {shape.label} {dtype} {subject.span}"
+
+
+def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[Part, ...]:
+    tokens, width, steps = rows * mean, _BYTES[dtype], s.chain.truth.max_new_tokens
+    blocks = max(rows / s.chain.block_rows, 1.0)
+    context = s.prompt + mean / 2
+    kept = tokens * context * own.kept * width
+    name = f"{own.label} {dtype} {s.chain.block_rows}r {s.span}"
+    layer = Part(
+        f"draw.layer {name}",
+        own.layers * tokens,
+        "draw",
+        own.layers * (2.0 * own.layer * tokens + 4.0 * own.attention * context * tokens),
+        own.layers * (blocks * steps * own.layer * width + kept),
+        dtype,
+        blocks * steps * own.layers * _LAUNCHES,
+    )
+    matrix = float(own.width * own.vocabulary)
+    rest = Part(
+        f"draw.rest {name}",
+        tokens,
+        "draw",
+        2.0 * matrix * tokens,
+        blocks * steps * matrix * width + tokens * own.vocabulary * _ID_BYTES,
+        dtype,
+        blocks * steps * _LAUNCHES,
+    )
+    return layer, rest, *_prefill(s, own, dtype, rows, blocks)
+
+
+def _prefill(s: Subject, own: Shape, dtype: str, rows: int, times: float) -> tuple[Part, ...]:
+    """The prompts that so many rows answer, run once."""
+    tokens = sum(s.prompts) * min(1.0, rows / times / len(s.prompts)) * times
+    flops = own.layers * (2.0 * own.layer * tokens + 2.0 * own.attention * s.prompt * tokens)
+    return (Part(score_names(s, own, dtype)[0], own.layers * tokens, "score", flops, 0.0, dtype),)
+
+
+def _layers(s: Subject, own: Shape, dtype: str, tokens: float, mean: float, share: float = 1.0) -> Part:
+    """Decoder layers over whole answers, by rows together."""
+    context = s.prompt + mean / 2
+    flops = share * own.layers * tokens * (2.0 * own.layer + 4.0 * own.attention * context)
+    units = share * own.layers * spread(tokens, lanes_of(s.chain))
+    return Part(score_names(s, own, dtype)[0], units, "score", flops, 0.0, dtype)
+
+
+def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str) -> tuple[Part, ...]:
+    """One block of rows: under one law alone, or under the truth and another with both expectations."""
+    truth, own = s.shapes["truth"], s.shapes[role]
+    tokens = rows * mean
+    units = spread(tokens, lanes_of(s.chain))
+    ids = tokens * truth.vocabulary * _ID_BYTES
+    if side == "score own":
+        head = 2.0 * own.width * own.vocabulary * tokens
+        return (
+            _layers(s, own, dtype, tokens, mean),
+            Part(score_names(s, own, dtype)[1], units, "score", head, ids, dtype),
+            *_prefill(s, own, dtype, rows, 1.0),
+        )
+    room = _KEPT_BYTES / (s.chain.data.evaluate * mean * truth.width * _BYTES[dtype])
+    again = 1.0 - min(1.0, room) if side == "score truth" else 1.0
+    heads = 2.0 * tokens * (truth.width * truth.vocabulary + own.width * own.vocabulary)
+    return (
+        _layers(s, truth, dtype, tokens, mean, again),
+        _layers(s, own, dtype, tokens, mean),
+        Part(f"beside.rest {truth.label} + {own.label} {dtype} {s.span}", units, "score", heads, 2 * ids, dtype),
+        *_prefill(s, truth, dtype, rows, 1.0),
+        *_prefill(s, own, dtype, rows, 1.0),
+    )
+
+
+def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
+    own, training = s.shapes[role], s.levels[role].training
+    epochs, dtype = training.num_train_epochs, "bfloat16" if training.bf16 else "float32"
+    batch, width = padded_batch(s, training)
+    longest = s.chain.truth.max_new_tokens
+    share = training_positions(s, own, batch, mean, most=len(s.prompts), longest=longest) / (batch * width)
+    packs = "" if share == 1 else f" {share:.2f}"
+    name = f"{own.label} {dtype} {batch}x{width}{packs}"
+    positions, answers = share * rows * width * epochs, rows * mean * epochs
+    layer = Part(
+        f"train.layer {name}",
+        own.layers * positions,
+        "train",
+        3.0 * own.layers * positions * (2.0 * own.layer + 2.0 * own.attention * width),
+        0.0,
+        dtype,
+    )
+    steps = epochs * rows / (batch * training.gradient_accumulation_steps)
+    matrix = own.width * own.vocabulary
+    rest = Part(
+        f"train.rest {name}",
+        answers,
+        "train",
+        6.0 * matrix * answers,
+        steps * own.parameters * _ADAMW_BYTES + answers * own.vocabulary * _ID_BYTES,
+        dtype,
+    )
+    held = s.chain.data.validate_ * mean
+    judged = "float32"  # what is trained has float32 weights, whatever models are judged in
+    scored = Part(
+        score_names(s, own, judged)[1],
+        epochs * spread(held, lanes_of(s.chain)),
+        "score",
+        epochs * 2.0 * matrix * held,
+        epochs * held * own.vocabulary * _ID_BYTES,
+        judged,
+    )
+    kept = Part("save", own.parameters, "train", loaded=4.0 * own.parameters)
+    return layer, rest, _layers(s, own, judged, held, mean, epochs), scored, kept

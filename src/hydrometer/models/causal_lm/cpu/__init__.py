@@ -1,0 +1,1 @@
+"""Compiled kernels and the Llama-type forward pass on the CPU."""

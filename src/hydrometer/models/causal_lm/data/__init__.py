@@ -1,0 +1,1 @@
+"""Prompts and text: read, rendered, encoded."""

@@ -1,0 +1,1 @@
+"""Drawing from an opened network and scoring under it."""

@@ -1,0 +1,270 @@
+"""The law of a causal language model's answers.
+
+A sequence stops at its first token in the stop set E, which is part of it and scored, or after L new tokens, with no
+term for the cut. `log_prob` is that of this stopped process, given the prompt:
+
+    log p(x | prompt) = sum over t of log p_s(x_t | prompt, x_<t),     p_s the selected next-token law.
+
+Row i answers prompt i mod P.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import InputError, LawMismatchError
+from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import Beside, Law, Samples, ScoreKind
+from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.finite_selectivity import refuse_choice
+from hydrometer.models.sequences import Sequences
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.inference.scorer import StepScores
+    from hydrometer.models.causal_lm.networks.decoders import Way
+
+__all__ = ["CausalLaw", "learns_from_whole_rows"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CausalLaw:
+    """The law of what a model answers.
+
+    Parameters
+    ----------
+    lm : network and tokenizer.
+    prompts : P prompts.
+    stop_ids : E, sorted.
+    max_new_tokens : L.
+    selectivity : token selectivity, or None.
+    block_rows : rows drawn together; part of what the bits of a draw depend on.
+    """
+
+    lm: CausalLM
+    prompts: Prompts
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    selectivity: Selectivity | None = None
+    block_rows: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError("max_new_tokens must be at least 1", got=self.max_new_tokens)
+        if self.block_rows < 1:
+            raise InputError("block_rows must be at least 1", got=self.block_rows)
+        if any(not 0 <= t < self.lm.vocab_size for t in self.stop_ids):
+            raise InputError("stop ids must be ids of the tokenizer", got=self.stop_ids)
+        if any(not 0 <= t < self.lm.vocab_size for p in self.prompts.ids for t in p):
+            raise LawMismatchError("the prompts hold ids that the tokenizer does not know")
+        room = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = self.longest
+        if isinstance(room, int) and longest > room:
+            fix = "shorten the prompts or max_new_tokens"
+            raise InputError(
+                "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
+            )
+
+        if not self.lm.is_llama and self.lm.running.way(longest) is None:
+            raise InputError(
+                "what the network says of a row this long depends on the rows that it was run on before",
+                got=(longest, self.lm.running.limit), fix="shorten the prompts or max_new_tokens",
+            )  # fmt: skip
+
+    @property
+    def way(self) -> Way:
+        """How transformers runs the network for rows of up to this law's length; see `running`."""
+        return cast("Way", self.lm.running.way(self.longest))
+
+    @property
+    def longest(self) -> int:
+        """Positions that prompt and answer take at most."""
+        return max(len(p) for p in self.prompts.ids) + self.max_new_tokens
+
+    @property
+    def n_prompts(self) -> int:
+        """P: row i answers prompt i mod P."""
+        return len(self.prompts.ids)
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """Log-probabilities of sequences are exact, up to rounding."""
+        return "exact"
+
+    def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
+        """Draw rows ``start .. start + n`` of the stream, in whole aligned blocks.
+
+        Equal rows whatever the call that asks for them: bitwise for equal torch, processor class and threads.
+        """
+        from hydrometer.models.causal_lm.inference.sampler import draw_blocks
+
+        if n < 1 or start < 0:
+            raise InputError("sample needs n >= 1 and start >= 0", got=(n, start))
+        stream, rows = as_stream(seed), self.block_rows
+        first, last = start // rows, -(-(start + n) // rows)
+        whole = draw_blocks(self, stream, first, last)
+        at = start - first * rows
+        return whole.take(slice(at, at + n))
+
+    def sample_block(self, n: int, *, stream: Stream, start: int) -> Sequences:
+        """Draw rows ``start .. start + n`` of the stream together, and no others.
+
+        The rows of `sample`, bit for bit where it is an aligned block of `block_rows`, else up to what rounding makes
+        of another number of rows.
+        """
+        prompt_n = np.arange(start, start + n, dtype=np.int64) % self.n_prompts
+        return self.draw(stream.uniforms(start, n, self.max_new_tokens), prompt_n)
+
+    def draw(self, uniforms: NDArray[np.float64], prompt_index: NDArray[np.int64]) -> Sequences:
+        """Draw a row from each row of uniforms (N, L) after the prompt of that index, all N together.
+
+        Bits depend on which rows are drawn together, as everywhere.
+        """
+        from hydrometer.models.causal_lm.inference.sampler import draw_rows
+
+        return draw_rows(self, uniforms, prompt_index)
+
+    def texts(self, x: Samples) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text: what is said behind the prompt, special tokens left out."""
+        from hydrometer.models.causal_lm.data.answer_text import prompt_ends
+
+        x = self._answers(x)
+        ends = prompt_ends(self.prompts, self.lm.tokenizer)
+        answers = [ends[int(p)].decode(x.row(i).tolist()) for i, p in enumerate(x.prompt_index)]
+        return [self.prompts.texts[int(p)] for p in x.prompt_index], answers
+
+    def log_prob(self, x: Samples) -> NDArray[np.float64]:
+        """Log-probability of each row, (N,) float64, nats.
+
+        Minus infinity for what this process cannot give: a token outside the selected set, a token after a stop, an
+        end that is neither a stop nor the cut.
+
+        Raises
+        ------
+        LawMismatchError : the rows answer other prompts.
+        """
+        from hydrometer.models.causal_lm.inference.scorer import score
+
+        return score(self, self._answers(x))
+
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+        """Score rows that this law drew under it and under `other`, with both martingales as control variates.
+
+        One pass of each network; see `models.base.Controlled`. With `again` this network's states are kept for the
+        next law (256 MiB at most). In bfloat16 a token that this law's selectivity drops by no more than rounding is
+        scored as if kept, and counted: the rows are this law's own. `log_prob` gives it minus infinity.
+
+        Raises
+        ------
+        LawMismatchError : other outcomes. StageError : rows that this law did not draw.
+        """
+        from hydrometer.models.causal_lm.inference.scorer import score_beside
+
+        if not isinstance(x, Sequences) or not isinstance(other, CausalLaw):
+            raise LawMismatchError("a causal LM is scored beside causal LMs", got=type(other).__name__)
+        return score_beside(self, x, other, again=again)
+
+    def score_steps(self, x: Sequences, *, entropy: bool = False, against: CausalLaw | None = None) -> StepScores:
+        """Log-probabilities step by step, and what the next-token law is like at each.
+
+        Parameters
+        ----------
+        x : rows that answer this law's prompts.
+        entropy : also the entropy of the next-token law at every step.
+        against : also the cross-entropy of this next-token law p relative to that one's q at every step,
+            ``-sum_j p(j | prefix) log q(j | prefix)``.
+
+        Returns
+        -------
+        StepScores, columns (N, T) in nats. Given a prefix, ``-cross_entropy`` is what log q of the next token is
+        expected to be.
+
+        Raises
+        ------
+        LawMismatchError : the rows answer other prompts, or the two laws are of other outcomes.
+
+        Examples
+        --------
+        >>> from hydrometer import CausalLM
+        >>> law = CausalLM.from_pretrained("smollm2-135m-instruct").law("The sea", max_new_tokens=4, block_rows=4)
+        >>> x = law.sample(4, seed=0)
+        >>> bool(abs(law.score_steps(x).selected.sum(1) - x.log_prob).max() < 1e-3)
+        True
+        """
+        from hydrometer.models.causal_lm.inference.scorer import score_steps
+
+        return score_steps(self, x, entropy=entropy, against=against)
+
+    def embed(self, x: Samples) -> NDArray[np.float32]:
+        """Place rows in the network's own space: mean last hidden state over the answer's tokens, (N, D) float32.
+
+        The state is what the body returns at each of the answer's tokens, the stop token included, after the final
+        norm (`last_hidden_state` of transformers). The prompt is read, but its own tokens do not count. Computed in the
+        network's dtype; the selectivity plays no part.
+
+        Raises
+        ------
+        LawMismatchError : the rows answer other prompts, hold unknown ids, or one of them has no token.
+
+        Examples
+        --------
+        >>> from hydrometer import CausalLM
+        >>> law = CausalLM.from_pretrained("smollm2-135m-instruct").law("The sea", max_new_tokens=4, block_rows=4)
+        >>> law.embed(law.sample(4, seed=0)).shape
+        (4, 576)
+        """
+        from hydrometer.models.causal_lm.inference.embedder import embed
+
+        return embed(self, self._answers(x))
+
+    def _answers(self, x: Samples) -> Sequences:
+        """Rows that are Sequences and answer this law's prompts."""
+        if not isinstance(x, Sequences):
+            raise InputError("a causal LM reads Sequences", got=type(x).__name__)
+        if x.prompt_ids != self.prompts.ids:
+            raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
+        return x
+
+    def select(self, s: Selectivity) -> CausalLaw:
+        """Return the law under a token selectivity.
+
+        Temperatures compose; any other selectivity of an already selected law has no single meaning and is refused.
+        """
+        refuse_choice(s)
+        if not s.is_token:
+            raise InputError("a language model takes token selectivities", got=s.label, fix="use temperature or top_p")
+        if s.is_neutral:
+            return self
+        old = self.selectivity
+        if old is not None:
+            if not (set(old.to_json()) == set(s.to_json()) == {"temperature"}):
+                raise InputError(
+                    "the law is already selected", got=f"{old.label}, then {s.label}", fix="select the unselected law"
+                )
+            s = Selectivity(temperature=(old.temperature or 1) * (s.temperature or 1))
+        return replace(self, selectivity=s)
+
+    def compatible(self, other: object) -> None:
+        """Raise LawMismatchError unless both are laws over the same outcomes: vocabulary, prompts, E and L."""
+        if not isinstance(other, CausalLaw):
+            raise LawMismatchError("a causal LM is compared with causal LMs", got=type(other).__name__)
+        differ = {
+            "vocabularies": (self.lm.vocabulary_hash[:12], other.lm.vocabulary_hash[:12]),
+            "prompts": (self.prompts.digest[:12], other.prompts.digest[:12]),
+            "stop sets": (self.stop_ids, other.stop_ids),
+            "max_new_tokens": (self.max_new_tokens, other.max_new_tokens),
+        }
+        for what, (mine, theirs) in differ.items():
+            if mine != theirs:
+                fix = "judge models of one tokenizer under the same prompts, stop set and max_new_tokens"
+                raise LawMismatchError(f"the laws differ in their {what}", got=(mine, theirs), fix=fix)
+
+
+def learns_from_whole_rows(law: CausalLaw) -> bool:
+    """Whether whole rows, beside others, say at every position what its prefix says alone, as fits take for granted."""
+    return law.lm.is_llama or law.lm.running.is_whole(law.longest)

@@ -1,0 +1,162 @@
+"""Texts under a model that was not the one that wrote them: the canonical tokenisation.
+
+An outcome here is a text and whether it ended. A model says one text by many token sequences; its tokenizer makes one
+of them behind the prompt, the canonical (`answer_text`). Scoring that one gives a lower bound,
+
+    log q(canonical(x), stop | prompt)  <=  log Q(x ends here | prompt)
+
+Q being the sum over all token sequences that, behind the prompt, decode to x. The same holds for a text that was cut,
+with "begins with x" for "ends here" and no stop. The bound is over texts that the tokenizer gives back as they were;
+`round_trip` says which. What the network does with its own tokens (max_new_tokens, a tail after the cut) plays no part.
+
+Shapes: N texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import DataError, StageError
+from hydrometer.core.sampling_design import PromptsAre
+from hydrometer.models.causal_lm.data.answer_text import UNREADABLE, prompt_ends
+from hydrometer.models.causal_lm.data.prompts import Prompts, encode_prompts, read_prompts
+from hydrometer.models.causal_lm.data.text_dataset import Answered
+from hydrometer.models.causal_lm.inference.law import CausalLaw
+from hydrometer.models.sequences import Sequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Canonical", "Texts", "asked", "canonical", "texts_of"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """Texts that answer prompts.
+
+    Attributes
+    ----------
+    texts : (N,) what was said, special tokens left out.
+    ended : (N,) bool, whether the text ended there; else it was cut, and only its beginning is known.
+    prompt_index : (N,) int64, which prompt each answers.
+    unreadable : (N,) bool, whether bytes that are no character were drawn, which the text does not say; None: nowhere.
+    """
+
+    texts: tuple[str, ...]
+    ended: NDArray[np.bool_]
+    prompt_index: NDArray[np.int64]
+    unreadable: NDArray[np.bool_] | None = None
+
+    @property
+    def n_bytes(self) -> Floats:
+        """(N,) bytes of UTF-8; the end has none."""
+        return np.array([len(t.encode()) for t in self.texts], np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canonical:
+    """Texts in one tokenizer's own tokens, with their scores.
+
+    Attributes
+    ----------
+    rows : the token ids, the stop token included where the text ended.
+    log_prob : (N,) nats; -inf where a selectivity leaves a token of the canonical tokenisation out.
+    round_trip : (N,) 1.0 where decoding the tokens behind the prompt gives the text back, and the text all that was
+        drawn.
+    spans : (N,) 1.0 where the tokenizer has no boundary between prompt and text.
+    """
+
+    rows: Sequences
+    log_prob: Floats
+    round_trip: Floats
+    spans: Floats
+
+
+def asked(rows: Sequence[Answered], tokenizer: PreTrainedTokenizerBase, *, chat: bool, are: PromptsAre) -> Prompts:
+    """Turn prompts into a tokenizer's ids; whole documents follow the begin-of-sequence token, all one prompt.
+
+    Raises
+    ------
+    DataError, ModelError : as `read_prompts`.
+    """
+    if not rows[0].turns:
+        return read_prompts(None, tokenizer)
+    if not chat and (several := next((r for r in rows if len(r.turns) > 1), None)) is not None:
+        raise DataError(f"{several.where}: messages need the chat template", fix="give --chat")
+    return encode_prompts([(r.where, r.turns) for r in rows], tokenizer, chat=chat, are=are)
+
+
+def texts_of(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """Decode drawn rows. A character that the cut broke in two is left out: the text before it is what is known."""
+    ends = prompt_ends(prompts, tokenizer)
+    texts: list[str] = []
+    unreadable = np.zeros(len(rows), np.bool_)
+    for i in range(len(rows)):
+        end, ids, stopped = ends[int(rows.prompt_index[i])], rows.row(i).tolist(), bool(rows.stopped[i])
+        said = ids[:-1] if stopped else ids
+        text = end.decode(said)
+        if UNREADABLE in text and end.encode(text).ids != tuple(said):  # else the character itself was drawn
+            text = text if stopped else text.rstrip(UNREADABLE)
+            unreadable[i] = UNREADABLE in text
+        texts.append(text)
+    return Texts(tuple(texts), rows.stopped, rows.prompt_index, unreadable)
+
+
+def canonical(texts: Texts, law: CausalLaw) -> Canonical:
+    """Encode texts as the law's tokenizer does behind their prompts, and score them.
+
+    A text that ended gets one stop token: the tokenizer's end of sequence where that is in the stop set, else the
+    smallest id there.
+
+    Raises
+    ------
+    StageError : a text with its prompt exceeds what the model has room for, the stop set is empty, or a score is NaN.
+    DataError : the tokenizer refuses a text.
+    """
+    ends = prompt_ends(law.prompts, law.lm.tokenizer)
+    stop = _stop(law) if bool(texts.ended.any()) else -1
+    encoded: list[list[int]] = []
+    round_trip, spans = np.zeros(len(texts.texts)), np.zeros(len(texts.texts))
+    for i, text in enumerate(texts.texts):
+        found = ends[int(texts.prompt_index[i])].encode(text)
+        round_trip[i] = found.round_trip and (texts.unreadable is None or not texts.unreadable[i])
+        spans[i] = not found.joined
+        encoded.append([*found.ids, stop] if texts.ended[i] else list(found.ids))
+    lengths = np.array([len(ids) for ids in encoded], np.int64)
+    _check_room(law, lengths, texts)
+    ids_NT = np.zeros((len(encoded), int(lengths.max(initial=1))), np.int64)
+    for i, ids in enumerate(encoded):
+        ids_NT[i, : len(ids)] = ids
+    zeros = np.zeros(len(encoded))
+    rows = Sequences(
+        law.prompts.ids, texts.prompt_index, ids_NT, lengths, texts.ended, zeros, prompts_are=law.prompts.are
+    )
+    log_prob = law.score_steps(rows).selected.sum(-1)
+    if np.isnan(log_prob).any() or np.isposinf(log_prob).any():
+        raise StageError("scores of texts hold NaN or +inf", fix="the model diverged or its weights are broken")
+    return Canonical(replace(rows, log_prob=log_prob), log_prob, round_trip, spans)
+
+
+def _stop(law: CausalLaw) -> int:
+    if not law.stop_ids:
+        raise StageError("the model has no stop token, so no text ends under it", fix="give a model with one")
+    own: object = law.lm.tokenizer.eos_token_id
+    return own if isinstance(own, int) and own in law.stop_ids else law.stop_ids[0]
+
+
+def _check_room(law: CausalLaw, lengths: NDArray[np.int64], texts: Texts) -> None:
+    room: object = getattr(law.lm.model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(room, int):
+        return
+    prompt = np.array([len(p) for p in law.prompts.ids], np.int64)[texts.prompt_index]
+    worst = int((prompt + lengths).argmax())
+    if prompt[worst] + lengths[worst] > room:
+        what = f"text {worst + 1} with its prompt exceeds the model's max_position_embeddings"
+        raise StageError(what, got=(int(prompt[worst] + lengths[worst]), room), fix="shorten it or leave it out")

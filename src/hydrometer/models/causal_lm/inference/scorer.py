@@ -1,0 +1,342 @@
+"""Scores sequences under a causal LM: log-probability of the stopped process, and what is known at each of its steps.
+
+Shapes: N sequences, B rows scored together, T positions, M wanted positions, D width, W rows of the output matrix.
+
+A prompt is run once and its cache shared by all its answers; padding is not computed where the network is of Llama
+type, and hardly elsewhere (rows of like length go together); the head is applied to wanted positions only, a few
+hundred at a time, and what it gives is reduced where it lies. No (B, T, V) tensor ever exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hydrometer.core.errors import LawMismatchError, StageError
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import Beside
+from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
+from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates, kept_states
+from hydrometer.models.causal_lm.networks import next_token
+from hydrometer.models.causal_lm.networks.next_token import Logits, TokenScores
+from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
+from hydrometer.models.sequences import Sequences
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+
+__all__ = ["StepScores", "row_batches", "score", "score_beside", "score_steps"]
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_PROMPTS_TOGETHER = 64
+_PACKED_TOKENS = 1024  # of a batch of packed rows
+_PADDED_ROWS, _PADDED_TOKENS = 128, 4096
+_LOGITS_TOGETHER = 256  # padded positions where the states are the logits themselves
+_HEAD_POSITIONS = 64  # logits of a lane, 6 MB in bfloat16: more of them is no faster, and glibc keeps what they took
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepScores:
+    """What is known at each step of N sequences; beyond a row's length, zeros.
+
+    Attributes
+    ----------
+    selected, unselected : (N, T) float64 nats, log-probability of each token under the selected law and under the law
+        itself.
+    near_edge : (N, T) bool, whether rounding at the selectivity's edge could show there; see `kernels.NEAR_EDGE`.
+    entropy : (N, T) float64 nats, of the selected next-token law, or None.
+    cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
+    other : (N, T) float64 nats, log-probability of each token under that other law as it is selected, or None.
+    as_if_kept : (N, T) bool, tokens of the law's own rows that its selectivity drops by no more than rounding, scored
+        as if each were kept; or None where none was looked for.
+    """
+
+    selected: Floats
+    unselected: Floats
+    near_edge: NDArray[np.bool_]
+    entropy: Floats | None
+    cross_entropy: Floats | None
+    other: Floats | None = None
+    as_if_kept: NDArray[np.bool_] | None = None
+
+
+def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
+    """Log-probability of each row, (N,) float64; -inf for what the process cannot give."""
+    possible_N = _is_outcome(law, x)
+    total_N = np.full(len(x), -math.inf)
+    rows = np.flatnonzero(possible_N)
+    if rows.size:
+        total_N[rows] = score_steps(law, x.take(rows), rows_together=rows_together).selected.sum(-1)
+    return total_N
+
+
+def score_beside(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool = False) -> Beside:
+    """Score rows that `law` drew under it and under `other`; the controls are the martingales of both.
+
+    ``sum_t (log r(x_t | x_<t) - E[log r(X | x_<t)])``, X of the next-token law that draws, has mean zero under that
+    law whatever r is: r is `law` itself, and `other` wherever its expectations are finite.
+
+    In bfloat16 a token that was drawn may lie just outside the kept set that is found here: the two ways of computing
+    its logits round differently. It is scored as if kept, and stays in its step's control: what rounding took from the
+    other side of the edge is missing there too.
+    """
+    law.compatible(other)
+    if not (_is_outcome(law, x).all() and _is_outcome(other, x).all()):
+        raise StageError("rows that their own law cannot say", fix="score them with log_prob instead")
+    same = other is law
+    steps = score_steps(law, x, entropy=True, against=None if same else other, again=again, drawn=True)
+    near = None if steps.as_if_kept is None else steps.near_edge.sum(-1)
+    kept = None if steps.as_if_kept is None else steps.as_if_kept.sum(-1)
+    own = steps.selected.sum(-1)
+    columns = [own + cast("Floats", steps.entropy).sum(-1)]
+    if same:
+        return Beside(own, own, np.stack(columns, axis=1), near_edge=near, as_if_kept=kept)
+    by_token = cast("Floats", steps.other)
+    theirs = by_token.sum(-1)
+    with np.errstate(invalid="ignore"):  # where the other law drops a token both terms may be infinite
+        columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
+    usable = [c for c in columns if np.isfinite(c).all()]
+    controls = np.stack(usable, axis=1) if usable else np.empty((len(x), 0))
+    return Beside(own, theirs, controls, steps.selected, by_token, near_edge=near, as_if_kept=kept)
+
+
+@torch.inference_mode()
+def score_steps(
+    law: CausalLaw,
+    x: Sequences,
+    *,
+    entropy: bool = False,
+    against: CausalLaw | None = None,
+    again: bool = False,
+    drawn: bool = False,
+    rows_together: int = _PADDED_ROWS,
+) -> StepScores:
+    """Score every token of every row, whatever ends the row.
+
+    Parameters
+    ----------
+    x : rows that answer the law's prompts.
+    entropy : also the entropy of the next-token law at each step.
+    against : also the cross-entropy of `law`'s next-token law relative to this one's at each step,
+        ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`; and log q of each token.
+    again : keep the states of `law`'s network at these rows for the next call with them, 256 MiB at most of all rows.
+    drawn : the rows are `law`'s own. In bfloat16 tokens that a selectivity drops by no more than rounding
+        (`next_token.BF16_ERROR`) are scored as if kept, and are near the edge; in float32 nothing changes.
+    rows_together : rows of a padded batch at most.
+
+    Raises
+    ------
+    LawMismatchError : the rows answer other prompts, or the laws are not of the same outcomes.
+    """
+    if x.prompt_ids != law.prompts.ids:
+        raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
+    if against is not None:
+        law.compatible(against)
+    if x.ids.size and not 0 <= x.ids.min() <= x.ids.max() < law.lm.vocab_size:
+        raise LawMismatchError("the rows hold ids that the tokenizer does not know", got=int(x.ids.max()))
+    shape = x.ids.shape
+    rounds = drawn and law.selectivity is not None and law.lm.dtype == torch.bfloat16
+    out = StepScores(
+        np.zeros(shape),
+        np.zeros(shape),
+        np.zeros(shape, np.bool_),
+        np.zeros(shape) if entropy else None,
+        None if against is None else np.zeros(shape),
+        None if against is None else np.zeros(shape),
+        np.zeros(shape, np.bool_) if rounds else None,
+    )
+    laws = [law] if against is None else [law, against]
+    engines = [a.lm.engine for a in laws]
+    kept = kept_states(law.lm, x) if again and law.lm.frozen else None  # weights that may change keep nothing
+    prompts = np.unique(x.prompt_index)
+    for at in range(0, len(prompts), _PROMPTS_TOGETHER):
+        group = prompts[at : at + _PROMPTS_TOGETHER]
+        rows = np.flatnonzero(np.isin(x.prompt_index, group) & (x.lengths > 0))
+        texts = [law.prompts.ids[p] for p in group]
+        packed = [e for e in engines if e is not None]
+        if is_packed := len(packed) == len(laws):
+            batches = list(_full_batches(rows, x.lengths, _PACKED_TOKENS))
+            lanes = Lanes(len(batches))
+        else:
+            tokens = _PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
+            batches = list(row_batches(rows, x.lengths, rows_together, tokens))
+            lanes = Lanes(1)
+        found = None if kept is None else _Kept(*kept, f"{'packed' if is_packed else 'padded'} {at}/".encode())
+        after = [texts] * len(laws)
+        if found is not None and all(
+            found.has([x.row(int(i)) for i in b], np.searchsorted(group, x.prompt_index[b])) for b in batches
+        ):
+            after[0] = []  # no prompt is run for states that are there
+        sources: list[Source] = (
+            [_PackedSource(e, t, lanes) for e, t in zip(packed, after, strict=True)]
+            if is_packed
+            else [GeneralSource(a.lm.network, a.way, t) for a, t in zip(laws, after, strict=True)]
+        )
+        if found is not None:
+            sources[0] = _KeptSource(sources[0], found)
+
+        def work(batch: Ints, group: Ints = group, sources: list[Source] = sources) -> None:
+            _score_batch(laws, sources, x, batch, np.searchsorted(group, x.prompt_index[batch]), out)
+
+        lanes.each(work, batches)
+    return out
+
+
+class _PackedSource:
+    def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
+        self.engine = engine
+        engine.pack_head()
+        self.prompts = engine.prompts(prompts, lanes) if prompts else engine.no_prompts()
+
+    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        first_BD = self.prompts.states[torch.from_numpy(of_B)]
+        fed = np.array([len(row) - 1 for row in ids])
+        if not fed.any():
+            return first_BD
+        at = Packing.of(fed, self.prompts.length[of_B])
+        cache = self.engine.cache(len(ids), int(fed.max()), shared=True)
+        tokens = np.concatenate([row[:-1] for row in ids])
+        later_MD = self.engine.forward(tokens, at, cache, self.prompts, of_B)
+        # Each row's first state, then its others.
+        starts = np.cumsum(fed) - fed
+        whole = torch.empty(len(tokens) + len(ids), later_MD.shape[1], dtype=later_MD.dtype)
+        is_first = np.zeros(len(whole), np.bool_)
+        is_first[starts + np.arange(len(ids))] = True
+        mask = torch.from_numpy(is_first)
+        whole[mask], whole[~mask] = first_BD, later_MD
+        return whole
+
+    def logits(self, states_MD: Tensor) -> Logits:
+        return self.engine.logits(states_MD)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What is kept of a network at a block of rows, by batch; `how`: packed or padded, and after which prompts."""
+
+    kept: KeptStates
+    states: dict[bytes, Tensor]
+    how: bytes
+
+    def key(self, ids: list[Ints], of_B: Ints) -> bytes:
+        return hashlib.sha256(self.how + b"".join(row.tobytes() + b"/" for row in ids) + of_B.tobytes()).digest()
+
+    def has(self, ids: list[Ints], of_B: Ints) -> bool:
+        return self.key(ids, of_B) in self.states
+
+
+class _KeptSource:
+    """A source that runs its network once for rows that come again."""
+
+    def __init__(self, source: Source, kept: _Kept) -> None:
+        self.source, self.kept = source, kept
+
+    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        batch = self.kept.key(ids, of_B)
+        found = self.kept.states.get(batch)
+        if found is None:
+            found = self.source.states(ids, of_B)
+            self.kept.kept.keep(self.kept.states, batch, found)
+        return found
+
+    def logits(self, states_MD: Tensor) -> Logits:
+        return self.source.logits(states_MD)
+
+
+def _score_batch(
+    laws: list[CausalLaw], sources: list[Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
+) -> None:
+    """Fill in what is known of the rows of one batch."""
+    ids = [x.row(int(i)) for i in batch]
+    wanted = np.concatenate(ids)
+    row_M = np.repeat(batch, [len(row) for row in ids])
+    step_M = np.concatenate([np.arange(len(row)) for row in ids])
+    states = [source.states(ids, of_B) for source in sources]
+    mine = laws[0]
+    for a in range(0, len(wanted), _HEAD_POSITIONS):
+        part = slice(a, a + _HEAD_POSITIONS)
+        at = row_M[part], step_M[part]
+        logits = [source.logits(s[part]) for source, s in zip(sources, states, strict=True)]
+        found = next_token.score(
+            logits[0], mine.lm.vocab_size, mine.selectivity, wanted[part], entropy=out.entropy is not None
+        )
+        out.selected[at] = _known(found)
+        out.unselected[at], out.near_edge[at] = found.unselected, found.near_edge
+        if out.as_if_kept is not None and mine.selectivity is not None:
+            _keep_the_drawn(logits[0], mine.lm.vocab_size, mine.selectivity, wanted[part], at, out)
+        if out.entropy is not None:
+            out.entropy[at] = found.entropy
+        if out.cross_entropy is not None and out.other is not None:
+            theirs = next_token.score(logits[1], mine.lm.vocab_size, laws[1].selectivity, wanted[part])
+            out.other[at] = _known(theirs)
+            out.cross_entropy[at] = next_token.cross_entropy(
+                logits[0], mine.selectivity, logits[1], laws[1].selectivity, mine.lm.vocab_size
+            )
+
+
+def _keep_the_drawn(
+    logits_MW: Logits, vocab_size: int, s: Selectivity, ids_M: Ints, at: tuple[Ints, Ints], out: StepScores
+) -> None:
+    """Score as if kept what is dropped by no more than rounding."""
+    dropped = np.flatnonzero(np.isneginf(out.selected[at]))
+    if dropped.size and out.as_if_kept is not None:
+        log_p, inside = next_token.score_dropped(logits_MW[dropped], vocab_size, s, ids_M[dropped])
+        rows, steps = (index[dropped[inside]] for index in at)
+        out.selected[rows, steps] = log_p[inside]
+        out.near_edge[rows, steps] = out.as_if_kept[rows, steps] = True
+
+
+def _known(found: TokenScores) -> Floats:
+    """Log-probability under the selected law; a network that diverged must not pass for one that cannot draw."""
+    return np.where(np.isnan(found.unselected), np.nan, found.selected)
+
+
+def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:
+    """Whether the stopped process can give each row: no token after a stop, no end but a stop or the cut, (N,)."""
+    at = np.arange(x.ids.shape[1])
+    last_N1 = x.lengths[:, None] - 1
+    stop_NT = np.isin(x.ids, law.stop_ids)
+    early_N = (stop_NT & (at < last_N1)).any(-1)
+    ends_N = (stop_NT & (at == last_N1)).any(-1)
+    cut_N = x.lengths == law.max_new_tokens
+    known_N = ((x.ids >= 0) & (x.ids < law.lm.vocab_size)).all(-1)
+    return (ends_N | cut_N) & ~early_N & known_N & (x.lengths >= 1) & (x.lengths <= law.max_new_tokens)
+
+
+def row_batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints]:
+    """Rows of similar length together, longest first, at most `tokens` positions a batch."""
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    at = 0
+    while at < len(rows):
+        n = max(1, min(most, tokens // int(lengths[rows[at]])))
+        yield rows[at : at + n]
+        at += n
+
+
+def _full_batches(rows: Ints, lengths: Ints, tokens: int) -> Iterator[Ints]:
+    """Rows packed as close to `tokens` positions a batch as they go, longest first.
+
+    Batches of one size allocate pieces of one size, which the allocator uses again; with sizes that differ it grows.
+    """
+    left = {int(n): list(rows[lengths[rows] == n]) for n in np.unique(lengths[rows])}
+    sizes = sorted(left, reverse=True)
+    while sizes:
+        room, batch = tokens, []
+        for n in [*sizes]:
+            while left[n] and (n <= room or not batch):
+                batch.append(left[n].pop())
+                room -= n
+            if not left[n]:
+                sizes.remove(n)
+        yield np.array(batch, np.int64)

@@ -1,0 +1,1 @@
+"""Reading models' files: finding them, distrusting them, opening them."""

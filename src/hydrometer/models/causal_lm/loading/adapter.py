@@ -1,0 +1,369 @@
+"""PEFT adapters: LoRA weights over a base model, merged into it when the weights are read.
+
+An adapter's folder is somebody else's text. Of its config only plain numbers, flags and module names are used, never a
+pattern, a module path or a method of initialisation, and the weights are safetensors or nothing. What it names as its
+base is opened if that is an alias or a hub id; a path or an address in there is not followed, the caller says which
+model is meant. Which modules are adapted, and at which rank, is read from the weights; a config that says otherwise
+in plain names and numbers is refused.
+
+    W' = W + s B A,    s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`      (Hu et al. 2021)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
+from hydrometer.core.yaml_io import read_json
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, check_files, tensor_sizes
+from hydrometer.models.causal_lm.loading.model_files import as_model_error, sha256
+from hydrometer.models.causal_lm.loading.weights import Unfit, check_finite, check_kinds, is_tied, untie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["merged", "resolve_adapter"]
+
+T = TypeVar("T")
+
+WEIGHTS = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 1_000_000
+_PREFIX = "base_model.model."
+_MODULE = re.compile(r"[A-Za-z_][\w.]{0,400}")
+_LORA_A = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.lora_(?P<kind>A\.weight|embedding_A)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_TAKEN = ("fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias")
+# Of a config's other fields these say nothing of the merged weights, or are looked at one by one.
+_NEUTRAL = frozenset((
+    *_TAKEN, "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+    "peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "lora_dropout", "megatron_core", "init_lora_weights",
+    "loftq_config", "eva_config", "corda_config", "qalora_group_size", "ensure_weight_tying",
+))  # fmt: skip
+# The other ways to begin change the base's weights, which peft does again when it opens the adapter.
+_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+_MERGE = "merge it with peft where it was made, and give the merged model's folder"
+
+
+def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
+    """Find an adapter's base and check that the adapter fits it, by names and shapes.
+
+    Parameters
+    ----------
+    folder : holds adapter_config.json and adapter_model.safetensors.
+    base : the base as the caller names it, or None for the one that the adapter names.
+
+    Raises
+    ------
+    ModelError : pickled weights only, another kind of adapter, a base that is not to be followed or does not fit.
+    MissingDependencyError : peft is not installed.
+    """
+    config = _config(folder)
+    if not (folder / WEIGHTS).is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            what = "the adapter's weights are pickled, which are never loaded (a pickle runs code)"
+            fix = "convert where you trust it: PeftModel.from_pretrained(...).save_pretrained(folder)"
+            raise ModelError(what, got=str(folder), fix=fix)
+        raise ModelError(f"the adapter's folder holds no {WEIGHTS}", got=str(folder), fix="save it with peft")
+    if find_spec("peft") is None:
+        raise MissingDependencyError("reading an adapter needs the package peft", fix="pip install 'hydrometer[peft]'")
+    _check_fields(config)
+    tensor_sizes(folder / WEIGHTS)
+    check_files({name: folder / name for name in FILES if (folder / name).is_file()}, str(folder))
+    named = config.get("base_model_name_or_path")
+    under = _base(folder, named, config.get("revision"), base)
+    unties = _fits(folder, config, under, str(named))
+    whole = hashlib.sha256()
+    beside = sorted(f for f in folder.glob("tokenizer*") if f.is_file())
+    for file in (folder / load.ADAPTER_CONFIG, folder / WEIGHTS, *beside):
+        whole.update(f"{file.name}\0{sha256(file)}\n".encode())
+    identity = {"kind": "adapter", "sha256": whole.hexdigest(), "base": json.dumps(dict(under.identity))}
+    if unties:  # what was kept before they were told apart is another model's
+        identity["head"] = "untied"
+    return load.Resolved(str(folder), None, identity, f"{folder.name}, an adapter over {under.description}", under)
+
+
+def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
+    """Merge the adapter into its base's weights; `base` is changed and returned.
+
+    Head and embeddings that are one matrix become two where the adapter changes one of them: peft adds the factors to
+    what one use of the matrix gives, not to the other's.
+
+    Raises
+    ------
+    ModelError : its tensors do not fit.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    folder = Path(resolved.path)
+    config = _config(folder)
+    tensors = load_file(folder / WEIGHTS)
+    options = _lora(config, {name: tuple(t.shape) for name, t in tensors.items()}, folder)
+    wanted = _wanted(str(config.get("base_model_name_or_path")))
+    check_kinds(folder / WEIGHTS, tensors.keys())
+    tied = is_tied(base)
+    with as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, on what is seen to here
+        model: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options))
+        result: Any = peft.set_peft_model_state_dict(model, tensors)
+        unread = [*result.unexpected_keys, *(k for k in result.missing_keys if "lora_" in k)]
+        if unread:
+            raise ValueError(f"{len(unread)} of its weights have no place there, first {unread[0]}")
+        if tied and _touches(base):
+            _part(base)
+        plain = cast("PreTrainedModel", model.merge_and_unload())
+    # peft remembers itself in the model it changed; what is left is a plain network.
+    if hasattr(plain, "peft_config"):
+        delattr(plain, "peft_config")
+    check_finite(plain, resolved.path)
+    return plain.eval().requires_grad_(False)
+
+
+def _touches(network: Any) -> bool:
+    """Whether peft has put something in the place of the embeddings or of the head."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())
+    return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in ends)
+
+
+def _part(network: Any) -> None:
+    """Give the head a matrix of its own, which is that of the embeddings so far."""
+    import torch
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    head: Any = network.get_output_embeddings()
+    if not isinstance(head, AuxiliaryTrainingWrapper):  # else it has one
+        head = getattr(head, "base_layer", head)
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    untie(network)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    fix = "give the folder that peft's save_pretrained wrote"
+    try:
+        value: object = read_json(folder / load.ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique=True)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{load.ADAPTER_CONFIG} cannot be read: {e}", got=str(folder), fix=fix) from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{load.ADAPTER_CONFIG} holds no configuration", got=str(folder), fix=fix)
+    config = cast("dict[str, Any]", value)
+    if config.get("peft_type") != "LORA":
+        raise ModelError("only LoRA adapters are merged here", got=config.get("peft_type"), fix=_MERGE)
+    return config
+
+
+def _check_fields(config: dict[str, Any]) -> None:
+    """Refuse what would change the merged weights and is not among what is taken."""
+    import peft
+
+    default = vars(peft.LoraConfig())
+    for key, value in config.items():
+        if key in _NEUTRAL or value in (None, False, "", [], {}):
+            continue
+        # Of a field that a later release of peft brings, a number or a name may be the default.
+        known = value == default[key] if key in default else isinstance(value, int | float | str) and value is not True
+        if not known:
+            raise ModelError(f"the adapter uses {key}, which is not read here", got=value, fix=_MERGE)
+    begun = config.get("init_lora_weights")
+    if not any(begun is b or (isinstance(b, str) and begun == b) for b in _BEGINNINGS):
+        what = "the adapter began by changing its base's weights (init_lora_weights)"
+        fix = "save it with peft's path_initial_model_for_weight_conversion, or merge it there and give that folder"
+        raise ModelError(what, got=begun, fix=fix)
+
+
+def _base(folder: Path, named: object, revision: object, base: str | None) -> load.Resolved:
+    """Open what the caller names, else what the adapter names if that is no path and no address."""
+    if base is not None:
+        under = load.resolve(base)
+        if under.base is not None:
+            raise ModelError("an adapter's base is itself an adapter", got=base, fix="give a whole model as --base")
+        return under
+    if not isinstance(named, str) or not named:
+        what = "the adapter does not say which model it is for"
+        raise ModelError(what, got=str(folder), fix="give the base model as --base")
+    is_place = named in load.ALIASES or (load.HUB_ID.fullmatch(named) is not None and ".." not in named)
+    if not is_place or Path(named).exists():
+        what = "the adapter's config names its base by a path or an address, which is not followed"
+        raise ModelError(what, got=named, fix="give the base model as --base, if you trust it")
+    try:
+        return load.resolve(named, revision if isinstance(revision, str) else None)
+    except ModelError as e:
+        raise ModelError(f"the base that the adapter wants cannot be opened: {e.what}", got=named,
+                         fix="give the base model as --base") from None  # fmt: skip
+
+
+def _wanted(named: str) -> str:
+    return f"it was made for {named!r}; give that model as --base"
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from the file's header; no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with cast("Any", safe_open)(folder / WEIGHTS, framework="np") as f:
+            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"{WEIGHTS} cannot be read: {e}", got=str(folder), fix="save the adapter again") from None
+
+
+def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Path) -> dict[str, Any]:
+    """Options of a LoraConfig: what is adapted, and at which rank, from the weights; the rest from the config."""
+    factors = [(m, shape) for name, shape in shapes.items() if (m := _LORA_A.fullmatch(name))]
+    ranks = {m["module"]: int(shape[0]) for m, shape in factors if len(shape) == 2}
+    if not ranks:
+        raise ModelError(f"{WEIGHTS} holds no LoRA weights", got=str(folder), fix="save the adapter with peft")
+    _check_ranks(config, ranks)
+    alpha_of: Any = config.get("alpha_pattern") or {}
+    saved: Any = config.get("modules_to_save") or []
+    alpha: Any = config.get("lora_alpha", 8)
+    plain = isinstance(alpha_of, dict) and isinstance(saved, list)
+    names = [*ranks, *cast("dict[Any, Any]", alpha_of), *cast("list[Any]", saved)] if plain else [None]
+    numbers = [alpha, *cast("dict[Any, Any]", alpha_of).values()] if plain else []
+    if any(not isinstance(n, str) or not _MODULE.fullmatch(n) for n in names):
+        what = "the adapter's config names modules by something else than plain names"
+        raise ModelError(what, got=str(folder), fix="merge it with peft where it was made")
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise ModelError("the adapter's lora_alpha is no number", got=numbers[:3], fix="save the adapter with peft")
+    fields = {k: config[k] for k in _TAKEN if config.get(k) is not None}
+    if any(not isinstance(v, bool) for k, v in fields.items() if k != "bias") or fields.get("bias", "none") not in (
+        "none", "all", "lora_only",
+    ):  # fmt: skip
+        raise ModelError("the adapter's flags are no flags", got=fields, fix="save the adapter with peft")
+    # Keys of the patterns are read as regular expressions by peft: dots are escaped, the rest are word characters.
+    return {
+        "r": max(ranks.values()),
+        "lora_alpha": alpha,
+        "target_modules": sorted(ranks),
+        "rank_pattern": {f"^{re.escape(name)}": r for name, r in ranks.items()},
+        "alpha_pattern": {re.escape(name): a for name, a in cast("dict[str, Any]", alpha_of).items()},
+        "modules_to_save": saved or None,
+        **fields,
+    }
+
+
+def _check_ranks(config: dict[str, Any], ranks: dict[str, int]) -> None:
+    """Refuse factors of another rank than the config says: by which of them alpha is divided is not known.
+
+    Of a rank_pattern whose keys are no plain names, and are not run, any rank in it may be meant.
+    """
+    pattern: Any = config.get("rank_pattern") or {}
+    by_name = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {"": pattern}
+    usual, plain = config.get("r", 8), all(_MODULE.fullmatch(n) for n in by_name)  # peft's default
+    for module, rank in sorted(ranks.items()):
+        own = [r for name, r in by_name.items() if not plain or _ends(module, [name])]
+        said = [*own, usual] if not plain else [own[0] if own else usual]
+        if not any(type(r) is int and r == rank for r in said):
+            what = f"the factors of {one_line(module, 100)} have rank {rank}, the adapter's config says another"
+            raise ModelError(what, got=said[:3], fix="save the adapter again with peft's save_pretrained")
+
+
+def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str) -> bool:
+    """Compare the adapter's names and shapes with what peft would put over the base, by a network without weights.
+
+    Returns
+    -------
+    Whether head and embeddings, one matrix in the base, are two in the merged network.
+    """
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shapes = _shapes(folder)
+    options = _lora(config, shapes, folder)
+    with as_model_error(base.path), torch.device("meta"):
+        network: Any = AutoModelForCausalLM.from_config(load.outline(base).config, trust_remote_code=False)
+    modules: dict[str, Any] = dict(network.named_modules())
+    plain = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    ends = {n for n, m in modules.items() if m in (network.get_input_embeddings(), network.get_output_embeddings())}
+    tied = is_tied(network)
+    adapted, saved = set(options["target_modules"]), cast("list[str]", options["modules_to_save"] or [])
+    strange = sorted(adapted - modules.keys())
+    unfit = Unfit((), tuple(f"{_PREFIX}{n}.lora_A" for n in strange))
+    if not unfit:
+        with as_model_error(str(folder), fix=_wanted(named)), warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options)
+            model: Any = peft.get_peft_model(network, lora)
+            state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        needed = {name: tuple(t.shape) for name, t in state.items()}
+        needed |= {k: shape for k, shape in _embeddings(plain, ends).items() if k in shapes}
+        aimed = _aimed(config, modules, adapted, saved)
+        absent, beside = ({f"{_PREFIX}{n}.lora_A" for n in names} for names in (aimed - adapted, adapted - aimed))
+        unfit = Unfit(
+            tuple(sorted({*(needed.keys() - shapes.keys()), *absent})),
+            tuple(sorted({*(shapes.keys() - needed.keys()), *beside})),
+            tuple((k, shapes[k], needed[k]) for k in sorted(shapes.keys() & needed.keys()) if shapes[k] != needed[k]),
+        )
+    if unfit:
+        only_missing = not unfit.unexpected and not unfit.mismatched
+        fix = "save the adapter again with peft's save_pretrained" if only_missing else _wanted(named)
+        raise ModelError(f"the adapter does not fit {base.description}: {unfit}", got=str(folder), fix=fix)
+    unties = tied and _touches(network)
+    if unties and config.get("ensure_weight_tying"):
+        what = "the adapter keeps head and embeddings one matrix (ensure_weight_tying), which is not read here"
+        raise ModelError(what, got=str(folder), fix=_MERGE)
+    return unties
+
+
+def _embeddings(plain: dict[str, tuple[int, ...]], ends: set[str]) -> dict[str, tuple[int, ...]]:
+    """Names under which peft may also have written the base's head and embeddings."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in plain.items():
+        module, _, last = name.rpartition(".")
+        if module in ends:
+            found |= {f"{_PREFIX}{name}": shape, f"{_PREFIX}{module}.base_layer.{last}": shape}
+    return found
+
+
+def _aimed(config: dict[str, Any], modules: dict[str, Any], adapted: set[str], saved: list[str]) -> set[str]:
+    """Modules that the config says are adapted, as peft reads it; of a pattern, those like the ones that are.
+
+    A pattern is somebody else's program, which is not run. Then every module of a kind that is adapted should be, in
+    every layer that has an adapted one.
+    """
+    aims, spared = _list_of(config.get("target_modules"), str), _list_of(config.get("exclude_modules"), str)
+    lists = config.get("layers_pattern")
+    lists = _list_of([lists] if isinstance(lists, str) and _MODULE.fullmatch(lists) else lists, str)
+    where = config.get("layers_to_transform")
+    chosen = _list_of([where] if isinstance(where, int) else where, int)
+    if not aims or spared is None or chosen is None or lists is None or not all(_MODULE.fullmatch(n) for n in lists):
+        kinds, layers = {_NUMBER.sub("*", n) for n in adapted}, {_layer(n, []) for n in adapted}
+        return {n for n in modules if _NUMBER.sub("*", n) in kinds and _layer(n, []) in layers}
+    return {
+        n
+        for n in modules
+        if _ends(n, aims)
+        and not _ends(n, spared)
+        and not any(f".{s}." in f".{n}." for s in saved)
+        and (n in aims or not chosen or _layer(n, lists) in chosen)
+    }
+
+
+def _list_of(value: object, kind: type[T]) -> list[T] | None:
+    """Return a list of nothing else, empty for None; None where it is not one."""
+    entries = cast("list[object]", value) if isinstance(value, list) else [] if value is None else [...]
+    return cast("list[T]", entries) if all(isinstance(e, kind) for e in entries) else None
+
+
+def _ends(name: str, names: list[str]) -> bool:
+    return any(f".{name}".endswith(f".{n}") for n in names)
+
+
+def _layer(name: str, lists: list[str]) -> int | None:
+    """Number of the layer that a module is in: the first behind one of these names, or behind any."""
+    for before, part in pairwise(name.split(".")[:-1]):
+        if part.isdigit() and (not lists or before in lists):
+            return int(part)
+    return None

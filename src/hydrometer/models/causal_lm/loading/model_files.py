@@ -1,0 +1,75 @@
+"""What reading a model's files needs: hashes that are remembered, silence, and errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Generator
+from functools import lru_cache
+from logging import CRITICAL
+from pathlib import Path
+
+from hydrometer.core.errors import DataError, HydrometerError, ModelError, one_line
+from hydrometer.core.os_errors import is_panic
+from hydrometer.core.watching import doing
+
+__all__ = ["as_data_error", "as_model_error", "quiet", "sha256"]
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file's bytes, remembered while its size and time stay."""
+    stat = file.stat()
+    return _sha256_of(str(file), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
+    if size >= 2**26:
+        doing(f"reading {Path(path).name}")
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Silence transformers' bars and what it logs, in which a model's own text may stand; errors still raise."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
+    """Whatever transformers says about a source it cannot open becomes one line."""
+    try:
+        with quiet():
+            yield
+    except (HydrometerError, MemoryError):
+        raise
+    except BaseException as e:  # what a model's files make the libraries that read them raise has no common base
+        if not (isinstance(e, Exception) or is_panic(e)):
+            raise
+        said = one_line(str(e), 200) or type(e).__name__
+        raise ModelError(f"the model cannot be opened: {said}", got=source, fix=fix) from e
+
+
+@contextlib.contextmanager
+def as_data_error(what: str, got: object = ...) -> Generator[None]:
+    """Whatever a tokenizer raises over a text or ids becomes one line that begins with `what`. Raises DataError."""
+    try:
+        yield
+    except (HydrometerError, MemoryError):
+        raise
+    except BaseException as e:
+        if not (isinstance(e, Exception) or is_panic(e)):
+            raise
+        said = one_line(str(e), 200) or type(e).__name__
+        raise DataError(f"{what}: {said}", got=got) from None

@@ -1,0 +1,1 @@
+"""A network as body and head, and how it may be run."""

@@ -1,0 +1,1 @@
+"""What would spoil a chain of language models, found before it runs."""

@@ -1,0 +1,1 @@
+"""Models trained elsewhere: described, opened, adopted."""

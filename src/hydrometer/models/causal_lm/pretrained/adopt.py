@@ -1,0 +1,71 @@
+"""A checkpoint trained elsewhere as a law of a chain: its network under the truth's prompts, stop set and length."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hydrometer.core.errors import LawMismatchError, ModelError
+from hydrometer.core.yaml_io import user_path
+from hydrometer.models.causal_lm.inference.law import CausalLaw
+from hydrometer.models.causal_lm.inference.model import CausalLM, vocabulary_hash
+from hydrometer.models.causal_lm.loading import load
+
+__all__ = ["check_adopted", "identify", "open_adopted"]
+
+
+def identify(source: str) -> dict[str, str]:
+    """Return what a checkpoint is, by content.
+
+    Raises
+    ------
+    ModelError : nothing there, or nothing that is safe to open.
+    """
+    if "\0" in source:
+        raise ModelError("no such model", got=source, fix="give the folder that save_pretrained wrote")
+    return dict(load.resolve(source).identity)
+
+
+def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a checkpoint without a tokenizer, or of another vocabulary than the truth's; no weights are opened.
+
+    Raises
+    ------
+    ModelError, LawMismatchError
+    """
+    folder = user_path(source)
+    named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
+    if folder.is_dir() and not any((folder / f).is_file() for f in named):
+        raise ModelError(
+            "the checkpoint has no tokenizer, so its ids cannot be told from others", got=source,
+            fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
+        )  # fmt: skip
+    theirs, own = vocabulary_hash(load.outline(load.resolve(source)).tokenizer), vocabulary_hash(tokenizer)
+    if theirs != own:
+        raise LawMismatchError(
+            "the checkpoint's vocabulary is not the truth's", got=(theirs[:12], own[:12]),
+            fix="adopt a model of the truth's own tokenizer; `hydrometer judge` compares others",
+        )  # fmt: skip
+
+
+def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
+    """Open a checkpoint in float32, as the law that judges compare with the truth's.
+
+    Its own generation config is not used: where a sequence stops is the truth's, as for every student.
+
+    Parameters
+    ----------
+    source : whatever `load.resolve` finds: a folder of safetensors, for one.
+    truth : the law whose prompts, stop set and max_new_tokens it takes over.
+
+    Raises
+    ------
+    ModelError : it cannot be opened, or holds a weight that is not finite.
+    """
+    lm = CausalLM.from_pretrained(source, dtype="float32", device=str(truth.lm.device))
+    if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):
+        raise ModelError("the checkpoint holds weights that are not finite", got=source, fix="train it again")
+    lm.model.generation_config = copy.deepcopy(truth.lm.model.generation_config)
+    return CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)

@@ -1,0 +1,198 @@
+"""One fit by several processes: each takes its rows of every batch, and gradients are those of the whole batch.
+
+Shapes: B rows of a batch, W processes (workers), process r takes rows r, r + W, r + 2W, ... of the batch.
+
+    loss of a step = - (1 / M) sum over processes, over their answer tokens, of log q       M tokens of the whole step
+
+DDP and FSDP2 average gradients over processes; each process's part of the loss is therefore multiplied by W.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Generator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate.data_loader import SeedableRandomSampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hydrometer.core.errors import FitError
+from hydrometer.models.causal_lm.inference.model import CausalLM, pick_device
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.spec import Training
+
+__all__ = ["PATIENCE", "Loss", "Together", "group", "lost_peer", "together"]
+
+Loss = Callable[[CausalLM, Tensor, Tensor, float], Tensor]
+"""From a model, ids, labels and the step's number of answer tokens to the loss of these rows."""
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one another: rank 0 scores held-out rows while they do; who dies is noticed at once."""
+
+
+@contextlib.contextmanager
+def group(device: str, rank: int, n_workers: int, meeting: Path) -> Generator[None]:
+    """Be one process of a group on this machine, by gloo, or on cuda by nccl."""
+    on_cuda = pick_device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(rank)
+    # Not by a file:// URL: torch does not unquote its path, and waits in vain where a folder has a space in its name.
+    store = dist.FileStore(str(meeting), n_workers)  # pyright: ignore[reportPrivateImportUsage]
+    store.set_timeout(PATIENCE)
+    dist.init_process_group(
+        "nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=n_workers, timeout=PATIENCE
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether an error says that another process of this one's group is gone; gloo's has no type of its own."""
+    return dist.is_initialized() and (
+        isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+    )
+
+
+class Together:
+    """A model as the processes of this group train it.
+
+    Parameters
+    ----------
+    lm : the model, whole and equal in every process; rank 0's is what is judged and kept.
+    loss : of these rows.
+
+    Attributes
+    ----------
+    rank, size : of this process, and W.
+    trained : the model whose parameters are optimised: `lm` itself, or its sharded copy.
+    module : what the loop calls: from ids, labels and the step's number of answer tokens to this process's part of the
+        loss.
+    """
+
+    def __init__(self, lm: CausalLM, strategy: Literal["ddp", "fsdp"], loss: Loss) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.lm, self.sharded = lm, strategy == "fsdp"
+        self.trained = CausalLM(copy.deepcopy(lm.model), lm.tokenizer) if self.sharded else lm
+        part = _Part(self.trained, loss, self.size)
+        self.module: nn.Module = _sharded(part, lm.device) if self.sharded else _replicated(part, lm.device)
+
+    def gather(self) -> None:
+        """Bring the trained weights into rank 0's `lm`. Called by all."""
+        if not self.sharded:
+            return
+        whole: dict[str, Tensor] = {}
+        for name, value in self.trained.model.state_dict().items():
+            full = value.full_tensor() if hasattr(value, "full_tensor") else value
+            if self.rank == 0:
+                whole[name] = full.detach()
+        if self.rank == 0:
+            self.lm.model.load_state_dict(whole)
+
+    def loader(
+        self, data: Dataset[Any], collate: Callable[..., dict[str, Tensor]], batch: int, seed: int
+    ) -> DataLoader[Any]:
+        """Load this process's rows of the batches that one process alone would take."""
+        rows = _Rows(data, batch, seed, self.rank, self.size)
+        return _Loader(data, batch_sampler=rows, collate_fn=collate)
+
+    def meet(self) -> None:
+        """Wait for all processes of the group; the source of a broadcast need not wait for those it tells."""
+        dist.barrier()
+
+    def told(self, value: object) -> Any:
+        """Return rank 0's value in every process."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def together(lm: CausalLM, training: Training, loss: Loss) -> Together | None:
+    """Join this process's group, where the fit is of several processes.
+
+    Raises
+    ------
+    FitError : the fit is of several, and this process is in no such group.
+    """
+    if training.num_workers == 1:
+        return None
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size != training.num_workers:
+        what = "a fit of several workers is made by `hydrometer run`, which starts them"
+        raise FitError(what, got=f"{size} of {training.num_workers}", fix="set num_workers: 1 to fit in this process")
+    return Together(lm, training.strategy, loss)
+
+
+class _Part(nn.Module):
+    """The process's part of the loss, as a module: gradients are exchanged where a module's forward is called."""
+
+    def __init__(self, lm: CausalLM, loss: Loss, size: int) -> None:
+        super().__init__()
+        self.model = lm.model
+        self._lm, self._loss, self._size = lm, loss, size
+
+    def forward(self, input_ids: Tensor, labels: Tensor, n_items: float) -> Tensor:
+        return self._loss(self._lm, input_ids, labels, n_items) * self._size
+
+
+def _replicated(part: nn.Module, device: torch.device) -> nn.Module:
+    own = [device] if device.type == "cuda" else None
+    # Unused parameters are looked for: a process without an answer token in a batch uses but part of the network.
+    return nn.parallel.DistributedDataParallel(part, device_ids=own, find_unused_parameters=True)
+
+
+def _sharded(part: _Part, device: torch.device) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    n_layers = int(part.model.config.get_text_config().num_hidden_layers)
+    for module in part.model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            for layer in module:
+                fully_shard(layer, mesh=mesh)
+    # Embeddings, final norm and head stay gathered through the root's forward, where the loss reads the head's matrix.
+    whole: Any = fully_shard(part, mesh=mesh, reshard_after_forward=False)
+    return whole
+
+
+class _Rows(Sampler[list[int]]):
+    """The process's rows of each batch, in the order in which one process alone would draw them.
+
+    A batch of fewer rows than processes leaves some without: they get a row whose answer is not counted, so that all
+    take part in every exchange. It is written as -1 - row.
+    """
+
+    def __init__(self, data: Dataset[Any], batch: int, seed: int, rank: int, size: int) -> None:
+        # The sampler that accelerate gives one process's loader.
+        self.order = SeedableRandomSampler(data_source=data, generator=torch.Generator(), data_seed=seed)
+        self.n, self.batch, self.rank, self.size = len(data), batch, rank, size  # pyright: ignore[reportArgumentType]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.order)
+        for at in range(0, self.n, self.batch):
+            rows = order[at : at + self.batch]
+            yield rows[self.rank :: self.size] or [-1 - rows[0]]
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch)
+
+
+class _Loader(DataLoader[Any]):
+    """Passes the epoch on to the rows."""
+
+    def set_epoch(self, epoch: int) -> None:
+        rows: Any = self.batch_sampler
+        rows.set_epoch(epoch)

@@ -1,0 +1,141 @@
+"""Losses over the vocabulary that never hold a vocabulary-sized tensor of a whole batch.
+
+Shapes: M answer tokens of a batch, m of a chunk, D width, V ids that exist, W >= V rows of the output matrix.
+
+    loss = - (1 / n) sum over M of log softmax(h W')[x]       d loss / d logits = (softmax - onehot) / n
+
+The gradient is made in the forward pass, chunk by chunk, in the logits' own place: three matrix products and two passes
+over a chunk are all there is. On the CPU lanes share a chunk, by rows up to the states' gradient, by ids for the output
+matrix's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hydrometer.models.causal_lm.cpu.llama import as_array
+from hydrometer.models.causal_lm.cpu.logit_kernels import softmax_gradient
+from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+
+__all__ = ["linear_cross_entropy"]
+
+_CHUNK = 1024
+
+
+def linear_cross_entropy(
+    states_MD: Tensor,
+    weight_WD: Tensor,
+    bias_W: Tensor | None,
+    ids_M: Tensor,
+    *,
+    n_items: float,
+    vocab_size: int,
+    holes: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross-entropy of ids under ``softmax(states @ weight.T + bias)``, summed and divided by `n_items`; nats.
+
+    Parameters
+    ----------
+    states_MD : differentiable.
+    weight_WD, bias_W : output matrix, differentiable; its gradient is accumulated in float32.
+    ids_M : int64 in 0 .. vocab_size - 1.
+    n_items : divisor; the number of answer tokens of the whole step.
+    vocab_size : V; later rows of the matrix do not exist in the law and get no gradient.
+    holes : ids below V that do not exist either.
+    dtype : of the products; None takes that of the states. Sums over the vocabulary are float32 and float64.
+    """
+    apply: Any = _LinearCrossEntropy.apply
+    return apply(states_MD, weight_WD, bias_W, ids_M, n_items, vocab_size, holes, dtype or states_MD.dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        n_items: float,
+        vocab_size: int,
+        holes: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        h, w = states.detach().to(dtype), weight.detach().to(dtype)
+        b = None if bias is None else bias.detach().to(dtype)
+        d_states = torch.empty_like(h)
+        d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device)
+        d_bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=w.device)
+        lanes = Lanes(len(h) if h.device.type == "cpu" else 1)
+        room = torch.empty(min(_CHUNK, len(h)), len(w), dtype=dtype, device=w.device)
+        product = torch.empty_like(w)
+        total = 0.0
+        with torch.no_grad():
+            for at in range(0, len(h), _CHUNK):
+                chunk = slice(at, min(at + _CHUNK, len(h)))
+                h_m, ids_m, d_m = h[chunk], ids[chunk], d_states[chunk]
+                g = room[: len(h_m)]
+
+                def through_rows(part: slice, h_m: Tensor = h_m, ids_m: Tensor = ids_m, d_m: Tensor = d_m) -> float:
+                    """Logits, their gradient in place, and the gradient of the states."""
+                    own = room[part]
+                    torch.mm(h_m[part], w.t(), out=own)
+                    if b is not None:
+                        own += b
+                    if holes is not None:
+                        own[:, holes] = -torch.inf
+                    loss = _to_gradient(own, ids_m[part], vocab_size, 1 / n_items)
+                    torch.mm(own, w, out=d_m[part])
+                    return loss
+
+                def through_ids(part: slice, h_m: Tensor = h_m, g: Tensor = g, first: bool = at == 0) -> None:
+                    """Gradient of the output matrix, a range of ids a lane: nothing is summed twice."""
+                    torch.mm(g[:, part].t(), h_m, out=product[part])
+                    if first:
+                        d_weight[part] = product[part]
+                    else:
+                        d_weight[part] += product[part]
+
+                total += sum(lanes.each(through_rows, lanes.split(len(h_m))))
+                lanes.each(through_ids, lanes.split(len(w)))
+                if d_bias is not None:
+                    d_bias += g.sum(0, dtype=torch.float32)
+        last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
+        ctx.gradients = (d_states.to(states.dtype), d_weight.to(weight.dtype), last)
+        return torch.tensor(total / n_items, dtype=torch.float32, device=states.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        scale, gradients = float(grad_outputs[0]), ctx.gradients
+        ctx.gradients = None
+        if scale != 1:
+            gradients = tuple(None if g is None else g.mul_(scale) for g in gradients)
+        return (*gradients, None, None, None, None, None)
+
+
+def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:
+    """Turn logits into ``scale`` times their loss's gradient, in place; return the sum of the losses, nats."""
+    if logits_mW.device.type != "cpu":
+        return _to_gradient_by_torch(logits_mW, ids_m, vocab_size, scale)
+    loss = np.empty(len(logits_mW))
+    softmax_gradient(as_array(logits_mW), vocab_size, ids_m.numpy(), np.float32(scale), loss)
+    return float(loss.sum())
+
+
+def _to_gradient_by_torch(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:
+    logits = logits_mW[:, :vocab_size].float()
+    log_mass = logits.logsumexp(-1, keepdim=True)
+    at = ids_m[:, None]
+    loss = (log_mass - logits.gather(-1, at)).double().sum()
+    gradient = (logits - log_mass).exp_()
+    gradient.scatter_add_(-1, at, torch.full_like(log_mass, -1.0))
+    logits_mW[:, :vocab_size] = gradient.mul_(scale).to(logits_mW.dtype)
+    logits_mW[:, vocab_size:] = 0
+    return float(loss)

@@ -1,0 +1,1 @@
+"""Figures: computed as plain records, drawn with matplotlib."""

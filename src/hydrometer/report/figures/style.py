@@ -1,0 +1,177 @@
+"""The look of all figures, and how a figure becomes bytes: the same bytes every time.
+
+Colours are Okabe and Ito's (2008), safe for colour-blind readers; marker and line style say the same as colour. In the
+page the fixed colours become CSS variables, so that figures follow light and dark mode.
+"""
+
+# matplotlib leaves the type of its keyword arguments open.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hydrometer.core.leftovers import mark
+from hydrometer.report.data.plotdata import Kind
+
+__all__ = ["LOOKS", "Look", "inline_svg", "new_figure", "render", "styled", "write_atomic"]
+
+INK, QUIET, FAINT, PAPER = "#1d2430", "#5f6b7a", "#d5dae1", "#fffffe"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one kind of model is drawn, in every figure."""
+
+    color: str
+    marker: str
+    line: Any
+    hollow: bool
+    label: str
+    size: float = 6.0
+
+
+LOOKS: Mapping[Kind, Look] = {
+    "truth": Look(INK, "*", "-", False, "truth p*", 11),
+    "teacher": Look("#00805f", "D", (0, (1, 1.6)), False, "teacher", 5.5),
+    "direct": Look("#0068a9", "o", "-", False, "direct student", 8.5),
+    "decoded": Look("#0068a9", "o", (0, (4, 2)), True, "direct, decoded selectively", 5.5),
+    "decoded_neutral": Look("#a8528a", "^", (0, (1, 1.6)), True, "distilled neutrally, decoded selectively", 5.5),
+    "distilled": Look("#c94f00", "s", "-", False, "distilled selectively", 6),
+    "adopted": Look("#8a6d00", "P", "none", False, "trained elsewhere, adopted", 7),
+}
+
+VARIABLES = {
+    INK: "--fig-ink", QUIET: "--fig-quiet", FAINT: "--fig-faint", PAPER: "--fig-paper",
+    "#00805f": "--c-teacher", "#0068a9": "--c-direct", "#a8528a": "--c-neutral", "#c94f00": "--c-distilled",
+    "#8a6d00": "--c-adopted",
+}  # fmt: skip
+
+_RC: dict[str, Any] = {
+    "svg.hashsalt": "hydrometer",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+    "pdf.compression": 6,
+    "font.family": "DejaVu Sans",
+    "mathtext.fontset": "dejavusans",
+    "font.size": 8.5,
+    "text.parse_math": False,
+    "axes.titlesize": 9,
+    "axes.titleweight": "regular",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "path.simplify": True,
+}
+
+
+@contextmanager
+def styled() -> Generator[None]:
+    """Draw and save inside this: matplotlib's defaults with our settings on top, whatever the caller has set."""
+    with mpl.rc_context():
+        mpl.rcParams.update(mpl.rcParamsDefault)
+        for key, value in _RC.items():
+            mpl.rcParams[key] = value  # type: ignore[index]
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of this many inches that no global state knows of."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return the figure as svg, png or pdf; no dates, no version, no random ids."""
+    metadata: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata[kind], transparent=False, facecolor="white")
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, prefix: str, label: str) -> str:
+    """Return the figure as an SVG element for the page: own ids, colours as variables, a label for screen readers.
+
+    Parameters
+    ----------
+    figure : drawn.
+    prefix : letters and digits; put before every id, so that figures of one page do not clash.
+    label : plain words; escaped here.
+    """
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    svg = buffer.getvalue().decode()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    svg = re.sub(r"\n\s*", "\n", svg)
+    view = re.search(r'viewBox="([^"]+)"', svg)
+    box = view.group(1) if view else "0 0 100 100"
+    body = svg[svg.index(">") + 1 :]
+    safe = label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return f'<svg viewBox="{box}" role="img" aria-label="{safe}">{body}'
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{mark()}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

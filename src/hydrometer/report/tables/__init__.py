@@ -1,0 +1,1 @@
+"""Results in tables, for the terminal and the page."""

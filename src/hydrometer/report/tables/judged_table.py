@@ -1,0 +1,83 @@
+"""Models that exist, judged: the terminal's table and what is to be said of it."""
+
+from __future__ import annotations
+
+from hydrometer.core.errors import one_line
+from hydrometer.report.read_results import Chain, Diff, Group, Run
+from hydrometer.report.terminal import FittedTable
+from hydrometer.report.values import items, number, text
+from hydrometer.report.wording import KL, Sentence, model, signed, span, with_error
+
+__all__ = ["judged_sentences", "judged_table"]
+
+# What is shown of a judgement, in this order; a column stands where a model has it.
+_COLUMNS = {
+    "precision": ("precision", "nats"),
+    "precision_reference": ("precision under the reference", "nats"),
+    "recall": ("recall", "nats"),
+    "entropy": ("H(q)", "nats"),
+    "kl_student_truth": (KL, "nats"),
+    "kl_student_reference": ("KL(q‖reference)", "nats"),
+    "precision_per_byte": ("precision", "nats/byte"),
+    "precision_reference_per_byte": ("precision under the reference", "nats/byte"),
+    "recall_per_byte": ("recall", "nats/byte"),
+    "entropy_per_byte": ("H(q)", "nats/byte"),
+}
+
+
+def judged_table(run: Run, chain: Chain) -> FittedTable:
+    """Build the terminal's table: one model a row, figures with their standard error."""
+    groups = run.of_chain(chain.name)
+    columns = [m for m in _COLUMNS if any(m in g.metrics for g in groups)]
+    title = f"{one_line(chain.name, 80)}: nats per answer, or per byte of text where it says so, ± standard error"
+    heads = [name if unit == "nats" else f"{name}\n/ byte" for name, unit in (_COLUMNS[m] for m in columns)]
+    rows = [[one_line(model(g), 200), *(_cell(g, m) for m in columns)] for g in groups]
+    return FittedTable(["model", *heads], rows, title)
+
+
+def _cell(group: Group, metric: str) -> str:
+    found = group.metrics.get(metric)
+    if found is None:
+        return ""
+    if found.value is None:
+        sign = "+" if metric.startswith("kl") else "−"
+        return f"{sign}∞" if found.n_neg_inf else "–"
+    return with_error(found.value, found.se)
+
+
+def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
+    """Say how the models were asked, what the intervals are of, and which differences are decided."""
+    how = chain.judged
+    prompts, answers = number(how.get("prompts")), number(how.get("answers"))
+    out: list[Sentence] = []
+    if number(how.get("held_out_rows")) is not None:
+        words = f"Recall is over {how['held_out_rows']} held-out texts, each in the model’s own canonical tokenisation"
+        reference = text(how.get("reference"))
+        more = f"; precision is under the reference {reference}, which is not the truth" if reference else ""
+        out.append(Sentence("trade-off", "note", words + more + "."))
+    if prompts is not None and prompts > 1:
+        each = f", {answers / prompts:.0f} answers each" if answers is not None else ""
+        of = (
+            "Intervals are for the population that they are a sample of (clustered by prompt)"
+            if how.get("prompts_are") == "sample"
+            else "Intervals are for these prompts and no others"
+        )
+        out.append(Sentence("caveat", "note", f"{prompts:.0f} prompts{each}. {of}."))
+    pairs: dict[tuple[str, str], list[Diff]] = {}
+    for c in run.contrasts:
+        known = c.a in run.groups and c.b in run.groups and run.groups[c.a].chain == chain.name
+        if known and c.metric in _COLUMNS and c.value is not None:
+            pairs.setdefault((c.a, c.b), []).append(c)
+    out += [_difference(run, *pair, found) for pair, found in pairs.items()]
+    return out + [Sentence("caveat", "note", text(note) + ".") for note in items(how.get("notes"))]
+
+
+def _difference(run: Run, a: str, b: str, found: list[Diff]) -> Sentence:
+    """Say how a model differs from the truth, or from the first student."""
+    parts = [
+        f"{name} {signed(c.value or 0.0, c.se)} {unit} ({span(c)}{', undecided' if not c.sign else ''})"
+        for c in found
+        for name, unit in [_COLUMNS[c.metric]]
+    ]
+    words = f"{model(run.groups[a])} minus {model(run.groups[b])}: {'; '.join(parts)}."
+    return Sentence("trade-off", "note" if any(c.sign for c in found) else "open", words)

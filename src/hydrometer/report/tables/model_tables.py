@@ -1,0 +1,320 @@
+"""Tables: the terminal's with rich, and the page's as rows of plain strings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group as Renderables
+from rich.console import RenderableType
+from rich.text import Text
+
+from hydrometer.core.errors import one_line
+from hydrometer.core.seeds import SURE
+from hydrometer.report.data.grid_data import COMPARISONS, Tile, axis_of, counted, places
+from hydrometer.report.read_results import Chain, Diff, Figure, Group, Run, parse
+from hydrometer.report.tables.judged_table import judged_table
+from hydrometer.report.terminal import FittedTable
+from hydrometer.report.values import number, read_setting, text
+from hydrometer.report.wording import entry, error, figure, missing_words, model, num, per, setting, signed
+from hydrometer.report.words.verdict import Sentence, sentences
+
+__all__ = [
+    "TableData",
+    "contrast_table",
+    "group_table",
+    "map_table",
+    "missing_sentence",
+    "ordered_groups",
+    "released_table",
+    "setting_table",
+    "spread_table",
+    "summary_table",
+]
+
+MAIN = {
+    "precision": "precision",
+    "recall": "recall",
+    "entropy": "H(q)",
+    "kl_student_truth": "KL(q‖p*)",
+    "kl_truth_student": "KL(p*‖q)",
+}
+EXTRA = {
+    "recall_on_support": "recall on support",
+    "truth_mass_outside_support": "p* mass outside support",
+    "precision_per_token": "precision / token",
+    "recall_per_token": "recall / token",
+    "entropy_per_token": "H(q) / token",
+    "total_variation": "TV",
+    "divergence_area": "divergence area",
+    "typicality_50": "typicality 50 %",
+    "typicality_90": "typicality 90 %",
+    "entropy_kept": "entropy kept",
+    "effective_volume": "effective volume",
+    "collapsed": "collapsed",
+    "length": "length",
+    "eos_rate": "ended",
+    "repetition": "repetition",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+    "draws_per_row": "draws / row",
+    "acceptance_rate": "accepted",
+    "entropy_bound": "H(q) at most",
+    "kl_chosen_candidates": "KL(q‖candidates)",
+    "kl_chosen_candidates_bound": "KL(q‖candidates) at most",
+    "entropy_teacher": "H(teacher)",
+    "capacity_gap": "capacity gap",
+    "modes_covered": "modes covered",
+    "effective_components": "effective components",
+    "precision_per_byte": "precision / byte",
+    "recall_per_byte": "recall / byte",
+    "entropy_per_byte": "H(q) / byte",
+    "entropy_truth_per_byte": "H(p*) / byte",
+    "precision_reference": "precision under the reference",
+    "precision_reference_per_byte": "precision under the reference / byte",
+    "kl_student_reference": "KL(q‖reference)",
+    "round_trip_truth": "texts given back",
+    "round_trip_own": "own texts given back",
+    "spans_prompt_truth": "texts without a boundary behind the prompt",
+    "spans_prompt_own": "own texts without a boundary behind the prompt",
+}
+TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
+MAX_ROWS = 400
+_ROLE_ORDER = {"truth": 0, "teacher": 1, "student": 9}
+
+
+@dataclass(frozen=True, slots=True)
+class TableData:
+    """A table of strings: its headings, its rows, and how many rows were left out."""
+
+    head: list[str]
+    rows: list[list[str]]
+    left_out: int = 0
+
+
+def _order(group: Group, chain: Chain) -> tuple[int, int, int]:
+    steps = [s.selectivity for s in chain.tradeoff]
+
+    def place(value: dict[str, float] | None) -> int:
+        return 0 if value is None else steps.index(value) + 1 if value in steps else len(steps) + 1
+
+    role = _ROLE_ORDER.get(group.role, 5)
+    if group.adopted:
+        return role, 400 + place(group.selectivity), place(group.decoding)
+    if group.training == "distilled" and group.decoding:
+        return role, 300 + place(group.selectivity), place(group.decoding)
+    if group.training == "distilled":
+        return role, 200 + place(group.selectivity), 0
+    return role, 100, place(group.decoding or group.selectivity)
+
+
+def ordered_groups(run: Run, chain: Chain) -> list[Group]:
+    """Return a chain's groups as people read them: truth, teachers, direct, direct decoded, distilled.
+
+    Those of a map come point by point.
+    """
+    return [
+        group
+        for point in chain.points or [chain]
+        for group in sorted(run.at_point(point), key=lambda g: (_order(g, point), g.id))
+    ]
+
+
+def _has(groups: list[Group], metric: str) -> bool:
+    return any(metric in g.metrics for g in groups)
+
+
+def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
+    """Build the table of a chain's models: one row per group, figures with their error and below it their interval."""
+    groups = ordered_groups(run, chain)
+    columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
+    if extra:
+        columns |= {m: m for g in groups for m in g.metrics if m.startswith(("user_", "lm_eval_"))}
+    rows: list[list[str]] = []
+    for group in groups[:MAX_ROWS]:
+        seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
+        rows.append([model(group), *(_with_interval(group, m) for m in columns), seeds])
+    return TableData(["model", *columns.values(), "seeds"], rows, max(len(groups) - MAX_ROWS, 0))
+
+
+def _with_interval(group: Group, metric: str) -> str:
+    """Write a figure, and on a line below its 95 % interval and what the seeds cast doubt on."""
+    words, found = entry(group, metric), group.metrics.get(metric)
+    if found is None or found.ci95 is None or not found.se:
+        return words
+    few = ", few seeds" if found.few_seeds and group.seeds >= SURE else ""
+    peaks = ", two peaks" if found.two_peaks else ""
+    return f"{words}\n{'…'.join(num(end, found.se) for end in found.ci95)}{few}{peaks}"
+
+
+def spread(found: Figure | None) -> str:
+    """Write median and quartiles over seeds, and whether the values have two peaks.
+
+    Examples
+    --------
+    >>> spread(Figure(-8.7, 0.2, None, "nats", 0, -4.1, (-13.2, -3.3), two_peaks=True))
+    '−4.10, −13.20 to −3.30, two peaks'
+    """
+    if found is None or found.median is None or found.quartiles is None:
+        return "–"
+    ends = " to ".join(num(q, found.se) for q in found.quartiles)
+    return f"{num(found.median, found.se)}, {ends}" + (", two peaks" if found.two_peaks else "")
+
+
+def spread_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of what lies between seeds: median, quartiles and two peaks of every mean over seeds."""
+    groups = ordered_groups(run, chain)
+    known = {k for g in groups for k, f in g.metrics.items() if f.median is not None}
+    named = {k: v for k, v in (MAIN | EXTRA).items() if k in known}
+    rows = [[model(g), *(spread(g.metrics.get(m)) for m in named)] for g in groups[:MAX_ROWS]]
+    return TableData(["model", *named.values()], rows if named else [], max(len(groups) - MAX_ROWS, 0))
+
+
+def _counts(tiles: list[Tile]) -> str:
+    found = counted(tiles)
+    return f"+{found['up']}  −{found['down']}  ?{found['open']}" if len(tiles) > found["none"] else "–"
+
+
+def setting_table(chain: Chain) -> TableData:
+    """Build the table of a map by setting: at how many points a figure rises, falls, is undecided."""
+    rows: list[list[str]] = []
+    found = places(chain)
+    for at in axis_of(chain, "setting").values:
+        here = [p for p in found if setting(p.step.selectivity) == at]
+        rows.append([str(at), *(_counts([compare(p) for p in here]) for _, compare in COMPARISONS)])
+    return TableData(["distilled at", *(title for title, _ in COMPARISONS)], rows)
+
+
+def map_table(chain: Chain) -> TableData:
+    """Build the table under a map's pictures: every point and setting, each comparison with its interval's reading."""
+    axes = [axis_of(chain, key) for key in chain.axes]
+    rows: list[list[str]] = []
+    found = places(chain)
+    for place in found[:MAX_ROWS]:
+        cells = [f"{place.point.point.get(a.key, math.nan):g}" for a in axes]
+        for _, compare in COMPARISONS:
+            t = compare(place)
+            mark = "" if t.state == "decided" else " ?"
+            cells.append(t.reason if t.value is None else signed(t.value) + mark)
+        rows.append([setting(place.step.selectivity, short=True), *cells])
+    head = ["setting", *(a.name for a in axes), *(title for title, _ in COMPARISONS)]
+    return TableData(head, rows, max(len(found) - MAX_ROWS, 0))
+
+
+def _name(run: Run, group_id: str) -> str:
+    group = run.groups.get(group_id)
+    return model(group) if group else group_id
+
+
+def _decided(diff: Diff) -> str:
+    return {1: "a above b", -1: "a below b", 0: "undecided", None: "no interval"}[diff.sign]
+
+
+def contrast_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of contrasts between a chain's groups, every metric."""
+    mine = [c for c in run.contrasts if c.a in run.groups and run.groups[c.a].chain == chain.name]
+    rows: list[list[str]] = []
+    for c in mine[:MAX_ROWS]:
+        interval = f"{num(c.ci95[0], c.se)} to {num(c.ci95[1], c.se)}" if c.ci95 else "–"
+        value = "infinite" if c.value is None else signed(c.value, c.se)
+        rows.append(
+            [_name(run, c.a), _name(run, c.b), c.metric, value, error(c.se), interval, num(c.df, 1), _decided(c)]
+        )
+    head = ["a", "b", "metric", "a − b", "s.e.", "95 % interval", "df", "reading"]
+    return TableData(head, rows, max(len(mine) - MAX_ROWS, 0))
+
+
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def released_table(run: Run, chain: Chain) -> TableData:
+    """Build the table of the paper's figures as its notebook computes them, beside the corrected ones.
+
+    As released, precision is scored under the sharpened teacher and recall on the training points.
+    """
+    rows: list[list[str]] = []
+    for r in chain.as_released:
+        name = text(r.get("metric")).removesuffix("_as_released")
+        training, at = text(r.get("training")), read_setting(r.get("selectivity"))
+        low, high, printed = number(r.get("q025")), number(r.get("q975")), number(r.get("printed"))
+        inside, spread = "", "–"
+        if low is not None and high is not None:
+            spread = f"{_two(low)} to {_two(high)}"
+            inside = "" if printed is None else "inside" if low <= printed <= high else "outside"
+        fair = next(
+            (g for g in run.of_chain(chain.name) if g.role == "student" and g.training == training and not g.decoding
+             and (training == "direct" or g.selectivity == at)), None,
+        )  # fmt: skip
+        rows.append([
+            training, setting(at, short=True) if at else "", name, _two(printed), _two(number(r.get("median"))),
+            spread, _two(number(r.get("mean"))), inside,
+            figure(fair.metrics.get(name)) if fair else "–",
+        ])  # fmt: skip
+    head = ["student", "setting", "figure", "printed", "median", "95 % of seeds", "mean", "printed lies", "corrected"]
+    return TableData(head, rows)
+
+
+def _verdict_text(found: list[Sentence]) -> Text:
+    styles = {"yes": "green", "no": "red", "open": "yellow", "note": "dim"}
+    words = Text()
+    for s in found:
+        words.append(f"{s.topic:>9}  ", style="bold" if s.topic != "caveat" else "dim")
+        words.append(one_line(s.text) + "\n", style=styles[s.tone] if s.topic != "caveat" else "dim")
+    return words
+
+
+def missing_sentence(results: dict[str, Any]) -> str:
+    """Say which cells of a run are not judged yet; an empty string where all are.
+
+    Parameters
+    ----------
+    results : the object that results.json holds.
+
+    Examples
+    --------
+    >>> missing_sentence({"schema": 1, "cells": [{"id": "m.truth", "chain": "m"}], "partial": {"m": ["m.teacher"]}})
+    'So far 1 of 2 cells are judged; missing: m.teacher.'
+    """
+    return missing_words(parse(results))
+
+
+def summary_table(results: dict[str, Any]) -> RenderableType:
+    """Build the terminal's summary: per chain the table of models and the verdict.
+
+    Parameters
+    ----------
+    results : the object that results.json holds.
+
+    Returns
+    -------
+    A rich renderable; names and reasons are printed as text, never read as markup.
+
+    Raises
+    ------
+    FolderError : where the schema is a newer release's.
+    """
+    run = parse(results)
+    parts: list[RenderableType] = []
+    for chain in run.chains.values():
+        if chain.judged:
+            parts += [judged_table(run, chain), _verdict_text(sentences(run, chain))]
+            continue
+        data = setting_table(chain) if chain.points else group_table(run, chain)
+        seeds = f"{chain.seeds} seed" + ("s" if chain.seeds > 1 else "")
+        what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"
+        if not chain.points:
+            what = f"{chain.unit} per {per(chain)}, ± standard error, below it the 95 % interval"
+        title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
+        # What a terminal of 80 columns holds; the page has the rest.
+        shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
+        rows = [
+            ["\n".join(one_line(x, 200) for x in row[i].replace(", ", "\n" if i else ", ").split("\n")) for i in shown]
+            for row in data.rows
+        ]
+        parts += [FittedTable([data.head[i] for i in shown], rows, title), _verdict_text(sentences(run, chain))]
+    if (missing := missing_words(run)) and run.missing.keys() - run.chains.keys():  # those that have figures say it
+        parts.insert(0, Text(one_line(missing) + "\n", style="yellow"))
+    return Renderables(*parts) if parts else Text("no chains in these results")

@@ -1,0 +1,45 @@
+"""What is said of models trained elsewhere: each against the run's own model of its training and setting."""
+
+from __future__ import annotations
+
+from hydrometer.report.read_results import Brought, Chain, Diff
+from hydrometer.report.wording import KL, Sentence, among, per, recall_of, setting, signed, span
+
+__all__ = ["adopted_sentences"]
+
+MOST = 6
+_AGAINST = {
+    "vs_native": "the run’s own model of that training and setting",
+    "vs_own_direct": "the direct model of the same name",
+    "vs_direct": "the run’s direct student",
+}
+
+
+def adopted_sentences(chain: Chain) -> list[Sentence]:
+    """Write one sentence for each adopted model, the first few of them; none where nothing was adopted."""
+    said = [_sentence(chain, b) for b in chain.adopted[:MOST]]
+    if len(chain.adopted) > MOST:
+        said.append(Sentence("adopted", "note", f"{len(chain.adopted) - MOST} more are in the tables."))
+    return said
+
+
+def _sentence(chain: Chain, b: Brought) -> Sentence:
+    who = f"{b.name}, {'trained directly' if b.training == 'direct' else f'distilled at {setting(b.selectivity)}'}"
+    against = next((key for key in _AGAINST if b.diffs.get(key)), None)
+    if against is None:
+        return Sentence("adopted", "open", f"{who}: there is no judged model of the run to compare it with.")
+    diffs = b.diffs[against]
+    recall = recall_of(diffs)
+    named = [("precision", diffs.get("precision")), (KL, diffs.get("kl_student_truth"))]
+    if recall is not None:
+        named.append((recall.metric.replace("_", " "), recall))
+    parts = [f"{name} {_size(d)}" for name, d in named if d is not None]
+    words = f"{who}, minus {_AGAINST[against]}, {chain.unit} per {per(chain)}: {among(parts)}."
+    return Sentence("adopted", "note" if any(d is not None and d.ci95 for _, d in named) else "open", words)
+
+
+def _size(d: Diff) -> str:
+    if d.value is None:
+        return "without a finite difference"
+    decided = " (undecided)" if d.sign == 0 else ""
+    return f"{signed(d.value, d.se)} ({span(d)}){decided}"

@@ -1,0 +1,402 @@
+"""Advice in words: three sentences, remarks, and a table, from what advice.json holds.
+
+The sentences say what to take, what it gains and costs, and how sure that is. They claim no more than the status does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+from hydrometer.core.errors import one_line
+from hydrometer.report.read_results import Chain, Run
+from hydrometer.report.terminal import FittedTable
+from hydrometer.report.values import Json, items, mapping, number, read_setting, text
+from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
+
+__all__ = [
+    "advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice", "provisional",
+    "tone_of",
+]  # fmt: skip
+
+SCHEMA = 1
+MAX_BYTES = 5_000_000
+_CONSTRAINTS = ("max_recall_loss", "min_precision_gain", "min_score")
+
+
+def advice_sentences(data: Json) -> list[str]:
+    """Say what to take; what it gains and costs; how sure that is.
+
+    Parameters
+    ----------
+    data : what advice.json holds (docs, Advice); `Advice.data` of `hydrometer.advise`.
+    """
+    return [provisional(len(items(data.get("missing")))) + _answer(data), _figures(data), _sureness(data)]
+
+
+def provisional(early: int) -> str:
+    """Begin what is said where so many cells are not judged yet; nothing where all are."""
+    return f"Provisional, {early} cell{'s are' if early > 1 else ' is'} not judged yet. " if early else ""
+
+
+def advice_sentence(data: Json) -> str:
+    """Say in one sentence what to take, or what would decide."""
+    first = _answer(data)
+    if data.get("status") == "decided" or not data.get("status"):
+        return first
+    if data.get("reason") == "one_seed":
+        return first.rstrip(".") + "; three seeds or more would tell: run again with --set seeds=5."
+    return first.rstrip(".") + _more(data) + "."
+
+
+# names ---------------------------------------------------------------------------------------------------------------
+
+
+def _candidate(data: Json, which: str) -> Json:
+    return _by_id(data, data.get(which))
+
+
+def _by_id(data: Json, wanted: object) -> Json:
+    for c in items(data.get("candidates")):
+        if mapping(c).get("id") == wanted:
+            return mapping(c)
+    return {}
+
+
+def _name(data: Json, c: Json) -> str:
+    """Name a student: ``the direct student decoded at temperature 0.8``."""
+    decoded = read_setting(c.get("decoding"))
+    if c.get("training") == "direct":
+        words = "the direct student"
+        words += f" decoded at {setting(decoded)}" if decoded else " as it is"
+    else:
+        words = f"the student distilled at {setting(read_setting(c.get('selectivity')))}"
+        words += f" and decoded at {setting(decoded)}" if decoded else ""
+    return f"{words} (run {text(c.get('run'))})" if len(items(data.get("runs"))) > 1 else words
+
+
+def _unit(data: Json) -> str:
+    return f"nats per {text(data.get('per'), 'token')}"
+
+
+def _wanted(data: Json) -> str:
+    """The constraints: ``loses at most 0.1 nats per token of recall``."""
+    need = mapping(data.get("need"))
+    loss, gain, least = (number(need.get(k)) for k in _CONSTRAINTS)
+    parts: list[str] = []
+    if loss is not None:
+        parts.append(f"lose at most {loss:g} {_unit(data)} of recall")
+    if gain is not None:
+        parts.append(f"gain at least {gain:g} {_unit(data)} of precision")
+    if least is not None:
+        parts.append(f"reach at least {least:g} in {text(need.get('score'))}")
+    return among(parts)
+
+
+def _objective(data: Json) -> str:
+    if data.get("objective") != "utility":
+        return text(data.get("objective"))
+    w = number(mapping(data.get("need")).get("weight")) or 0.0
+    return f"utility ({w:g} precision + {1 - w:g} recall)"
+
+
+def _size(value: object, unit: str = "") -> str:
+    """Write a figure with its interval."""
+    f = mapping(value)
+    x, se = number(f.get("value")), number(f.get("se"))
+    ends = [number(e) for e in items(f.get("ci95"))]
+    shown = num(x, se) + (f" {unit}" if unit else "")
+    if len(ends) != 2 or not se:
+        return shown
+    return f"{shown} (95 % interval {num(ends[0], se)} to {num(ends[1], se)})"
+
+
+# the three sentences -------------------------------------------------------------------------------------------------
+
+
+def _answer(data: Json) -> str:
+    leader, rival = (_name(data, _candidate(data, k)) for k in ("leader", "runner_up"))
+    count = len(items(data.get("candidates")))
+    wanted = _wanted(data)
+    margin = f"{number(mapping(data.get('need')).get('margin')) or 0:g} {_unit(data)}"
+    if data.get("status") == "decided":
+        those = f" among those that {wanted}" if wanted else ""
+        return f"Take {leader}: of {count} settings tried it has the highest {_objective(data)}{those}."
+    if data.get("status") == "none":
+        return f"None of the {count} settings tried is able to {wanted}; the nearest is {leader}{_miss(data)}."
+    match data.get("reason"):
+        case "equivalent":
+            same = among([_name(data, _by_id(data, c)) for c in items(data.get("contenders"))])
+            cheaper = _name(data, _candidate(data, "cheaper"))
+            return (
+                f"Undecided: {same} are equivalent within the margin of {margin} in {_objective(data)}, so take the "
+                f"cheaper, {cheaper}."
+            )
+        case "one_seed":
+            return (
+                "Undecided: with one seed nothing is known of what training again would change; of these trained "
+                f"models {leader} leads in {_objective(data)}."
+            )
+        case "partial":
+            return f"Undecided so far: of the {count} settings judged {leader} leads in {_objective(data)}."
+        case "unconfirmed":
+            return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
+        case "constraint":
+            open_ = [_by_id(data, c) for c in items(data.get("contenders"))]
+            asked = [_name(data, c) for c in open_ if c.get("feasible") != "met"]
+            names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {count} settings tried"
+            return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
+        case _:
+            return (
+                f"Undecided: {leader} leads in {_objective(data)}, but is not shown to be more than {margin} ahead of "
+                f"{rival}."
+            )
+
+
+def _miss(data: Json) -> str:
+    slack = mapping(_candidate(data, "leader").get("slack"))
+    words = {"max_recall_loss": "of recall", "min_precision_gain": "of precision", "min_score": "of the score"}
+    missed = {k: v for k, f in slack.items() if (v := number(mapping(f).get("value"))) is not None and v < 0}
+    if not missed:
+        return ""
+    worst = min(missed, key=lambda k: missed[k])
+    unit = "" if worst == "min_score" else f" {_unit(data)}"
+    figure = mapping(slack[worst])
+    return f", which misses by {num(-missed[worst], number(figure.get('se')))}{unit} {words.get(worst, '')}"
+
+
+def _figures(data: Json) -> str:
+    expected, leader = mapping(data.get("expected")), _candidate(data, "leader")
+    seeds, rows = _whole(data.get("seeds")), _whole(data.get("rows"))
+    design = f"{seeds or 1} seed{'s' if seeds > 1 else ''}, {rows} rows each"
+    how = {
+        "fresh rows": f"On fresh rows ({design})",
+        "seeds left out of the choice": f"On seeds left out of the choice ({design})",
+    }.get(text(expected.get("on")), f"On the rows that chose it ({design}), so flattered,")
+    cost = _cost(leader)
+    if data.get("leader") == data.get("baseline"):
+        figures = [expected.get("precision") or leader.get("objective"), expected.get("recall")]
+        shown = ", ".join(
+            f"{n} {_size(f, _unit(data))}" for n, f in zip(("precision", "recall"), figures, strict=True) if f
+        )
+        return f"It is the baseline that others are compared with; {how[0].lower() + how[1:]}: {shown}; {cost}."
+    gain, loss = mapping(expected.get("precision_gain")), mapping(expected.get("recall_loss"))
+    base = _name(data, _candidate(data, "baseline"))
+    return (
+        f"{how} it {_moved(gain, 'gains', 'loses', _unit(data))} of precision and {_moved(loss, 'loses', 'gains', '')} "
+        f"of recall against {base}; {cost}."
+    )
+
+
+def _moved(figure: Json, rises: str, falls: str, unit: str) -> str:
+    value = number(figure.get("value")) or 0.0
+    if value >= 0:
+        return f"{rises} {_size(figure, unit)}"
+    return f"{falls} {_size(_turned(figure), unit)}"
+
+
+def _cost(c: Json) -> str:
+    cost = mapping(c.get("cost"))
+    rows, tokens = number(cost.get("teacher_rows")) or 0.0, number(cost.get("teacher_tokens"))
+    drawn, fitted, teacher = (
+        number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds", "teacher_fit_seconds")
+    )
+    if not rows:
+        return f"it costs no teacher draws, only its fit on the truth’s rows ({_seconds(fitted)} a seed here)"
+    of = f" ({tokens:,.0f} tokens, {_seconds(drawn)})" if tokens else ""
+    taught = f", beside the teacher’s own fit ({_seconds(teacher)})" if teacher else ""
+    return f"it costs {rows:,.0f} teacher draws{of} and a fit ({_seconds(fitted)}) a seed{taught}"
+
+
+def _whole(value: object) -> int:
+    n = number(value)
+    return int(n) if n is not None and math.isfinite(n) else 0
+
+
+def _seconds(s: float) -> str:
+    if 0 < s < 0.1:
+        return f"{1000 * s:.2g} ms"
+    return f"{s:.2g} s" if s < 10 else f"{s:.0f} s" if s < 600 else f"{s / 60:.0f} min"
+
+
+def _sureness(data: Json) -> str:
+    leader = _candidate(data, "leader")
+    p = number(leader.get("p_best")) or 0.0
+    shown = ">0.999" if p > 0.999 else f"{p:.2g}" if p < 0.995 else f"{p:.3f}"
+    words = f"P(best of those tried that meet the need) is {shown}"
+    rival = _candidate(data, "runner_up")
+    if rival:
+        lead = mapping(mapping(data.get("expected")).get("lead"))
+        words += f"; the closest rival, {_name(data, rival)}, {_behind(lead, _unit(data))} in {_objective(data)}"
+        if data.get("status") != "decided" and _draws(leader) and not _draws(rival):
+            words += " and costs no teacher draws"
+    else:
+        words += "; no other setting may still meet the need"
+    if data.get("status") == "decided":
+        error = number(data.get("error")) or 0.0
+        size = " of the pilot’s size" if data.get("pilot") else ""
+        return f"{words}; an answer as confident as this is wrong in at most {100 * error:g} % of such runs{size}."
+    return f"{words}{_more(data)}."
+
+
+def _draws(c: Json) -> float:
+    return number(mapping(c.get("cost")).get("teacher_rows")) or 0.0
+
+
+def _behind(lead: Json, unit: str) -> str:
+    value = number(lead.get("value")) or 0.0
+    if value >= 0:
+        return f"lies {_size(lead, unit)} behind"
+    return f"lies {_size(_turned(lead), unit)} ahead"
+
+
+def _turned(figure: Json) -> Json:
+    """Return the figure with its sign turned."""
+    ends = [-(number(e) or 0.0) for e in reversed(items(figure.get("ci95")))]
+    return {**figure, "value": -(number(figure.get("value")) or 0.0), "ci95": ends}
+
+
+def _more(data: Json) -> str:
+    more = mapping(data.get("more"))
+    if not more:
+        return ""
+    seeds, rows = number(more.get("seeds")), number(more.get("rows"))
+    ways = [f"about {seeds:.0f} seeds"] if seeds is not None else []
+    ways += [f"about {rows:,.0f} rows a figure"] if rows is not None else []
+    if not ways:
+        return "; the present estimates lie so close that no affordable number of seeds or rows would decide"
+    return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are"
+
+
+# remarks -------------------------------------------------------------------------------------------------------------
+
+
+def advice_notes(data: Json) -> list[str]:
+    """Remarks: what was assumed, left out, and what a pilot cannot tell."""
+    need, said = mapping(data.get("need")), list[str]()
+    if need.get("stated") is False:
+        said.append(f"No need was stated: at most {_wanted(data).removeprefix('lose at most ')} may be lost.")
+    on = text(mapping(data.get("expected")).get("on"))
+    if on == "fresh rows":
+        said.append(
+            "The expected figures are of rows that took no part in the choice, by the same trained models: the luck of "
+            "their training is in both."
+        )
+        if need.get("score"):
+            said.append(f"{text(need.get('score'))} was not measured again: it is of the run’s own rows.")
+    elif on == "seeds left out of the choice":
+        agreeing = _whole(mapping(data.get("expected")).get("agreeing"))
+        said.append(
+            f"Without fresh rows the sample was split: each seed’s figures are those of the setting that the other "
+            f"seeds choose; {agreeing} of {_whole(data.get('seeds'))} choices are the leader."
+        )
+    reasons: dict[str, list[str]] = {}
+    for x in items(data.get("excluded")):
+        c = mapping(x)
+        reasons.setdefault(text(c.get("reason")), []).append(_name(data, c))
+    said += [f"Left out: {among(names)}: {reason}." for reason, names in reasons.items()]
+    return said + _pilot(mapping(data.get("pilot")))
+
+
+def _pilot(pilot: Json) -> list[str]:
+    if not pilot:
+        return []
+    share, seconds = number(pilot.get("planned_share")) or 0.0, number(pilot.get("seconds")) or 0.0
+    rows = {k: [_whole(n) for n in items(v)] for k, v in mapping(pilot.get("rows")).items()}
+    seeds = [_whole(n) for n in items(pilot.get("seeds"))]
+    smaller = [f"{k} {v[1]} of {v[0]}" for k, v in rows.items() if len(v) == 2 and v[1] < v[0]]
+    said = [
+        f"A pilot of {seeds[1]} seeds for {seeds[0]}, planned at {share:.3f} of the full run’s cost; it took "
+        f"{_seconds(seconds)}, so the full run is put at {_seconds(seconds / share) if share else 'unknown'}."
+    ]
+    if smaller:
+        said.append(
+            f"Rows: {', '.join(smaller)}. Students of less data are worse, and not by the same amount at every "
+            "setting: a pilot tells which setting leads at its own size, not the full run’s figures, and its order may "
+            "differ where two settings are close or lie near a constraint’s limit."
+        )
+    else:
+        said.append("Rows are as many as in the full run: only the number of seeds differs.")
+    return said
+
+
+# table and page ------------------------------------------------------------------------------------------------------
+
+
+def advice_table(data: Json) -> FittedTable:
+    """Build the terminal's table: one candidate a line."""
+    scored = bool(mapping(data.get("need")).get("score"))
+    heads = ["setting", "precision +", "recall −", *(["score"] if scored else []), "need", "P(best)", "draws", "time"]
+    rows: list[list[str]] = []
+    for c in (mapping(x) for x in items(data.get("candidates"))):
+        cost = mapping(c.get("cost"))
+        spent = sum(number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds"))
+        cells = [_brief(data, c), _short(c.get("precision_gain")), _short(c.get("recall_loss"))]
+        cells += [_short(c.get("score"))] if scored else []
+        mark = " *" if c.get("id") == data.get("take") else ""
+        cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
+        cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)]
+        rows.append([one_line(x, 200) for x in cells])
+    base = _name(data, _candidate(data, "baseline"))
+    caption = (
+        f"Precision gained and recall lost, {_unit(data)}, against {base}, ± standard error, on the run’s own rows; "
+        "draws of the teacher, and seconds of drawing and fitting, a seed."
+    )
+    return FittedTable(heads, rows, caption=one_line(caption))
+
+
+def _brief(data: Json, c: Json) -> str:
+    parts = [text(c.get("training"))]
+    if c.get("training") != "direct":
+        parts.append(setting(read_setting(c.get("selectivity")), short=True))
+    if decoded := read_setting(c.get("decoding")):
+        parts.append("decoded " + setting(decoded, short=True))
+    if len(items(data.get("runs"))) > 1:
+        parts.append(f"({text(c.get('run'))})")
+    return " ".join(parts)
+
+
+def _short(value: object) -> str:
+    f = mapping(value)
+    x, se = number(f.get("value")), number(f.get("se"))
+    return with_error(x, se)
+
+
+def advice_of(run: Run, chain: Chain) -> list[Sentence]:
+    """Read a run's advice for one chain, as sentences for its page; nothing where there is none."""
+    data = kept_advice(run, chain)
+    if not data.get("status"):
+        return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
+    said = [Sentence("advice", tone_of(data), " ".join(advice_sentences(data)))]
+    return said + [Sentence("caveat", "note", s) for s in advice_notes(data)]
+
+
+def tone_of(data: Json) -> Tone:
+    """Return the tone of an answer."""
+    tones: dict[str, Tone] = {"decided": "yes", "none": "no"}
+    return tones.get(text(data.get("status")), "open")
+
+
+def kept_advice(run: Run, chain: Chain) -> Json:
+    """Return the folder's advice for a chain, empty where there is none; with a `caveat` alone where it is no use."""
+    if run.folder is None:
+        return {}
+    path = run.folder / "advice.json"
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return {}
+        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except (OSError, ValueError, RecursionError):
+        return {"caveat": "advice.json cannot be read; ask for advice again."}
+    data = mapping(value)
+    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
+        return {}
+    if _digest(run.folder) not in items(data.get("results")):
+        return {"caveat": "The advice kept here is of earlier results; ask for advice again."}
+    return data
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()

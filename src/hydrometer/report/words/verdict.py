@@ -1,0 +1,337 @@
+"""The verdict in words: teacher gate, trade-off, control, caveats, in this order.
+
+A sentence claims a direction only where its 95 % interval excludes zero; it says "undecided" where the interval holds
+zero, and names what is missing where there is no interval. Precision is never told without its two parts,
+``dPrecision = -dH - dKL(q||p*)``: a student that only got colder gains the first alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hydrometer.report.read_results import Chain, Control, Diff, Run, Step, parse
+from hydrometer.report.tables.judged_table import judged_sentences
+from hydrometer.report.wording import (
+    KL,
+    Sentence,
+    Tone,
+    among,
+    collapse_words,
+    is_neutral,
+    missing_words,
+    num,
+    per,
+    recall_of,
+    setting,
+    signed,
+    span,
+)
+from hydrometer.report.words.adopted_text import adopted_sentences
+from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
+from hydrometer.report.words.seed_text import seed_words
+
+__all__ = ["Sentence", "coldest", "recall_of", "sentences", "verdict"]
+
+MAX_REASONS = 3
+
+
+def verdict(results: dict[str, Any]) -> dict[str, list[str]]:
+    """Say in words what a run found.
+
+    Parameters
+    ----------
+    results : the object that results.json holds.
+
+    Returns
+    -------
+    dict : per chain the sentences; first the teacher gate, the trade-off and the control, then the caveats.
+
+    Raises
+    ------
+    FolderError : where the schema is a newer release's.
+
+    Examples
+    --------
+    >>> verdict({"schema": 1, "summary": {"groups": {}, "chains": {}}})
+    {}
+    """
+    run = parse(results)
+    return {name: [s.text for s in sentences(run, chain)] for name, chain in run.chains.items()}
+
+
+def sentences(run: Run, chain: Chain) -> list[Sentence]:
+    """Write one chain’s verdict: gate, trade-off and control, capacity where it was measured, then the caveats."""
+    if chain.judged:
+        return [*judged_sentences(run, chain), *_caveats(run, chain)]
+    said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
+    said += capacity_sentence(run, chain)
+    if missing := missing_words(run, chain.name):
+        said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
+    return [*said, *adopted_sentences(chain), *_caveats(run, chain)]
+
+
+def _so_far(said: Sentence, chain: Chain) -> Sentence:
+    """Claim of a part of the cells no more than a part can show."""
+    controls = [c for at in chain.points or [chain] for c in at.control]
+    not_yet = {
+        "gate": (
+            not chain.points and chain.gate.diff is None,
+            "The teacher gate is open so far: it needs teacher and direct student.",
+        ),
+        "trade-off": (
+            not chain.points and coldest(chain) is None,
+            "No student of a selective teacher is judged so far.",
+        ),
+        "control": (
+            all(is_neutral(c.selectivity) for c in controls),
+            "The control is open so far: no student is judged both distilled and decoded.",
+        ),
+    }
+    is_early, words = not_yet.get(said.topic, (False, ""))
+    if is_early:
+        return Sentence(said.topic, "open", words)
+    return Sentence(said.topic, "note" if said.tone == "note" else "open", f"So far: {said.text}")
+
+
+def _unit(chain: Chain) -> str:
+    return f"{chain.unit} per {per(chain)}"
+
+
+def _gate(chain: Chain) -> Sentence:
+    diff = chain.gate.diff
+    if chain.teacher_group is None and diff is None:
+        return Sentence("gate", "note", "There is no teacher gate: the teacher is the truth itself.")
+    sign = diff.sign if diff is not None else None
+    state = chain.gate.passed if sign is None else {1: True, -1: False, 0: None}[sign]
+    size, interval = "", ""
+    if diff is not None and diff.value is not None:
+        size = f"{num(abs(diff.value), diff.se)} {_unit(chain)}"
+        interval = f" ({span(diff, -1 if diff.value < 0 and state is False else 1)})"
+    if state is True:
+        words = f"The teacher gate holds: the teacher’s recall beats the direct student’s by {size or 'some nats'}"
+        return Sentence("gate", "yes", f"{words}{interval}, so it had something to teach.")
+    if state is False:
+        words = f"The teacher gate fails: the teacher’s recall lies {size or 'some nats'} below the direct student's"
+        return Sentence(
+            "gate", "no", f"{words}{interval}. It had nothing to teach, and what follows shows cooling only."
+        )
+    if diff is None or diff.value is None or diff.ci95 is None:
+        why = chain.gate.reason or "the recall of the teacher or of the direct student has no interval"
+        return Sentence("gate", "open", f"The teacher gate is undecided: {why}.")
+    return Sentence(
+        "gate",
+        "open",
+        f"The teacher gate is undecided: the teacher’s recall minus the direct student’s is "
+        f"{signed(diff.value, diff.se)} {_unit(chain)} ({span(diff)}). A gain below may be cooling only.",
+    )
+
+
+def coldest(chain: Chain) -> Step | None:
+    """Return the most selective setting that a student was distilled at, or None."""
+    selective = [s for s in chain.tradeoff if not is_neutral(s.selectivity)]
+    return next((s for s in selective if s.coldest), selective[-1] if selective else None)
+
+
+def _moved(diff: Diff, name: str, unit: str, more: str = "") -> str:
+    """Word one metric’s move, ``raised precision by 3.1 nats ...``."""
+    if diff.value is None:
+        return f"leaves no finite difference in {name}"
+    if diff.sign == 0 or diff.sign is None:
+        return f"leaves {name} undecided ({signed(diff.value, diff.se)} {unit}, {span(diff)}{more})"
+    verb = "raises" if diff.sign > 0 else "lowers"
+    return f"{verb} {name} by {num(abs(diff.value), diff.se)} {unit} ({span(diff, diff.sign)}{more})"
+
+
+def _part(diff: Diff, name: str, down: str, up: str) -> str:
+    """Word one part of the precision gain; `down` says what a fall of the part’s own figure means."""
+    assert diff.value is not None
+    meaning = {-1: down, 1: up, 0: "undecided"}.get(diff.sign if diff.sign is not None else 0, "undecided")
+    return f"−Δ{name} = {signed(-diff.value, diff.se)} ({meaning})"
+
+
+def _split(diffs: Mapping[str, Diff]) -> str:
+    entropy, kl = diffs.get("entropy"), diffs.get("kl_student_truth")
+    if entropy is None or entropy.value is None or kl is None or kl.value is None:
+        return ""
+    return (
+        ", made of "
+        + _part(entropy, "H", "it got colder", "it got warmer")
+        + " and "
+        + _part(kl, KL, "it fits better", "it fits worse")
+    )
+
+
+def _per_token(diffs: Mapping[str, Diff], metric: str) -> str:
+    diff = diffs.get(f"{metric}_per_token")
+    return "" if diff is None or diff.value is None else f"; {signed(diff.value, diff.se)} per token"
+
+
+def _recall_words(diffs: Mapping[str, Diff], unit: str) -> str:
+    recall = recall_of(diffs)
+    if recall is None:
+        return ""
+    if recall.metric == "recall_on_support" or (recall.value is None and "recall_on_support" not in diffs):
+        if recall.value is None:
+            return "; its recall is −∞ on one side, so the difference is infinite"
+        return "; recall is −∞, and on the support alone it " + _moved(recall, "recall_on_support", unit)
+    return "; it " + _moved(recall, "recall", unit, _per_token(diffs, "recall"))
+
+
+def _tradeoff(run: Run, chain: Chain) -> Sentence:
+    step = coldest(chain)
+    if step is None:
+        return Sentence("trade-off", "note", "There is no trade-off to show: no student was distilled selectively.")
+    neutral = run.groups.get(chain.neutral_group or "")
+    diffs = step.vs_neutral if "precision" in step.vs_neutral else step.vs_direct
+    if diffs is step.vs_neutral:
+        base = f"instead of at {setting(neutral.selectivity)}" if neutral and neutral.selectivity else "selectively"
+    else:
+        base = "rather than training directly"
+    precision = diffs.get("precision")
+    head = f"Distilling at {setting(step.selectivity)} {base}"
+    if precision is None:
+        return Sentence("trade-off", "open", f"{head}: precision could not be compared.")
+    more = _per_token(diffs, "precision")
+    words = f"{head} {_moved(precision, 'precision', _unit(chain), more)}{_split(diffs)}"
+    tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade, no success
+    return Sentence("trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step))
+
+
+def _chosen(run: Run, chain: Chain, told: Step) -> str:
+    """Tell of the students whose teacher chose among candidates: no entropy puts them in order with the others."""
+    words = ""
+    for step in chain.tradeoff:
+        group = run.groups.get(step.group)
+        if step is told or group is None or "entropy_teacher" in group.metrics or is_neutral(step.selectivity):
+            continue
+        diffs = step.vs_neutral if "precision" in step.vs_neutral else step.vs_direct
+        precision = diffs.get("precision")
+        if precision is not None:
+            moved = _moved(precision, "precision", _unit(chain)) + _split(diffs) + _recall_words(diffs, "nats")
+            words += f" Distilling at {setting(step.selectivity)} {moved}."
+    return words
+
+
+def outcome(control: Control) -> tuple[int | None, int | None]:
+    """Return who is ahead at equal entropy on recall and on KL: +1 distilled, -1 decoded, 0 undecided, None unknown."""
+    matched = control.matched or {}
+    recall, kl = recall_of(matched), matched.get("kl_student_truth")
+    by_kl = None if kl is None or kl.sign is None else -kl.sign
+    return (None if recall is None else recall.sign), by_kl
+
+
+def _lead(by_recall: int | None, by_kl: int | None) -> tuple[Tone, str]:
+    who = {1: "distilling is ahead", -1: "decoding the direct student is ahead", 0: "undecided", None: "not comparable"}
+    if by_recall == by_kl:
+        tones: dict[int | None, Tone] = {1: "yes", -1: "no"}
+        both = " on recall and on " + KL
+        return tones.get(by_recall, "open"), who[by_recall] + both
+    tone: Tone = "open" if by_recall is None or by_kl is None or by_recall * by_kl < 0 else "note"
+    return tone, f"{who[by_recall]} on recall, {who[by_kl]} on {KL}"
+
+
+def _size(diff: Diff | None, name: str, unit: str) -> str:
+    if diff is None or diff.value is None:
+        return f"{name}: no finite difference"
+    return f"{name} {signed(diff.value, diff.se)} {unit}, {span(diff)}"
+
+
+def _matched(control: Control, chain: Chain) -> Sentence:
+    matched = control.matched or {}
+    tone, lead = _lead(*outcome(control))
+    recall = recall_of(matched)
+    on_support = recall is not None and recall.metric == "recall_on_support"
+    name = "recall_on_support, as recall is −∞," if on_support else "recall"
+    at = f" ({num(control.matched_entropy)} {chain.unit})" if control.matched_entropy is not None else ""
+    return Sentence(
+        "control",
+        tone,
+        f"The control, at equal entropy{at}: {lead}. Distilled at {setting(control.selectivity)} minus the direct "
+        f"student decoded: {_size(recall, name, _unit(chain))}; "
+        f"{_size(matched.get('kl_student_truth'), KL, 'nats')}.",
+    )
+
+
+def _others(chosen: Control, rest: list[Control]) -> str:
+    same = [setting(c.selectivity) for c in rest if outcome(c) == outcome(chosen)]
+    words = f" The same holds at {among(same)}." if same else ""
+    for control in rest:
+        if outcome(control) != outcome(chosen):
+            words += f" At {setting(control.selectivity)}: {_lead(*outcome(control))[1]}."
+    return words
+
+
+def _control(run: Run, chain: Chain) -> Sentence:
+    selective = [c for c in chain.control if not is_neutral(c.selectivity)]
+    matched = [c for c in selective if c.matched]
+    if matched:
+        # Decreasing teacher entropy, as the trade-off is listed: the last is the coldest.
+        sentence = _matched(matched[-1], chain)
+        return Sentence("control", sentence.tone, sentence.text + _others(matched[-1], matched[:-1]))
+    direct = run.groups.get(chain.direct_group or "")
+    if not selective and direct is not None and direct.value("n_components") == 1:
+        words = (
+            "There is no control: a student of one component has no weights to sharpen, so decoding changes nothing."
+        )
+        return Sentence("control", "note", words)
+    if not selective:
+        return Sentence(
+            "control",
+            "open",
+            "No control was run: whether decoding the direct student selectively does as well as distilling is open.",
+        )
+    last = selective[-1]
+    why = last.matched_reason or "the decoded student reaches no equal entropy"
+    words = f"The control is undecided at equal entropy: {why.rstrip('.')}."
+    recall, kl = recall_of(last.same_setting), last.same_setting.get("kl_student_truth")
+    if (recall and recall.value is not None) or (kl and kl.value is not None):
+        name = "recall_on_support" if recall is not None and recall.metric == "recall_on_support" else "recall"
+        words += (
+            f" At the same setting, {setting(last.selectivity)}, distilled minus decoded: "
+            f"{_size(recall, name, _unit(chain))}; {_size(kl, KL, 'nats')}; the two differ in entropy too."
+        )
+    return Sentence("control", "open", words)
+
+
+def _caveats(run: Run, chain: Chain) -> list[Sentence]:
+    said = [
+        "Precision alone is improper: the truth’s mode repeated for ever would maximise it. "
+        f"Read it beside entropy, {KL} and recall, which is proper."
+    ]
+    if chain.points:
+        said.append(
+            "Every interval is 95 % by itself: of many without any effect, one in twenty would exclude zero. Points "
+            "share their seeds, so neighbouring tiles err together."
+        )
+    if chain.seeds == 1 and not chain.judged:
+        said.append(
+            "One seed: the intervals speak of these trained models only, not of what training again would give."
+        )
+    said += seed_words(run, chain)
+    said += collapse_words(run, chain)
+    said += [f"Of the figures: {words}." for name, words in run.doubts if name == chain.name]
+    infinite = [g for g in run.of_chain(chain.name) if g.is_infinite("recall")]
+    if infinite:
+        cut = sorted({setting(g.decoding or g.selectivity) for g in infinite})
+        said.append(
+            f"Recall is −∞ at {among(cut)}: a cut-off gives some of the truth’s draws probability zero. "
+            "recall_on_support stands in for it, over the truth’s draws that keep some probability, "
+            "so two models' figures are not over the same draws."
+        )
+    chosen = [g for g in run.of_chain(chain.name) if g.absent]
+    if chosen:
+        where = sorted({setting(g.decoding) for g in chosen})
+        said.append(
+            f"Laws at {among(where)} cannot be scored: rows chosen among candidates have no log-probability that can "
+            "be computed. They have precision, texts and cost, but no entropy, recall or KL, and are left out of "
+            "figures over recall or entropy. Students distilled from them have every figure."
+        )
+    failed = [c for c in run.cells if c.chain == chain.name and not c.ok]
+    if failed:
+        total = sum(c.chain == chain.name for c in run.cells)
+        reasons = Counter(c.reason or "no reason recorded" for c in failed).most_common(MAX_REASONS)
+        listed = "; ".join(f"{reason} ({n})" for reason, n in reasons)
+        said.append(f"{len(failed)} of {total} cells failed and are in no mean: {listed}.")
+    return [Sentence("caveat", "note", s) for s in said]

@@ -1,0 +1,1 @@
+"""Which setting to take, from finished runs."""

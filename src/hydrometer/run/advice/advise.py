@@ -1,0 +1,254 @@
+"""Advice from finished runs: the verb `advise` of library and command line.
+
+The decision is `stages.advice`. Here candidates are read from run folders, the leader and its closest rival are judged
+again on rows that took no part in choosing them, and the answer is written as data; its wording is the report's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hydrometer.core.arguments import one_of
+from hydrometer.core.errors import InputError
+from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
+from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
+from hydrometer.run.advice.holdout import Again, judge_again
+from hydrometer.run.execution.execute import Monitor, SilentMonitor
+from hydrometer.stages.nodes import Cell
+from hydrometer.stages.statistics.covariance import Linear
+from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Need, decide, left_out
+from hydrometer.store.artifacts import write_atomic
+from hydrometer.store.records import RunFolder, plain
+from hydrometer.store.storage_uri import Url, resolved
+
+__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decision_of", "keep", "need_of"]
+
+SCHEMA = 1
+DEFAULT_LOSS = 0.1
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The answer to a need.
+
+    Attributes
+    ----------
+    status : "decided", "undecided" (then `reason` says why), or "none": every candidate breaks a constraint.
+    take : group id of the setting to take; None where undecided.
+    leader : the one that leads by estimates, or lies nearest to the need.
+    runner_up : its closest rival.
+    data : all of it, as advice.json holds it (docs, Advice); `hydrometer.report.advice_sentences` puts it in words.
+    """
+
+    status: Literal["decided", "undecided", "none"]
+    reason: str | None
+    take: str | None
+    leader: str
+    runner_up: str | None
+    data: Json
+
+
+def advise(
+    folders: str | Path | Url | Sequence[str | Path | Url],
+    need: Need | None = None,
+    *,
+    chain: str | None = None,
+    fresh: bool = True,
+    cache: str | Path | None = None,
+    monitor: Monitor | None = None,
+) -> Advice:
+    """Say which student of finished runs to take, distilled or merely decoded, or that they do not decide.
+
+    Of a run that is not finished, perhaps still going on, it says what leads so far: provisional, never decided, and
+    without fresh rows.
+
+    Parameters
+    ----------
+    folders : one or several runs on one truth, judged on the same rows of it. The answer is also kept as `advice.json`
+        in the first.
+    need : what is wanted; by default a recall loss of at most 0.1 nats per token (or point).
+    chain : which chain, where a run has several.
+    fresh : judge the leader, its closest rival and the baseline again on new rows, and read the expected figures
+        there. Otherwise, with two seeds or more, each seed's figures are read where it took no part in the choice.
+    cache : where artifacts are, for runs made with one.
+    monitor : watches the fresh judging.
+
+    Raises
+    ------
+    InputError : no run, nothing distilled in it, another truth, or a need that cannot be met by any figure of the run.
+    StageError : the fresh judging failed.
+
+    Examples
+    --------
+    >>> import tempfile, hydrometer as hm
+    >>> small = ["seeds=6", "chains.markov.data.evaluate=400", "chains.markov.selectivity=[{temperature: 1}, {temperature: 0.5}]"]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = hm.run("markov", out=folder, overrides=small)
+    ...     advice = hm.advise(folder, hm.Need(max_recall_loss=0.5))
+    >>> advice.status in ("decided", "undecided"), len(advice.data["candidates"])
+    (True, 5)
+    """  # noqa: E501  (an example's line cannot be broken)
+    paths = list(folders) if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
+    if need is not None:
+        one_of(need, Need, "need", "for example Need(max_recall_loss=0.1)")
+    if not paths:
+        raise InputError("no run to advise from", got=paths, fix="give at least one run folder")
+    wanted, stated = completed(need)
+    sources = [open_source(p, chain, cache) for p in paths]
+    return advise_on(sources, wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
+
+
+def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, monitor: Monitor) -> Advice:
+    """Advise from opened runs; see `advise`."""
+    fresh = fresh and not any(s.missing for s in sources)
+    books = {resolved(s.folder): s.books for s in sources}
+    with ExitStack() as held:
+        for folder in books.values() if fresh else ():  # else figures are read, and a run may be going on
+            held.enter_context(folder.hold())
+        field = field_of(sources, need)
+        decision = decision_of(sources, field, need)
+        again = judge_again(field, need, decision, monitor) if fresh else None
+        if decision.status == "decided" and again is not None and not again.confirmed:
+            decision = replace(decision, status="undecided", reason="unconfirmed")
+        data = _data(sources, field, need, decision, again, stated=stated)
+        keep(sources[0].books, data)
+    ids = [e.id for e in field.found]
+    return Advice(
+        decision.status, decision.reason, data["take"], ids[decision.leader],
+        None if decision.runner_up is None else ids[decision.runner_up], data,
+    )  # fmt: skip
+
+
+def completed(need: Need | None) -> tuple[Need, bool]:
+    """Return the need, or the default where nothing is stated; and whether something was.
+
+    Raises
+    ------
+    InputError : nothing is stated per sequence, for which there is no default.
+    """
+    wanted = need or Need()
+    if wanted.states_something:
+        return wanted, True
+    if wanted.per == "sequence":
+        raise InputError("nothing is wanted of the student", fix="state a need, for example a largest recall loss")
+    return replace(wanted, max_recall_loss=DEFAULT_LOSS), False
+
+
+def need_of(
+    max_recall_loss: float | None, min_precision_gain: float | None, weight: float | None, score: str | None,
+    min_score: float | None, per: str, margin: float | None,
+) -> Need | None:  # fmt: skip
+    """Return the need that a command line states. Raises InputError."""
+    if per not in ("token", "sequence"):
+        raise InputError("nats are counted per token or per sequence", got=per)
+    return Need(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
+
+
+def keep(books: RunFolder, data: Json) -> None:
+    """Write advice.json."""
+    write_atomic(books.root / "advice.json", json.dumps(plain(data), indent=1) + "\n")
+    books.push()
+
+
+def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
+    """Decide on the runs' own rows; of a part of a run nothing is decided."""
+    decision = decide(field.arms, field.design, need, field.baseline)
+    if decision.status == "decided" and any(s.missing for s in sources):
+        return replace(decision, status="undecided", reason="partial")
+    return decision
+
+
+def _data(
+    sources: list[Source], field: Field, need: Need, decision: Decision, again: Again | None, *, stated: bool
+) -> Json:  # fmt: skip
+    """All of the answer, as advice.json holds it (docs, Advice)."""
+    ids = [e.id for e in field.found]
+    decided = decision.status == "decided"
+    return {
+        "schema": SCHEMA,
+        "runs": [s.name for s in sources],
+        "folders": [str(s.folder) for s in sources],
+        "results": [s.digest for s in sources],
+        "chain": sources[0].chain.context.name,
+        "per": unit_of(sources[0], need),
+        "need": {**asdict(need), "margin": need.indifference, "stated": stated},
+        "objective": need.objective,
+        "error": ERROR,
+        "seeds": 0 if field.seeds == [None] else len(field.seeds),
+        "rows": field.design.n,
+        "status": decision.status,
+        "reason": decision.reason,
+        "take": ids[decision.leader] if decided else None,
+        "leader": ids[decision.leader],
+        "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
+        "baseline": ids[field.baseline],
+        "contenders": [ids[g] for g in decision.contenders],
+        "cheaper": None if decision.cheaper is None else ids[decision.cheaper],
+        "more": None if decision.more is None else asdict(decision.more),
+        "expected": _expected(field, need, decision, again),
+        "candidates": [
+            _candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)
+        ],
+        "excluded": [_excluded(x) for x in field.excluded],
+        "missing": [cell for s in sources for cell in s.missing],
+        "pilot": None,
+    }  # fmt: skip
+
+
+def _figure(x: Linear | None) -> Json | None:
+    return None if x is None else {"value": x.value, "se": x.se, "df": x.df, "ci95": list(x.ci95)}
+
+
+def as_setting(cell: Cell) -> Json:
+    """Name a candidate as advice.json does."""
+    return {
+        "id": cell.group,
+        "training": cell.training,
+        "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
+        "decoding": None if cell.decoding is None else cell.decoding.to_json(),
+    }
+
+
+def _candidate(entry: Entry, c: Candidate) -> Json:
+    return {
+        **as_setting(entry.cell),
+        "id": entry.id,
+        "run": resolved(entry.source.folder).name,
+        "feasible": c.feasible,
+        "p_best": c.p_best,
+        "objective": _figure(c.objective),
+        "precision_gain": _figure(c.gain),
+        "recall_loss": _figure(c.loss),
+        "score": _figure(c.score),
+        "slack": {name: _figure(x) for name, x in c.slack.items()},
+        "cost": entry.cost,
+    }
+
+
+def _excluded(x: Excluded) -> Json:
+    return {**as_setting(x.cell), "reason": x.reason}
+
+
+def _expected(field: Field, need: Need, decision: Decision, again: Again | None) -> Json:
+    """The leader's figures where they were not used to choose it, and how that was done."""
+    if again is not None:
+        return {
+            "on": "fresh rows", "precision": _figure(again.precision), "recall": _figure(again.recall),
+            "precision_gain": _figure(again.gain), "recall_loss": _figure(again.loss), "lead": _figure(again.lead),
+        }  # fmt: skip
+    found = left_out(field.arms, field.design, need, field.baseline)
+    lead = _figure(decision.lead)
+    if found is None:
+        c = decision.candidates[decision.leader]
+        figures = {"precision_gain": _figure(c.gain), "recall_loss": _figure(c.loss)}
+        return {"on": "the rows that chose it", **figures, "lead": lead}
+    gain, loss, agreeing = found
+    figures = {"precision_gain": _figure(gain), "recall_loss": _figure(loss)}
+    return {"on": "seeds left out of the choice", "agreeing": agreeing, **figures, "lead": lead}

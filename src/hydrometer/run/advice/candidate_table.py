@@ -1,0 +1,138 @@
+"""All candidates of all folders on one footing: the same truth, the same rows, the same seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hydrometer.core.errors import InputError
+from hydrometer.core.estimate import Estimate
+from hydrometer.run.advice.candidates import (
+    Entry,
+    Excluded,
+    Source,
+    arm_of,
+    common_seeds,
+    design_of,
+    entries,
+    is_finite,
+    kept_rows,
+)
+from hydrometer.stages.nodes import Cell
+from hydrometer.stages.statistics.covariance import Arm, Design
+from hydrometer.stages.statistics.decision import Need
+from hydrometer.store.storage_uri import resolved
+
+__all__ = ["Field", "field_of", "unit_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Candidates, and what they were judged on.
+
+    Attributes
+    ----------
+    found, excluded : students that can be candidates, and those that cannot.
+    seeds : those that all candidates have.
+    names : metrics: precision, recall and, where the need has one, the score.
+    arms : figures of `found`, in its order.
+    baseline : index of the candidate that gains and losses are counted from.
+    """
+
+    found: list[Entry]
+    excluded: list[Excluded]
+    seeds: list[int | None]
+    names: tuple[str, ...]
+    arms: list[Arm]
+    design: Design
+    baseline: int
+
+
+def unit_of(source: Source, need: Need) -> Literal["token", "sequence", "point"]:
+    """What a nat is counted per."""
+    truth = next(c for c in source.chain.cells if c.role == "truth")
+    metrics = source.cells.get(truth.id, {}).get("metrics", {})
+    if "recall_per_token" not in metrics:
+        if need.per == "sequence":
+            raise InputError("this chain's outcomes are points, not sequences", got="per sequence", fix="leave it out")
+        return "point"
+    return need.per
+
+
+def _same_truth(sources: list[Source]) -> None:
+    first = sources[0]
+    for other in sources[1:]:
+        if other.chain.truth.key != first.chain.truth.key:
+            raise InputError(
+                "the runs have different truths", got=f"{first.folder}, {other.folder}", fix="advise on each by itself"
+            )
+        if set(other.truth_rows) != set(first.truth_rows):
+            raise InputError(
+                "the runs were judged on different rows of the truth", got=f"{first.folder}, {other.folder}",
+                fix="runs with equal data.evaluate, seeds and resample can be compared",
+            )  # fmt: skip
+
+
+def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field:
+    """Gather the candidates of all sources, `priced` with what each took.
+
+    Raises
+    ------
+    InputError : other truths or rows, no candidate, no baseline, or no such score.
+    """
+    _same_truth(sources)
+    suffix = "_per_token" if unit_of(sources[0], need) == "token" else ""
+    names = (f"precision{suffix}", f"recall{suffix}", *(() if need.score is None else (need.score,)))
+    found: list[Entry] = []
+    excluded: list[Excluded] = []
+    for source in sources:
+        usable, others = entries(source, names[1], names[0], priced=priced)
+        # Two folders may hold the same student; it is one candidate.
+        known = {c.judge for e in found for c in e.cells.values()}
+        if len(sources) > 1:
+            usable = [replace(e, id=f"{resolved(source.folder).name}:{e.id}") for e in usable]
+        found += [e for e in usable if e.cell.judge not in known]
+        excluded += others
+    found, excluded = _with_score(found, excluded, need)
+    if not found:
+        raise InputError(
+            "no student of the run can be a candidate", got=excluded[0].reason if excluded else "no student",
+            fix="see the failed cells, or add settings that cut nothing off",
+        )  # fmt: skip
+    baseline = next((i for i, e in enumerate(found) if e.is_neutral), None)
+    if baseline is None:
+        plain_direct = (i for i, e in enumerate(found) if e.cell.training == "direct" and e.cell.decoding is None)
+        baseline = next(plain_direct, None)
+    if baseline is None:
+        raise InputError(
+            "there is no baseline: neither the student distilled from the unselected teacher nor the direct one has "
+            "figures", got="; ".join(x.reason for x in excluded), fix="run again, or add temperature 1 to selectivity",
+        )  # fmt: skip
+    seeds = common_seeds(found)
+    if not seeds:
+        raise InputError("the candidates have no seed in common", fix="run again to retry the failed cells")
+    design, lengths = design_of(sources[0], kept_rows(found[baseline]))
+    arms = [arm_of(e, seeds, names, lengths, lambda c, e=e: (c.judge, _figures(e, c))) for e in found]
+    return Field(found, excluded, seeds, names, arms, design, baseline)
+
+
+def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:
+    return entry.figures[cell.seed]
+
+
+def _with_score(
+    found: list[Entry], excluded: list[Excluded], need: Need
+) -> tuple[list[Entry], list[Excluded]]:  # fmt: skip
+    """Keep the candidates that have the score; refuse a score that none has."""
+    if need.score is None:
+        return found, excluded
+    having = [e for e in found if all(_has(m, need.score) for m in e.figures.values())]
+    if not having:
+        known = sorted({k for e in found for m in e.figures.values() for k in m})
+        raise InputError("no candidate has this score", got=need.score, fix="known: " + ", ".join(known))
+    without = [Excluded(e.cell, f"it has no {need.score}") for e in found if e not in having]
+    return having, excluded + without
+
+
+def _has(metrics: dict[str, Estimate], name: str) -> bool:
+    return is_finite(metrics.get(name))

@@ -1,0 +1,410 @@
+"""Candidates of finished runs: every student, distilled or merely decoded, with its figures by seed and its cost.
+
+Read from a run's records and artifacts; nothing is drawn or scored here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.estimate import Estimate
+from hydrometer.core.yaml_io import nearest
+from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.graph.recipes import shipped_recipes
+from hydrometer.run.graph.rendered import with_prompts
+from hydrometer.run.graph.spec_merge import merge
+from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.judge import load_adjusted, load_law_on_truth
+from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
+from hydrometer.stages.statistics.covariance import Arm, Design
+from hydrometer.store.artifacts import ArtifactStore, file_digest
+from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.remote import open_store
+from hydrometer.store.storage_uri import Url, place_of
+
+__all__ = [
+    "Entry",
+    "Excluded",
+    "Source",
+    "arm_of",
+    "common_seeds",
+    "design_of",
+    "entries",
+    "is_finite",
+    "kept_rows",
+    "open_source",
+    "the_chain",
+]
+
+Floats = NDArray[np.float64]
+Metrics = dict[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One chain of one finished run.
+
+    Attributes
+    ----------
+    cells : of results.json, by id: figures and whether they failed.
+    digest : of results.json, by which advice is told from newer results.
+    missing : ids of the chain's cells that are not judged yet.
+    """
+
+    books: RunFolder
+    name: str
+    plan: Plan
+    chain: ChainPlan
+    store: ArtifactStore
+    cells: Mapping[str, Mapping[str, Any]]
+    digest: str
+    missing: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path | Url:
+        """Where the run is."""
+        return self.books.place
+
+    @property
+    def truth_rows(self) -> dict[str, Rows]:
+        """The truth's rows that students were judged on, by key."""
+        nodes = [self.plan.nodes[c.judge] for c in self.chain.cells if c.training is not None]
+        return {n.truth_rows.key: n.truth_rows for n in nodes if isinstance(n, JudgeNode)}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One candidate: a student of a run, as it is or decoded.
+
+    Attributes
+    ----------
+    id : the group's; with several runs, after the run folder's name.
+    cells : planned cells by seed; the single key None where one serves all seeds.
+    figures : by the same keys.
+    cost : what making it took: rows and tokens of the teacher's, seconds in this run, means over seeds.
+    """
+
+    source: Source
+    id: str
+    cells: dict[int | None, Cell]
+    figures: dict[int | None, Metrics]
+    cost: dict[str, float | None]
+
+    @property
+    def cell(self) -> Cell:
+        """A cell that stands for all."""
+        return next(iter(self.cells.values()))
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether it was distilled from the unselected teacher and is not decoded."""
+        s = self.cell.selectivity
+        return self.cell.training == "distilled" and self.cell.decoding is None and s is not None and s.is_neutral
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A student that cannot be a candidate, and why."""
+
+    cell: Cell
+    reason: str
+
+
+def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
+    """Choose a chain by name, or the only one there is.
+
+    Raises
+    ------
+    InputError : no chain of that name, or several and no name.
+    """
+    if wanted is None:
+        if len(names) == 1:
+            return names[0]
+        raise InputError(f"{where} has several chains", got=", ".join(names), fix="name one with --chain")
+    if wanted not in names:
+        raise InputError(f"{where} has no such chain", got=wanted, fix=nearest(wanted, list(names)))
+    return wanted
+
+
+def _advisable(results: dict[str, Any], where: str) -> list[str]:
+    """Chains with a distilled student that are no maps."""
+    try:
+        summary = cast("dict[str, dict[str, Any]]", results["summary"]["chains"])
+        distilled = {c["chain"] for c in results["cells"] if c["training"] == "distilled"}
+        return [name for name, chain in summary.items() if name in distilled and "map" not in chain]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise FolderError(
+            f"results.json lacks what a run writes: {e}", got=where, fix="run it again with this version"
+        ) from None
+
+
+def open_source(
+    folder: str | Path | Url, chain: str | None, cache: str | Path | None, base: Path | None = None
+) -> Source:
+    """Open one chain of a finished run.
+
+    Parameters
+    ----------
+    base : folder that file names inside the specification refer to; by default they are looked for here, in the run's
+        folder, and among the shipped recipes. The run's own record of its truth tells whether they are the same files.
+
+    Raises
+    ------
+    FolderError : no run, or a run without its specifications.
+    InputError : no chain with a distilled student, or several and no name.
+    """
+    books = RunFolder(folder)
+    if books.place != books.root and not (books.root / "results.json").is_file():
+        raise FolderError("no results.json there", got=str(folder), fix="give the place of a finished run")
+    results = load_results(books.root)
+    accepted = books.accepted()
+    if not accepted:
+        raise FolderError("the folder holds results but no specification", got=str(folder), fix="give a whole run")
+    names = _advisable(results, str(folder))
+    if not names and "partial" in results and all("map" not in c for c in results["summary"]["chains"].values()):
+        raise InputError("no distilled student is judged so far", got=str(folder), fix="wait, or let the run go on")
+    if not names:
+        raise InputError(
+            "the run has no distilled student to advise on", got=str(folder),
+            fix="maps and chains without `student` are not advised on; give a run of a chain",
+        )  # fmt: skip
+    name = the_chain(names, chain, f"the run {folder}")
+    bases = (*books.bases(), Path.cwd(), books.root, shipped_recipes()) if base is None else (base,)
+    spec, plan = _planned(accepted, name, books, bases)
+    kept = books.artifacts if cache is None else place_of(cache)
+    if isinstance(kept, Path) and not kept.is_dir():
+        raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
+    store = open_store(kept)
+    cells = {c["id"]: c for c in results["cells"]}
+    missing = cast("dict[str, list[str]]", results.get("partial", {})).get(name, [])
+    return Source(
+        books, str(results.get("name", spec.name)), plan, plan.chains[name], store, cells,
+        file_digest(books.root / "results.json"), tuple(missing),
+    )  # fmt: skip
+
+
+def _planned(
+    accepted: list[dict[str, Any]], name: str, folder: RunFolder, bases: Sequence[Path]
+) -> tuple[RunSpec, Plan]:
+    """Plan the run again, with the files that it was made from."""
+    why = ""
+    for base in bases:
+        spec = merge([parse_run_spec(k["spec"], "specs/", base) for k in accepted])
+        spec = with_prompts(spec.model_copy(update={"chains": {name: spec.chains[name]}}), folder)
+        try:
+            plan = plan_run(spec)
+        except InputError as e:  # a file that is not there; another base may have it
+            why = why or str(e)
+            continue
+        if all(k.get("truths", {}).get(name) == plan.chains[name].truth.key for k in accepted):
+            return spec, plan
+        why = why or "the files or model that its truth is made of have changed"
+    raise FolderError(
+        f"the run cannot be planned again: {why}",
+        got=str(folder.place),
+        fix="call from the folder of its specification",
+    )
+
+
+def _need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: str) -> Path:
+    if not source.store.has(stage, key):
+        raise FolderError(
+            f"a {stage} artifact of the run is missing, damaged, or was made by other versions or on another processor",
+            got=source.store.location, fix=f"run it again into {source.folder}, or name its --cache",
+        )  # fmt: skip
+    return source.store.path(stage, key)
+
+
+def entries(source: Source, recall: str, precision: str, *, priced: bool) -> tuple[list[Entry], list[Excluded]]:
+    """All students of the last level: those that can be compared, and the others with the reason.
+
+    Parameters
+    ----------
+    recall, precision : names of the metrics.
+    priced : say what each took, of the artifacts it was made from; otherwise the rows planned alone.
+    """
+    last = max(c.level for c in source.chain.cells)
+    groups: dict[str, dict[int | None, Cell]] = {}
+    for cell in source.chain.cells:
+        if cell.training is not None and cell.level == last:
+            groups.setdefault(cell.group, {})[cell.seed] = cell
+    found: list[Entry] = []
+    excluded: list[Excluded] = []
+    for name, cells in groups.items():
+        figures: dict[int | None, Metrics] = {}
+        reason = "it is not judged yet" if source.missing else "it was not judged"
+        for seed, cell in cells.items():
+            record = source.cells.get(cell.id)
+            if record is None or record["status"] != "ok":
+                reason = f"its cells failed: {record['reason']}" if record else reason
+                continue
+            figures[seed] = _metrics(source, record)
+        example = next(iter(cells.values()))
+        if not figures:
+            excluded.append(Excluded(example, reason))
+        elif why := _unusable(figures, recall, precision):
+            excluded.append(Excluded(example, why))
+        else:
+            judged = [cells[s] for s in figures]
+            found.append(Entry(source, name, cells, figures, (_cost if priced else _rows)(source, judged)))
+    return sorted(found, key=_order), excluded
+
+
+def _metrics(source: Source, record: Mapping[str, Any]) -> Metrics:
+    try:
+        return {k: Estimate.from_json(m) for k, m in record["metrics"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise FolderError(
+            "results.json holds figures that cannot be read", got=f"{source.folder}, cell {record.get('id')}",
+            fix="run it again with this version",
+        ) from None  # fmt: skip
+
+
+def is_finite(e: Estimate | None) -> bool:
+    """Whether a figure has a finite value."""
+    value: object = None if e is None else e.value
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _order(entry: Entry) -> tuple[bool, bool, bool]:
+    """Direct before distilled, as it is before decoded: where costs are equal, the simpler first."""
+    c = entry.cell
+    return c.training == "distilled", not entry.is_neutral and c.training == "distilled", c.decoding is not None
+
+
+def _unusable(figures: dict[int | None, Metrics], recall: str, precision: str) -> str:
+    """Why a student's figures cannot be compared, or an empty string."""
+    for m in figures.values():
+        for name in (recall, precision):
+            e = m.get(name)
+            if e is None:
+                return f"it has no {name}"
+            if e.value is None and e.n_neg_inf:
+                return f"its {name} is minus infinity, since some rows have probability zero"
+            if not is_finite(e):
+                return f"its {name} is no finite number"
+            if e.se_mc is None:
+                return f"its {name} has no standard error"
+    return ""
+
+
+def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
+    node = source.plan.nodes[cell.judge]
+    if not isinstance(node, JudgeNode):
+        raise InputError("maps are not advised on", got=cell.chain)
+    fit = source.plan.nodes[node.law.key]
+    assert isinstance(fit, FitNode)  # a student is a fit
+    return fit, [r for r in (fit.data, fit.validate) if r is not None]
+
+
+def _rows(source: Source, cells: list[Cell]) -> dict[str, float | None]:
+    """The teacher's rows that the student was trained on, mean over seeds, as planned."""
+    drawn = [sum(r.n for r in _training(source, c)[1]) for c in cells if c.training == "distilled"]
+    return {"teacher_rows": sum(drawn) / len(cells)}
+
+
+def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
+    """What the student's training took, means over seeds: rows drawn, tokens (where there are any), seconds."""
+    sums: dict[str, float] = dict.fromkeys(
+        ("teacher_rows", "truth_rows", "tokens", "draw_seconds", "fit_seconds", "teacher_fit_seconds"), 0.0
+    )
+    has_tokens = False
+    for cell in cells:
+        fit, rows = _training(source, cell)
+        sums["teacher_rows" if cell.training == "distilled" else "truth_rows"] += sum(r.n for r in rows)
+        for key in (k for r in rows for k in r.blocks):
+            _need_artifact(source, "draw", key)
+            meta = source.store.meta("draw", key)
+            sums["draw_seconds"] += float(meta["seconds"])
+            sums["tokens"] += float(meta["info"].get("tokens", 0))
+            has_tokens = has_tokens or "tokens" in meta["info"]
+            if "candidates" in meta["info"]:  # a choice among several draws: those passed over were drawn too
+                sums["teacher_rows"] += float(meta["info"]["candidates"]) - float(meta["info"]["rows"])
+        _need_artifact(source, "fit", fit.key)
+        sums["fit_seconds"] += float(source.store.meta("fit", fit.key)["seconds"])
+        if fit.teacher is not None and fit.teacher.kind == "fit":
+            _need_artifact(source, "fit", fit.teacher.key)
+            sums["teacher_fit_seconds"] += float(source.store.meta("fit", fit.teacher.key)["seconds"])
+    means: dict[str, float | None] = {k: v / len(cells) for k, v in sums.items()}
+    distilled = cells[0].training == "distilled"
+    tokens = means.pop("tokens")
+    return {**means, "teacher_tokens": (tokens if distilled else 0.0) if has_tokens else None}
+
+
+def common_seeds(found: Sequence[Entry]) -> list[int | None]:
+    """Seeds that all candidates have figures for; [None] where none depends on a seed."""
+    seeded = [e.figures for e in found if None not in e.figures]
+    if not seeded:
+        return [None]
+    return sorted((s for s in seeded[0] if all(s in f for f in seeded)), key=lambda s: -1 if s is None else s)
+
+
+def kept_rows(entry: Entry) -> int:
+    """How many of the truth's rows have their log-probability kept."""
+    cell = entry.cells[next(iter(entry.figures))]
+    return load_law_on_truth(_need_artifact(entry.source, "judge", cell.judge)).size
+
+
+def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None], Floats | None]]:
+    """How rows were drawn, and the lengths of the truth's rows by seed, (N,) or None."""
+    bench = Bench(source.store)
+    first = next(c for c in source.chain.cells if c.training is not None)
+    shared = all(c.seed is None for c in source.chain.cells if c.role == "truth" and c.decoding is None)
+    by_seed: dict[int | None, Rows] = {}
+    for c in source.chain.cells:
+        node = source.plan.nodes[c.judge]
+        if isinstance(node, JudgeNode):
+            by_seed.setdefault(None if shared else c.seed, node.truth_rows)
+    node = source.plan.nodes[first.judge]
+    assert isinstance(node, JudgeNode)
+
+    def samples(rows: Rows) -> Any:
+        for key in rows.blocks:
+            _need_artifact(source, "draw", key)
+        return bench.outline(node.context, rows)
+
+    def lengths(seed: int | None) -> Floats | None:
+        found = samples(by_seed[None if shared else seed]).lengths
+        return None if found is None else np.asarray(found[:kept], np.float64)
+
+    strata = samples(node.truth_rows).strata
+    return Design(node.truth_rows.n, shared, None if strata is None else strata[:kept]), lengths
+
+
+def arm_of(
+    entry: Entry, seeds: Sequence[int | None], names: Sequence[str], lengths: Callable[[int | None], Floats | None],
+    judged: Callable[[Cell], tuple[str, Metrics]],
+) -> Arm:  # fmt: skip
+    """Figures by seed, and what each of the truth's rows adds to recall.
+
+    Parameters
+    ----------
+    names : metrics; the second is recall. Those per token are linearised: their rows' mean is the ratio of sums.
+    judged : a cell's judge artifact, by key, and its figures.
+    """
+    values: list[list[float]] = []
+    own: list[list[float]] = []
+    rows: list[Floats] = []
+    for seed in seeds:
+        cell = entry.cells[seed] if seed in entry.cells else entry.cells[None]
+        key, metrics = judged(cell)
+        values.append([cast("float", metrics[m].value) for m in names])
+        own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
+        folder = _need_artifact(entry.source, "judge", key)
+        adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
+        y, length = (adjusted[0], adjusted[2]) if adjusted else (load_law_on_truth(folder), lengths(seed))
+        if length is not None and names[1].endswith("_per_token"):
+            ratio = y.sum() / length.sum()
+            y = (y - ratio * length) / length.mean() + ratio
+        rows.append(y)
+    cost = entry.cost["teacher_rows"] or 0.0
+    return Arm(entry.id, np.array(values), np.array(own), np.stack(rows), None in entry.cells, cost)

@@ -1,0 +1,67 @@
+"""What a run's own figures say is to be done: the decision of `advise` for the need that it assumes.
+
+Without fresh rows, which cost more draws, and without costs: the answer is in results.json, and what takes time in one
+run takes another in the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from hydrometer.core.errors import InputError
+from hydrometer.run.advice.advise import Json, as_setting, completed, decision_of
+from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
+from hydrometer.run.advice.candidates import Source
+from hydrometer.run.graph.plan import ChainPlan, Plan
+from hydrometer.stages.statistics.decision import Decision, Need
+from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.records import RunFolder
+
+__all__ = ["answer"]
+
+
+def answer(
+    folder: RunFolder, name: str, plan: Plan, chain: ChainPlan, store: ArtifactStore,
+    records: Mapping[str, Mapping[str, Any]], missing: Sequence[str],
+) -> Json | None:  # fmt: skip
+    """Decide for one chain of a run that has just been judged.
+
+    Parameters
+    ----------
+    records : cells as results.json holds them, by id. missing : ids of the chain's cells that are not judged yet.
+
+    Returns
+    -------
+    dict : as advice.json (docs, Advice), without costs and expected figures; `why` says why there is no candidate.
+        None for maps, and where nothing was distilled.
+    """
+    own = [c for c in chain.cells if c.origin is None]
+    if chain.maps or not any(c.training == "distilled" for c in own):
+        return None
+    source = Source(folder, name, plan, replace(chain, cells=own), store, records, "", tuple(missing))
+    need, _ = completed(None)
+    try:
+        field = field_of([source], need, priced=False)
+    except InputError as e:
+        return {"status": "undecided", "why": e.what + (f"; {e.fix}" if e.fix else "")}
+    return _data(field, need, decision_of([source], field, need), unit_of(source, need))
+
+
+def _data(field: Field, need: Need, decision: Decision, per: str) -> Json:
+    ids = [e.id for e in field.found]
+    return {
+        "status": decision.status, "reason": decision.reason,
+        "take": ids[decision.leader] if decision.status == "decided" else None, "leader": ids[decision.leader],
+        "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
+        "contenders": [ids[g] for g in decision.contenders],
+        "cheaper": None if decision.cheaper is None else ids[decision.cheaper],
+        "more": None if decision.more is None else asdict(decision.more),
+        "per": per, "objective": need.objective,
+        "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},
+        "candidates": [
+            {**as_setting(e.cell), "feasible": c.feasible}
+            for e, c in zip(field.found, decision.candidates, strict=True)
+        ],
+    }  # fmt: skip

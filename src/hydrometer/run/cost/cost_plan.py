@@ -1,0 +1,151 @@
+"""The verb `plan`: tokens, operations, bytes and hours of a run, before it is paid for, and of what it still lacks.
+
+A stage's cost is the sum of its parts (`models.work`), a plan's the sum of its stages': nothing here knows in which
+order, or how many at a time, they will run. Wall-clock hours are device hours over the number of devices. Seconds on
+this machine are those that earlier runs or a measurement left (`run.this_machine`), else coarse ones from counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hydrometer.core.errors import InputError
+from hydrometer.core.spec import ChainSpec
+from hydrometer.models.base import Family
+from hydrometer.models.families import RunSpec, family_of
+from hydrometer.models.work import Counted, Device, Lengths
+from hydrometer.run.api import joined
+from hydrometer.run.cost.devices import load_device
+from hydrometer.run.cost.pricing import Pricing, StageCost
+from hydrometer.run.cost.this_machine import COARSE
+from hydrometer.run.graph.adopted import Adopted, read_adopted
+from hydrometer.run.graph.inputs import check_inputs
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.run.graph.recipes import load_spec
+from hydrometer.run.preflight.machine import missing_stages
+from hydrometer.store.records import RunFolder
+from hydrometer.store.storage_uri import place_of
+
+__all__ = ["CostPlan", "StageCost", "plan"]
+
+_ORDER = ("start", "examine", "open", "draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture")
+
+
+@dataclass(frozen=True, slots=True)
+class CostPlan:
+    """What `plan` returns.
+
+    Attributes
+    ----------
+    name : of the experiment.
+    device : what it is priced for; of several chains on this machine, the first chain's.
+    stages : one entry a chain, kind and model.
+    lengths : expected lengths of answers, by chain.
+    notes : what the figures assume, one line each.
+    """
+
+    name: str
+    device: Device
+    stages: tuple[StageCost, ...]
+    lengths: Mapping[str, Lengths] = field(default_factory=dict[str, Lengths])
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> dict[str, float | int | None]:
+        """Sums over all stages; memory is the largest. `usd` is None where the device has no price.
+
+        `hours_least` and `hours_worst` are `hours`, and `hours_most`, with what is coarse as far off as it may be.
+        """
+        sums: dict[str, float | int | None] = {
+            k: sum(getattr(s, k) for s in self.stages) for k in ("stages", "done", "tokens", "flops", "disk")
+        }
+        sums["memory"] = max((s.memory for s in self.stages), default=0.0)
+        hours = sum(s.hours or 0.0 for s in self.stages)
+        most = sum(s.hours_most or 0.0 for s in self.stages)
+        count, price = self.device.count, self.device.usd_per_hour
+        coarse = [s for s in self.stages if s.source == "coarse"]
+        least = hours - sum(s.hours or 0.0 for s in coarse) * (1 - 1 / COARSE)
+        worst = most + sum(s.hours_most or 0.0 for s in coarse) * (COARSE - 1)
+        sums |= {"device_hours": hours, "hours": hours / count, "hours_most": most / count}
+        sums |= {"hours_least": least / count, "hours_worst": worst / count}
+        return sums | {"usd": None if price is None else hours * price}
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as ``hydrometer plan --json`` prints it (docs, Scaling)."""
+        return {
+            "name": self.name,
+            "device": self.device.model_dump(mode="json", exclude={"measured"}),
+            "lengths": {k: asdict(v) for k, v in self.lengths.items()},
+            "stages": [asdict(s) for s in self.stages],
+            "total": self.total,
+            "notes": list(self.notes),
+        }
+
+
+def plan(
+    source: str | Path | RunSpec,
+    *,
+    overrides: Sequence[str] = (),
+    device: str | Device = "this",
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    mean_tokens: float | None = None,
+    measure: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> CostPlan:
+    """Say what a run will take: tokens, operations, bytes and hours. Nothing of it is made.
+
+    Seconds on this machine are those that earlier runs or a measurement left, else coarse ones: operations over a rate
+    of matrix products that is measured in a second or two. Every stage says which.
+
+    Parameters
+    ----------
+    source : a recipe's name, a YAML file, or a specification.
+    overrides : ``a.b.c=VALUE``, as ``--set``.
+    device : "this" machine; "a100", "h100" or "h200" take data sheets, assumed utilisations and an assumed price; a
+        file or a `Device` brings its own.
+    out, cache : as for `run`; what is there already counts as done.
+    mean_tokens : expected tokens of an answer; None takes what a run or a measurement found of this truth, else
+        max_new_tokens.
+    measure : time this machine at the chain's shapes now, which takes minutes, ask the truth for a few answers, and
+        keep both for plans to come. Of chains whose draws are not kept a seed is run.
+    say : told what takes a while.
+
+    Raises
+    ------
+    InputError : anything wrong with what was given. A truth that is not at hand is enough where the specification
+        describes it (`truth.architecture`).
+
+    Examples
+    --------
+    >>> import hydrometer as hm
+    >>> found = hm.plan("markov", overrides=["seeds=2"])
+    >>> found.total["done"], found.total["hours"] < 1
+    (0, True)
+    """
+    spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
+    if mean_tokens is not None and not 0 < mean_tokens < float("inf"):
+        raise InputError("mean_tokens must be a number above 0", got=mean_tokens)
+    given = load_device(device) if isinstance(device, str) else device
+    if measure and given is not None:
+        raise InputError("only this machine can be measured", got=given.name, fix="leave out the device, or measure")
+    families = {name: _family(chain) for name, chain in spec.chains.items()}
+    check_inputs(c for n, c in spec.chains.items() if families[n] is family_of(c))
+    folder = RunFolder(out if out is not None else Path("runs") / spec.name)
+    adopted: list[Adopted] = []
+    if all(families[n] is family_of(c) for n, c in spec.chains.items()) and folder.root.is_dir():
+        spec, adopted = joined(folder, spec), read_adopted(folder)
+    by_chain = {id(chain): families[name] for name, chain in spec.chains.items()}
+    nodes = plan_run(spec, adopted, family=lambda chain: by_chain[id(chain)])
+    left = missing_stages(nodes, place_of(cache) if cache is not None else folder.artifacts)
+    pricing = Pricing(spec, nodes, left, given, mean_tokens, measure, say or (lambda _: None))
+    rows = [row for name in spec.chains for row in pricing.chain(name)]
+    rows.sort(key=lambda r: (list(spec.chains).index(r.chain), _ORDER.index(r.stage) if r.stage in _ORDER else 99))
+    return CostPlan(spec.name, pricing.device(), tuple(rows), pricing.lengths, tuple(pricing.notes))
+
+
+def _family(chain: ChainSpec) -> Family:
+    family = family_of(chain)
+    return (family.unopened(chain) or family) if isinstance(family, Counted) else family

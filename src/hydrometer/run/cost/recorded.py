@@ -1,0 +1,98 @@
+"""What the stages of a run took here, kept for plans to come: seconds of parts of counted stages, of others by kind."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from hydrometer.core.errors import HydrometerError
+from hydrometer.core.findings import warning
+from hydrometer.models.drawing import draw_identity
+from hydrometer.models.work import Counted, Lengths, Work, share_out
+from hydrometer.run.cost.calibration import kind_of, trial_name, units_of
+from hydrometer.run.cost.counts import Counts
+from hydrometer.run.cost.this_machine import ThisMachine, keep_length, kept_length
+from hydrometer.run.execution.execute import Monitor, Outcome, workers_of
+from hydrometer.run.graph.plan import ChainPlan, Plan
+from hydrometer.stages.nodes import DrawNode, Node
+from hydrometer.store.artifacts import ArtifactStore
+
+__all__ = ["keep_seconds"]
+
+_MOST_READ = 300  # artifacts of a kind
+
+
+def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome, monitor: Monitor) -> None:
+    """Keep what the stages that this process made took. Where that cannot be, the monitor is told."""
+    made: dict[str, list[Node]] = {}
+    for key in outcome.made:
+        node = plan.nodes[key]
+        made.setdefault(node.context.name, []).append(node)
+    try:
+        for name, nodes in made.items():
+            chain = plan.chains[name]
+            family = chain.context.family
+            machine = ThisMachine(family, chain.context.spec, lambda _: None)
+            if isinstance(family, Counted):
+                seconds = _counted(chain, family, machine, nodes, store)
+            else:
+                seconds = _by_name(chain, nodes, store)
+            if seconds:
+                machine.learn(seconds, "run")
+    except HydrometerError as e:
+        why = "hydrometer plan will not know what this run took; its results are none the worse"
+        monitor.found([warning("seconds-not-kept", str(e), why, "make its folder writable, or set HYDROMETER_CACHE")])
+
+
+def _by_name(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for node in _some(nodes):
+        name = trial_name(chain.context.spec, node)
+        found.setdefault(name, []).append(_seconds(node, store) / units_of(node))
+    return {name: statistics.fmean(taken) for name, taken in found.items()}
+
+
+def _counted(
+    chain: ChainPlan, counted: Counted, machine: ThisMachine, nodes: Sequence[Node], store: ArtifactStore
+) -> dict[str, float]:  # fmt: skip
+    most = int(getattr(getattr(chain.context.spec, "truth", None), "max_new_tokens", 1))
+    lengths = _lengths(chain, nodes, store, most)
+    if lengths is not None:
+        keep_length(chain.truth.key, lengths)
+    mean = (lengths or kept_length(chain.truth.key) or Lengths(float(most), most, "")).mean
+    counts, groups = Counts(), dict[Work, list[float]]()
+    for node in _some(nodes):
+        if workers_of(node) > 1 or _by_engine(node):
+            continue
+        group = groups.setdefault(counts.of(node, counted, mean), [0.0, 0.0])
+        group[0] += 1
+        group[1] += _seconds(node, store)
+    stages = [(work, n, taken) for work, (n, taken) in groups.items() if work.parts]
+    return share_out(stages, machine.kept.device()) if stages else {}
+
+
+def _lengths(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore, most: int) -> Lengths | None:
+    """Mean length of the truth's own rows among those that were drawn."""
+    own = [n for n in nodes if isinstance(n, DrawNode) and n.law == chain.truth and n.selectivity is None]
+    facts = [store.meta(n.stage, n.key)["info"] for n in _some(own)]
+    rows, tokens = (sum(int(f.get(k, 0)) for f in facts) for k in ("rows", "tokens"))
+    return Lengths(tokens / rows, most, f"mean of {rows} rows of a run") if rows and tokens else None
+
+
+def _by_engine(node: Node) -> bool:
+    context = node.context
+    return isinstance(node, DrawNode) and bool(
+        draw_identity(context.family, context.spec, node.law.role, node.purpose)
+    )  # fmt: skip
+
+
+def _some(nodes: Sequence[Node]) -> list[Node]:
+    """Evenly taken of every kind."""
+    kinds: dict[tuple[str, str], list[Node]] = {}
+    for node in nodes:
+        kinds.setdefault(kind_of(node), []).append(node)
+    return [node for alike in kinds.values() for node in alike[:: -(-len(alike) // _MOST_READ)]]
+
+
+def _seconds(node: Node, store: ArtifactStore) -> float:
+    return float(store.meta(node.stage, node.key)["seconds"])

@@ -1,0 +1,1 @@
+"""Rows, models and scores that leave a run or come back into it."""

@@ -1,0 +1,367 @@
+"""Rows leave: a run's draws as datasets for a trainer elsewhere, or for a program that scores them.
+
+Which rows those are is read off the plan: the rows that a native student was fitted to, or those that a cell was judged
+on. Everything written follows from the stored token ids.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import pyarrow
+import pyarrow.parquet
+
+from hydrometer.core.errors import DataError, InputError
+from hydrometer.core.spec import Selectivity, parse_selectivity
+from hydrometer.core.yaml_io import nearest, user_path
+from hydrometer.models.causal_lm.spec import CausalLMChain
+from hydrometer.models.sequences import Sequences
+from hydrometer.run.graph.plan import ChainPlan
+from hydrometer.run.graph.recipes import shipped_recipes
+from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
+from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
+from hydrometer.store.path_safety import refuse_unwritable
+from hydrometer.store.storage_uri import Url
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.data.trl_rows import Form, Format
+    from hydrometer.models.finite_selectivity import Selectivity as Setting
+
+__all__ = ["COLUMNS", "Exported", "Stream", "export"]
+
+# pyarrow has no type information; what leaves this module is annotated.
+pa = cast("Any", pyarrow)
+pq = cast("Any", pyarrow.parquet)
+
+Stream = Literal["distill", "train", "evaluate"]
+CHUNK = 1024
+IGNORED = -100  # label of what is not learned, as everywhere in transformers
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+_FIELDS: dict[str, Any] = {
+    "input_ids": _IDS, "labels": _IDS, "prompt_ids": _IDS, "completion_ids": _IDS, "log_prob": pa.float64(),
+    "log_prob_unselected": pa.float64(), "token_log_prob": _NATS, "token_log_prob_unselected": _NATS,
+    "finish_reason": pa.string(), "ends_with_stop": pa.bool_(), "round_trip": pa.bool_(),
+    "round_trip_lost": pa.string(), "row": pa.int64(), "prompt_index": pa.int32(), "chain": pa.string(),
+    "stream": pa.string(), "role": pa.string(), "selectivity": pa.string(), "seed": pa.int64(), "cell": pa.string(),
+    "tokenizer": pa.string(),
+}  # fmt: skip
+COLUMNS = frozenset([*_FIELDS, "messages", "prompt", "completion", "text"])
+"""Names of the columns that an export may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes
+    ----------
+    path : the file. rows : how many.
+    exact : rows whose text leads back to their ids, end of sequence included.
+    lost : what the text of the others loses, counted.
+    cut : rows that ended at max_new_tokens and have no stop token.
+    """
+
+    path: Path
+    rows: int
+    exact: int
+    lost: Mapping[str, int]
+    cut: int
+    stream: Stream
+    text_only: bool
+
+    @property
+    def advice(self) -> str:
+        """One line for people: what the text loses, and what to train on."""
+        if self.exact == self.rows:
+            return f"the text of all {self.rows} rows gives their ids"
+        why = "; ".join(f"{n}: {what}" for what, n in self.lost.items())
+        share = f"the text of {self.rows - self.exact} of {self.rows} rows does not give their ids ({why})"
+        if self.stream == "evaluate":
+            return share
+        if self.text_only:
+            return f"{share}; train on prompt_ids and completion_ids, or export without --text-only"
+        return f"{share}; train on input_ids and labels, which this file has and TRL takes as they are"
+
+
+def export(
+    folder: str | Path | Url,
+    *,
+    to: str | Path,
+    format: Format = "prompt-completion",
+    chat: bool = False,
+    text_only: bool = False,
+    stream: Stream | None = None,
+    role: str | None = None,
+    selectivity: str | Selectivity | None = None,
+    seed: int | None = None,
+    held_out: bool = False,
+    cell: str | None = None,
+    chain: str | None = None,
+    cache: str | Path | None = None,
+) -> Exported:
+    """Write a run's rows as a dataset of TRL's types, token ids and log-probabilities beside the text.
+
+    Parameters
+    ----------
+    folder : of the run.
+    to : the file, ``.parquet`` or ``.jsonl``; it must not exist.
+    format : ``messages``, ``prompt-completion`` or ``text``.
+    chat : prompt and completion as messages.
+    text_only : leave out `input_ids` and `labels`, for a student of another tokenizer. A trainer then tokenises the
+        text; `round_trip` says of each row whether that gives its ids.
+    stream : ``distill`` rows were drawn from the teacher, ``train`` rows from the truth, ``evaluate`` rows are those a
+        cell was judged on.
+    role : who drew the rows: ``truth`` means ``train``, any other ``distill``.
+    selectivity : of the teacher, as text ``temperature=0.8`` or as such; needed where the run has several.
+    seed : of the run; the first by default.
+    held_out : the validation rows that go with these.
+    cell : a cell's id, for ``evaluate``.
+    chain, cache : as in `run`; needed where there are several chains, or where artifacts are elsewhere.
+
+    Raises
+    ------
+    InputError : no such run, chain, selectivity, seed or cell; or a file that cannot be written.
+
+    Examples
+    --------
+    >>> from hydrometer import export
+    >>> export("nowhere", to="rows.parquet")
+    Traceback (most recent call last):
+        ...
+    hydrometer.core.errors.FolderError: no run in the folder; got 'nowhere'; give the folder of a run
+    """
+    from hydrometer.models.causal_lm.data.trl_rows import Form
+
+    target = _target(to)
+    if chat and format != "prompt-completion":
+        raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
+    wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
+    stream = _stream(stream, role, wanted, seed, held_out, cell)
+    refuse_unwritable(target.parent)
+    opened = reopen(require_run(folder), cache, [shipped_recipes()])
+    _outside(target, opened)
+    picked = _pick(opened, chain, stream, role, wanted, seed, held_out, cell)
+    return _write(opened, picked, target, Form(format, chat), text_only=text_only)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """Rows of a chain, and what to call them."""
+
+    chain: ChainPlan
+    rows: Rows
+    stream: Stream
+    facts: Mapping[str, object]
+
+
+def _target(to: str | Path) -> Path:
+    path = user_path(str(to))
+    if "\0" in str(to) or path.suffix not in (".parquet", ".jsonl"):
+        raise InputError("rows are written as .parquet or .jsonl", got=str(to), fix="for example --to rows.parquet")
+    if path.exists() or path.is_symlink():
+        raise InputError("the file is there already", got=str(to), fix="choose another --to, or remove it")
+    if not path.parent.is_dir():
+        raise InputError("no folder to write into", got=str(path.parent), fix="make it first")
+    return path
+
+
+def _outside(target: Path, opened: Opened) -> None:
+    home = target.resolve().parent
+    for part in ("specs", "prompts", "adopted", "scores", "records", "exhibits", "artifacts"):
+        if home.is_relative_to((opened.folder.root / part).resolve()):
+            raise InputError(
+                "this part of the run's folder is the run's own", got=str(target), fix="choose another --to"
+            )
+    if home.is_relative_to(opened.store.root.resolve()):
+        raise InputError("the folder of artifacts is the run's own", got=str(target), fix="choose another --to")
+
+
+def _stream(
+    stream: Stream | None, role: str | None, s: Setting | None, seed: int | None, held_out: bool, cell: str | None
+) -> Stream:
+    """Which rows are asked for, where what is asked goes together."""
+    if stream is None:
+        stream = "evaluate" if cell is not None else "train" if role == "truth" and s is None else "distill"
+    if stream == "evaluate":
+        if cell is None or s is not None or role is not None or seed is not None or held_out:
+            fix = "give --stream evaluate --cell ID alone; the ids are in results.csv"
+            raise InputError("evaluation rows are named by their cell", got=cell, fix=fix)
+    elif cell is not None:
+        raise InputError("--cell goes with --stream evaluate", got=stream, fix="leave one of them out")
+    elif stream == "train" and s is not None:
+        raise InputError("training rows of the truth have no selectivity", got=s.label, fix="use --stream distill")
+    return stream
+
+
+def _pick(
+    opened: Opened, chain: str | None, stream: Stream, role: str | None, s: Setting | None, seed: int | None,
+    held_out: bool, cell: str | None,
+) -> _Picked:  # fmt: skip
+    if cell is not None:  # of evaluation rows alone
+        return _of_cell(opened, cell)
+    found = chain_named(opened.plan, chain)
+    if stream == "train":
+        return _of_fit(found, "direct", role or "truth", None, seed, held_out, opened)
+    if s is None:
+        settings = found.context.spec.selectivity
+        if len(settings) > 1:
+            known = "; ".join(",".join(f"{k}={v}" for k, v in x.to_json().items()) for x in settings)
+            raise InputError("several selectivities to choose from", got=known, fix="name one with --selectivity")
+        s = next(iter(settings))
+    return _of_fit(found, "distilled", role, with_selectivity(found, s), seed, held_out, opened)
+
+
+def _of_cell(opened: Opened, cell_id: str) -> _Picked:
+    cells = {c.id: c for c in opened.plan.cells}
+    if cell_id not in cells:
+        raise InputError("no such cell in this run", got=cell_id, fix=nearest(cell_id, list(cells)))
+    cell = cells[cell_id]
+    chain = opened.plan.chains[cell.chain]
+    node = opened.plan.nodes[cell.judge]
+    if not isinstance(node, JudgeNode):
+        raise InputError("a cell of a map keeps no rows", got=cell_id, fix="name a cell of a language model")
+    facts = {"role": cell.role, "seed": cell.seed, "cell": cell.id, "selectivity": node.decoding}
+    return _Picked(chain, node.law_rows, "evaluate", facts)
+
+
+def _of_fit(
+    chain: ChainPlan, training: str, role: str | None, s: Setting | None, seed: int | None, held_out: bool,
+    opened: Opened,
+) -> _Picked:  # fmt: skip
+    """Rows that a native model was fitted to: of the last level, or of the one that this role drew for."""
+
+    def node_of(cell: Cell) -> FitNode | None:
+        judged = opened.plan.nodes[cell.judge]
+        made = opened.plan.nodes.get(judged.law.key) if isinstance(judged, JudgeNode) else None
+        return made if isinstance(made, FitNode) else None
+
+    fitted = [
+        (c, node) for c in chain.cells
+        if c.training == training and c.decoding is None and c.selectivity == s and (node := node_of(c)) is not None
+    ]  # fmt: skip
+    roles = list(dict.fromkeys(node.data.law.role for _, node in fitted))
+    if role is None and roles:
+        role = roles[-1]
+    if role not in roles:
+        raise InputError("no such role draws these rows", got=role, fix="known: " + (", ".join(roles) or "none"))
+    fitted = [(c, node) for c, node in fitted if node.data.law.role == role]
+    seeds = sorted({c.seed for c, _ in fitted if c.seed is not None})
+    at = seed if seed is not None else seeds[0] if seeds else None
+    chosen = [node for c, node in fitted if c.seed in (None, at)]
+    if not chosen:
+        raise InputError("the run does not have this seed", got=seed, fix="known: " + ", ".join(map(str, seeds)))
+    rows = chosen[0].validate if held_out else chosen[0].data
+    if rows is None:
+        raise InputError("this chain has no held-out rows", got=chain.context.name, fix="leave out --held-out")
+    shared = rows.stream.path[:1] == ("shared",)
+    facts = {"role": role, "seed": None if shared else rows.stream.seed, "cell": None, "selectivity": rows.selectivity}
+    return _Picked(chain, rows, "train" if training == "direct" else "distill", facts)
+
+
+def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_only: bool) -> Exported:
+    spec = picked.chain.context.spec
+    if not isinstance(spec, CausalLMChain):
+        fix = "export works on chains of causal_lm"
+        raise InputError("rows of this family are no text", got=picked.chain.context.family.name, fix=fix)
+    missing = [k for k in picked.rows.blocks if not opened.store.has("draw", k)]
+    if missing:
+        raise InputError(
+            "these rows are not drawn, or not by this machine's versions, threads and processor",
+            got=f"{len(missing)} of {len(picked.rows.blocks)} blocks missing",
+            fix="`hydrometer run` the experiment first; --until draw makes no more than training rows",
+        )
+    from hydrometer.models.causal_lm.data.trl_rows import chat_prompts, text_rows
+    from hydrometer.models.causal_lm.family import open_tokenizer
+    from hydrometer.models.causal_lm.inference.model import vocabulary_hash
+
+    tokenizer, prompts, stop_ids = open_tokenizer(spec)
+    if form.is_chat:
+        chat_prompts(prompts)  # refuses others before rows are read
+    x = cast("Sequences", Bench(opened.store).rows(picked.chain.context, picked.rows))
+    s = picked.facts["selectivity"]
+    setting = json.dumps(s.to_json()) if isinstance(s, Selectivity) else None
+    facts: dict[str, object] = {
+        **picked.facts, "selectivity": setting, "chain": picked.chain.context.name, "stream": picked.stream,
+        "tokenizer": vocabulary_hash(tokenizer),
+    }  # fmt: skip
+    lost: Counter[str] = Counter()
+    with _writer(target) as put:
+        for start in range(0, len(x), CHUNK):
+            part = x.take(slice(start, start + CHUNK))
+            texts = text_rows(part, form, tokenizer, stop_ids, prompts)
+            lost.update(t.lost for t in texts)
+            put([_record(part, i, start + i, t.columns, t.lost, facts, text_only) for i, t in enumerate(texts)])
+    exact = lost.pop("", 0)
+    cut = int((~x.stopped).sum())
+    return Exported(target, len(x), exact, dict(lost.most_common()), cut, picked.stream, text_only)
+
+
+def _record(
+    x: Sequences, i: int, row: int, text: dict[str, object], lost: str, facts: Mapping[str, object], text_only: bool
+) -> dict[str, object]:
+    prompt = list(x.prompt_ids[int(x.prompt_index[i])])
+    ids = [int(t) for t in x.row(i)]
+    n = len(ids)
+    whole: dict[str, object] = {} if text_only else {"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids}
+    nats: dict[str, object] = {}
+    for name in ("token_log_prob", "token_log_prob_unselected"):
+        column = getattr(x, name)
+        nats[name] = None if column is None else [float(v) for v in column[i, :n]]
+    plain = x.token_log_prob_unselected
+    return {
+        **text, **whole, "prompt_ids": prompt, "completion_ids": ids, "log_prob": float(x.log_prob[i]),
+        "log_prob_unselected": None if plain is None else float(plain[i, :n].astype("float64").sum()), **nats,
+        "finish_reason": x.finish_reason[i], "ends_with_stop": bool(x.stopped[i]), "round_trip": not lost,
+        "round_trip_lost": lost, "row": row, "prompt_index": int(x.prompt_index[i]), **facts,
+    }  # fmt: skip
+
+
+class _Put(Protocol):
+    def __call__(self, rows: list[dict[str, object]]) -> None: ...
+
+
+@contextmanager
+def _writer(target: Path) -> Generator[_Put]:
+    """Write the file whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")  # nobody can lay a link there beforehand
+    sink: Any = None
+
+    def parquet(rows: list[dict[str, object]]) -> None:
+        nonlocal sink
+        schema = _schema(rows[0])
+        if sink is None:
+            sink = pq.ParquetWriter(temporary, schema)
+        sink.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+    def lines(rows: list[dict[str, object]]) -> None:
+        nonlocal sink
+        if sink is None:
+            sink = temporary.open("w", encoding="utf-8")
+        sink.writelines(json.dumps(r, allow_nan=False) + "\n" for r in rows)
+
+    try:
+        yield parquet if target.suffix == ".parquet" else lines
+        if sink is not None:
+            sink.close()
+        temporary.replace(target)
+    except (OSError, ValueError) as e:  # ArrowInvalid is a ValueError
+        raise DataError(f"the rows cannot be written: {e}", got=str(target), fix="choose another --to") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _schema(row: Mapping[str, object]) -> Any:
+    def kind(name: str, value: object) -> Any:
+        return _FIELDS[name] if name in _FIELDS else pa.string() if isinstance(value, str) else _MESSAGES
+
+    return pa.schema([(name, kind(name, value)) for name, value in row.items()])

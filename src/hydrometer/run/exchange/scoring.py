@@ -1,0 +1,399 @@
+"""Scores come back: a user's own column for a cell's evaluation rows, or what a benchmark said of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import DataError, InputError, brief
+from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
+from hydrometer.core.sampling_design import Strata
+from hydrometer.core.yaml_io import nearest, read_plain
+from hydrometer.run.api import RunResult, results_of
+from hydrometer.run.exchange.exporting import COLUMNS
+from hydrometer.run.execution.execute import Outcome
+from hydrometer.run.graph.plan import Plan
+from hydrometer.run.graph.recipes import shipped_recipes
+from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
+from hydrometer.run.results.user_scores import CellScores, keep_scores
+from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.nodes import Cell, JudgeNode
+from hydrometer.store.lock import InUseError
+from hydrometer.store.records import load_results
+from hydrometer.store.storage_uri import Url
+
+__all__ = ["ScoresResult", "add_scores"]
+
+pa, pq = cast("Any", pyarrow), cast("Any", pyarrow.parquet)
+
+MAX_FILE_BYTES = 2**29
+MAX_ROWS = 10_000_000
+MAX_COLUMNS = 1000
+MAX_VALUES = 100_000_000
+MAX_LINE_BYTES = 10_000_000
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_STDERR = "_stderr"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresResult:
+    """What `add_scores` returns: the folder's results, and the figures added, by cell id and metric.
+
+    Where a run is going on in the folder, `waiting`: it writes them into its results with its own next figures.
+    """
+
+    run: RunResult
+    added: Mapping[str, Mapping[str, Estimate]]
+    waiting: bool = False
+
+
+def add_scores(
+    folder: str | Path | Url,
+    *,
+    file: str | Path,
+    cell: str | None = None,
+    columns: Sequence[str] | None = None,
+    cache: str | Path | None = None,
+) -> ScoresResult:
+    """Add figures that were computed elsewhere to a run's cells.
+
+    Either one score for each of a cell's evaluation rows, as `export` wrote them: columns `row`, `cell` (unless `cell`
+    is given), and the scores, which become metrics ``user_<column>``; their means and errors are estimated as those of
+    the run's own figures. Or a results file of lm-evaluation-harness, of the one model that `cell` names, whose values
+    and standard errors become ``lm_eval_<task>_<metric>``. What had that name in the cell is replaced.
+
+    Parameters
+    ----------
+    folder : of the run.
+    file : ``.parquet``, ``.jsonl`` or ``.csv`` of scores, or ``.json`` of lm-evaluation-harness.
+    cell : the cell's id.
+    columns : names of the score columns; by default all numeric ones that an export does not have.
+    cache : where artifacts are, if elsewhere.
+
+    Raises
+    ------
+    InputError : an unreadable file, no such cell, a score that is not finite, a row that does not exist, is there twice
+        or has no score. Nothing has been changed then.
+    """
+    path = Path(file)
+    home = require_run(folder)
+    raw = _read(path)
+    source = f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}"
+    given = _lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns)
+    if isinstance(given, CellScores):
+        if columns:
+            raise InputError("columns are named of files of rows", got=list(columns), fix="leave out --column")
+        _named(cell)
+    with ExitStack() as held:
+        waiting = False
+        try:
+            held.enter_context(home.hold())
+        except InUseError:  # scores are files of their own, and read whenever results are written
+            waiting = True
+            load_results(home.root)
+        opened = reopen(home, cache, [shipped_recipes()])
+        outcome = Outcome()
+        look(opened, opened.plan, outcome)
+        if isinstance(given, CellScores):
+            found = {_cell(opened, opened.plan, cell).id: given}
+        else:
+            found = _rows(opened, opened.plan, given, source)
+        keep_scores(opened.folder, found)
+        if not waiting:
+            opened.folder.create()
+            results = results_of(opened.spec.name, opened.folder, opened.plan, opened.store, outcome, opened.findings())
+            opened.folder.write_results(results)
+    run = RunResult(opened.folder.place, load_results(opened.folder.root), outcome)
+    return ScoresResult(run, {name: dict(s.metrics) for name, s in found.items()}, waiting)
+
+
+def _read(path: Path) -> bytes:
+    if "\0" in str(path) or path.suffix not in (".parquet", ".jsonl", ".csv", ".json"):
+        fix = "give .parquet, .jsonl or .csv of scores, or lm-evaluation-harness's .json"
+        raise InputError("scores are read from a file of another kind", got=str(path), fix=fix)
+    try:
+        raw = read_plain(path, MAX_FILE_BYTES)
+    except OSError as e:
+        raise InputError(
+            f"the file of scores cannot be read: {e.strerror or e}", got=str(path), fix="check it"
+        ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise InputError("the file of scores is too large", got=str(path), fix="keep cell, row and the scores")
+    return raw
+
+
+def _named(cell: str | None) -> str:
+    if cell is None:
+        raise InputError("whose scores these are is missing", fix="name the cell with --cell; ids are in results.csv")
+    return cell
+
+
+def _cell(opened: Opened, plan: Plan, name: str | None) -> Cell:
+    cells = {c.id: c for c in plan.cells if opened.store.has(plan.nodes[c.judge].stage, c.judge)}
+    if (name := _named(name)) not in cells:
+        raise InputError("no such cell is judged in this run", got=name, fix=nearest(name, list(cells)))
+    return cells[name]
+
+
+# columns of rows ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a file of rows says: whose each row is, which, and its scores by column."""
+
+    owners: list[str]
+    rows: list[int]
+    scores: dict[str, Floats]
+
+
+def _given(raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | None) -> _Given:
+    """Read a file of rows; nothing of the run is opened for it."""
+    table = _table(raw, path)
+    n = max((len(v) for v in table.values()), default=0)
+    if n == 0:
+        raise DataError("the file holds no row", got=path.name)
+    if "row" not in table:
+        raise DataError("the file has no column `row`", got=sorted(table), fix="keep the column that export wrote")
+    owners = table.get("cell") if cell is None else [cell] * n
+    if owners is None:
+        raise DataError(
+            "the file does not say whose rows these are", got=sorted(table), fix="name the cell with --cell"
+        )
+    if cell is not None and any(c not in (None, cell) for c in table.get("cell", [])):
+        raise DataError("the file's column `cell` names others than --cell", got=cell, fix="leave out --cell")
+    if any(not isinstance(o, str) for o in owners):
+        raise DataError("column 'cell' must be text", got=next(o for o in owners if not isinstance(o, str)))
+    names = _score_columns(table, columns)
+    scores = {name: _numbers(table[name], name) for name in names}
+    return _Given([str(o) for o in owners], [_row(v, i) for i, v in enumerate(table["row"])], scores)
+
+
+def _rows(opened: Opened, plan: Plan, given: _Given, source: str) -> dict[str, CellScores]:
+    owners, rows, scores = given.owners, given.rows, given.scores
+    out: dict[str, CellScores] = {}
+    for owner in dict.fromkeys(owners):
+        at = [i for i, o in enumerate(owners) if o == owner]
+        node, strata, size = _judged(opened, plan, owner)
+        order = _order([rows[i] for i in at], size, owner)
+        made = CellScores()
+        for name in scores:
+            values = np.empty(size)
+            values[order] = scores[name][at]
+            metric = f"user_{name}"
+            made.metrics[metric] = _estimate(values, strata)
+            made.rows[metric], made.source[metric] = node.law_rows.key, source
+        out[owner] = made
+    return out
+
+
+def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Strata | None, int]:
+    at = _cell(opened, plan, str(owner))
+    node = plan.nodes[at.judge]
+    if not isinstance(node, JudgeNode) or not node.law_rows.blocks:
+        raise InputError("the rows of this cell are not kept", got=at.id, fix="name a cell of a language model")
+    x = Bench(opened.store).outline(node.context, node.law_rows)
+    return node, x.strata, len(x)
+
+
+def _estimate(values: Floats, strata: Strata | None) -> Estimate:
+    if np.isin(values, (0.0, 1.0)).all():
+        return share_estimate(values, strata)
+    return mean_estimate(values, "score", strata)
+
+
+def _order(rows: list[int], size: int, owner: str) -> list[int]:
+    """Refuse rows that are not exactly 0 .. size - 1."""
+    seen: set[int] = set()
+    for r in rows:
+        if not 0 <= r < size:
+            raise DataError(f"{owner} has no row {r}", got=r, fix=f"its rows are 0 to {size - 1}")
+        if r in seen:
+            raise DataError(f"row {r} of {owner} is there twice", got=r, fix="keep one score for each row")
+        seen.add(r)
+    if len(seen) < size:
+        missing = next(i for i in range(size) if i not in seen)
+        what = f"{owner} has {size} rows, and the file scores {len(seen)} of them; row {missing} is the first without"
+        raise DataError(what, fix="score every row: the mean over some of them is another figure")
+    return rows
+
+
+def _score_columns(table: Mapping[str, list[object]], columns: Sequence[str] | None) -> list[str]:
+    if columns:
+        for name in columns:
+            if name not in table or name in COLUMNS:
+                fix = nearest(name, sorted(set(table) - COLUMNS))
+                raise DataError("the file has no such column of scores", got=name, fix=fix)
+        names = list(dict.fromkeys(columns))
+    else:
+        # One number makes a column of scores, so that a row without one is refused and not passed over.
+        names = [n for n, v in table.items() if n not in COLUMNS and any(isinstance(x, int | float) for x in v)]
+    if not names:
+        raise DataError("the file has no column of scores", got=sorted(table), fix="add one of numbers, or name it")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            fix = "use letters, digits and _, 64 at most, a letter first"
+            raise DataError("this column cannot name a metric", got=name, fix=fix)
+    return names
+
+
+def _numbers(values: list[object], name: str) -> Floats:
+    out = np.empty(len(values))
+    for i, v in enumerate(values):
+        if not isinstance(v, int | float) or not _finite(v):
+            fix = "give every row a finite number; a row without one cannot be left out of a mean"
+            raise DataError(f"column {name!r}, line {i + 1}: not a finite number", got=v, fix=fix)
+        out[i] = float(v)
+    return out
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+
+
+def _row(value: object, i: int) -> int:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
+    if not whole or value != int(cast("float", value)):
+        raise DataError(f"column 'row', line {i + 1}: not a row's number", got=value, fix="keep what export wrote")
+    return int(cast("float", value))
+
+
+def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
+    try:
+        if path.suffix == ".parquet":
+            return _parquet(raw)
+        if path.suffix == ".csv":
+            return _csv(raw)
+        return _lines(raw)
+    except (ValueError, RecursionError, pa.ArrowException) as e:
+        fix = f"write {path.suffix} with one row for each of the cell's"
+        raise DataError(f"the file of scores is not one: {e}", got=path.name, fix=fix) from None
+
+
+def _csv(raw: bytes) -> dict[str, list[object]]:
+    import pyarrow.csv
+
+    body = raw.lstrip(b"\r\n")
+    ends = [at for at in (body.find(b"\n"), body.find(b"\r")) if at >= 0]
+    commas = body.count(b",", 0, min(ends, default=len(body)))
+    if commas >= MAX_COLUMNS:
+        raise ValueError(f"it has {commas + 1} columns")
+    table = cast("Any", pyarrow.csv).read_csv(pa.BufferReader(raw))
+    _bound(table.num_rows, table.num_columns, table.num_columns)
+    _distinct(table.column_names)
+    return cast("dict[str, list[object]]", table.to_pydict())
+
+
+def _bound(rows: int, columns: int, read: int) -> None:
+    if rows > MAX_ROWS or columns > MAX_COLUMNS or rows * read > MAX_VALUES:
+        raise ValueError(f"it has {rows} rows and {columns} columns")
+
+
+def _distinct(names: Sequence[str]) -> None:
+    """Refuse two columns of one name: which of them is meant cannot be known."""
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if list(names).count(n) > 1)
+        raise ValueError(f"the column {brief(twice)} is there twice")
+
+
+def _parquet(raw: bytes) -> dict[str, list[object]]:
+    """Read numbers, and the cells' names as a dictionary: a compressed text that a million rows repeat stays one."""
+    schema = pq.read_schema(pa.BufferReader(raw))
+    _distinct(schema.names)
+    types = {f.name: f.type for f in schema}
+    texts = [n for n, t in types.items() if n == "cell" and pa.types.is_string(t)]
+    file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=texts)
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    names = [n for n, t in types.items() if n == "cell" or any(is_plain(t) for is_plain in plain)]
+    n = int(file.metadata.num_rows)
+    _bound(n, len(types), len(names))
+    table = file.read(columns=names)
+    if "cell" in names:
+        owners = table.column("cell").combine_chunks()
+        if pa.types.is_dictionary(owners.type) and owners.dictionary.nbytes > MAX_LINE_BYTES:
+            raise ValueError("its cells' names are too long")
+    return cast("dict[str, list[object]]", table.to_pydict())
+
+
+def _lines(raw: bytes) -> dict[str, list[object]]:
+    rows: list[dict[str, object]] = []
+    for number, line in enumerate(io.BytesIO(raw), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"line {number} is too long")
+        if not line.strip():
+            continue
+        value: object = json.loads(line.decode("utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"line {number} is no object")
+        rows.append(cast("dict[str, object]", value))
+        if len(rows) > MAX_ROWS or len(rows[-1]) > MAX_COLUMNS:
+            raise ValueError(f"line {number}: more than {MAX_ROWS} rows or {MAX_COLUMNS} columns")
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    if len(names) > MAX_COLUMNS:
+        raise ValueError(f"its rows have {len(names)} different columns")
+    return {name: [r.get(name) for r in rows] for name in names}
+
+
+# lm-evaluation-harness ----------------------------------------------------------------------------------------------
+
+
+def _lm_eval(raw: bytes, name: str, source: str) -> CellScores:
+    """Read ``results``: task -> {"metric,filter": value, "metric_stderr,filter": its error}."""
+    try:
+        body: object = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"the file is not JSON: {e}", got=name, fix="give results_*.json") from None
+    whole = cast("dict[str, Any]", body if isinstance(body, dict) else {})
+    tasks, counts = whole.get("results"), whole.get("n-samples")
+    if not isinstance(tasks, dict) or not tasks:
+        raise DataError("the file holds no results of lm-evaluation-harness", got=name, fix="give results_*.json")
+    made = CellScores()
+    for task, figures in cast("dict[str, Any]", tasks).items():
+        if not isinstance(figures, dict):
+            raise DataError("a task's results are no object", got=task, fix="give results_*.json as it was written")
+        n = _count(cast("dict[str, Any]", counts).get(task) if isinstance(counts, dict) else None)
+        for metric, estimate in _task(str(task), cast("dict[str, Any]", figures), n):
+            if metric in made.metrics:
+                raise DataError("two results have one name here", got=metric, fix="rename the task in the file")
+            made.metrics[metric], made.rows[metric], made.source[metric] = estimate, None, source
+    if not made.metrics:
+        raise DataError("the file holds no figure", got=name, fix="give results_*.json as it was written")
+    return made
+
+
+def _task(task: str, figures: dict[str, Any], n: int) -> list[tuple[str, Estimate]]:
+    out: list[tuple[str, Estimate]] = []
+    for key, value in figures.items():
+        metric, _, picked = str(key).partition(",")
+        if not picked or metric.endswith(_STDERR):
+            continue
+        name = "_".join(["lm_eval", task, metric, *([] if picked == "none" else [picked])])
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+            raise DataError(f"{task}: {key} is not a finite number", got=value, fix="evaluate the task again")
+        error = figures.get(f"{metric}{_STDERR},{picked}")
+        known = isinstance(error, int | float) and not isinstance(error, bool) and _finite(error) and error >= 0
+        se = float(error) if known and error is not None else None
+        out.append((re.sub(r"[^A-Za-z0-9_]+", "_", name)[:120], Estimate(float(value), se, se, n, 0, "mc", "lm-eval")))
+    return out
+
+
+def _count(value: object) -> int:
+    found = cast("dict[str, Any]", value).get("effective") if isinstance(value, dict) else None
+    return found if isinstance(found, int) and 0 < found < 2**53 else 0

@@ -1,0 +1,129 @@
+"""Models that were trained elsewhere and adopted by a run: their entries in its folder, and their place in the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from hydrometer.core.errors import FolderError, SpecError
+from hydrometer.core.spec import Name, Selectivity, Strict
+from hydrometer.core.yaml_io import explain, parse_yaml, read_plain
+from hydrometer.models.finite_selectivity import canonical
+from hydrometer.stages.nodes import AdoptNode, LawRef
+from hydrometer.store.artifacts import content_key, write_atomic
+
+if TYPE_CHECKING:
+    from hydrometer.run.graph.plan import _ChainPlanner  # pyright: ignore[reportPrivateUsage]
+    from hydrometer.store.records import RunFolder
+
+__all__ = ["Adopted", "keep_adopted", "plan_adopted", "read_adopted"]
+
+MAX_ENTRY_BYTES = 100_000
+
+
+class Adopted(Strict):
+    """One model trained elsewhere, in the place of the chain's student.
+
+    Attributes
+    ----------
+    chain, name : where it belongs, and what it is called; seeds of one name form one group.
+    training : whose rows it was trained on: the truth's (`direct`) or the teacher's (`distilled`).
+    selectivity : of the teacher when it drew these; None where direct.
+    seed : of the run whose rows it was trained on.
+    law : key of the artifact that holds its weights, a hash of their content.
+    weights : what they are, by content.
+    """
+
+    chain: Name
+    name: Name
+    training: Literal["direct", "distilled"]
+    selectivity: Selectivity | None = None
+    seed: int = Field(ge=0)
+    law: str = Field(pattern=r"^[0-9a-f]{32}$")
+    weights: dict[str, str]
+
+    @model_validator(mode="after")
+    def _where_from(self) -> Self:
+        if (self.selectivity is None) != (self.training == "direct"):
+            raise PydanticCustomError("adopted", "a distilled model has a selectivity, a direct one has none")
+        return self
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What no two adopted models may share."""
+        return self.chain, self.name, self.training, canonical(self.selectivity), self.seed
+
+    @property
+    def origin(self) -> dict[str, object]:
+        """What results.json says of it."""
+        return {"adopted": self.name, "weights": dict(self.weights)}
+
+
+def read_adopted(folder: RunFolder) -> list[Adopted]:
+    """Read the folder's entries, in a fixed order.
+
+    Raises
+    ------
+    FolderError : an entry that cannot be read.
+    """
+    out: list[Adopted] = []
+    for path in sorted((folder.root / "adopted").glob("*.yaml")):
+        try:
+            raw = read_plain(path, MAX_ENTRY_BYTES)
+            out.append(Adopted.model_validate(parse_yaml(raw, path.name, MAX_ENTRY_BYTES)))
+        except ValidationError as e:
+            why = str(explain(e, path.name))
+            raise FolderError(f"an entry in adopted/ cannot be used: {why}", fix="remove it, adopt again") from None
+        except (OSError, SpecError) as e:
+            raise FolderError(f"adopted/{path.name} cannot be read: {e}", fix="remove it, adopt again") from None
+    return sorted(out, key=lambda a: (a.chain, a.name, a.training, str(a.selectivity), a.seed))
+
+
+def keep_adopted(folder: RunFolder, entry: Adopted) -> Path:
+    """Write an entry under its hash."""
+    body: dict[str, Any] = entry.model_dump(mode="json", exclude_none=True)
+    home = folder.root / "adopted"
+    home.mkdir(exist_ok=True)
+    path = home / f"{content_key(body)}.yaml"
+    write_atomic(path, yaml.safe_dump(body, sort_keys=False))
+    return path
+
+
+def plan_adopted(planner: _ChainPlanner, entry: Adopted) -> None:
+    """Enter an adopted model's cells: as it is, and decoded where a native student of its kind is."""
+    last = max(c.level for c in planner.out.cells)
+    native = [
+        c for c in planner.out.cells
+        if c.level == last and c.training == entry.training and c.decoding is None and c.origin is None
+        and canonical(c.selectivity) == canonical(entry.selectivity)
+    ]  # fmt: skip
+    if not native:
+        raise FolderError(
+            "an adopted model has no place in the run", got=entry.name, fix="remove its entry from adopted/"
+        )
+    twin = next((c for c in native if c.seed == entry.seed), native[0])
+    planner.add(AdoptNode(entry.law, planner.context, entry.name))
+    law = LawRef("fit", entry.law, twin.role)
+    known = {c.id: c for c in planner.out.cells}
+
+    def shared(cell: str | None) -> str | None:
+        """The twin's parent or teacher, unless it is another seed's."""
+        seed = known[cell].seed if cell in known else None
+        return cell if seed in (None, entry.seed) else None
+
+    made: dict[str, Any] = {
+        "training": entry.training, "selectivity": twin.selectivity, "source": twin.prefix_source,
+        "origin": entry.origin,
+    }  # fmt: skip
+    plain = planner.cell(
+        law, last, twin.role, entry.seed, redrawn=(), parent=shared(twin.parent),
+        teacher_cell=shared(twin.teacher_cell), **made,
+    )  # fmt: skip
+    if canonical(entry.selectivity) is None:
+        for decoding in planner.chain.controls:
+            if canonical(decoding) is not None:
+                planner.cell(law, last, twin.role, entry.seed, redrawn=(), parent=plain, decoding=decoding, **made)

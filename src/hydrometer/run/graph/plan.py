@@ -1,0 +1,457 @@
+"""From accepted specifications to the stage graph and the cells that it feeds.
+
+    truth --draw--> D --fit--> teacher --select(s), draw--> D'_s --fit--> student_s
+                    D --fit--> direct student
+    every model, and the controls decoded at s, --judge--> one cell each
+
+The graph is data: nodes in an order in which every input comes before its user. Nothing here draws, fits or judges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from hydrometer.core.errors import SpecError
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import ChainSpec, Resample, Selectivity
+from hydrometer.core.watching import doing
+from hydrometer.metrics.projection import projection_versions
+from hydrometer.models.base import Family, Level
+from hydrometer.models.best_of_n import check_choices, choice_identity
+from hydrometer.models.capabilities import Maps
+from hydrometer.models.drawing import draw_identity
+from hydrometer.models.families import RunSpec, family_of
+from hydrometer.models.finite_selectivity import canonical
+from hydrometer.run.graph.adopted import Adopted, plan_adopted
+from hydrometer.run.graph.score_nodes import plan_scores
+from hydrometer.stages.judge import judged_exactly
+from hydrometer.stages.map_point import MOST_SHOWN, map_groups
+from hydrometer.stages.nodes import (
+    VERSIONS,
+    Cell,
+    Context,
+    DrawNode,
+    EmbedNode,
+    FitNode,
+    JudgeNode,
+    LawRef,
+    MapNode,
+    Node,
+    PictureNode,
+    PrefixSource,
+    ReleasedNode,
+    Rows,
+    ShowNode,
+)
+from hydrometer.stages.picture import PICTURE_ROWS
+from hydrometer.store.artifacts import content_key, content_keys
+
+__all__ = ["MAX_STAGES", "ChainPlan", "Plan", "plan_run"]
+
+MAX_STAGES = 1_000_000
+"""Most stages of a run; each is a folder on disk."""
+MAX_MAPPED = 10_000_000
+
+
+@dataclass(slots=True)
+class ChainPlan:
+    """One chain of the plan."""
+
+    context: Context
+    truth: LawRef
+    truth_identity: dict[str, object]
+    cells: list[Cell] = field(default_factory=list[Cell])
+    maps: list[MapNode] = field(default_factory=list[MapNode])
+    picture: str | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """All nodes, inputs first, and all cells."""
+
+    nodes: dict[str, Node] = field(default_factory=dict[str, Node])
+    chains: dict[str, ChainPlan] = field(default_factory=dict[str, ChainPlan])
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Cells of all chains, in order."""
+        return [c for chain in self.chains.values() for c in chain.cells]
+
+
+def plan_run(
+    spec: RunSpec, adopted: Sequence[Adopted] = (), *, family: Callable[[ChainSpec], Family] = family_of
+) -> Plan:
+    """Plan a whole run, with what it adopted. Raises InputError where a family's `check` finds something wrong."""
+    doing("planning the stages")
+    plan = Plan()
+    for name, chain in spec.chains.items():
+        context = Context(name, chain, family(chain))
+        check_choices(chain, context.family)
+        context.family.check(chain)
+        planner = _ChainPlanner(plan, context, spec.seeds)
+        if isinstance(context.family, Maps) and context.family.is_map(chain):
+            planner.build_map(context.family)
+        else:
+            planner.build()
+        for entry in adopted:
+            if entry.chain == name:
+                plan_adopted(planner, entry)
+    return plan
+
+
+class _ChainPlanner:
+    """Builds one chain's nodes and cells."""
+
+    def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
+        self.plan, self.context, self.seeds = plan, context, seeds
+        self.chain, self.family = context.spec, context.family
+        self.sizes = self.family.sizes(self.chain)
+        self.levels = self.family.levels(self.chain)
+        self.numerics = dict(self.family.numerics(self.chain))
+        identity = {"family": self.family.name, **self.family.truth_identity(self.chain)}
+        self.truth = LawRef("truth", content_key(identity), "truth")
+        self.truth_judge: dict[int | None, str] = {}
+        self.truth_rows: dict[int | None, Rows] = {}
+        self.out = plan.chains.setdefault(context.name, ChainPlan(context, self.truth, identity))
+        self.known_cells: set[str] = set()
+        self.known_rows: dict[tuple[str, str | None, Stream, int, str], Rows] = {}
+
+    # streams ---------------------------------------------------------------------------------------------------------
+
+    def root(self, what: Resample, seed: int) -> Stream:
+        """Root of a stream: the seed's own, or the one shared by all seeds where a seed does not redraw it."""
+        return Stream(seed) if what in self.chain.resample else Stream(0, ("shared",))
+
+    def seed_of(self, seed: int, *what: Resample) -> int | None:
+        """Return the seed where any of `what` is redrawn with it, else None: one cell serves all seeds."""
+        return seed if any(w in self.chain.resample for w in (*what, "evaluate")) else None
+
+    # nodes -----------------------------------------------------------------------------------------------------------
+
+    def key(
+        self, stage: Literal["draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture"],
+        parts: dict[str, object],
+    ) -> str:  # fmt: skip
+        return content_key(self.parts(stage, parts))
+
+    def parts(self, stage: str, own: Mapping[str, object]) -> dict[str, object]:
+        """Everything that a stage's key is made of."""
+        common = {"stage": stage, "version": VERSIONS[stage], "numerics": self.numerics, "family": self.family.name}
+        return {**common, **own}
+
+    def add(self, node: Node) -> str:
+        if len(self.plan.nodes) >= MAX_STAGES:
+            raise self.too_large(f"more than {MAX_STAGES}")
+        self.plan.nodes.setdefault(node.key, node)
+        return node.key
+
+    def too_large(self, got: object) -> SpecError:
+        fix = "lower seeds, data or selectivities, or raise block_rows"
+        return SpecError(f"chains.{self.context.name}: the run has too many stages", got=got, fix=fix)
+
+    def rows(
+        self, law: LawRef, s: Selectivity | None, stream: Stream, n: int, purpose: Literal["train", "judge"]
+    ) -> Rows:
+        """Rows as blocks of their own, so that a draw is resumed and extended block by block.
+
+        Whole blocks are those of any larger draw. The last holds no more rows than were asked for.
+        """
+        s = canonical(s)
+        slot = law.key, None if s is None else json.dumps(s.model_dump()), stream, n, purpose
+        if slot in self.known_rows:  # what seeds share is asked for by every one of them
+            return self.known_rows[slot]
+        size = self.family.block_rows(self.chain)
+        base: dict[str, object] = {
+            "law": law.key,
+            "selectivity": None if s is None else s.to_json(),
+            **choice_identity(s),
+            "stream": [stream.seed, *stream.path],
+            "precision": self.family.precision(self.chain, purpose),
+            "block": size,
+            **draw_identity(self.family, self.chain, law.role, purpose),
+        }
+        blocks: list[str] = []
+        identity = {**base, "n": n}
+        if self.family.keeps_draws:
+            if n > MAX_STAGES * size:
+                raise self.too_large(f"{-(-n // size)} blocks of {size} rows in one draw")
+            inputs = () if law.kind == "truth" else (law.key,)
+            parts, cut = self.parts("draw", base), n % size
+            keys = content_keys(parts, "start", range(0, n - cut, size))
+            if cut:  # in a key of its own: the last bits of rows depend on how many are drawn together
+                keys.append(content_key({**parts, "start": n - cut, "rows": cut}))
+                identity["last"] = keys[-1]
+            for start, key in zip(range(0, n, size), keys, strict=True):
+                rows = min(size, n - start)
+                blocks.append(self.add(DrawNode(key, self.context, law, s, stream, start, rows, purpose, inputs)))
+        self.known_rows[slot] = Rows(law, s, stream, n, purpose, tuple(blocks), content_key(identity))
+        return self.known_rows[slot]
+
+    def fit(
+        self, level: Level, data: Rows, validate: Rows | None, teacher: LawRef | None, source: PrefixSource, loss: str,
+        stream: Stream,
+    ) -> LawRef:  # fmt: skip
+        key = self.key(
+            "fit",
+            {
+                "truth": self.truth.key,
+                "role": level.role,
+                "level": level.spec.model_dump(mode="json", context="key"),
+                "data": data.key,
+                "validate": None if validate is None else validate.key,
+                "teacher": None if teacher is None else teacher.key,
+                "prefix_source": source,
+                "loss": loss,
+                "stream": [stream.seed, *stream.path],
+            },
+        )
+        inputs = _law_inputs(data.law) + data.blocks + (() if validate is None else validate.blocks)
+        inputs += () if teacher is None else _law_inputs(teacher)
+        self.add(FitNode(key, self.context, level, data, validate, teacher, source, loss, stream, inputs))
+        return LawRef("fit", key, level.role)
+
+    def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
+        truth_rows = self.truth_rows[self.seed_of(seed)]
+        is_truth = law.kind == "truth" and canonical(decoding) is None
+        root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
+        # A cell's own rows come from a stream of its own, so that cells are independent given their models.
+        stream = root.child("evaluate", "law", group)
+        n = self.sizes["evaluate"]
+        law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, n, "judge")
+        known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
+        of_truth, of_law = plan_scores(self, law, canonical(decoding), truth_rows, law_rows, known)
+        key = self.key(
+            "judge",
+            {"truth": self.truth.key, "law": law.key, "truth_rows": truth_rows.key, "rows": law_rows.key,
+             "decoding": _json(canonical(decoding)), "scores": [*of_truth, *of_law],
+             **({"exact": True} if judged_exactly(self.chain) else {})},
+        )  # fmt: skip
+        inputs = _law_inputs(law) + truth_rows.blocks + law_rows.blocks + (() if known is None else (known,))
+        return self.add(
+            JudgeNode(
+                key, self.context, law, canonical(decoding), self.truth, truth_rows, law_rows, known, of_truth, of_law,
+                (*inputs, *of_truth, *of_law),
+            )
+        )  # fmt: skip
+
+    def show(self, judge_key: str) -> str:
+        """Plan the exhibit of a judged cell."""
+        judged = cast("JudgeNode", self.plan.nodes[judge_key])
+        return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, (judge_key,)))
+
+    # cells -----------------------------------------------------------------------------------------------------------
+
+    def cell(
+        self, law: LawRef, level: int, role: str, seed: int, *, redrawn: tuple[Resample, ...],
+        training: Literal["direct", "distilled"] | None = None, selectivity: Selectivity | None = None,
+        decoding: Selectivity | None = None, parent: str | None = None, source: PrefixSource | None = None,
+        loss: str | None = None, teacher_cell: str | None = None, released: str | None = None,
+        origin: Mapping[str, object] | None = None,
+    ) -> str:  # fmt: skip
+        """Judge a law and enter its cell; returns the cell's id. One with an origin is of its seed alone."""
+        parts = [self.context.name, role]
+        if training:
+            parts.append(training + ("" if selectivity is None else "-" + selectivity.slug))
+        if loss not in (None, "mle"):
+            parts.append(str(loss))
+        if origin is not None:
+            parts.append(f"adopted-{origin['adopted']}")
+        if decoding is not None:
+            parts.append("decoded-" + decoding.slug)
+        group = ".".join(parts)
+        cell_seed = self.seed_of(seed, *redrawn) if origin is None else seed
+        cell_id = group if cell_seed is None else f"{group}.seed{cell_seed}"
+        if cell_id not in self.known_cells:
+            self.known_cells.add(cell_id)
+            key = self.judge(law, decoding, seed, group, cell_seed)
+            if law.kind == "truth" and decoding is None:
+                self.truth_judge[cell_seed] = key
+            first = cell_seed in (None, self.seeds[0])
+            if origin is not None:
+                first = all(c.group != group for c in self.out.cells)
+            show = self.show(key) if first else None
+            self.out.cells.append(
+                Cell(
+                    cell_id, group, self.context.name, level, role, training, parent, selectivity, decoding, source,
+                    loss, cell_seed, key, teacher_cell, show, released, origin=origin,
+                )
+            )  # fmt: skip
+        return cell_id
+
+    def build(self) -> None:
+        for i, seed in enumerate(self.seeds):
+            before = len(self.plan.nodes)
+            self.build_seed(seed)
+            # What seeds share is planned with the first, so that the second shows what each of the others adds.
+            rest = (len(self.plan.nodes) - before) * (len(self.seeds) - 2) if i == 1 else 0
+            if len(self.plan.nodes) + rest > MAX_STAGES:
+                raise self.too_large(f"{len(self.plan.nodes) + rest} of at most {MAX_STAGES}")
+        self.picture()
+
+    def build_map(self, family: Maps) -> None:
+        """One node a point, all seeds in it; one cell a group and point."""
+        seeds = family.map_seeds(self.chain, self.seeds)
+        if len(seeds) < 2:
+            raise SpecError("a map's errors are those between seeds", got="one seed", fix="set grid.seeds to 2 or more")
+        points = family.points(self.chain)
+        if len(points) * len(seeds) > MAX_MAPPED:
+            got = f"{len(points)} points of {len(seeds)} seeds"
+            raise SpecError("the map is too large", got=got, fix="lower grid.seeds, or give fewer values")
+        shown = len(points) <= MOST_SHOWN
+        for point in points:
+            body = point.chain.model_dump(mode="json", exclude={"selectivity", "decoding"})
+            body["selectivity"] = [s.to_json() for s in point.chain.selectivity]
+            body["decoding"] = [s.to_json() for s in self.chain.controls]
+            groups = map_groups(self.context, point)
+            key = self.key("map", {"chain": body, "seeds": list(seeds), "name": groups[0].id, "shown": shown})
+            self.add(node := MapNode(key, self.context, point, seeds, shown))
+            self.out.maps.append(node)
+            for g in groups:
+                self.out.cells.append(
+                    Cell(
+                        g.id, g.id, self.context.name, g.level, g.role, g.training, g.parent, g.selectivity,
+                        g.decoding, None if g.training is None else "truth" if g.training == "direct" else "teacher",
+                        "mle" if g.training else None, None, key, g.teacher, point=point.values,
+                    )
+                )  # fmt: skip
+
+    def build_seed(self, seed: int) -> None:
+        """One seed's share of the chain; what seeds share is met again under the same keys."""
+        data, evaluate = self.root("data", seed), self.root("evaluate", seed)
+        n = self.sizes
+        shared = self.seed_of(seed)
+        self.truth_rows[shared] = self.rows(
+            self.truth, None, evaluate.child("evaluate", "truth"), n["evaluate"], "judge"
+        )
+        truth_cell = self.cell(self.truth, 0, "truth", seed, redrawn=())
+        train = self.rows(self.truth, None, data.child("train", "truth"), n["train"], "train")
+        validate = self.validation(self.truth, None, data)
+        levels = list(self.levels)
+        parent, parent_cell = self.truth, truth_cell
+        drawn: tuple[Resample, ...] = ("data",)
+        if levels[0].role == "teacher":
+            teacher = levels.pop(0)
+            stream = self.root("teacher", seed).child("fit", teacher.role)
+            parent = self.fit(teacher, train, validate, None, "truth", "mle", stream)
+            drawn = ("data", "teacher")
+            parent_cell = self.cell(parent, 1, teacher.role, seed, redrawn=drawn, parent=truth_cell, source="truth")
+        parents: dict[Selectivity, tuple[LawRef, str]] = {}
+        first = len(self.levels) - len(levels) + 1
+        for depth, level in enumerate(levels, start=first):
+            parents = self.build_level(
+                seed, depth, level, train, validate, parents, (parent, parent_cell), drawn, truth_cell,
+                is_last=level is levels[-1],
+            )  # fmt: skip
+
+    def build_level(
+        self, seed: int, depth: int, level: Level, train: Rows, validate: Rows | None,
+        above: dict[Selectivity, tuple[LawRef, str]], top: tuple[LawRef, str], drawn: tuple[Resample, ...],
+        truth_cell: str, *, is_last: bool,
+    ) -> dict[Selectivity, tuple[LawRef, str]]:  # fmt: skip
+        """Fit and judge one distilled level: the direct model, one at each selectivity, and the decoding controls."""
+        fit_stream = self.root("student", seed).child("fit", level.role)
+        at_student: tuple[Resample, ...] = ("data", "student")
+        at_distilled: tuple[Resample, ...] = (*drawn, "distill", "student")
+        direct = self.fit(level, train, validate, None, "truth", "mle", fit_stream)
+        direct_cell = self.cell(
+            direct, depth, level.role, seed, redrawn=at_student, training="direct", source="truth", loss="mle",
+            parent=truth_cell,
+        )  # fmt: skip
+        out: dict[Selectivity, tuple[LawRef, str]] = {}
+        controls: list[tuple[LawRef, str, tuple[Resample, ...], Selectivity | None]] = []
+        controls.append((direct, direct_cell, at_student, None))
+        distill = self.root("distill", seed)
+        for s in self.chain.selectivity:
+            law, cell = above.get(s, top)
+            s_decoding = None if canonical(s) is None else s
+            made_with = () if law.kind == "truth" else drawn if not above else at_distilled
+            teacher_cell = cell
+            if s_decoding is not None:
+                depth_above = 0 if law.kind == "truth" else depth - 1
+                training = "distilled" if above else None
+                teacher_cell = self.cell(
+                    law, depth_above, law.role, seed, redrawn=made_with, parent=cell, decoding=s_decoding,
+                    training=training, selectivity=s if above else None,
+                )  # fmt: skip
+            for loss in self.chain.loss:
+                data = self.rows(law, s, distill.child("distill", law.role), self.sizes["distill"], "train")
+                held_out = self.validation(law, s, distill)
+                student = self.fit(level, data, held_out, law, "teacher", loss, fit_stream)
+                released = self.released(seed, s, law, train, direct, student) if is_last else None
+                out[s] = student, self.cell(
+                    student, depth, level.role, seed, redrawn=at_distilled, training="distilled", selectivity=s,
+                    parent=cell, source="teacher", loss=loss, teacher_cell=teacher_cell, released=released,
+                )  # fmt: skip
+                if canonical(s) is None:
+                    controls.append((*out[s], at_distilled, s))
+        for law, cell, redrawn, s in controls:
+            for decoding in self.chain.controls:
+                if canonical(decoding) is not None:
+                    self.cell(
+                        law, depth, level.role, seed, redrawn=redrawn, selectivity=s, decoding=decoding, parent=cell,
+                        training="direct" if s is None else "distilled", loss="mle",
+                        source="truth" if s is None else "teacher",
+                    )  # fmt: skip
+        return out
+
+    def picture(self) -> None:
+        """Plan the chain's picture, where it asks for one: the first seed's truth, teacher, students and controls."""
+        method: Literal["pca", "umap"] | None = getattr(self.chain, "picture", None)
+        if method is None:
+            return
+        versions = projection_versions(method)  # says in one line what is not installed
+        n = min(PICTURE_ROWS, self.sizes["evaluate"])
+        models: list[tuple[str, str]] = []
+        for cell in self.out.cells:
+            if cell.seed in (None, self.seeds[0]) and _is_pictured(cell):
+                rows = cast("JudgeNode", self.plan.nodes[cell.judge]).law_rows
+                key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})
+                inputs = (*_law_inputs(rows.law), *rows.blocks)
+                models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs))))
+        key = self.key("picture", {"method": method, "versions": versions, "models": [[c, k] for c, k in models]})
+        inputs = tuple(k for _, k in models)
+        self.out.picture = self.add(PictureNode(key, self.context, method, tuple(models), inputs))
+
+    def validation(self, law: LawRef, s: Selectivity | None, root: Stream) -> Rows | None:
+        """Held-out rows of a fit's own law."""
+        n = self.sizes.get("validate", 0)
+        return self.rows(law, s, root.child("validate", law.role), n, "train") if n else None
+
+    def released(
+        self, seed: int, s: Selectivity, teacher: LawRef, train: Rows, direct: LawRef, student: LawRef
+    ) -> str | None:
+        """Plan the notebook's own figures, where the chain asks for them."""
+        if not getattr(self.chain, "as_released", False):
+            return None
+        n = self.sizes["evaluate"]
+        stream = self.root("evaluate", seed).child("evaluate", "released")
+        students = tuple(
+            (training, self.rows(law, None, stream.child(training), n, "judge"))
+            for training, law in (("direct", direct), ("distilled", student))
+        )
+        key = self.key(
+            "released",
+            {"teacher": teacher.key, "selectivity": s.to_json(), "train": train.key,
+             "students": [rows.key for _, rows in students]},
+        )  # fmt: skip
+        inputs = (*_law_inputs(teacher), *_law_inputs(direct), *_law_inputs(student), *train.blocks)
+        inputs += tuple(b for _, rows in students for b in rows.blocks)
+        return self.add(ReleasedNode(key, self.context, teacher, s, train, students, inputs))
+
+
+def _is_pictured(cell: Cell) -> bool:
+    """Truth and teacher as they are, students as they are, and the direct student decoded."""
+    if cell.role == "student":
+        return cell.decoding is None or cell.training == "direct"
+    return cell.role in ("truth", "teacher") and cell.decoding is None
+
+
+def _law_inputs(law: LawRef) -> tuple[str, ...]:
+    return () if law.kind == "truth" else (law.key,)
+
+
+def _json(s: Selectivity | None) -> object:
+    return None if s is None else s.to_json()

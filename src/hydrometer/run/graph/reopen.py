@@ -1,0 +1,204 @@
+"""Opening a run's folder again: its experiment, its plan, and what of it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.spec import Selectivity
+from hydrometer.core.yaml_io import nearest
+from hydrometer.models.capabilities import TrainsElsewhere
+from hydrometer.models.families import RunSpec, parse_run_spec
+from hydrometer.models.finite_selectivity import canonical
+from hydrometer.run.execution.execute import Outcome
+from hydrometer.run.graph.adopted import Adopted, read_adopted
+from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.graph.rendered import with_prompts
+from hydrometer.run.graph.spec_merge import merge
+from hydrometer.stages.nodes import DrawNode
+from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.remote import open_store
+from hydrometer.store.storage_uri import Url, place_of
+
+__all__ = [
+    "Opened",
+    "chain_named",
+    "closure",
+    "look",
+    "reopen",
+    "require_run",
+    "training_rows",
+    "with_selectivity",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run's folder with its plan: the union of its accepted specifications, and the models it adopted."""
+
+    folder: RunFolder
+    spec: RunSpec
+    plan: Plan
+    store: ArtifactStore
+
+    def findings(self) -> list[dict[str, object]]:
+        """Return what the last run's results say of its examination."""
+        results = _recorded(self.folder)
+        return [] if results is None else list(results["summary"]["findings"])
+
+    def with_adopted(self, entry: Adopted) -> Plan:
+        """Plan once more, with one more adopted model."""
+        return plan_run(self.spec, [*read_adopted(self.folder), entry])
+
+
+def require_run(place: str | Path | Url) -> RunFolder:
+    """Open a folder or URL, refusing one that no run has begun in, before anything is made in it."""
+    found = place_of(place)
+    if not isinstance(found, Path) or ("\0" not in str(found) and (found / "specs").is_dir()):
+        folder = RunFolder(found)
+        if (folder.root / "specs").is_dir():
+            return folder
+    raise FolderError("no run in the folder", got=str(found), fix="give the folder of a run")
+
+
+def reopen(folder: RunFolder, cache: str | Path | None = None, bases: Sequence[Path] = ()) -> Opened:
+    """Open the folder of a run; nothing in it is changed.
+
+    Parameters
+    ----------
+    folder : as `require_run` opens it.
+    cache : where its artifacts are, if not inside.
+    bases : folders that relative file names of its specifications may refer to, tried after those that runs recorded.
+        A folder is the right one where the truths made with it are, by content, those that the run accepted.
+
+    Raises
+    ------
+    FolderError : no run there, or its truth is not what it was.
+    InputError : a file that its specifications name is gone.
+    """
+    root = folder.place
+    accepted = folder.accepted()
+    if not accepted:
+        raise FolderError("the folder accepted no specification yet", got=str(root), fix="run the experiment first")
+    adopted = read_adopted(folder)
+    first: InputError | None = None
+    is_changed = False
+    for base in dict.fromkeys([*folder.bases(), *bases, Path.cwd(), *_around(folder)]):
+        try:
+            spec = with_prompts(merge([_spec(a, base) for a in accepted]), folder)
+            plan = plan_run(spec, adopted)
+        except InputError as e:
+            first = first or e
+            continue
+        if {name: chain.truth.key for name, chain in plan.chains.items()} == accepted[0].get("truths"):
+            return Opened(folder, spec, plan, open_store(cache or folder.artifacts))
+        is_changed = True
+    if first is not None and not is_changed:
+        raise first
+    raise FolderError(
+        "the truth of this run is not what it was", got=str(root), fix="restore the model and the prompts it was run on"
+    )
+
+
+def _around(folder: RunFolder) -> tuple[Path, ...]:
+    return (folder.place, folder.place.parent) if isinstance(folder.place, Path) else ()
+
+
+def _spec(entry: dict[str, Any], base: Path) -> RunSpec:
+    body = entry.get("spec")
+    if not isinstance(body, dict):
+        raise FolderError("a file in specs/ holds no specification", fix="restore or remove it")
+    return parse_run_spec(body, "specs/", base)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def chain_named(plan: Plan, name: str | None) -> ChainPlan:
+    """Return a chain by name; without one, the only chain of models that may be trained elsewhere.
+
+    Raises
+    ------
+    InputError : no such chain, or several to choose from.
+    """
+    if name is not None:
+        if name not in plan.chains:
+            raise InputError("no such chain in this run", got=name, fix=nearest(name, list(plan.chains)))
+        return plan.chains[name]
+    fitting = [c for c in plan.chains.values() if isinstance(c.context.family, TrainsElsewhere)]
+    if len(fitting) != 1:
+        names = ", ".join(c.context.name for c in fitting) or "none"
+        fix = "name one with --chain" if fitting else "this works on chains of language models"
+        raise InputError("the chain is not determined", got=f"chains of such models: {names}", fix=fix)
+    return fitting[0]
+
+
+def with_selectivity(chain: ChainPlan, wanted: Selectivity) -> Selectivity:
+    """Return the chain's own spelling of a selectivity. Raises InputError, which names those it has."""
+    for s in chain.context.spec.selectivity:
+        if canonical(s) == canonical(wanted):
+            return s
+    known = "; ".join(",".join(f"{k}={v}" for k, v in s.to_json().items()) for s in chain.context.spec.selectivity)
+    raise InputError("this chain does not have that selectivity", got=wanted.label, fix=f"it has {known}")
+
+
+def closure(plan: Plan, keys: Iterable[str]) -> Plan:
+    """Return the part of a plan that makes these nodes, without cells."""
+    needed: set[str] = set()
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key not in needed:
+            needed.add(key)
+            waiting += plan.nodes[key].inputs
+    return Plan({k: n for k, n in plan.nodes.items() if k in needed}, plan.chains)
+
+
+def training_rows(plan: Plan) -> Plan:
+    """Return the part of a plan that draws every model's training rows, and fits what they are drawn from."""
+    return closure(plan, [k for k, n in plan.nodes.items() if isinstance(n, DrawNode) and n.purpose == "train"])
+
+
+def look(opened: Opened, plan: Plan, outcome: Outcome) -> None:
+    """Enter into an outcome what of a plan is left to be made, and what failed in an earlier run.
+
+    Raises
+    ------
+    FolderError : a cell that results.json has figures of is not judged under this machine's numerics.
+    """
+    store = opened.store
+    results = _recorded(opened.folder)
+    before: dict[str, dict[str, Any]] = {} if results is None else {c["id"]: c for c in results["cells"]}
+    for cell in plan.cells:
+        old = before.get(cell.id, {})
+        if store.has(plan.nodes[cell.judge].stage, cell.judge) or cell.judge in outcome.failed:
+            continue
+        if old.get("status") == "failed":
+            outcome.failed[cell.judge] = str(old.get("reason"))
+        elif old:
+            raise FolderError(
+                "figures in results.json have no artifact under this machine's versions, threads and processor",
+                got=cell.id,
+                fix="go on where they were made, or `hydrometer run` it again here first",
+            )
+        else:
+            outcome.left.add(cell.judge)
+    shown = [k for c in plan.cells for k in (c.show, c.released)] + [c.picture for c in plan.chains.values()]
+    outcome.left |= {k for k in shown if k is not None and not store.has(plan.nodes[k].stage, k)}
+
+
+def _recorded(folder: RunFolder) -> dict[str, Any] | None:
+    """What results.json holds; None where there is none. Raises FolderError where it lacks what a run writes."""
+    if not (folder.root / "results.json").is_file():
+        return None
+    results = load_results(folder.root)
+    try:
+        named = all(isinstance(c["id"], str) and c["status"] in ("ok", "failed") for c in results["cells"])
+        whole = named and isinstance(results["summary"]["findings"], list)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        fix = "remove it, then run the experiment again"
+        raise FolderError("results.json lacks what a run writes", got=str(folder.place), fix=fix)
+    return results

@@ -1,0 +1,86 @@
+"""Extending an experiment: what a folder's specifications may differ in, and their union."""
+
+from __future__ import annotations
+
+from hydrometer.core.errors import SpecError
+from hydrometer.core.spec import ChainSpec, Selectivity
+from hydrometer.models.families import RunSpec
+from hydrometer.models.finite_selectivity import canonical
+
+__all__ = ["merge"]
+
+
+def strength(s: Selectivity) -> tuple[float, ...]:
+    """Sort key from the mildest selectivity to the strongest, by field."""
+    return (
+        s.weight_power or s.sequence_power or 1.0,
+        -(s.temperature if s.temperature is not None else 1.0),
+        -(s.top_p if s.top_p is not None else 1.0),
+        -float(s.top_k) if s.top_k is not None else float("-inf"),
+        s.min_p or 0.0,
+        float(s.best_of or 1),
+        float(s.accept is not None),
+    )
+
+
+def merge(specs: list[RunSpec]) -> RunSpec:
+    """Join specifications of one experiment: the union of seeds, selectivities and decodings.
+
+    Raises
+    ------
+    SpecError : they differ in anything else.
+    """
+    first = specs[0]
+    for other in specs[1:]:
+        difference = _difference(experiment(first), experiment(other))
+        if difference:
+            raise SpecError(
+                f"the folder holds another experiment: {difference} differs",
+                fix="only seeds, selectivity, decoding and picture may change; choose another --out",
+            )
+
+    def union(name: str) -> ChainSpec:
+        chains = [s.chains[name] for s in specs]
+        # A neutral setting has many spellings that mean one law; the first spelling stands for it.
+        selectivity = _unique([s for c in chains for s in c.selectivity])
+        controls = _unique([s for c in chains for s in c.controls])
+        update: dict[str, object] = {"selectivity": selectivity, "decoding": controls}
+        picture = next((p for c in chains if (p := getattr(c, "picture", None)) is not None), None)
+        if picture is not None:  # it changes no figure, so that a finished run can still be given one
+            update["picture"] = picture
+        return chains[0].model_copy(update=update)
+
+    seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
+    return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
+
+
+def _unique(items: list[Selectivity]) -> tuple[Selectivity, ...]:
+    chosen: dict[Selectivity | None, Selectivity] = {}
+    for s in sorted(items, key=strength):
+        chosen.setdefault(canonical(s), s)
+    return tuple(chosen.values())
+
+
+def experiment(spec: RunSpec) -> dict[str, object]:
+    """Return the part of a specification that an extension may not change."""
+    body = spec.model_dump(mode="json", exclude={"seeds", "description", "known"}, context="key")
+    for chain in body["chains"].values():
+        chain.pop("selectivity")
+        chain.pop("decoding", None)
+        chain.pop("picture", None)
+    for name, chain in spec.chains.items():
+        if (drawing := getattr(chain, "drawing", None)) is not None:  # where an engine is and how fast may change
+            engine, settings = drawing
+            body["chains"][name]["engine"] = {engine.name: settings.identity(), "for": settings.roles}
+    return body
+
+
+def _difference(a: object, b: object, path: str = "") -> str:
+    """Return the path of the first difference, or an empty string."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}, key=str):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            found = _difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+            if found:
+                return found
+        return ""
+    return "" if a == b else path or "everything"

@@ -1,0 +1,1 @@
+"""Judging models that exist, outside a run."""

@@ -1,0 +1,1 @@
+"""What would spoil a run, found before anything is made."""

@@ -1,0 +1,1 @@
+"""What a run's folder says when it is done, and while it goes on."""

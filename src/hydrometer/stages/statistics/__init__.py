@@ -1,0 +1,1 @@
+"""Comparisons of judged cells: contrasts, their covariance, the decision."""
