@@ -28,7 +28,7 @@ import numpy as np
 from hydrometer.core.controls import Controls
 from hydrometer.metrics.frontiers.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
-from hydrometer.models.mixture.law import Points
+from hydrometer.models.points import Points
 
 SIZES = {64: 2000, 80: 2000, 200: 2000, 500: 1000, 1024: 1000, 5000: 500, 20000: 300}
 LIKELIHOOD = ("precision", "recall", "entropy", "entropy_truth", "kl_student_truth", "kl_truth_student")

@@ -23,9 +23,10 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Footprint
 from hydrometer.models.mixture.family import MIXTURE
-from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.outcome import SilentMonitor
-from hydrometer.run.graph.plan import ChainPlan, Plan
+from hydrometer.run.execution.execute import execute
+from hydrometer.run.graph.plan import ChainPlan
+from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.nodes import Context, DrawNode, LawRef
 from hydrometer.store.artifacts import ArtifactStore, content_key
 

@@ -21,7 +21,8 @@ from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.families import parse_run_spec
 from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.execution.on_ray import RayExecutor
-from hydrometer.run.graph.plan import Plan, plan_run
+from hydrometer.run.graph.plan import Plan
+from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore
 from tokenizers import Tokenizer, models, pre_tokenizers

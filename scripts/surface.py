@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel
 
 import hydrometer
+import hydrometer.family
 import hydrometer.testing
 from hydrometer.cli import app
 from hydrometer.store.migrate import SCHEMA
@@ -27,7 +28,11 @@ ENTRY_POINTS = ("hydrometer.contract_cases", "hydrometer.engines", "hydrometer.f
 def surface(spec_schema: dict[str, Any]) -> str:
     """Return all of it, in a fixed order."""
     parts = {
-        "python": [*python(hydrometer, "hydrometer"), *python(hydrometer.testing, "hydrometer.testing")],
+        "python": [
+            line
+            for module in (hydrometer, hydrometer.family, hydrometer.testing)
+            for line in python(module, module.__name__)
+        ],
         "entry point groups": list(ENTRY_POINTS),
         "command line": list(commands()),
         "specification": sorted(set(keys(spec_schema, spec_schema, "", ()))),

@@ -1,5 +1,6 @@
 """What every family promises, tested over all of them: the built-in ones, and those installed from outside."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -81,6 +82,22 @@ def test_every_family_is_tested_here() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_contract(name: str, check: Check, made: Callable[[str], ContractCase], tmp_path: Path) -> None:
     check(made(name), tmp_path)
+
+
+KNOWN = {"run": {"causal_lm"}, "stages": {"causal_lm"}, "metrics": {"markov", "mixture"}}
+"""Families that a room still knows by name: judging, exporting and adopting language models; exact figures."""
+
+
+def test_a_family_is_known_in_its_folder_and_where_the_union_is_closed() -> None:
+    source = Path(hm.__file__).parent
+    found: dict[str, set[str]] = {}
+    for path in source.rglob("*.py"):
+        place = path.relative_to(source).parts
+        own = place[1] if place[0] == "models" else ""
+        named = set(re.findall(r"hydrometer\.models\.(mixture|markov|causal_lm)\b", path.read_text("utf-8")))
+        if len(place) > 1 and own not in (*named, "families.py"):
+            found.setdefault(place[0], set()).update(named)
+    assert {room: families for room, families in found.items() if families} == KNOWN
 
 
 class Wrong:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from hydrometer.models.markov.law import Markov
     from hydrometer.models.markov.ngram_fit import fit_markov
     from hydrometer.models.mixture.em import fit_mixture
-    from hydrometer.models.mixture.law import Mixture, MixtureBatch, Points
+    from hydrometer.models.mixture.law import Mixture, MixtureBatch
+    from hydrometer.models.points import Points
     from hydrometer.models.sequences import Sequences
     from hydrometer.models.work import Device
     from hydrometer.report import build_report
@@ -132,7 +133,8 @@ _HOMES = {
     "models.markov.ngram_fit": "fit_markov",
     "models.markov.law": "Markov",
     "models.mixture.em": "fit_mixture",
-    "models.mixture.law": "Mixture MixtureBatch Points",
+    "models.mixture.law": "Mixture MixtureBatch",
+    "models.points": "Points",
     "models.sequences": "Sequences",
     "models.work": "Device",
     "report": "build_report",

@@ -31,7 +31,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, FitRequest, Law, Samples
 from hydrometer.models.families import missing_methods
-from hydrometer.models.mixture.law import Points
+from hydrometer.models.points import Points
 from hydrometer.models.sequences import Sequences
 
 __all__ = ["CHECKS", "Check", "ContractCase", "ContractError", "installed_cases", "rows_of"]

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import hydrometer as hm  # noqa: E402
 from hydrometer.core.errors import InputError, LawMismatchError  # noqa: E402
-from hydrometer.models.base import Embeds  # noqa: E402
+from hydrometer.models.capabilities import Embeds  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.sequences import Sequences  # noqa: E402

@@ -19,7 +19,8 @@ from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.errors import FolderError, InputError, StoreError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models import training_rows  # noqa: E402
-from hydrometer.models.base import FitRequest, KeepsTrainingRows  # noqa: E402
+from hydrometer.models.base import FitRequest  # noqa: E402
+from hydrometer.models.capabilities import KeepsTrainingRows  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM, CausalLMFamily  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402

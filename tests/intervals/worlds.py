@@ -15,7 +15,7 @@ import hydrometer as hm
 from hydrometer.core.controls import Controls
 from hydrometer.metrics.frontiers.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
-from hydrometer.models.mixture.law import Points
+from hydrometer.models.points import Points
 from hydrometer.models.sequences import Sequences
 
 NAMES = (

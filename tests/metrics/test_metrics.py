@@ -8,7 +8,7 @@ from hydrometer.core.estimate import Estimate, mean_estimate
 from hydrometer.metrics.held_out import Column, share_outside
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics, mean_on
 from hydrometer.metrics.text import text_metrics
-from hydrometer.models.mixture.law import Points
+from hydrometer.models.points import Points
 from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
 
 

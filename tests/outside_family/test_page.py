@@ -23,6 +23,7 @@ SOURCES = {
 
 
 def snippets(language: str) -> list[str]:
+    """Blocks without a title; those with one are whole files, which `test_smallest_family.py` runs."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 

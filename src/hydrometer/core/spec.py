@@ -347,6 +347,11 @@ class ChainSpec(Strict):
             return self.decoding
         return tuple(s for s in self.selectivity if not s.is_neutral)
 
+    @property
+    def undecoded(self) -> tuple[str, str] | None:
+        """Why decoding changes nothing about the student, and what to do about it; None where it changes something."""
+        return None
+
 
 def parse_selectivity(text: str, option: str = "--selectivity") -> Selectivity:
     """Read ``temperature=0.8,top_p=0.95``.

@@ -67,8 +67,10 @@ def modes_covered(truth: Mixture, law: Mixture) -> int:
     return int((share >= 0.5 / truth.n_components).any(axis=1).sum())
 
 
-def mode_metrics(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
+def mode_metrics(truth: object, law: object) -> dict[str, Estimate]:
     """Return `modes_covered`, `effective_components` (exp of the weights' entropy) and `n_components`, all exact.
+
+    Laws of which one is no mixture have none of them.
 
     Examples
     --------
@@ -76,6 +78,8 @@ def mode_metrics(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
     >>> {name: e.value for name, e in mode_metrics(p, p.component(0)).items()}
     {'modes_covered': 1.0, 'effective_components': 1.0, 'n_components': 1.0}
     """
+    if not isinstance(truth, Mixture) or not isinstance(law, Mixture):
+        return {}
     w = law.weights[law.weights > 0]
     return {
         "modes_covered": _exact(float(modes_covered(truth, law)), "modes"),

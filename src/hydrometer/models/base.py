@@ -4,13 +4,12 @@
 
 A `Law` is a probability law over outcomes: it draws, scores, and can be selected. A `Family` knows how to make laws:
 from a specification (the truth), from data (`fit`), and from a folder. Everything else in the package, drawing,
-judging, storing, is written against these two alone.
+judging, storing, is written against these two alone. What either may offer besides stands in `models.capabilities`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -28,20 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Beside",
-    "ChecksInputs",
     "Controlled",
-    "Embeds",
     "Family",
     "FitRequest",
-    "FitsTogether",
     "Fitted",
     "Footprint",
-    "KeepsTrainingRows",
     "Law",
     "Level",
     "Samples",
     "ScoreKind",
-    "Threaded",
     "Tick",
     "chain_levels",
     "no_progress",
@@ -156,60 +150,6 @@ class Controlled(Protocol):
         `again` tells that the same rows will be scored beside further laws, so that what depends on this law alone may
         be kept. Raises LawMismatchError.
         """
-        ...
-
-
-@runtime_checkable
-class Embeds(Protocol):
-    """A law whose model can place outcomes in a space of its own: an optional capability, for pictures."""
-
-    def embed(self, x: Samples) -> NDArray[np.float32]:
-        """Return one vector a row, (N, D); equal rows have equal vectors."""
-        ...
-
-    def texts(self, x: Samples) -> tuple[list[str], list[str]]:
-        """Return the rows' prompts and answers as text for people."""
-        ...
-
-
-@runtime_checkable
-class ChecksInputs(Protocol):
-    """A family that is dear to open: an optional capability.
-
-    `Family.check` may open what it needs; this is asked first, of all chains.
-    """
-
-    def check_inputs(self, chain: ChainSpec) -> None:
-        """Refuse files and sources that cannot be used, by names and headers alone. Raises InputError."""
-        ...
-
-
-@runtime_checkable
-class Threaded(Protocol):
-    """A family whose bits depend on the threads of the process: an optional capability.
-
-    Its `numerics` have "threads", and "device" where work may be elsewhere than on the processor: "cuda", or "auto",
-    which takes cuda where there is one.
-    """
-
-    def prepare(self, chain: ChainSpec) -> None:
-        """Set this process's threads to those of the chain. Called before every stage."""
-        ...
-
-
-@runtime_checkable
-class FitsTogether(Protocol):
-    """A family whose fits may take several processes: an optional capability.
-
-    Each process calls `fit` with the same request, inside a group of torch.distributed; each gets the whole model.
-    """
-
-    def workers(self, level: Level) -> int:
-        """Return how many processes fit a level together; 1 for an ordinary fit."""
-        ...
-
-    def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
-        """Join a group on this machine, which meets at a file that is not there yet."""
         ...
 
 
@@ -393,19 +333,4 @@ class Family(Protocol):
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
         """Return roughly the seconds of a stage on two cores: for time left, and to weigh stages against each other."""
-        ...
-
-
-@runtime_checkable
-class KeepsTrainingRows(Protocol):
-    """A family with a compact form of stored rows for its fits: what a `Family` may offer besides.
-
-    Its `fit` takes them as `FitRequest.data` where it takes what `load_samples` gives, with the same result.
-    """
-
-    def load_training_rows(self, folders: list[Path], n: int, scratch: Path) -> Samples:
-        """Open the first n rows of the blocks that `save_samples` wrote, in the order given.
-
-        `scratch` is a folder on whose disk they may lie, in a file without a name that goes with the process.
-        """
         ...

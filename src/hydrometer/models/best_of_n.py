@@ -202,7 +202,7 @@ def check_choices(chain: ChainSpec, family: Family) -> None:
         if not s.chooses:
             continue
         if not isinstance(family, TextFamily):
-            fix = "use causal_lm or markov"
+            fix = "leave them out, or take a family of sequences"
             raise SpecError(f"best_of and accept need a family of sequences, not {family.name}", got=s.label, fix=fix)
         for name in _scores(s):
             check_score(name)

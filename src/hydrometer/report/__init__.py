@@ -6,6 +6,7 @@ Reads records and exhibits only. It computes no metric of its own: what it draws
 from typing import TYPE_CHECKING
 
 from hydrometer._lazy import lazily
+from hydrometer.report.words.verdict import verdict
 
 if TYPE_CHECKING:
     from hydrometer.report.page import build_report

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.sampling_design import Clusters, Strata
-from hydrometer.models.base import KeepsTrainingRows, Law, Precision, Samples
+from hydrometer.models.base import Law, Precision, Samples
 from hydrometer.models.best_of_n import TextFamily, choose, needs_truth
+from hydrometer.models.capabilities import KeepsTrainingRows
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.nodes import Context, LawRef, Rows
 

@@ -22,7 +22,6 @@ from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Law, Samples
 from hydrometer.models.best_of_n import ChosenLaw, candidates_of
-from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.sequences import Sequences
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge_best_of_n import chosen_estimates, chosen_figures
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Selectivity
 
 __all__ = [
+    "exact_figures",
     "figures",
     "from_teacher",
     "judge",
@@ -79,8 +79,7 @@ def scores_of(
 
 def figures(s: Scores, truth: Law, law: Law) -> dict[str, Estimate]:
     """All figures of one judged law."""
-    modes = mode_metrics(truth, law) if isinstance(truth, Mixture) and isinstance(law, Mixture) else {}
-    return _figures(s, modes, exact=truth.score_kind == law.score_kind == "exact")
+    return _figures(s, mode_metrics(truth, law), exact=truth.score_kind == law.score_kind == "exact")
 
 
 def _figures(s: Scores, modes: dict[str, Estimate], *, exact: bool) -> dict[str, Estimate]:
@@ -201,7 +200,7 @@ def _judge_here(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object
         _write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
         return {"rows": len(rows)}
     s = scores_of(truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob)
-    _write_metrics(_exactly(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
+    _write_metrics(exact_figures(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
     _write_rows(s, KEPT_ROWS, folder)
     return {"rows": len(law_rows)}
 
@@ -211,10 +210,11 @@ def judged_exactly(chain: ChainSpec) -> bool:
     return getattr(chain, "exact", False) is True
 
 
-def _exactly(truth: Law, law: Law) -> dict[str, Estimate]:
+def exact_figures(truth: Law, law: Law) -> dict[str, Estimate]:
+    """All figures of one judged law without Monte Carlo error, where its kind has them."""
     from hydrometer.metrics.exact import judge_exact
 
-    return judge_exact(cast("Mixture", truth), cast("Mixture", law))
+    return judge_exact(cast("Any", truth), cast("Any", law))
 
 
 def _write_rows(s: Scores, most: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Map: one point of a grid over mixtures, all seeds and settings at once, in one artifact.
+"""Map: one point of a grid of chains, all seeds and settings at once, in one artifact.
 
 What `draw`, `fit` and `judge` do cell by cell, under the same streams, so that fits are those of the chain run alone;
 but fits of all seeds and settings are one batch, and only figures are kept.
@@ -9,13 +9,12 @@ Shapes: G groups (cells without their seed), F figures, S seeds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StoreError
@@ -23,12 +22,11 @@ from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.yaml_io import artifact_json
-from hydrometer.models.base import Tick
+from hydrometer.models.base import Law, Samples, Tick
+from hydrometer.models.capabilities import MapPoint, Maps
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.models.mixture.law import Mixture
-from hydrometer.models.mixture.spec import MapPoint, MixtureChain, MixtureLevel
-from hydrometer.stages.judge import figures, from_teacher, scores_of
-from hydrometer.stages.nodes import MapNode
+from hydrometer.stages.judge import exact_figures, figures, from_teacher, judged_exactly, scores_of
+from hydrometer.stages.nodes import Context, MapNode
 
 __all__ = ["MapGroup", "load_map", "map_groups", "map_point"]
 
@@ -50,14 +48,14 @@ class MapGroup:
     teacher: str | None = None
 
 
-def map_groups(chain: str, point: MapPoint) -> list[MapGroup]:
+def map_groups(context: Context, point: MapPoint) -> list[MapGroup]:
     """Name all groups of a point, parents first."""
-    prefix = f"{chain}.{point.slug}"
+    prefix = f"{context.name}.{point.slug}"
     c = point.chain
     truth = MapGroup(f"{prefix}.truth", 0, "truth")
     out = [truth]
     top = truth
-    if isinstance(c.teacher, MixtureLevel):
+    if len(context.family.levels(c)) > 1:
         top = MapGroup(f"{prefix}.teacher", 1, "teacher", parent=truth.id)
         out.append(top)
     level = top.level + 1
@@ -72,7 +70,7 @@ def map_groups(chain: str, point: MapPoint) -> list[MapGroup]:
     for s in c.selectivity:
         name = f"{prefix}.student.distilled-{s.slug}"
         out.append(MapGroup(name, level, "student", "distilled", s, parent=top.id, teacher=sharpened[s].id))
-    if c.student.n_components > 1:  # one component has no weights to sharpen
+    if c.undecoded is None:
         for s in c.controls:
             if canonical(s) is not None:
                 name = f"{direct.id}.decoded-{s.slug}"
@@ -80,39 +78,30 @@ def map_groups(chain: str, point: MapPoint) -> list[MapGroup]:
     return out
 
 
-def _fit(x: list[NDArray[np.float64]], level: MixtureLevel, streams: list[Stream]) -> list[Mixture]:
-    """Fit all data sets as one batch."""
-    from hydrometer.models.mixture.em import fit_mixture
-
-    fitted = fit_mixture(
-        np.stack(x), level.n_components, covariance_type=level.covariance_type, n_init=level.n_init, seed=streams,
-        tol=level.tol, max_iter=level.max_iter, reg_covar=level.reg_covar,
-    )  # fmt: skip
-    return list(cast("list[Mixture]", fitted.model))
-
-
 def map_point(node: MapNode, folder: Path, tick: Tick) -> dict[str, object]:
     """Draw, fit and judge a point for all seeds, and write its figures into `folder`."""
-    c, seeds = node.point.chain, node.seeds
-    groups = map_groups(node.context.name, node.point)
-    truth = c.truth.law()
+    c, seeds, family = node.point.chain, node.seeds, node.context.family
+    fit_all, sizes = cast("Maps", family).fit_all, family.sizes(c)
+    groups = map_groups(node.context, node.point)
+    *teacher, student = (level.spec for level in family.levels(c))
+    truth = family.truth(c, family.precision(c, "judge"))
     roots = [Stream(s) for s in seeds]
-    train = [truth.sample(c.data.train, seed=r.child("train", "truth")).x for r in roots]
-    top = [truth] * len(seeds)
-    if isinstance(c.teacher, MixtureLevel):
-        top = _fit(train, c.teacher, [r.child("fit", "teacher") for r in roots])
-    top_role = "truth" if c.teacher == "truth" else "teacher"
+    train = [truth.sample(sizes["train"], seed=r.child("train", "truth")) for r in roots]
+    top: Sequence[Law] = [truth] * len(seeds)
+    if teacher:
+        top = fit_all(train, teacher[0], [r.child("fit", "teacher") for r in roots])
+    top_role = "teacher" if teacher else "truth"
     at_student = [r.child("fit", "student") for r in roots]
-    direct = _fit(train, c.student, at_student)
-    drawn = [
-        law.select(s).sample(c.data.distill, seed=r.child("distill", top_role)).x
+    direct = fit_all(train, student, at_student)
+    drawn: list[Samples] = [
+        law.select(s).sample(sizes["distill"], seed=r.child("distill", top_role))
         for s in c.selectivity
         for law, r in zip(top, roots, strict=True)
     ]
-    students = _fit(drawn, c.student, at_student * len(c.selectivity))
+    students = fit_all(drawn, student, at_student * len(c.selectivity))
     tick(1, 3, "fitted")
 
-    def law_of(group: MapGroup, i: int) -> Mixture:
+    def law_of(group: MapGroup, i: int) -> Law:
         if group.training == "distilled" and group.selectivity is not None:
             return students[c.selectivity.index(group.selectivity) * len(seeds) + i]
         law = direct[i] if group.training == "direct" else top[i] if group.role == top_role else truth
@@ -120,33 +109,30 @@ def map_point(node: MapNode, folder: Path, tick: Tick) -> dict[str, object]:
 
     found: list[list[dict[str, Estimate]]] = []
     for i, root in enumerate(roots):
-        found.append(_judge(c, truth, [(g, law_of(g, i)) for g in groups], root))
+        found.append(_judge(node, truth, [(g, law_of(g, i)) for g in groups], root))
         tick(1 + 2 * (i + 1) / len(seeds), 3, f"seed {seeds[i]}")
     _save(folder, [g.id for g in groups], found)
     shown: dict[str, object] = {}
-    if node.shown and truth.n_features == 2:
-        family, root = node.context.family, roots[0]
+    if node.shown and getattr(truth, "n_features", None) == 2:
+        root = roots[0]
         for g in groups:
             law = law_of(g, 0)
-            rows = law.sample(c.data.evaluate, seed=root.child("evaluate", "law", g.id))
+            rows = law.sample(sizes["evaluate"], seed=root.child("evaluate", "law", g.id))
             shown[g.id] = family.exhibit(c, truth, law, rows, truth.log_prob(rows))
     (folder / "exhibits.json").write_text(json.dumps(shown))
-    return {"fits": len(seeds) * (1 + len(c.selectivity) + (c.teacher != "truth"))}
+    return {"fits": len(seeds) * (1 + len(c.selectivity) + len(teacher))}
 
 
-def _judge(
-    c: MixtureChain, truth: Mixture, laws: list[tuple[MapGroup, Mixture]], root: Stream
-) -> list[dict[str, Estimate]]:
+def _judge(node: MapNode, truth: Law, laws: list[tuple[MapGroup, Law]], root: Stream) -> list[dict[str, Estimate]]:
     """Judge all groups at one seed."""
-    from hydrometer.metrics.exact import judge_exact
-
-    n = c.data.evaluate
+    c = node.point.chain
+    n = node.context.family.sizes(c)["evaluate"]
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     out: list[dict[str, Estimate]] = []
     at: dict[str, dict[str, Estimate]] = {}
     for group, law in laws:
-        if c.exact:
-            metrics = judge_exact(truth, law)
+        if judged_exactly(c):
+            metrics = exact_figures(truth, law)
         else:
             rows = truth_rows if law is truth else law.sample(n, seed=root.child("evaluate", "law", group.id))
             s = scores_of(truth, law, truth_rows, rows, truth_on_truth=truth_rows.log_prob, law_on_law=rows.log_prob)

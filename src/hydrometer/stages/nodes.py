@@ -13,7 +13,7 @@ from typing import Literal
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, Level
-from hydrometer.models.mixture.spec import MapPoint
+from hydrometer.models.capabilities import MapPoint
 
 __all__ = [
     "VERSIONS",
@@ -202,7 +202,7 @@ class ReleasedNode:
 
 @dataclass(frozen=True, slots=True)
 class MapNode:
-    """One point of a map over mixtures, all seeds at once.
+    """One point of a map, all seeds at once.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ from hydrometer.core.sampling_design import Clusters
 from hydrometer.core.yaml_io import artifact_json
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
 from hydrometer.metrics.projection import project
-from hydrometer.models.base import Embeds
+from hydrometer.models.capabilities import Embeds
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import EmbedNode, PictureNode
 

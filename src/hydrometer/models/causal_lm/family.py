@@ -273,6 +273,19 @@ class CausalLMFamily:
 
         return group(_chain(chain).device, rank, n_workers, meeting)
 
+    def identify(self, source: str) -> Mapping[str, str]:
+        """Return what a checkpoint is, by content. Raises ModelError."""
+        from hydrometer.models.causal_lm.pretrained.adopt import identify
+
+        return identify(source)
+
+    def adopt(self, chain: ChainSpec, source: str) -> CausalLaw:
+        """Open a checkpoint in float32, under the truth's prompts and stop set. Raises ModelError, LawMismatchError."""
+        from hydrometer.models.causal_lm.pretrained.adopt import check_adopted, open_adopted
+
+        check_adopted(source, open_tokenizer(_chain(chain))[0])
+        return open_adopted(source, self.truth(chain, "float32"))
+
     def save_law(self, law: Law, folder: Path) -> None:
         """Write a folder that `from_pretrained` opens, and beside it what else makes the law."""
         mine = _law(law)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.errors import DataError, HydrometerError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
+from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 
@@ -131,13 +132,7 @@ class MarkovChain(ChainSpec):
     assistants: Annotated[tuple[MarkovLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuples)] = ()
     student: MarkovLevel
     data: MarkovData = MarkovData()
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
-        "data",
-        "teacher",
-        "distill",
-        "student",
-        "evaluate",
-    )
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = EVERYTHING
 
     @field_validator("truth", mode="before")
     @classmethod

@@ -6,20 +6,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.core.yaml_io import artifact_json
-from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
+from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
+from hydrometer.models.capabilities import MapPoint
+from hydrometer.models.cheap import CheapFamily
 from hydrometer.models.mixture.doctor import examine
-from hydrometer.models.mixture.law import Mixture, Points
+from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
+from hydrometer.models.points import Points
+
+if TYPE_CHECKING:
+    from hydrometer.models.mixture.em import MixtureFit
 
 __all__ = ["MIXTURE", "MixtureFamily"]
 
@@ -28,74 +34,42 @@ _GRID = 72
 _SHOWN_POINTS = 200
 
 
-class MixtureFamily:
-    """Mixtures of Gaussians. Draws are cheap: they are made again where needed instead of being stored."""
+class MixtureFamily(CheapFamily):
+    """Mixtures of Gaussians."""
 
     name: str = "mixture"
     chain_spec: type[ChainSpec] = MixtureChain
-    keeps_draws: bool = False
-
-    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
-        """Teacher, unless it is the truth; assistants; student."""
-        c = _chain(chain)
-        return chain_levels(c.teacher, c.assistants, c.student)
-
-    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
-        """Rows per stream; EM needs no held-out rows."""
-        d = _chain(chain).data
-        return {"train": d.train, "validate": 0, "distill": d.distill, "evaluate": d.evaluate}
-
-    def check(self, chain: ChainSpec) -> None:
-        """Nothing is left to check: the specification builds the truth when it is read."""
+    law_type: type[Mixture] = Mixture
+    libraries: tuple[str, ...] = ("numpy", "scipy", "numba")
+    files: int = 2
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
         """Look for what would spoil the result."""
         return examine(_chain(chain))
 
-    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
-        """Points are held in memory, float64, with their log-probabilities."""
-        return Footprint(memory_least=8 * rows * (_chain(chain).truth.law().n_features + 1))
-
-    def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
-        """Versions of what computes."""
-        import numba
-        import scipy
-
-        return {"files": 2, "numpy": np.__version__, "scipy": scipy.__version__, "numba": numba.__version__}
-
-    def block_rows(self, chain: ChainSpec) -> int:
-        """Draws are not stored; one block holds any draw."""
-        return 1 << 20
-
-    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
-        """Always float64."""
-        return "float64"
-
-    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
-        """The parameters."""
-        return _chain(chain).truth.model_dump(mode="json")
-
-    def truth(self, chain: ChainSpec, precision: Precision) -> Mixture:
-        """Make the truth."""
-        return _chain(chain).truth.law()
-
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by EM."""
-        from hydrometer.models.mixture.em import fit_mixture
-
-        level = cast("MixtureLevel", request.level)
-        fitted = fit_mixture(
-            cast("Points", request.data).x,
-            level.n_components,
-            covariance_type=level.covariance_type,
-            n_init=level.n_init,
-            seed=request.stream,
-            tol=level.tol,
-            max_iter=level.max_iter,
-            reg_covar=level.reg_covar,
-        )
+        fitted = _fit(cast("Points", request.data).x, request.level, request.stream)
         facts = {name: values[0].item() for name, values in asdict(fitted.info).items()}
         return Fitted(cast("Mixture", fitted.model), facts)
+
+    def is_map(self, chain: ChainSpec) -> bool:
+        """Whether a chain has a grid."""
+        return _chain(chain).grid is not None
+
+    def map_seeds(self, chain: ChainSpec, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the seeds of the grid, where it counts its own."""
+        grid = _chain(chain).grid
+        return seeds if grid is None or grid.seeds is None else tuple(range(grid.seeds))
+
+    def points(self, chain: ChainSpec) -> tuple[MapPoint, ...]:
+        """Return the points of the grid."""
+        return _chain(chain).points()
+
+    def fit_all(self, rows: Sequence[Samples], level: Strict, streams: Sequence[Stream]) -> Sequence[Mixture]:
+        """Fit all data sets as one batch."""
+        stacked = np.stack([cast("Points", x).x for x in rows])
+        return list(cast("Sequence[Mixture]", _fit(stacked, level, list(streams)).model))
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write the parameters as JSON, exact to the last bit."""
@@ -115,25 +89,6 @@ class MixtureFamily:
             return Mixture.from_log_weights(**fields)
         except (OSError, ValueError, TypeError) as e:
             raise StoreError(f"no mixture can be read: {e}", got=folder.name) from None
-
-    def save_samples(self, samples: Samples, folder: Path) -> None:
-        """Write points."""
-        p = cast("Points", samples)
-        np.savez(folder / "points.npz", x=p.x, log_prob=p.log_prob)
-
-    def load_samples(self, folders: list[Path], n: int) -> Points:
-        """Open the first n points of blocks."""
-        parts: list[dict[str, NDArray[np.float64]]] = []
-        for folder in folders:
-            with open_arrays(folder / "points.npz") as archive:
-                parts.append({k: archive[k] for k in ("x", "log_prob")})
-        x, log_prob = (np.concatenate([p[k] for p in parts])[:n] for k in ("x", "log_prob"))
-        return Points(x, log_prob)
-
-    def take(self, samples: Samples, n: int) -> Points:
-        """Return the first n points."""
-        p = cast("Points", samples)
-        return Points(p.x[:n], p.log_prob[:n])
 
     def exhibit(
         self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
@@ -164,12 +119,18 @@ class MixtureFamily:
         m = _chain(chain).truth.law()
         return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
 
-    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
-        """Seconds on one core, roughly."""
-        return {"draw": 5e-6, "fit": 0.015, "judge": 0.03}[stage]
+
+def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:
+    from hydrometer.models.mixture.em import fit_mixture
+
+    p = cast("MixtureLevel", level)
+    return fit_mixture(
+        x, p.n_components, covariance_type=p.covariance_type, n_init=p.n_init, seed=seed, tol=p.tol,
+        max_iter=p.max_iter, reg_covar=p.reg_covar,
+    )  # fmt: skip
 
 
-def _chain(chain: ChainSpec | Strict) -> MixtureChain:
+def _chain(chain: ChainSpec) -> MixtureChain:
     return cast("MixtureChain", chain)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
@@ -23,36 +22,16 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import power_log_weights, refuse_choice
 from hydrometer.models.mixture.real_arrays import real_array, symmetric
+from hydrometer.models.points import Points
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-__all__ = ["CovarianceType", "Mixture", "MixtureBatch", "Points"]
+__all__ = ["CovarianceType", "Mixture", "MixtureBatch"]
 
 Floats = NDArray[np.float64]
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
 _LOG_2PI = math.log(2 * math.pi)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Points:
-    """Points drawn from a density: ``x`` (N, d) and ``log_prob`` (N,) nats."""
-
-    x: Floats
-    log_prob: Floats
-
-    def __len__(self) -> int:
-        return int(self.x.shape[0])
-
-    @property
-    def lengths(self) -> None:
-        """Points have no length."""
-        return
-
-    @property
-    def strata(self) -> None:
-        """Points answer no prompt."""
-        return
 
 
 def _covariance_shape(kind: CovarianceType, k: int, d: int) -> tuple[int, ...]:

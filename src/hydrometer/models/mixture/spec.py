@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -14,9 +13,11 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict
+from hydrometer.models.capabilities import MapPoint
+from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
-__all__ = ["MapPoint", "MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
+__all__ = ["MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
 
 MAX_POINTS = 10_000
 Nested = float | tuple[float, ...] | tuple[tuple[float, ...], ...] | tuple[tuple[tuple[float, ...], ...], ...]
@@ -133,19 +134,6 @@ class MixtureGrid(Strict):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class MapPoint:
-    """One point of a map: its values by axis, and the chain that they make."""
-
-    values: dict[str, float]
-    chain: MixtureChain
-
-    @property
-    def slug(self) -> str:
-        """For names; never parsed back."""
-        return "-".join(f"{axis}{value:g}" for axis, value in self.values.items())
-
-
 class MixtureLevel(Strict):
     """A fitted level: scikit-learn's parameters of `GaussianMixture`.
 
@@ -184,13 +172,7 @@ class MixtureChain(ChainSpec):
     as_released: bool = False
     exact: bool | None = None  # not False: specifications of earlier releases stay what they are
     grid: MixtureGrid | None = None
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = (
-        "data",
-        "teacher",
-        "distill",
-        "student",
-        "evaluate",
-    )
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = EVERYTHING
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -210,9 +192,16 @@ class MixtureChain(ChainSpec):
     @property
     def controls(self) -> tuple[Selectivity, ...]:
         """Settings of the decoding control; by default none where the student has no weights to sharpen."""
-        if self.decoding is None and self.grid is None and self.student.n_components == 1:
+        if self.decoding is None and self.grid is None and self.undecoded is not None:
             return ()
         return super().controls
+
+    @property
+    def undecoded(self) -> tuple[str, str] | None:
+        """One component has no weights to sharpen."""
+        if self.student.n_components > 1:
+            return None
+        return "a student of one component has no weights to sharpen", "give the student two components or more"
 
     def points(self) -> tuple[MapPoint, ...]:
         """All points of the map, the last axis fastest; none without a grid."""

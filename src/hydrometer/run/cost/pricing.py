@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import Family, FitsTogether, Precision
+from hydrometer.models.base import Family, Precision
+from hydrometer.models.capabilities import FitsTogether
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.families import RunSpec
 from hydrometer.models.work import Counted, Device, Lengths, Part, Work

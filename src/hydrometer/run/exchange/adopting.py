@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.core.yaml_io import explain
+from hydrometer.models.base import Family
+from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.causal_lm.loading.load import locate
-from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.execution.execute import execute
@@ -129,29 +130,24 @@ def _training(given: str | None, s: Selectivity | None) -> str:
     return training
 
 
-def _lm_chain(at: ChainPlan) -> CausalLMChain:
-    spec = at.context.spec
-    if not isinstance(spec, CausalLMChain):
-        raise InputError(
-            "models of this family are not adopted", got=at.context.family.name, fix="name another --chain"
-        )
-    return spec
+def _able(family: Family) -> TrainsElsewhere:
+    if not isinstance(family, TrainsElsewhere):
+        raise InputError("models of this family are not adopted", got=family.name, fix="name another --chain")
+    return family
 
 
 def _entry(
     opened: Opened, at: ChainPlan, model: str, name: str, s: Selectivity | None, training: str, seed: int | None
 ) -> Adopted:
     """Say what is adopted, as the folder will keep it."""
-    spec = _lm_chain(at)
+    family, spec = _able(at.context.family), at.context.spec
     if s is not None:
         s = with_selectivity(at, s)
     seed = opened.spec.seeds[0] if seed is None else seed
     if seed not in opened.spec.seeds and "evaluate" in spec.resample:
         known = ", ".join(map(str, opened.spec.seeds))
         raise InputError("each seed of this run has rows of its own to judge on", got=seed, fix=f"known: {known}")
-    from hydrometer.models.causal_lm.pretrained.adopt import identify
-
-    weights = identify(model)
+    weights = dict(family.identify(model))
     law = content_key({"stage": "adopt", "format": 1, "truth": at.truth.key, "weights": weights})
     body: dict[str, object] = {
         "chain": at.context.name, "name": name, "training": training, "selectivity": s, "seed": seed, "law": law,
@@ -167,13 +163,10 @@ def _copy_weights(opened: Opened, at: ChainPlan, model: str, entry: Adopted) -> 
     """Make the artifact, unless the same weights are there."""
     if opened.store.has("fit", entry.law):
         return
-    from hydrometer.models.causal_lm.family import CAUSAL_LM, open_tokenizer
-    from hydrometer.models.causal_lm.pretrained.adopt import check_adopted, open_adopted
-
-    check_adopted(model, open_tokenizer(_lm_chain(at))[0])
-    law = open_adopted(model, CAUSAL_LM.truth(at.context.spec, "float32"))
+    family = at.context.family
+    law = _able(family).adopt(at.context.spec, model)
     with opened.store.write("fit", entry.law, {"inputs": []}) as (home, info):
-        CAUSAL_LM.save_law(law, home)
+        family.save_law(law, home)
         info["adopted"] = dict(entry.weights)
 
 

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from hydrometer.core.errors import StoreError
-from hydrometer.models.base import Family, FitsTogether, Threaded, Tick
+from hydrometer.models.base import Family, Tick
+from hydrometer.models.capabilities import FitsTogether, Threaded
 from hydrometer.models.drawing import release
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.graph.missing import missing_of

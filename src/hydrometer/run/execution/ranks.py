@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from hydrometer.core.errors import FitError, HydrometerError, PeerLostError, one_line
-from hydrometer.models.base import FitsTogether, no_progress
+from hydrometer.models.base import no_progress
+from hydrometer.models.capabilities import FitsTogether
 from hydrometer.models.drawing import release
 from hydrometer.run.execution.execute import compute, make, workers_of
 from hydrometer.run.execution.failures import reason_of

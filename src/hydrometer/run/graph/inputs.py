@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import ChecksInputs
+from hydrometer.models.capabilities import ChecksInputs
 from hydrometer.models.families import family_of
 from hydrometer.store.path_safety import refuse_unwritable
 from hydrometer.store.storage_uri import Url, place_of

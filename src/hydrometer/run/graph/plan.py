@@ -21,10 +21,10 @@ from hydrometer.core.watching import doing
 from hydrometer.metrics.projection import projection_versions
 from hydrometer.models.base import Family, Level
 from hydrometer.models.best_of_n import check_choices, choice_identity
+from hydrometer.models.capabilities import Maps
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.models.mixture.spec import MixtureChain
 from hydrometer.run.graph.adopted import Adopted, plan_adopted
 from hydrometer.run.graph.score_nodes import plan_scores
 from hydrometer.stages.judge import judged_exactly
@@ -92,8 +92,8 @@ def plan_run(
         check_choices(chain, context.family)
         context.family.check(chain)
         planner = _ChainPlanner(plan, context, spec.seeds)
-        if isinstance(chain, MixtureChain) and chain.grid is not None:
-            planner.build_map(chain)
+        if isinstance(context.family, Maps) and context.family.is_map(chain):
+            planner.build_map(context.family)
         else:
             planner.build()
         for entry in adopted:
@@ -291,13 +291,12 @@ class _ChainPlanner:
                 raise self.too_large(f"{len(self.plan.nodes) + rest} of at most {MAX_STAGES}")
         self.picture()
 
-    def build_map(self, chain: MixtureChain) -> None:
+    def build_map(self, family: Maps) -> None:
         """One node a point, all seeds in it; one cell a group and point."""
-        own = None if chain.grid is None else chain.grid.seeds
-        seeds = self.seeds if own is None else tuple(range(own))
+        seeds = family.map_seeds(self.chain, self.seeds)
         if len(seeds) < 2:
             raise SpecError("a map's errors are those between seeds", got="one seed", fix="set grid.seeds to 2 or more")
-        points = chain.points()
+        points = family.points(self.chain)
         if len(points) * len(seeds) > MAX_MAPPED:
             got = f"{len(points)} points of {len(seeds)} seeds"
             raise SpecError("the map is too large", got=got, fix="lower grid.seeds, or give fewer values")
@@ -305,8 +304,8 @@ class _ChainPlanner:
         for point in points:
             body = point.chain.model_dump(mode="json", exclude={"selectivity", "decoding"})
             body["selectivity"] = [s.to_json() for s in point.chain.selectivity]
-            body["decoding"] = [s.to_json() for s in chain.controls]
-            groups = map_groups(self.context.name, point)
+            body["decoding"] = [s.to_json() for s in self.chain.controls]
+            groups = map_groups(self.context, point)
             key = self.key("map", {"chain": body, "seeds": list(seeds), "name": groups[0].id, "shown": shown})
             self.add(node := MapNode(key, self.context, point, seeds, shown))
             self.out.maps.append(node)

@@ -10,6 +10,7 @@ from typing import Any
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.yaml_io import nearest
+from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.adopted import Adopted, read_adopted
@@ -115,7 +116,7 @@ def _spec(entry: dict[str, Any], base: Path) -> RunSpec:
 
 
 def chain_named(plan: Plan, name: str | None) -> ChainPlan:
-    """Return a chain by name; without one, the only chain of sequences that keeps its draws.
+    """Return a chain by name; without one, the only chain of models that may be trained elsewhere.
 
     Raises
     ------
@@ -125,11 +126,11 @@ def chain_named(plan: Plan, name: str | None) -> ChainPlan:
         if name not in plan.chains:
             raise InputError("no such chain in this run", got=name, fix=nearest(name, list(plan.chains)))
         return plan.chains[name]
-    fitting = [c for c in plan.chains.values() if c.context.family.name == "causal_lm"]
+    fitting = [c for c in plan.chains.values() if isinstance(c.context.family, TrainsElsewhere)]
     if len(fitting) != 1:
         names = ", ".join(c.context.name for c in fitting) or "none"
         fix = "name one with --chain" if fitting else "this works on chains of language models"
-        raise InputError("the chain is not determined", got=f"chains of causal_lm: {names}", fix=fix)
+        raise InputError("the chain is not determined", got=f"chains of such models: {names}", fix=fix)
     return fitting[0]
 
 

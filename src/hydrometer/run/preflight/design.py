@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from hydrometer.core.findings import Finding, note, warning
+from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
+from hydrometer.models.capabilities import Maps
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.models.mixture.spec import MixtureChain
 
 __all__ = ["examine_design"]
 
@@ -17,9 +18,7 @@ def examine_design(spec: RunSpec, name: str) -> list[Finding]:
     """Return what is found in one chain's plan."""
     chain = spec.chains[name]
     family = family_of(chain)
-    seeds = len(spec.seeds)
-    if isinstance(chain, MixtureChain) and chain.grid is not None and chain.grid.seeds is not None:
-        seeds = chain.grid.seeds
+    seeds = len(family.map_seeds(chain, spec.seeds) if isinstance(family, Maps) else spec.seeds)
     found = [*_seeds(seeds, chain.resample), *_rows(family.sizes(chain)["evaluate"], seeds, chain.resample)]
     cooled = [s for s in chain.selectivity if canonical(s) is not None]
     if len(cooled) == len(chain.selectivity):
@@ -85,13 +84,14 @@ def _rows(rows: int, seeds: int, resample: tuple[str, ...]) -> list[Finding]:
     ]
 
 
-def _no_control(chain: object) -> Finding:
+def _no_control(chain: ChainSpec) -> Finding:
     code, what = "no-control", "decoding is empty: no model is decoded at the teacher's settings"
     why = "what distilling gained cannot be told from what the same setting gains when the direct student is decoded"
-    if isinstance(chain, MixtureChain) and chain.student.n_components == 1:
-        what = "no model is decoded at the teacher's settings: a student of one component has no weights to sharpen"
+    if chain.undecoded is not None:
+        because, remedy = chain.undecoded
+        what = f"no model is decoded at the teacher's settings: {because}"
         why = "decoding would change nothing, so that there is no control to compare distilling with"
-        return note(code, what, why, "nothing; give the student two components or more where a control is wanted")
+        return note(code, what, why, f"nothing; {remedy} where a control is wanted")
     return warning(code, what, why, "leave decoding out; it then takes the entries of selectivity")
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 import hydrometer as hm
-from hydrometer.core.findings import Finding, warning
-from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import Footprint, Level, Precision, Samples
+from hydrometer.family import ChainSpec, CheapFamily, Finding, Floats, Precision, Samples, Stage, open_arrays, warning
 from hydrometer_flow.spec import FlowChain, FlowLevel
 
 if TYPE_CHECKING:
@@ -21,26 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["FLOW", "FlowFamily"]
 
-Floats = NDArray[np.float64]
 _GRID = 72
 _SHOWN_POINTS = 200
 
 
-class FlowFamily:
-    """Normalizing flows; implements `hydrometer.Family`."""
+class FlowFamily(CheapFamily):
+    """Normalizing flows."""
 
     name: str = "flow"
     chain_spec: type[ChainSpec] = FlowChain
-    keeps_draws: bool = False  # cheap: drawn again where they are needed
-
-    def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
-        """Teacher and student."""
-        c = _chain(chain)
-        return Level("teacher", c.teacher), Level("student", c.student)
-
-    def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
-        """Rows per stream."""
-        return _chain(chain).data.model_dump()
+    libraries: tuple[str, ...] = ("numpy", "scipy", "torch", "zuko")
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse to plan what cannot run: without torch and zuko nothing is fitted."""
@@ -65,32 +51,11 @@ class FlowFamily:
                 )
         return found
 
-    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
-        """Points are held in memory, float64, with their log-probabilities."""
-        return Footprint(memory_least=8 * rows * (_chain(chain).truth.law().n_features + 1))
-
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions of what computes, and the processor class, whose vector units round differently."""
         import torch
 
-        versions = {p: metadata.version(p) for p in ("numpy", "scipy", "torch", "zuko")}
-        return {"files": 1, **versions, "cpu": torch.backends.cpu.get_cpu_capability()}
-
-    def block_rows(self, chain: ChainSpec) -> int:
-        """Draws are not stored; one block holds any draw."""
-        return 1 << 20
-
-    def precision(self, chain: ChainSpec, purpose: Literal["train", "judge"]) -> Precision:
-        """Always float64."""
-        return "float64"
-
-    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
-        """The mixture's parameters."""
-        return _chain(chain).truth.model_dump(mode="json")
-
-    def truth(self, chain: ChainSpec, precision: Precision) -> hm.Law:
-        """Make the truth: a law of another family over the same outcomes."""
-        return _chain(chain).truth.law()
+        return {**super().numerics(chain), "cpu": torch.backends.cpu.get_cpu_capability()}
 
     def fit(self, request: hm.FitRequest) -> hm.Fitted[hm.Law]:
         """Fit by maximum likelihood. Raises FitError."""
@@ -115,7 +80,7 @@ class FlowFamily:
 
         try:
             level = FlowLevel.model_validate_json((folder / "level.json").read_text())
-            with np.load(folder / "flow.npz") as archive:
+            with open_arrays(folder / "flow.npz") as archive:
                 arrays = dict(archive)
             loc, scale = arrays.pop("loc"), arrays.pop("scale")
             flow = make_flow(level, len(loc), seed=0)
@@ -124,22 +89,6 @@ class FlowFamily:
             fix = "delete the artifact and run again"
             raise hm.StoreError(f"no flow can be read: {e}", got=folder.name, fix=fix) from None
         return FlowLaw(flow, level, loc, scale)
-
-    def save_samples(self, samples: Samples, folder: Path) -> None:
-        """Write points."""
-        p = cast("hm.Points", samples)
-        np.savez(folder / "points.npz", x=p.x, log_prob=p.log_prob)
-
-    def load_samples(self, folders: list[Path], n: int) -> hm.Points:
-        """Open the first n points of blocks."""
-        parts = [np.load(f / "points.npz") for f in folders]
-        x, log_prob = (np.concatenate([p[k] for p in parts])[:n] for k in ("x", "log_prob"))
-        return hm.Points(x, log_prob)
-
-    def take(self, samples: Samples, n: int) -> hm.Points:
-        """Return the first n points."""
-        p = cast("hm.Points", samples)
-        return hm.Points(p.x[:n], p.log_prob[:n])
 
     def exhibit(
         self, chain: ChainSpec, truth: hm.Law, law: hm.Law, samples: Samples, log_prob_truth: Floats
@@ -169,7 +118,7 @@ class FlowFamily:
         m = _chain(chain).truth.law()
         return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
 
-    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
+    def cost(self, chain: ChainSpec, stage: Stage, role: str, rows: int) -> float:
         """Operations, roughly: a row goes through each network once, and thrice as dear with gradients."""
         c = _chain(chain)
         level = c.teacher if role == "teacher" else c.student

@@ -8,9 +8,9 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import hydrometer as hm
+from hydrometer.family import points_of
 from hydrometer_flow.law import FlowLaw, make_flow, one_thread
 from hydrometer_flow.spec import FlowLevel
 
@@ -25,14 +25,14 @@ def fit_flow(request: hm.FitRequest) -> hm.Fitted[FlowLaw]:
     FitError : rows without spread, or a likelihood that is not finite.
     """
     level = cast("FlowLevel", request.level)
-    rows = _points(request.data)
+    rows = points_of(request.data)
     loc, scale = rows.mean(axis=0), rows.std(axis=0)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise hm.FitError("the rows have no spread in some coordinate", got=scale.tolist(), fix="raise data")
     flow = make_flow(level, rows.shape[1], request.stream.child("start").integer())
     order = torch.Generator().manual_seed(request.stream.child("order").integer())
     y = torch.from_numpy((rows - loc) / scale)
-    held_out = None if request.validate is None else torch.from_numpy((_points(request.validate) - loc) / scale)
+    held_out = None if request.validate is None else torch.from_numpy((points_of(request.validate) - loc) / scale)
     with one_thread():
         best, info = _train(flow, level, y, held_out, order, request)
     flow.load_state_dict(best)
@@ -68,10 +68,6 @@ def _train(
             info |= {} if held_out is None else {"log_likelihood_validate": seen}
         request.tick(epoch + 1, level.epochs, "epochs")
     return best, info
-
-
-def _points(samples: object) -> NDArray[np.float64]:
-    return cast("hm.Points", samples).x
 
 
 def _mean_log_prob(flow: torch.nn.Module, y: torch.Tensor) -> float:

@@ -15,18 +15,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import zuko
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
-import hydrometer as hm
-from hydrometer.core.rng import as_stream
-from hydrometer.models.base import Samples, ScoreKind
+from hydrometer.family import Density, Floats, Selectivity
 from hydrometer_flow.spec import FlowLevel
 
 __all__ = ["FlowLaw", "make_flow", "one_thread"]
-
-Floats = NDArray[np.float64]
-BLOCK = 512
 
 
 @contextmanager
@@ -52,8 +46,8 @@ def make_flow(level: FlowLevel, n_features: int, seed: int) -> zuko.flows.Flow:
     return flow.double()
 
 
-class FlowLaw:
-    """The law of a fitted flow, immutable; implements `hydrometer.Law`.
+class FlowLaw(Density):
+    """The law of a fitted flow, immutable.
 
     Parameters
     ----------
@@ -72,13 +66,15 @@ class FlowLaw:
     Examples
     --------
     >>> import numpy as np
+    >>> import hydrometer as hm
     >>> law = FlowLaw(make_flow(FlowLevel(), 2, seed=0), FlowLevel(), np.zeros(2), np.ones(2))
     >>> x = law.select(hm.Selectivity(temperature=0.5)).sample(3, seed=1)
     >>> x.x.shape, bool((law.select(hm.Selectivity(temperature=0.5)).log_prob(x) > law.log_prob(x)).any())
     ((3, 2), True)
     """
 
-    score_kind: ScoreKind = "exact"
+    selected_by = ("temperature",)
+    block_rows = 512
 
     def __init__(
         self, flow: zuko.flows.Flow, level: FlowLevel, loc: Floats, scale: Floats, temperature: float = 1.0
@@ -90,26 +86,8 @@ class FlowLaw:
         """The dimension d: what makes densities over R^d comparable."""
         return len(self.loc)
 
-    def log_prob(self, x: Samples | Floats) -> Floats:
-        """Log density of each point, (N,) nats.
-
-        Parameters
-        ----------
-        x : `hydrometer.Points` or (N, d)
-
-        Raises
-        ------
-        DataError : points of another dimension.
-        """
-        points = np.asarray(x.x if isinstance(x, hm.Points) else x, np.float64)
-        if points.ndim != 2 or points.shape[1] != self.n_features:
-            raise hm.DataError(f"points must have shape (N, {self.n_features})", got=points.shape)
-        # Blocks of one size: a row's last bits then do not depend on how many rows stand beside it.
-        filled = np.concatenate([points, np.tile(self.loc, (-len(points) % BLOCK, 1))])
-        scores = [self._score(filled[i : i + BLOCK]) for i in range(0, len(filled), BLOCK)]
-        return np.concatenate(scores)[: len(points)] if scores else np.empty(0)
-
-    def _score(self, x: Floats) -> Floats:
+    def log_density(self, x: Floats) -> Floats:
+        """Log density of points (N, d), (N,) nats."""
         with torch.no_grad(), one_thread():
             y = torch.from_numpy((x - self.loc) / self.scale)
             z, log_det = self.flow().transform.call_and_ladj(y)
@@ -117,36 +95,13 @@ class FlowLaw:
         log_base = -0.5 * (self.n_features * math.log(2 * math.pi * self.temperature) + square)
         return log_base + log_det.numpy() - np.log(self.scale).sum()
 
-    def sample(self, n: int, *, seed: int | hm.Stream = 0, start: int = 0) -> hm.Points:
-        """Draw rows ``start .. start + n`` of the stream, by whole blocks."""
-        first = start - start % BLOCK
-        blocks = [self._draw(as_stream(seed), at) for at in range(first, start + n, BLOCK)]
-        x = np.concatenate(blocks) if blocks else np.empty((0, self.n_features))
-        log_prob = self.log_prob(x)
-        kept = slice(start - first, start - first + n)
-        return hm.Points(x[kept], log_prob[kept])
-
-    def _draw(self, stream: hm.Stream, at: int) -> Floats:
-        z = math.sqrt(self.temperature) * ndtri(stream.uniforms(at, BLOCK, self.n_features))
+    def points(self, uniforms: Floats) -> Floats:
+        """Send normals of variance `temperature` through the flow."""
+        z = math.sqrt(self.temperature) * ndtri(uniforms)
         with torch.no_grad(), one_thread():
             y = self.flow().transform.inv(torch.from_numpy(z)).numpy()
         return self.loc + self.scale * y
 
-    def select(self, s: hm.Selectivity) -> FlowLaw:
-        """Return the flow with its base at ``s.temperature``; temperatures multiply.
-
-        Raises
-        ------
-        InputError : anything but a temperature.
-        """
-        if set(s.to_json()) != {"temperature"}:
-            raise hm.InputError("a flow is selected by temperature alone", got=s.label, fix="use temperature: TAU")
+    def sharpened(self, s: Selectivity) -> FlowLaw:
+        """Return the flow with its base at ``s.temperature``; temperatures multiply."""
         return FlowLaw(self.flow, self.level, self.loc, self.scale, self.temperature * (s.temperature or 1.0))
-
-    def compatible(self, other: object) -> None:
-        """Refuse a law over other outcomes. Raises LawMismatchError."""
-        theirs = getattr(other, "n_features", type(other).__name__)
-        if theirs != self.n_features:
-            raise hm.LawMismatchError(
-                f"a density over {self.n_features} dimensions is compared with its like", got=theirs
-            )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.spec import ChainSpec, Resample, Strict
+from hydrometer.family import CheapChain, RowCounts, Strict
 from hydrometer.models.mixture.spec import MixtureTruth
 
 __all__ = ["FlowChain", "FlowData", "FlowLevel"]
@@ -38,18 +38,15 @@ class FlowLevel(Strict):
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)
 
 
-class FlowData(Strict):
+class FlowData(RowCounts):
     """Rows per stream. With `validate` rows, a fit keeps the epoch that they like best."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)  # written as it is read: `validate`
 
-    train: int = Field(default=1000, ge=2)
     validate_: int = Field(default=0, ge=0, alias="validate")
-    distill: int = Field(default=1000, ge=2)
-    evaluate: int = Field(default=5000, ge=2)
 
 
-class FlowChain(ChainSpec):
+class FlowChain(CheapChain):
     """truth (a mixture) -> teacher (a flow) -> student (a flow), selected by latent temperature."""
 
     family: Literal["flow"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
@@ -57,13 +54,6 @@ class FlowChain(ChainSpec):
     teacher: FlowLevel
     student: FlowLevel
     data: FlowData = FlowData()
-    resample: Annotated[tuple[Resample, ...], BeforeValidator(_tuple)] = (
-        "data",
-        "teacher",
-        "distill",
-        "student",
-        "evaluate",
-    )
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

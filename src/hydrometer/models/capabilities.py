@@ -1,0 +1,145 @@
+"""What a family, or a law of it, may offer besides its contract; asked for with isinstance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.rng import Stream
+from hydrometer.models.base import Law, Level, Samples
+
+if TYPE_CHECKING:
+    from hydrometer.core.spec import ChainSpec, Strict
+
+__all__ = [
+    "ChecksInputs",
+    "Embeds",
+    "FitsTogether",
+    "KeepsTrainingRows",
+    "MapPoint",
+    "Maps",
+    "Threaded",
+    "TrainsElsewhere",
+]
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A law whose model can place outcomes in a space of its own: an optional capability, for pictures."""
+
+    def embed(self, x: Samples) -> NDArray[np.float32]:
+        """Return one vector a row, (N, D); equal rows have equal vectors."""
+        ...
+
+    def texts(self, x: Samples) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text for people."""
+        ...
+
+
+@runtime_checkable
+class ChecksInputs(Protocol):
+    """A family that is dear to open: an optional capability.
+
+    `Family.check` may open what it needs; this is asked first, of all chains.
+    """
+
+    def check_inputs(self, chain: ChainSpec) -> None:
+        """Refuse files and sources that cannot be used, by names and headers alone. Raises InputError."""
+        ...
+
+
+@runtime_checkable
+class Threaded(Protocol):
+    """A family whose bits depend on the threads of the process: an optional capability.
+
+    Its `numerics` have "threads", and "device" where work may be elsewhere than on the processor: "cuda", or "auto",
+    which takes cuda where there is one.
+    """
+
+    def prepare(self, chain: ChainSpec) -> None:
+        """Set this process's threads to those of the chain. Called before every stage."""
+        ...
+
+
+@runtime_checkable
+class FitsTogether(Protocol):
+    """A family whose fits may take several processes: an optional capability.
+
+    Each process calls `fit` with the same request, inside a group of torch.distributed; each gets the whole model.
+    """
+
+    def workers(self, level: Level) -> int:
+        """Return how many processes fit a level together; 1 for an ordinary fit."""
+        ...
+
+    def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
+        """Join a group on this machine, which meets at a file that is not there yet."""
+        ...
+
+
+@runtime_checkable
+class KeepsTrainingRows(Protocol):
+    """A family with a compact form of stored rows for its fits: what a `Family` may offer besides.
+
+    Its `fit` takes them as `FitRequest.data` where it takes what `load_samples` gives, with the same result.
+    """
+
+    def load_training_rows(self, folders: list[Path], n: int, scratch: Path) -> Samples:
+        """Open the first n rows of the blocks that `save_samples` wrote, in the order given.
+
+        `scratch` is a folder on whose disk they may lie, in a file without a name that goes with the process.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MapPoint:
+    """One point of a map: its values by axis, and the chain that they make."""
+
+    values: dict[str, float]
+    chain: ChainSpec
+
+    @property
+    def slug(self) -> str:
+        """For names; never parsed back."""
+        return "-".join(f"{axis}{value:g}" for axis, value in self.values.items())
+
+
+@runtime_checkable
+class Maps(Protocol):
+    """A family whose chains may be maps: a grid of chains, over all seeds at once."""
+
+    def is_map(self, chain: ChainSpec) -> bool:
+        """Whether a chain is one."""
+        ...
+
+    def map_seeds(self, chain: ChainSpec, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """Return a chain's own seeds, where it has some in place of the run's."""
+        ...
+
+    def points(self, chain: ChainSpec) -> tuple[MapPoint, ...]:
+        """Return all points of a map, the last axis fastest."""
+        ...
+
+    def fit_all(self, rows: Sequence[Samples], level: Strict, streams: Sequence[Stream]) -> Sequence[Law]:
+        """Fit each of several data sets of one size as `fit` would alone, as one batch."""
+        ...
+
+
+@runtime_checkable
+class TrainsElsewhere(Protocol):
+    """A family whose models may be trained elsewhere, on rows that a run exported, and come back into the run."""
+
+    def identify(self, source: str) -> Mapping[str, str]:
+        """Return what a model is, by content. Raises ModelError."""
+        ...
+
+    def adopt(self, chain: ChainSpec, source: str) -> Law:
+        """Open a model as an unselected law over the truth's outcomes. Raises ModelError, LawMismatchError."""
+        ...
