@@ -63,7 +63,9 @@ def test_a_pickle_given_as_a_file_or_beside_weights_is_not_opened(name: str, fol
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("shard", ["evil.bin", "../model/model.safetensors", "/etc/x.safetensors", 7])
+@pytest.mark.parametrize(
+    "shard", ["evil.bin", "../model/model.safetensors", "/etc/x.safetensors", 7, ["model.safetensors"]]
+)
 def test_an_index_names_safetensors_beside_it(shard: object, folder: Path, tmp_path: Path, line_of: Any) -> None:
     (folder / "evil.bin").write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
     index = {"weight_map": {"model.embed_tokens.weight": shard}}

@@ -61,3 +61,12 @@ def test_after_a_template_that_never_ends_others_are_rendered(monkeypatch: pytes
         with pytest.raises(DataError, match="does not end"):
             render_chat(hangs, TURNS, "here", opened=True)
     assert render_chat(make_tokenizer(16), TURNS, "here", opened=True).startswith("<bos> user w3 w4")
+
+
+def test_a_process_that_does_not_answer_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_WAIT", 1.0)
+    hangs = make_tokenizer(16, "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    began = time.monotonic()
+    with pytest.raises(DataError, match="its process died"):
+        render_chat(hangs, TURNS, "here", opened=True)
+    assert time.monotonic() - began < templates.SECONDS - 5

@@ -375,9 +375,8 @@ class CausalLMFamily:
         c = _chain(chain)
         _needs_torch()
         from hydrometer.models.causal_lm.planning import at_hand
-        from hydrometer.models.causal_lm.unopened import UNOPENED
 
-        return None if at_hand(c.truth) else UNOPENED
+        return None if at_hand(c.truth) else _unopened()
 
     def lengths(self, chain: ChainSpec) -> Lengths:
         """Mean length of a few answers that the truth is asked for."""
@@ -411,6 +410,17 @@ class CausalLMFamily:
 
 
 CAUSAL_LM = CausalLMFamily()
+
+
+@cache
+def _unopened() -> Family:
+    """Make the family that plans only."""
+    from hydrometer.models.causal_lm.unopened import Unopened
+
+    class UnopenedCausalLM(Unopened, CausalLMFamily):
+        """A family whose truth is not opened."""
+
+    return UnopenedCausalLM()
 
 
 def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models.base import Footprint
+from hydrometer.models.base import Footprint, Level, chain_levels
 from hydrometer.models.causal_lm.cost.memory import footprint
 from hydrometer.models.causal_lm.cost.operations import Subject
-from hydrometer.models.causal_lm.family import CausalLMFamily
 from hydrometer.models.causal_lm.planning import described_config, described_prompts, subject_of
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec
 from hydrometer.models.work import Lengths
 
-__all__ = ["UNOPENED", "UnopenedCausalLM"]
+__all__ = ["Unopened"]
 
 
-class UnopenedCausalLM(CausalLMFamily):
-    """A family for chains whose truth is known by `truth.architecture` alone."""
+class Unopened:
+    """What a family does otherwise for chains whose truth is known by `truth.architecture` alone."""
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse levels that cannot be made of such a truth. Raises SpecError."""
@@ -40,12 +39,13 @@ class UnopenedCausalLM(CausalLMFamily):
     def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
         """Weights, gradients, optimiser states and caches; activations are left out."""
         c = cast("CausalLMChain", chain)
-        training = {x.role: cast("LevelSpec", x.spec).training for x in self.levels(c)}.get(role)
+        training = {x.role: cast("LevelSpec", x.spec).training for x in _levels(c)}.get(role)
         return footprint(c, self.subject(c).configs, training, stage, role, rows)
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
-        return subject_of(c, self.levels(c), described_config(c.truth), described_prompts(c.truth))
+        return subject_of(c, _levels(c), described_config(c.truth), described_prompts(c.truth))
 
 
-UNOPENED = UnopenedCausalLM()
+def _levels(c: CausalLMChain) -> tuple[Level, ...]:
+    return chain_levels(c.teacher, c.assistants, c.student)

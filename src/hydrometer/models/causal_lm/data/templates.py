@@ -10,11 +10,9 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import selectors
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,29 +42,19 @@ class _Child:
             stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def _send(self, value: object) -> None:
-        pipe = cast("Any", self.process.stdin)
-        pipe.write(json.dumps(value).encode() + b"\n")
-        pipe.flush()
-
     def ask(self, value: object) -> dict[str, Any] | None:
         """Send a conversation; None where no answer came."""
-        pipe = cast("Any", self.process.stdout)
-        until, read = time.monotonic() + _WAIT, bytearray()
+        asked, told = cast("Any", self.process.stdin), cast("Any", self.process.stdout)
+        late = threading.Timer(_WAIT, self.process.kill)
+        late.start()
         try:
-            self._send(value)
-            with selectors.DefaultSelector() as waiting:
-                waiting.register(pipe, selectors.EVENT_READ)
-                while not read.endswith(b"\n"):
-                    if not waiting.select(max(until - time.monotonic(), 0.0)):
-                        return None
-                    piece = os.read(pipe.fileno(), 1 << 16)
-                    if not piece or len(read) > _MOST_BYTES:
-                        return None
-                    read += piece
-            return cast("dict[str, Any]", json.loads(read))
-        except (OSError, ValueError):
+            asked.write(json.dumps(value).encode() + b"\n")
+            asked.flush()
+            return cast("dict[str, Any]", json.loads(told.readline(_MOST_BYTES)))
+        except (OSError, ValueError):  # nothing, or half a line
             return None
+        finally:
+            late.cancel()
 
     def end(self) -> None:
         """End the process; it holds nothing."""

@@ -8,7 +8,7 @@ answers are run once, so that they have equal bits and lie in one place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import LawMismatchError
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.inference.scorer import row_batches
 from hydrometer.models.sequences import Sequences
-
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
 
 __all__ = ["embed"]
 
@@ -34,7 +32,7 @@ _PADDED_ROWS, _PADDED_TOKENS = 128, 4096
 
 
 @torch.inference_mode()
-def embed(law: CausalLaw, x: Sequences) -> Embedding:
+def embed(law: Asked, x: Sequences) -> Embedding:
     """Embed answers, (N, D) float32.
 
     Parameters
@@ -71,7 +69,7 @@ def _distinct(x: Sequences) -> tuple[Ints, Ints]:
     return np.array(first, np.int64), same_as
 
 
-def _packed(engine: Llama, law: CausalLaw, x: Sequences) -> Embedding:
+def _packed(engine: Llama, law: Asked, x: Sequences) -> Embedding:
     """Run without padding, each prompt once."""
     out = np.empty((len(x), int(law.lm.network.head.in_features)), np.float32)
     prompts = np.unique(x.prompt_index)
@@ -95,7 +93,7 @@ def _packed(engine: Llama, law: CausalLaw, x: Sequences) -> Embedding:
     return out
 
 
-def _general(law: CausalLaw, x: Sequences) -> Embedding:
+def _general(law: Asked, x: Sequences) -> Embedding:
     """Run prompt and answer together, padded on the right where that changes nothing, else each row alone."""
     lm, prompts = law.lm, law.prompts.ids
     before = np.array([len(prompts[p]) for p in x.prompt_index], np.int64)

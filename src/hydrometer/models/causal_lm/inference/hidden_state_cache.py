@@ -7,15 +7,11 @@ longer than there is room for, its first blocks are found again every time, wher
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from hydrometer.models.sequences import Sequences
-
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.inference.model import CausalLM
 
 __all__ = ["KeptStates", "kept_states"]
 
@@ -56,11 +52,10 @@ def _size(states: Tensor) -> int:
     return states.numel() * states.element_size()
 
 
-def kept_states(lm: CausalLM, x: Sequences) -> tuple[KeptStates, dict[bytes, Tensor]]:
-    """Return what is kept of a network, and what of it at these rows."""
+def kept_states(kept: KeptStates | None, x: Sequences) -> tuple[KeptStates, dict[bytes, Tensor]]:
+    """Return what is kept of a network, nothing so far for None, and what of it at these rows."""
     digest = hashlib.sha256(repr((x.prompt_ids, x.ids.shape)).encode())
     for column in (x.prompt_index, x.lengths, x.ids):
         digest.update(np.ascontiguousarray(column).tobytes())
-    if lm.kept_states is None:
-        lm.kept_states = KeptStates()
-    return lm.kept_states, lm.kept_states.of(digest.digest())
+    kept = KeptStates() if kept is None else kept
+    return kept, kept.of(digest.digest())

@@ -11,7 +11,7 @@ Row i answers prompt i mod P.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,76 +20,19 @@ from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
-from hydrometer.models.causal_lm.data.prompts import Prompts
-from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.finite_selectivity import refuse_choice
 from hydrometer.models.sequences import Sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.scorer import StepScores
-    from hydrometer.models.causal_lm.networks.decoders import Way
 
 __all__ = ["CausalLaw", "learns_from_whole_rows"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CausalLaw:
-    """The law of what a model answers.
-
-    Parameters
-    ----------
-    lm : network and tokenizer.
-    prompts : P prompts.
-    stop_ids : E, sorted.
-    max_new_tokens : L.
-    selectivity : token selectivity, or None.
-    block_rows : rows drawn together; part of what the bits of a draw depend on.
-    """
-
-    lm: CausalLM
-    prompts: Prompts
-    stop_ids: tuple[int, ...]
-    max_new_tokens: int
-    selectivity: Selectivity | None = None
-    block_rows: int = 128
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError("max_new_tokens must be at least 1", got=self.max_new_tokens)
-        if self.block_rows < 1:
-            raise InputError("block_rows must be at least 1", got=self.block_rows)
-        if any(not 0 <= t < self.lm.vocab_size for t in self.stop_ids):
-            raise InputError("stop ids must be ids of the tokenizer", got=self.stop_ids)
-        if any(not 0 <= t < self.lm.vocab_size for p in self.prompts.ids for t in p):
-            raise LawMismatchError("the prompts hold ids that the tokenizer does not know")
-        room = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = self.longest
-        if isinstance(room, int) and longest > room:
-            fix = "shorten the prompts or max_new_tokens"
-            raise InputError(
-                "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
-            )
-
-        if not self.lm.is_llama and self.lm.running.way(longest) is None:
-            raise InputError(
-                "what the network says of a row this long depends on the rows that it was run on before",
-                got=(longest, self.lm.running.limit), fix="shorten the prompts or max_new_tokens",
-            )  # fmt: skip
-
-    @property
-    def way(self) -> Way:
-        """How transformers runs the network for rows of up to this law's length; see `running`."""
-        return cast("Way", self.lm.running.way(self.longest))
-
-    @property
-    def longest(self) -> int:
-        """Positions that prompt and answer take at most."""
-        return max(len(p) for p in self.prompts.ids) + self.max_new_tokens
-
-    @property
-    def n_prompts(self) -> int:
-        """P: row i answers prompt i mod P."""
-        return len(self.prompts.ids)
+class CausalLaw(Asked):
+    """The law of what a model answers; see `opened.Asked` for its parameters."""
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -248,21 +191,6 @@ class CausalLaw:
                 )
             s = Selectivity(temperature=(old.temperature or 1) * (s.temperature or 1))
         return replace(self, selectivity=s)
-
-    def compatible(self, other: object) -> None:
-        """Raise LawMismatchError unless both are laws over the same outcomes: vocabulary, prompts, E and L."""
-        if not isinstance(other, CausalLaw):
-            raise LawMismatchError("a causal LM is compared with causal LMs", got=type(other).__name__)
-        differ = {
-            "vocabularies": (self.lm.vocabulary_hash[:12], other.lm.vocabulary_hash[:12]),
-            "prompts": (self.prompts.digest[:12], other.prompts.digest[:12]),
-            "stop sets": (self.stop_ids, other.stop_ids),
-            "max_new_tokens": (self.max_new_tokens, other.max_new_tokens),
-        }
-        for what, (mine, theirs) in differ.items():
-            if mine != theirs:
-                fix = "judge models of one tokenizer under the same prompts, stop set and max_new_tokens"
-                raise LawMismatchError(f"the laws differ in their {what}", got=(mine, theirs), fix=fix)
 
 
 def learns_from_whole_rows(law: CausalLaw) -> bool:

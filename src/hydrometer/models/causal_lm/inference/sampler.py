@@ -10,7 +10,6 @@ its rows are divided into lanes follows from that size and torch's threads alone
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from numpy.typing import NDArray
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, LlamaDecoder, RecomputeDecoder
 from hydrometer.models.sequences import Sequences
-
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
 
 __all__ = ["draw_blocks", "draw_rows"]
 
@@ -34,7 +31,7 @@ _LANE_ROWS = 32  # fewer rows than this are not worth a lane
 
 
 @torch.inference_mode()
-def draw_blocks(law: CausalLaw, stream: Stream, first: int, last: int) -> Sequences:
+def draw_blocks(law: Asked, stream: Stream, first: int, last: int) -> Sequences:
     """Draw whole blocks ``first .. last`` of the stream, each of ``law.block_rows`` rows."""
     engine, n = _packed_engine(law), law.block_rows
     blocks: list[Sequences] = []
@@ -45,19 +42,19 @@ def draw_blocks(law: CausalLaw, stream: Stream, first: int, last: int) -> Sequen
 
 
 @torch.inference_mode()
-def draw_rows(law: CausalLaw, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+def draw_rows(law: Asked, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
     """Draw n rows together, each from its own uniforms and after its own prompt."""
     return _draw_rows(law, _packed_engine(law), u_nL, prompt_n)
 
 
-def _packed_engine(law: CausalLaw) -> Llama | None:
+def _packed_engine(law: Asked) -> Llama | None:
     engine = law.lm.engine
     if engine is not None:
         engine.pack()
     return engine
 
 
-def _draw_rows(law: CausalLaw, engine: Llama | None, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+def _draw_rows(law: Asked, engine: Llama | None, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
     lm, (n, longest) = law.lm, u_nL.shape
     distinct, of_n = np.unique(prompt_n, return_inverse=True)
     prompts = [law.prompts.ids[p] for p in distinct]
@@ -80,7 +77,7 @@ def _draw_rows(law: CausalLaw, engine: Llama | None, u_nL: NDArray[np.float64], 
 
 
 def _draw(
-    law: CausalLaw,
+    law: Asked,
     decoder: Decoder,
     u_nL: NDArray[np.float64],
     prompt_n: Ints,

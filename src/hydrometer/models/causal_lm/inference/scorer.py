@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,13 +26,11 @@ from hydrometer.models.base import Beside
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
 from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates, kept_states
+from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.next_token import Logits, TokenScores
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
 from hydrometer.models.sequences import Sequences
-
-if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
 
 __all__ = ["StepScores", "row_batches", "score", "score_beside", "score_steps"]
 
@@ -71,7 +69,7 @@ class StepScores:
     as_if_kept: NDArray[np.bool_] | None = None
 
 
-def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
+def score(law: Asked, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
     """Log-probability of each row, (N,) float64; -inf for what the process cannot give."""
     possible_N = _is_outcome(law, x)
     total_N = np.full(len(x), -math.inf)
@@ -81,7 +79,7 @@ def score(law: CausalLaw, x: Sequences, *, rows_together: int = _PADDED_ROWS) ->
     return total_N
 
 
-def score_beside(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool = False) -> Beside:
+def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False) -> Beside:
     """Score rows that `law` drew under it and under `other`; the controls are the martingales of both.
 
     ``sum_t (log r(x_t | x_<t) - E[log r(X | x_<t)])``, X of the next-token law that draws, has mean zero under that
@@ -113,11 +111,11 @@ def score_beside(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool 
 
 @torch.inference_mode()
 def score_steps(
-    law: CausalLaw,
+    law: Asked,
     x: Sequences,
     *,
     entropy: bool = False,
-    against: CausalLaw | None = None,
+    against: Asked | None = None,
     again: bool = False,
     drawn: bool = False,
     rows_together: int = _PADDED_ROWS,
@@ -158,7 +156,10 @@ def score_steps(
     )
     laws = [law] if against is None else [law, against]
     engines = [a.lm.engine for a in laws]
-    kept = kept_states(law.lm, x) if again and law.lm.frozen else None  # weights that may change keep nothing
+    kept = None
+    if again and law.lm.frozen:  # weights that may change keep nothing
+        kept = kept_states(law.lm.kept_states, x)
+        law.lm.kept_states = kept[0]
     prompts = np.unique(x.prompt_index)
     for at in range(0, len(prompts), _PROMPTS_TOGETHER):
         group = prompts[at : at + _PROMPTS_TOGETHER]
@@ -255,7 +256,7 @@ class _KeptSource:
 
 
 def _score_batch(
-    laws: list[CausalLaw], sources: list[Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
+    laws: list[Asked], sources: list[Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
 ) -> None:
     """Fill in what is known of the rows of one batch."""
     ids = [x.row(int(i)) for i in batch]
@@ -302,7 +303,7 @@ def _known(found: TokenScores) -> Floats:
     return np.where(np.isnan(found.unselected), np.nan, found.selected)
 
 
-def _is_outcome(law: CausalLaw, x: Sequences) -> NDArray[np.bool_]:
+def _is_outcome(law: Asked, x: Sequences) -> NDArray[np.bool_]:
     """Whether the stopped process can give each row: no token after a stop, no end but a stop or the cut, (N,)."""
     at = np.arange(x.ids.shape[1])
     last_N1 = x.lengths[:, None] - 1

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 from hydrometer.core.yaml_io import read_json
-from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, check_files, tensor_sizes
+from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, check_files, tensor_shapes
 from hydrometer.models.causal_lm.loading.model_files import as_model_error, sha256
+from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG, Resolved
 from hydrometer.models.causal_lm.loading.weights import Unfit, check_finite, check_kinds, is_tied, untie
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["merged", "resolve_adapter"]
+__all__ = ["merged", "over", "read_adapter"]
 
 T = TypeVar("T")
 
@@ -53,17 +53,16 @@ _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 _MERGE = "merge it with peft where it was made, and give the merged model's folder"
 
 
-def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
-    """Find an adapter's base and check that the adapter fits it, by names and shapes.
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Return an adapter's config, once nothing of what its folder says is to be refused.
 
     Parameters
     ----------
     folder : holds adapter_config.json and adapter_model.safetensors.
-    base : the base as the caller names it, or None for the one that the adapter names.
 
     Raises
     ------
-    ModelError : pickled weights only, another kind of adapter, a base that is not to be followed or does not fit.
+    ModelError : pickled weights only, another kind of adapter.
     MissingDependencyError : peft is not installed.
     """
     config = _config(folder)
@@ -76,22 +75,25 @@ def resolve_adapter(folder: Path, base: str | None) -> load.Resolved:
     if find_spec("peft") is None:
         raise MissingDependencyError("reading an adapter needs the package peft", fix="pip install 'hydrometer[peft]'")
     _check_fields(config)
-    tensor_sizes(folder / WEIGHTS)
+    tensor_shapes(folder / WEIGHTS)
     check_files({name: folder / name for name in FILES if (folder / name).is_file()}, str(folder))
-    named = config.get("base_model_name_or_path")
-    under = _base(folder, named, config.get("revision"), base)
-    unties = _fits(folder, config, under, str(named))
+    return config
+
+
+def over(folder: Path, config: dict[str, Any], under: Resolved, outline: PretrainedConfig) -> Resolved:
+    """Put an adapter over its base, whose config is `outline`; it must fit by names and shapes. Raises ModelError."""
+    unties = _fits(folder, config, under, outline)
     whole = hashlib.sha256()
     beside = sorted(f for f in folder.glob("tokenizer*") if f.is_file())
-    for file in (folder / load.ADAPTER_CONFIG, folder / WEIGHTS, *beside):
+    for file in (folder / ADAPTER_CONFIG, folder / WEIGHTS, *beside):
         whole.update(f"{file.name}\0{sha256(file)}\n".encode())
     identity = {"kind": "adapter", "sha256": whole.hexdigest(), "base": json.dumps(dict(under.identity))}
     if unties:  # what was kept before they were told apart is another model's
         identity["head"] = "untied"
-    return load.Resolved(str(folder), None, identity, f"{folder.name}, an adapter over {under.description}", under)
+    return Resolved(str(folder), None, identity, f"{folder.name}, an adapter over {under.description}", under)
 
 
-def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
+def merged(resolved: Resolved, base: PreTrainedModel) -> PreTrainedModel:
     """Merge the adapter into its base's weights; `base` is changed and returned.
 
     Head and embeddings that are one matrix become two where the adapter changes one of them: peft adds the factors to
@@ -108,7 +110,7 @@ def merged(resolved: load.Resolved, base: PreTrainedModel) -> PreTrainedModel:
     config = _config(folder)
     tensors = load_file(folder / WEIGHTS)
     options = _lora(config, {name: tuple(t.shape) for name, t in tensors.items()}, folder)
-    wanted = _wanted(str(config.get("base_model_name_or_path")))
+    wanted = _wanted(config)
     check_kinds(folder / WEIGHTS, tensors.keys())
     tied = is_tied(base)
     with as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
@@ -152,11 +154,11 @@ def _part(network: Any) -> None:
 def _config(folder: Path) -> dict[str, Any]:
     fix = "give the folder that peft's save_pretrained wrote"
     try:
-        value: object = read_json(folder / load.ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique=True)
+        value: object = read_json(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique=True)
     except (OSError, ValueError) as e:
-        raise ModelError(f"{load.ADAPTER_CONFIG} cannot be read: {e}", got=str(folder), fix=fix) from None
+        raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {e}", got=str(folder), fix=fix) from None
     if not isinstance(value, dict):
-        raise ModelError(f"{load.ADAPTER_CONFIG} holds no configuration", got=str(folder), fix=fix)
+        raise ModelError(f"{ADAPTER_CONFIG} holds no configuration", got=str(folder), fix=fix)
     config = cast("dict[str, Any]", value)
     if config.get("peft_type") != "LORA":
         raise ModelError("only LoRA adapters are merged here", got=config.get("peft_type"), fix=_MERGE)
@@ -182,40 +184,9 @@ def _check_fields(config: dict[str, Any]) -> None:
         raise ModelError(what, got=begun, fix=fix)
 
 
-def _base(folder: Path, named: object, revision: object, base: str | None) -> load.Resolved:
-    """Open what the caller names, else what the adapter names if that is no path and no address."""
-    if base is not None:
-        under = load.resolve(base)
-        if under.base is not None:
-            raise ModelError("an adapter's base is itself an adapter", got=base, fix="give a whole model as --base")
-        return under
-    if not isinstance(named, str) or not named:
-        what = "the adapter does not say which model it is for"
-        raise ModelError(what, got=str(folder), fix="give the base model as --base")
-    is_place = named in load.ALIASES or (load.HUB_ID.fullmatch(named) is not None and ".." not in named)
-    if not is_place or Path(named).exists():
-        what = "the adapter's config names its base by a path or an address, which is not followed"
-        raise ModelError(what, got=named, fix="give the base model as --base, if you trust it")
-    try:
-        return load.resolve(named, revision if isinstance(revision, str) else None)
-    except ModelError as e:
-        raise ModelError(f"the base that the adapter wants cannot be opened: {e.what}", got=named,
-                         fix="give the base model as --base") from None  # fmt: skip
-
-
-def _wanted(named: str) -> str:
+def _wanted(config: dict[str, Any]) -> str:
+    named = str(config.get("base_model_name_or_path"))
     return f"it was made for {named!r}; give that model as --base"
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the file's header; no weights."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with cast("Any", safe_open)(folder / WEIGHTS, framework="np") as f:
-            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
-    except (OSError, SafetensorError) as e:
-        raise ModelError(f"{WEIGHTS} cannot be read: {e}", got=str(folder), fix="save the adapter again") from None
 
 
 def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Path) -> dict[str, Any]:
@@ -269,7 +240,7 @@ def _check_ranks(config: dict[str, Any], ranks: dict[str, int]) -> None:
             raise ModelError(what, got=said[:3], fix="save the adapter again with peft's save_pretrained")
 
 
-def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str) -> bool:
+def _fits(folder: Path, config: dict[str, Any], base: Resolved, outline: PretrainedConfig) -> bool:
     """Compare the adapter's names and shapes with what peft would put over the base, by a network without weights.
 
     Returns
@@ -280,10 +251,10 @@ def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str)
     import torch
     from transformers import AutoModelForCausalLM
 
-    shapes = _shapes(folder)
+    shapes = tensor_shapes(folder / WEIGHTS)
     options = _lora(config, shapes, folder)
     with as_model_error(base.path), torch.device("meta"):
-        network: Any = AutoModelForCausalLM.from_config(load.outline(base).config, trust_remote_code=False)
+        network: Any = AutoModelForCausalLM.from_config(outline, trust_remote_code=False)
     modules: dict[str, Any] = dict(network.named_modules())
     plain = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     ends = {n for n, m in modules.items() if m in (network.get_input_embeddings(), network.get_output_embeddings())}
@@ -292,7 +263,7 @@ def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str)
     strange = sorted(adapted - modules.keys())
     unfit = Unfit((), tuple(f"{_PREFIX}{n}.lora_A" for n in strange))
     if not unfit:
-        with as_model_error(str(folder), fix=_wanted(named)), warnings.catch_warnings(), torch.device("meta"):
+        with as_model_error(str(folder), fix=_wanted(config)), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             lora = peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options)
             model: Any = peft.get_peft_model(network, lora)
@@ -308,7 +279,7 @@ def _fits(folder: Path, config: dict[str, Any], base: load.Resolved, named: str)
         )
     if unfit:
         only_missing = not unfit.unexpected and not unfit.mismatched
-        fix = "save the adapter again with peft's save_pretrained" if only_missing else _wanted(named)
+        fix = "save the adapter again with peft's save_pretrained" if only_missing else _wanted(config)
         raise ModelError(f"the adapter does not fit {base.description}: {unfit}", got=str(folder), fix=fix)
     unties = tied and _touches(network)
     if unties and config.get("ensure_weight_tying"):

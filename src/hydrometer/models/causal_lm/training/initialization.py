@@ -11,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError, one_line
 from hydrometer.core.yaml_io import nearest
 from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
 from hydrometer.models.causal_lm.networks.per_layer import first_fields, settable
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
@@ -19,7 +20,7 @@ from hydrometer.models.causal_lm.training.layers import fresh_network, with_laye
 __all__ = ["init_model", "scratch_config"]
 
 
-def init_model(level: LevelSpec, truth: CausalLM, above: CausalLM, seed: int) -> CausalLM:
+def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) -> CausalLM:
     """Make a new float32 model for a level; nothing it holds is shared with `truth` or `above`.
 
     Parameters
@@ -100,6 +101,6 @@ def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> Pret
         raise SpecError(f"architecture: {one_line(str(e), 200) or type(e).__name__}", got=dict(overrides)) from None
 
 
-def _to(model: PreTrainedModel, like: CausalLM) -> PreTrainedModel:
+def _to(model: PreTrainedModel, like: OpenedLM) -> PreTrainedModel:
     network: Any = model
     return network.to(like.device)

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from hydrometer.core.errors import ModelError, SpecError, one_line
 from hydrometer.core.os_errors import is_out_of_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.networks.network import network_errors
 from hydrometer.models.causal_lm.networks.per_layer import chosen_fields, cut_config
@@ -90,7 +91,7 @@ def layers_config(base: PretrainedConfig, chosen: Sequence[int]) -> PretrainedCo
         raise ModelError(what, got=base.model_type, fix=_FIX) from None
 
 
-def with_layers(source: CausalLM, chosen: Sequence[int] | None) -> CausalLM:
+def with_layers(source: OpenedLM, chosen: Sequence[int] | None) -> CausalLM:
     """Copy a model, or only some of its decoder layers with embeddings, final norm and head.
 
     Raises

@@ -1,0 +1,347 @@
+"""A network and its tokenizer, opened and run in the way that is right for it; `model.CausalLM` is one that has laws.
+
+Shapes: V ids the tokenizer knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hydrometer.core.errors import InputError, LawMismatchError, ModelError, SpecError
+from hydrometer.core.spec import Selectivity
+from hydrometer.core.watching import doing
+from hydrometer.models.causal_lm.cpu.llama import Llama
+from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.causal_lm.data.tokenizer_file import difference
+from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.model_files import quiet
+from hydrometer.models.causal_lm.networks.decoders import Way
+from hydrometer.models.causal_lm.networks.network import Network, network_errors
+from hydrometer.models.causal_lm.networks.running import Running, find_running
+
+__all__ = ["Asked", "OpenedLM", "model_stop_ids", "pick_device", "stop_set", "vocabulary_hash"]
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class OpenedLM:
+    """A causal language model: network and tokenizer.
+
+    Parameters
+    ----------
+    model : a transformers causal LM. It is put into evaluation mode.
+    tokenizer : its tokenizer.
+    source : where the weights can be read again, where they can.
+
+    Attributes
+    ----------
+    vocab_size : V, ids from 0 that the tokenizer knows. A network may have rows beyond it (padded vocabularies); those
+        ids do not exist in any law.
+    network : the network in two parts.
+    running : how the network may be run, by length; found when it is first asked for.
+    has_cache : whether keys and values of earlier positions can be kept; without, every step runs the whole prefix.
+    is_llama : whether `engine` can run it.
+    frozen : set where nobody will change the weights again; what was laid out for drawing is then kept.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: load.Resolved | None = None
+    ) -> None:
+        self.model: PreTrainedModel = model.eval()
+        self.tokenizer = tokenizer
+        self.source = source
+        ids = sorted(tokenizer.get_vocab().values())
+        self.vocab_size: int = ids[-1] + 1
+        rows = int(getattr(model.config.get_text_config(), "vocab_size"))  # noqa: B009  (set dynamically)
+        if rows < self.vocab_size:
+            what = "the model has fewer output rows than its tokenizer has ids"
+            raise LawMismatchError(what, got=(rows, self.vocab_size), fix="use the model's own tokenizer")
+        known = torch.zeros(self.vocab_size, dtype=torch.bool)
+        known[ids] = True
+        self._vocabulary_hash = vocabulary_hash(tokenizer)
+        self.network = Network(self.model, None if bool(known.all()) else (~known).nonzero()[:, 0])
+        self.frozen: bool = False
+        self._engine: Llama | None = None
+        self.kept_states: KeptStates | None = None
+        doing("checking how the network runs")
+        self.is_llama: bool = self.network.is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
+        if not self.is_llama and not self.has_cache:
+            what = f"{type(self.model).__name__} keeps no attention cache that can be extended"
+            warnings.warn(f"{what}: every drawn token runs its whole prefix again, which is slow", stacklevel=2)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        base: str | None = None,
+    ) -> Self:
+        """Open an alias, a folder, a GGUF file, a hub id, or a PEFT adapter's folder, merged into its base.
+
+        Parameters
+        ----------
+        source : see `load.resolve`.
+        dtype : "auto" is float32, whatever the file holds: the float32 law is the model.
+        device : "auto" takes cuda where there is one.
+        revision : of a hub id.
+        base : the model under an adapter, where the adapter does not name an alias or a hub id.
+
+        Raises
+        ------
+        ModelError, MissingDependencyError
+
+        Warns
+        -----
+        UserWarning : the tokenizer that transformers opens is not that of the folder's tokenizer.json.
+        """
+        lm = cls.open(load.resolve(str(source), revision, base=base), dtype=dtype, device=device)
+        if lm.source is not None and (found := difference(lm.source, lm.tokenizer)) is not None:
+            warnings.warn(found.what, stacklevel=2)
+        return lm
+
+    @classmethod
+    def open(cls, resolved: load.Resolved, *, dtype: Dtype = "auto", device: str = "auto") -> Self:
+        """Open what `load.resolve` found. Raises ModelError."""
+        network: Any = load.read_weights(resolved)
+        model = network.to(device=pick_device(device), dtype=torch_dtype(dtype))
+        return cls(model, load.outline(resolved).tokenizer, source=resolved)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.model.dtype
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """Hash of every token with its id, and of which are special."""
+        return self._vocabulary_hash
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The model's own stop set."""
+        return model_stop_ids(self.model.generation_config, self.tokenizer)
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `from_pretrained` opens: safetensors, config, generation config, tokenizer."""
+        for word in ("is_local", "local_files_only"):  # how this process opened it, offline or not: no part of it
+            self.tokenizer.init_kwargs.pop(word, None)
+        with quiet(), network_errors(self.model, "writing the model"):
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    def float32(self) -> Self:
+        """Return the float32 model: itself, or read again from its source, for a cast loses what it rounds."""
+        if self.dtype == torch.float32:
+            return self
+        if self.source is None:
+            what = "only rounded weights are at hand where the float32 ones are needed"
+            raise ModelError(what, got=str(self.dtype), fix="open the model in float32")
+        network: Any = load.read_weights(self.source)
+        return type(self)(network.to(self.device), self.tokenizer, source=self.source)
+
+    # -- how the network is run --------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Llama | None:
+        """The network as packed matrices, where it is of Llama type and on the CPU.
+
+        Made anew at every call, for weights may have changed since, unless `frozen`.
+        """
+        if not self.is_llama or not Llama.untouched(self.model):
+            return None
+        if not self.frozen:
+            return Llama(self.model, self.holes)
+        if self._engine is None:
+            self._engine = Llama(self.model, self.holes)
+        return self._engine
+
+    @cached_property
+    def running(self) -> Running:
+        """How the network may be run by transformers. Raises ModelError where there is no way that is right."""
+        return find_running(self.network, self.vocab_size)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether keys and values of earlier positions can be kept, at least in short rows."""
+        return self.running.short == "cached"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the states that the network's body returns are a hidden layer; if not, they are the logits."""
+        return self.network.is_split
+
+    @property
+    def holes(self) -> Tensor | None:
+        """Ids below V that do not exist."""
+        return self.network.holes
+
+    @holes.setter
+    def holes(self, ids: Tensor | None) -> None:
+        self.network.holes = ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A model and what it is asked: all that sampler, scorer and embedder know of a law.
+
+    Parameters
+    ----------
+    lm : network and tokenizer.
+    prompts : P prompts.
+    stop_ids : E, sorted.
+    max_new_tokens : L.
+    selectivity : token selectivity, or None.
+    block_rows : rows drawn together; part of what the bits of a draw depend on.
+    """
+
+    lm: OpenedLM
+    prompts: Prompts
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    selectivity: Selectivity | None = None
+    block_rows: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError("max_new_tokens must be at least 1", got=self.max_new_tokens)
+        if self.block_rows < 1:
+            raise InputError("block_rows must be at least 1", got=self.block_rows)
+        if any(not 0 <= t < self.lm.vocab_size for t in self.stop_ids):
+            raise InputError("stop ids must be ids of the tokenizer", got=self.stop_ids)
+        if any(not 0 <= t < self.lm.vocab_size for p in self.prompts.ids for t in p):
+            raise LawMismatchError("the prompts hold ids that the tokenizer does not know")
+        room = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = self.longest
+        if isinstance(room, int) and longest > room:
+            fix = "shorten the prompts or max_new_tokens"
+            raise InputError(
+                "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
+            )
+
+        if not self.lm.is_llama and self.lm.running.way(longest) is None:
+            raise InputError(
+                "what the network says of a row this long depends on the rows that it was run on before",
+                got=(longest, self.lm.running.limit), fix="shorten the prompts or max_new_tokens",
+            )  # fmt: skip
+
+    @property
+    def way(self) -> Way:
+        """How transformers runs the network for rows of up to this law's length; see `running`."""
+        return cast("Way", self.lm.running.way(self.longest))
+
+    @property
+    def longest(self) -> int:
+        """Positions that prompt and answer take at most."""
+        return max(len(p) for p in self.prompts.ids) + self.max_new_tokens
+
+    @property
+    def n_prompts(self) -> int:
+        """P: row i answers prompt i mod P."""
+        return len(self.prompts.ids)
+
+    def compatible(self, other: object) -> None:
+        """Raise LawMismatchError unless both are laws over the same outcomes: vocabulary, prompts, E and L."""
+        if not isinstance(other, Asked):
+            raise LawMismatchError("a causal LM is compared with causal LMs", got=type(other).__name__)
+        differ = {
+            "vocabularies": (self.lm.vocabulary_hash[:12], other.lm.vocabulary_hash[:12]),
+            "prompts": (self.prompts.digest[:12], other.prompts.digest[:12]),
+            "stop sets": (self.stop_ids, other.stop_ids),
+            "max_new_tokens": (self.max_new_tokens, other.max_new_tokens),
+        }
+        for what, (mine, theirs) in differ.items():
+            if mine != theirs:
+                fix = "judge models of one tokenizer under the same prompts, stop set and max_new_tokens"
+                raise LawMismatchError(f"the laws differ in their {what}", got=(mine, theirs), fix=fix)
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of every token with its id, and of which are special."""
+    special = sorted(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()
+
+
+def model_stop_ids(generation_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return a model's own stop set, sorted: the end-of-sequence ids of the generation config, else the tokenizer's.
+
+    Parameters
+    ----------
+    generation_config : of `load.outline`, or of a network that was opened; both name what config.json does where
+        generation_config.json names no end. Ids that the tokenizer does not know are left out.
+    tokenizer : the model's.
+
+    Raises
+    ------
+    ModelError : what the files name is no id.
+    """
+    eos: Any = getattr(generation_config, "eos_token_id", None)
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    ids: list[Any] = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        fix = "mend generation_config.json and config.json, or give another model"
+        raise ModelError("the model's eos_token_id is neither a token id nor a list of them", got=eos, fix=fix)
+    return tuple(sorted({i for i in ids if 0 <= i < max(tokenizer.get_vocab().values()) + 1}))
+
+
+def stop_set(stop: Sequence[int | str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Turn ids and token strings into a sorted stop set. Raises SpecError on what is no token."""
+    vocabulary = tokenizer.get_vocab()
+    known = set(vocabulary.values())
+    ids: set[int] = set()
+    for token in stop:
+        i = vocabulary.get(token, -1) if isinstance(token, str) else int(token)
+        if i not in known:
+            raise SpecError("stop names a token that the tokenizer does not know", got=token, fix="give ids or tokens")
+        ids.add(i)
+    return tuple(sorted(ids))
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype of that name; "auto" is float32."""
+    match name:
+        case "auto" | "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case _:
+            raise ModelError("no such dtype for a causal LM", got=name, fix="use float32 or bfloat16")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes cuda where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError("no CUDA device is available", got=name, fix="use device cpu")
+    if name.startswith("cuda"):
+        # Without it fits, which ask torch for deterministic algorithms, are refused by it; read when CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device(name)
