@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hydrometer.core import claims
-from hydrometer.core.claims import claim, discard
+from hydrometer.core.claims import InUseError, claim, discard, hold
+from hydrometer.core.errors import FolderError
 
 
 def test_a_claim_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> None:
@@ -44,9 +45,9 @@ def test_who_waited_has_the_folder_that_is_there(tmp_path: Path, monkeypatch: py
     folder, waiting, had, done = tmp_path / "folder", threading.Event(), list[bool](), threading.Event()
     real = claims._take
 
-    def seen(handle: int) -> bool:
+    def seen(handle: int, **how: bool) -> bool:
         waiting.set()
-        return real(handle)
+        return real(handle, **how)
 
     def wait() -> None:
         with claim(folder, 60) as mine, claim(folder, 0) as again:
@@ -73,10 +74,10 @@ def test_who_waited_has_the_folder_that_is_there(tmp_path: Path, monkeypatch: py
 def test_a_lock_of_a_removed_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, real = tmp_path / "folder", claims._take
 
-    def removed_meanwhile(handle: int) -> bool:
+    def removed_meanwhile(handle: int, **how: bool) -> bool:
         monkeypatch.setattr(claims, "_take", real)
         folder.rename(tmp_path / "away")
-        return real(handle)
+        return real(handle, **how)
 
     monkeypatch.setattr(claims, "_take", removed_meanwhile)
     with claim(folder, 0) as mine:
@@ -107,6 +108,27 @@ def test_what_cannot_be_known_is_not_removed(tmp_path: Path, monkeypatch: pytest
     errors = [errno.ENOLCK]
     with claim(folder, 0) as mine:
         assert mine
+    errors = [errno.ENOLCK]
+    with pytest.raises(FolderError, match="refuses"), hold(folder):  # a run's own folder is nobody's without a lock
+        pass
+    errors = [errno.EACCES]
+    with pytest.raises(InUseError, match="another process"), hold(folder):
+        pass
+
+
+def test_a_run_whose_folder_was_removed_as_it_took_it_does_not_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = tmp_path / "folder", claims._take
+    folder.mkdir()
+
+    def removed_meanwhile(handle: int, **how: bool) -> bool:
+        folder.rename(tmp_path / "away")
+        return real(handle, **how)
+
+    monkeypatch.setattr(claims, "_take", removed_meanwhile)
+    with pytest.raises(FolderError, match="refuses"), hold(folder):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

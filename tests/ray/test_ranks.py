@@ -124,7 +124,7 @@ def test_a_process_whose_run_is_gone_before_it_looks_ends(tmp_path: Path, small_
     fit, plan, store = _ready(small_run, tmp_path)
     job = tmp_path / "job"
     job.write_bytes(pickle.dumps((pack(plan, store), pack_node(fit))))
-    command = f'"{sys.executable}" -m hydrometer.run.execution.ranks "{job}" 0 $$ >/dev/null 2>&1 & echo $!'
+    command = f'"{sys.executable}" -m hydrometer.run.execution.rank "{job}" 0 $$ >/dev/null 2>&1 & echo $!'
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     shell = subprocess.run(["sh", "-c", command], env=environment, stdout=subprocess.PIPE, check=True)
     pid = int(shell.stdout)

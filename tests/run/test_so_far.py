@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import app
+from hydrometer.core.claims import hold
 from hydrometer.core.errors import FolderError
 from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table, verdict
 from hydrometer.run.advice import advise as advise_module
@@ -25,7 +26,6 @@ from hydrometer.run.graph.order import in_order
 from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.run.results import sofar
-from hydrometer.store.lock import hold
 from hydrometer.store.records import RunFolder
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())

@@ -7,10 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from hydrometer.core.claims import hold
 from hydrometer.core.errors import FolderError, SpecError, StoreError
+from hydrometer.core.files import write_atomic
 from hydrometer.core.leftovers import mark
-from hydrometer.store.artifacts import ArtifactStore, content_key, write_atomic
-from hydrometer.store.lock import hold
+from hydrometer.store.artifacts import ArtifactStore, content_key
 from hydrometer.store.records import RunFolder, load_results, plain
 
 

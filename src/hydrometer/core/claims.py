@@ -8,19 +8,59 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
-__all__ = ["claim", "discard"]
+from hydrometer.core.errors import FolderError
+from hydrometer.core.os_errors import refused
+from hydrometer.core.yaml_io import read_plain
+
+__all__ = ["InUseError", "claim", "discard", "hold"]
 
 _LOCK = ".lock"
 _LOOK = 0.2  # seconds between tries
 _TRIES = 100  # at a folder that is always gone again
 _LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class InUseError(FolderError):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def hold(folder: Path) -> Generator[None]:
+    """Hold a run's folder, so that one run at a time works on it; who holds it stands in the lock's file.
+
+    Raises
+    ------
+    InUseError : another process holds it; the message says which.
+    FolderError : the machine refuses, or the file system has no locks.
+    """
+    path = folder / _LOCK
+    try:
+        handle = _locked(path)
+        if handle is None:
+            fix = "wait for it, or choose another --out"
+            raise InUseError(f"another run is using {folder}", got=_holder(path), fix=fix)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        except BaseException:
+            os.close(handle)
+            raise
+    except OSError as e:
+        raise refused(e, path) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -75,41 +115,49 @@ def discard(folder: Path, away: Path) -> None:
 
 def _taken(folder: Path) -> int | None:
     """Return the lock's handle, or None where another process has it."""
-    left = _TRIES
-    while True:
-        left -= 1
+    for left in reversed(range(_TRIES)):
         try:
             folder.mkdir(exist_ok=True)
-            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            return _locked(folder / _LOCK, or_lockless=True)
         except FileNotFoundError:  # who had it has removed it since
             if not left:
                 raise
-            continue
-        try:
-            if not _take(handle):
-                os.close(handle)
-                return None
-            if _is_file_of(handle, folder / _LOCK):
+    return None
+
+
+def _locked(path: Path, *, or_lockless: bool = False) -> int | None:
+    """Open a file and lock it, or None where another process has it. Raises FileNotFoundError where it was removed."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        if _take(handle, or_lockless=or_lockless):
+            if os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False)):
                 return handle
-        except BaseException:
-            os.close(handle)
-            raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BaseException:
         os.close(handle)
+        raise
+    os.close(handle)
+    return None
 
 
-def _take(handle: int) -> bool:
+def _take(handle: int, *, or_lockless: bool) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as e:
-        if e.errno not in _LOCKLESS:
+        if not or_lockless or e.errno not in _LOCKLESS:
             raise
     return True
 
 
-def _is_file_of(handle: int, path: Path) -> bool:
+def _holder(path: Path) -> str:
+    """Say who holds the lock, as far as the file tells; it is only about to be written where a run just began."""
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
+        facts: object = json.loads(read_plain(path, 1000))
+    except (OSError, ValueError, RecursionError):
+        return "another process"
+    if not isinstance(facts, dict):
+        return "another process"
+    known = cast("dict[str, object]", facts)
+    return f"process {known.get('pid')} on {known.get('host')}"

@@ -140,30 +140,18 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class _BoundedLoader(yaml.SafeLoader):
     """Safe YAML: no Python tags, few aliases, no duplicate keys, bounded size, depth and numbers."""
 
-    aliases = 0
-    nodes = 0
+    aliases = nodes = 0
     most = MAX_YAML_NODES
-    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.nodes += 1
-        if self.nodes > self.most:
-            raise ValueError(f"it holds more than {self.most} values")
-        self.depth += 1
-        if self.depth > MAX_YAML_DEPTH:
-            raise ValueError(f"it is nested more than {MAX_YAML_DEPTH} levels deep")
-        try:
-            return self._compose(parent, index)
-        finally:
-            self.depth -= 1
-
-    def _compose(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # pyright: ignore[reportUnknownMemberType]
             self.aliases += 1
-            if self.aliases > MAX_YAML_ALIASES:
-                raise SpecError(
-                    "YAML uses too many aliases", got=f"more than {MAX_YAML_ALIASES}", fix="write the values out"
-                )
+        if self.nodes > self.most:
+            raise ValueError(f"it holds more than {self.most} values")
+        if self.aliases > MAX_YAML_ALIASES:
+            got = f"more than {MAX_YAML_ALIASES}"
+            raise SpecError("YAML uses too many aliases", got=got, fix="write the values out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -192,12 +180,14 @@ _BoundedLoader.add_constructor("tag:yaml.org,2002:int", _BoundedLoader.construct
 
 
 def _spread(value: object, open_: set[int], known: dict[int, int]) -> int:
-    """Count values as often as aliases repeat them. Raises ValueError for one that holds itself."""
+    """Count values as often as aliases repeat them. Raises ValueError for one that holds itself, or is too deep."""
     if not isinstance(value, dict | list | tuple | set):
         return 1
     at = id(cast("object", value))
     if at in open_:
         raise ValueError("an anchor holds an alias to itself")
+    if len(open_) >= MAX_YAML_DEPTH:
+        raise RecursionError
     if at not in known:
         keyed = cast("dict[object, object]", value) if isinstance(value, dict) else None
         inner = cast("list[object]", value) if keyed is None else [*keyed, *keyed.values()]
@@ -234,7 +224,10 @@ def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> d
             raise ValueError(f"aliases make more than {MAX_YAML_NODES} values of it")
     except yaml.YAMLError as e:
         raise SpecError(f"{origin} is not plain YAML: {one_line(str(e), 300)}", fix=fix) from None
-    except (RecursionError, ValueError, TypeError, OverflowError, AttributeError, KeyError) as e:
+    except RecursionError:
+        why = f"it is nested more than {MAX_YAML_DEPTH} levels deep"
+        raise SpecError(f"{origin} cannot be read as YAML: {why}", fix=fix) from None
+    except (ValueError, TypeError, OverflowError, AttributeError, KeyError) as e:
         # PyYAML raises what Python does on scalars that look like dates, numbers or binary data and are not.
         raise SpecError(f"{origin} cannot be read as YAML: {one_line(str(e), 300)}", fix=fix) from None
     finally:

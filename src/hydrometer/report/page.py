@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.files import write_atomic
 from hydrometer.core.watching import doing
 from hydrometer.report.data import plotdata
 from hydrometer.report.data.grid_data import axis_of
@@ -33,7 +34,7 @@ from hydrometer.report.figures.grid_views import (
     script_hash,
 )
 from hydrometer.report.figures.picture_figure import picture_view
-from hydrometer.report.figures.style import LOOKS, inline_svg, render, write_atomic
+from hydrometer.report.figures.style import LOOKS, inline_svg, render
 from hydrometer.report.read_results import Chain, Group, Run, read_run
 from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.wording import figure as figure_words
@@ -105,6 +106,7 @@ def _stems(runs: list[Run]) -> dict[tuple[int, str], str]:
 
 
 def _save(folder: Path, stem: str, figure: Figure) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for kind in FORMATS:
         write_atomic(folder / f"{stem}.{kind}", render(figure, kind))
 
@@ -354,6 +356,7 @@ def _build(read: list[Run], target: Path) -> Path:
     refuse_links(target.parent, ("figures",))
     stems = _stems(read)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         views = [
             _run_view(
                 run, [_chain_view(run, c, stems[i, c.name], target.parent / "figures") for c in run.chains.values()]

@@ -24,6 +24,7 @@ from typing import Any, cast
 
 from hydrometer.core.claims import discard
 from hydrometer.core.errors import StoreError
+from hydrometer.core.files import file_digest
 from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
 from hydrometer.core.os_errors import refused
 from hydrometer.core.yaml_io import read_json
@@ -37,9 +38,7 @@ __all__ = [
     "checked_meta",
     "content_key",
     "content_keys",
-    "file_digest",
     "is_whole",
-    "write_atomic",
 ]
 
 META = "meta.json"
@@ -78,27 +77,6 @@ def content_keys(value: Mapping[str, object], name: str, numbers: Iterable[int])
         whole.update(f"{n}{tail}".encode())
         keys.append(whole.hexdigest()[:_KEY_LENGTH])
     return keys
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: a temporary sibling, then a rename."""
-    temporary = path.with_name(f".{path.name}.{mark()}.tmp")
-    raw = data.encode() if isinstance(data, str) else data
-    try:
-        temporary.write_bytes(raw)
-        temporary.replace(path)
-    except BaseException as e:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(e, OSError):
-            raise refused(e, path) from None
-        raise
 
 
 class ArtifactStore:

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, cast
 from urllib.parse import unquote
 
 from hydrometer.core.errors import FolderError, InputError, MissingDependencyError, UnreachableError
+from hydrometer.core.files import cache_home
 
 __all__ = [
     "Url",
@@ -286,14 +287,8 @@ def resolved(place: Path | Url) -> Path | Url:
 
 
 def copies_home(url: Url) -> Path:
-    """Return the folder of this machine that keeps copies of what is at a place.
-
-    Below ``HYDROMETER_CACHE``, else ``XDG_CACHE_HOME/hydrometer``, else ``~/.cache/hydrometer``.
-    """
-    given = os.environ.get("HYDROMETER_CACHE")
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    root = Path(given) if given else Path(xdg) / "hydrometer" if xdg else Path.home() / ".cache" / "hydrometer"
-    return root.absolute() / "remote" / hashlib.sha256(str(url).encode()).hexdigest()[:24]
+    """Return the folder of this machine that keeps copies of what is at a place."""
+    return cache_home().absolute() / "remote" / hashlib.sha256(str(url).encode()).hexdigest()[:24]
 
 
 def copies_bound() -> int:

@@ -10,23 +10,19 @@ page the fixed colours become CSS variables, so that figures follow light and da
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hydrometer.core.leftovers import mark
 from hydrometer.report.data.plotdata import Kind
 
-__all__ = ["LOOKS", "Look", "inline_svg", "new_figure", "render", "styled", "write_atomic"]
+__all__ = ["LOOKS", "Look", "inline_svg", "new_figure", "render", "styled"]
 
 INK, QUIET, FAINT, PAPER = "#1d2430", "#5f6b7a", "#d5dae1", "#fffffe"
 
@@ -159,19 +155,3 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     body = svg[svg.index(">") + 1 :]
     safe = label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
     return f'<svg viewBox="{box}" role="img" aria-label="{safe}">{body}'
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{mark()}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -5,12 +5,12 @@ The sentences say what to take, what it gains and costs, and how sure that is. T
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
 
 from hydrometer.core.errors import one_line
+from hydrometer.core.files import file_digest
 from hydrometer.report.read_results import Chain, Run
 from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
@@ -399,4 +399,4 @@ def kept_advice(run: Run, chain: Chain) -> Json:
 
 
 def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()
+    return file_digest(folder / "results.json")

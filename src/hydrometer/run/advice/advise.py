@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
+from hydrometer.core.files import write_atomic
 from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again
@@ -22,7 +23,6 @@ from hydrometer.run.graph.outcome import Monitor, SilentMonitor
 from hydrometer.stages.nodes import Cell
 from hydrometer.stages.statistics.covariance import Linear
 from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Need, decide, left_out
-from hydrometer.store.artifacts import write_atomic
 from hydrometer.store.records import RunFolder, plain
 from hydrometer.store.storage_uri import Url, resolved
 

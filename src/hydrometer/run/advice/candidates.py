@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.estimate import Estimate
+from hydrometer.core.files import file_digest
 from hydrometer.core.yaml_io import nearest
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
@@ -26,7 +27,7 @@ from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
 from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
 from hydrometer.stages.statistics.covariance import Arm, Design
-from hydrometer.store.artifacts import ArtifactStore, file_digest
+from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url, place_of

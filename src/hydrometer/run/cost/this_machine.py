@@ -23,13 +23,14 @@ from pydantic import Field, ValidationError
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import DataError
+from hydrometer.core.files import cache_home, write_atomic
 from hydrometer.core.os_errors import refused
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.core.yaml_io import explain, read_json
 from hydrometer.models.base import Family
 from hydrometer.models.work import Counted, Device, Lengths, Phase
 from hydrometer.run.preflight.machine import memory, processor
-from hydrometer.store.artifacts import ArtifactStore, content_key, write_atomic
+from hydrometer.store.artifacts import ArtifactStore, content_key
 
 __all__ = ["COARSE", "Figure", "Kept", "ThisMachine", "device_folder", "keep_length", "kept_length"]
 
@@ -104,8 +105,8 @@ class Kept(Strict):
 
 
 def device_folder() -> Path:
-    """Where figures are kept: ``$HYDROMETER_CACHE/devices``, else ``~/.cache/hydrometer/devices``."""
-    return Path(os.environ.get("HYDROMETER_CACHE") or Path.home() / ".cache" / "hydrometer") / "devices"
+    """Where figures are kept."""
+    return cache_home() / "devices"
 
 
 class ThisMachine:

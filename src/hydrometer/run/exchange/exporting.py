@@ -7,7 +7,6 @@ on. Everything written follows from the stored token ids.
 from __future__ import annotations
 
 import json
-import secrets
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from hydrometer.core.errors import DataError, InputError
+from hydrometer.core.files import replacing
 from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.core.yaml_io import nearest, user_path
 from hydrometer.models.causal_lm.spec import CausalLMChain
@@ -333,7 +333,6 @@ class _Put(Protocol):
 @contextmanager
 def _writer(target: Path) -> Generator[_Put]:
     """Write the file whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")  # nobody can lay a link there beforehand
     sink: Any = None
 
     def parquet(rows: list[dict[str, object]]) -> None:
@@ -350,14 +349,12 @@ def _writer(target: Path) -> Generator[_Put]:
         sink.writelines(json.dumps(r, allow_nan=False) + "\n" for r in rows)
 
     try:
-        yield parquet if target.suffix == ".parquet" else lines
-        if sink is not None:
-            sink.close()
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            yield parquet if target.suffix == ".parquet" else lines
+            if sink is not None:
+                sink.close()
     except (OSError, ValueError) as e:  # ArrowInvalid is a ValueError
         raise DataError(f"the rows cannot be written: {e}", got=str(target), fix="choose another --to") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _schema(row: Mapping[str, object]) -> Any:

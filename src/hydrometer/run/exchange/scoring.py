@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from hydrometer.core.claims import InUseError
 from hydrometer.core.errors import DataError, InputError, brief
 from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.core.sampling_design import Strata
@@ -31,7 +32,6 @@ from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
 from hydrometer.run.results.user_scores import CellScores, keep_scores
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import Cell, JudgeNode
-from hydrometer.store.lock import InUseError
 from hydrometer.store.records import load_results
 from hydrometer.store.storage_uri import Url
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from hydrometer.core.errors import StoreError
 from hydrometer.models.base import Family, Tick
-from hydrometer.models.capabilities import FitsTogether, Threaded
+from hydrometer.models.capabilities import Threaded
 from hydrometer.models.drawing import release
 from hydrometer.run.execution.failures import reason_of
+from hydrometer.run.execution.ranks import fit_together, workers_of
 from hydrometer.run.graph.missing import missing_of
 from hydrometer.run.graph.order import in_order
 from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
@@ -54,8 +55,6 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = n
         if reason is None:
             try:
                 if workers_of(node) > 1:
-                    from hydrometer.run.execution.ranks import fit_together
-
                     fit_together(node, plan, store)
                 else:
                     make(node, plan, bench, monitor.tick)
@@ -92,14 +91,6 @@ def make(node: Node, plan: Plan, bench: Bench, tick: Tick) -> None:
         info.update(compute(node, plan, bench, folder, tick))
     if isinstance(node, FitNode):
         store.discard_partial(node.stage, node.key)
-
-
-def workers_of(node: Node) -> int:
-    """Return how many processes make a stage together."""
-    if not isinstance(node, FitNode):
-        return 1
-    family = node.context.family
-    return family.workers(node.level) if isinstance(family, FitsTogether) else 1
 
 
 @cache

@@ -17,6 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import (
@@ -180,16 +181,10 @@ class _Driver:
         self.ray: Any = _ray()
         self.ended = ended
         self.plan, self.monitor, self.outcome, self.missing, self.costs = plan, monitor, outcome, missing, costs
-        self.keys = list(missing)
-        place = {key: i for i, key in enumerate(self.keys)}
-        inputs = {key: {i for i in node.inputs if i in missing} for key, node in missing.items()}
-        self.lacking = {key: len(own) for key, own in inputs.items()}
-        self.users: dict[str, list[str]] = {}
-        for key, own in inputs.items():
-            for i in own:
-                self.users.setdefault(i, []).append(key)
-        self.place = place
-        self.ready = [place[key] for key, n in self.lacking.items() if n == 0]  # sorted, hence a heap
+        self.place = {key: i for i, key in enumerate(missing)}
+        self.graph = TopologicalSorter({k: [i for i in n.inputs if i in missing] for k, n in missing.items()})
+        self.graph.prepare()
+        self.ready: list[tuple[int, str]] = []  # a heap: first what the first figures need
         self.flying: dict[Any, str] = {}
         self.machines = [
             Machine.of(n["Resources"]) for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0)
@@ -204,9 +199,11 @@ class _Driver:
     def run(self) -> None:
         """Make every missing stage."""
         with _signals() as pending:
-            while self.ready or self.flying:
+            while self.graph.is_active():
+                for key in self.graph.get_ready():
+                    heapq.heappush(self.ready, (self.place[key], key))
                 while self.ready and len(self.flying) < self.most:
-                    self.send(self.keys[heapq.heappop(self.ready)])
+                    self.send(heapq.heappop(self.ready)[1])
                 refs = list(self.flying)
                 if refs:
                     done, _ = self.ray.wait(refs, num_returns=1, timeout=_LISTEN, fetch_local=False)
@@ -252,10 +249,7 @@ class _Driver:
     def end(self, key: str, reason: str | None) -> None:
         """Count a stage as made, or as failed; those that only waited for it are ready."""
         self.outcome.end(self.missing[key], reason)
-        for user in self.users.pop(key, ()):
-            self.lacking[user] -= 1
-            if not self.lacking[user]:
-                heapq.heappush(self.ready, self.place[user])
+        self.graph.done(key)
         self.monitor.stage(label_of(self.missing[key]), self.costs[key])
         self.monitor.done(self.costs[key], reason)
         self.ended(self.missing[key], self.outcome)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.execution.execute import workers_of
-from hydrometer.run.execution.ranks import threads_of
+from hydrometer.run.execution.ranks import threads_of, workers_of
 from hydrometer.run.preflight.machine import footprint_of
 from hydrometer.stages.nodes import Node
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydrometer.core.errors import MissingDependencyError, PeerLostError, StageError, one_line
-from hydrometer.run.execution.ranks import fit_as_rank, threads_of
+from hydrometer.run.execution.rank import fit_as_rank
+from hydrometer.run.execution.ranks import threads_of
 from hydrometer.run.execution.task_payload import Parcel, Work
 
 __all__ = ["train"]

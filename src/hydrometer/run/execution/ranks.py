@@ -1,8 +1,7 @@
-"""A fit of several processes on this machine, `python -m hydrometer.run.execution.ranks JOB RANK PARENT` for each.
+"""A fit of several processes on this machine, `python -m hydrometer.run.execution.rank JOB RANK PARENT` for each.
 
-Every rank opens the fit's inputs from the store and fits; rank 0 writes the artifact. The processes are new ones, not
-forks, so that what runs here is what runs on a cluster. They meet at a file: no port is taken that another run may
-want.
+The processes are new ones, not forks, so that what runs here is what runs on a cluster. They meet at a file: no port is
+taken that another run may want. What each of them does is in `run/execution/rank.py`.
 """
 
 from __future__ import annotations
@@ -13,22 +12,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 from hydrometer.core.errors import FitError, HydrometerError, PeerLostError, one_line
-from hydrometer.models.base import no_progress
 from hydrometer.models.capabilities import FitsTogether
 from hydrometer.models.drawing import release
-from hydrometer.run.execution.execute import compute, make, workers_of
-from hydrometer.run.execution.failures import reason_of
-from hydrometer.run.execution.task_payload import Parcel, Work, pack, pack_node
+from hydrometer.run.execution.task_payload import pack, pack_node
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.nodes import Node
+from hydrometer.stages.nodes import FitNode, Node
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["fit_as_rank", "fit_together", "threads_of"]
+__all__ = ["fit_together", "threads_of", "workers_of"]
 
 _POLL = 0.05  # seconds
 _GRACE = 10.0
@@ -62,7 +57,7 @@ def fit_together(node: Node, plan: Plan, store: ArtifactStore) -> None:
                     sys.executable,
                     "-P",
                     "-m",
-                    "hydrometer.run.execution.ranks",
+                    "hydrometer.run.execution.rank",
                     str(job),
                     str(rank),
                     str(os.getpid()),
@@ -126,49 +121,9 @@ def threads_of(node: Node) -> int:
     return threads if isinstance(threads, int) else 1
 
 
-def fit_as_rank(work: Work, node: Node, rank: int) -> None:
-    """Fit as one of several processes that are in one group already; rank 0 writes the artifact."""
-    if rank == 0:
-        make(node, work.plan, work.bench, no_progress)
-        return
-    with tempfile.TemporaryDirectory(prefix="hydrometer-rank-") as scratch:
-        compute(node, work.plan, work.bench, Path(scratch), no_progress)
-
-
-def _end_with(parent: int) -> None:
-    """End when the run that started this process is gone: the next one makes this fit again, in the same folders."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _told(error: Exception, node: Node, where: Path) -> HydrometerError:
-    """What the run that waits for this process is to raise; a defect is raised here, and its last line is told."""
-    if isinstance(error, PeerLostError):
-        return error
-    try:
-        return FitError(reason_of(error, node.stage, where))
-    except HydrometerError as e:
-        return e
-
-
-def main(job: Path, rank: int, parent: int) -> int:
-    """Be one process of a fit; the exit status."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    parcel, data = pickle.loads(job.read_bytes())
-    assert isinstance(parcel, Parcel)
-    work = Work(parcel)
-    node = work.node(data)
-    family = node.context.family
-    assert isinstance(family, FitsTogether)
-    try:
-        with family.group(node.context.spec, rank, workers_of(node), job.with_name("meeting")):
-            fit_as_rank(work, node, rank)
-    except Exception as e:
-        job.with_name(f"job.{rank}.error").write_bytes(pickle.dumps(_told(e, node, work.bench.store.root)))
+def workers_of(node: Node) -> int:
+    """Return how many processes make a stage together."""
+    if not isinstance(node, FitNode):
         return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    family = node.context.family
+    return family.workers(node.level) if isinstance(family, FitsTogether) else 1

@@ -1,4 +1,4 @@
-"""Models that were trained elsewhere and adopted by a run: their entries in its folder, and their place in the plan."""
+"""Models that were trained elsewhere and adopted by a run: their entries in its folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import FolderError, SpecError
+from hydrometer.core.files import write_atomic
 from hydrometer.core.spec import Name, Selectivity, Strict
 from hydrometer.core.yaml_io import explain, parse_yaml, read_plain
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.stages.nodes import AdoptNode, LawRef
-from hydrometer.store.artifacts import content_key, write_atomic
+from hydrometer.store.artifacts import content_key
 
 if TYPE_CHECKING:
-    from hydrometer.run.graph.plan import _ChainPlanner  # pyright: ignore[reportPrivateUsage]
     from hydrometer.store.records import RunFolder
 
-__all__ = ["Adopted", "keep_adopted", "plan_adopted", "read_adopted"]
+__all__ = ["Adopted", "keep_adopted", "read_adopted"]
 
 MAX_ENTRY_BYTES = 100_000
 
@@ -91,39 +90,3 @@ def keep_adopted(folder: RunFolder, entry: Adopted) -> Path:
     path = home / f"{content_key(body)}.yaml"
     write_atomic(path, yaml.safe_dump(body, sort_keys=False))
     return path
-
-
-def plan_adopted(planner: _ChainPlanner, entry: Adopted) -> None:
-    """Enter an adopted model's cells: as it is, and decoded where a native student of its kind is."""
-    last = max(c.level for c in planner.out.cells)
-    native = [
-        c for c in planner.out.cells
-        if c.level == last and c.training == entry.training and c.decoding is None and c.origin is None
-        and canonical(c.selectivity) == canonical(entry.selectivity)
-    ]  # fmt: skip
-    if not native:
-        raise FolderError(
-            "an adopted model has no place in the run", got=entry.name, fix="remove its entry from adopted/"
-        )
-    twin = next((c for c in native if c.seed == entry.seed), native[0])
-    planner.add(AdoptNode(entry.law, planner.context, entry.name))
-    law = LawRef("fit", entry.law, twin.role)
-    known = {c.id: c for c in planner.out.cells}
-
-    def shared(cell: str | None) -> str | None:
-        """The twin's parent or teacher, unless it is another seed's."""
-        seed = known[cell].seed if cell in known else None
-        return cell if seed in (None, entry.seed) else None
-
-    made: dict[str, Any] = {
-        "training": entry.training, "selectivity": twin.selectivity, "source": twin.prefix_source,
-        "origin": entry.origin,
-    }  # fmt: skip
-    plain = planner.cell(
-        law, last, twin.role, entry.seed, redrawn=(), parent=shared(twin.parent),
-        teacher_cell=shared(twin.teacher_cell), **made,
-    )  # fmt: skip
-    if canonical(entry.selectivity) is None:
-        for decoding in planner.chain.controls:
-            if canonical(decoding) is not None:
-                planner.cell(law, last, twin.role, entry.seed, redrawn=(), parent=plain, decoding=decoding, **made)

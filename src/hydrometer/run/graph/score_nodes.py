@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from hydrometer.core.spec import Selectivity
+from hydrometer.run.graph.stage_graph import ChainNodes
 from hydrometer.stages.nodes import JudgeNode, LawRef, Rows, ScoreNode
-
-if TYPE_CHECKING:
-    from hydrometer.run.graph.plan import _ChainPlanner  # pyright: ignore[reportPrivateUsage]
 
 __all__ = ["plan_scores"]
 
 
 def plan_scores(
-    planner: _ChainPlanner, law: LawRef, decoding: Selectivity | None, truth_rows: Rows, law_rows: Rows,
+    planner: ChainNodes, law: LawRef, decoding: Selectivity | None, truth_rows: Rows, law_rows: Rows,
     known: str | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:  # fmt: skip
     """Enter the scores of one judged law: keys for the blocks of the truth's rows, and of its own.
@@ -35,7 +33,7 @@ def plan_scores(
 
 
 def _side(
-    planner: _ChainPlanner, law: LawRef, decoding: Selectivity | None, side: Literal["truth", "law"], rows: Rows,
+    planner: ChainNodes, law: LawRef, decoding: Selectivity | None, side: Literal["truth", "law"], rows: Rows,
     known: str | None,
 ) -> tuple[str, ...]:  # fmt: skip
     """How many rows there are in all is in no key, so more of them add blocks."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import queue
-import threading
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from hydrometer.core.errors import InputError, one_line
+from hydrometer.core.errors import InputError, MissingDependencyError, one_line
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = ["Refusal", "Server", "server_base"]
 
 MOST_BYTES = 4_000_000
-_PIECE = 65536
 _SAID = 300  # characters of a server's own message that are passed on
 _TOO_DEEP = "JSON nested too deep"
 _TRIES = 5
@@ -50,17 +48,6 @@ def _shown(got: object) -> object:
     except RecursionError:
         return _TOO_DEEP
     return got
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would send prompts, and a key, to whom the specification does not name."""
-
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
-        return None
-
-
-# urllib's own opener would take proxies from the environment.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
 
 def server_base(url: str) -> str:
@@ -102,20 +89,22 @@ class Server:
 
     def ask(self, path: str, body: Mapping[str, object] | None = None, *, most_bytes: int = MOST_BYTES) -> Any:
         """Send one request and return the JSON of its answer. Raises Refusal."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.key is not None:
-            headers["Authorization"] = f"Bearer {self.key}"
-        data = None if body is None else json.dumps(body).encode()
-        url = self.base + path
-        request = urllib.request.Request(url, data, headers)
         try:
-            return self._json(_within(self.timeout, lambda: self._fetch(request, url, most_bytes)), url)
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            # Asked again, rows would be those that are short enough. What fails before it is asked is an URLError.
-            late = isinstance(e, TimeoutError)
-            why = one_line(str(getattr(e, "reason", e)) or type(e).__name__, _SAID)
-            fix = "raise timeout, or lower concurrency" if late else "check the URL"
-            raise Refusal(f"the server cannot be asked: {why}", url, fix, again=not late) from None
+            import httpx2
+            from anyio.from_thread import start_blocking_portal
+        except ImportError:
+            raise MissingDependencyError("a server is asked by httpx2", fix="pip install 'hydrometer[lm]'") from None
+        url, data = self.base + path, None if body is None else json.dumps(body).encode()
+        try:
+            with start_blocking_portal() as portal:  # a loop of its own: whoever asks may be inside one already
+                return self._json(portal.call(self._fetch, url, data, most_bytes), url)
+        except TimeoutError:
+            # Asked again, rows would be those that are short enough.
+            what = f"the server cannot be asked: no whole answer within {self.timeout:g} s"
+            raise Refusal(what, url, "raise timeout, or lower concurrency") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as e:
+            why = one_line(str(e) or type(e).__name__, _SAID)
+            raise Refusal(f"the server cannot be asked: {why}", url, "check the URL", again=True) from None
 
     def ask_patiently(
         self,
@@ -147,30 +136,29 @@ class Server:
         except RecursionError:
             return _TOO_DEEP
 
-    def _fetch(self, request: urllib.request.Request, url: str, most: int) -> bytes:
-        ends = time.monotonic() + self.timeout
-        try:
-            with _OPENER.open(request, timeout=self.timeout) as answer:
-                return self._read(answer, ends, most)
-        except urllib.error.HTTPError as e:
-            with e:
-                raise self._refused(e, url) from None
+    async def _fetch(self, url: str, data: bytes | None, most: int) -> bytes:
+        """Send one request and read its answer as it was sent, for what is unpacked is not bounded by what came."""
+        import httpx2
+        from anyio import fail_after
 
-    @staticmethod
-    def _read(answer: Any, ends: float, most: int) -> bytes:
-        """Read to the end, in pieces, so that whoever waits no longer leaves no thread that reads for ever."""
-        parts: list[bytes] = []
-        size = 0
-        while piece := answer.read1(_PIECE):
-            size += len(piece)
-            if size > most:
-                raise Refusal(f"the server's answer is longer than {most} bytes", size, "check what is served there")
-            if time.monotonic() > ends:
-                raise TimeoutError("no whole answer in time")
-            parts.append(piece)
-        if answer.length:  # what Content-Length promised and did not come
-            raise http.client.IncompleteRead(b"", answer.length)
-        return b"".join(parts)
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
+        # A redirect would send prompts, and a key, to whom the specification does not name; so would a proxy.
+        client = httpx2.AsyncClient(
+            verify=ssl.create_default_context() if url.startswith("https:") else False, trust_env=False,
+            follow_redirects=False, timeout=httpx2.Timeout(None, connect=self.timeout / 2),
+        )  # fmt: skip
+        # A server that sends a byte now and then keeps a socket alive for ever: the time is that of the whole answer.
+        with fail_after(self.timeout):
+            method = "GET" if data is None else "POST"
+            async with client, client.stream(method, url, content=data, headers=headers) as a:
+                if not a.is_success:
+                    raise self._refused(a.status_code, a.headers, await _start(a, _SAID), url)
+                raw = await _start(a, most)
+        if len(raw) > most:
+            raise Refusal(f"the server's answer is longer than {most} bytes", len(raw), "check what is served there")
+        return raw
 
     @staticmethod
     def _json(raw: bytes, url: str) -> Any:
@@ -180,44 +168,30 @@ class Server:
             why = one_line(str(e), _SAID)
             raise Refusal(f"the server cannot be asked: its answer is no JSON: {why}", url, "check the URL") from None
 
-    def _refused(self, e: urllib.error.HTTPError, url: str) -> Refusal:
-        if 300 <= e.code < 400:
-            where = one_line(str(e.headers.get("Location")), _SAID)
+    def _refused(self, code: int, headers: Mapping[str, str], start: bytes, url: str) -> Refusal:
+        if 300 <= code < 400:
+            where = one_line(str(headers.get("Location")), _SAID)
             return Refusal("the server redirects, which is not followed", where, "give the URL of the server itself")
-        try:
-            said = e.read(_SAID).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
-            said = ""
+        said = start[:_SAID].decode(errors="replace")
         if self.key:
             said = _without(said, self.key)
             # Cut within the key, the text ends with a beginning of it.
             cut = next((n for n in range(min(len(self.key), len(said)), 0, -1) if said.endswith(self.key[:n])), 0)
             said = said[: len(said) - cut]
-        again = e.code in _AGAIN
         return Refusal(
-            f"the server answers {e.code} to {url}", said, "check the URL and the model",
-            again=again, after=_seconds(e.headers.get("Retry-After")),
+            f"the server answers {code} to {url}", said, "check the URL and the model",
+            again=code in _AGAIN, after=_seconds(headers.get("Retry-After")),
         )  # fmt: skip
 
 
-def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
-    """Wait for work so long and no longer: a server that sends a byte now and then keeps a socket alive for ever."""
-    done: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            done.put(work())
-        except Exception as e:  # raised again by the caller
-            done.put(e)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        found = done.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no whole answer within {seconds:g} s") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+async def _start(answer: httpx2.Response, most: int) -> bytes:
+    """Read an answer until it ends, or is longer than `most`."""
+    raw = bytearray()
+    async for piece in answer.aiter_raw():
+        raw += piece
+        if len(raw) > most:
+            break
+    return bytes(raw)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import re
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import MissingDependencyError, ModelError
+from hydrometer.core.files import cache_home
 from hydrometer.core.leftovers import is_abandoned, mark
 from hydrometer.core.watching import doing
 from hydrometer.core.yaml_io import read_json, user_path
@@ -39,7 +39,6 @@ __all__ = [
     "HUB_ID",
     "Outline",
     "Resolved",
-    "cache_folder",
     "dequantised",
     "locate",
     "outline",
@@ -59,11 +58,6 @@ _IDENTITY_FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
 )  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """``$HYDROMETER_CACHE``, else ``~/.cache/hydrometer``."""
-    return Path(os.environ.get("HYDROMETER_CACHE") or Path.home() / ".cache" / "hydrometer")
 
 
 def resolve(source: str, revision: str | None = None, *, base: str | None = None) -> Resolved:
@@ -330,7 +324,7 @@ def _resolve_gguf(file: Path) -> Resolved:
 
 def _gguf_folder(file: Path, what: str) -> Path:
     # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
-    return cache_folder() / "models" / f"{sha256(file)[:32]}-{GGUF_FORMAT}-{what}"
+    return cache_home() / "models" / f"{sha256(file)[:32]}-{GGUF_FORMAT}-{what}"
 
 
 def _write_outline(file: Path, folder: Path) -> None:

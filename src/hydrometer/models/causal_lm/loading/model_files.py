@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Generator
 from functools import lru_cache
 from logging import CRITICAL
 from pathlib import Path
 
 from hydrometer.core.errors import DataError, HydrometerError, ModelError, one_line
+from hydrometer.core.files import file_digest
 from hydrometer.core.os_errors import is_panic
 from hydrometer.core.watching import doing
 
@@ -26,8 +26,7 @@ def sha256(file: Path) -> str:
 def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
     if size >= 2**26:
         doing(f"reading {Path(path).name}")
-    with Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return file_digest(Path(path))
 
 
 @contextlib.contextmanager

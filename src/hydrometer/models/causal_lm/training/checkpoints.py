@@ -8,7 +8,6 @@ says, is discarded. The one before is removed only then. Weights are safetensors
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,6 +18,8 @@ from typing import Any, Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hydrometer.core.files import file_digest, write_atomic
 
 __all__ = ["Checkpoints", "Remembers"]
 
@@ -88,9 +89,7 @@ class Checkpoints(TrainerCallback):
         if best is not None:
             save_file(best, path / BEST)
         files = {p.name: _facts(p) for p in sorted(path.iterdir()) if p.name != WHOLE}
-        unfinished = path / f"{WHOLE}.tmp"
-        unfinished.write_text(json.dumps(files), encoding="utf-8")
-        unfinished.replace(path / WHOLE)
+        write_atomic(path / WHOLE, json.dumps(files))
         for step, other in self._all():
             if step != state.global_step:
                 shutil.rmtree(other, ignore_errors=True)
@@ -101,8 +100,7 @@ class Checkpoints(TrainerCallback):
 
 
 def _facts(path: Path) -> dict[str, object]:
-    with path.open("rb") as f:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _damage(path: Path) -> str | None:
