@@ -89,7 +89,7 @@ def plan_of(blocks: int) -> Plan:
     plan = Plan(chains={"no-op": ChainPlan(context, truth, {})})
     for i in range(blocks):
         key = content_key(["no-op", i])
-        plan.nodes[key] = DrawNode(key, context, truth, None, Stream(1), i * ROWS, ROWS, "train", ())
+        plan.nodes[key] = DrawNode(key, context, truth, None, Stream(1), i * ROWS, ROWS, "train")
     return plan
 
 

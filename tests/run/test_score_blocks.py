@@ -18,7 +18,6 @@ from chains import lm_spec, without_timings, write_spec
 from hydrometer.core.errors import StoreError
 from hydrometer.models.markov.family import MarkovFamily
 from hydrometer.run.advice.holdout import rejudged
-from hydrometer.run.execution import execute as executing
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages import score as scoring
 from hydrometer.stages.artifact_loader import Bench
@@ -131,7 +130,7 @@ def test_what_a_kill_leaves_is_not_made_again(
 ) -> None:
     path, _, result = made
     cache = fork(made, tmp_path / "cache", ("score", "judge", "show"))
-    score, done = executing.score, 7
+    score, done = scoring.score, 7
 
     def killed(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
         if len(list(cache.glob("score-*"))) == done:
@@ -139,7 +138,7 @@ def test_what_a_kill_leaves_is_not_made_again(
         return score(node, bench, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(executing, "score", killed)
+        patch.setattr(scoring, "score", killed)
         with pytest.raises(KeyboardInterrupt):
             hm.run(path, out=tmp_path / "out", cache=cache)
     assert not list(cache.glob(".tmp-*"))

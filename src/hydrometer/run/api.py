@@ -37,7 +37,7 @@ from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.user_scores import CellScores, read_scores
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
-from hydrometer.stages.nodes import Cell, JudgeNode
+from hydrometer.stages.nodes import Cell
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.contrasts import Judged, TruthRows
 from hydrometer.stages.statistics.summary import ChainFacts, compare_chain, load_released
@@ -255,8 +255,8 @@ class _Books:
             teacher = self.by_id.get(cell.teacher_cell or "")
             if teacher is not None and teacher.judge not in self.outcome.failed:
                 found |= from_teacher(load_metrics(self.store.path("judge", teacher.judge)), found)
-            node = self.plan.nodes[cell.judge]
-            if cell.id in self.scores and isinstance(node, JudgeNode):
+            node = self.plan.judge_of(cell)
+            if cell.id in self.scores and node is not None:
                 found |= self.scores[cell.id].figures(node.law_rows.key)
             self._metrics[cell.id] = found
         return self._metrics[cell.id]
@@ -273,11 +273,11 @@ class _Books:
     def record(self, cell: Cell) -> dict[str, object]:
         """A cell as results.json holds it."""
         metrics = self.metrics(cell)
-        node = self.plan.nodes[cell.judge]
+        node = self.plan.judge_of(cell)
         stages = [("judge", cell.judge)]
-        if isinstance(node, JudgeNode):
+        if node is not None:
             stages += [("draw", k) for k in node.law_rows.blocks]
-            stages += [("score", k) for k in (*node.truth_scores, *node.law_scores)]
+            stages += [("score", k) for k in node.scores]
             if node.law.kind == "fit":
                 stages.append(("fit", node.law.key))
         seconds = 0.0
@@ -302,8 +302,8 @@ class _Books:
 
     def clustered(self, cell: Cell, bench: Bench) -> bool:
         """Whether the prompts of a cell's chain are a sample; its first rows say it."""
-        node = self.plan.nodes[cell.judge]
-        if not isinstance(node, JudgeNode) or not node.law_rows.blocks:
+        node = self.plan.judge_of(cell)
+        if node is None or not node.law_rows.blocks:
             return False
         if cell.chain not in self._clustered:
             self._clustered[cell.chain] = isinstance(bench.head(node.context, node.law_rows, 1).strata, Clusters)
@@ -311,8 +311,8 @@ class _Books:
 
     def truth_rows(self, cell: Cell, bench: Bench) -> TruthRows:
         """The truth's rows a cell was judged on."""
-        node = self.plan.nodes[cell.judge]
-        if not isinstance(node, JudgeNode):
+        node = self.plan.judge_of(cell)
+        if node is None:
             raise TypeError(f"{cell.id} is not judged by a judge stage")
         key = node.truth_rows.key
         if key not in self._truth_rows:

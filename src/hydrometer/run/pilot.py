@@ -23,12 +23,11 @@ from hydrometer.run.advice.advise import Advice, advise_on, completed, keep
 from hydrometer.run.advice.candidates import open_source, the_chain
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.api import run
-from hydrometer.run.execution.execute import cost_of
 from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
 from hydrometer.run.graph.recipes import load_spec, recipes
-from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
+from hydrometer.stages.nodes import JudgeNode, Node
 from hydrometer.stages.statistics.decision import Need
 
 __all__ = ["Pilot", "advise_pilot", "plan_pilot"]
@@ -189,19 +188,9 @@ def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
     """
 
     def cost(node: Node) -> float:
-        match node:
-            case DrawNode():
-                what = node.stage, node.law.role, node.n
-            case FitNode():
-                what = node.stage, node.level.role, node.data.n
-            case ScoreNode():
-                what = node.stage, node.law.role, node.n
-            case JudgeNode():
-                what = node.stage, node.law.role, node.law_rows.n
-            case _:
-                what = node.stage, "", 0
+        what = (node.stage, *node.about())
         if what not in known:
-            known[what] = cost_of(node)
+            known[what] = node.cost()
         return known[what]
 
     total = sum(cost(n) for n in plan.nodes.values())
@@ -209,12 +198,11 @@ def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
         return total
     groups: dict[str, list[JudgeNode]] = {}
     for cell in plan.cells:
-        node = plan.nodes[cell.judge]
-        if cell.training is not None and isinstance(node, JudgeNode):
+        if cell.training is not None and (node := plan.judge_of(cell)) is not None:
             groups.setdefault(cell.group, []).append(node)
 
     def judging(node: JudgeNode) -> float:
-        return cost(node) + sum(cost(plan.nodes[k]) for k in (*node.truth_scores, *node.law_scores))
+        return cost(node) + sum(cost(plan.nodes[k]) for k in node.scores)
 
     dearest = sorted(groups.values(), key=lambda nodes: -sum(map(judging, nodes)))[:_JUDGED_AGAIN]
     again, _ = rejudged(plan, [n for nodes in dearest for n in nodes])

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from hydrometer.models.base import FitRequest, Tick
 from hydrometer.stages.artifact_loader import Bench
-from hydrometer.stages.nodes import FitNode, LawRef
+from hydrometer.stages.nodes import FitNode
 
 __all__ = ["fit"]
 
 
-def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
+def fit(node: FitNode, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
     """Fit one level and write the law into `folder`.
 
     A fit is atomic: killed, it starts again, or goes on from what its family left in the store's partial folder.
@@ -27,7 +27,7 @@ def fit(node: FitNode, truth: LawRef, bench: Bench, folder: Path, tick: Tick) ->
             # Not in `folder`: a network file system gives the file a name there, and it would count as the law's.
             data=bench.training_rows(node.context, node.data, bench.store.root),
             validate=None if node.validate is None else bench.rows(node.context, node.validate),
-            truth=bench.law(node.context, truth, precision),
+            truth=bench.law(node.context, node.truth, precision),
             teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision),
             level=node.level.spec,
             prefix_source=node.prefix_source,

@@ -2,129 +2,139 @@
 
 A node's key is a hash of everything that can change its result (docs, Schema); two nodes with one key are one piece of
 work, which is how data and teachers come to be shared between seeds and selectivities.
+
+A kind of stage is one class, which answers what `Node` asks; what runs stages does not tell kinds apart. What computes
+is imported by the stage that is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from hydrometer.core.errors import StoreError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import ChainSpec, Selectivity
-from hydrometer.models.base import Family, Level
-from hydrometer.models.capabilities import MapPoint
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.base import Footprint, Level, Precision, Tick
+from hydrometer.models.best_of_n import needs_truth
+from hydrometer.models.capabilities import FitsTogether, MapPoint
+from hydrometer.models.drawing import draw_identity
+from hydrometer.stages.stage import Asked, Context, Count, Facts, LawRef, Node, Rows
+
+if TYPE_CHECKING:
+    from hydrometer.stages.artifact_loader import Bench
 
 __all__ = [
-    "VERSIONS",
-    "AdoptNode",
-    "Cell",
-    "Context",
-    "DrawNode",
-    "EmbedNode",
-    "FitNode",
-    "JudgeNode",
-    "LawRef",
-    "MapNode",
-    "Node",
-    "PictureNode",
-    "ReleasedNode",
-    "Rows",
-    "ScoreNode",
-    "ShowNode",
-]
+    "VERSIONS", "AdoptNode", "Cell", "Context", "DrawNode", "EmbedNode", "FitNode", "JudgeNode", "LawRef", "MapNode",
+    "Node", "PictureNode", "ReleasedNode", "Rows", "ScoreNode", "ShowNode",
+]  # fmt: skip
 
 # Raised whenever a stage's code changes its results.
 VERSIONS = {
     "draw": 3, "fit": 4, "score": 3, "judge": 9, "show": 3, "released": 1, "map": 3, "embed": 1, "picture": 1,
 }  # fmt: skip
 
+BIAS_ROWS = 64  # scored once more in float32 where a run is judged in bfloat16
 PrefixSource = Literal["truth", "teacher", "student"]
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """The chain a node belongs to."""
-
-    name: str
-    spec: ChainSpec
-    family: Family
-
-
-@dataclass(frozen=True, slots=True)
-class LawRef:
-    """An unselected law: a truth by its identity, or a fit by its artifact's key."""
-
-    kind: Literal["truth", "fit"]
-    key: str
-    role: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The first `n` rows of a stream of a law at a selectivity (None: unselected).
-
-    Attributes
-    ----------
-    blocks : keys of the draw artifacts that hold them, in order; empty where draws are cheap and made again.
-    key : identity.
-    """
-
-    law: LawRef
-    selectivity: Selectivity | None
-    stream: Stream
-    n: int
-    purpose: Literal["train", "judge"]
-    blocks: tuple[str, ...]
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class DrawNode:
+class DrawNode(Node):
     """One block of rows ``start .. start + n``."""
 
-    key: str
-    context: Context
+    stage, priced = "draw", "draw"
+    draws = True
     law: LawRef
     selectivity: Selectivity | None
     stream: Stream
     start: int
     n: int
     purpose: Literal["train", "judge"]
-    inputs: tuple[str, ...]
-    stage: Literal["draw"] = "draw"
+
+    def does(self) -> str:
+        return f"draw from the {self.law.role}{_at(self.selectivity)}, rows {self.start}-{self.start + self.n - 1}"
+
+    def about(self) -> tuple[str, int]:
+        return self.law.role, self.n
+
+    def times(self) -> float:
+        return 1 if self.selectivity is None else self.selectivity.best_of or 1
+
+    def asked(self) -> Asked:
+        s, precision = self.selectivity, self.precision(self.purpose)
+        once = ("draw", *self.about(), precision)
+        if s is None or not needs_truth(s):
+            return Asked((once,), int(self.times()))
+        return Asked((once, ("score own", "truth", self.n, precision)), int(self.times()), 2)  # candidates are scored
+
+    def opened(self) -> tuple[tuple[LawRef, Precision], ...]:
+        return ((self.law, self.precision(self.purpose)),)
+
+    def engine(self) -> Mapping[str, object]:
+        """Return what names the engine that draws; nothing where the law's own sampler does."""
+        return draw_identity(self.context.family, self.context.spec, self.law.role, self.purpose)
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.draw import draw
+
+        return draw(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
-class FitNode:
+class FitNode(Node):
     """One fit of a level."""
 
-    key: str
-    context: Context
+    stage, priced = "fit", "fit"
+    resumes = True
     level: Level
+    truth: LawRef
     data: Rows
     validate: Rows | None
     teacher: LawRef | None
     prefix_source: PrefixSource
     loss: str
     stream: Stream
-    inputs: tuple[str, ...]
-    stage: Literal["fit"] = "fit"
+
+    def does(self) -> str:
+        return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}"
+
+    def about(self) -> tuple[str, int]:
+        return self.level.role, self.data.n
+
+    def asked(self) -> Asked:
+        return Asked((("fit", *self.about(), self.precision()),))
+
+    def workers(self) -> int:
+        family = self.context.family
+        return family.workers(self.level) if isinstance(family, FitsTogether) else 1
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.fit import fit
+
+        return fit(self, bench, folder, tick)
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptNode:
+class AdoptNode(Node):
     """A model trained elsewhere, kept where a fit would be. It cannot be made again here."""
 
-    key: str
-    context: Context
+    stage, priced = "fit", None
     name: str
-    inputs: tuple[str, ...] = ()
-    stage: Literal["fit"] = "fit"
+
+    def does(self) -> str:
+        return f"open the adopted {self.name}"
+
+    def cost(self) -> float:
+        return 0.0
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        raise StoreError("the weights of an adopted model are gone", got=self.name, fix="adopt it again")
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreNode:
+class ScoreNode(Node):
     """One block of judged rows under the law that drew it and under the other: the truth's rows, or the judged law's.
 
     Attributes
@@ -135,8 +145,7 @@ class ScoreNode:
     known : key of the truth's own scores of this block of its rows, where a cell other than the truth's needs it.
     """
 
-    key: str
-    context: Context
+    stage, priced = "score", "judge"
     law: LawRef
     decoding: Selectivity | None
     truth: LawRef
@@ -145,12 +154,45 @@ class ScoreNode:
     start: int
     n: int
     known: str | None
-    inputs: tuple[str, ...]
-    stage: Literal["score"] = "score"
+
+    def does(self) -> str:
+        whose = "its" if self.side == "law" else "the truth's"
+        rows = f"{whose} rows {self.start}-{self.start + self.n - 1}"
+        return f"score the {self.law.role}{_at(self.decoding, 'decoded at')}, {rows}"
+
+    def about(self) -> tuple[str, int]:
+        return self.law.role, self.n
+
+    def times(self) -> float:
+        return 0.5  # judging is both sides' rows
+
+    def asked(self) -> Asked:
+        kind = "score own" if self.is_truth() else "score truth" if self.side == "truth" else "score law"
+        chosen = self.decoding is not None and self.decoding.chooses
+        again = ("truth",) if self.is_truth() or chosen else ("truth", self.law.role)
+        exact: list[Count] = [("score own", role, self.again(), "float32") for role in again if self.again()]
+        return Asked(((kind, *self.about(), self.precision()), *exact))
+
+    def opened(self) -> tuple[tuple[LawRef, Precision], ...]:
+        exact: list[tuple[LawRef, Precision]] = [(self.truth, "float32"), (self.law, "float32")]
+        return ((self.law, self.precision()), *(exact if self.again() else ()))
+
+    def is_truth(self) -> bool:
+        """Whether the truth itself is judged, as it is."""
+        return self.law == self.truth and self.decoding is None
+
+    def again(self) -> int:
+        """Return how many rows are scored once more, as the laws are and not as bfloat16 rounds them."""
+        return max(min(BIAS_ROWS - self.start, self.n), 0) if self.precision() == "bfloat16" else 0
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.score import score
+
+        return score(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeNode:
+class JudgeNode(Node):
     """One law judged against the truth.
 
     Attributes
@@ -161,8 +203,7 @@ class JudgeNode:
         chooses among candidates no `truth_scores`.
     """
 
-    key: str
-    context: Context
+    stage, priced = "judge", "judge"
     law: LawRef
     decoding: Selectivity | None
     truth: LawRef
@@ -171,37 +212,71 @@ class JudgeNode:
     truth_judge: str | None
     truth_scores: tuple[str, ...]
     law_scores: tuple[str, ...]
-    inputs: tuple[str, ...]
-    stage: Literal["judge"] = "judge"
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Keys of the score artifacts of both sides."""
+        return (*self.truth_scores, *self.law_scores)
+
+    def does(self) -> str:
+        return f"judge the {self.law.role}{_at(self.decoding, 'decoded at')}"
+
+    def about(self) -> tuple[str, int]:
+        return self.law.role, self.law_rows.n
+
+    def cost(self) -> float:
+        return self.like("judge", "student", 1) if self.scores else self.like("judge", *self.about())
+
+    def footprint(self) -> Footprint:  # of scores five columns at most; no model is opened
+        return Footprint(disk_most=40 * self.truth_rows.n) if self.scores else Node.footprint(self)
+
+    def asked(self) -> Asked:  # rows that are not stored the truth scores
+        kind, role = ("judge", self.law.role) if self.scores else ("score own", "truth")
+        return Asked(((kind, role, self.law_rows.n, self.precision()),))
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.judge import judge
+
+        return judge(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
-class ShowNode:
+class ShowNode(Node):
     """Something for people to look at, left by a judged cell of the first seed."""
 
-    key: str
-    context: Context
+    stage, priced = "show", None
     judged: JudgeNode
-    inputs: tuple[str, ...]
-    stage: Literal["show"] = "show"
+
+    def does(self) -> str:
+        return "keep something to look at"
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.judge import show
+
+        return show(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
-class ReleasedNode:
+class ReleasedNode(Node):
     """The paper's notebook's own figures for one selectivity: precision under the sharpened teacher, recall on D."""
 
-    key: str
-    context: Context
+    stage, priced = "released", None
     teacher: LawRef
     selectivity: Selectivity
     train: Rows
     students: tuple[tuple[str, Rows], ...]  # ("direct" | "distilled", rows of that student)
-    inputs: tuple[str, ...]
-    stage: Literal["released"] = "released"
+
+    def does(self) -> str:
+        return "figures as released"
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.judge import released
+
+        return released(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
-class MapNode:
+class MapNode(Node):
     """One point of a map, all seeds at once.
 
     Attributes
@@ -209,30 +284,52 @@ class MapNode:
     shown : whether it leaves pictures.
     """
 
-    key: str
-    context: Context
+    stage, priced = "map", None
     point: MapPoint
     seeds: tuple[int, ...]
     shown: bool
-    inputs: tuple[str, ...] = ()
-    stage: Literal["map"] = "map"
+
+    def does(self) -> str:
+        return "map at " + ", ".join(f"{axis} {value:g}" for axis, value in self.point.values.items())
+
+    def units(self) -> int:
+        return len(self.seeds) * (1 + len(self.context.spec.selectivity))
+
+    def cost(self) -> float:
+        return self.units() * (self.like("fit", "student", 1) + self.like("judge", "student", 1))
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.map_point import map_point
+
+        return map_point(self, folder, tick)
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedNode:
+class EmbedNode(Node):
     """The first `n` rows that a law was judged on, in the truth's embedding space."""
 
-    key: str
-    context: Context
+    stage, priced = "embed", None
     truth: LawRef
     rows: Rows
     n: int
-    inputs: tuple[str, ...]
-    stage: Literal["embed"] = "embed"
+
+    def does(self) -> str:
+        return f"embed the {self.rows.law.role}'s rows{_at(self.rows.selectivity)}"
+
+    def cost(self) -> float:
+        return self.like("draw", self.truth.role, self.n)  # one pass of the truth, as a draw is
+
+    def asked(self) -> Asked:
+        return Asked((("score own", "truth", self.n, self.precision()),))
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.picture import embed
+
+        return embed(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
-class PictureNode:
+class PictureNode(Node):
     """A chain's picture of embedded rows.
 
     Attributes
@@ -240,20 +337,26 @@ class PictureNode:
     models : cell id and key of the embedded rows; the truth first.
     """
 
-    key: str
-    context: Context
+    stage, priced = "picture", None
     method: Literal["pca", "umap"]
     models: tuple[tuple[str, str], ...]
-    inputs: tuple[str, ...]
-    stage: Literal["picture"] = "picture"
+
+    def does(self) -> str:
+        return f"picture by {self.method}"
+
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        from hydrometer.stages.picture import picture
+
+        return picture(self, bench, folder)
+
+
+def _at(s: Selectivity | None, how: str = "at") -> str:
+    return "" if s is None else f" {how} {s.label}"
 
 
 ABSENT = (
     "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
     "entropy, recall and both KLs are not"
-)
-Node = (
-    DrawNode | FitNode | AdoptNode | ScoreNode | JudgeNode | ShowNode | ReleasedNode | MapNode | EmbedNode | PictureNode
 )
 
 

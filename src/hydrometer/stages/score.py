@@ -31,12 +31,11 @@ from hydrometer.models.sequences import Sequences
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import ScoreNode
 
-__all__ = ["BIAS_ROWS", "Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]
+__all__ = ["Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BIAS_ROWS = 64  # rescored in float32 where a run is judged in bfloat16
 _FILE = "scores.npz"
 
 
@@ -138,8 +137,7 @@ def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
     context = node.context
     precision = context.family.precision(context.spec, "judge")
     truth = bench.law(context, node.truth, precision)
-    is_truth = node.law == node.truth and node.decoding is None
-    law = truth if is_truth else bench.law(context, node.law, precision, node.decoding)
+    law = truth if node.is_truth() else bench.law(context, node.law, precision, node.decoding)
     law.compatible(truth)
     rows = bench.block(context, node.block, node.n)
     if isinstance(law, ChosenLaw):  # what rows were chosen from has scores, the choice has none
@@ -155,9 +153,8 @@ def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
         found = columns_of(law, truth, rows)
     for name in ("own", "other"):
         _check(f"{name} of the {node.side}'s rows", cast("Floats", getattr(found, name)))
-    again = min(max(BIAS_ROWS - node.start, 0), node.n)
-    if precision == "bfloat16" and again:
-        found = _in_float32(node, bench, found, context.family.take(rows, again))
+    if node.again():
+        found = _in_float32(node, bench, found, context.family.take(rows, node.again()))
     save_columns(found, folder)
     facts: dict[str, object] = {"rows": len(rows)}
     if found.as_if_kept is not None:

@@ -25,7 +25,7 @@ from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
-from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
+from hydrometer.stages.nodes import Cell, FitNode, Rows
 from hydrometer.stages.statistics.covariance import Arm, Design
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, load_results
@@ -78,8 +78,8 @@ class Source:
     @property
     def truth_rows(self) -> dict[str, Rows]:
         """The truth's rows that students were judged on, by key."""
-        nodes = [self.plan.nodes[c.judge] for c in self.chain.cells if c.training is not None]
-        return {n.truth_rows.key: n.truth_rows for n in nodes if isinstance(n, JudgeNode)}
+        nodes = self.plan.judges_of(c for c in self.chain.cells if c.training is not None)
+        return {n.truth_rows.key: n.truth_rows for n in nodes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +299,8 @@ def _unusable(figures: dict[int | None, Metrics], recall: str, precision: str) -
 
 
 def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
-    node = source.plan.nodes[cell.judge]
-    if not isinstance(node, JudgeNode):
+    node = source.plan.judge_of(cell)
+    if node is None:
         raise InputError("maps are not advised on", got=cell.chain)
     fit = source.plan.nodes[node.law.key]
     assert isinstance(fit, FitNode)  # a student is a fit
@@ -362,11 +362,10 @@ def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None],
     shared = all(c.seed is None for c in source.chain.cells if c.role == "truth" and c.decoding is None)
     by_seed: dict[int | None, Rows] = {}
     for c in source.chain.cells:
-        node = source.plan.nodes[c.judge]
-        if isinstance(node, JudgeNode):
+        if (node := source.plan.judge_of(c)) is not None:
             by_seed.setdefault(None if shared else c.seed, node.truth_rows)
-    node = source.plan.nodes[first.judge]
-    assert isinstance(node, JudgeNode)
+    node = source.plan.judge_of(first)
+    assert node is not None  # maps have no candidates
 
     def samples(rows: Rows) -> Any:
         for key in rows.blocks:

@@ -125,8 +125,7 @@ def judge_again(field: Field, need: Need, decision: Decision, monitor: Monitor) 
     for source in {id(field.found[g].source): field.found[g].source for g in chosen}.values():
         mine = [field.found[g] for g in chosen if field.found[g].source is source]
         cells = [e.cells[s] if s in e.cells else e.cells[None] for e in mine for s in field.seeds]
-        nodes = [n for c in cells if isinstance(n := source.plan.nodes[c.judge], JudgeNode)]
-        plan, keys = rejudged(source.plan, nodes)
+        plan, keys = rejudged(source.plan, source.plan.judges_of(cells))
         outcome = execute(plan, source.store, monitor)
         if outcome.failed:
             raise StageError("judging on fresh rows failed: " + next(iter(outcome.failed.values())))
@@ -157,7 +156,6 @@ def _arms(field: Field, chosen: list[int], new: New) -> list[Arm]:
 
 def _on_fresh_rows(source: Source) -> Source:
     """The source with every judgement planned on fresh rows, to read those rows by."""
-    nodes = [n for c in source.chain.cells if isinstance(n := source.plan.nodes[c.judge], JudgeNode)]
-    again, keys = rejudged(source.plan, nodes)
+    again, keys = rejudged(source.plan, source.plan.judges_of(source.chain.cells))
     cells = [replace(c, judge=keys[c.judge]) for c in source.chain.cells]
     return replace(source, plan=again, chain=replace(source.chain, cells=cells))

@@ -14,10 +14,10 @@ from hydrometer.models.families import RunSpec
 from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
-from hydrometer.stages.nodes import MapNode, Node
+from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore, content_key
 
-__all__ = ["kind_of", "trial", "trial_name", "units_of"]
+__all__ = ["kind_of", "trial", "trial_name"]
 
 _MAP_SEEDS, _MAP_POINTS = 10, 3
 _PATIENCE = 5.0  # seconds; a first run longer than that is not repeated
@@ -28,7 +28,7 @@ def trial(spec: RunSpec, name: str) -> dict[str, float]:
 
     Returns
     -------
-    Seconds a unit (`units_of`), by `trial_name`.
+    Seconds a unit (`Node.units`), by `trial_name`.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def trial(spec: RunSpec, name: str) -> dict[str, float]:
                 raise StageError(f"{name}: a trial of one seed failed", got=next(iter(outcome.failed.values())))
             for key, node in plan.nodes.items():
                 seconds = float(store.meta(node.stage, key)["seconds"])
-                found.setdefault(trial_name(spec.chains[name], node), []).append(seconds / units_of(node))
+                found.setdefault(trial_name(spec.chains[name], node), []).append(seconds / node.units())
         if time.perf_counter() - began > _PATIENCE:
             break
     return {k: statistics.fmean(v) for k, v in found.items()}
@@ -57,21 +57,15 @@ def _small(spec: RunSpec, name: str) -> Plan:
     if getattr(spec.chains[name], "grid", None) is None:
         return plan_run(one)
     whole = plan_run(spec.model_copy(update={"chains": chain}))
-    maps = [n for n in whole.nodes.values() if isinstance(n, MapNode)]
+    maps = whole.chains[name].maps
     chosen = maps[:: max(1, len(maps) // _MAP_POINTS)][:_MAP_POINTS]
     fewer = [replace(n, seeds=n.seeds[:_MAP_SEEDS]) for n in chosen]
     return Plan({n.key: n for n in fewer}, whole.chains)
 
 
-def units_of(node: Node) -> float:
-    """Fits of students of a map's point, as a seed has one directly and one a setting; 1 of other stages."""
-    return len(node.seeds) * (1 + len(node.context.spec.selectivity)) if isinstance(node, MapNode) else 1
-
-
 def kind_of(node: Node) -> tuple[str, str]:
     """Stage, and the role of the model that it is about, or nothing."""
-    level = getattr(node, "level", None) or getattr(node, "law", None)
-    return node.stage, str(getattr(level, "role", ""))
+    return node.stage, node.about()[0]
 
 
 def trial_name(chain: ChainSpec, node: Node) -> str:

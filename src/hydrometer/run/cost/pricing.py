@@ -11,17 +11,14 @@ from typing import Literal
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, Precision
 from hydrometer.models.capabilities import FitsTogether
-from hydrometer.models.drawing import draw_identity
 from hydrometer.models.families import RunSpec
 from hydrometer.models.work import Counted, Device, Lengths, Part, Work
-from hydrometer.run.cost.calibration import kind_of, trial, trial_name, units_of
+from hydrometer.run.cost.calibration import kind_of, trial, trial_name
 from hydrometer.run.cost.counts import SHOWN, Counts
 from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, kept_length
-from hydrometer.run.execution.execute import cost_of
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.preflight.machine import size
-from hydrometer.stages.nodes import DrawNode, Node, ScoreNode
-from hydrometer.stages.score import BIAS_ROWS
+from hydrometer.stages.nodes import DrawNode, Node
 
 __all__ = ["Pricing", "StageCost"]
 
@@ -206,7 +203,7 @@ class Pricing:
         if isinstance(family, FitsTogether) and any(family.workers(x) > 1 for x in family.levels(chain)):
             self.note(f"{name}: fits of several workers are priced as fits by one; what they exchange is not counted")
         draws = {(n.law.role, n.purpose, n.selectivity): n for n in left if isinstance(n, DrawNode)}.values()
-        if any(draw_identity(family, chain, n.law.role, n.purpose) for n in draws):
+        if any(n.engine() for n in draws):
             self.note(f"{name}: rows that an engine draws are priced as this package's own sampler would draw them")
         if any(n.selectivity is not None and n.selectivity.accept is not None for n in draws):
             self.note(f"{name}: candidates that accept rejects are not counted")
@@ -244,13 +241,7 @@ class Pricing:
             ("truth", key, family.precision(chain, "train")), ("truth", key, family.precision(chain, "judge")),
         ])  # fmt: skip
         for node in left:
-            if isinstance(node, DrawNode):
-                pairs[node.law.role, node.law.key, family.precision(chain, node.purpose)] = None
-            elif isinstance(node, ScoreNode):
-                judged = family.precision(chain, "judge")
-                pairs[node.law.role, node.law.key, judged] = None
-                if judged == "bfloat16" and node.start < BIAS_ROWS:
-                    pairs |= {("truth", key, "float32"): None, (node.law.role, node.law.key, "float32"): None}
+            pairs |= dict.fromkeys((law.role, law.key, precision) for law, precision in node.opened())
         works: dict[str, Work] = {}
         for role, _, _ in pairs:
             once = counted.work(chain, "open", role, 0, 1.0, "float32")
@@ -279,11 +270,11 @@ class Pricing:
             work = Work() if family.keeps_draws else Work(disk=SHOWN)
             if figure is not None:
                 self._figures.add(names[kind_of(node)])
-                seconds, source = figure.seconds * units_of(node), figure.how
+                seconds, source = figure.seconds * node.units(), figure.how
             elif unknown:
                 return work, _Price(None, None)
             else:
-                seconds, source = cost_of(node), "coarse"
+                seconds, source = node.cost(), "coarse"
             return work, _Price(seconds, seconds, ((source, seconds),))
 
         yield from self._summed(name, left, of)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 from hydrometer.core.errors import HydrometerError
 from hydrometer.core.findings import warning
-from hydrometer.models.drawing import draw_identity
 from hydrometer.models.work import Counted, Lengths, Work, share_out
-from hydrometer.run.cost.calibration import kind_of, trial_name, units_of
+from hydrometer.run.cost.calibration import kind_of, trial_name
 from hydrometer.run.cost.counts import Counts
 from hydrometer.run.cost.this_machine import ThisMachine, keep_length, kept_length
-from hydrometer.run.execution.execute import workers_of
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.nodes import DrawNode, Node
@@ -49,7 +47,7 @@ def _by_name(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore) -> d
     found: dict[str, list[float]] = {}
     for node in _some(nodes):
         name = trial_name(chain.context.spec, node)
-        found.setdefault(name, []).append(_seconds(node, store) / units_of(node))
+        found.setdefault(name, []).append(_seconds(node, store) / node.units())
     return {name: statistics.fmean(taken) for name, taken in found.items()}
 
 
@@ -63,7 +61,7 @@ def _counted(
     mean = (lengths or kept_length(chain.truth.key) or Lengths(float(most), most, "")).mean
     counts, groups = Counts(), dict[Work, list[float]]()
     for node in _some(nodes):
-        if workers_of(node) > 1 or _by_engine(node):
+        if node.workers() > 1 or (isinstance(node, DrawNode) and node.engine()):
             continue
         group = groups.setdefault(counts.of(node, counted, mean), [0.0, 0.0])
         group[0] += 1
@@ -78,13 +76,6 @@ def _lengths(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore, most
     facts = [store.meta(n.stage, n.key)["info"] for n in _some(own)]
     rows, tokens = (sum(int(f.get(k, 0)) for f in facts) for k in ("rows", "tokens"))
     return Lengths(tokens / rows, most, f"mean of {rows} rows of a run") if rows and tokens else None
-
-
-def _by_engine(node: Node) -> bool:
-    context = node.context
-    return isinstance(node, DrawNode) and bool(
-        draw_identity(context.family, context.spec, node.law.role, node.purpose)
-    )  # fmt: skip
 
 
 def _some(nodes: Sequence[Node]) -> list[Node]:

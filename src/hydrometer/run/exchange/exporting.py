@@ -27,7 +27,7 @@ from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.artifact_loader import Bench
-from hydrometer.stages.nodes import Cell, FitNode, JudgeNode, Rows
+from hydrometer.stages.nodes import Cell, FitNode, Rows
 from hydrometer.store.path_safety import refuse_unwritable
 from hydrometer.store.storage_uri import Url
 
@@ -227,8 +227,8 @@ def _of_cell(opened: Opened, cell_id: str) -> _Picked:
         raise InputError("no such cell in this run", got=cell_id, fix=nearest(cell_id, list(cells)))
     cell = cells[cell_id]
     chain = opened.plan.chains[cell.chain]
-    node = opened.plan.nodes[cell.judge]
-    if not isinstance(node, JudgeNode):
+    node = opened.plan.judge_of(cell)
+    if node is None:
         raise InputError("a cell of a map keeps no rows", got=cell_id, fix="name a cell of a language model")
     facts = {"role": cell.role, "seed": cell.seed, "cell": cell.id, "selectivity": node.decoding}
     return _Picked(chain, node.law_rows, "evaluate", facts)
@@ -241,8 +241,8 @@ def _of_fit(
     """Rows that a native model was fitted to: of the last level, or of the one that this role drew for."""
 
     def node_of(cell: Cell) -> FitNode | None:
-        judged = opened.plan.nodes[cell.judge]
-        made = opened.plan.nodes.get(judged.law.key) if isinstance(judged, JudgeNode) else None
+        judged = opened.plan.judge_of(cell)
+        made = None if judged is None else opened.plan.nodes.get(judged.law.key)
         return made if isinstance(made, FitNode) else None
 
     fitted = [

@@ -203,8 +203,8 @@ def _rows(opened: Opened, plan: Plan, given: _Given, source: str) -> dict[str, C
 
 def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Strata | None, int]:
     at = _cell(opened, plan, str(owner))
-    node = plan.nodes[at.judge]
-    if not isinstance(node, JudgeNode) or not node.law_rows.blocks:
+    node = plan.judge_of(at)
+    if node is None or not node.law_rows.blocks:
         raise InputError("the rows of this cell are not kept", got=at.id, fix="name a cell of a language model")
     x = Bench(opened.store).outline(node.context, node.law_rows)
     return node, x.strata, len(x)

@@ -29,7 +29,7 @@ from hydrometer.core.errors import (
     one_line,
 )
 from hydrometer.models.base import no_progress
-from hydrometer.run.execution.execute import begin, label_of, make, workers_of
+from hydrometer.run.execution.execute import begin, make
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.execution.on_ray_needs import Machine, Need, need_of
 from hydrometer.run.execution.task_payload import Work, pack, pack_node
@@ -250,7 +250,7 @@ class _Driver:
         """Count a stage as made, or as failed; those that only waited for it are ready."""
         self.outcome.end(self.missing[key], reason)
         self.graph.done(key)
-        self.monitor.stage(label_of(self.missing[key]), self.costs[key])
+        self.monitor.stage(self.missing[key].label, self.costs[key])
         self.monitor.done(self.costs[key], reason)
         self.ended(self.missing[key], self.outcome)
 
@@ -286,7 +286,7 @@ def _work(parcel: list[Any]) -> Work:
 
 def _make(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], each: Mapping[str, float]) -> Answer:
     """Make a stage, unless it is there."""
-    return _answered(parcel, data, inputs, lambda work, node: make(node, work.plan, work.bench, no_progress))
+    return _answered(parcel, data, inputs, lambda work, node: make(node, work.bench, no_progress))
 
 
 def _answered(
@@ -344,7 +344,7 @@ def _fit_together(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]],
     def fit(work: Work, node: Node) -> None:
         from hydrometer.run.execution.on_ray_train import train
 
-        train(_ray().get(parcel[0]), data, workers_of(node), each)
+        train(_ray().get(parcel[0]), data, node.workers(), each)
         _await_inputs(work.bench.store, [(node.stage, node.key)])
 
     return _answered(parcel, data, inputs, fit)

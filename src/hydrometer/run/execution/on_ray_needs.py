@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.execution.ranks import threads_of, workers_of
-from hydrometer.run.preflight.machine import footprint_of
+from hydrometer.run.execution.ranks import threads_of
 from hydrometer.stages.nodes import Node
 
 __all__ = ["Machine", "Need", "need_of"]
@@ -60,9 +59,7 @@ def need_of(node: Node, machines: list[Machine], known: dict[object, Need]) -> N
     ------
     InputError : it needs an accelerator, and the cluster has none.
     """
-    role = getattr(getattr(node, "law", None) or getattr(node, "level", None), "role", None)
-    rows = getattr(node, "n", None) or getattr(getattr(node, "data", None), "n", None)
-    slot = (node.context.name, node.stage, role, rows)
+    slot = (node.context.name, node.stage, *node.about())
     if slot not in known:
         known[slot] = _need(node, machines)
     return known[slot]
@@ -76,7 +73,7 @@ def _need(node: Node, machines: list[Machine]) -> Need:
         raise InputError(what, fix="start one that has, or set device: cpu")
     gpus = 1.0 if has_gpu and device in ("cuda", "auto") else 0.0
     usable = [m for m in machines if m.gpus >= gpus]
-    workers, threads = workers_of(node), float(threads_of(node))
+    workers, threads = node.workers(), float(threads_of(node))
     if workers > 1:
         cpus = min(threads, max(m.cpus for m in usable))
         while sum(_places(m, cpus, gpus) for m in usable) < workers:
@@ -85,7 +82,7 @@ def _need(node: Node, machines: list[Machine]) -> Need:
                 raise InputError(what, got=sum(int(m.gpus) for m in usable), fix="lower num_workers")
             cpus /= 2
         return Need(cpus, gpus, 0, workers)
-    memory = footprint_of(node).memory_least
+    memory = node.footprint().memory_least
     # Of one machine: what no node has all of would be waited for without end.
     best = max(usable, key=lambda m: (min(memory, m.memory), min(threads, m.cpus)))
     return Need(min(threads, best.cpus), gpus, int(min(memory, best.memory)))

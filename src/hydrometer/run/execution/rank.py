@@ -13,9 +13,8 @@ from pathlib import Path
 from hydrometer.core.errors import FitError, HydrometerError, PeerLostError
 from hydrometer.models.base import no_progress
 from hydrometer.models.capabilities import FitsTogether
-from hydrometer.run.execution.execute import compute, make
+from hydrometer.run.execution.execute import make
 from hydrometer.run.execution.failures import reason_of
-from hydrometer.run.execution.ranks import workers_of
 from hydrometer.run.execution.task_payload import Parcel, Work
 from hydrometer.stages.nodes import Node
 
@@ -25,10 +24,10 @@ __all__ = ["fit_as_rank"]
 def fit_as_rank(work: Work, node: Node, rank: int) -> None:
     """Fit as one of several processes that are in one group already; rank 0 writes the artifact."""
     if rank == 0:
-        make(node, work.plan, work.bench, no_progress)
+        make(node, work.bench, no_progress)
         return
     with tempfile.TemporaryDirectory(prefix="hydrometer-rank-") as scratch:
-        compute(node, work.plan, work.bench, Path(scratch), no_progress)
+        node.run(work.bench, Path(scratch), no_progress)
 
 
 def _end_with(parent: int) -> None:
@@ -58,7 +57,7 @@ def main(job: Path, rank: int, parent: int) -> int:
     family = node.context.family
     assert isinstance(family, FitsTogether)
     try:
-        with family.group(node.context.spec, rank, workers_of(node), job.with_name("meeting")):
+        with family.group(node.context.spec, rank, node.workers(), job.with_name("meeting")):
             fit_as_rank(work, node, rank)
     except Exception as e:
         job.with_name(f"job.{rank}.error").write_bytes(pickle.dumps(_told(e, node, work.bench.store.root)))

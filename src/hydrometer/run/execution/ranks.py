@@ -16,14 +16,13 @@ import time
 from pathlib import Path
 
 from hydrometer.core.errors import FitError, HydrometerError, PeerLostError, one_line
-from hydrometer.models.capabilities import FitsTogether
 from hydrometer.models.drawing import release
 from hydrometer.run.execution.task_payload import pack, pack_node
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.nodes import FitNode, Node
+from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["fit_together", "threads_of", "workers_of"]
+__all__ = ["fit_together", "threads_of"]
 
 _POLL = 0.05  # seconds
 _GRACE = 10.0
@@ -37,7 +36,7 @@ def fit_together(node: Node, plan: Plan, store: ArtifactStore) -> None:
     HydrometerError : what a process raised, as the fit in this process would; FitError where one died.
     """
     release(node.context.family)  # an engine that drew in this process holds memory that the fit's may need
-    n = workers_of(node)
+    n = node.workers()
     with tempfile.TemporaryDirectory(prefix="hydrometer-ranks-") as scratch:
         job = Path(scratch) / "job"
         job.write_bytes(pickle.dumps((pack(plan, store), pack_node(node))))
@@ -119,11 +118,3 @@ def threads_of(node: Node) -> int:
     """Return the threads that a stage's bits depend on; 1 where they do not."""
     threads = node.context.family.numerics(node.context.spec).get("threads", 1)
     return threads if isinstance(threads, int) else 1
-
-
-def workers_of(node: Node) -> int:
-    """Return how many processes make a stage together."""
-    if not isinstance(node, FitNode):
-        return 1
-    family = node.context.family
-    return family.workers(node.level) if isinstance(family, FitsTogether) else 1

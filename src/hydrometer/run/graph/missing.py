@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from hydrometer.store.artifacts import ArtifactStore
 
@@ -14,8 +14,7 @@ _FOR_OTHERS = ("draw", "fit", "embed", "score")
 
 
 class _Stage(Protocol):
-    @property
-    def stage(self) -> str: ...
+    stage: ClassVar[str]
 
     @property
     def inputs(self) -> tuple[str, ...]: ...

@@ -93,7 +93,11 @@ class _ChainPlanner(ChainNodes):
         )
         inputs = _law_inputs(data.law) + data.blocks + (() if validate is None else validate.blocks)
         inputs += () if teacher is None else _law_inputs(teacher)
-        self.add(FitNode(key, self.context, level, data, validate, teacher, source, loss, stream, inputs))
+        self.add(
+            FitNode(
+                key, self.context, level, self.truth, data, validate, teacher, source, loss, stream, inputs=inputs
+            )
+        )  # fmt: skip
         return LawRef("fit", key, level.role)
 
     def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
@@ -116,14 +120,14 @@ class _ChainPlanner(ChainNodes):
         return self.add(
             JudgeNode(
                 key, self.context, law, canonical(decoding), self.truth, truth_rows, law_rows, known, of_truth, of_law,
-                (*inputs, *of_truth, *of_law),
+                inputs=(*inputs, *of_truth, *of_law),
             )
         )  # fmt: skip
 
     def show(self, judge_key: str) -> str:
         """Plan the exhibit of a judged cell."""
         judged = cast("JudgeNode", self.plan.nodes[judge_key])
-        return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, (judge_key,)))
+        return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, inputs=(judge_key,)))
 
     # cells -----------------------------------------------------------------------------------------------------------
 
@@ -293,10 +297,10 @@ class _ChainPlanner(ChainNodes):
                 rows = cast("JudgeNode", self.plan.nodes[cell.judge]).law_rows
                 key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})
                 inputs = (*_law_inputs(rows.law), *rows.blocks)
-                models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs))))
+                models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs=inputs))))
         key = self.key("picture", {"method": method, "versions": versions, "models": [[c, k] for c, k in models]})
         inputs = tuple(k for _, k in models)
-        self.out.picture = self.add(PictureNode(key, self.context, method, tuple(models), inputs))
+        self.out.picture = self.add(PictureNode(key, self.context, method, tuple(models), inputs=inputs))
 
     def validation(self, law: LawRef, s: Selectivity | None, root: Stream) -> Rows | None:
         """Held-out rows of a fit's own law."""
@@ -322,7 +326,7 @@ class _ChainPlanner(ChainNodes):
         )  # fmt: skip
         inputs = (*_law_inputs(teacher), *_law_inputs(direct), *_law_inputs(student), *train.blocks)
         inputs += tuple(b for _, rows in students for b in rows.blocks)
-        return self.add(ReleasedNode(key, self.context, teacher, s, train, students, inputs))
+        return self.add(ReleasedNode(key, self.context, teacher, s, train, students, inputs=inputs))
 
 
 def _plan_adopted(planner: _ChainPlanner, entry: Adopted) -> None:

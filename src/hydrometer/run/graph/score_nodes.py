@@ -51,7 +51,6 @@ def _side(
         own = of_truth[i] if of_truth else None
         inputs = (*law_inputs, block, *(() if own is None else (own,)))
         key = planner.key("score", parts)
-        keys.append(
-            planner.add(ScoreNode(key, context, law, decoding, truth, side, block, i * size, n, own, inputs))
-        )  # fmt: skip
+        node = ScoreNode(key, context, law, decoding, truth, side, block, i * size, n, own, inputs=inputs)
+        keys.append(planner.add(node))
     return tuple(keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,7 @@ from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.best_of_n import choice_identity
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.stages.nodes import VERSIONS, Cell, Context, DrawNode, LawRef, MapNode, Node, Rows
+from hydrometer.stages.nodes import VERSIONS, Cell, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Rows
 from hydrometer.store.artifacts import content_key, content_keys
 
 __all__ = ["MAX_STAGES", "ChainNodes", "ChainPlan", "Plan"]
@@ -46,6 +46,15 @@ class Plan:
         """Cells of all chains, in order."""
         return [c for chain in self.chains.values() for c in chain.cells]
 
+    def judge_of(self, cell: Cell) -> JudgeNode | None:
+        """Return the stage that judged a cell; None of a map's, which judges all of its cells at once."""
+        node = self.nodes[cell.judge]
+        return node if isinstance(node, JudgeNode) else None
+
+    def judges_of(self, cells: Iterable[Cell]) -> list[JudgeNode]:
+        """Return the stages that judged some cells, maps left out."""
+        return [node for c in cells if (node := self.judge_of(c)) is not None]
+
 
 class ChainNodes:
     """What every stage of one chain is planned with: its streams, its keys, its rows."""
@@ -76,10 +85,7 @@ class ChainNodes:
 
     # nodes -----------------------------------------------------------------------------------------------------------
 
-    def key(
-        self, stage: Literal["draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture"],
-        parts: dict[str, object],
-    ) -> str:  # fmt: skip
+    def key(self, stage: str, parts: dict[str, object]) -> str:
         """Return the key of a stage made of these parts."""
         return content_key(self.parts(stage, parts))
 
@@ -134,6 +140,8 @@ class ChainNodes:
                 identity["last"] = keys[-1]
             for start, key in zip(range(0, n, size), keys, strict=True):
                 rows = min(size, n - start)
-                blocks.append(self.add(DrawNode(key, self.context, law, s, stream, start, rows, purpose, inputs)))
+                blocks.append(
+                    self.add(DrawNode(key, self.context, law, s, stream, start, rows, purpose, inputs=inputs))
+                )
         self.known_rows[slot] = Rows(law, s, stream, n, purpose, tuple(blocks), content_key(identity))
         return self.known_rows[slot]

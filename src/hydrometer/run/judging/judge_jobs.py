@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class _Draw:
     start: int
     n: int
     inputs: tuple[str, ...] = ()
-    stage: Literal["draw"] = "draw"
+    stage: ClassVar[str] = "draw"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +91,7 @@ class _Score:
     rows: Drawn | TextRows
     as_texts: bool
     inputs: tuple[str, ...]
-    stage: Literal["score"] = "score"
+    stage: ClassVar[str] = "score"
 
 
 @dataclass(slots=True)

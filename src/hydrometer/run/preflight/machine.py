@@ -12,11 +12,11 @@ from hydrometer.core.errors import one_line
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Footprint
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.nodes import DrawNode, FitNode, JudgeNode, Node, ScoreNode
+from hydrometer.stages.nodes import Node
 from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url, copies_home
 
-__all__ = ["examine_machine", "footprint_of", "memory", "missing_stages", "processor"]
+__all__ = ["examine_machine", "memory", "missing_stages", "processor"]
 
 _ARTIFACT = 8192  # bytes: its folder and meta.json, a block of the file system each
 _CROWDED = 0.8
@@ -70,29 +70,10 @@ def missing_stages(plan: Plan, artifacts: Path | Url) -> list[Node]:
     return [plan.nodes[k] for _, k in absent]
 
 
-def footprint_of(node: Node) -> Footprint:
-    """Return the bytes that a stage takes; none where they are few."""
-    return _footprint(node, {})
-
-
 def _footprint(node: Node, known: dict[tuple[object, ...], Footprint]) -> Footprint:
-    family, chain = node.context.family, node.context.spec
-    match node:
-        case DrawNode():
-            stage, role, rows = "draw", node.law.role, node.n
-        case FitNode():
-            stage, role, rows = "fit", node.level.role, node.data.n
-        case ScoreNode():
-            stage, role, rows = "judge", node.law.role, node.n
-        case JudgeNode() if node.truth_scores or node.law_scores:  # five columns at most; no model is opened
-            return Footprint(disk_most=40 * node.truth_rows.n)
-        case JudgeNode():
-            stage, role, rows = "judge", node.law.role, node.law_rows.n
-        case _:
-            return Footprint()
-    slot = (node.context.name, stage, role, rows)
+    slot = (node.context.name, node.stage, *node.about())
     if slot not in known:
-        known[slot] = family.footprint(chain, stage, role, rows)
+        known[slot] = node.footprint()
     return known[slot]
 
 

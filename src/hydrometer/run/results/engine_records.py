@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from hydrometer.core.estimate import t_interval
-from hydrometer.models.drawing import draw_identity
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore
@@ -24,9 +23,7 @@ def engine_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, ob
     for node in plan.nodes.values():
         if not isinstance(node, DrawNode) or node.context.name != chain:
             continue
-        context = node.context
-        named = draw_identity(context.family, context.spec, node.law.role, node.purpose)
-        if named and store.has("draw", node.key):
+        if node.engine() and store.has("draw", node.key):
             info = cast("Mapping[str, Any]", store.meta("draw", node.key)["info"])
             label = "" if node.selectivity is None else node.selectivity.label
             groups.setdefault((node.law.role, label), []).append((node, info))

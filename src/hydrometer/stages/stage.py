@@ -1,0 +1,158 @@
+"""What every stage of the graph has, and what a kind of stage answers: all that the rest of the program asks of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import ChainSpec, Selectivity
+from hydrometer.models.base import Family, Footprint, Precision, Tick
+from hydrometer.models.work import Stage as Counted
+
+if TYPE_CHECKING:
+    from hydrometer.stages.artifact_loader import Bench
+
+__all__ = ["Asked", "Context", "Count", "Facts", "LawRef", "Node", "Rows"]
+
+Facts = dict[str, object]
+Priced = Literal["draw", "fit", "judge"]
+Count = tuple[Counted, str, int, Precision]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The chain a node belongs to."""
+
+    name: str
+    spec: ChainSpec
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class LawRef:
+    """An unselected law: a truth by its identity, or a fit by its artifact's key."""
+
+    kind: Literal["truth", "fit"]
+    key: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The first `n` rows of a stream of a law at a selectivity (None: unselected).
+
+    Attributes
+    ----------
+    blocks : keys of the draw artifacts that hold them, in order; empty where draws are cheap and made again.
+    key : identity.
+    """
+
+    law: LawRef
+    selectivity: Selectivity | None
+    stream: Stream
+    n: int
+    purpose: Literal["train", "judge"]
+    blocks: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a family that counts is asked of a stage.
+
+    Attributes
+    ----------
+    counts : what is done, by which role's model, of how many rows, in which arithmetic; nothing where it is little.
+    times : how often all of it is done.
+    held : of so many of the first, memory is held at once.
+    """
+
+    counts: tuple[Count, ...] = ()
+    times: int = 1
+    held: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Node(ABC):
+    """A stage of the graph.
+
+    Attributes
+    ----------
+    stage : name of its kind in keys and in the store.
+    priced : what its family calls it when asked for cost and footprint; None where it takes little.
+    draws : whether an engine that draws stays open for it.
+    resumes : whether one that was killed leaves something to go on from.
+    inputs : keys of the artifacts that it reads.
+    """
+
+    stage: ClassVar[str]
+    priced: ClassVar[Priced | None]
+    draws: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
+    key: str
+    context: Context
+    inputs: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @abstractmethod
+    def does(self) -> str:
+        """Say what it does, for people."""
+
+    @abstractmethod
+    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
+        """Compute it into `folder`; return facts for its artifact."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return f"{self.context.name}: {self.does()}"
+
+    def about(self) -> tuple[str, int]:
+        """Return the role of the model that it is about, and how many rows; of none where it is about none."""
+        return "", 0
+
+    def alike(self) -> tuple[object, ...]:
+        """Return what stages of one plan that cost the same have in common."""
+        return self.context.name, self.stage, *self.about(), self.times()
+
+    def times(self) -> float:
+        """Return how often it does what its family prices."""
+        return 1
+
+    def cost(self) -> float:
+        """Return its relative cost."""
+        if self.priced is None:
+            return self.like("judge", "student", 1)
+        return self.times() * self.like(self.priced, *self.about())
+
+    def footprint(self) -> Footprint:
+        """Return the bytes that it takes; none where they are few."""
+        if self.priced is None:
+            return Footprint()
+        return self.context.family.footprint(self.context.spec, self.priced, *self.about())
+
+    def asked(self) -> Asked:
+        """Return what its family counts of it."""
+        return Asked()
+
+    def opened(self) -> tuple[tuple[LawRef, Precision], ...]:
+        """Return the models that it may be the first to read from disk, and in which arithmetic."""
+        return ()
+
+    def units(self) -> int:
+        """Return how many fits of students its seconds are told by; 1 where they are told as they are."""
+        return 1
+
+    def workers(self) -> int:
+        """Return how many processes make it together."""
+        return 1
+
+    def like(self, stage: Priced, role: str, rows: int) -> float:
+        """Return the relative cost of a stage like this one, of so many rows of a role's model."""
+        return self.context.family.cost(self.context.spec, stage, role, rows)
+
+    def precision(self, purpose: Literal["train", "judge"] = "judge") -> Precision:
+        """Return the arithmetic of its chain."""
+        return self.context.family.precision(self.context.spec, purpose)
