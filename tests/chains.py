@@ -55,6 +55,11 @@ def without_timings(results: dict[str, Any]) -> str:
     return json.dumps(kept, indent=1)
 
 
+def without_names(results: dict[str, Any]) -> str:
+    """Without timings and the artifacts' names, which hold the versions of their stages."""
+    return without_timings({**results, "cells": [{**c, "artifacts": {}} for c in results["cells"]]})
+
+
 def complaints(err: str) -> list[str]:
     """Lines on standard error that say what is wrong; progress begins with a clock, a figure with judged."""
     return [line for line in err.splitlines() if not line.startswith(("[", "judged "))]

@@ -288,7 +288,10 @@ def _run_view(run: Run, chains: list[ChainView]) -> RunView:
         run=run,
         chains=chains,
         specs=[_yaml(s) for s in run.specs],
-        versions=[(str(k), str(v)) for k, v in run.versions.items()],
+        versions=[
+            *(("specification", h) for h in run.spec_hashes),
+            *((str(k), str(v)) for k, v in run.versions.items()),
+        ],
         failed=failed[:FAILED_SHOWN],
         failed_more=max(len(failed) - FAILED_SHOWN, 0),
         seconds=sum(c.seconds for c in run.cells),

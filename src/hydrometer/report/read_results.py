@@ -238,6 +238,7 @@ class Run:
     groups: dict[str, Group]
     chains: dict[str, Chain]
     folder: Path | None = field(default=None)
+    spec_hashes: list[str] = field(default_factory=list[str])
     doubts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     missing: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
@@ -371,6 +372,7 @@ def parse(results: Json, folder: Path | None = None) -> Run:
     return Run(
         name=text(results.get("name")) or (folder.name if folder else "run"),
         specs=[mapping(s) for s in items(results.get("specs"))],
+        spec_hashes=[text(h) for h in items(results.get("spec_hashes"))],
         versions=mapping(results.get("versions")),
         cells=[_cell(c) for c in items(results.get("cells"))],
         contrasts=[c for c in contrasts if c is not None],

@@ -34,6 +34,7 @@ from hydrometer.run.results.engine_records import engine_records
 from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.sofar import SoFar, part_of
+from hydrometer.run.results.truths import keep_truth
 from hydrometer.run.results.user_scores import CellScores, read_scores
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
@@ -41,9 +42,9 @@ from hydrometer.stages.nodes import Cell
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.contrasts import Judged, TruthRows
 from hydrometer.stages.statistics.summary import ChainFacts, compare_chain, load_released
-from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.store.artifacts import ArtifactStore, content_key
 from hydrometer.store.migrate import SCHEMA
-from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.records import RunFolder, load_results, plain
 from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url, place_of
 
@@ -169,7 +170,8 @@ def results_of(
     """Write records and exhibits; return the content of results.json, of what is judged where stages are left."""
     # Those of figures are found anew: `findings` may come from earlier results.
     lasting = [f for f in findings if f.get("code") not in FIGURE_CODES]
-    books = _Books(plan, store, outcome, read_scores(folder))
+    truths = {chain_name: keep_truth(folder, chain) for chain_name, chain in plan.chains.items()}
+    books = _Books(plan, store, outcome, read_scores(folder), truths)
     missing: dict[str, list[str]] = {}
     for cell in plan.cells:
         if cell.id not in books.by_id:
@@ -208,10 +210,12 @@ def results_of(
     for chain_name, chain in plan.chains.items():
         found_advice = answer(folder, name, plan, chain, store, by_id, missing.get(chain_name, ()))
         chains[chain_name] |= {} if found_advice is None else {"advice": found_advice}
+    accepted = folder.accepted()
     return {
         "schema": SCHEMA,
         "name": name,
-        "specs": [a["spec"] for a in folder.accepted()],
+        "specs": [a["spec"] for a in accepted],
+        "spec_hashes": [content_key(plain(a)) for a in accepted],
         "versions": versions(),
         **({"partial": missing} if missing else {}),
         "cells": records,
@@ -223,7 +227,11 @@ def results_of(
 class _Books:
     """Reads what the stages left."""
 
-    def __init__(self, plan: Plan, store: ArtifactStore, outcome: Outcome, scores: Mapping[str, CellScores]) -> None:
+    def __init__(
+        self, plan: Plan, store: ArtifactStore, outcome: Outcome, scores: Mapping[str, CellScores],
+        truths: Mapping[str, list[str]],
+    ) -> None:  # fmt: skip
+        self.truths = truths
         self.whole, self.plan = plan, part_of(plan, outcome)
         self.store, self.outcome, self.scores = store, outcome, scores
         self.by_id = {c.id: c for c in self.plan.cells}
@@ -283,8 +291,9 @@ class _Books:
         seconds = 0.0
         if metrics is not None:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
-        plain = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
-        return cell.record(plain, self.outcome.failed.get(cell.judge), seconds)
+        figures = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
+        made = node.artifacts | {"truth": self.truths[cell.chain]} if isinstance(node, JudgeNode) else {}
+        return cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
 
     def judged(self, cell: Cell, bench: Bench) -> Judged | None:
         """A cell for comparisons; its rows are read when they are first needed."""

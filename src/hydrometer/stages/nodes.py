@@ -239,6 +239,17 @@ class JudgeNode(Node):
 
         return judge(self, bench, folder)
 
+    @property
+    def artifacts(self) -> dict[str, object]:
+        """Names of the artifacts behind the cell; as results.json holds them."""
+        sides = {"own": self.law_rows.blocks, "truth": self.truth_rows.blocks}
+        scores = {"own": self.law_scores, "truth": self.truth_scores}
+        return {
+            "judge": f"judge-{self.key}", "fit": f"fit-{self.law.key}" if self.law.kind == "fit" else None,
+            "draws": {side: [f"draw-{k}" for k in keys] for side, keys in sides.items()},
+            "scores": {side: [f"score-{k}" for k in keys] for side, keys in scores.items()},
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class ShowNode(Node):
@@ -388,7 +399,10 @@ class Cell:
         """Why figures that other cells have are absent, where they are; as results.json holds it."""
         return {"absent": ABSENT} if self.decoding is not None and self.decoding.chooses else {}
 
-    def record(self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float) -> dict[str, object]:
+    def record(
+        self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float,
+        artifacts: Mapping[str, object],
+    ) -> dict[str, object]:  # fmt: skip
         """Return the cell as results.json holds it; without figures it failed, for a reason."""
         where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
         where |= {} if self.origin is None else {"origin": dict(self.origin)}
@@ -399,5 +413,5 @@ class Cell:
             "decoding": None if self.decoding is None else self.decoding.to_json(),
             "prefix_source": self.prefix_source, "loss": self.loss, "seed": self.seed, **where,
             "status": "failed" if metrics is None else "ok", "reason": reason, "metrics": metrics or {}, **self.absence,
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds, 3), "artifacts": dict(artifacts),
         }  # fmt: skip

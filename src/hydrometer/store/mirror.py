@@ -19,7 +19,7 @@ from hydrometer.store.storage_uri import Url, asking, at_once, bring, filesystem
 
 __all__ = ["Mirror", "read_object", "send_folder"]
 
-PARTS = ("specs", "prompts", "adopted", "scores", "records", "exhibits")
+PARTS = ("specs", "prompts", "truths", "adopted", "scores", "records", "exhibits")
 _LAST = ("advice.json", "results.csv", "results.json")  # sent after all parts, in this order
 _NAME = re.compile(r"[^/\\\x00-\x1f]{1,255}")
 

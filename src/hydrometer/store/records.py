@@ -30,7 +30,7 @@ __all__ = ["MAX_RESULTS_BYTES", "RunFolder", "load_results", "plain"]
 
 MAX_ACCEPTED_BYTES = 16_000_000
 MAX_RESULTS_BYTES = 1_000_000_000
-_PARTS = ("specs", "prompts", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
+_PARTS = ("specs", "prompts", "truths", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 _CSV_MORE = ("plain", "plain_se", "caution")
@@ -101,7 +101,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove half-written files of killed processes. Only while holding the folder's lock."""
-        for part in ("", "specs", "prompts", "records", "exhibits", "scores", "adopted", "figures"):
+        for part in ("", "specs", "prompts", "truths", "records", "exhibits", "scores", "adopted", "figures"):
             for leftover in (self.root / part).glob(".*.tmp"):
                 if is_abandoned(leftover.name):
                     with suppress(OSError):
@@ -181,6 +181,15 @@ class RunFolder:
         raw = (json.dumps(plain(value), indent=1 if part == "records" else None) + "\n").encode()
         if _bytes(path) != raw:
             write_atomic(path, raw)
+
+    def keep(self, part: str, name: str, raw: bytes) -> None:
+        """Write a file below a part of the folder unless it already says the same."""
+        try:
+            (self.root / part).mkdir(exist_ok=True)
+        except OSError as e:
+            raise refused(e, self.root / part) from None
+        if _bytes(self.root / part / name) != raw:
+            write_atomic(self.root / part / name, raw)
 
     def write_results(self, results: Mapping[str, object]) -> None:
         """Write results.json, and results.csv with one metric a row."""

@@ -57,7 +57,7 @@ class MapBooks:
         self.points.append({"point": dict(node.point.values), **comparison.chain})
         for cell in cells:
             metrics = _pooled(found.get(cell.group, []), comparison.groups[cell.group]["metrics"])
-            self.records.append(cell.record(None if reason else metrics, reason, seconds))
+            self.records.append(cell.record(None if reason else metrics, reason, seconds, {"map": f"map-{node.key}"}))
 
     def comparison(self) -> Comparison:
         """Return the whole map as a chain's comparison: no gate and no trade-off of its own, but its points."""
