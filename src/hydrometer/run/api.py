@@ -292,7 +292,7 @@ class _Books:
         if metrics is not None:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
         figures = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
-        made = node.artifacts | {"truth": self.truths[cell.chain]} if isinstance(node, JudgeNode) else {}
+        made = {} if node is None else node.artifacts | {"truth": self.truths[cell.chain]}
         return cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
 
     def judged(self, cell: Cell, bench: Bench) -> Judged | None:

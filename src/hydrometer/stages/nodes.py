@@ -3,28 +3,23 @@
 A node's key is a hash of everything that can change its result (docs, Schema); two nodes with one key are one piece of
 work, which is how data and teachers come to be shared between seeds and selectivities.
 
-A kind of stage is one class, which answers what `Node` asks; what runs stages does not tell kinds apart. What computes
-is imported by the stage that is run.
+A kind of stage is one class, which answers what `Node` asks, and one line of `stages.compute`, which makes it; nothing
+else tells kinds apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from hydrometer.core.errors import StoreError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Footprint, Level, Precision, Tick
+from hydrometer.models.base import Footprint, Level, Precision
 from hydrometer.models.best_of_n import needs_truth
 from hydrometer.models.capabilities import FitsTogether, MapPoint
 from hydrometer.models.drawing import draw_identity
-from hydrometer.stages.stage import Asked, Context, Count, Facts, LawRef, Node, Rows
-
-if TYPE_CHECKING:
-    from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
 
 __all__ = [
     "VERSIONS", "AdoptNode", "Cell", "Context", "DrawNode", "EmbedNode", "FitNode", "JudgeNode", "LawRef", "MapNode",
@@ -76,11 +71,6 @@ class DrawNode(Node):
         """Return what names the engine that draws; nothing where the law's own sampler does."""
         return draw_identity(self.context.family, self.context.spec, self.law.role, self.purpose)
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.draw import draw
-
-        return draw(self, bench, folder)
-
 
 @dataclass(frozen=True, slots=True)
 class FitNode(Node):
@@ -110,11 +100,6 @@ class FitNode(Node):
         family = self.context.family
         return family.workers(self.level) if isinstance(family, FitsTogether) else 1
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.fit import fit
-
-        return fit(self, bench, folder, tick)
-
 
 @dataclass(frozen=True, slots=True)
 class AdoptNode(Node):
@@ -128,9 +113,6 @@ class AdoptNode(Node):
 
     def cost(self) -> float:
         return 0.0
-
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        raise StoreError("the weights of an adopted model are gone", got=self.name, fix="adopt it again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +167,6 @@ class ScoreNode(Node):
         """Return how many rows are scored once more, as the laws are and not as bfloat16 rounds them."""
         return max(min(BIAS_ROWS - self.start, self.n), 0) if self.precision() == "bfloat16" else 0
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.score import score
-
-        return score(self, bench, folder)
-
 
 @dataclass(frozen=True, slots=True)
 class JudgeNode(Node):
@@ -234,11 +211,6 @@ class JudgeNode(Node):
         kind, role = ("judge", self.law.role) if self.scores else ("score own", "truth")
         return Asked(((kind, role, self.law_rows.n, self.precision()),))
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.judge import judge
-
-        return judge(self, bench, folder)
-
     @property
     def artifacts(self) -> dict[str, object]:
         """Names of the artifacts behind the cell; as results.json holds them."""
@@ -261,11 +233,6 @@ class ShowNode(Node):
     def does(self) -> str:
         return "keep something to look at"
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.judge import show
-
-        return show(self, bench, folder)
-
 
 @dataclass(frozen=True, slots=True)
 class ReleasedNode(Node):
@@ -279,11 +246,6 @@ class ReleasedNode(Node):
 
     def does(self) -> str:
         return "figures as released"
-
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.judge import released
-
-        return released(self, bench, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +271,6 @@ class MapNode(Node):
     def cost(self) -> float:
         return self.units() * (self.like("fit", "student", 1) + self.like("judge", "student", 1))
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.map_point import map_point
-
-        return map_point(self, folder, tick)
-
 
 @dataclass(frozen=True, slots=True)
 class EmbedNode(Node):
@@ -333,11 +290,6 @@ class EmbedNode(Node):
     def asked(self) -> Asked:
         return Asked((("score own", "truth", self.n, self.precision()),))
 
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.picture import embed
-
-        return embed(self, bench, folder)
-
 
 @dataclass(frozen=True, slots=True)
 class PictureNode(Node):
@@ -354,11 +306,6 @@ class PictureNode(Node):
 
     def does(self) -> str:
         return f"picture by {self.method}"
-
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        from hydrometer.stages.picture import picture
-
-        return picture(self, bench, folder)
 
 
 def _at(s: Selectivity | None, how: str = "at") -> str:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
-from hydrometer.models.base import Family, Footprint, Precision, Tick
+from hydrometer.models.base import Family, Footprint, Precision
 from hydrometer.models.work import Stage as Counted
 
-if TYPE_CHECKING:
-    from hydrometer.stages.artifact_loader import Bench
+__all__ = ["Asked", "Context", "Count", "LawRef", "Node", "Rows"]
 
-__all__ = ["Asked", "Context", "Count", "Facts", "LawRef", "Node", "Rows"]
-
-Facts = dict[str, object]
 Priced = Literal["draw", "fit", "judge"]
 Count = tuple[Counted, str, int, Precision]
 
@@ -99,10 +94,6 @@ class Node(ABC):
     @abstractmethod
     def does(self) -> str:
         """Say what it does, for people."""
-
-    @abstractmethod
-    def run(self, bench: Bench, folder: Path, tick: Tick) -> Facts:
-        """Compute it into `folder`; return facts for its artifact."""
 
     @property
     def label(self) -> str:

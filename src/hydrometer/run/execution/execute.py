@@ -15,6 +15,7 @@ from hydrometer.run.graph.order import in_order
 from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.compute import compute
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
 
@@ -70,7 +71,7 @@ def make(node: Node, bench: Bench, tick: Tick) -> None:
     if not node.draws:
         release(family)  # an engine that draws holds an accelerator's memory
     with store.write(node.stage, node.key, {"inputs": list(node.inputs)}) as (folder, info):
-        info.update(node.run(bench, folder, tick))
+        info.update(compute(node, bench, folder, tick))
     if node.resumes:
         store.discard_partial(node.stage, node.key)
 

@@ -16,6 +16,7 @@ from hydrometer.models.capabilities import FitsTogether
 from hydrometer.run.execution.execute import make
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.execution.task_payload import Parcel, Work
+from hydrometer.stages.compute import compute
 from hydrometer.stages.nodes import Node
 
 __all__ = ["fit_as_rank"]
@@ -27,7 +28,7 @@ def fit_as_rank(work: Work, node: Node, rank: int) -> None:
         make(node, work.bench, no_progress)
         return
     with tempfile.TemporaryDirectory(prefix="hydrometer-rank-") as scratch:
-        node.run(work.bench, Path(scratch), no_progress)
+        compute(node, work.bench, Path(scratch), no_progress)
 
 
 def _end_with(parent: int) -> None:
