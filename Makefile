@@ -5,7 +5,7 @@
 #   make test-all   those, and the long campaigns: many cases, remote stores, Ray, hostile inputs, faults; what CI runs
 #   make faults     kill, starve and damage runs, ten thousand mutated specifications; write the table of
 #                   docs/reliability.md (a quarter of an hour; Linux)
-#   make check      format, lint, types, import rule, docs
+#   make check      format, lint, types, import rules and circles, docs
 #   make install    install alone
 #   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
 #   make oldest     tests with the oldest direct dependencies that pyproject.toml allows; make newest: with the newest
@@ -75,6 +75,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/house.py --check
 	$(BIN)/python scripts/generated.py --check
 	# Not --quiet: it drops the warnings before --strict counts them.
 	$(BIN)/mkdocs build --strict --site-dir build/site

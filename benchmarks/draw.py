@@ -27,7 +27,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score_steps
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROWS, TOKENS, CHECKED = 256, 64, 64

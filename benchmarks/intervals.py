@@ -25,10 +25,10 @@ from typing import Any
 
 import hydrometer as hm
 import numpy as np
-from hydrometer.core.controls import Controls
+from hydrometer.core.statistics.controls import Controls
 from hydrometer.metrics.frontiers.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
-from hydrometer.models.points import Points
+from hydrometer.models.rows.points import Points
 
 SIZES = {64: 2000, 80: 2000, 200: 2000, 500: 1000, 1024: 1000, 5000: 500, 20000: 300}
 LIKELIHOOD = ("precision", "recall", "entropy", "entropy_truth", "kl_student_truth", "kl_truth_student")

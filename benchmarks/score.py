@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score_steps
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 BATCHES = (8, 16, 32, 64)
 

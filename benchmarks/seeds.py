@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from hydrometer import Mixture, Selectivity, fit_mixture
 from hydrometer.core.rng import Stream
-from hydrometer.core.seeds import few_seeds, skew_of_mean, skewed_interval, unseen
+from hydrometer.core.statistics.seeds import few_seeds, skew_of_mean, skewed_interval, unseen
 from hydrometer.metrics.exact import expected_log_prob
 from hydrometer.stages.statistics.spread import two_peaks
 

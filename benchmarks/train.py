@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm import family
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.spec import Training
 from hydrometer.models.causal_lm.training.trainer import _arguments, _Answers, _collate, _loss_of, _MLETrainer
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 CASES = {"32x64": (32, 64, 10), "32x512": (32, 512, 4)}

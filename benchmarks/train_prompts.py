@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm import family
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.training.packed_rows import takes_packed_rows
 from hydrometer.models.causal_lm.training.trainer import _answer_loss, _Answers, _collate
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

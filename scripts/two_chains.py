@@ -12,7 +12,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 import hydrometer as hm
-from hydrometer.core.estimate import t_interval
+from hydrometer.core.statistics.estimate import t_interval
 
 COLOURS = ("#00539c", "#b5432f", "#3d7a43")
 

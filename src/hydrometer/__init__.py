@@ -28,21 +28,21 @@ if TYPE_CHECKING:
         StoreError,
         UnreachableError,
     )
-    from hydrometer.core.estimate import Contrast, Estimate
     from hydrometer.core.findings import Finding
     from hydrometer.core.rng import Stream
     from hydrometer.core.spec import Selectivity
+    from hydrometer.core.statistics.estimate import Contrast, Estimate
     from hydrometer.metrics.exact import judge_exact
     from hydrometer.models.base import Family, FitRequest, Fitted, Law
-    from hydrometer.models.best_of_n import ChosenLaw, choose
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.model import CausalLM
+    from hydrometer.models.choosing.best_of_n import ChosenLaw, choose
     from hydrometer.models.markov.law import Markov
     from hydrometer.models.markov.ngram_fit import fit_markov
     from hydrometer.models.mixture.em import fit_mixture
     from hydrometer.models.mixture.law import Mixture, MixtureBatch
-    from hydrometer.models.points import Points
-    from hydrometer.models.sequences import Sequences
+    from hydrometer.models.rows.points import Points
+    from hydrometer.models.rows.sequences import Sequences
     from hydrometer.models.work import Device
     from hydrometer.report import build_report
     from hydrometer.run.advice.advise import Advice, advise
@@ -121,7 +121,7 @@ __all__ = [
 _HOMES = {
     "core.errors": "DataError FitError FolderError HydrometerError InputError LawMismatchError MissingDependencyError"
     " ModelError SpecError StageError StoreError UnreachableError",
-    "core.estimate": "Contrast Estimate",
+    "core.statistics.estimate": "Contrast Estimate",
     "core.findings": "Finding",
     "core.rng": "Stream",
     "core.spec": "Selectivity",
@@ -129,13 +129,13 @@ _HOMES = {
     "models.base": "Family FitRequest Fitted Law",
     "models.causal_lm.inference.law": "CausalLaw",
     "models.causal_lm.inference.model": "CausalLM",
-    "models.best_of_n": "ChosenLaw choose",
+    "models.choosing.best_of_n": "ChosenLaw choose",
     "models.markov.ngram_fit": "fit_markov",
     "models.markov.law": "Markov",
     "models.mixture.em": "fit_mixture",
     "models.mixture.law": "Mixture MixtureBatch",
-    "models.points": "Points",
-    "models.sequences": "Sequences",
+    "models.rows.points": "Points",
+    "models.rows.sequences": "Sequences",
     "models.work": "Device",
     "report": "build_report",
     "run.exchange.adopting": "AdoptResult adopt",

@@ -4,9 +4,9 @@
 cheap to draw; `hydrometer.testing` holds a family to its promises.
 """
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import DataError, FitError, InputError, LawMismatchError, MissingDependencyError, StoreError
 from hydrometer.core.findings import Finding, note, warning
+from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import ChainSpec, Resample, Selectivity, Strict
 from hydrometer.models.array_files import load_arrays, save_arrays
@@ -23,8 +23,8 @@ from hydrometer.models.base import (
     chain_levels,
 )
 from hydrometer.models.cheap import EVERYTHING, CheapChain, CheapFamily, Density, Floats, RowCounts, Stage, points_of
-from hydrometer.models.points import Points
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.points import Points
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = [
     "EVERYTHING",

@@ -31,8 +31,8 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, FitRequest, Law, Samples
 from hydrometer.models.families import missing_methods
-from hydrometer.models.points import Points
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.points import Points
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["CHECKS", "Check", "ContractCase", "ContractError", "installed_cases", "rows_of"]
 

@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm.data.trl_rows import Form, text_rows  # noqa: E
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.inference.retokenize import Texts, canonical, texts_of  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from tiny import make_llama  # noqa: E402
 
 LINES = ["The capital of France is Paris.", "One and one make two!", "Answer: yes, it is not 5.", "é ü 漢字 is"] * 30

@@ -19,7 +19,7 @@ from hydrometer.models.causal_lm.inference import sampler  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from naive import PROMPTS, SETTINGS, STOP, assert_right, naive_log_prob  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 

@@ -20,7 +20,7 @@ from hydrometer.models.causal_lm.data.text_dataset import Answered  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.inference.retokenize import Texts, asked, canonical, texts_of  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 WORDS = ["<bos>", "<eos>", "<unk>", "a", "b", "ab", "ba"]

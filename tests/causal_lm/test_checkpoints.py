@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 
 from transformers import TrainingArguments  # noqa: E402
 
-from hydrometer.core.claims import claim  # noqa: E402
 from hydrometer.core.errors import FitError, SpecError  # noqa: E402
+from hydrometer.core.io.locking import claim  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402

@@ -19,7 +19,7 @@ from hydrometer.core.errors import InputError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences  # noqa: E402
 from naive import naive_log_prob  # noqa: E402
 
 

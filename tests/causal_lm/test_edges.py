@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.inference.scorer import score_beside, score_steps  # noqa: E402
 from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
 from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.stages import judge_models as judging  # noqa: E402
 from hydrometer.stages.judge import figures, scores_of  # noqa: E402

@@ -14,7 +14,7 @@ from hydrometer.core.errors import InputError, LawMismatchError  # noqa: E402
 from hydrometer.models.capabilities import Embeds  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 
 PROMPTS = ["w3 w4", "w5", "w6 w7 w8 w9"]
 

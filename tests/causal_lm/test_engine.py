@@ -13,7 +13,7 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.inference import scorer  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from naive import PROMPTS, SETTINGS, STOP, assert_right, cross_entropy, entropy, log_law, naive_logits, slug  # noqa: E402
 from tiny import make_llama, make_qwen2, make_tokenizer  # noqa: E402
 

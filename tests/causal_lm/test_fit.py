@@ -118,7 +118,7 @@ def test_the_stop_token_is_learned_and_the_prompt_is_not(request_: FitRequest, t
 
 
 def test_a_student_learns_to_stop(truth: CausalLaw, request_: FitRequest):
-    from hydrometer.models.sequences import Sequences
+    from hydrometer.models.rows.sequences import Sequences
 
     n = 128
     ids = np.tile([7, 8, 1], (n, 1))

@@ -17,7 +17,7 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
 from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights  # noqa: E402
-from hydrometer.models.sequences import Sequences  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from naive import PROMPTS, SETTINGS, all_strings, as_sequences, naive_log_prob, slug  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 

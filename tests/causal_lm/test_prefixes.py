@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import hydrometer as hm
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.judge import scores_of
 from naive import PROMPTS, STOP
 

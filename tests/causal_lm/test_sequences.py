@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences
 
 RECORDED = ("token_log_prob", "token_log_prob_unselected", "near_edge")
 

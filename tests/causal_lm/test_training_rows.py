@@ -18,7 +18,6 @@ import hydrometer as hm  # noqa: E402
 from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.errors import FolderError, InputError, StoreError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
-from hydrometer.models import training_rows  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.capabilities import KeepsTrainingRows  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM, CausalLMFamily  # noqa: E402
@@ -26,8 +25,9 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
-from hydrometer.models.sequences import Sequences, save_sequences  # noqa: E402
-from hydrometer.models.training_rows import TrainingRows  # noqa: E402
+from hydrometer.models.rows import training_rows  # noqa: E402
+from hydrometer.models.rows.sequences import Sequences, save_sequences  # noqa: E402
+from hydrometer.models.rows.training_rows import TrainingRows  # noqa: E402
 
 LEVEL = LevelSpec.model_validate({
     "init": "scratch", "architecture": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},

@@ -12,11 +12,11 @@ import hydrometer as hm
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError, StageError
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.candidate_figures import best_of_bound, chosen_metrics
-from hydrometer.models import best_of_n
-from hydrometer.models.best_of_n import ChosenLaw, candidates_of
+from hydrometer.models.choosing import best_of_n
+from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
+from hydrometer.models.choosing.rankers import BUILT_IN, scorer
 from hydrometer.models.markov.law import END, Markov
-from hydrometer.models.rankers import BUILT_IN, scorer
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 V, LONGEST = 3, 4
 

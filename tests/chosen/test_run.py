@@ -12,8 +12,8 @@ import hydrometer as hm
 from chains import MIXTURE, write_spec
 from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import ChainSpec
-from hydrometer.models import rankers
-from hydrometer.models.best_of_n import check_choices
+from hydrometer.models.choosing import rankers
+from hydrometer.models.choosing.best_of_n import check_choices
 from hydrometer.models.families import families
 from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table, summary_table

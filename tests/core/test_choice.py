@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from hydrometer.core.io.yaml_io import explain
 from hydrometer.core.spec import ChainSpec, Selectivity
-from hydrometer.core.yaml_io import explain
 from hydrometer.models.finite_selectivity import canonical
 
 LENGTH = {"by": "length", "min": 2, "max": 5}

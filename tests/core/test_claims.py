@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from hydrometer.core import claims
-from hydrometer.core.claims import InUseError, claim, discard, hold
 from hydrometer.core.errors import FolderError
+from hydrometer.core.io import locking
+from hydrometer.core.io.locking import InUseError, claim, discard, hold
 
 
 def test_a_claim_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> None:
-    held = "import sys, time; from pathlib import Path; from hydrometer.core.claims import claim\n"
+    held = "import sys, time; from pathlib import Path; from hydrometer.core.io.locking import claim\n"
     held += "with claim(Path(sys.argv[1]), 0): print('held', flush=True); time.sleep(600)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     folder = tmp_path / "folder"
@@ -43,7 +43,7 @@ def test_a_claim_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> None
 def test_who_waited_has_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one before ends and removes what it had: its lock, too, which the next may have opened already."""
     folder, waiting, had, done = tmp_path / "folder", threading.Event(), list[bool](), threading.Event()
-    real = claims._take
+    real = locking._take
 
     def seen(handle: int, **how: bool) -> bool:
         waiting.set()
@@ -55,7 +55,7 @@ def test_who_waited_has_the_folder_that_is_there(tmp_path: Path, monkeypatch: py
             done.wait(60)
 
     with claim(folder, 0):
-        monkeypatch.setattr(claims, "_take", seen)
+        monkeypatch.setattr(locking, "_take", seen)
         next_one = threading.Thread(target=wait)
         next_one.start()
         assert waiting.wait(60)
@@ -72,14 +72,14 @@ def test_who_waited_has_the_folder_that_is_there(tmp_path: Path, monkeypatch: py
 
 
 def test_a_lock_of_a_removed_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, real = tmp_path / "folder", claims._take
+    folder, real = tmp_path / "folder", locking._take
 
     def removed_meanwhile(handle: int, **how: bool) -> bool:
-        monkeypatch.setattr(claims, "_take", real)
+        monkeypatch.setattr(locking, "_take", real)
         folder.rename(tmp_path / "away")
         return real(handle, **how)
 
-    monkeypatch.setattr(claims, "_take", removed_meanwhile)
+    monkeypatch.setattr(locking, "_take", removed_meanwhile)
     with claim(folder, 0) as mine:
         assert mine
         assert folder.is_dir()
@@ -94,7 +94,7 @@ def test_what_cannot_be_known_is_not_removed(tmp_path: Path, monkeypatch: pytest
     def broken(handle: int, how: int) -> None:
         raise OSError(errors.pop(), "no answer")
 
-    monkeypatch.setattr(claims.fcntl, "flock", broken)
+    monkeypatch.setattr(locking.fcntl, "flock", broken)
     errors = [errno.EACCES, errno.EIO, errno.ESTALE]
     for _ in range(3):
         discard(folder, tmp_path / "away")
@@ -119,14 +119,14 @@ def test_what_cannot_be_known_is_not_removed(tmp_path: Path, monkeypatch: pytest
 def test_a_run_whose_folder_was_removed_as_it_took_it_does_not_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, real = tmp_path / "folder", claims._take
+    folder, real = tmp_path / "folder", locking._take
     folder.mkdir()
 
     def removed_meanwhile(handle: int, **how: bool) -> bool:
         folder.rename(tmp_path / "away")
         return real(handle, **how)
 
-    monkeypatch.setattr(claims, "_take", removed_meanwhile)
+    monkeypatch.setattr(locking, "_take", removed_meanwhile)
     with pytest.raises(FolderError, match="refuses"), hold(folder):
         pass
 

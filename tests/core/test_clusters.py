@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from hydrometer.core.estimate import crossed_variance, mean_estimate, mean_variance, ratio_estimate, share_estimate
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import Clusters
+from hydrometer.core.statistics.estimate import (
+    crossed_variance,
+    mean_estimate,
+    mean_variance,
+    ratio_estimate,
+    share_estimate,
+)
+from hydrometer.core.statistics.sampling_design import Clusters
 
 
 def normals(stream: Stream, n: int, width: int = 1) -> np.ndarray:

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from hydrometer.core.estimate import (
+from hydrometer.core.rng import Stream
+from hydrometer.core.statistics.estimate import (
     crossed_variance,
     mean_estimate,
     mean_variance,
@@ -12,7 +13,6 @@ from hydrometer.core.estimate import (
     t_interval,
     welch_satterthwaite,
 )
-from hydrometer.core.rng import Stream
 
 
 def normals(stream: Stream, n: int, width: int = 1) -> np.ndarray:

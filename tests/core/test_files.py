@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hydrometer.core import files
 from hydrometer.core.errors import FolderError
-from hydrometer.core.files import cache_home, file_digest, replacing, write_atomic
-from hydrometer.core.leftovers import mark
+from hydrometer.core.io import files
+from hydrometer.core.io.files import cache_home, file_digest, replacing, write_atomic
+from hydrometer.core.io.leftovers import mark
 from hydrometer.store.storage_uri import copies_home, place_of
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hydrometer.core.estimate import t_interval
-from hydrometer.core.seeds import few_seeds, skew_of_mean, skewed_interval, unseen
+from hydrometer.core.statistics.estimate import t_interval
+from hydrometer.core.statistics.seeds import few_seeds, skew_of_mean, skewed_interval, unseen
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 RUNS = 4000

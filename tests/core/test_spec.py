@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError, one_line
+from hydrometer.core.io.yaml_io import apply_overrides, explain, parse_yaml
 from hydrometer.core.spec import Selectivity
-from hydrometer.core.yaml_io import apply_overrides, explain, parse_yaml
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_template_that_writes_on_after_the_answer_is_told(world: World) -> Non
     """As ChatML does with its last line break: a token that no law here has drawn."""
     from hydrometer.models.causal_lm.data.prompts import Prompts
     from hydrometer.models.causal_lm.data.trl_rows import AFTER, CUT, Form, text_rows
-    from hydrometer.models.sequences import Sequences
+    from hydrometer.models.rows.sequences import Sequences
     from tiny import make_tokenizer
 
     template = (

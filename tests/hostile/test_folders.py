@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hostile.strategies import JUNK, TEXTS
-from hydrometer.core.arrays import open_arrays
-from hydrometer.core.claims import hold
 from hydrometer.core.errors import FolderError, HydrometerError, StoreError
-from hydrometer.core.files import file_digest
 from hydrometer.core.findings import note
-from hydrometer.models.sequences import load_sequences
+from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.io.files import file_digest
+from hydrometer.core.io.locking import hold
+from hydrometer.models.rows.sequences import load_sequences
 from hydrometer.report import build_report, summary_table
 from hydrometer.report.read_results import read_run
 from hydrometer.run.api import run

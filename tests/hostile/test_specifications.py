@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hostile.strategies import RECIPES, TEXTS, YAML_TEXT, mutated_recipes
 from hydrometer.core.errors import InputError, SpecError, brief
-from hydrometer.core.yaml_io import apply_overrides, parse_yaml
+from hydrometer.core.io.yaml_io import apply_overrides, parse_yaml
 from hydrometer.models.families import parse_run_spec
 from hydrometer.run.graph.plan import MAX_STAGES, plan_run
 from hydrometer.run.graph.recipes import load_spec, shipped_recipes

@@ -12,7 +12,7 @@ import os
 import numpy as np
 import pytest
 
-from hydrometer.core.estimate import mean_estimate, skewed_df, t_interval
+from hydrometer.core.statistics.estimate import mean_estimate, skewed_df, t_interval
 from intervals.worlds import NAMES, WORLDS, coverage, exact
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 import hydrometer as hm
-from hydrometer.core.controls import Controls
+from hydrometer.core.statistics.controls import Controls
 from hydrometer.metrics.frontiers.densities import density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
-from hydrometer.models.points import Points
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.points import Points
+from hydrometer.models.rows.sequences import Sequences
 
 NAMES = (
     "precision", "recall", "entropy", "entropy_truth", "kl_student_truth", "kl_truth_student", "total_variation",

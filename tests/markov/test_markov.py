@@ -12,13 +12,13 @@ from scipy.stats import chisquare
 import hydrometer as hm
 from chains import write_spec
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, SpecError
-from hydrometer.core.estimate import Estimate
 from hydrometer.core.rng import Stream
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.chains import cross, length_law
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.markov.law import END, Markov, contexts
 from hydrometer.models.markov.spec import MarkovTruth
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.store.artifacts import ArtifactStore

@@ -4,12 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hydrometer.core.estimate import Estimate, mean_estimate
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate
 from hydrometer.metrics.held_out import Column, share_outside
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics, mean_on
 from hydrometer.metrics.text import text_metrics
-from hydrometer.models.points import Points
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+from hydrometer.models.rows.points import Points
+from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences
 
 
 def rows(n: int, lengths: list[int] | None = None) -> Sequences:

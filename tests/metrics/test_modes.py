@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 import hydrometer as hm
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.modes import capacity_gap, emphasised, mode_metrics, modes_covered
 from hydrometer.models.mixture.law import Mixture
 

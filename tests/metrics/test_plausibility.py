@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import hydrometer as hm
-from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.plausibility import implausible
 
 GOOD = Estimate(1.0, 0.1, 0.1, 100, 0, "cv", "nats", plain=1.2, plain_se=0.3)

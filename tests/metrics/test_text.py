@@ -9,7 +9,7 @@ import pytest
 import hydrometer as hm
 from hydrometer.core.rng import Stream
 from hydrometer.metrics.text import text_metrics
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 NAMES = ("length", "eos_rate", "repetition", "distinct_1", "distinct_2", "distinct_3")
 

@@ -11,7 +11,7 @@ import pytest
 
 import hydrometer as hm
 from chains import without_timings
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.report import verdict
 from hydrometer.report.read_results import read_run
 from hydrometer.stages.nodes import VERSIONS

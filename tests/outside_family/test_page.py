@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 
 from hydrometer.cli import app
-from hydrometer.core.yaml_io import parse_yaml
+from hydrometer.core.io.yaml_io import parse_yaml
 from hydrometer.models.base import Family
 from hydrometer.models.families import parse_run_spec
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from hydrometer.core.estimate import Estimate, crossed_variance, mean_estimate, mean_variance, t_interval
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import Clusters
-from hydrometer.core.seeds import skew_of_mean
+from hydrometer.core.statistics.estimate import Estimate, crossed_variance, mean_estimate, mean_variance, t_interval
+from hydrometer.core.statistics.sampling_design import Clusters
+from hydrometer.core.statistics.seeds import skew_of_mean
 from hydrometer.stages.statistics.contrasts import Group, Judged, TruthRows, combine, contrast, group_figure
 from hydrometer.stages.statistics.covariance import Arm, Design, Joint
 

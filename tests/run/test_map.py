@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.core.errors import FitError, SpecError
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.exact import expected_log_prob
 from hydrometer.models.mixture import em
 from hydrometer.models.mixture.family import MIXTURE

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import app
-from hydrometer.core.claims import hold
 from hydrometer.core.errors import FolderError
+from hydrometer.core.io.locking import hold
 from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table, verdict
 from hydrometer.run.advice import advise as advise_module
 from hydrometer.run.execution.progress import ConsoleMonitor

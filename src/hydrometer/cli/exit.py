@@ -10,7 +10,7 @@ from typing import NoReturn, cast
 
 from hydrometer._stopping import CODES, Stop, Stopping, go_on, how_to_go_on
 from hydrometer.core.errors import HydrometerError, InputError, one_line
-from hydrometer.core.os_errors import is_out_of_memory, raised_over, refused, refused_errno
+from hydrometer.core.io.os_errors import is_out_of_memory, raised_over, refused, refused_errno
 
 __all__ = ["end_with"]
 

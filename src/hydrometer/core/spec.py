@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError, brief
-from hydrometer.core.yaml_io import explain, nearest, parse_yaml
+from hydrometer.core.io.yaml_io import explain, nearest, parse_yaml
 
 __all__ = [
     "MAX_ROWS",

@@ -22,8 +22,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
-from hydrometer.core.sampling_design import Strata
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
+from hydrometer.core.statistics.sampling_design import Strata
 
 __all__ = ["best_of_bound", "chosen_metrics"]
 

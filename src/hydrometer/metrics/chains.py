@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.markov.law import END, Markov
 
 __all__ = ["Cross", "cross", "judge_chain", "length_law"]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from hydrometer.core.estimate import Estimate, t_interval, welch_satterthwaite
+from hydrometer.core.statistics.estimate import Estimate, t_interval, welch_satterthwaite
 
 __all__ = ["LEAST_KEPT", "LEAST_VOLUME", "collapse_metrics"]
 

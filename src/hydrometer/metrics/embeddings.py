@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate, mean_estimate, t_interval, welch_satterthwaite
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, t_interval, welch_satterthwaite
 
 __all__ = ["Ratio", "mixing", "spread", "spread_ratio"]
 

@@ -22,7 +22,7 @@ from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import expit, ndtr  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.core.errors import InputError, LawMismatchError
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.chains import judge_chain
 from hydrometer.metrics.collapse import collapse_metrics
 from hydrometer.metrics.frontiers.outcomes import Outcomes, chain_outcomes, outcome_frontiers, outcome_metrics

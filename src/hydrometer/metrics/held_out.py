@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import (
+from hydrometer.core.statistics.estimate import (
     Contrast,
     Estimate,
     mean_estimate,
@@ -29,7 +29,7 @@ from hydrometer.core.estimate import (
     t_interval,
     welch_satterthwaite,
 )
-from hydrometer.core.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.metrics.likelihood import mean_on
 
 __all__ = ["Column", "contrast", "estimates", "share_outside"]

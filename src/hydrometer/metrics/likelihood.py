@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.controls import Combination, Controls
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
-from hydrometer.core.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.controls import Combination, Controls
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Samples
 
 __all__ = ["Scores", "likelihood_metrics", "mean_on"]

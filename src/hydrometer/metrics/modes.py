@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.mixture.law import Mixture
 
 __all__ = ["EMPHASISED", "capacity_gap", "mode_metrics"]

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import Finding, warning
+from hydrometer.core.statistics.estimate import Estimate
 
 __all__ = ["implausible"]
 

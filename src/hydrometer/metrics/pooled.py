@@ -26,9 +26,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.controls import Reference
-from hydrometer.core.estimate import FEW, KNOWN_FREEDOM, Caution, Estimate, carried_by, skewed_df, wilson_se
-from hydrometer.core.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.controls import Reference
+from hydrometer.core.statistics.estimate import FEW, KNOWN_FREEDOM, Caution, Estimate, carried_by, skewed_df, wilson_se
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.metrics.likelihood import Scores
 
 __all__ = ["Pooled", "PooledReference", "Settled", "pool", "pool_scores"]

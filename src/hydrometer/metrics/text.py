@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.controls import Controls
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate
-from hydrometer.core.sampling_design import Clusters
-from hydrometer.models.sequences import Sequences
+from hydrometer.core.statistics.controls import Controls
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate
+from hydrometer.core.statistics.sampling_design import Clusters
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["drawn_metrics", "text_metrics"]
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import InputError, StoreError
+from hydrometer.core.io.arrays import open_arrays
 
 __all__ = ["load_arrays", "load_rows", "save_arrays", "take_rows"]
 
@@ -32,7 +32,7 @@ def save_arrays(thing: Any, folder: Path) -> None:
     Examples
     --------
     >>> import tempfile
-    >>> from hydrometer.models.points import Points
+    >>> from hydrometer.models.rows.points import Points
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_arrays(Points(np.zeros((2, 1)), np.array([-1.0, -2.0])), Path(folder))
     ...     load_arrays(Points, Path(folder)).log_prob.tolist()

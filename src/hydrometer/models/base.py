@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_c
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.controls import Reference
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import Strata
+from hydrometer.core.statistics.controls import Reference
+from hydrometer.core.statistics.sampling_design import Strata
 
 if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Selectivity, Strict

@@ -33,8 +33,8 @@ from hydrometer.models.base import (
     chain_levels,
 )
 from hydrometer.models.finite_selectivity import refuse_choice
-from hydrometer.models.points import Points
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+from hydrometer.models.rows.points import Points
+from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences
 
 __all__ = ["EVERYTHING", "CheapChain", "CheapFamily", "Density", "RowCounts", "points_of"]
 

@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, Valida
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError, brief, one_line
+from hydrometer.core.io.yaml_io import explain, nearest
 from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict
-from hydrometer.core.yaml_io import explain, nearest
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
 from hydrometer.models.markov.family import MARKOV

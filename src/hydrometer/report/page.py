@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
-from hydrometer.core.files import write_atomic
+from hydrometer.core.io.files import write_atomic
 from hydrometer.core.watching import doing
 from hydrometer.report.data import plotdata
 from hydrometer.report.data.grid_data import axis_of

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES
-from hydrometer.core.yaml_io import read_plain
+from hydrometer.core.io.yaml_io import read_plain
 from hydrometer.report.values import (
     Json,
     Setting,

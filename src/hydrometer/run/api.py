@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from hydrometer.core.errors import InputError
-from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import FIGURE_CODES, Finding
-from hydrometer.core.sampling_design import Clusters
+from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.watching import doing
-from hydrometer.core.yaml_io import artifact_json
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.families import RunSpec

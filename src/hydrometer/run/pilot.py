@@ -17,7 +17,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from hydrometer.core.errors import InputError, SpecError
-from hydrometer.core.yaml_io import explain
+from hydrometer.core.io.yaml_io import explain
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.advise import Advice, advise_on, completed, keep
 from hydrometer.run.advice.candidates import open_source, the_chain

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Law, Precision, Samples
-from hydrometer.models.best_of_n import TextFamily, choose, needs_truth
 from hydrometer.models.capabilities import KeepsTrainingRows
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.choosing.best_of_n import TextFamily, choose, needs_truth
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.nodes import Context, LawRef, Rows
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydrometer.core.errors import StageError
 from hydrometer.models.drawing import draw_block
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import DrawNode
 

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arguments import whole
-from hydrometer.core.arrays import open_arrays
-from hydrometer.core.controls import Controls
 from hydrometer.core.errors import InputError, StoreError
-from hydrometer.core.estimate import Estimate, mean_estimate
-from hydrometer.core.yaml_io import artifact_json
+from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.core.statistics.controls import Controls
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate
 from hydrometer.metrics.frontiers.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Law, Samples
-from hydrometer.models.best_of_n import ChosenLaw, candidates_of
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.judge_best_of_n import chosen_estimates, chosen_figures
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate
 from hydrometer.metrics.candidate_figures import chosen_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Law
-from hydrometer.models.best_of_n import ChosenLaw
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.choosing.best_of_n import ChosenLaw
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["chosen_estimates", "chosen_figures"]
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Estimate, share_estimate
+from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import PromptsAre, Strata
+from hydrometer.core.statistics.estimate import Estimate, share_estimate
+from hydrometer.core.statistics.sampling_design import PromptsAre, Strata
 from hydrometer.metrics.held_out import Column, estimates, share_outside
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences
+from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences
 from hydrometer.stages.judge import sequence_figures
 
 if TYPE_CHECKING:

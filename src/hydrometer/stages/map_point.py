@@ -16,12 +16,12 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StoreError
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.core.yaml_io import artifact_json
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.base import Law, Samples, Tick
 from hydrometer.models.capabilities import MapPoint, Maps
 from hydrometer.models.finite_selectivity import canonical

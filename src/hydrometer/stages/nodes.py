@@ -16,8 +16,8 @@ from typing import Literal
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
-from hydrometer.models.best_of_n import needs_truth
 from hydrometer.models.capabilities import FitsTogether, MapPoint
+from hydrometer.models.choosing.best_of_n import needs_truth
 from hydrometer.models.drawing import draw_identity
 from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
 

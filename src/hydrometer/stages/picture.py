@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StageError, one_line
+from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import Clusters
-from hydrometer.core.yaml_io import artifact_json
+from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
 from hydrometer.metrics.projection import project
 from hydrometer.models.capabilities import Embeds

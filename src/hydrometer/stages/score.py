@@ -20,14 +20,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.arrays import open_arrays
-from hydrometer.core.controls import Controls, Reference
 from hydrometer.core.errors import StageError, StoreError
+from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.statistics.controls import Controls, Reference
 from hydrometer.metrics.frontiers.prefixes import first_tokens
 from hydrometer.metrics.likelihood import Scores
 from hydrometer.models.base import Controlled, Law, Samples
-from hydrometer.models.best_of_n import ChosenLaw, candidates_of
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.artifact_loader import Bench
 from hydrometer.stages.nodes import ScoreNode
 

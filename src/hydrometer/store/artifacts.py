@@ -22,12 +22,12 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, cast
 
-from hydrometer.core.claims import discard
 from hydrometer.core.errors import StoreError
-from hydrometer.core.files import file_digest
-from hydrometer.core.leftovers import is_abandoned, is_anothers, mark
-from hydrometer.core.os_errors import refused
-from hydrometer.core.yaml_io import read_json
+from hydrometer.core.io.files import file_digest
+from hydrometer.core.io.leftovers import is_abandoned, is_anothers, mark
+from hydrometer.core.io.locking import discard
+from hydrometer.core.io.os_errors import refused
+from hydrometer.core.io.yaml_io import read_json
 from hydrometer.store.path_safety import inner_file, remove
 
 __all__ = [

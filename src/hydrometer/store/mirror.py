@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
-from hydrometer.core.files import file_digest
+from hydrometer.core.io.files import file_digest
 from hydrometer.store.storage_uri import Url, asking, at_once, bring, filesystem, object_bytes
 
 __all__ = ["Mirror", "read_object", "send_folder"]

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from hydrometer.core.errors import FolderError, StoreError
-from hydrometer.core.os_errors import refused
+from hydrometer.core.io.os_errors import refused
 
 __all__ = ["inner_file", "refuse_links", "refuse_unwritable", "remove"]
 

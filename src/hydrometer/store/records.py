@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import yaml
 
-from hydrometer.core.claims import hold
 from hydrometer.core.errors import FolderError, SpecError, StoreError
-from hydrometer.core.files import write_atomic
-from hydrometer.core.leftovers import is_abandoned
-from hydrometer.core.os_errors import refused
-from hydrometer.core.yaml_io import parse_yaml, read_json, read_plain
+from hydrometer.core.io.files import write_atomic
+from hydrometer.core.io.leftovers import is_abandoned
+from hydrometer.core.io.locking import hold
+from hydrometer.core.io.os_errors import refused
+from hydrometer.core.io.yaml_io import parse_yaml, read_json, read_plain
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object

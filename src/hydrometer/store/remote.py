@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import StoreError
-from hydrometer.core.files import file_digest
+from hydrometer.core.io.files import file_digest
 from hydrometer.store.artifacts import MAX_META_BYTES, META, ArtifactStore, checked_meta
 from hydrometer.store.copies import Copies
 from hydrometer.store.storage_uri import Url, asking, at_once, bring, copies_home, filesystem, object_bytes, place_of

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar, cast
 from urllib.parse import unquote
 
 from hydrometer.core.errors import FolderError, InputError, MissingDependencyError, UnreachableError
-from hydrometer.core.files import cache_home
+from hydrometer.core.io.files import cache_home
 
 __all__ = [
     "Url",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.collapse import collapse_metrics
 from hydrometer.metrics.frontiers.curves import divergence_curve, frontier_metrics, prd_curve
 from hydrometer.metrics.frontiers.prefixes import prefix_metrics, prefixes

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.frontiers.curves import SLOPES, WEIGHTS, area_of, prd_names
 from hydrometer.metrics.frontiers.typicality import LEVELS, TIE, roc
 from hydrometer.models.markov.law import END, Markov

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.frontiers.curves import frontier_metrics
 from hydrometer.metrics.frontiers.typicality import typicality_metrics
 from hydrometer.metrics.likelihood import Scores

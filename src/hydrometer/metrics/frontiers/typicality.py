@@ -27,7 +27,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
 
 __all__ = ["LEVELS", "TIE", "roc", "typicality_metrics"]

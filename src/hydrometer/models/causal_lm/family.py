@@ -22,26 +22,26 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
 from hydrometer.core.findings import Finding
+from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
-from hydrometer.core.yaml_io import artifact_json
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
 from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, prompts_of, prompts_written, source_digest
 from hydrometer.models.causal_lm.engines import sessions
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
-from hydrometer.models.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
-from hydrometer.models.training_rows import TrainingRows, load_training_rows
+from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
+from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
 from hydrometer.models.work import Device, Lengths, Stage, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hydrometer.models.best_of_n import ChosenLaw
     from hydrometer.models.causal_lm.cost.operations import Subject
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.model import CausalLM
+    from hydrometer.models.choosing.best_of_n import ChosenLaw
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError, SpecError, one_line
+from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.rng import Stream
-from hydrometer.core.yaml_io import user_path
 from hydrometer.models.base import Level
 from hydrometer.models.causal_lm.cost.memory import level_configs
 from hydrometer.models.causal_lm.cost.operations import Subject, shape_of

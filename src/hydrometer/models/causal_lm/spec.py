@@ -30,9 +30,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.sampling_design import PromptsAre
+from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
-from hydrometer.core.yaml_io import user_path
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 

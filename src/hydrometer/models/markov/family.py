@@ -10,9 +10,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.arrays import open_arrays
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
+from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.cheap import CheapFamily, Stage
@@ -20,7 +20,7 @@ from hydrometer.models.markov.doctor import examine
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
-from hydrometer.models.sequences import Sequences, texts_exhibit
+from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 
 __all__ = ["MARKOV", "MarkovFamily"]
 

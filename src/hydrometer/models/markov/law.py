@@ -18,7 +18,7 @@ from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["END", "Markov", "contexts"]
 

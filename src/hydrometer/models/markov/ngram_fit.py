@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hydrometer.core.arguments import number, whole
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov, contexts
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["MarkovFit", "fit_markov"]
 

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
+from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
-from hydrometer.core.yaml_io import artifact_json
 from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import CheapFamily
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
-from hydrometer.models.points import Points
+from hydrometer.models.rows.points import Points
 
 if TYPE_CHECKING:
     from hydrometer.models.mixture.em import MixtureFit

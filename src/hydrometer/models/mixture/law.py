@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hydrometer.core.controls import Reference
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.controls import Reference
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import power_log_weights, refuse_choice
 from hydrometer.models.mixture.real_arrays import real_array, symmetric
-from hydrometer.models.points import Points
+from hydrometer.models.rows.points import Points
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import t_interval
+from hydrometer.core.statistics.estimate import t_interval
 from hydrometer.report.data.grid_data import places
 from hydrometer.report.read_results import Chain, Diff, Group, Run
 from hydrometer.report.values import Setting

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from hydrometer.core.errors import one_line
-from hydrometer.core.seeds import SURE
+from hydrometer.core.statistics.seeds import SURE
 from hydrometer.report.data.grid_data import COMPARISONS, Tile, axis_of, counted, places
 from hydrometer.report.read_results import Chain, Diff, Figure, Group, Run, parse
 from hydrometer.report.tables.judged_table import judged_table

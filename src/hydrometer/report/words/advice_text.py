@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from hydrometer.core.errors import one_line
-from hydrometer.core.files import file_digest
+from hydrometer.core.io.files import file_digest
 from hydrometer.report.read_results import Chain, Run
 from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hydrometer.core.seeds import SURE
+from hydrometer.core.statistics.seeds import SURE
 from hydrometer.report.read_results import Chain, Group, Run
 from hydrometer.report.wording import among, model
 

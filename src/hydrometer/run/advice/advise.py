@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
-from hydrometer.core.files import write_atomic
+from hydrometer.core.io.files import write_atomic
 from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import FolderError, InputError
-from hydrometer.core.estimate import Estimate
-from hydrometer.core.files import file_digest
-from hydrometer.core.yaml_io import nearest
+from hydrometer.core.io.files import file_digest
+from hydrometer.core.io.yaml_io import nearest
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import shipped_recipes

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.candidate_table import Field
 from hydrometer.run.advice.candidates import Source, arm_of, design_of
 from hydrometer.run.execution.execute import execute

@@ -9,7 +9,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError
-from hydrometer.core.yaml_io import MAX_YAML_BYTES, explain, nearest, parse_yaml
+from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, explain, nearest, parse_yaml
 from hydrometer.models.work import Device
 from hydrometer.run.cost.this_machine import Kept
 

@@ -23,10 +23,10 @@ from pydantic import Field, ValidationError
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import DataError
-from hydrometer.core.files import cache_home, write_atomic
-from hydrometer.core.os_errors import refused
+from hydrometer.core.io.files import cache_home, write_atomic
+from hydrometer.core.io.os_errors import refused
+from hydrometer.core.io.yaml_io import explain, read_json
 from hydrometer.core.spec import ChainSpec, Strict
-from hydrometer.core.yaml_io import explain, read_json
 from hydrometer.models.base import Family
 from hydrometer.models.work import Counted, Device, Lengths, Phase
 from hydrometer.run.preflight.machine import memory, processor

@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.io.yaml_io import explain
 from hydrometer.core.spec import Selectivity, parse_selectivity
-from hydrometer.core.yaml_io import explain
 from hydrometer.models.base import Family
 from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.causal_lm.loading.load import locate

@@ -18,11 +18,11 @@ import pyarrow
 import pyarrow.parquet
 
 from hydrometer.core.errors import DataError, InputError
-from hydrometer.core.files import replacing
+from hydrometer.core.io.files import replacing
+from hydrometer.core.io.yaml_io import nearest, user_path
 from hydrometer.core.spec import Selectivity, parse_selectivity
-from hydrometer.core.yaml_io import nearest, user_path
 from hydrometer.models.causal_lm.spec import CausalLMChain
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity

@@ -18,11 +18,11 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from hydrometer.core.claims import InUseError
 from hydrometer.core.errors import DataError, InputError, brief
-from hydrometer.core.estimate import Estimate, mean_estimate, share_estimate
-from hydrometer.core.sampling_design import Strata
-from hydrometer.core.yaml_io import nearest, read_plain
+from hydrometer.core.io.locking import InUseError
+from hydrometer.core.io.yaml_io import nearest, read_plain
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, share_estimate
+from hydrometer.core.statistics.sampling_design import Strata
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.exchange.exporting import COLUMNS
 from hydrometer.run.graph.outcome import Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.core.errors import FolderError, HydrometerError, StageError, UnreachableError
-from hydrometer.core.os_errors import is_out_of_memory, refused, refused_errno
+from hydrometer.core.io.os_errors import is_out_of_memory, refused, refused_errno
 
 __all__ = ["reason_of"]
 

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from hydrometer.core.errors import one_line
-from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import Finding
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.watching import watched_by
 from hydrometer.run.execution.waiting import Waiting, clock
 

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import FolderError, SpecError
-from hydrometer.core.files import write_atomic
+from hydrometer.core.io.files import write_atomic
+from hydrometer.core.io.yaml_io import explain, parse_yaml, read_plain
 from hydrometer.core.spec import Name, Selectivity, Strict
-from hydrometer.core.yaml_io import explain, parse_yaml, read_plain
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.store.artifacts import content_key
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hydrometer.core.estimate import Estimate
 from hydrometer.core.findings import Finding
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.stages.nodes import Node
 
 __all__ = ["Ended", "Monitor", "Outcome", "SilentMonitor", "nobody"]

@@ -18,8 +18,8 @@ from hydrometer.core.spec import ChainSpec, Resample, Selectivity
 from hydrometer.core.watching import doing
 from hydrometer.metrics.projection import projection_versions
 from hydrometer.models.base import Family, Level
-from hydrometer.models.best_of_n import check_choices
 from hydrometer.models.capabilities import Maps
+from hydrometer.models.choosing.best_of_n import check_choices
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.adopted import Adopted

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import SpecError
+from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
 from hydrometer.core.watching import doing
-from hydrometer.core.yaml_io import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
 
 if TYPE_CHECKING:
     from hydrometer.models.families import RunSpec

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 from hydrometer.core.errors import FolderError, InputError
-from hydrometer.core.yaml_io import read_json
+from hydrometer.core.io.yaml_io import read_json
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.rendering import RendersPrompts
 from hydrometer.run.graph.plan import Plan

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.spec import Selectivity
-from hydrometer.core.yaml_io import nearest
 from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.models.finite_selectivity import canonical

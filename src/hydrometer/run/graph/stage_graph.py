@@ -10,7 +10,7 @@ from typing import Literal
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
-from hydrometer.models.best_of_n import choice_identity
+from hydrometer.models.choosing.best_of_n import choice_identity
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.stages.nodes import VERSIONS, Cell, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Rows

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.pretrained.existing import Existing, open_law
 from hydrometer.run.execution.failures import reason_of
@@ -28,7 +28,7 @@ from hydrometer.store.artifacts import ArtifactStore, content_key
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.retokenize import Texts
-    from hydrometer.models.sequences import Sequences
+    from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["Drawn", "Jobs", "LawName", "TextRows", "Work", "run_jobs"]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, ModelError
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions
 from hydrometer.models.causal_lm.loading.load import locate

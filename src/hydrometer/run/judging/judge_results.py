@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from hydrometer.core.estimate import Contrast, Estimate
-from hydrometer.core.sampling_design import Clusters, Strata
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.estimate import Contrast, Estimate
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.metrics.held_out import contrast
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.models.sequences import texts_exhibit
+from hydrometer.models.rows.sequences import texts_exhibit
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.judging.judge_jobs import Work
 from hydrometer.run.judging.judge_plan import JudgedCell, Question

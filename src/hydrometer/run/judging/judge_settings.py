@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hydrometer.core.errors import InputError
-from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.finite_selectivity import canonical as neutral_is_none
 
 __all__ = ["JudgeSettings"]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import PromptsAre
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.run.api import RunResult
 from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor

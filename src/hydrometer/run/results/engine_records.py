@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from hydrometer.core.estimate import t_interval
+from hydrometer.core.statistics.estimate import t_interval
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from hydrometer.core.estimate import Contrast, Estimate
-from hydrometer.core.yaml_io import artifact_json
+from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.core.statistics.estimate import Contrast, Estimate
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.stages.map_point import load_map

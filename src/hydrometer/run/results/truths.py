@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hydrometer.core.os_errors import refused
+from hydrometer.core.io.os_errors import refused
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.store.records import RunFolder
 

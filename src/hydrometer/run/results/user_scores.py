@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from hydrometer.core.claims import hold
 from hydrometer.core.errors import FolderError, brief
-from hydrometer.core.estimate import Estimate
-from hydrometer.core.files import write_atomic
-from hydrometer.core.yaml_io import read_json
+from hydrometer.core.io.files import write_atomic
+from hydrometer.core.io.locking import hold
+from hydrometer.core.io.yaml_io import read_json
+from hydrometer.core.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     from hydrometer.store.records import RunFolder

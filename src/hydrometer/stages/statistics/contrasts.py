@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import (
+from hydrometer.core.statistics.estimate import (
     Contrast,
     Estimate,
     crossed_variance,
@@ -25,8 +25,8 @@ from hydrometer.core.estimate import (
     row_freedom,
     welch_satterthwaite,
 )
-from hydrometer.core.sampling_design import Clusters, Strata
-from hydrometer.core.seeds import skew_of_mean, skewed_interval
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
 
 __all__ = ["ROW_METRICS", "Figure", "Group", "Judged", "TruthRows", "combine", "contrast", "group_figure", "over_seeds"]
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import row_freedom, welch_satterthwaite
 from hydrometer.core.rng import Stream
-from hydrometer.core.sampling_design import Clusters, Strata
-from hydrometer.core.seeds import skew_of_mean, skewed_interval
+from hydrometer.core.statistics.estimate import row_freedom, welch_satterthwaite
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
 
 __all__ = ["Arm", "Design", "Joint", "Linear", "row_covariance"]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hydrometer.core.arguments import number
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.seeds import skew_of_mean
+from hydrometer.core.statistics.seeds import skew_of_mean
 from hydrometer.stages.statistics.covariance import Arm, Design, Joint, Linear
 
 __all__ = ["ERROR", "Candidate", "Decision", "More", "Need", "Problem", "Reason", "confirmed", "decide", "left_out"]

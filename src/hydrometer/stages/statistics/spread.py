@@ -22,7 +22,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.seeds import FEWEST, few_seeds
+from hydrometer.core.statistics.seeds import FEWEST, few_seeds
 
 __all__ = ["NO_SPREAD", "Spread", "spread_of", "two_peaks", "widest_gap"]
 

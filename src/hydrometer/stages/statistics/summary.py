@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
-from hydrometer.core.estimate import Contrast
-from hydrometer.core.seeds import unseen
+from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.spec import Selectivity
-from hydrometer.core.yaml_io import artifact_json
+from hydrometer.core.statistics.estimate import Contrast
+from hydrometer.core.statistics.seeds import unseen
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.stages.nodes import Cell
 from hydrometer.stages.statistics.contrasts import (

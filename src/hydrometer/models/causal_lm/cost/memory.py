@@ -18,7 +18,7 @@ from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
-from hydrometer.models.training_rows import IN_MEMORY
+from hydrometer.models.rows.training_rows import IN_MEMORY
 
 __all__ = ["count_parameters", "footprint", "judge_bytes", "level_configs", "on_accelerator", "row_bytes"]
 

@@ -25,7 +25,7 @@ from hydrometer.models.causal_lm.cost.memory import footprint, judge_bytes, on_a
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import empty_network
 from hydrometer.models.causal_lm.training.packed_rows import learns_packed, packed_size
-from hydrometer.models.training_rows import IN_MEMORY
+from hydrometer.models.rows.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
 
 __all__ = [

@@ -38,7 +38,7 @@ from hydrometer.models.causal_lm.inference.scorer import score_beside, score_ste
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import fresh_network, layers_config
 from hydrometer.models.causal_lm.training.trainer import fit
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["machine", "measure"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from hydrometer.core.errors import DataError, ModelError
-from hydrometer.core.sampling_design import PromptsAre
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.templates import render_chat
 from hydrometer.models.causal_lm.loading.model_files import as_data_error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydrometer.core.errors import HydrometerError, one_line
-from hydrometer.core.os_errors import is_panic
+from hydrometer.core.io.os_errors import is_panic
 from hydrometer.models.causal_lm.loading import load
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from hydrometer.models.causal_lm.data.answer_text import PromptEnd, prompt_ends,
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.templates import render_chat
 from hydrometer.models.causal_lm.loading.model_files import as_data_error, quiet
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.yaml_io import nearest
+from hydrometer.core.io.yaml_io import nearest
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.openai import OPENAI
 from hydrometer.models.causal_lm.engines.vllm import VLLM

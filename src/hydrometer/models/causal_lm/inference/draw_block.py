@@ -13,10 +13,10 @@ from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, Order, Place, Session
 from hydrometer.models.causal_lm.engines.sessions import opened, release
 from hydrometer.models.causal_lm.inference.rescore import rescore
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
-    from hydrometer.core.estimate import Estimate
+    from hydrometer.core.statistics.estimate import Estimate
     from hydrometer.models.causal_lm.inference.law import CausalLaw
 
 __all__ = ["ROW_STREAM", "draw_by_engine"]

@@ -19,7 +19,7 @@ from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.inference.scorer import row_batches
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["embed"]
 

@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 from torch import Tensor
 
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["KeptStates", "kept_states"]
 

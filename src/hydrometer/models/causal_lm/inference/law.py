@@ -22,7 +22,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Beside, Law, Samples, ScoreKind
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.finite_selectivity import refuse_choice
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.scorer import StepScores

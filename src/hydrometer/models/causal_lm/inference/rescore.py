@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hydrometer.core.errors import StageError
-from hydrometer.core.estimate import Estimate, ratio_estimate
 from hydrometer.core.spec import Selectivity
+from hydrometer.core.statistics.estimate import Estimate, ratio_estimate
 from hydrometer.models.causal_lm.engines.engine import MOST_LOG_PROB, Answer, LogProbsAre
 from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature
 from hydrometer.models.causal_lm.networks.sources import GeneralSource
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import DataError, StageError
-from hydrometer.core.sampling_design import PromptsAre
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.data.answer_text import UNREADABLE, prompt_ends
 from hydrometer.models.causal_lm.data.prompts import Prompts, encode_prompts, read_prompts
 from hydrometer.models.causal_lm.data.text_dataset import Answered
 from hydrometer.models.causal_lm.inference.law import CausalLaw
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

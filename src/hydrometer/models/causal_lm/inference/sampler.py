@@ -21,7 +21,7 @@ from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, LlamaDecoder, RecomputeDecoder
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["draw_blocks", "draw_rows"]
 

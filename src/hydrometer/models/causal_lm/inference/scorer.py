@@ -30,7 +30,7 @@ from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.next_token import Logits, TokenScores
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["StepScores", "row_batches", "score", "score_beside", "score_steps"]
 

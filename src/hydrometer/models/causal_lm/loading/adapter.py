@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
-from hydrometer.core.yaml_io import read_json
+from hydrometer.core.io.yaml_io import read_json
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, check_files, tensor_shapes
 from hydrometer.models.causal_lm.loading.model_files import as_model_error, sha256
 from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG, Resolved

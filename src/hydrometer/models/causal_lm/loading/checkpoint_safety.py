@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import ModelError, brief, one_line
-from hydrometer.core.yaml_io import read_json
+from hydrometer.core.io.yaml_io import read_json
 
 __all__ = ["FILES", "MAX_CONFIG_BYTES", "check_files", "check_folder", "check_sizes", "tensor_shapes"]
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import MissingDependencyError, ModelError
-from hydrometer.core.files import cache_home
-from hydrometer.core.leftovers import is_abandoned, mark
+from hydrometer.core.io.files import cache_home
+from hydrometer.core.io.leftovers import is_abandoned, mark
+from hydrometer.core.io.yaml_io import read_json, user_path
 from hydrometer.core.watching import doing
-from hydrometer.core.yaml_io import read_json, user_path
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 from hydrometer.models.causal_lm.loading.gguf_header import check_gguf
 from hydrometer.models.causal_lm.loading.model_files import as_model_error, quiet, sha256

@@ -9,8 +9,8 @@ from logging import CRITICAL
 from pathlib import Path
 
 from hydrometer.core.errors import DataError, HydrometerError, ModelError, one_line
-from hydrometer.core.files import file_digest
-from hydrometer.core.os_errors import is_panic
+from hydrometer.core.io.files import file_digest
+from hydrometer.core.io.os_errors import is_panic
 from hydrometer.core.watching import doing
 
 __all__ = ["as_data_error", "as_model_error", "quiet", "sha256"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from hydrometer.core.errors import HydrometerError, ModelError, one_line
-from hydrometer.core.os_errors import is_out_of_memory, refused_errno
+from hydrometer.core.io.os_errors import is_out_of_memory, refused_errno
 from hydrometer.models.causal_lm.networks.cache import roomy_cache
 
 __all__ = ["Network", "network_errors"]

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.estimate import Estimate, mean_estimate, mean_variance
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.core.rng import Stream
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.data.answer_text import prompt_ends
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.spec import CausalLMChain
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["Probe", "examine_probe", "small_law", "take_probe"]
 

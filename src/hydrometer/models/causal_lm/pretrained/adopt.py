@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hydrometer.core.errors import LawMismatchError, ModelError
-from hydrometer.core.yaml_io import user_path
+from hydrometer.core.io.yaml_io import user_path
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM, vocabulary_hash
 from hydrometer.models.causal_lm.loading import load

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
+from hydrometer.core.io.yaml_io import read_json
 from hydrometer.core.watching import doing
-from hydrometer.core.yaml_io import read_json
 from hydrometer.models.causal_lm.data.prompts import Prompts, prompts_written
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hydrometer.core.files import file_digest, write_atomic
+from hydrometer.core.io.files import file_digest, write_atomic
 
 __all__ = ["Checkpoints", "Remembers"]
 

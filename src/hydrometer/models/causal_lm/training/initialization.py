@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hydrometer.core.errors import LawMismatchError, ModelError, SpecError, one_line
-from hydrometer.core.yaml_io import nearest
+from hydrometer.core.io.yaml_io import nearest
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hydrometer.core.errors import ModelError, SpecError, one_line
-from hydrometer.core.os_errors import is_out_of_memory
+from hydrometer.core.io.os_errors import is_out_of_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.loading.model_files import quiet

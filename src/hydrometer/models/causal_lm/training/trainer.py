@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hydrometer.core.claims import claim
 from hydrometer.core.errors import FitError, HydrometerError, InputError, LawMismatchError, PeerLostError, one_line
+from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
@@ -41,8 +41,8 @@ from hydrometer.models.causal_lm.training.distributed import Loss, Together, los
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
-from hydrometer.models.sequences import Sequences
-from hydrometer.models.training_rows import TrainingRows
+from hydrometer.models.rows.sequences import Sequences
+from hydrometer.models.rows.training_rows import TrainingRows
 
 __all__ = ["fit"]
 

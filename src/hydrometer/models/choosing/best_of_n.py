@@ -28,8 +28,8 @@ from hydrometer.core.errors import InputError, SpecError, StageError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Accept, ChainSpec, Selectivity
 from hydrometer.models.base import Family, Law, Samples, ScoreKind
-from hydrometer.models.rankers import Scorer, Texts, check_score, score_identity, scorer
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.choosing.rankers import Scorer, Texts, check_score, score_identity, scorer
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = [
     "CandidateLaw",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from hydrometer.core.leftovers import mark
-from hydrometer.core.os_errors import refused
+from hydrometer.core.io.leftovers import mark
+from hydrometer.core.io.os_errors import refused
 
 __all__ = ["cache_home", "file_digest", "replacing", "write_atomic"]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import cast
 
 from hydrometer.core.errors import FolderError
-from hydrometer.core.os_errors import refused
-from hydrometer.core.yaml_io import read_plain
+from hydrometer.core.io.os_errors import refused
+from hydrometer.core.io.yaml_io import read_plain
 
 __all__ = ["InUseError", "claim", "discard", "hold"]
 

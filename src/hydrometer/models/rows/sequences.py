@@ -16,7 +16,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
-from hydrometer.core.sampling_design import Clusters, PromptsAre, Strata
+from hydrometer.core.statistics.sampling_design import Clusters, PromptsAre, Strata
 
 __all__ = ["FinishReason", "Sequences", "load_prompts", "load_sequences", "save_sequences", "texts_exhibit"]
 

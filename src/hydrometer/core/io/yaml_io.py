@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError, StoreError, brief, one_line
-from hydrometer.core.os_errors import refused_errno
+from hydrometer.core.io.os_errors import refused_errno
 
 __all__ = [
     "MAX_YAML_BYTES",

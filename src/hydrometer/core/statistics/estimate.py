@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.controls import Combination, Controls
-from hydrometer.core.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.controls import Combination, Controls
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 
 __all__ = [
     "FEW",

@@ -22,8 +22,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import FolderError, StoreError
-from hydrometer.core.sampling_design import Clusters, PromptsAre, Strata
-from hydrometer.models.sequences import load_prompts
+from hydrometer.core.statistics.sampling_design import Clusters, PromptsAre, Strata
+from hydrometer.models.rows.sequences import load_prompts
 
 __all__ = ["TrainingRows", "load_training_rows"]
 

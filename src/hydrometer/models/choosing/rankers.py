@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hydrometer.core.errors import InputError, SpecError, StageError
-from hydrometer.core.yaml_io import nearest
+from hydrometer.core.io.yaml_io import nearest
 from hydrometer.models.base import Law
-from hydrometer.models.sequences import Sequences
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["BUILT_IN", "GROUP", "RowScore", "Scorer", "Texts", "check_score", "score_identity", "scorer"]
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from hydrometer.core.errors import StoreError
-from hydrometer.core.os_errors import refused_errno
+from hydrometer.core.io.os_errors import refused_errno
 
 __all__ = ["open_arrays"]
 

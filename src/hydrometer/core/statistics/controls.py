@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.sampling_design import Clusters, Strata
 
 __all__ = ["Combination", "Controls", "Reference"]
 
@@ -73,7 +73,7 @@ class Controls:
 
     Examples
     --------
-    >>> from hydrometer.core.estimate import mean_estimate
+    >>> from hydrometer.core.statistics.estimate import mean_estimate
     >>> x = np.linspace(-1, 1, 101) + 0.1  # the mean is known to be zero, the rows happen to lie high
     >>> e = mean_estimate(2 * x + 1, "nats", controls=Controls.of(x[:, None]))
     >>> round(e.value, 3), e.method  # the plain mean is 1.2

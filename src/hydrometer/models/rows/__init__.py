@@ -1,0 +1,1 @@
+"""Rows that laws draw and fits read."""
