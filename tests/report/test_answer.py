@@ -33,6 +33,7 @@ def test_what_to_take_or_what_would_decide() -> None:
     assert said(leader=COLD["id"]).startswith("Take the direct student decoded at temperature 0.6")
     close = said(status="undecided", reason="close", more={"seeds": 6, "rows": None})
     assert close.startswith("Undecided: the student distilled at temperature 0.8 leads in precision")
+    assert "in precision among those that lose at most 0.1 nats per token of recall, but is not shown" in close
     assert "direct student decoded at temperature 0.6; about 6 seeds in all would decide" in close
     assert close.count(".") == close.count("0.") + 1  # one sentence
     assert "run again with --set seeds=5" in said(status="undecided", reason="one_seed")

@@ -121,8 +121,8 @@ def _answer(data: Json) -> str:
     count = len(items(data.get("candidates")))
     wanted = _wanted(data)
     margin = f"{number(mapping(data.get('need')).get('margin')) or 0:g} {_unit(data)}"
+    those = f" among those that {wanted}" if wanted else ""
     if data.get("status") == "decided":
-        those = f" among those that {wanted}" if wanted else ""
         return f"Take {leader}: of {count} settings tried it has the highest {_objective(data)}{those}."
     if data.get("status") == "none":
         return f"None of the {count} settings tried is able to {wanted}; the nearest is {leader}{_miss(data)}."
@@ -137,10 +137,10 @@ def _answer(data: Json) -> str:
         case "one_seed":
             return (
                 "Undecided: with one seed nothing is known of what training again would change; of these trained "
-                f"models {leader} leads in {_objective(data)}."
+                f"models {leader} leads in {_objective(data)}{those}."
             )
         case "partial":
-            return f"Undecided so far: of the {count} settings judged {leader} leads in {_objective(data)}."
+            return f"Undecided so far: of the {count} settings judged {leader} leads in {_objective(data)}{those}."
         case "unconfirmed":
             return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
         case "constraint":
@@ -150,8 +150,8 @@ def _answer(data: Json) -> str:
             return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
         case _:
             return (
-                f"Undecided: {leader} leads in {_objective(data)}, but is not shown to be more than {margin} ahead of "
-                f"{rival}."
+                f"Undecided: {leader} leads in {_objective(data)}{those}, but is not shown to be more than {margin} ahead "
+                f"of {rival}."
             )
 
 
