@@ -55,7 +55,7 @@ def test_an_engine_names_its_own_rows_and_no_others(tiny_models: dict[str, Path]
 
 def test_keys_of_native_draws_are_those_of_before(tiny_models: dict[str, Path], monkeypatch: Any) -> None:
     """A specification that does not name an engine gives the keys that it gave when there was none."""
-    from hydrometer.run.graph import plan as module
+    from hydrometer.run.graph import stage_graph as module
 
     folder = tiny_models["llama"]
     now = [planned(folder, e).nodes.keys() for e in (None, "native", {"native": {}})]

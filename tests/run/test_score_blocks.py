@@ -138,7 +138,7 @@ def test_what_a_kill_leaves_is_not_made_again(
         return score(node, bench, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "score", killed)
+        patch.setattr("hydrometer.stages.compute.score", killed)
         with pytest.raises(KeyboardInterrupt):
             hm.run(path, out=tmp_path / "out", cache=cache)
     assert not list(cache.glob(".tmp-*"))

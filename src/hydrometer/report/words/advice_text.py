@@ -150,8 +150,8 @@ def _answer(data: Json) -> str:
             return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
         case _:
             return (
-                f"Undecided: {leader} leads in {_objective(data)}{those}, but is not shown to be more than {margin} ahead "
-                f"of {rival}."
+                f"Undecided: {leader} leads in {_objective(data)}{those}, but is not shown to be more than {margin} "
+                f"ahead of {rival}."
             )
 
 
