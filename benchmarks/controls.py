@@ -24,7 +24,7 @@ from hydrometer.core.statistics.estimate import mean_variance
 from hydrometer.metrics.likelihood import Scores
 from hydrometer.models.families import parse_run_spec
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import scores_of
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.artifacts import ArtifactStore
@@ -59,7 +59,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(_peers.THREADS)
     plan = plan_run(parse_run_spec(load_results(folder)["specs"][0], "specs"))
-    bench = Bench(ArtifactStore(folder / "artifacts"))
+    bench = ArtifactLoader(ArtifactStore(folder / "artifacts"))
     out: dict[str, dict[str, object]] = {}
     for cell in plan.cells:
         node = plan.nodes[cell.judge]

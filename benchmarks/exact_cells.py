@@ -20,7 +20,7 @@ import numpy as np
 from hydrometer.metrics.exact import expected_log_prob
 from hydrometer.models.families import parse_run_spec
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import load_metrics
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.artifacts import ArtifactStore
@@ -44,7 +44,7 @@ def judged(folder: Path, chain: str, seeds: tuple[int, ...]) -> list[tuple[str, 
     """Standardised errors of the cells of some seeds."""
     plan = plan_run(parse_run_spec(load_results(folder)["specs"][0], "specs"))
     store = ArtifactStore(folder / "artifacts")
-    bench = Bench(store)
+    bench = ArtifactLoader(store)
     out: list[tuple[str, Z]] = []
     for cell in plan.cells:
         node = plan.nodes[cell.judge]

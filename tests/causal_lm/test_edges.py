@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import hydrometer as hm  # noqa: E402
 from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
-from hydrometer.models.base import Beside  # noqa: E402
+from hydrometer.models.base import PairedScores  # noqa: E402
 from hydrometer.models.causal_lm.inference import scorer  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
@@ -191,7 +191,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.campaign
 def test_a_run_in_bfloat16_has_entropies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def every_step_near(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool = False) -> Beside:
+    def every_step_near(law: CausalLaw, x: Sequences, other: CausalLaw, *, again: bool = False) -> PairedScores:
         found = score_beside(law, x, other, again=again)
         return found if found.near_edge is None else replace(found, near_edge=x.lengths)
 

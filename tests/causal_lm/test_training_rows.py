@@ -19,7 +19,7 @@ from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.errors import FolderError, InputError, StoreError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
-from hydrometer.models.capabilities import KeepsTrainingRows  # noqa: E402
+from hydrometer.models.capabilities import CompactRows  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM, CausalLMFamily  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
@@ -60,7 +60,7 @@ def test_fits_on_either_form_have_the_same_weights(
     truth: CausalLaw, rows: Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
 ) -> None:
     monkeypatch.setattr(training_rows, "IN_MEMORY", in_memory)
-    assert isinstance(CAUSAL_LM, KeepsTrainingRows)
+    assert isinstance(CAUSAL_LM, CompactRows)
     (tmp_path / "scratch").mkdir()
     flat = CAUSAL_LM.load_training_rows(blocks(rows, tmp_path / "blocks"), 90, tmp_path / "scratch")
     x = rows.take(slice(0, 90))

@@ -20,7 +20,7 @@ from hydrometer.models.markov.law import END, Markov, contexts
 from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.store.artifacts import ArtifactStore
 
 V, LONGEST = 3, 4
@@ -261,7 +261,7 @@ def test_truths_that_make_no_sense_are_refused(truth: dict[str, Any], says: str,
 def test_every_estimate_of_the_recipe_is_near_the_exact_value(tmp_path: Path) -> None:
     spec = hm.load_spec("markov", ["seeds=3"])
     result = hm.run(spec, out=tmp_path / "out")
-    plan, bench = plan_run(spec), Bench(ArtifactStore(tmp_path / "out" / "artifacts"))
+    plan, bench = plan_run(spec), ArtifactLoader(ArtifactStore(tmp_path / "out" / "artifacts"))
     cells = {c["id"]: c["metrics"] for c in result.results["cells"]}
     truth = spec.chains["markov"].truth.law()  # type: ignore[attr-defined]
     compared = 0

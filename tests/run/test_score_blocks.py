@@ -20,7 +20,7 @@ from hydrometer.models.markov.family import MarkovFamily
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages import score as scoring
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import figures, judge, load_metrics, scores_of
 from hydrometer.stages.nodes import VERSIONS, JudgeNode, ScoreNode
 from hydrometer.stages.score import load_columns, save_columns
@@ -94,8 +94,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, hm.RunRe
     return path, folder, result
 
 
-def opened(made: tuple[Path, Path, hm.RunResult]) -> tuple[Any, Bench]:
-    return plan_run(hm.load_spec(made[0])), Bench(ArtifactStore(made[1] / "cache"))
+def opened(made: tuple[Path, Path, hm.RunResult]) -> tuple[Any, ArtifactLoader]:
+    return plan_run(hm.load_spec(made[0])), ArtifactLoader(ArtifactStore(made[1] / "cache"))
 
 
 def fork(made: tuple[Path, Path, hm.RunResult], target: Path, without: tuple[str, ...] = ()) -> Path:
@@ -132,7 +132,7 @@ def test_what_a_kill_leaves_is_not_made_again(
     cache = fork(made, tmp_path / "cache", ("score", "judge", "show"))
     score, done = scoring.score, 7
 
-    def killed(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
+    def killed(node: ScoreNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
         if len(list(cache.glob("score-*"))) == done:
             raise KeyboardInterrupt
         return score(node, bench, folder)
@@ -190,7 +190,7 @@ def test_judging_opens_no_model(
     made: tuple[Path, Path, hm.RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, bench = opened(made)
-    monkeypatch.setattr(Bench, "law", lambda *a: pytest.fail("opened a model"))
+    monkeypatch.setattr(ArtifactLoader, "law", lambda *a: pytest.fail("opened a model"))
     for cell in plan.cells:
         node = plan.nodes[cell.judge]
         (tmp_path / cell.id).mkdir()

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Selectivity, Strict
 
 __all__ = [
-    "Beside",
     "Controlled",
     "Family",
     "FitRequest",
@@ -34,6 +33,7 @@ __all__ = [
     "Footprint",
     "Law",
     "Level",
+    "PairedScores",
     "Samples",
     "ScoreKind",
     "Tick",
@@ -116,7 +116,7 @@ class Law(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Beside:
+class PairedScores:
     """Rows that a law drew, scored under it and under another, with control variates.
 
     Attributes
@@ -144,7 +144,7 @@ class Beside:
 class Controlled(Protocol):
     """A law that knows expectations along its rows: what a `Law` may offer besides, to make estimates sharper."""
 
-    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> PairedScores:
         """Score rows that this law drew under it and under `other`.
 
         `again` tells that the same rows will be scored beside further laws, so that what depends on this law alone may
@@ -170,7 +170,7 @@ class FitRequest:
 
     Attributes
     ----------
-    data : rows to fit; of families with a compact form of stored rows (`KeepsTrainingRows`) that, in a run.
+    data : rows to fit; of families with a compact form of stored rows (`CompactRows`) that, in a run.
     validate : held-out rows of the same law, or None.
     truth : the law of level 0, whose prompts, stop set and layers a level may take over.
     teacher : the unselected law of the level above, or None for a direct student.

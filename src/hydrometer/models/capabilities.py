@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChecksInputs",
+    "CompactRows",
     "Embeds",
     "FitsTogether",
-    "KeepsTrainingRows",
     "MapPoint",
     "Maps",
     "Threaded",
@@ -84,7 +84,7 @@ class FitsTogether(Protocol):
 
 
 @runtime_checkable
-class KeepsTrainingRows(Protocol):
+class CompactRows(Protocol):
     """A family with a compact form of stored rows for its fits: what a `Family` may offer besides.
 
     Its `fit` takes them as `FitRequest.data` where it takes what `load_samples` gives, with the same result.

@@ -22,7 +22,7 @@ from hydrometer.core.errors import one_line
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import Family, Precision
 
-__all__ = ["PHASES", "Counted", "Device", "Lengths", "Part", "Phase", "Stage", "Work", "share_out"]
+__all__ = ["PHASES", "Device", "HasCostModel", "Lengths", "Part", "Phase", "Stage", "Work", "share_out"]
 
 Phase = Literal["draw", "score", "train"]
 PHASES: tuple[Phase, ...] = ("draw", "score", "train")
@@ -176,7 +176,7 @@ class Device(Strict):
 
 
 @runtime_checkable
-class Counted(Protocol):
+class HasCostModel(Protocol):
     """A family that can say what its stages have to do: what `plan` needs where drawing is dear."""
 
     def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:

@@ -36,7 +36,7 @@ from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truth
 from hydrometer.run.results.user_scores import CellScores, read_scores
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
 from hydrometer.stages.nodes import Cell
 from hydrometer.stages.picture import load_picture, without_picture
@@ -186,7 +186,7 @@ def results_of(
     groups: dict[str, object] = {}
     chains: dict[str, dict[str, object]] = {}
     for chain_name, chain in plan.chains.items():
-        bench = Bench(store)
+        bench = ArtifactLoader(store)
         if chain_name in maps:
             found = maps[chain_name].comparison()
         else:
@@ -295,7 +295,7 @@ class _Books:
         made = {} if node is None else node.artifacts | {"truth": self.truths[cell.chain]}
         return cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
 
-    def judged(self, cell: Cell, bench: Bench) -> Judged | None:
+    def judged(self, cell: Cell, bench: ArtifactLoader) -> Judged | None:
         """A cell for comparisons; its rows are read when they are first needed."""
         metrics = self.metrics(cell)
         if metrics is None:
@@ -309,7 +309,7 @@ class _Books:
             lambda: self.clustered(cell, bench),
         )
 
-    def clustered(self, cell: Cell, bench: Bench) -> bool:
+    def clustered(self, cell: Cell, bench: ArtifactLoader) -> bool:
         """Whether the prompts of a cell's chain are a sample; its first rows say it."""
         node = self.plan.judge_of(cell)
         if node is None or not node.law_rows.blocks:
@@ -318,7 +318,7 @@ class _Books:
             self._clustered[cell.chain] = isinstance(bench.head(node.context, node.law_rows, 1).strata, Clusters)
         return self._clustered[cell.chain]
 
-    def truth_rows(self, cell: Cell, bench: Bench) -> TruthRows:
+    def truth_rows(self, cell: Cell, bench: ArtifactLoader) -> TruthRows:
         """The truth's rows a cell was judged on."""
         node = self.plan.judge_of(cell)
         if node is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Law, Precision, Samples
-from hydrometer.models.capabilities import KeepsTrainingRows
+from hydrometer.models.capabilities import CompactRows
 from hydrometer.models.choosing.best_of_n import TextFamily, choose, needs_truth
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.nodes import Context, LawRef, Rows
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import Selectivity
     from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["Bench", "Outline"]
+__all__ = ["ArtifactLoader", "Outline"]
 
 _LAWS_KEPT = 4
 _ROWS_KEPT = 4
@@ -40,7 +40,7 @@ class Outline:
         return int(self.log_prob.size)
 
 
-class Bench:
+class ArtifactLoader:
     """Opens laws and rows from an artifact store.
 
     Parameters
@@ -136,7 +136,7 @@ class Bench:
         ----------
         scratch : an existing folder on whose disk rows may lie that memory would not hold, as a file without a name.
         """
-        if not rows.blocks or not isinstance(context.family, KeepsTrainingRows):
+        if not rows.blocks or not isinstance(context.family, CompactRows):
             return self.rows(context, rows)
         if self._training is None or self._training[0] != rows.key:
             self._training = None  # what they take is given back first

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydrometer.core.errors import StoreError
 from hydrometer.models.base import Tick
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.draw import draw
 from hydrometer.stages.fit import fit
 from hydrometer.stages.judge import judge, released, show
@@ -30,7 +30,7 @@ from hydrometer.stages.score import score
 __all__ = ["compute"]
 
 
-def compute(node: Node, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
+def compute(node: Node, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[str, object]:
     """Compute a stage into `folder`; return facts for its artifact.
 
     Raises

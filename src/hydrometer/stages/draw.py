@@ -7,13 +7,13 @@ from pathlib import Path
 from hydrometer.core.errors import StageError
 from hydrometer.models.drawing import draw_block
 from hydrometer.models.rows.sequences import Sequences
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import DrawNode
 
 __all__ = ["draw"]
 
 
-def draw(node: DrawNode, bench: Bench, folder: Path) -> dict[str, object]:
+def draw(node: DrawNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Draw one block and write it into `folder`.
 
     Raises

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.models.base import FitRequest, Tick
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import FitNode
 
 __all__ = ["fit"]
 
 
-def fit(node: FitNode, bench: Bench, folder: Path, tick: Tick) -> dict[str, object]:
+def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[str, object]:
     """Fit one level and write the law into `folder`.
 
     A fit is atomic: killed, it starts again, or goes on from what its family left in the store's partial folder.

@@ -23,7 +23,7 @@ from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Law, Samples
 from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
 from hydrometer.models.rows.sequences import Sequences
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge_best_of_n import chosen_estimates, chosen_figures
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 from hydrometer.stages.score import Columns, columns_of, load_columns, scores_from
@@ -146,7 +146,7 @@ def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> 
     return figures(scores_of(truth, law, truth_rows, law_rows), truth, law)
 
 
-def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
+def judge(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Judge one cell and write its metrics and rows into `folder`.
 
     Where rows were scored block by block (`stages.score`) no model is opened; elsewhere rows are drawn and scored here.
@@ -155,7 +155,7 @@ def judge(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
     return _judge_scored(node, bench, folder) if scored else _judge_here(node, bench, folder)
 
 
-def _judge_scored(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
+def _judge_scored(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     rows = bench.texts(node.context, node.law_rows)
     x, y = (
         load_columns([bench.store.path("score", k) for k in keys]) if keys else None
@@ -184,7 +184,7 @@ def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) ->
     return {"rows": len(rows)}
 
 
-def _judge_here(node: JudgeNode, bench: Bench, folder: Path) -> dict[str, object]:
+def _judge_here(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Judge a cell of a cheap family.
 
     Its rows were drawn just now by the arithmetic that would score them: the recorded log-probability is the score.
@@ -245,7 +245,7 @@ def _write_metrics(metrics: dict[str, Estimate], folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))
 
 
-def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
+def show(node: ShowNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Write a judged cell's exhibit; an empty one where the family has nothing to show."""
     judged, context = node.judged, node.context
     precision = context.family.precision(context.spec, "judge")
@@ -262,7 +262,7 @@ def show(node: ShowNode, bench: Bench, folder: Path) -> dict[str, object]:
     return {}
 
 
-def _curves(judged: JudgeNode, bench: Bench, truth: Law, law: Law, rows: Samples) -> dict[str, object] | None:
+def _curves(judged: JudgeNode, bench: ArtifactLoader, truth: Law, law: Law, rows: Samples) -> dict[str, object] | None:
     """Frontiers of a judged law: as kept where scoring is dear, else made again; None for the truth itself."""
     if judged.context.family.keeps_draws:
         kept = bench.store.path("judge", judged.key) / _CURVES
@@ -341,7 +341,7 @@ def _column(archive: Any, name: str, folder: Path) -> Floats:
     return found
 
 
-def released(node: ReleasedNode, bench: Bench, folder: Path) -> dict[str, object]:
+def released(node: ReleasedNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Write the figures as the paper's notebook defines them.
 
     Its precision scores a student's draws under the *sharpened teacher*; its recall scores the training points. They

@@ -17,7 +17,7 @@ from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.metrics.embeddings import mixing, spread, spread_ratio
 from hydrometer.metrics.projection import project
 from hydrometer.models.capabilities import Embeds
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import EmbedNode, PictureNode
 
 __all__ = ["PICTURE_ROWS", "embed", "load_picture", "picture", "without_picture"]
@@ -27,7 +27,7 @@ WORDS = 80  # characters of a row's text that a picture keeps
 KIND = {"kind": "picture", "version": 1}
 
 
-def embed(node: EmbedNode, bench: Bench, folder: Path) -> dict[str, object]:
+def embed(node: EmbedNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Write the first rows of one judged law in the truth's embedding space, and their first words.
 
     Raises
@@ -49,7 +49,7 @@ def embed(node: EmbedNode, bench: Bench, folder: Path) -> dict[str, object]:
     return {"rows": len(rows), "dimensions": int(found.shape[1])}
 
 
-def picture(node: PictureNode, bench: Bench, folder: Path) -> dict[str, object]:
+def picture(node: PictureNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Write a chain's picture: all models' rows in one plane, and each model's figures against the truth.
 
     The first model is the truth.

@@ -28,7 +28,7 @@ from hydrometer.metrics.likelihood import Scores
 from hydrometer.models.base import Controlled, Law, Samples
 from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
 from hydrometer.models.rows.sequences import Sequences
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import ScoreNode
 
 __all__ = ["Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]
@@ -52,7 +52,7 @@ class Columns:
     own_exact, other_exact : (B,) `own` and `other` of the first rows in float32, where `own` and `other` are not; None
         elsewhere, and for chosen rows' `own`.
     near_edge, as_if_kept : (N,) steps near a selectivity's edge as the scorer counts them, and those of tokens that are
-        scored as if kept (`models.base.Beside`); None where the rows' own record is the better one.
+        scored as if kept (`models.base.PairedScores`); None where the rows' own record is the better one.
     exact : whether both laws' scores are exact.
     reference : points that stand for the law that drew them, where it knows some and its rows are not stored; or None.
     """
@@ -127,7 +127,7 @@ def scores_from(truth_rows: Samples, law_rows: Samples, x: Columns, y: Columns |
     return s
 
 
-def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
+def score(node: ScoreNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Score one block and write its columns into `folder`.
 
     Raises
@@ -162,7 +162,7 @@ def score(node: ScoreNode, bench: Bench, folder: Path) -> dict[str, object]:
     return facts
 
 
-def _in_float32(node: ScoreNode, bench: Bench, found: Columns, rows: Samples) -> Columns:
+def _in_float32(node: ScoreNode, bench: ArtifactLoader, found: Columns, rows: Samples) -> Columns:
     """Score the first rows once more as the laws are, not as bfloat16 rounds them."""
     truth = bench.law(node.context, node.truth, "float32")
     law = cast("Law", candidates_of(bench.law(node.context, node.law, "float32", node.decoding)))

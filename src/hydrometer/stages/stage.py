@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, Footprint, Precision
-from hydrometer.models.work import Stage as Counted
+from hydrometer.models.work import Stage as HasCostModel
 
 __all__ = ["Asked", "Context", "Count", "LawRef", "Node", "Rows"]
 
 Priced = Literal["draw", "fit", "judge"]
-Count = tuple[Counted, str, int, Precision]
+Count = tuple[HasCostModel, str, int, Precision]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ figure is conditional on a prefix. An average of per-token curves would be condi
 whoever drew the rows with the next-token laws of both, and is the frontier of no pair of laws unless one prefix law
 is named.
 
-Per-token log-probabilities come from the pass that scores the rows (`models.base.Beside`). Theory, eq. 19.
+Per-token log-probabilities come from the pass that scores the rows (`models.base.PairedScores`). Theory, eq. 19.
 
 Shapes: N truth rows, M rows of the law, T tokens, K prefix lengths.
 """

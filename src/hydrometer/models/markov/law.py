@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Beside, Law, Samples, ScoreKind
+from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
 from hydrometer.models.rows.sequences import Sequences
 
@@ -145,7 +145,7 @@ class Markov:
             raise DataError("a chain scores Sequences", got=type(x).__name__)
         return self.token_log_prob(x).sum(axis=1)
 
-    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> PairedScores:
         """Score rows that this chain drew under it and under `other`, with both martingales as control variates.
 
         See `models.base.Controlled`; nothing is kept, `again` or not.
@@ -166,7 +166,7 @@ class Markov:
             if np.isfinite(column).all():
                 columns.append(column)
         controls = np.stack(columns, axis=1) if columns else np.empty((len(x), 0))
-        return Beside(own, theirs, controls, own_steps, other_steps)
+        return PairedScores(own, theirs, controls, own_steps, other_steps)
 
     def _expected(self, r: Markov, x: Sequences) -> Floats:
         """Sum along each row of E[log r(next | context)] under this chain, (N,) nats; -inf where r drops an id."""

@@ -19,7 +19,7 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError, Miss
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Reference
-from hydrometer.models.base import Beside, Law, Samples, ScoreKind
+from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import power_log_weights, refuse_choice
 from hydrometer.models.mixture.real_arrays import real_array, symmetric
 from hydrometer.models.rows.points import Points
@@ -252,7 +252,7 @@ class Mixture:
             raise DataError("points must not be NaN", got=f"NaN first in row {first}", fix="drop them")
         return np.ascontiguousarray(points)
 
-    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> PairedScores:
         """Score points that this mixture drew under it and under `other`, with surrogates of both as control variates.
 
         One column for each of the two log densities: a function near it whose mean under this mixture is known
@@ -275,11 +275,11 @@ class Mixture:
         at, weights, own_there = reference_points(self, beside)
         theirs_there = own_there if other is self else other.log_prob(Points(at, own_there))
         if not np.isfinite(theirs_there).all():
-            return Beside(own, theirs, np.empty((len(points), 0)))
+            return PairedScores(own, theirs, np.empty((len(points), 0)))
         targets = np.stack([own_there] if other is self else [own_there, theirs_there], axis=1)
         surrogate = Surrogate.fit(self, at, weights, targets)
         reference = Reference(weights, own_there, theirs_there, surrogate.columns(at))
-        return Beside(own, theirs, surrogate.columns(points), reference=reference)
+        return PairedScores(own, theirs, surrogate.columns(points), reference=reference)
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Points:
         """Draw rows ``start .. start + n`` by inverse CDF: one uniform for the component, d for the normals."""

@@ -23,7 +23,7 @@ from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
 from hydrometer.stages.nodes import Cell, FitNode, Rows
 from hydrometer.stages.statistics.covariance import Arm, Design
@@ -357,7 +357,7 @@ def kept_rows(entry: Entry) -> int:
 
 def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None], Floats | None]]:
     """How rows were drawn, and the lengths of the truth's rows by seed, (N,) or None."""
-    bench = Bench(source.store)
+    bench = ArtifactLoader(source.store)
     first = next(c for c in source.chain.cells if c.training is not None)
     shared = all(c.seed is None for c in source.chain.cells if c.role == "truth" and c.decoding is None)
     by_seed: dict[int | None, Rows] = {}

@@ -15,7 +15,7 @@ from hydrometer.core.errors import InputError
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
 from hydrometer.models.families import RunSpec, family_of
-from hydrometer.models.work import Counted, Device, Lengths
+from hydrometer.models.work import Device, HasCostModel, Lengths
 from hydrometer.run.cost.devices import load_device
 from hydrometer.run.cost.pricing import Pricing, StageCost
 from hydrometer.run.cost.this_machine import COARSE
@@ -148,4 +148,4 @@ def plan(
 
 def _family(chain: ChainSpec) -> Family:
     family = family_of(chain)
-    return (family.unopened(chain) or family) if isinstance(family, Counted) else family
+    return (family.unopened(chain) or family) if isinstance(family, HasCostModel) else family

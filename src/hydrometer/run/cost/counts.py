@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hydrometer.models.base import Precision
-from hydrometer.models.work import Counted, Part, Work
+from hydrometer.models.work import HasCostModel, Part, Work
 from hydrometer.models.work import Stage as Kind
 from hydrometer.stages.nodes import Node
 
@@ -26,7 +26,7 @@ class Counts:
         self._works: dict[tuple[object, ...], Work] = {}
         self._joined: dict[tuple[int, ...], Work] = {}
 
-    def of(self, node: Node, counted: Counted, mean: float) -> Work:
+    def of(self, node: Node, counted: HasCostModel, mean: float) -> Work:
         """Return what a stage has to do where answers have `mean` tokens."""
         asked = node.asked()
         works = [self._count(node, counted, mean, *count) for count in asked.counts]
@@ -43,7 +43,7 @@ class Counts:
         return self._joined[slot]
 
     def _count(
-        self, node: Node, counted: Counted, mean: float, stage: Kind, role: str, rows: int, precision: Precision
+        self, node: Node, counted: HasCostModel, mean: float, stage: Kind, role: str, rows: int, precision: Precision
     ) -> Work:  # fmt: skip
         slot = (node.context.name, stage, role, rows, mean, precision)
         if slot not in self._works:

@@ -12,7 +12,7 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, Precision
 from hydrometer.models.capabilities import FitsTogether
 from hydrometer.models.families import RunSpec
-from hydrometer.models.work import Counted, Device, Lengths, Part, Work
+from hydrometer.models.work import Device, HasCostModel, Lengths, Part, Work
 from hydrometer.run.cost.calibration import kind_of, trial, trial_name
 from hydrometer.run.cost.counts import SHOWN, Counts
 from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, kept_length
@@ -111,11 +111,11 @@ class Pricing:
         context = self.plan.chains[name].context
         left = [n for n in self.left if n.context.name == name]
         self._figures = set()
-        if self.given is not None and isinstance(context.family, Counted):
+        if self.given is not None and isinstance(context.family, HasCostModel):
             machine = None
         else:
             machine = ThisMachine(context.family, context.spec, self.say)
-        if isinstance(context.family, Counted):
+        if isinstance(context.family, HasCostModel):
             rows = list(self._counted(name, context.family, context.family, context.spec, left, machine))
         else:
             rows = list(self._tried(name, context.family, context.spec, left, machine))
@@ -129,7 +129,7 @@ class Pricing:
     # -- dear chains: counted -----------------------------------------------------------------------------------------
 
     def _counted(
-        self, name: str, family: Family, counted: Counted, chain: ChainSpec, left: list[Node],
+        self, name: str, family: Family, counted: HasCostModel, chain: ChainSpec, left: list[Node],
         machine: ThisMachine | None,
     ) -> Iterator[StageCost]:  # fmt: skip
         lengths = self._lengths(name, counted, chain)
@@ -208,7 +208,7 @@ class Pricing:
         if any(n.selectivity is not None and n.selectivity.accept is not None for n in draws):
             self.note(f"{name}: candidates that accept rejects are not counted")
 
-    def _lengths(self, name: str, counted: Counted, chain: ChainSpec) -> Lengths:
+    def _lengths(self, name: str, counted: HasCostModel, chain: ChainSpec) -> Lengths:
         most = int(getattr(getattr(chain, "truth", None), "max_new_tokens", 1))
         truth = self.plan.chains[name].truth.key
         if self.mean is not None:
@@ -223,7 +223,7 @@ class Pricing:
         self.note(f"{name}: answers of {found.mean:.3g} tokens expected, {found.most} at most ({found.source})")
         return found
 
-    def _examined(self, family: Family, counted: Counted, chain: ChainSpec, lengths: Lengths) -> Work:
+    def _examined(self, family: Family, counted: HasCostModel, chain: ChainSpec, lengths: Lengths) -> Work:
         """The doctor's probe: a few rows in each arithmetic, scored."""
         purposes: tuple[Literal["train", "judge"], ...] = ("train", "judge")
         judged = family.precision(chain, "judge")
@@ -233,7 +233,7 @@ class Pricing:
         return Work(0.0, 0.0, max(w.memory for w in works), tuple(p for w in works for p in w.parts))
 
     def _opened(
-        self, name: str, counted: Counted, family: Family, chain: ChainSpec, left: list[Node]
+        self, name: str, counted: HasCostModel, family: Family, chain: ChainSpec, left: list[Node]
     ) -> dict[str, Work]:  # fmt: skip
         """Models read from disk: once in each arithmetic that draws or scores, as they are kept while in use."""
         key = self.plan.chains[name].truth.key

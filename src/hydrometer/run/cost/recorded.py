@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hydrometer.core.errors import HydrometerError
 from hydrometer.core.findings import warning
-from hydrometer.models.work import Counted, Lengths, Work, share_out
+from hydrometer.models.work import HasCostModel, Lengths, Work, share_out
 from hydrometer.run.cost.calibration import kind_of, trial_name
 from hydrometer.run.cost.counts import Counts
 from hydrometer.run.cost.this_machine import ThisMachine, keep_length, kept_length
@@ -32,7 +32,7 @@ def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome, monitor: Mo
             chain = plan.chains[name]
             family = chain.context.family
             machine = ThisMachine(family, chain.context.spec, lambda _: None)
-            if isinstance(family, Counted):
+            if isinstance(family, HasCostModel):
                 seconds = _counted(chain, family, machine, nodes, store)
             else:
                 seconds = _by_name(chain, nodes, store)
@@ -52,7 +52,7 @@ def _by_name(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore) -> d
 
 
 def _counted(
-    chain: ChainPlan, counted: Counted, machine: ThisMachine, nodes: Sequence[Node], store: ArtifactStore
+    chain: ChainPlan, counted: HasCostModel, machine: ThisMachine, nodes: Sequence[Node], store: ArtifactStore
 ) -> dict[str, float]:  # fmt: skip
     most = int(getattr(getattr(chain.context.spec, "truth", None), "max_new_tokens", 1))
     lengths = _lengths(chain, nodes, store, most)

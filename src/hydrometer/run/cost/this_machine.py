@@ -28,7 +28,7 @@ from hydrometer.core.io.os_errors import refused
 from hydrometer.core.io.yaml_io import explain, read_json
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import Family
-from hydrometer.models.work import Counted, Device, Lengths, Phase
+from hydrometer.models.work import Device, HasCostModel, Lengths, Phase
 from hydrometer.run.preflight.machine import memory, processor
 from hydrometer.store.artifacts import ArtifactStore, content_key
 
@@ -66,7 +66,7 @@ class Figure(Strict):
 
 
 class Rates(Strict):
-    """What `Counted.machine` found for a truth, and when."""
+    """What `HasCostModel.machine` found for a truth, and when."""
 
     float32: float = Field(ge=1, le=1e30)
     bfloat16: float = Field(ge=1, le=1e30)
@@ -149,7 +149,7 @@ class ThisMachine:
         load = _load(0 if how == "measured" else 2)
         self._keep({k: self._figure(v, how, load) for k, v in seconds.items()})
 
-    def measure(self, counted: Counted, mean: float, already: dict[str, float]) -> None:
+    def measure(self, counted: HasCostModel, mean: float, already: dict[str, float]) -> None:
         """Measure what the chain's stages need and is not in `already`, to which it is added.
 
         Raises
@@ -190,7 +190,7 @@ class ThisMachine:
         return Figure(seconds=seconds, how=how, date=_today(), load=load, versions=self.versions)
 
     def _rate(self) -> None:
-        if not isinstance(self.family, Counted):
+        if not isinstance(self.family, HasCostModel):
             return
         self.say("measuring matrix products")
         rates = Rates(**self.family.machine(self.chain), date=_today())

@@ -26,7 +26,7 @@ from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import Cell, FitNode, Rows
 from hydrometer.store.path_safety import refuse_unwritable
 from hydrometer.store.storage_uri import Url
@@ -287,7 +287,7 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
     tokenizer, prompts, stop_ids = open_tokenizer(spec)
     if form.is_chat:
         chat_prompts(prompts)  # refuses others before rows are read
-    x = cast("Sequences", Bench(opened.store).rows(picked.chain.context, picked.rows))
+    x = cast("Sequences", ArtifactLoader(opened.store).rows(picked.chain.context, picked.rows))
     s = picked.facts["selectivity"]
     setting = json.dumps(s.to_json()) if isinstance(s, Selectivity) else None
     facts: dict[str, object] = {

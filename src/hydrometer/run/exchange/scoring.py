@@ -30,7 +30,7 @@ from hydrometer.run.graph.plan import Plan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
 from hydrometer.run.results.user_scores import CellScores, keep_scores
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import Cell, JudgeNode
 from hydrometer.store.records import load_results
 from hydrometer.store.storage_uri import Url
@@ -206,7 +206,7 @@ def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Strat
     node = plan.judge_of(at)
     if node is None or not node.law_rows.blocks:
         raise InputError("the rows of this cell are not kept", got=at.id, fix="name a cell of a language model")
-    x = Bench(opened.store).outline(node.context, node.law_rows)
+    x = ArtifactLoader(opened.store).outline(node.context, node.law_rows)
     return node, x.strata, len(x)
 
 

@@ -14,7 +14,7 @@ from hydrometer.run.graph.missing import missing_of
 from hydrometer.run.graph.order import in_order
 from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.compute import compute
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
@@ -29,7 +29,7 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = n
     it; others go on. A folder that cannot be written ends the run, and so do a store that does not answer and a defect.
     """
     outcome, missing, costs = begin(plan, store, monitor)
-    bench = Bench(store)
+    bench = ArtifactLoader(store)
     for key, node in missing.items():
         monitor.stage(node.label, costs[key])
         reason = next((outcome.failed[i] for i in node.inputs if i in outcome.failed), None)
@@ -62,7 +62,7 @@ def begin(plan: Plan, store: ArtifactStore, monitor: Monitor) -> tuple[Outcome, 
     return outcome, missing, costs
 
 
-def make(node: Node, bench: Bench, tick: Tick) -> None:
+def make(node: Node, bench: ArtifactLoader, tick: Tick) -> None:
     """Make one stage's artifact in this process."""
     family, store = node.context.family, bench.store
     threaded = _threaded(family)

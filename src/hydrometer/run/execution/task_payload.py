@@ -15,7 +15,7 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
 from hydrometer.models.families import families
 from hydrometer.run.graph.plan import ChainPlan, Plan
-from hydrometer.stages.artifact_loader import Bench
+from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import Context, LawRef, Node
 from hydrometer.store.artifacts import ArtifactStore
 
@@ -91,7 +91,7 @@ class Work:
         for name, (spec, family, truth) in parcel.chains.items():
             context = Context(name, spec, known[family] if isinstance(family, str) else family)
             self.plan.chains[name] = ChainPlan(context, truth, {})
-        self.bench = Bench(parcel.store)
+        self.bench = ArtifactLoader(parcel.store)
 
         self.cwd, self._unchecked = parcel.cwd, dict(parcel.numerics)
 

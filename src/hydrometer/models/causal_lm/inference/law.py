@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Beside, Law, Samples, ScoreKind
+from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.finite_selectivity import refuse_choice
 from hydrometer.models.rows.sequences import Sequences
@@ -95,7 +95,7 @@ class CausalLaw(Asked):
 
         return score(self, self._answers(x))
 
-    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> Beside:
+    def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> PairedScores:
         """Score rows that this law drew under it and under `other`, with both martingales as control variates.
 
         One pass of each network; see `models.base.Controlled`. With `again` this network's states are kept for the

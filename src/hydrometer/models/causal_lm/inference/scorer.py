@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hydrometer.core.errors import LawMismatchError, StageError
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.base import Beside
+from hydrometer.models.base import PairedScores
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
 from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates, kept_states
@@ -79,7 +79,7 @@ def score(law: Asked, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Flo
     return total_N
 
 
-def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False) -> Beside:
+def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False) -> PairedScores:
     """Score rows that `law` drew under it and under `other`; the controls are the martingales of both.
 
     ``sum_t (log r(x_t | x_<t) - E[log r(X | x_<t)])``, X of the next-token law that draws, has mean zero under that
@@ -99,14 +99,14 @@ def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False)
     own = steps.selected.sum(-1)
     columns = [own + cast("Floats", steps.entropy).sum(-1)]
     if same:
-        return Beside(own, own, np.stack(columns, axis=1), near_edge=near, as_if_kept=kept)
+        return PairedScores(own, own, np.stack(columns, axis=1), near_edge=near, as_if_kept=kept)
     by_token = cast("Floats", steps.other)
     theirs = by_token.sum(-1)
     with np.errstate(invalid="ignore"):  # where the other law drops a token both terms may be infinite
         columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
     usable = [c for c in columns if np.isfinite(c).all()]
     controls = np.stack(usable, axis=1) if usable else np.empty((len(x), 0))
-    return Beside(own, theirs, controls, steps.selected, by_token, near_edge=near, as_if_kept=kept)
+    return PairedScores(own, theirs, controls, steps.selected, by_token, near_edge=near, as_if_kept=kept)
 
 
 @torch.inference_mode()

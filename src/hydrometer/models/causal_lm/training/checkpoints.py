@@ -45,7 +45,7 @@ class Checkpoints(TrainerCallback):
     Parameters
     ----------
     folder : of this fit's checkpoints.
-    meet : waits for all processes of the fit; None where there is one.
+    barrier : waits for all processes of the fit; None where there is one.
     writes : whether this process completes and removes.
 
     Attributes
@@ -53,8 +53,8 @@ class Checkpoints(TrainerCallback):
     discarded : why checkpoints could not be used.
     """
 
-    def __init__(self, folder: Path, fit: Remembers, meet: Callable[[], None] | None, *, writes: bool) -> None:
-        self.folder, self.fit, self.meet, self.writes = folder, fit, meet, writes
+    def __init__(self, folder: Path, fit: Remembers, barrier: Callable[[], None] | None, *, writes: bool) -> None:
+        self.folder, self.fit, self.barrier, self.writes = folder, fit, barrier, writes
         self.discarded: list[str] = []
 
     def newest(self) -> Path | None:
@@ -79,8 +79,8 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Complete what the Trainer wrote, then remove those before."""
-        if self.meet is not None:
-            self.meet()
+        if self.barrier is not None:
+            self.barrier()
         if not self.writes:
             return
         path = self.folder / f"checkpoint-{state.global_step}"

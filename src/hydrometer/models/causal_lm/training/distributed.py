@@ -105,11 +105,11 @@ class Together:
         rows = _Rows(data, batch, seed, self.rank, self.size)
         return _Loader(data, batch_sampler=rows, collate_fn=collate)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all processes of the group; the source of a broadcast need not wait for those it tells."""
         dist.barrier()
 
-    def told(self, value: object) -> Any:
+    def broadcast(self, value: object) -> Any:
         """Return rank 0's value in every process."""
         box = [value]
         dist.broadcast_object_list(box, src=0)

@@ -309,12 +309,12 @@ def _checkpoints(
         if not mine:
             epochs.tick(0, 1, "waiting for another run that makes the same fit")
             mine = held.enter_context(claim(folder, _LEASE))
-    if not (mine if group is None else group.told(mine)):
+    if not (mine if group is None else group.broadcast(mine)):
         epochs.notes["checkpoints"] = "none: another run is making the same fit"
         epochs.tick(0, 1, "no checkpoints: another run is making the same fit")
         return None
-    meet = None if group is None else group.meet
-    return Checkpoints(folder, epochs, meet, writes=group is None or group.rank == 0)
+    barrier = None if group is None else group.barrier
+    return Checkpoints(folder, epochs, barrier, writes=group is None or group.rank == 0)
 
 
 def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, group: Together | None) -> str | None:
@@ -323,7 +323,7 @@ def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, g
         return None
     trainer.add_callback(kept)
     path = kept.newest() if kept.writes else None
-    path = path if group is None else group.told(path)
+    path = path if group is None else group.broadcast(path)
     if kept.discarded:
         epochs.notes["discarded"] = kept.discarded
         epochs.tick(0, 1, kept.discarded[0])
