@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from hydrometer.models.choosing.best_of_n import ChosenLaw, choose
     from hydrometer.models.markov.law import Markov
     from hydrometer.models.markov.ngram_fit import fit_markov
+    from hydrometer.models.mixture.batch import MixtureBatch
     from hydrometer.models.mixture.em import fit_mixture
-    from hydrometer.models.mixture.law import Mixture, MixtureBatch
+    from hydrometer.models.mixture.law import Mixture
     from hydrometer.models.rows.points import Points
     from hydrometer.models.rows.sequences import Sequences
     from hydrometer.models.work import Device

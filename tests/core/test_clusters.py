@@ -7,13 +7,8 @@ import pytest
 from scipy.special import ndtri
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import (
-    crossed_variance,
-    mean_estimate,
-    mean_variance,
-    ratio_estimate,
-    share_estimate,
-)
+from hydrometer.core.statistics.crossed import crossed_variance
+from hydrometer.core.statistics.estimate import mean_estimate, mean_variance, ratio_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Clusters
 
 

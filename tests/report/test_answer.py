@@ -11,7 +11,7 @@ import report_synthetic as synthetic
 import hydrometer as hm
 from hydrometer.report import answers, build_report
 from hydrometer.report.read_results import read_run
-from hydrometer.report.words.advice_text import advice_of
+from hydrometer.report.words.kept_advice import advice_of
 
 DIRECT = {"id": "c.student.direct", "training": "direct", "selectivity": None, "decoding": None, "feasible": "met"}
 COLD = {**DIRECT, "id": "c.student.direct.decoded", "decoding": {"temperature": 0.6}}

@@ -11,7 +11,8 @@ import report_synthetic as synthetic
 
 from hydrometer.report.figures.frontier_figure import caption, frontier_data, frontier_figure, frontier_panels
 from hydrometer.report.figures.style import render
-from hydrometer.report.read_results import Run, read_run
+from hydrometer.report.read_results import read_run
+from hydrometer.report.typed_results import Run
 from hydrometer.report.words.verdict import verdict
 
 Json = dict[str, Any]

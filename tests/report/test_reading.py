@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hydrometer.report.data.capacity_gap import Correlation
-from hydrometer.report.read_results import Figure, Group, parse
+from hydrometer.report.read_results import parse
+from hydrometer.report.typed_results import Figure, Group
 from hydrometer.report.words.grid_text import _correlation
 from hydrometer.store.migrate import SCHEMA
 

@@ -14,7 +14,7 @@ from chains import complaints, lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import advice_notes, advice_sentences, build_report
 from hydrometer.report.read_results import read_run
-from hydrometer.report.words.advice_text import advice_of
+from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.run.advice.candidates import open_source
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.pilot import plan_pilot

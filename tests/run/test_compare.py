@@ -8,7 +8,8 @@ import pytest
 from scipy.special import ndtri
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import Estimate, crossed_variance, mean_estimate, mean_variance, t_interval
+from hydrometer.core.statistics.crossed import crossed_variance
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance, t_interval
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.statistics.seeds import skew_of_mean
 from hydrometer.stages.statistics.contrasts import Group, Judged, TruthRows, combine, contrast, group_figure

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 
-from hydrometer.core.statistics.estimate import Estimate, t_interval, welch_satterthwaite
+from hydrometer.core.statistics.crossed import welch_satterthwaite
+from hydrometer.core.statistics.estimate import Estimate, t_interval
 
 __all__ = ["LEAST_KEPT", "LEAST_VOLUME", "collapse_metrics"]
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, t_interval, welch_satterthwaite
+from hydrometer.core.statistics.crossed import welch_satterthwaite
+from hydrometer.core.statistics.estimate import Estimate, mean_estimate, t_interval
 
 __all__ = ["Ratio", "mixing", "spread", "spread_ratio"]
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.statistics.crossed import welch_satterthwaite
 from hydrometer.core.statistics.estimate import (
     Contrast,
     Estimate,
@@ -27,7 +28,6 @@ from hydrometer.core.statistics.estimate import (
     row_freedom,
     share_estimate,
     t_interval,
-    welch_satterthwaite,
 )
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.metrics.likelihood import mean_on

@@ -35,12 +35,13 @@ from hydrometer.report.figures.grid_views import (
 )
 from hydrometer.report.figures.picture_figure import picture_view
 from hydrometer.report.figures.style import LOOKS, inline_svg, render
-from hydrometer.report.read_results import Chain, Group, Run, read_run
+from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.wording import per, setting
-from hydrometer.report.words.advice_text import advice_of
 from hydrometer.report.words.first_sentence import answer
+from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.report.words.verdict import Sentence, sentences
 from hydrometer.store.mirror import Mirror, send_folder
 from hydrometer.store.path_safety import refuse_links

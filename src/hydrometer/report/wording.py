@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.read_results import Chain, Diff, Figure, Group, Run
+from hydrometer.report.typed_results import Chain, Diff, Figure, Group, Run
 from hydrometer.report.values import Setting
 
 __all__ = [

@@ -30,7 +30,6 @@ __all__ = [
     "Estimate",
     "Method",
     "carried_by",
-    "crossed_variance",
     "mean_estimate",
     "mean_variance",
     "ratio_estimate",
@@ -38,7 +37,6 @@ __all__ = [
     "share_estimate",
     "skewed_df",
     "t_interval",
-    "welch_satterthwaite",
     "wilson_se",
 ]
 
@@ -145,7 +143,7 @@ def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple
     return value - half, value + half
 
 
-def _centred(values: Floats, strata: Ints | None) -> tuple[Floats, int]:
+def centred(values: Floats, strata: Ints | None) -> tuple[Floats, int]:
     """Residuals from the stratum means along the last axis, and the degrees of freedom that centring costs."""
     if strata is not None:
         _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
@@ -225,7 +223,7 @@ def mean_variance(values: Floats, strata: Strata | None = None) -> float:
     """
     if isinstance(strata, Clusters):
         values, strata = strata.collapse(values), None
-    residual, _ = _centred(values, strata)
+    residual, _ = centred(values, strata)
     return float(np.square(residual).sum()) / values.size**2
 
 
@@ -238,7 +236,7 @@ def _spread(rows: Floats, strata: Strata | None) -> tuple[float, Floats, int] | 
         rows, strata = strata.collapse(rows), None
     if rows.size < 2:
         return None
-    residual, lost = _centred(rows, strata)
+    residual, lost = centred(rows, strata)
     return math.sqrt(float(np.square(residual).sum())) / rows.size, residual, lost
 
 
@@ -387,43 +385,3 @@ def _ratio(numerator: Floats, denominator: Floats) -> tuple[float, Floats]:
     """Ratio of sums, and rows whose mean has its error."""
     ratio = float(numerator.sum()) / float(denominator.sum())
     return ratio, (numerator - ratio * denominator) / denominator.mean()
-
-
-def crossed_variance(table: Floats, strata: Strata | None = None) -> tuple[float, float, float, float]:
-    """Variance of the grand mean of seeds crossed with shared rows.
-
-    Model: ``y[s, i] = mu + seed_s + row_i + interaction``; all seeds are judged on the same rows (two-way random
-    effects without replication, Searle, Casella and McCulloch 1992, section 4.3). The variance of the grand mean is
-    ``(MS_seed + MS_row - MS_interaction) / (S N)``, never below its larger one-way part.
-
-    Parameters
-    ----------
-    table : (S, N), S >= 2, N >= 2
-    strata : (N,), `Clusters` (seeds are then crossed with clusters), or None
-
-    Returns
-    -------
-    (variance, df, seed part, row part) : the parts are the one-way variances of the mean, MS_seed / (S N) and
-    MS_row / (S N); df by Satterthwaite.
-    """
-    if isinstance(strata, Clusters):
-        table, strata = strata.collapse(table), None
-    s, n = table.shape
-    seed_means = table.mean(axis=1)
-    seed_part = float(seed_means.var(ddof=1)) / s
-    row_means = table.mean(axis=0)
-    row_residual, lost = _centred(row_means, strata)
-    row_part = float(np.square(row_residual).sum()) / n**2
-    interaction = table - seed_means[:, None] - row_means[None, :] + row_means.mean()
-    interaction_residual, _ = _centred(interaction, strata)
-    both_part = float((interaction_residual**2).sum()) / (s - 1) / n / (s * n)
-    variance = max(seed_part + row_part - both_part, seed_part, row_part)
-    df = welch_satterthwaite([seed_part, row_part], [s - 1, max(n - lost, 1)])
-    return variance, df, seed_part, row_part
-
-
-def welch_satterthwaite(parts: list[float], dfs: list[float]) -> float:
-    """Degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946)."""
-    total = sum(parts)
-    weight = sum(p * p / d for p, d in zip(parts, dfs, strict=True) if p > 0)
-    return total * total / weight if weight > 0 else max(dfs)

@@ -5,45 +5,47 @@ What a fit takes over from the truth, whatever it starts from: prompts, stop set
 
 from __future__ import annotations
 
-import ctypes
 import json
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache, lru_cache
+from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.errors import InputError, LawMismatchError, MissingDependencyError, SpecError, StoreError
+from hydrometer.core.errors import InputError, LawMismatchError, SpecError, StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
-from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, prompts_of, prompts_written, source_digest
+from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, prompts_written, source_digest
 from hydrometer.models.causal_lm.engines import sessions
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Truth
+from hydrometer.models.causal_lm.opening import (
+    needs_torch,
+    open_network,
+    open_tokenizer,
+    open_truth,
+    outline_of,
+    set_threads,
+    truth_opening,
+)
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
 from hydrometer.models.work import Device, Lengths, Stage, Work
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from hydrometer.models.causal_lm.cost.operations import Subject
     from hydrometer.models.causal_lm.inference.law import CausalLaw
-    from hydrometer.models.causal_lm.inference.model import CausalLM
     from hydrometer.models.choosing.best_of_n import ChosenLaw
 
-__all__ = ["CAUSAL_LM", "CausalLMFamily", "open_tokenizer"]
+__all__ = ["CAUSAL_LM", "CausalLMFamily"]
 
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
 
@@ -84,7 +86,7 @@ class CausalLMFamily:
         """
         self.check_inputs(chain)
         c = _chain(chain)
-        resolved, prompts, _ = _opening(c.truth)
+        resolved, prompts, _ = truth_opening(c.truth)
 
         from hydrometer.models.causal_lm.inference.model import model_stop_ids, vocabulary_hash
         from hydrometer.models.causal_lm.training.initialization import scratch_config
@@ -92,7 +94,7 @@ class CausalLMFamily:
         if c.drawing is not None:
             engine, settings = c.drawing
             engine.check(settings, c)
-        truth = _outline(resolved)
+        truth = outline_of(resolved)
         room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(p) for p in prompts.ids) + c.truth.max_new_tokens
         if isinstance(room, int) and longest > room:
@@ -134,7 +136,7 @@ class CausalLMFamily:
     def check_inputs(self, chain: ChainSpec) -> None:
         """Refuse prompts that cannot be read and sources that are not there, by headers alone. Raises InputError."""
         c = _chain(chain)
-        _needs_torch()
+        needs_torch()
         source_digest(c.truth.prompts)
         load.locate(c.truth.source)
         for level in self.levels(c):
@@ -147,13 +149,13 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.preflight.doctor import Subject, examine
 
         c = _chain(chain)
-        resolved, prompts, stop_ids = _opening(c.truth)
-        configs = level_configs(_outline(resolved).config, self.levels(c))
+        resolved, prompts, stop_ids = truth_opening(c.truth)
+        configs = level_configs(outline_of(resolved).config, self.levels(c))
         for level in self.levels(c):  # a file that cannot be read is refused before anything is made
             if isinstance(init := cast("LevelSpec", level.spec).init, FromSource):
                 source = load.resolve(init.source, init.revision)
                 load.dequantised(source.base or source)
-        subject = Subject(c, resolved, _outline(resolved), prompts, stop_ids, configs)
+        subject = Subject(c, resolved, outline_of(resolved), prompts, stop_ids, configs)
         return examine(subject, lambda precision: self.truth(c, precision))
 
     def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
@@ -161,7 +163,7 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
 
         c = _chain(chain)
-        configs = level_configs(_outline(load.resolve(c.truth.source, c.truth.revision)).config, self.levels(c))
+        configs = level_configs(outline_of(load.resolve(c.truth.source, c.truth.revision)).config, self.levels(c))
         training = {x.role: cast("LevelSpec", x.spec).training for x in self.levels(c)}.get(role)
         return footprint(c, configs, training, stage, role, rows)
 
@@ -195,7 +197,7 @@ class CausalLMFamily:
     def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
         """Content of the weights and the prompts, E and L."""
         c = _chain(chain)
-        resolved, prompts, stop_ids = _opening(c.truth)
+        resolved, prompts, stop_ids = truth_opening(c.truth)
         return {
             "source": dict(resolved.identity),
             "prompts": prompts.digest,
@@ -209,16 +211,16 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.inference.law import CausalLaw
 
         c = _chain(chain)
-        resolved, prompts, stop_ids = _opening(c.truth)
-        _set_threads(c)
+        resolved, prompts, stop_ids = truth_opening(c.truth)
+        set_threads(c)
         source = str(resolved.gguf or resolved.path)
-        lm = _truth_lm(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
+        lm = open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
         """Return the truth's prompts, ids and text, in the form that a run keeps. Raises DataError, ModelError."""
         truth = _chain(chain).truth
-        return Kept(source_digest(truth.prompts), _opening(truth)[1]).to_json()
+        return Kept(source_digest(truth.prompts), truth_opening(truth)[1]).to_json()
 
     def with_rendered(self, chain: ChainSpec, kept: Mapping[str, object]) -> ChainSpec:
         """Return the chain, its truth asked what a run kept. Raises DataError."""
@@ -261,7 +263,7 @@ class CausalLMFamily:
 
     def prepare(self, chain: ChainSpec) -> None:
         """Set torch's threads to the chain's."""
-        _set_threads(_chain(chain))
+        set_threads(_chain(chain))
 
     def workers(self, level: Level) -> int:
         """`num_workers` of the level's training."""
@@ -317,9 +319,9 @@ class CausalLMFamily:
         except (OSError, ValueError, KeyError, TypeError) as e:
             fix = "delete the artifact and run again"
             raise StoreError(f"the law cannot be read: {e}", got=folder.name, fix=fix) from None
-        _set_threads(c)
+        set_threads(c)
         doing("opening a fitted model")
-        lm = _open_lm(str(folder), None, c.device, precision)
+        lm = open_network(str(folder), None, c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, longest, None, c.block_rows)
 
     def save_samples(self, samples: Samples, folder: Path) -> None:
@@ -373,7 +375,7 @@ class CausalLMFamily:
     def unopened(self, chain: ChainSpec) -> Family | None:
         """Return the family that plans from `truth.architecture`, where the truth's model is not on this machine."""
         c = _chain(chain)
-        _needs_torch()
+        needs_torch()
         from hydrometer.models.causal_lm.planning import at_hand
 
         return None if at_hand(c.truth) else _unopened()
@@ -390,7 +392,7 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.cost.timing import measure
 
         c = _chain(chain)
-        _set_threads(c)
+        set_threads(c)
         return measure(self.subject(c), mean, known)
 
     def machine(self, chain: ChainSpec) -> Mapping[str, float]:
@@ -398,15 +400,15 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.cost.timing import machine
 
         c = _chain(chain)
-        _set_threads(c)
+        set_threads(c)
         return machine(self.subject(c))
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
         from hydrometer.models.causal_lm.planning import subject_of
 
-        resolved, prompts, _ = _opening(c.truth)
-        return subject_of(c, self.levels(c), _outline(resolved).config, tuple(len(p) for p in prompts.ids))
+        resolved, prompts, _ = truth_opening(c.truth)
+        return subject_of(c, self.levels(c), outline_of(resolved).config, tuple(len(p) for p in prompts.ids))
 
 
 CAUSAL_LM = CausalLMFamily()
@@ -421,86 +423,6 @@ def _unopened() -> Family:
         """A family whose truth is not opened."""
 
     return UnopenedCausalLM()
-
-
-def _opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
-    """Everything of the truth's law but the network: source, prompts, stop set."""
-    _needs_torch()
-    from hydrometer.models.causal_lm.inference.model import model_stop_ids, stop_set
-
-    resolved = load.resolve(truth.source, truth.revision)
-    outline = _outline(resolved)
-    prompts = prompts_of(truth, outline.tokenizer)
-    own = model_stop_ids(outline.generation_config, outline.tokenizer)
-    return resolved, prompts, own if truth.stop is None else stop_set(truth.stop, outline.tokenizer)
-
-
-def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Prompts, tuple[int, ...]]:
-    """Open all of a truth's law but its network: tokenizer, prompts, stop set."""
-    resolved, prompts, stop_ids = _opening(chain.truth)
-    return _outline(resolved).tokenizer, prompts, stop_ids
-
-
-def _outline(resolved: load.Resolved) -> load.Outline:
-    base = resolved.base
-    under = None if base is None else (base.path, base.revision, json.dumps(dict(base.identity)))
-    return _read_outline(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), under)
-
-
-@lru_cache(maxsize=8)
-def _read_outline(
-    path: str, revision: str | None, identity: str, under: tuple[str, str | None, str] | None
-) -> load.Outline:
-    """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
-    doing("opening the tokenizer")
-    base = None if under is None else load.Resolved(under[0], under[1], json.loads(under[2]), "")
-    return load.outline(load.Resolved(path, revision, json.loads(identity), "", base))
-
-
-def _needs_torch() -> None:
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        what = "causal language models need torch and transformers"
-        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
-    if "transformers" not in sys.modules:
-        doing("importing torch and transformers")
-
-
-def _set_threads(c: CausalLMChain) -> None:
-    import torch
-
-    _keep_freed_memory()
-    torch.set_num_threads(c.n_threads)
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep what torch frees: a step's tensors of 100 MB then need no fresh pages at the next step.
-
-    Measured on two cores, a fit's step of 580 ms falls to 440 ms. Elsewhere than on glibc nothing happens.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
-    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**26)):
-        libc.mallopt(option, value)
-
-
-def _open_lm(path: str, revision: str | None, device: str, precision: Precision) -> CausalLM:
-    from hydrometer.models.causal_lm.inference.model import CausalLM
-
-    if precision == "float64":
-        raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
-    lm = CausalLM.open(load.resolve(path, revision), dtype=precision, device=device)
-    lm.frozen = True  # what a run opens is drawn from and scored, never trained
-    return lm
-
-
-@lru_cache(maxsize=1)
-def _truth_lm(path: str, revision: str | None, identity: str, device: str, precision: Precision) -> CausalLM:
-    """Open the truth once for the blocks that are drawn from it one after another."""
-    doing("opening the truth's weights")
-    return _open_lm(path, revision, device, precision)
 
 
 def _chain(chain: ChainSpec) -> CausalLMChain:

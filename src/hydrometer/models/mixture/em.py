@@ -23,8 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 from hydrometer.core.arguments import number, whole
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
+from hydrometer.models.mixture.batch import MixtureBatch
+from hydrometer.models.mixture.fit_result import MixtureFit, MixtureFitInfo
 from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, moments, padded, params, sweep, work
-from hydrometer.models.mixture.law import CovarianceType, Mixture, MixtureBatch
+from hydrometer.models.mixture.law import CovarianceType
 from hydrometer.models.mixture.real_arrays import real_array, symmetric
 from hydrometer.models.mixture.start import kmeans, width
 from hydrometer.models.mixture.steps import (
@@ -46,41 +48,13 @@ from hydrometer.models.mixture.steps import (
     step,
 )
 
-__all__ = ["MixtureFit", "MixtureFitInfo", "fit_mixture"]
+__all__ = ["fit_mixture"]
 
 Floats = NDArray[np.float64]
 _KINDS: dict[CovarianceType, int] = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 _LARGE = 1 << 16  # points; a larger data set is cut into blocks, and its k-means sees so many
 _BLOCK, _MOST_BLOCKS = 16_384, 64  # points of a block at least, and blocks at most; whatever the threads
 _PIECES = 4  # a thread's, of a batch
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureFitInfo:
-    """How EM went.
-
-    Attributes
-    ----------
-    log_likelihood : (B,) mean per point, weighted, nats.
-    n_iter : (B,) iterations of the best start.
-    converged : (B,) whether the gain fell below `tol` within `max_iter`.
-    floored : (B,) variances, or pivots of covariances, that had to be raised to stay positive in the last step.
-    reseeded : (B,) times an empty component was given to the point of least density.
-    """
-
-    log_likelihood: Floats
-    n_iter: NDArray[np.int64]
-    converged: NDArray[np.bool_]
-    floored: NDArray[np.int64]
-    reseeded: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureFit:
-    """What `fit_mixture` returns: one model, or B models, and `info`."""
-
-    model: Mixture | MixtureBatch
-    info: MixtureFitInfo
 
 
 def _points(x: ArrayLike, n_components: int) -> tuple[Floats, bool]:

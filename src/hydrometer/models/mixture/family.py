@@ -25,7 +25,7 @@ from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 from hydrometer.models.rows.points import Points
 
 if TYPE_CHECKING:
-    from hydrometer.models.mixture.em import MixtureFit
+    from hydrometer.models.mixture.fit_result import MixtureFit
 
 __all__ = ["MIXTURE", "MixtureFamily"]
 

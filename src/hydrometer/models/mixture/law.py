@@ -9,8 +9,7 @@ Shapes: N points, K components, d dimensions. float64 and nats throughout. Covar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +26,7 @@ from hydrometer.models.rows.points import Points
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-__all__ = ["CovarianceType", "Mixture", "MixtureBatch"]
+__all__ = ["CovarianceType", "Mixture"]
 
 Floats = NDArray[np.float64]
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
@@ -368,38 +367,3 @@ class Mixture:
         w = real_array(weights, "weights", InputError)
         total = float(w.sum())
         return cls(w / total if total > 0 else w, means, covariances, covariance_type=kind)
-
-
-class MixtureBatch(Sequence[Mixture]):
-    """B mixtures as stacked arrays; a `Mixture` is made when it is asked for.
-
-    Attributes
-    ----------
-    log_weights : (B, K) nats; -inf for a component without weight.
-    means : (B, K, d)
-    covariances : (B, ...) shaped as `covariance_type` asks.
-    """
-
-    __slots__ = ("covariance_type", "covariances", "log_weights", "means")
-
-    def __init__(
-        self, log_weights: Floats, means: Floats, covariances: Floats, covariance_type: CovarianceType
-    ) -> None:
-        self.log_weights, self.means, self.covariances = log_weights, means, covariances
-        self.covariance_type: CovarianceType = covariance_type
-
-    def __len__(self) -> int:
-        return len(self.means)
-
-    @overload
-    def __getitem__(self, i: int) -> Mixture: ...
-    @overload
-    def __getitem__(self, i: slice) -> MixtureBatch: ...
-    def __getitem__(self, i: int | slice) -> Mixture | MixtureBatch:
-        fields = (self.log_weights[i], self.means[i], self.covariances[i], self.covariance_type)
-        return MixtureBatch(*fields) if isinstance(i, slice) else Mixture.from_log_weights(*fields)
-
-    @property
-    def weights(self) -> Floats:
-        """(B, K) weights."""
-        return np.exp(self.log_weights)

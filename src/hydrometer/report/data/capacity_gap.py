@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.statistics.estimate import t_interval
 from hydrometer.report.data.grid_data import places
-from hydrometer.report.read_results import Chain, Diff, Group, Run
+from hydrometer.report.typed_results import Chain, Diff, Group, Run
 from hydrometer.report.values import Setting
 from hydrometer.report.wording import is_neutral, recall_of
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.read_results import Chain, Control, Diff, Run, Step
+from hydrometer.report.typed_results import Chain, Control, Diff, Run, Step
 from hydrometer.report.values import Setting, in_order
 from hydrometer.report.wording import KL, is_neutral, recall_of, setting
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.read_results import Chain, Group, Reach, Run
+from hydrometer.report.typed_results import Chain, Group, Reach, Run
 from hydrometer.report.values import Setting
 from hydrometer.report.wording import is_neutral, setting
 

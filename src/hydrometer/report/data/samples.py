@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from hydrometer.report.data.plotdata import Kind, kinds_of
-from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import items, mapping, number, text
 from hydrometer.report.wording import model, num
 

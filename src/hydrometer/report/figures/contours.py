@@ -22,7 +22,8 @@ from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
-from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import items, number
 from hydrometer.report.wording import setting
 

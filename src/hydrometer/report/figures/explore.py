@@ -22,7 +22,7 @@ from hydrometer.report.data.grid_data import Axis, axis_of, map_axes, places
 from hydrometer.report.data.plotdata import kinds_of
 from hydrometer.report.figures.contours import MASSES, Density, first_density, mass_levels
 from hydrometer.report.figures.plane import Field, plane_field
-from hydrometer.report.read_results import Chain, Group, Run
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.wording import figure, per, setting, where
 
 __all__ = ["SIDE", "Explorer", "Slider", "explorer", "shape"]

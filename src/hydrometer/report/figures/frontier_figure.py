@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from hydrometer.report.data.plotdata import Kind, Scale, kinds_of, knob, setting_scale
 from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, new_figure, styled
-from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, items, mapping, number
 from hydrometer.report.wording import is_neutral, setting
 

@@ -22,7 +22,7 @@ from hydrometer.report.data.capacity_gap import GapPoint
 from hydrometer.report.data.grid_data import Axis, Sheet, Tile
 from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import FAINT, INK, LOOKS, PAPER, QUIET, new_figure, styled
-from hydrometer.report.read_results import Diff
+from hydrometer.report.typed_results import Diff
 
 __all__ = ["column_figure", "gap_figure", "scale_figure", "sheet_figure", "sheets_figure", "single_figure"]
 

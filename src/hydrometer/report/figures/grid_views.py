@@ -14,7 +14,7 @@ from hydrometer.report.data.capacity_gap import gap_points
 from hydrometer.report.data.grid_data import Sheet, counted, largest, sheets, spread
 from hydrometer.report.figures import grid_tiles
 from hydrometer.report.figures.explore import SIDE, Explorer, explorer
-from hydrometer.report.read_results import Chain, Run
+from hydrometer.report.typed_results import Chain, Run
 
 __all__ = ["ExplorerView", "FigureView", "explorer_view", "gap_view", "map_views", "script_hash"]
 

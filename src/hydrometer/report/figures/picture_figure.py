@@ -25,7 +25,8 @@ from hydrometer.report.data.samples import visible
 from hydrometer.report.figures.grid_views import FigureView, Panel, Save
 from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import LOOKS, PAPER, QUIET, new_figure, styled
-from hydrometer.report.read_results import Chain, Group, Run, read_exhibit
+from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Setting, items, mapping, number, text
 from hydrometer.report.wording import is_neutral, setting, with_error
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hydrometer.report.data.grid_data import Place, places
-from hydrometer.report.read_results import Chain, Group, Run
+from hydrometer.report.typed_results import Chain, Group, Run
 
 __all__ = ["Field", "Scale", "plane_field"]
 

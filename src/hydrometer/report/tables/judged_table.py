@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hydrometer.core.errors import one_line
-from hydrometer.report.read_results import Chain, Group, Run
 from hydrometer.report.terminal import FittedTable
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.wording import model, with_error
 from hydrometer.report.words.judged_text import JUDGED_COLUMNS
 

@@ -13,9 +13,10 @@ from rich.text import Text
 from hydrometer.core.errors import one_line
 from hydrometer.core.statistics.seeds import SURE
 from hydrometer.report.data.grid_data import COMPARISONS, Tile, axis_of, counted, places
-from hydrometer.report.read_results import Chain, Diff, Figure, Group, Run, parse
+from hydrometer.report.read_results import parse
 from hydrometer.report.tables.judged_table import judged_table
 from hydrometer.report.terminal import FittedTable
+from hydrometer.report.typed_results import Chain, Diff, Figure, Group, Run
 from hydrometer.report.values import number, read_setting, text
 from hydrometer.report.wording import entry, error, figure, missing_words, model, num, per, setting, signed
 from hydrometer.report.words.verdict import Sentence, sentences

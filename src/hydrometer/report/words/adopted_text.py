@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hydrometer.report.read_results import Brought, Chain, Diff
+from hydrometer.report.typed_results import Brought, Chain, Diff
 from hydrometer.report.wording import KL, Sentence, among, per, recall_of, setting, signed, span
 
 __all__ = ["adopted_sentences"]

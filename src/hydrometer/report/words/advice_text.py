@@ -5,21 +5,14 @@ The sentences say what to take, what it gains and costs, and how sure that is. T
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 from hydrometer.core.errors import one_line
-from hydrometer.core.io.files import file_digest
-from hydrometer.report.read_results import Chain, Run
 from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
-from hydrometer.report.wording import Sentence, Tone, among, num, setting, with_error
+from hydrometer.report.wording import Tone, among, num, setting, with_error
 
-__all__ = [
-    "advice_notes", "advice_of", "advice_sentence", "advice_sentences", "advice_table", "kept_advice", "provisional",
-    "tone_of",
-]  # fmt: skip
+__all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]  # fmt: skip
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
@@ -364,39 +357,7 @@ def _short(value: object) -> str:
     return with_error(x, se)
 
 
-def advice_of(run: Run, chain: Chain) -> list[Sentence]:
-    """Read a run's advice for one chain, as sentences for its page; nothing where there is none."""
-    data = kept_advice(run, chain)
-    if not data.get("status"):
-        return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
-    said = [Sentence("advice", tone_of(data), " ".join(advice_sentences(data)))]
-    return said + [Sentence("caveat", "note", s) for s in advice_notes(data)]
-
-
 def tone_of(data: Json) -> Tone:
     """Return the tone of an answer."""
     tones: dict[str, Tone] = {"decided": "yes", "none": "no"}
     return tones.get(text(data.get("status")), "open")
-
-
-def kept_advice(run: Run, chain: Chain) -> Json:
-    """Return the folder's advice for a chain, empty where there is none; with a `caveat` alone where it is no use."""
-    if run.folder is None:
-        return {}
-    path = run.folder / "advice.json"
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            return {}
-        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError):
-        return {"caveat": "advice.json cannot be read; ask for advice again."}
-    data = mapping(value)
-    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
-        return {}
-    if _digest(run.folder) not in items(data.get("results")):
-        return {"caveat": "The advice kept here is of earlier results; ask for advice again."}
-    return data
-
-
-def _digest(folder: Path) -> str:
-    return file_digest(folder / "results.json")

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from hydrometer.report.data.grid_data import places
-from hydrometer.report.read_results import Chain, Group, Run, parse
+from hydrometer.report.read_results import parse
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, text
 from hydrometer.report.wording import Sentence, is_neutral, model, recall_of, setting, signed, span, where
-from hydrometer.report.words.advice_text import advice_sentence, kept_advice, provisional, tone_of
+from hydrometer.report.words.advice_text import advice_sentence, provisional, tone_of
+from hydrometer.report.words.kept_advice import kept_advice
 from hydrometer.store.storage_uri import Url
 
 __all__ = ["answer", "answers"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hydrometer.report.data.capacity_gap import Correlation, correlation, gap_points
 from hydrometer.report.data.grid_data import Place, counted, places, tile
-from hydrometer.report.read_results import Chain, Run
+from hydrometer.report.typed_results import Chain, Run
 from hydrometer.report.wording import KL, Sentence, Tone, is_neutral, num, per, recall_of, setting, signed, span, where
 
 __all__ = ["capacity_sentence", "map_sentences"]

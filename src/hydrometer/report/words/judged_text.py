@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hydrometer.report.read_results import Chain, Diff, Run
+from hydrometer.report.typed_results import Chain, Diff, Run
 from hydrometer.report.values import items, number, text
 from hydrometer.report.wording import KL, Sentence, model, signed, span
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hydrometer.core.statistics.seeds import SURE
-from hydrometer.report.read_results import Chain, Group, Run
+from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.wording import among, model
 
 __all__ = ["seed_words"]

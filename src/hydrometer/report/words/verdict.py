@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hydrometer.report.read_results import Chain, Control, Diff, Run, Step, parse
+from hydrometer.report.read_results import parse
+from hydrometer.report.typed_results import Chain, Control, Diff, Run, Step
 from hydrometer.report.wording import (
     KL,
     Sentence,

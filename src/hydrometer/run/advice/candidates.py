@@ -6,7 +6,7 @@ Read from a run's records and artifacts; nothing is drawn or scored here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,28 +23,13 @@ from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
-from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.judge import load_adjusted, load_law_on_truth
 from hydrometer.stages.nodes import Cell, FitNode, Rows
-from hydrometer.stages.statistics.covariance import Arm, Design
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url, place_of
 
-__all__ = [
-    "Entry",
-    "Excluded",
-    "Source",
-    "arm_of",
-    "common_seeds",
-    "design_of",
-    "entries",
-    "is_finite",
-    "kept_rows",
-    "open_source",
-    "the_chain",
-]
+__all__ = ["Entry", "Excluded", "Source", "entries", "is_finite", "open_source", "the_chain"]
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, Estimate]
@@ -216,7 +201,7 @@ def _planned(
     )
 
 
-def _need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: str) -> Path:
+def need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: str) -> Path:
     if not source.store.has(stage, key):
         raise FolderError(
             f"a {stage} artifact of the run is missing, damaged, or was made by other versions or on another processor",
@@ -323,88 +308,19 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
         fit, rows = _training(source, cell)
         sums["teacher_rows" if cell.training == "distilled" else "truth_rows"] += sum(r.n for r in rows)
         for key in (k for r in rows for k in r.blocks):
-            _need_artifact(source, "draw", key)
+            need_artifact(source, "draw", key)
             meta = source.store.meta("draw", key)
             sums["draw_seconds"] += float(meta["seconds"])
             sums["tokens"] += float(meta["info"].get("tokens", 0))
             has_tokens = has_tokens or "tokens" in meta["info"]
             if "candidates" in meta["info"]:  # a choice among several draws: those passed over were drawn too
                 sums["teacher_rows"] += float(meta["info"]["candidates"]) - float(meta["info"]["rows"])
-        _need_artifact(source, "fit", fit.key)
+        need_artifact(source, "fit", fit.key)
         sums["fit_seconds"] += float(source.store.meta("fit", fit.key)["seconds"])
         if fit.teacher is not None and fit.teacher.kind == "fit":
-            _need_artifact(source, "fit", fit.teacher.key)
+            need_artifact(source, "fit", fit.teacher.key)
             sums["teacher_fit_seconds"] += float(source.store.meta("fit", fit.teacher.key)["seconds"])
     means: dict[str, float | None] = {k: v / len(cells) for k, v in sums.items()}
     distilled = cells[0].training == "distilled"
     tokens = means.pop("tokens")
     return {**means, "teacher_tokens": (tokens if distilled else 0.0) if has_tokens else None}
-
-
-def common_seeds(found: Sequence[Entry]) -> list[int | None]:
-    """Seeds that all candidates have figures for; [None] where none depends on a seed."""
-    seeded = [e.figures for e in found if None not in e.figures]
-    if not seeded:
-        return [None]
-    return sorted((s for s in seeded[0] if all(s in f for f in seeded)), key=lambda s: -1 if s is None else s)
-
-
-def kept_rows(entry: Entry) -> int:
-    """How many of the truth's rows have their log-probability kept."""
-    cell = entry.cells[next(iter(entry.figures))]
-    return load_law_on_truth(_need_artifact(entry.source, "judge", cell.judge)).size
-
-
-def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None], Floats | None]]:
-    """How rows were drawn, and the lengths of the truth's rows by seed, (N,) or None."""
-    bench = ArtifactLoader(source.store)
-    first = next(c for c in source.chain.cells if c.training is not None)
-    shared = all(c.seed is None for c in source.chain.cells if c.role == "truth" and c.decoding is None)
-    by_seed: dict[int | None, Rows] = {}
-    for c in source.chain.cells:
-        if (node := source.plan.judge_of(c)) is not None:
-            by_seed.setdefault(None if shared else c.seed, node.truth_rows)
-    node = source.plan.judge_of(first)
-    assert node is not None  # maps have no candidates
-
-    def samples(rows: Rows) -> Any:
-        for key in rows.blocks:
-            _need_artifact(source, "draw", key)
-        return bench.outline(node.context, rows)
-
-    def lengths(seed: int | None) -> Floats | None:
-        found = samples(by_seed[None if shared else seed]).lengths
-        return None if found is None else np.asarray(found[:kept], np.float64)
-
-    strata = samples(node.truth_rows).strata
-    return Design(node.truth_rows.n, shared, None if strata is None else strata[:kept]), lengths
-
-
-def arm_of(
-    entry: Entry, seeds: Sequence[int | None], names: Sequence[str], lengths: Callable[[int | None], Floats | None],
-    judged: Callable[[Cell], tuple[str, Metrics]],
-) -> Arm:  # fmt: skip
-    """Figures by seed, and what each of the truth's rows adds to recall.
-
-    Parameters
-    ----------
-    names : metrics; the second is recall. Those per token are linearised: their rows' mean is the ratio of sums.
-    judged : a cell's judge artifact, by key, and its figures.
-    """
-    values: list[list[float]] = []
-    own: list[list[float]] = []
-    rows: list[Floats] = []
-    for seed in seeds:
-        cell = entry.cells[seed] if seed in entry.cells else entry.cells[None]
-        key, metrics = judged(cell)
-        values.append([cast("float", metrics[m].value) for m in names])
-        own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
-        folder = _need_artifact(entry.source, "judge", key)
-        adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
-        y, length = (adjusted[0], adjusted[2]) if adjusted else (load_law_on_truth(folder), lengths(seed))
-        if length is not None and names[1].endswith("_per_token"):
-            ratio = y.sum() / length.sum()
-            y = (y - ratio * length) / length.mean() + ratio
-        rows.append(y)
-    cost = entry.cost["teacher_rows"] or 0.0
-    return Arm(entry.id, np.array(values), np.array(own), np.stack(rows), None in entry.cells, cost)

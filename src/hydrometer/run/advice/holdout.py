@@ -15,8 +15,9 @@ import numpy as np
 
 from hydrometer.core.errors import StageError
 from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.run.advice.arms import arm_of, design_of
 from hydrometer.run.advice.candidate_table import Field
-from hydrometer.run.advice.candidates import Source, arm_of, design_of
+from hydrometer.run.advice.candidates import Source
 from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.outcome import Monitor
 from hydrometer.run.graph.plan import Plan

@@ -281,8 +281,8 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
             fix="`hydrometer run` the experiment first; --until draw makes no more than training rows",
         )
     from hydrometer.models.causal_lm.data.trl_rows import chat_prompts, text_rows
-    from hydrometer.models.causal_lm.family import open_tokenizer
     from hydrometer.models.causal_lm.inference.model import vocabulary_hash
+    from hydrometer.models.causal_lm.opening import open_tokenizer
 
     tokenizer, prompts, stop_ids = open_tokenizer(spec)
     if form.is_chat:

@@ -2,8 +2,8 @@
 
 A group is a cell without its seed. A figure of a combination ``sum_j c_j m(group_j)`` has two sources of error: seeds,
 which redraw data and fits, and Monte Carlo rows. Rows of the truth are shared by all cells, and, where the run says so,
-by all seeds; then the variance is that of a crossed design (`core.estimate.crossed_variance`). Rows of a judged law
-are its own. See docs, Uncertainty.
+by all seeds; then the variance is that of a crossed design (`core.statistics.crossed`). Rows of a judged law are its
+own. See docs, Uncertainty.
 
 Shapes: S seeds, N truth rows.
 """
@@ -17,14 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.statistics.estimate import (
-    Contrast,
-    Estimate,
-    crossed_variance,
-    mean_variance,
-    row_freedom,
-    welch_satterthwaite,
-)
+from hydrometer.core.statistics.crossed import crossed_variance, welch_satterthwaite
+from hydrometer.core.statistics.estimate import Contrast, Estimate, mean_variance, row_freedom
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
 

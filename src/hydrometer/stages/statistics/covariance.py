@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import row_freedom, welch_satterthwaite
+from hydrometer.core.statistics.crossed import welch_satterthwaite
+from hydrometer.core.statistics.estimate import row_freedom
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
 

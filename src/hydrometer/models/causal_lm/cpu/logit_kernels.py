@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from hydrometer.models.arithmetic import bits_of, exp32, float_of, kernel, narrow, wide
+from hydrometer.models.arithmetic import bits_of, exp32, float_of, kernel, wide
 
-__all__ = ["LEAST", "NEAR_EDGE", "WEIGHTY", "cross_rows", "draw_rows", "score_rows", "softmax_gradient"]
+__all__ = ["LEAST", "NEAR_EDGE", "WEIGHTY", "cross_rows", "draw_rows", "score_rows"]
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 _INF = f32(np.inf)
-_CHUNK = 256
+CHUNK = 256
 _BUCKETS = 1024
 NEAR_EDGE = 1e-5
 WEIGHTY = 5e-5
@@ -43,7 +43,7 @@ _ROUNDING = 2e-7  # of a mass summed from float32 exponentials
 
 
 @kernel
-def _weight(x: Any) -> Any:
+def weight_at(x: Any) -> Any:
     """Exponential of x; exactly zero below -87, where all ids together hold nothing that float32 can show."""
     return exp32(x) if x > f32(-87.0) else f32(0.0)
 
@@ -52,7 +52,7 @@ def _weight(x: Any) -> Any:
 
 
 @kernel
-def _maximum(row: Any, n: Any) -> Any:
+def row_maximum(row: Any, n: Any) -> Any:
     """Return the largest entry; NaN where one is NaN."""
     top = -(2**31)
     largest = 0
@@ -73,16 +73,16 @@ def _masses(row: Any, n: Any, m: Any, rate: Any, cdf: Any) -> Any:
     """Fill the running sums of exp(x) over chunks of 256 ids; return them whole: at rate 1, and at `rate`."""
     plain = 0.0
     total = 0.0
-    for k in range((n + _CHUNK - 1) // _CHUNK):
+    for k in range((n + CHUNK - 1) // CHUNK):
         s = f32(0.0)
-        stop = min(n, (k + 1) * _CHUNK)
-        for j in range(k * _CHUNK, stop):
-            s += _weight((wide(row[j]) - m) * rate)
+        stop = min(n, (k + 1) * CHUNK)
+        for j in range(k * CHUNK, stop):
+            s += weight_at((wide(row[j]) - m) * rate)
         total += np.float64(s)
         if rate != f32(1.0):
             s = f32(0.0)
-            for j in range(k * _CHUNK, stop):
-                s += _weight(wide(row[j]) - m)
+            for j in range(k * CHUNK, stop):
+                s += weight_at(wide(row[j]) - m)
         plain += np.float64(s)
         cdf[k] = total
     return plain, total
@@ -175,7 +175,7 @@ def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: A
     `ids` are filled; and the span of x, low to high, in which a token is near the edge: empty where the set is sure,
     everything where what lies at the edge is weighty (see NEAR_EDGE).
     """
-    m = _maximum(row, n)
+    m = row_maximum(row, n)
     plain, total = _masses(row, n, m, rate, cdf)
     if top_k == 0 and top_p >= 1.0 and log_min_p == -_INF:
         return m, -_INF, math.log(total), math.log(plain), 0, _INF, -_INF
@@ -258,7 +258,7 @@ def draw_rows(
     log_p : (M, 2) float64, filled: under the selected and the unselected law, nats.
     near : (M,) bool, filled: whether rounding could show in the selected log-probability, see NEAR_EDGE.
     """
-    cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
+    cdf = np.empty((n + CHUNK - 1) // CHUNK)
     ids = np.empty(n + 1, np.int32)
     xs = np.empty(n + 1, np.float32)
     for r in range(logits.shape[0]):
@@ -273,8 +273,8 @@ def draw_rows(
             while k > 0 and cdf[k] == cdf[k - 1]:  # a last chunk without weight is never drawn from
                 k -= 1
             mass = cdf[k - 1] if k > 0 else 0.0
-            for j in range(k * _CHUNK, min(n, (k + 1) * _CHUNK)):
-                w = np.float64(_weight((wide(row[j]) - m) * rate))
+            for j in range(k * CHUNK, min(n, (k + 1) * CHUNK)):
+                w = np.float64(weight_at((wide(row[j]) - m) * rate))
                 if w > 0.0:
                     chosen = j
                     mass += w
@@ -317,7 +317,7 @@ def score_rows(
     near : (M,) bool, filled as in `draw_rows`.
     entropy : (M,) float64, filled with the entropy of the selected law, nats; (0,) where it is not wanted.
     """
-    cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
+    cdf = np.empty((n + CHUNK - 1) // CHUNK)
     ids = np.empty(n + 1, np.int32)
     xs = np.empty(n + 1, np.float32)
     for r in range(logits.shape[0]):
@@ -336,7 +336,7 @@ def score_rows(
             moment = 0.0
             for j in range(n):
                 x = (wide(row[j]) - m) * rate
-                moment += np.float64(_weight(x) * max(x, f32(-1e30))) if x >= edge else 0.0
+                moment += np.float64(weight_at(x) * max(x, f32(-1e30))) if x >= edge else 0.0
             entropy[r] = log_kept - moment * math.exp(-log_kept)
 
 
@@ -359,7 +359,7 @@ def cross_rows(
 
     Infinite where a keeps an id that b drops.
     """
-    cdf = np.empty((n + _CHUNK - 1) // _CHUNK)
+    cdf = np.empty((n + CHUNK - 1) // CHUNK)
     ids = np.empty(n + 1, np.int32)
     xs = np.empty(n + 1, np.float32)
     for r in range(a.shape[0]):
@@ -374,38 +374,5 @@ def cross_rows(
             kept_a = x >= edge_a and x > f32(-1e30)
             kept_b = y >= edge_b and y > f32(-1e30)
             outside += kept_a and not kept_b
-            moment += np.float64(_weight(x) * y) if kept_a and kept_b else 0.0
+            moment += np.float64(weight_at(x) * y) if kept_a and kept_b else 0.0
         cross[r] = np.inf if outside > 0 else log_b - moment * math.exp(-log_a)
-
-
-@kernel
-def softmax_gradient(logits: Any, n: Any, ids: Any, scale: Any, loss: Any) -> None:
-    """Turn each row into the gradient of `scale` times its loss, in place.
-
-    Parameters
-    ----------
-    logits : (M, W), overwritten with scale (softmax - onehot); columns from n on with zeros.
-    n : V ; ids : (M,) int64 ; scale : float32.
-    loss : (M,) float64, filled with -log softmax at the ids, nats.
-    """
-    weight = np.empty(n, np.float32)
-    for r in range(logits.shape[0]):
-        m = _maximum(logits[r], n)
-        total = 0.0
-        for k in range((n + _CHUNK - 1) // _CHUNK):
-            s = f32(0.0)
-            for j in range(k * _CHUNK, min(n, (k + 1) * _CHUNK)):
-                w = _weight(wide(logits[r, j]) - m)
-                weight[j] = w
-                s += w
-            total += np.float64(s)
-        log_mass = math.log(total)
-        at = ids[r]
-        own = wide(logits[r, at]) - m
-        loss[r] = log_mass - np.float64(own)
-        share = f32(np.float64(scale) / total)
-        for j in range(n):
-            logits[r, j] = narrow(weight[j] * share, logits[r, j])
-        for j in range(n, logits.shape[1]):
-            logits[r, j] = narrow(f32(0.0), logits[r, j])
-        logits[r, at] = narrow(f32(math.exp(-loss[r]) - 1.0) * scale, logits[r, at])

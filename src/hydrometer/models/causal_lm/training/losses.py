@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hydrometer.models.causal_lm.cpu.llama import as_array
-from hydrometer.models.causal_lm.cpu.logit_kernels import softmax_gradient
+from hydrometer.models.causal_lm.cpu.loss_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
 
 __all__ = ["linear_cross_entropy"]

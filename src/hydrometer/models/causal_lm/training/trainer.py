@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
-from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor
@@ -28,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hydrometer.core.errors import FitError, HydrometerError, InputError, LawMismatchError, PeerLostError, one_line
+from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
@@ -37,7 +34,8 @@ from hydrometer.models.causal_lm.inference.scorer import score
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
-from hydrometer.models.causal_lm.training.distributed import Loss, Together, lost_peer, together
+from hydrometer.models.causal_lm.training.determinism import reproducible
+from hydrometer.models.causal_lm.training.distributed import Loss, Together, together
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
@@ -74,7 +72,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     _refuse_what_looks_ahead(law)
     training = level.training
     with contextlib.ExitStack() as held:
-        held.enter_context(_reproducible(seed))
+        held.enter_context(reproducible(seed))
         held.enter_context(quiet())
         loss = _loss_of(law, training)
         group = together(lm, training, loss)
@@ -371,36 +369,6 @@ def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str | Pa
     # Of several accelerators here the Trainer would take all, by threads: other batches than the specification's.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
     return arguments
-
-
-@contextlib.contextmanager
-def _reproducible(seed: int) -> Generator[None]:
-    """Deterministic algorithms and seeded global generators; all of them as before on the way out."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the Trainer seeds them)
-    strict, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    settings: Any = torch.utils.deterministic
-    filled = settings.fill_uninitialized_memory
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        # Filling every new tensor with NaN finds defects, costs time at every allocation, and changes no result.
-        settings.fill_uninitialized_memory = False
-        try:
-            yield
-        except (HydrometerError, OSError):
-            raise
-        except Exception as e:  # torch's: out of memory, no deterministic form; a network's own, which may be any
-            if isinstance(e, RuntimeError) and lost_peer(e):
-                raise PeerLostError(f"another process of the fit ended: {e}") from e
-            raise FitError(f"the fit failed: {one_line(str(e), 200) or type(e).__name__}") from e
-        finally:
-            settings.fill_uninitialized_memory = filled
-            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def _law(law: object) -> CausalLaw:

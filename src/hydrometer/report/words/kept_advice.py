@@ -1,0 +1,46 @@
+"""Advice that was asked for and is kept in a run"s folder, in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hydrometer.core.io.files import file_digest
+from hydrometer.report.typed_results import Chain, Run
+from hydrometer.report.values import Json, items, mapping, text
+from hydrometer.report.wording import Sentence
+from hydrometer.report.words.advice_text import MAX_BYTES, SCHEMA, advice_notes, advice_sentences, tone_of
+
+__all__ = ["advice_of", "kept_advice"]
+
+
+def advice_of(run: Run, chain: Chain) -> list[Sentence]:
+    """Read a run's advice for one chain, as sentences for its page; nothing where there is none."""
+    data = kept_advice(run, chain)
+    if not data.get("status"):
+        return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
+    said = [Sentence("advice", tone_of(data), " ".join(advice_sentences(data)))]
+    return said + [Sentence("caveat", "note", s) for s in advice_notes(data)]
+
+
+def kept_advice(run: Run, chain: Chain) -> Json:
+    """Return the folder's advice for a chain, empty where there is none; with a `caveat` alone where it is no use."""
+    if run.folder is None:
+        return {}
+    path = run.folder / "advice.json"
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return {}
+        value: object = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except (OSError, ValueError, RecursionError):
+        return {"caveat": "advice.json cannot be read; ask for advice again."}
+    data = mapping(value)
+    if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
+        return {}
+    if _digest(run.folder) not in items(data.get("results")):
+        return {"caveat": "The advice kept here is of earlier results; ask for advice again."}
+    return data
+
+
+def _digest(folder: Path) -> str:
+    return file_digest(folder / "results.json")

@@ -1,0 +1,85 @@
+"""Candidates as arms of a joint comparison: their seeds, their rows, and how these were drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from hydrometer.run.advice.candidates import Entry, Floats, Metrics, Source, need_artifact
+from hydrometer.stages.artifact_loader import ArtifactLoader
+from hydrometer.stages.judge import load_adjusted, load_law_on_truth
+from hydrometer.stages.nodes import Cell, Rows
+from hydrometer.stages.statistics.covariance import Arm, Design
+
+__all__ = ["arm_of", "common_seeds", "design_of", "kept_rows"]
+
+
+def common_seeds(found: Sequence[Entry]) -> list[int | None]:
+    """Seeds that all candidates have figures for; [None] where none depends on a seed."""
+    seeded = [e.figures for e in found if None not in e.figures]
+    if not seeded:
+        return [None]
+    return sorted((s for s in seeded[0] if all(s in f for f in seeded)), key=lambda s: -1 if s is None else s)
+
+
+def kept_rows(entry: Entry) -> int:
+    """How many of the truth's rows have their log-probability kept."""
+    cell = entry.cells[next(iter(entry.figures))]
+    return load_law_on_truth(need_artifact(entry.source, "judge", cell.judge)).size
+
+
+def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None], Floats | None]]:
+    """How rows were drawn, and the lengths of the truth's rows by seed, (N,) or None."""
+    bench = ArtifactLoader(source.store)
+    first = next(c for c in source.chain.cells if c.training is not None)
+    shared = all(c.seed is None for c in source.chain.cells if c.role == "truth" and c.decoding is None)
+    by_seed: dict[int | None, Rows] = {}
+    for c in source.chain.cells:
+        if (node := source.plan.judge_of(c)) is not None:
+            by_seed.setdefault(None if shared else c.seed, node.truth_rows)
+    node = source.plan.judge_of(first)
+    assert node is not None  # maps have no candidates
+
+    def samples(rows: Rows) -> Any:
+        for key in rows.blocks:
+            need_artifact(source, "draw", key)
+        return bench.outline(node.context, rows)
+
+    def lengths(seed: int | None) -> Floats | None:
+        found = samples(by_seed[None if shared else seed]).lengths
+        return None if found is None else np.asarray(found[:kept], np.float64)
+
+    strata = samples(node.truth_rows).strata
+    return Design(node.truth_rows.n, shared, None if strata is None else strata[:kept]), lengths
+
+
+def arm_of(
+    entry: Entry, seeds: Sequence[int | None], names: Sequence[str], lengths: Callable[[int | None], Floats | None],
+    judged: Callable[[Cell], tuple[str, Metrics]],
+) -> Arm:  # fmt: skip
+    """Figures by seed, and what each of the truth's rows adds to recall.
+
+    Parameters
+    ----------
+    names : metrics; the second is recall. Those per token are linearised: their rows' mean is the ratio of sums.
+    judged : a cell's judge artifact, by key, and its figures.
+    """
+    values: list[list[float]] = []
+    own: list[list[float]] = []
+    rows: list[Floats] = []
+    for seed in seeds:
+        cell = entry.cells[seed] if seed in entry.cells else entry.cells[None]
+        key, metrics = judged(cell)
+        values.append([cast("float", metrics[m].value) for m in names])
+        own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
+        folder = need_artifact(entry.source, "judge", key)
+        adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
+        y, length = (adjusted[0], adjusted[2]) if adjusted else (load_law_on_truth(folder), lengths(seed))
+        if length is not None and names[1].endswith("_per_token"):
+            ratio = y.sum() / length.sum()
+            y = (y - ratio * length) / length.mean() + ratio
+        rows.append(y)
+    cost = entry.cost["teacher_rows"] or 0.0
+    return Arm(entry.id, np.array(values), np.array(own), np.stack(rows), None in entry.cells, cost)
