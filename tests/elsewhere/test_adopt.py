@@ -147,6 +147,7 @@ def test_the_folder_needs_the_checkpoint_no_more(world: World, tmp_path: Path) -
     assert "adopt it again" in failed["reason"]
 
 
+@pytest.mark.campaign
 def test_a_run_that_only_drew_takes_in_models_without_training_its_own(world: World, tmp_path: Path) -> None:
     folder = hm.run(world.run.parent / "spec.yaml", out=tmp_path / "run", until="draw").folder
     fits = len(list((folder / "artifacts").glob("fit-*")))

@@ -258,6 +258,7 @@ def test_truths_that_make_no_sense_are_refused(truth: dict[str, Any], says: str,
         hm.run(write_spec(spec, tmp_path), out=tmp_path / "out")
 
 
+@pytest.mark.campaign
 def test_every_estimate_of_the_recipe_is_near_the_exact_value(tmp_path: Path) -> None:
     spec = hm.load_spec("markov", ["seeds=3"])
     result = hm.run(spec, out=tmp_path / "out")

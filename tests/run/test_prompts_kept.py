@@ -57,6 +57,7 @@ def first_prompt(folder: Path) -> list[int]:
     return json.loads(kept.read_text())["prompt_ids"][0]
 
 
+@pytest.mark.campaign
 def test_a_run_goes_on_under_the_prompts_of_its_first_day(spec: Path, tmp_path: Path, day: Day) -> None:
     out = tmp_path / "run"
     day(1)

@@ -130,6 +130,7 @@ def test_results_are_there_while_the_run_goes_on(tmp_path: Path, parts: list[dic
     assert parts[-1] == result.results
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("changes", [{}, {"grid": {"student": [1, 2], "teacher": [2, 3]}, "decoding": None}])
 def test_no_part_claims_what_the_whole_may_not(
     tmp_path: Path, parts: list[dict[str, Any]], changes: dict[str, Any]
