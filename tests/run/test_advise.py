@@ -223,7 +223,7 @@ def prompted(models: dict[str, Path]) -> dict[str, Any]:
 def test_language_models_are_paired_by_row_seed_and_prompt(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts as strata, rows shared by seeds: the crossed design, as `stages.compare` has it."""
+    """Prompts as strata, rows shared by seeds: the crossed design, as `stages.statistics.contrasts` has it."""
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{i} w4"}) for i in (3, 5)))
     spec = lm_spec(tiny_models["llama"], seeds=2, truth=prompted(tiny_models))
     hm.run(write_spec(spec, tmp_path), out=tmp_path / "out", cache=tmp_path / "cache")
@@ -439,7 +439,7 @@ def test_maps_and_direct_students_alone_are_refused(tmp_path: Path) -> None:
 
 
 def test_contrast_helpers_agree(run: Path) -> None:
-    """What advice reads of artifacts gives the run's own contrast when put through `stages.compare`."""
+    """What advice reads of artifacts gives the run's own contrast when put through `stages.statistics.contrasts`."""
     source = open_source(run, None, None)
     cells = {c.id: c for c in source.chain.cells}
     groups = []

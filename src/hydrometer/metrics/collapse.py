@@ -3,7 +3,7 @@
 Precision rewards a law for staying where the truth is likeliest, and most of all a point mass there. A law is called
 collapsed where two things are shown at 95 % each:
 
-    its rows are too typical of the truth:       P_0.5 > 1/2                              (`metrics.typicality`)
+    its rows are too typical of the truth:       P_0.5 > 1/2      (`frontiers.typicality`)
     it has lost its variety, sequences:          H(q) < H(p*) / 2
                              points:             H(q) < H(p*) - log 20
 

@@ -224,7 +224,7 @@ def _simplices(law: Mixture, truth: Mixture, n: int) -> _Simplices:
 
 
 def _typicality(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
-    """P_a of `metrics.typicality`; its error, of the order of the step squared, is extrapolated (Richardson)."""
+    """P_a of `frontiers.typicality`; its error, of the order of the step squared, is extrapolated (Richardson)."""
     by_step: list[Floats] = []
     found: list[Floats] = []
     for n in _CELLS[truth.n_features]:

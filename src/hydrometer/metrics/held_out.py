@@ -2,7 +2,7 @@
 
 Where two models share a vocabulary, figures are of token ids, as everywhere (`metrics.likelihood`). Where they do not,
 a text is scored in each model's canonical tokenisation and figures are nats per byte of the text; these are lower
-bounds (`models.causal_lm.canonical`), have the method "canonical" and names that end in ``_per_byte``.
+bounds (`models.causal_lm.inference.retokenize`), have the method "canonical" and names that end in ``_per_byte``.
 
     precision_reference   E_{y ~ q} log r(y)      r a named reference model, which is not the truth
     recall                E_{x ~ text} log q(x)
@@ -46,7 +46,7 @@ class Column:
     values : (N,) nats; infinite values are counted.
     per : (N,) what the sum is divided by, tokens or bytes; None for a plain mean over rows.
     unit : of the figure.
-    strata : see `core.clusters`.
+    strata : see `core.statistics.sampling_design`.
     shared : whether all models were scored on these same rows, so that a difference is taken row by row.
     canonical : whether the rows are texts in canonical tokenisation.
     """

@@ -40,7 +40,7 @@ class Scores:
     law_on_law : (M,) log q of the law's rows.
     truth_controls, law_controls : control variates of figures over the truth's rows and over the law's, or None.
     truth_first, law_first : log p* and log q of the first 1, 2, 4, ... tokens, (N, K) each, the last column of whole
-        rows (`metrics.prefixes.first_tokens`), of the truth's rows and of the law's; or None.
+        rows (`metrics.frontiers.prefixes.first_tokens`), of the truth's rows and of the law's; or None.
     """
 
     truth_rows: Samples

@@ -1,6 +1,6 @@
 """Expectations over two laws from the rows of both, where both densities are known at every row.
 
-Every quantity of `metrics.frontier` and `metrics.typicality` is an integral ``G = integral g(p, q)`` with g
+Every quantity of `frontiers.curves` and `frontiers.typicality` is an integral ``G = integral g(p, q)`` with g
 homogeneous of degree one: ``min(q, l p)``, ``(q - p)+``, ``q log(q / r)``. It could be had from the rows of either
 law alone, as ``E_q[g(p/q, 1)]`` or ``E_p[g(1, q/p)]``, but each has its ratio at the mercy of the other law. All n =
 N + M rows together are a stratified draw from the mixture
@@ -46,7 +46,7 @@ class Settled:
     Attributes
     ----------
     value, se : (F,) estimates and their standard errors.
-    df, carried : F degrees of freedom, and numbers of rows that carry the error (`core.estimate.carried_by`).
+    df, carried : F degrees of freedom, and numbers of rows that carry the error (`estimate.carried_by`).
     """
 
     value: Floats

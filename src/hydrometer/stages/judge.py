@@ -116,7 +116,7 @@ def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> 
     Returns
     -------
     dict of `Estimate` by metric name, nats per row, with ``_per_token`` companions for sequences. Theory, eqs. 5 to 10.
-    Of a law that chooses among candidates only what can be said without its probabilities (`stages.chosen`).
+    Of a law that chooses among candidates only what can be said without its probabilities (`stages.judge_best_of_n`).
 
     Raises
     ------

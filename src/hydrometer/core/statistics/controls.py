@@ -169,7 +169,7 @@ class Controls:
     def known_error(self, of: Combination | None, n: int) -> tuple[float, float] | None:
         """Standard error of the mean of n adjusted rows, and how many of them carry it, where a reference tells.
 
-        The second is `core.estimate.carried_by` in expectation: n over the kurtosis of a row.
+        The second is `core.statistics.estimate.carried_by` in expectation: n over the kurtosis of a row.
         """
         if self.reference is None:
             return None

@@ -5,7 +5,7 @@ Shapes: N rows (draws), S seeds. All logarithms are natural; the unit is written
 Standard errors are of a mean over rows that are independent given their stratum. For sequences a stratum is a prompt:
 a law with P prompts gives row i the prompt i mod P, so the prompts are equally represented by design and the variance
 between them is no sampling error (stratified sampling, Cochran 1977, chapter 5). Where the prompts are themselves a
-sample, rows come in clusters instead (`core.clusters`), and the degrees of freedom are those of the clusters.
+sample, rows come in clusters instead (`sampling_design`), and the degrees of freedom are those of the clusters.
 """
 
 from __future__ import annotations

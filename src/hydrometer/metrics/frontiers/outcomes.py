@@ -10,7 +10,7 @@ Q_f. Then
 the first since a minimum of sums is at least the sum of minima, the second by the log-sum inequality and r >= (1 - w)
 q. So every figure has a lower and an upper bound that hold for certain; they meet where nothing is left.
 
-Shapes: K outcomes, F unexpanded prefixes, J weights of `metrics.frontier`.
+Shapes: K outcomes, F unexpanded prefixes, J weights of `metrics.frontiers.curves`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ __all__ = ["CAUSAL_LM", "CausalLMFamily"]
 LAW_FILE, ROWS_FILE = "law.json", "rows.parquet"
 
 # What progress lines and shares of a cost are reckoned with: the two cores that the recipes were made on. Only ratios
-# between stages matter there; hours for people come from `run.devices`.
+# between stages matter there; hours for people come from `run.cost.devices`.
 REFERENCE = Device(
     name="reference",
     source="two cores of an AMD EPYC (Zen 5), torch 2.13",

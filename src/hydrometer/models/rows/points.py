@@ -1,4 +1,4 @@
-"""Points of R^d: the shared form of rows for densities, as `models.sequences` is for token ids."""
+"""Points of R^d: the shared form of rows for densities, as `models.rows.sequences` is for token ids."""
 
 from __future__ import annotations
 

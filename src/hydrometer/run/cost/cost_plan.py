@@ -2,7 +2,7 @@
 
 A stage's cost is the sum of its parts (`models.work`), a plan's the sum of its stages': nothing here knows in which
 order, or how many at a time, they will run. Wall-clock hours are device hours over the number of devices. Seconds on
-this machine are those that earlier runs or a measurement left (`run.this_machine`), else coarse ones from counts.
+this machine are those that earlier runs or a measurement left (`run.cost.this_machine`), else coarse ones from counts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which law a serving engine's log-probabilities are of: asked over HTTP, at two temperatures.
 
-How the two are told apart: `models.causal_lm.engines.probe`, which engines that draw use as well.
+How the two are told apart: `models.causal_lm.engines.temperature_probe`, which engines that draw use as well.
 """
 
 from __future__ import annotations

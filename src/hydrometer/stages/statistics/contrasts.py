@@ -97,7 +97,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its error, `se_mc` its part from rows, and the skewness that seeds give it (`core.seeds`)."""
+    """A value with its error, `se_mc` its part from rows, and the skewness that seeds give it (`seeds`)."""
 
     value: float | None
     se: float | None

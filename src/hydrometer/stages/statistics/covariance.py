@@ -3,7 +3,7 @@
 Candidates of one run share their truth's rows and, seed by seed, data and streams. A difference of two of them is
 therefore surer than two figures apart. Here the covariance of all figures is kept whole, in two parts, so that every
 linear combination (a difference, a recall loss, a utility) has its error, and knows whether seeds or rows would
-shrink it. The model of a single combination is that of `stages.compare`; docs, Uncertainty.
+shrink it. The model of a single combination is that of `stages.statistics.contrasts`; docs, Uncertainty.
 
 Shapes: G candidates, Q figures each, K = G Q, S seeds, N rows of the truth.
 """
@@ -84,7 +84,7 @@ class Linear:
     Attributes
     ----------
     value, se, df : its estimate, standard error and degrees of freedom.
-    skew : the skewness that seeds give it (`core.seeds`).
+    skew : the skewness that seeds give it (`core.statistics.seeds`).
     """
 
     value: float
@@ -94,7 +94,7 @@ class Linear:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """The 95 % interval, as that of `stages.compare.Figure`."""
+        """The 95 % interval, as that of `stages.statistics.contrasts.Figure`."""
         return self.bounds(0.025)
 
     def bounds(self, level: float) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def row_covariance(values: Floats, strata: Ints | None) -> Floats:
     Parameters
     ----------
     values : (G, N)
-    strata : (N,) or None, as for `core.estimate.mean_variance`, which this generalises to pairs.
+    strata : (N,) or None, as for `core.statistics.estimate.mean_variance`, which this generalises to pairs.
 
     Returns
     -------

@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 class Spread(TypedDict):
     """Of the values over seeds; nulls where there is one cell alone, or a value is infinite or undefined.
 
-    `few_seeds` : `core.seeds.few_seeds`. `two_peaks` is null below four seeds, too, and where the values are counts or
+    `few_seeds` : `seeds.few_seeds`. `two_peaks` is null below four seeds, too, and where the values are counts or
     come in steps.
     """
 

@@ -1,6 +1,6 @@
 """Summary: what a run says, chain by chain, as data: gate, trade-off, control.
 
-Wording is the report's. Every number here is a group's figure or a contrast of `stages.compare`.
+Wording is the report's. Every number here is a group's figure or a contrast of `stages.statistics.contrasts`.
 """
 
 from __future__ import annotations
