@@ -194,7 +194,12 @@ def test_no_module_reads_pickles_or_unbounded_yaml() -> None:
 
     for file in Path(hydrometer.__file__).parent.rglob("*.py"):
         source = file.read_text("utf-8")
-        if file.name in ("arithmetic.py", "rank.py", "ranks.py", "work.py"):  # said to this program's own processes
+        if file.name in (
+            "arithmetic.py",
+            "rank.py",
+            "ranks.py",
+            "task_payload.py",
+        ):  # said to this program's own processes
             source = source.replace("import pickle", "", 1)
         for word in (
             "import pickle",

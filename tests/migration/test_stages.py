@@ -11,7 +11,7 @@ import pytest
 
 import hydrometer as hm
 from chains import mixture_spec, without_names, write_spec
-from hydrometer.run.graph import plan
+from hydrometer.run.graph import stage_graph
 from hydrometer.stages import nodes
 
 
@@ -44,7 +44,7 @@ def test_a_raised_version_computes_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert precisions(hm.run(spec, out=tmp_path / "out").results) == {999.0}  # of this version: it is what it says
 
     monkeypatch.setitem(nodes.VERSIONS, "judge", nodes.VERSIONS["judge"] + 1)
-    assert plan.VERSIONS is nodes.VERSIONS
+    assert stage_graph.VERSIONS is nodes.VERSIONS
     again = hm.run(spec, out=tmp_path / "out")
     assert again.outcome.computed["judge"] == len(judged)
     assert again.outcome.reused["judge"] == 0

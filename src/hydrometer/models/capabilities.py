@@ -22,6 +22,7 @@ __all__ = [
     "CompactRows",
     "Embeds",
     "FitsTogether",
+    "KeepsTruth",
     "MapPoint",
     "Maps",
     "Threaded",
@@ -51,6 +52,15 @@ class ChecksInputs(Protocol):
 
     def check_inputs(self, chain: ChainSpec) -> None:
         """Refuse files and sources that cannot be used, by names and headers alone. Raises InputError."""
+        ...
+
+
+@runtime_checkable
+class KeepsTruth(Protocol):
+    """A family whose truths are numbers of a specification: an optional capability, so that others can compute them."""
+
+    def save_truth(self, chain: ChainSpec, folder: Path) -> None:
+        """Write a chain's truth as a fit is written; nothing where it is not a law of this family's own kind."""
         ...
 
 

@@ -231,6 +231,12 @@ class CheapFamily(ABC):
         """Write the law's fields."""
         save_arrays(law, folder)
 
+    def save_truth(self, chain: ChainSpec, folder: Path) -> None:
+        """Write the truth as a fit is written, where it is of `law_type`."""
+        truth = self.truth(chain, self.precision(chain, "judge"))
+        if isinstance(truth, getattr(self, "law_type", ())):
+            self.save_law(truth, folder)
+
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Law:
         """Open what `save_law` wrote. Raises StoreError."""
         return load_arrays(self.law_type, folder)

@@ -1,6 +1,6 @@
 """Advice from finished runs: the verb `advise` of library and command line.
 
-Deciding is `statistics.decision`. Here candidates are read from run folders, the leader and its closest rival are judged
+It decides by `decision`. Here candidates are read from run folders, the leader and its closest rival are judged
 again on rows that took no part in choosing them, and the answer is written as data; its wording is the report's.
 """
 

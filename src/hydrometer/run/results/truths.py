@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from hydrometer.core.io.os_errors import refused
+from hydrometer.models.capabilities import KeepsTruth
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.store.records import RunFolder
 
@@ -20,16 +21,15 @@ def keep_truth(folder: RunFolder, chain: ChainPlan) -> list[str]:
 
     A file that is there already and says the same is left as it is; one that was altered is written again.
 
-    Empty for maps, whose points have truths of their own, and for families that store draws: there the truth is a
-    model that the specification names, and is not copied.
+    Empty for maps, whose points have truths of their own, and for families whose truth is no law of their own kind, or
+    a model that the specification names.
     """
-    family, spec = chain.context.family, chain.context.spec
-    if chain.maps or family.keeps_draws:
+    family = chain.context.family
+    if chain.maps or not isinstance(family, KeepsTruth):
         return []
-    truth = family.truth(spec, family.precision(spec, "judge"))
     try:
         with tempfile.TemporaryDirectory(prefix="hydrometer-truth-") as made:
-            family.save_law(truth, Path(made))
+            family.save_truth(chain.context.spec, Path(made))
             paths = [p for p in Path(made).rglob("*") if p.is_file()]
             files = {".".join((chain.truth.key, *p.relative_to(made).parts)): p for p in paths}
             for name, path in files.items():
