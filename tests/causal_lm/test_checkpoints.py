@@ -172,7 +172,7 @@ def test_a_checkpoint_is_completed_when_all_processes_have_written(
 ) -> None:
     group, met = distributed.Together.__new__(distributed.Together), []
     group.rank = 0
-    monkeypatch.setattr(group, "told", lambda value: value)
+    monkeypatch.setattr(group, "broadcast", lambda value: value)
     monkeypatch.setattr(distributed.dist, "barrier", lambda: met.append(True))
     epochs: Any = None
     with contextlib.ExitStack() as held:
@@ -185,7 +185,7 @@ def test_a_checkpoint_is_completed_when_all_processes_have_written(
 
 def test_all_processes_of_a_fit_keep_checkpoints_or_none(tmp_path: Path) -> None:
     for rank, rank_0_has_it in ((0, True), (0, False), (1, True), (1, False)):
-        group: Any = SimpleNamespace(rank=rank, meet=None, told=lambda value, told=rank_0_has_it: told)
+        group: Any = SimpleNamespace(rank=rank, barrier=None, broadcast=lambda value, told=rank_0_has_it: told)
         epochs: Any = SimpleNamespace(notes={}, tick=lambda *what: None)
         with contextlib.ExitStack() as held:
             kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path / "p", epochs, group, held)

@@ -176,6 +176,7 @@ def fit_mixture(
 
     Examples
     --------
+    >>> from hydrometer.models.mixture.law import Mixture
     >>> x = Mixture([1.0], [[0.0, 1.0]], [[1.0, 4.0]], covariance_type="diag").sample(500).x
     >>> fit = fit_mixture(x, 1, covariance_type="diag")
     >>> bool(np.allclose(fit.model.means[0], x.mean(0))), fit.info.converged.tolist()
