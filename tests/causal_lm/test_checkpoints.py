@@ -178,7 +178,7 @@ def test_a_checkpoint_is_completed_when_all_processes_have_written(
     with contextlib.ExitStack() as held:
         kept = trainer._checkpoints(Training(num_workers=2, save_steps=1), tmp_path, epochs, group, held)
     assert kept is not None
-    assert kept.meet is not None
+    assert kept.barrier is not None
     kept.barrier()
     assert met
 
