@@ -18,7 +18,8 @@ from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
-from hydrometer.models.causal_lm.inference.model import CausalLM, pick_device  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.opened import pick_device  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.training.initialization import init_model, scratch_config  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import _Answers, _collate, fit  # noqa: E402

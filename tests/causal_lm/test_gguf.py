@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from hydrometer.core.errors import ModelError  # noqa: E402
 from hydrometer.models.causal_lm.cost.operations import shape_of  # noqa: E402
-from hydrometer.models.causal_lm.inference.model import CausalLM, vocabulary_hash  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.opened import vocabulary_hash  # noqa: E402
 from hydrometer.models.causal_lm.loading import load  # noqa: E402
 from tiny import write_gguf  # noqa: E402
 

@@ -34,7 +34,7 @@ from hydrometer.run.results.engine_records import engine_records
 from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.sofar import SoFar, part_of
-from hydrometer.run.results.truths import keep_truth
+from hydrometer.run.results.truths import keep_truths, truth_files
 from hydrometer.run.results.user_scores import CellScores, read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
@@ -151,6 +151,7 @@ def run(
             keep_seconds(plan, store, outcome, watch)
             return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
         findings = [f.to_json() for f in diagnosis.lasting]
+        keep_truths(folder, plan)
 
         def write(outcome: Outcome) -> None:
             if part_of(plan, outcome).chains:
@@ -170,7 +171,7 @@ def results_of(
     """Write records and exhibits; return the content of results.json, of what is judged where stages are left."""
     # Those of figures are found anew: `findings` may come from earlier results.
     lasting = [f for f in findings if f.get("code") not in FIGURE_CODES]
-    truths = {chain_name: keep_truth(folder, chain) for chain_name, chain in plan.chains.items()}
+    truths = {chain_name: truth_files(folder, chain) for chain_name, chain in plan.chains.items()}
     books = _Books(plan, store, outcome, read_scores(folder), truths)
     missing: dict[str, list[str]] = {}
     for cell in plan.cells:

@@ -88,7 +88,7 @@ class CausalLMFamily:
         c = _chain(chain)
         resolved, prompts, _ = truth_opening(c.truth)
 
-        from hydrometer.models.causal_lm.inference.model import model_stop_ids, vocabulary_hash
+        from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
         from hydrometer.models.causal_lm.training.initialization import scratch_config
 
         if c.drawing is not None:

@@ -28,7 +28,7 @@ __all__ = ["needs_torch", "open_network", "open_tokenizer", "open_truth", "outli
 def truth_opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
     """Everything of the truth's law but the network: source, prompts, stop set."""
     needs_torch()
-    from hydrometer.models.causal_lm.inference.model import model_stop_ids, stop_set
+    from hydrometer.models.causal_lm.inference.opened import model_stop_ids, stop_set
 
     resolved = load.resolve(truth.source, truth.revision)
     outline = outline_of(resolved)

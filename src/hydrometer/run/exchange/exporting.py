@@ -281,7 +281,7 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
             fix="`hydrometer run` the experiment first; --until draw makes no more than training rows",
         )
     from hydrometer.models.causal_lm.data.trl_rows import chat_prompts, text_rows
-    from hydrometer.models.causal_lm.inference.model import vocabulary_hash
+    from hydrometer.models.causal_lm.inference.opened import vocabulary_hash
     from hydrometer.models.causal_lm.opening import open_tokenizer
 
     tokenizer, prompts, stop_ids = open_tokenizer(spec)

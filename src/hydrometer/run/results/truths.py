@@ -7,33 +7,35 @@ from pathlib import Path
 
 from hydrometer.core.io.os_errors import refused
 from hydrometer.models.capabilities import KeepsTruth
-from hydrometer.run.graph.plan import ChainPlan
+from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.store.records import RunFolder
 
-__all__ = ["PART", "keep_truth"]
+__all__ = ["PART", "keep_truths", "truth_files"]
 
 PART = "truths"
 """Where a folder keeps them."""
 
 
-def keep_truth(folder: RunFolder, chain: ChainPlan) -> list[str]:
-    """Write a chain's truth, as ``truths/<key>.<file of a fit>``, and return its files, relative to the folder.
+def keep_truths(folder: RunFolder, plan: Plan) -> None:
+    """Write each chain's truth, as ``truths/<key>.<file of a fit>``; a file that says the same is left as it is.
 
-    A file that is there already and says the same is left as it is; one that was altered is written again.
-
-    Empty for maps, whose points have truths of their own, and for families whose truth is no law of their own kind, or
-    a model that the specification names.
+    Nothing for maps, whose points have truths of their own, and for families whose truth is no law of their own kind,
+    or a model that the specification names.
     """
-    family = chain.context.family
-    if chain.maps or not isinstance(family, KeepsTruth):
-        return []
     try:
-        with tempfile.TemporaryDirectory(prefix="hydrometer-truth-") as made:
-            family.save_truth(chain.context.spec, Path(made))
-            paths = [p for p in Path(made).rglob("*") if p.is_file()]
-            files = {".".join((chain.truth.key, *p.relative_to(made).parts)): p for p in paths}
-            for name, path in files.items():
-                folder.keep(PART, name, path.read_bytes())
+        for chain in plan.chains.values():
+            family = chain.context.family
+            if chain.maps or not isinstance(family, KeepsTruth):
+                continue
+            with tempfile.TemporaryDirectory(prefix="hydrometer-truth-") as made:
+                family.save_truth(chain.context.spec, Path(made))
+                for path in (p for p in Path(made).rglob("*") if p.is_file()):
+                    name = ".".join((chain.truth.key, *path.relative_to(made).parts))
+                    folder.keep(PART, name, path.read_bytes())
     except OSError as e:
         raise refused(e, folder.root / PART) from None
-    return [f"{PART}/{name}" for name in sorted(files)]
+
+
+def truth_files(folder: RunFolder, chain: ChainPlan) -> list[str]:
+    """Return the files of a chain's truth, relative to the folder; none in a folder that an earlier release wrote."""
+    return sorted(f"{PART}/{p.name}" for p in (folder.root / PART).glob(f"{chain.truth.key}.*"))

@@ -33,7 +33,8 @@ from hydrometer.models.causal_lm.cost.operations import (
 )
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw
-from hydrometer.models.causal_lm.inference.model import CausalLM, pick_device
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.opened import pick_device
 from hydrometer.models.causal_lm.inference.scorer import score_beside, score_steps
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import fresh_network, layers_config

@@ -8,16 +8,10 @@ from typing import final
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.data.prompts import Prompts, read_prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw
-from hydrometer.models.causal_lm.inference.opened import (
-    OpenedLM,
-    model_stop_ids,
-    pick_device,
-    stop_set,
-    vocabulary_hash,
-)
+from hydrometer.models.causal_lm.inference.opened import OpenedLM, stop_set
 from hydrometer.models.causal_lm.spec import PromptsFile
 
-__all__ = ["CausalLM", "model_stop_ids", "pick_device", "stop_set", "vocabulary_hash"]
+__all__ = ["CausalLM"]
 
 
 @final

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from hydrometer.core.errors import LawMismatchError, ModelError
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.models.causal_lm.inference.law import CausalLaw
-from hydrometer.models.causal_lm.inference.model import CausalLM, vocabulary_hash
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.opened import vocabulary_hash
 from hydrometer.models.causal_lm.loading import load
 
 __all__ = ["check_adopted", "identify", "open_adopted"]

@@ -88,7 +88,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
         what = "causal language models need torch and transformers"
         raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
     from hydrometer.models.causal_lm.data.tokenizer_file import difference
-    from hydrometer.models.causal_lm.inference.model import model_stop_ids, vocabulary_hash
+    from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 
     resolved = load.resolve(source, base=base)
     load.dequantised(resolved.base or resolved)  # a file that cannot be read is refused before anything is made

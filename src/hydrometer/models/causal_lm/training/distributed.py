@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hydrometer.core.errors import FitError
-from hydrometer.models.causal_lm.inference.model import CausalLM, pick_device
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.inference.opened import pick_device
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import Training
