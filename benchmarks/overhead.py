@@ -84,7 +84,7 @@ class NoOp:
 
 def plan_of(blocks: int) -> Plan:
     """Draws of one law, none of which needs another."""
-    context = Context("no-op", ChainSpec.model_construct(family="no-op"), NoOp())  # type: ignore[arg-type]
+    context = Context("no-op", ChainSpec.model_construct(family="no-op", selectivity=()), NoOp())  # type: ignore[arg-type]
     truth = LawRef("truth", content_key("no-op"), "truth")
     plan = Plan(chains={"no-op": ChainPlan(context, truth, {})})
     for i in range(blocks):

@@ -12,6 +12,7 @@ import pytest
 import hydrometer as hm
 from chains import lm_spec, mixture_spec, write_spec
 from hydrometer.models.base import Footprint
+from hydrometer.run import pilot
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages import compute, nodes
 from hydrometer.stages.nodes import VERSIONS, AdoptNode, Cell, DrawNode, JudgeNode, MapNode, Node, ScoreNode
@@ -88,6 +89,9 @@ def test_candidates_are_paid_for(tmp_path: Path, tiny_models: dict[str, Path]) -
     many, once = (next(n for n in drawn if (n.selectivity is None) is plain) for plain in (False, True))
     assert many.cost() == 4 * once.cost()
     assert many.alike() != once.alike()
+    both = lm_spec(tiny_models["llama"], selectivity=[{"temperature": 1}, best], decoding=[])
+    whole = plan_run(hm.load_spec(write_spec(both, tmp_path)))
+    assert pilot._cost(whole, {}, with_advice=False) == pytest.approx(sum(n.cost() for n in whole.nodes.values()))
     assert (many.asked().times, many.asked().held, len(many.asked().counts)) == (4, 2, 2)
 
 

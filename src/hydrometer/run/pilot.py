@@ -178,17 +178,17 @@ def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
     return full.model_copy(update={"name": f"{full.name[:58]}-pilot", "seeds": chosen, "chains": {name: made}})
 
 
-_Costs = dict[tuple[str, str, int], float]
+_Costs = dict[tuple[object, ...], float]
 
 
 def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
     """Relative cost of a run, and of judging its three dearest students again.
 
-    `known` keeps costs of one chain's stages by kind, role and rows: a family may have to open models to tell one.
+    `known` keeps costs of one chain's stages, those that are alike once: a family may have to open models to tell one.
     """
 
     def cost(node: Node) -> float:
-        what = (node.stage, *node.about())
+        what = node.alike()
         if what not in known:
             known[what] = node.cost()
         return known[what]

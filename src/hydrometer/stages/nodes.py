@@ -284,6 +284,9 @@ class EmbedNode(Node):
     def does(self) -> str:
         return f"embed the {self.rows.law.role}'s rows{_at(self.rows.selectivity)}"
 
+    def about(self) -> tuple[str, int]:
+        return self.truth.role, self.n
+
     def cost(self) -> float:
         return self.like("draw", self.truth.role, self.n)  # one pass of the truth, as a draw is
 
