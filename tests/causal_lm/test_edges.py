@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -24,9 +25,8 @@ from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
 from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept  # noqa: E402
 from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
-from hydrometer.stages import judge_models as judging  # noqa: E402
 from hydrometer.stages.judge import figures, scores_of  # noqa: E402
-from hydrometer.stages.score import load_columns  # noqa: E402
+from hydrometer.stages.score import columns_of, load_columns  # noqa: E402
 from naive import log_law, naive_logits, slug  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
@@ -241,18 +241,17 @@ def test_models_judged_in_bfloat16_have_entropies(folder: Path, tmp_path: Path) 
     assert metrics["recall"]["value"] is None
 
 
-def test_own_rows_alone_are_given_room(gpt2: CausalLM, tmp_path: Path) -> None:
+def test_own_rows_alone_are_given_room(gpt2: CausalLM) -> None:
     law, x = drawn(gpt2, Selectivity(top_k=8))
     lost = np.isneginf(law.log_prob(x))
     within = score_steps(law, x, drawn=True).as_if_kept
     assert within is not None
-    facts = judging.score_ids(law, x, tmp_path, own=True)
-    scored = judging.load_scored(tmp_path)
-    assert np.isfinite(scored.log_prob).all()
-    assert scored.near_edge is not None
-    assert facts["edge_tokens"] == within.sum() >= lost.sum() > 0
-    assert (scored.counted(x).near_edge == scored.near_edge).all()
-    assert judging.score_ids(law, x, tmp_path, own=False) == {"rows": len(x)}
-    foreign = judging.load_scored(tmp_path)
-    assert (np.isneginf(foreign.log_prob) == lost).all()
-    assert foreign.counted(x) is x
+    found = columns_of(law, law, x)
+    assert np.isfinite(found.own).all()
+    assert found.near_edge is not None
+    assert found.as_if_kept is not None
+    assert found.as_if_kept.sum() == within.sum() >= lost.sum() > 0
+    assert (cast("Sequences", found.counted(x)).near_edge == found.near_edge).all()
+    hotter = gpt2.law(PROMPTS, max_new_tokens=24, stop=[1], block_rows=128)
+    foreign = columns_of(hotter, law, x)  # as if another law had drawn them
+    assert (np.isneginf(foreign.other) == lost).all()

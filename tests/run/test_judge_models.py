@@ -26,6 +26,7 @@ from hydrometer.run.judging.judging import JudgeResult, judge_models  # noqa: E4
 from hydrometer.store.artifacts import content_key  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
+FRONTIERS = ("prd_", "total_variation", "divergence_area", "typicality_", "entropy_kept", "effective_volume")
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
 
 
@@ -103,8 +104,12 @@ def test_figures_are_those_of_judge(tmp_path: Path, models: dict[str, str]) -> N
     nucleus = found[f"{plain}.decoded-topp0.6"]
     assert nucleus["recall"]["value"] is None
     assert nucleus["recall"]["n_neg_inf"] > 0
-    # 4 prompts are a sample: 3 degrees of freedom, everywhere
-    assert max(v["df"] for v in found[plain].values() if v["se"] is not None) == 3.0
+    # 4 prompts are a sample: 3 degrees of freedom, everywhere but where the truth's rows and the student's both count
+    single = {k: v for k, v in found[plain].items() if v["se"] is not None and not k.startswith(FRONTIERS)}
+    assert max(v["df"] for v in single.values()) == 3.0
+    both = [v["df"] for k, v in found[plain].items() if v["se"] is not None and k.startswith(FRONTIERS)]
+    assert both
+    assert max(both) <= 6.0
     truth, student = (CausalLM.from_pretrained(models[k]).law(["w3 w4", "w4 w5"], max_new_tokens=6, block_rows=32)
                       for k in ("truth", "student"))  # fmt: skip
     direct = hm.judge(truth, student, n=600, seed=5)
@@ -122,7 +127,7 @@ def test_fixed_prompts_are_strata_and_draw_nothing_anew(tmp_path: Path, models: 
            "out": tmp_path / "out"}  # fmt: skip
     sample = judge_models([models["student"]], **ask)
     fixed = judge_models([models["student"]], prompts_are="fixed", **ask)
-    assert not fixed.outcome.computed
+    assert dict(fixed.outcome.computed) == {"judge": 2}
     one, two = (cells(r)["judge.student.student"]["recall"] for r in (sample, fixed))
     assert one["value"] == two["value"]
     assert one["se"] != two["se"]
@@ -133,10 +138,10 @@ def test_fixed_prompts_are_strata_and_draw_nothing_anew(tmp_path: Path, models: 
 def test_a_second_call_goes_on_and_more_is_added(
     tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydrometer.run.judging import judge_jobs
+    from hydrometer.stages import compute
 
     file = prompts_file(tmp_path, texts(2))
-    ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 4, "max_new_tokens": 5}
+    ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 80, "max_new_tokens": 5}
     whole = judge_models([models["student"]], **ask, out=tmp_path / "whole")
     done = []
 
@@ -146,18 +151,48 @@ def test_a_second_call_goes_on_and_more_is_added(
         done.append(1)
         return original(*args, **options)
 
-    original = judge_jobs.score_ids
-    monkeypatch.setattr(judge_jobs, "score_ids", interrupted)
+    original = compute.score
+    monkeypatch.setattr(compute, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         judge_models([models["student"]], **ask, out=tmp_path / "cut")
     monkeypatch.undo()
     again = judge_models([models["student"]], **ask, out=tmp_path / "cut")
     assert again.outcome.reused["draw"] >= 1
     assert again.outcome.reused["score"] == 1
+    assert again.outcome.computed["score"] == 5  # two blocks of the truth's rows under it, then of both rows under both
     assert cells(again) == cells(whole)
     more = judge_models([models["student"], models["truth"]], **ask, out=tmp_path / "cut")
-    assert more.outcome.reused["score"] == 4
+    assert more.outcome.reused["score"] == 6
     assert cells(more)["judge.student.student"] == cells(whole)["judge.student.student"]
+
+
+def test_figures_are_those_of_a_run(tmp_path: Path, models: dict[str, str]) -> None:
+    """Control variates, frontiers, frontiers by prefix and what bfloat16 adds: all that a run's cell has."""
+    file = prompts_file(tmp_path, texts(2))
+    ask = {"truth": models["truth"], "prompts": file, "answers_per_prompt": 200, "max_new_tokens": 6}
+    m = cells(judge_models([models["student"]], **ask, prompts_are="fixed", out=tmp_path / "a"))[
+        "judge.student.student"
+    ]
+    assert m["precision"]["method"] == m["kl_student_truth"]["method"] == "cv"
+    assert m["recall"]["se"] < m["recall"]["plain_se"]
+    assert m["total_variation"]["value"] > 0
+    exhibit = json.loads((tmp_path / "a" / "exhibits" / "judge.student.student.json").read_text())
+    assert exhibit["kind"] == "texts"
+    assert len(exhibit["rows"]) == 16
+    assert exhibit["curves"]
+    low = cells(judge_models([models["student"]], **ask, dtype="bfloat16", out=tmp_path / "b"))["judge.student.student"]
+    assert {"precision_bias", "recall_bias", "entropy_bias"} <= set(low)
+    rows = [{"prompt": "w3", "completion": "w5 w6"}, {"prompt": "w4", "completion": "w8"}]
+    file = prompts_file(tmp_path, rows, "text.jsonl")
+    found = judge_models(
+        [models["student"]], truth_text=file, reference=models["truth"], chat=False, answers_per_prompt=200,
+        max_new_tokens=5, prompts_are="fixed", out=tmp_path / "c",
+    )  # fmt: skip
+    m = cells(found)["judge.student.student"]
+    assert {m[k]["method"] for k in ("precision_reference", "entropy", "kl_student_reference")} == {"cv"}
+    assert m["kl_student_reference"]["value"] == pytest.approx(
+        -m["entropy"]["value"] - m["precision_reference"]["value"], abs=1e-9
+    )
 
 
 def test_another_tokenizer_gets_nats_per_byte_and_nothing_else(tmp_path: Path, models: dict[str, str]) -> None:

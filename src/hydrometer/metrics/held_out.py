@@ -12,12 +12,12 @@ Shapes: N rows of text, M rows of the judged law.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.statistics.controls import Combination, Controls
 from hydrometer.core.statistics.crossed import welch_satterthwaite
 from hydrometer.core.statistics.estimate import (
     Contrast,
@@ -32,7 +32,7 @@ from hydrometer.core.statistics.estimate import (
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.metrics.likelihood import mean_on
 
-__all__ = ["Column", "contrast", "estimates", "share_outside"]
+__all__ = ["Column", "Compared", "contrast", "share_outside"]
 
 Floats = NDArray[np.float64]
 
@@ -49,34 +49,44 @@ class Column:
     strata : see `core.statistics.sampling_design`.
     shared : whether all models were scored on these same rows, so that a difference is taken row by row.
     canonical : whether the rows are texts in canonical tokenisation.
+    controls, of : control variates of the rows, and what they have to know of `values`, or None.
     """
 
     values: Floats
     per: Floats | None
     unit: str
     strata: Strata | None
-    shared: bool
+    shared: bool = False
     canonical: bool = False
+    controls: Controls | None = None
+    of: Combination | None = None
 
     def estimate(self) -> Estimate:
         """Return the figure with its error."""
         if self.per is None:
-            found = mean_estimate(self.values, self.unit, self.strata)
+            found = mean_estimate(self.values, self.unit, self.strata, self.controls, self.of)
         else:
-            found = ratio_estimate(self.values, self.per, self.unit, self.strata)
+            found = ratio_estimate(self.values, self.per, self.unit, self.strata, self.controls)
         return replace(found, method="canonical") if self.canonical else found
 
-    def rows(self) -> Floats:
-        """(N,) values whose plain mean is the figure; ratios linearised."""
+    def rows(self) -> Floats | None:
+        """(N,) values whose plain mean is the figure, ratios linearised; None where a value is infinite."""
+        if not np.isfinite(self.values).all():
+            return None
         if self.per is None:
-            return self.values
+            return self.values if self.controls is None else self.controls.adjust(self.values, self.of)
         ratio = self.values.sum() / self.per.sum()
         return (self.values - ratio * self.per) / self.per.mean() + ratio
 
 
-def estimates(columns: Mapping[str, Column]) -> dict[str, Estimate]:
-    """Every column's figure."""
-    return {name: c.estimate() for name, c in columns.items()}
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """A figure by which models are compared, with its `Column.rows`."""
+
+    estimate: Estimate
+    rows: Floats | None
+    strata: Strata | None
+    shared: bool
 
 
 def share_outside(c: Column) -> dict[str, Estimate]:
@@ -96,27 +106,27 @@ def share_outside(c: Column) -> dict[str, Estimate]:
     }
 
 
-def contrast(a_id: str, b_id: str, metric: str, a: Column, b: Column) -> Contrast:
+def contrast(a_id: str, b_id: str, metric: str, a: Compared, b: Compared) -> Contrast:
     """``a - b`` of one figure between two models.
 
     On shared rows the difference is taken row by row. Otherwise the models' draws are independent given the prompts:
     where these are fixed the variances add; where they are a sample, both models answered the same prompts, and the
     difference is taken prompt by prompt.
     """
-    first, second = a.estimate(), b.estimate()
+    first, second = a.estimate, b.estimate
     pairing = "row" if a.shared and b.shared else "seed"
-    if first.value is None or second.value is None:
+    if first.value is None or second.value is None or a.rows is None or b.rows is None:
         return Contrast(a_id, b_id, metric, None, None, None, None, pairing)
     value = first.value - second.value
     if pairing == "row":
-        rows = a.rows() - b.rows()
+        rows = a.rows - b.rows
         variance, df = mean_variance(rows, a.strata), row_freedom(rows.size, a.strata)
     elif isinstance(a.strata, Clusters) and isinstance(b.strata, Clusters):
         pairing = "prompt"
-        by_prompt = a.strata.collapse(a.rows()) - b.strata.collapse(b.rows())
+        by_prompt = a.strata.collapse(a.rows) - b.strata.collapse(b.rows)
         variance, df = mean_variance(by_prompt), max(by_prompt.size - 1, 1)
     else:
-        parts = [mean_variance(c.rows(), c.strata) for c in (a, b)]
+        parts = [mean_variance(c.rows, c.strata) for c in (a, b) if c.rows is not None]
         variance, df = sum(parts), welch_satterthwaite(parts, [first.freedom, second.freedom])
     if not np.isfinite(variance):
         return Contrast(a_id, b_id, metric, value, None, None, None, pairing)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.rng import Stream
-from hydrometer.models.base import Law, Level, Samples
+from hydrometer.models.base import Family, Law, Level, Precision, Samples
 
 if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Strict
@@ -22,11 +22,14 @@ __all__ = [
     "CompactRows",
     "Embeds",
     "FitsTogether",
+    "GivenModels",
     "KeepsTruth",
     "MapPoint",
     "Maps",
+    "TextScores",
     "Threaded",
     "TrainsElsewhere",
+    "given_models",
 ]
 
 
@@ -153,3 +156,57 @@ class TrainsElsewhere(Protocol):
     def adopt(self, chain: ChainSpec, source: str) -> Law:
         """Open a model as an unselected law over the truth's outcomes. Raises ModelError, LawMismatchError."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextScores:
+    """One law's scores of texts, each in the law's canonical tokenisation.
+
+    Attributes
+    ----------
+    log_prob : (N,) nats.
+    tokens : (N,) of the law's own tokenizer, the stop token included.
+    n_bytes : (N,) of UTF-8.
+    round_trip : (N,) 1.0 where the law's tokenizer gives the text back.
+    spans : (N,) 1.0 where it has no boundary between prompt and text.
+    """
+
+    log_prob: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    n_bytes: NDArray[np.float64]
+    round_trip: NDArray[np.float64]
+    spans: NDArray[np.float64]
+
+
+@runtime_checkable
+class GivenModels(Protocol):
+    """A family whose chains name models to judge as they are: an optional capability.
+
+    `role` is the name of a model in its chain.
+    """
+
+    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> Law:
+        """Open a model as a law. Raises ModelError."""
+        ...
+
+    def score_texts(self, chain: ChainSpec, law: Law, texts: Samples | range, role: str) -> TextScores:
+        """Score texts under `law`: those of rows that the model `role` drew, or a range of the held-out texts.
+
+        Raises StageError, DataError.
+        """
+        ...
+
+    def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
+        """Return prompts and answers of rows that a model drew, as text; no weights are opened."""
+        ...
+
+    def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
+        """Return which prompt each held-out text answers, (N,); None where they are whole documents."""
+        ...
+
+
+def given_models(family: Family) -> GivenModels:
+    """Return a family with the capability `GivenModels`. Raises TypeError."""
+    if not isinstance(family, GivenModels):
+        raise TypeError(f"{family.name} has no models that are judged as they are")
+    return family

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Law, Precision, Samples
-from hydrometer.models.capabilities import CompactRows
+from hydrometer.models.capabilities import CompactRows, given_models
 from hydrometer.models.choosing.best_of_n import TextFamily, choose, needs_truth
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.nodes import Context, LawRef, Rows
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ArtifactLoader", "Outline"]
 
 _LAWS_KEPT = 4
+_GIVEN_KEPT = 2  # models of any size: the two that are compared
 _ROWS_KEPT = 4
 
 
@@ -61,12 +62,16 @@ class ArtifactLoader:
             self._laws.move_to_end(slot)
         else:
             # Room is made before loading, so that large models are not held beside one more.
-            while len(self._laws) >= _LAWS_KEPT:
+            while len(self._laws) >= (_LAWS_KEPT if ref.kind != "given" else _GIVEN_KEPT):
                 self._laws.popitem(last=False)
-            if ref.kind == "truth":
-                self._laws[slot] = context.family.truth(context.spec, precision)
-            else:
-                self._laws[slot] = context.family.load_law(self.store.path("fit", ref.key), context.spec, precision)
+            match ref.kind:
+                case "truth":
+                    self._laws[slot] = context.family.truth(context.spec, precision)
+                case "given":
+                    self._laws[slot] = given_models(context.family).open_given(context.spec, ref.role, precision)
+                case "fit":
+                    folder = self.store.path("fit", ref.key)
+                    self._laws[slot] = context.family.load_law(folder, context.spec, precision)
         law = self._laws[slot]
         if selectivity is None or not selectivity.chooses:
             return law if selectivity is None else law.select(selectivity)

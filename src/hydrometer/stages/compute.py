@@ -9,7 +9,9 @@ from hydrometer.models.base import Tick
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.draw import draw
 from hydrometer.stages.fit import fit
+from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode
 from hydrometer.stages.judge import judge, released, show
+from hydrometer.stages.judge_given import judge_given, score_texts
 from hydrometer.stages.map_point import map_point
 from hydrometer.stages.nodes import (
     AdoptNode,
@@ -48,6 +50,10 @@ def compute(node: Node, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict
             return score(node, bench, folder)
         case JudgeNode():
             return judge(node, bench, folder)
+        case ScoreTextsNode():
+            return score_texts(node, bench, folder)
+        case JudgeGivenNode():
+            return judge_given(node, bench, folder)
         case ShowNode():
             return show(node, bench, folder)
         case ReleasedNode():

@@ -16,6 +16,7 @@ from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.statistics.controls import Controls
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate
+from hydrometer.core.statistics.sampling_design import Strata
 from hydrometer.metrics.frontiers.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.modes import capacity_gap, mode_metrics
@@ -42,6 +43,8 @@ __all__ = [
     "load_law_on_truth",
     "load_metrics",
     "released",
+    "rounding_bias",
+    "scored_figures",
     "scores_of",
     "sequence_figures",
     "show",
@@ -165,12 +168,22 @@ def _judge_scored(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[
         return _judge_chosen(node, cast("Sequences", rows), cast("Columns", y), folder)
     truth_rows = rows if y is None else bench.outline(node.context, node.truth_rows)
     s = scores_from(truth_rows, rows, x, y)
-    exact = x.exact and (y is None or y.exact)
-    _write_metrics(_figures(s, {}, exact=exact) | _bias(s, x, x if y is None else y), folder)
+    _write_metrics(scored_figures(s, x, y), folder)
     _write_rows(s, len(truth_rows), folder)
-    if y is not None and exact:
+    if y is not None and x.exact and y.exact:
         (folder / _CURVES).write_text(json.dumps(curves(s)))
     return {"rows": len(rows)}
+
+
+def scored_figures(s: Scores, x: Columns, y: Columns | None) -> dict[str, Estimate]:
+    """Return all figures of rows that were scored block by block.
+
+    Parameters
+    ----------
+    x, y : the columns that `s` was made of: of the truth's rows, and of the law's, None where the law is the truth.
+    """
+    exact = x.exact and (y is None or y.exact)
+    return _figures(s, {}, exact=exact) | _bias(s, x, x if y is None else y)
 
 
 def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) -> dict[str, object]:
@@ -179,7 +192,7 @@ def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) ->
     rows = cast("Sequences", y.counted(rows))
     metrics = chosen_estimates(rows, y.other, y.own, choice.best_of or 1, accepts=choice.accept is not None)
     if y.other_exact is not None:
-        metrics["precision_bias"] = _rounding(y.other, y.other_exact, rows, 1.0)
+        metrics["precision_bias"] = rounding_bias(y.other, y.other_exact, rows.strata, 1.0)
     _write_chosen(metrics, y.other, folder)
     return {"rows": len(rows)}
 
@@ -280,19 +293,19 @@ def _bias(s: Scores, x: Columns, y: Columns) -> dict[str, Estimate]:
     if x.other_exact is None or y.own_exact is None or y.other_exact is None:
         return {}
     gaps = {
-        "precision_bias": (s.truth_on_law, y.other_exact, s.law_rows, 1.0),
-        "recall_bias": (s.law_on_truth, x.other_exact, s.truth_rows, 1.0),
-        "entropy_bias": (s.law_on_law, y.own_exact, s.law_rows, -1.0),
+        "precision_bias": (s.truth_on_law, y.other_exact, s.law_rows.strata, 1.0),
+        "recall_bias": (s.law_on_truth, x.other_exact, s.truth_rows.strata, 1.0),
+        "entropy_bias": (s.law_on_law, y.own_exact, s.law_rows.strata, -1.0),
     }
-    return {name: _rounding(*of) for name, of in gaps.items()}
+    return {name: rounding_bias(*of) for name, of in gaps.items()}
 
 
-def _rounding(column: Floats, right: Floats, rows: Samples, sign: float) -> Estimate:
-    """Mean of what rounding added to the first scores of a column."""
+def rounding_bias(column: Floats, right: Floats, strata: Strata | None, sign: float) -> Estimate:
+    """Return the mean of what rounding added to the first scores of a column."""
     rounded = column[: len(right)]
     both = np.isfinite(rounded) & np.isfinite(right)  # at a nucleus' edge rounding may move a row in or out
-    strata = None if rows.strata is None else rows.strata[: len(right)][both]
-    return mean_estimate(sign * (rounded[both] - right[both]), "nats", strata)
+    kept = None if strata is None else strata[: len(right)][both]
+    return mean_estimate(sign * (rounded[both] - right[both]), "nats", kept)
 
 
 def load_metrics(folder: Path) -> dict[str, Estimate]:

@@ -28,8 +28,18 @@ __all__ = [
 
 # Raised whenever a stage's code changes its results.
 VERSIONS = {
-    "draw": 3, "fit": 4, "score": 3, "judge": 9, "show": 3, "released": 1, "map": 3, "embed": 1, "picture": 1,
-}  # fmt: skip
+    "draw": 3,
+    "fit": 4,
+    "score": 3,
+    "score_texts": 4,
+    "judge": 9,
+    "judge_given": 1,
+    "show": 3,
+    "released": 1,
+    "map": 3,
+    "embed": 1,
+    "picture": 1,
+}
 
 BIAS_ROWS = 64  # scored once more in float32 where a run is judged in bfloat16
 PrefixSource = Literal["truth", "teacher", "student"]

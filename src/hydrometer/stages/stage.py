@@ -28,11 +28,16 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class LawRef:
-    """An unselected law: a truth by its identity, or a fit by its artifact's key."""
+    """An unselected law: a truth or a given model by its identity, a fit by its artifact's key."""
 
-    kind: Literal["truth", "fit"]
+    kind: Literal["truth", "fit", "given"]
     key: str
     role: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Keys of the artifacts that it is opened from."""
+        return (self.key,) if self.kind == "fit" else ()
 
 
 @dataclass(frozen=True, slots=True)

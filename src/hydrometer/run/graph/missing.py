@@ -10,7 +10,7 @@ from hydrometer.store.artifacts import ArtifactStore
 __all__ = ["missing_of"]
 
 # Read by those that need them alone; all others are read for the books.
-_FOR_OTHERS = ("draw", "fit", "embed", "score")
+_FOR_OTHERS = ("draw", "fit", "embed", "score", "score_texts")
 
 
 class _Stage(Protocol):

@@ -373,7 +373,7 @@ def _is_pictured(cell: Cell) -> bool:
 
 
 def _law_inputs(law: LawRef) -> tuple[str, ...]:
-    return () if law.kind == "truth" else (law.key,)
+    return law.inputs
 
 
 def _json(s: Selectivity | None) -> object:

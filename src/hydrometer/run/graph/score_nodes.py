@@ -8,7 +8,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.run.graph.stage_graph import ChainNodes
 from hydrometer.stages.nodes import JudgeNode, LawRef, Rows, ScoreNode
 
-__all__ = ["plan_scores"]
+__all__ = ["plan_scores", "plan_side"]
 
 
 def plan_scores(
@@ -28,19 +28,18 @@ def plan_scores(
     Two empty tuples where draws are made again. A law that chooses among candidates has no scores of the truth's rows.
     """
     chosen = decoding is not None and decoding.chooses
-    of_truth = () if chosen else _side(planner, law, decoding, "truth", truth_rows, known)
-    return of_truth, () if law_rows == truth_rows else _side(planner, law, decoding, "law", law_rows, None)
+    of_truth = () if chosen else plan_side(planner, law, decoding, "truth", truth_rows, known)
+    return of_truth, () if law_rows == truth_rows else plan_side(planner, law, decoding, "law", law_rows, None)
 
 
-def _side(
+def plan_side(
     planner: ChainNodes, law: LawRef, decoding: Selectivity | None, side: Literal["truth", "law"], rows: Rows,
     known: str | None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """How many rows there are in all is in no key, so more of them add blocks."""
+    """Enter the scores of one side's rows; how many there are in all is in no key, so more of them add blocks."""
     context, truth = planner.context, planner.truth
     size = planner.family.block_rows(planner.chain)
     of_truth = () if known is None else cast("JudgeNode", planner.plan.nodes[known]).truth_scores
-    law_inputs = () if law.kind == "truth" else (law.key,)
     keys: list[str] = []
     for i, block in enumerate(rows.blocks):
         n = min(size, rows.n - i * size)
@@ -49,7 +48,7 @@ def _side(
             "side": side, "block": block, "rows": n,
         }  # fmt: skip
         own = of_truth[i] if of_truth else None
-        inputs = (*law_inputs, block, *(() if own is None else (own,)))
+        inputs = (*law.inputs, block, *(() if own is None else (own,)))
         key = planner.key("score", parts)
         node = ScoreNode(key, context, law, decoding, truth, side, block, i * size, n, own, inputs=inputs)
         keys.append(planner.add(node))

@@ -132,7 +132,6 @@ class ChainNodes:
         if self.family.keeps_draws:
             if n > MAX_STAGES * size:
                 raise self.too_large(f"{-(-n // size)} blocks of {size} rows in one draw")
-            inputs = () if law.kind == "truth" else (law.key,)
             parts, cut = self.parts("draw", base), n % size
             keys = content_keys(parts, "start", range(0, n - cut, size))
             if cut:  # in a key of its own: the last bits of rows depend on how many are drawn together
@@ -141,7 +140,7 @@ class ChainNodes:
             for start, key in zip(range(0, n, size), keys, strict=True):
                 rows = min(size, n - start)
                 blocks.append(
-                    self.add(DrawNode(key, self.context, law, s, stream, start, rows, purpose, inputs=inputs))
+                    self.add(DrawNode(key, self.context, law, s, stream, start, rows, purpose, inputs=law.inputs))
                 )
         self.known_rows[slot] = Rows(law, s, stream, n, purpose, tuple(blocks), content_key(identity))
         return self.known_rows[slot]

@@ -12,28 +12,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydrometer.core.errors import FolderError
-from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.run.api import RunResult
+from hydrometer.run.execution.executors import ExecutorName, executor_of
 from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.rendered import PART
-from hydrometer.run.judging.judge_jobs import Jobs, Work, run_jobs
-from hydrometer.run.judging.judge_plan import JudgedCell, Question, build_cells, pose
-from hydrometer.run.judging.judge_results import results_of
+from hydrometer.run.judging.judge_graph import NAME, plan_judgement
+from hydrometer.run.judging.judge_results import write_results
 from hydrometer.run.judging.judge_settings import JudgeSettings
+from hydrometer.run.judging.question import Question, pose
+from hydrometer.run.results.sofar import SoFar
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store
+from hydrometer.store.storage_uri import place_of
 
 __all__ = ["JudgeResult", "judge_models"]
-
-NAME = "judge"
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult(RunResult):
-    """What `judge_models` returns; what is counted in `outcome` are jobs."""
+    """What `judge_models` returns."""
 
 
 def judge_models(
@@ -52,8 +52,11 @@ def judge_models(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
     base: str | None = None,
-    out: str | Path = Path("runs") / NAME,
+    out: str | Path = Path("runs") / "judge",
+    cache: str | Path | None = None,
     monitor: Monitor | None = None,
+    executor: ExecutorName = "local",
+    address: str | None = None,
 ) -> JudgeResult:
     """Judge models that exist against a truth, or against held-out text.
 
@@ -79,7 +82,9 @@ def judge_models(
     dtype, device : arithmetic of drawing and scoring; float32 is the model.
     base : the model under adapters that do not name an alias or a hub id.
     out : folder or URL for artifacts and results.
+    cache : folder or URL for artifacts, where several judgements share them; inside `out` by default.
     monitor : watches progress.
+    executor, address : as in `run`: "ray" makes many stages at once on a Ray cluster.
 
     Returns
     -------
@@ -105,42 +110,32 @@ def judge_models(
         tuple(str(s) for s in students), _text(truth), _text(truth_text), _text(reference), _text(prompts), chat,
         prompts_are, answers_per_prompt, max_new_tokens, tuple(decodings), seed, dtype, device, base,
     )  # fmt: skip
+    make = executor_of(executor, address)
     folder = RunFolder(out)
-    check_places(folder.place)
+    check_places(folder.place, cache)
     _check_folder(folder)
     question = pose(settings, folder)
-    jobs = Jobs()
-    cells = build_cells(question, jobs, Stream(seed))
+    plan = plan_judgement(question)
+    artifacts = place_of(cache) if cache is not None else folder.artifacts
+    watch = monitor or SilentMonitor()
     folder.create()
     with folder.hold():
-        store = open_store(folder.artifacts)
-        store.sweep()
+        store = open_store(artifacts)
+        store.sweep(shared=cache is not None)
         folder.sweep()
-        spec: dict[str, Any] = {"name": NAME, NAME: _spec(settings, question)}
         for name, rendered in question.rendered.items():
             folder.put(PART, name, rendered)
+        spec: dict[str, Any] = {"name": NAME, NAME: _spec(settings, question)}
         folder.accept(spec)
         folder.push()  # before any artifact: what has artifacts is a run
-        work = Work(store, dtype, device)
-        outcome = run_jobs(jobs, work, monitor or SilentMonitor())
-        folder.write_results(_written(folder, question, cells, work, outcome, spec))
+
+        def write(outcome: Outcome) -> None:
+            if any(c.judge not in outcome.left for c in plan.cells):
+                write_results(folder, spec, question, plan, store, outcome)
+
+        outcome = make(plan, store, watch, SoFar(plan, store, watch, write))
+        write(outcome)
     return JudgeResult(folder.place, load_results(folder.root), outcome)
-
-
-def _written(
-    folder: RunFolder,
-    question: Question,
-    cells: list[JudgedCell],
-    work: Work,
-    outcome: Outcome,
-    spec: dict[str, object],
-) -> dict[str, object]:
-    results, exhibits = results_of(NAME, question, cells, work, outcome, spec)
-    for record in results["cells"]:
-        folder.put("records", record["id"], record)
-    for cell_id, shown in exhibits.items():
-        folder.put("exhibits", cell_id, shown)
-    return results
 
 
 def _check_folder(folder: RunFolder) -> None:
@@ -156,7 +151,7 @@ def _spec(settings: JudgeSettings, question: Question) -> dict[str, object]:
     return {
         **asked,
         "decodings": decodings,
-        "models": {m.label: dict(m.model.resolved.identity) for m in question.laws},
+        "models": {m.label: dict(m.identity) for m in question.chain.models},
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.judge import load_metrics
-from hydrometer.stages.nodes import JudgeNode, Node
+from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["SoFar", "part_of"]
@@ -68,7 +68,7 @@ class SoFar:
             self.told = {group for key in there for group in self.groups[key]}
         if node.key not in outcome.failed:
             self.unseen.append(node)
-            self.untold += [node] if isinstance(node, JudgeNode) else []
+            self.untold += [node] if node.stage == "judge" else []
         self.untold = [n for n in self.untold if not self._tell(n, self.told)]
         self.is_due = self.is_due or node.key in self.groups
         began = time.monotonic()

@@ -47,12 +47,20 @@ class Texts:
     ended : (N,) bool, whether the text ended there; else it was cut, and only its beginning is known.
     prompt_index : (N,) int64, which prompt each answers.
     unreadable : (N,) bool, whether bytes that are no character were drawn, which the text does not say; None: nowhere.
+    first : number of the first text, where these are a block of more.
     """
 
     texts: tuple[str, ...]
     ended: NDArray[np.bool_]
     prompt_index: NDArray[np.int64]
     unreadable: NDArray[np.bool_] | None = None
+    first: int = 0
+
+    def block(self, start: int, n: int) -> Texts:
+        """Return texts ``start .. start + n``."""
+        rows = slice(start, start + n)
+        unreadable = None if self.unreadable is None else self.unreadable[rows]
+        return Texts(self.texts[rows], self.ended[rows], self.prompt_index[rows], unreadable, self.first + start)
 
     @property
     def n_bytes(self) -> Floats:
@@ -158,5 +166,5 @@ def _check_room(law: CausalLaw, lengths: NDArray[np.int64], texts: Texts) -> Non
     prompt = np.array([len(p) for p in law.prompts.ids], np.int64)[texts.prompt_index]
     worst = int((prompt + lengths).argmax())
     if prompt[worst] + lengths[worst] > room:
-        what = f"text {worst + 1} with its prompt exceeds the model's max_position_embeddings"
+        what = f"text {texts.first + worst + 1} with its prompt exceeds the model's max_position_embeddings"
         raise StageError(what, got=(int(prompt[worst] + lengths[worst]), room), fix="shorten it or leave it out")

@@ -1,4 +1,4 @@
-"""Models that exist: what is known of one before its weights are opened, and its law.
+"""Models that exist: what is known of one before its weights are opened.
 
 Models of one vocabulary share the ids of their prompts and their stop set, those of the first of them; a model of
 another vocabulary has prompts and a stop set of its own.
@@ -6,12 +6,10 @@ another vocabulary has prompts and a stop set of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
 from hydrometer.core.io.yaml_io import read_json
@@ -23,9 +21,7 @@ from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
-
-__all__ = ["Existing", "Own", "find_model", "numerics", "open_law"]
+__all__ = ["Existing", "Own", "find_model"]
 
 LAW_FILE = "law.json"
 MAX_LAW_BYTES = 64_000_000
@@ -107,33 +103,6 @@ def find_model(source: str, base: str | None = None) -> Existing:
         bool(found.tokenizer.chat_template),
         room if isinstance(room, int) else None, own, None if differs is None else differs.what,
     )  # fmt: skip
-
-
-def numerics(dtype: str, device: str) -> Mapping[str, object]:
-    """What equal bits depend on besides the inputs."""
-    import torch
-
-    return {
-        **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers", "numba")},
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": device,
-        "dtype": dtype,
-    }
-
-
-def open_law(
-    model: Existing, prompts: Prompts, stop_ids: tuple[int, ...], max_new_tokens: int, block_rows: int, *,
-    dtype: Literal["float32", "bfloat16"], device: str,
-) -> CausalLaw:  # fmt: skip
-    """Open the weights and make the law. Raises ModelError, InputError."""
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
-    from hydrometer.models.causal_lm.inference.model import CausalLM
-
-    doing(f"opening the weights of {model.source}")
-    lm = CausalLM.open(model.resolved, dtype=dtype, device=device)
-    lm.frozen = True  # drawn from and scored, never trained
-    return CausalLaw(lm, prompts, stop_ids, max_new_tokens, None, block_rows)
 
 
 def _own(folder: Path, ids_known: int) -> Own | None:

@@ -1,37 +1,33 @@
-"""From what is asked to jobs and cells: models found, prompts encoded, rows and scores asked for."""
+"""From what is asked to a chain of given models: sources found, prompts encoded, texts read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, ModelError
-from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions
+from hydrometer.models.causal_lm.given import GivenModel, HeldOut, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
-from hydrometer.models.causal_lm.pretrained.existing import Existing, Own, find_model, numerics
+from hydrometer.models.causal_lm.pretrained.existing import Existing, Own, find_model
 from hydrometer.run.graph.rendered import kept_prompts
-from hydrometer.run.judging.judge_jobs import Drawn, Jobs, LawName, TextRows
 from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import RunFolder
 
-__all__ = ["JudgedCell", "Question", "build_cells", "pose"]
+__all__ = ["BLOCK_ROWS", "Question", "pose"]
 
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 64
 BLOCK_ROWS = 128
 MAX_DRAWN = 10_000_000
-
-Role = Literal["truth", "reference", "student"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,53 +36,42 @@ class Question:
 
     Attributes
     ----------
-    anchor : the truth, or with held-out text the reference, or None.
-    students : in the order given.
-    held_out : the texts, per vocabulary the same; None where there is a truth.
-    rows : answers drawn from every law.
-    n_prompts, prompts_are : how many prompts, and what they are.
+    chain : the models, the truth or the reference first where there is one, and what they are asked.
+    anchored : whether the first model is a truth or a reference.
+    same : by model, whether it has the vocabulary of the first.
+    described : by model, what it is.
+    prompts_are : what the prompts are.
     decodings : of every student, None for as it is.
     chat : whether prompts were put into a chat template.
     notes : what a reader should know, one line each.
     rendered : prompts as a chat template wrote them, by the name that the folder keeps them under.
     """
 
-    anchor: LawName | None
-    students: tuple[LawName, ...]
-    held_out: TextRows | None
-    rows: int
-    n_prompts: int
+    chain: JudgedModels
+    anchored: bool
+    same: tuple[bool, ...]
+    described: tuple[str, ...]
     prompts_are: PromptsAre
     decodings: tuple[Selectivity | None, ...]
     chat: bool
     seed: int
-    dtype: str
     notes: tuple[str, ...]
     rendered: Mapping[str, Mapping[str, object]]
 
     @property
-    def laws(self) -> tuple[LawName, ...]:
-        """Anchor first."""
-        return self.students if self.anchor is None else (self.anchor, *self.students)
-
-
-@dataclass(slots=True)
-class JudgedCell:
-    """One model as it is decoded, and the keys of the scores that its figures are made of."""
-
-    id: str
-    role: Role
-    law: LawName
-    decoding: Selectivity | None
-    parent: str | None
-    own: Drawn | None = None
-    ids: dict[str, str] = field(default_factory=dict[str, str])
-    texts: dict[str, str] = field(default_factory=dict[str, str])
+    def anchor(self) -> GivenModel | None:
+        """The truth or the reference."""
+        return self.chain.models[0] if self.anchored else None
 
     @property
-    def needs(self) -> list[str]:
-        """Keys of all jobs behind it."""
-        return [*self.ids.values(), *self.texts.values(), *(self.own.blocks if self.own else ())]
+    def students(self) -> tuple[GivenModel, ...]:
+        """In the order given."""
+        return self.chain.models[1:] if self.anchored else self.chain.models
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts there are."""
+        return len(self.chain.models[0].prompts.ids)
 
 
 def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
@@ -116,23 +101,44 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     if not is_drawn:
         longest = 1  # texts need room for themselves alone, which scoring them asks for
     rows = _rows(settings, len(first.ids))
-    numeric = numerics(settings.dtype, settings.device)
-    block = min(BLOCK_ROWS, rows)
     labels = _labels([m.source for m in models])
-    laws = [
-        _law_name(m, label, prompts[m.vocabulary], stops[m.vocabulary], longest, block, numeric)
+    given = tuple(
+        GivenModel(
+            label,
+            m.source,
+            settings.base,
+            m.resolved.identity,
+            m.size,
+            prompts[m.vocabulary],
+            stops[m.vocabulary],
+            longest,
+        )
         for m, label in zip(models, labels, strict=True)
-    ]
-    held_out = None if answered is None else _held_out(answered, index)
+    )
     if is_drawn:
-        _check_room(laws)
-    odd = () if own is not None else _odd_prompts(laws, chat)
-    notes = (*_notes(models, labels, stops, own), *odd)
+        _check_room(models, given)
+    odd = () if own is not None else _odd_prompts(models, given, chat)
+    chain = JudgedModels(
+        models=given,
+        held_out=None if answered is None else HeldOut(tuple(r.answer or "" for r in answered), index),
+        rows=rows,
+        block_rows=min(BLOCK_ROWS, rows),
+        threads=threads(),
+        dtype=settings.dtype,
+        device=settings.device,
+    )
     return Question(
-        laws[0] if anchor is not None else None, tuple(laws[1:] if anchor is not None else laws), held_out, rows,
-        len(first.ids), are, tuple(settings.settings), chat, settings.seed, settings.dtype, notes,
+        chain,
+        anchor is not None,
+        tuple(m.vocabulary == models[0].vocabulary for m in models),
+        tuple(m.resolved.description for m in models),
+        are,
+        tuple(settings.settings),
+        chat,
+        settings.seed,
+        (*_notes(models, labels, stops, own), *odd),
         rendered,
-    )  # fmt: skip
+    )
 
 
 def _brought(students: list[Existing], models: list[Existing]) -> Own | None:
@@ -234,17 +240,6 @@ def _what_prompts_are(asked: PromptsAre | None, n: int) -> PromptsAre:
     return asked or ("sample" if n > 1 else "fixed")
 
 
-def _law_name(
-    model: Existing, label: str, prompts: Prompts, stop_ids: tuple[int, ...], longest: int, block: int,
-    numeric: Mapping[str, object],
-) -> LawName:  # fmt: skip
-    key = content_key(
-        {"model": dict(model.resolved.identity), "prompts": prompts.digest, "stop_ids": list(stop_ids),
-         "max_new_tokens": longest, "numerics": dict(numeric)}
-    )  # fmt: skip
-    return LawName(model, label, prompts, stop_ids, longest, block, key)
-
-
 def _labels(sources: list[str]) -> list[str]:
     """Short names, told apart by a number where two are alike; they go into file names."""
     out: list[str] = []
@@ -261,35 +256,28 @@ def _labels(sources: list[str]) -> list[str]:
     return out
 
 
-def _held_out(rows: list[Answered], index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> TextRows:
-    from hydrometer.models.causal_lm.inference.retokenize import Texts
-
-    texts = tuple(r.answer or "" for r in rows)
-    key = content_key({"texts": list(texts), "prompts": index.tolist()})
-    return TextRows(Texts(texts, np.ones(len(texts), np.bool_), index), key)
-
-
-def _check_room(laws: list[LawName]) -> None:
+def _check_room(models: list[Existing], given: tuple[GivenModel, ...]) -> None:
     """Refuse prompts that leave no room for an answer, before anything is opened."""
-    for law in laws:
-        room, longest = law.model.room, max(len(p) for p in law.prompts.ids) + law.max_new_tokens
-        if room is not None and longest > room:
-            what = f"prompt and answer exceed the max_position_embeddings of {law.label}"
-            raise InputError(what, got=(longest, room), fix="shorten the prompts or --max-new-tokens")
+    for m, g in zip(models, given, strict=True):
+        longest = max(len(p) for p in g.prompts.ids) + g.max_new_tokens
+        if m.room is not None and longest > m.room:
+            what = f"prompt and answer exceed the max_position_embeddings of {g.label}"
+            raise InputError(what, got=(longest, m.room), fix="shorten the prompts or --max-new-tokens")
 
 
-def _odd_prompts(laws: list[LawName], chat: bool) -> list[str]:
+def _odd_prompts(models: list[Existing], given: tuple[GivenModel, ...], chat: bool) -> list[str]:
     """What the doctor would say of the prompts, for the first model of every vocabulary."""
     from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 
-    first = {law.model.vocabulary: law for law in reversed(laws)}
     template = " through its chat template" if chat else ""
-    return [
-        f"prompts of {law.label}{template}: {f.what}: {f.why}"
-        for law in laws
-        if first[law.model.vocabulary] is law
-        for f in examine_prompts(law.prompts, law.model.tokenizer, law.stop_ids)
-    ]
+    out: list[str] = []
+    seen: set[str] = set()
+    for m, g in zip(models, given, strict=True):
+        if m.vocabulary not in seen:
+            seen.add(m.vocabulary)
+            found = examine_prompts(g.prompts, m.tokenizer, g.stop_ids)
+            out += [f"prompts of {g.label}{template}: {f.what}: {f.why}" for f in found]
+    return out
 
 
 def _notes(
@@ -309,67 +297,3 @@ def _notes(
                 "which are lower bounds"
             )
     return tuple(out)
-
-
-def build_cells(question: Question, jobs: Jobs, root: Stream) -> list[JudgedCell]:
-    """Ask for the rows and scores of every cell, the anchor's first."""
-    if question.held_out is not None:
-        return _against_text(question, question.held_out, jobs, root)
-    if question.anchor is None:
-        raise ValueError("a question without held-out text has a truth")
-    return _against_truth(question, question.anchor, jobs, root)
-
-
-def _against_truth(q: Question, truth: LawName, jobs: Jobs, root: Stream) -> list[JudgedCell]:
-    rows = jobs.draw(truth, None, root.child("truth"), q.rows, q.prompts_are)
-    as_texts = any(s.model.vocabulary != truth.model.vocabulary for s in q.students)
-    first = JudgedCell("judge.truth", "truth", truth, None, None, rows)
-    cells = [first]
-    own = jobs.score(truth, None, rows)
-    first.ids = dict.fromkeys(("truth_on_truth", "law_on_truth", "truth_on_law", "law_on_law"), own)
-    if as_texts:
-        first.texts = dict.fromkeys(first.ids, jobs.score(truth, None, rows, as_texts=True))
-    for student in q.students:
-        cells += (mine := _students(q, student, jobs, root, first.id))
-        for cell in mine:
-            drawn = cell.own
-            if drawn is None:
-                raise ValueError("a student against a truth is drawn from")
-            asked = {
-                "truth_on_truth": (truth, None, rows), "law_on_truth": (student, cell.decoding, rows),
-                "truth_on_law": (truth, None, drawn), "law_on_law": (student, cell.decoding, drawn),
-            }  # fmt: skip
-            if student.model.vocabulary == truth.model.vocabulary:
-                cell.ids = {name: jobs.score(*a) for name, a in asked.items()}
-            if as_texts:
-                cell.texts = {name: jobs.score(*a, as_texts=True) for name, a in asked.items()}
-    return cells
-
-
-def _students(q: Question, law: LawName, jobs: Jobs, root: Stream, parent: str | None) -> list[JudgedCell]:
-    """A student's cells: as it is, and decoded; all its rows are drawn before any is scored."""
-    plain = f"judge.student.{law.label}"
-    out: list[JudgedCell] = []
-    for s in q.decodings:
-        name = plain if s is None else f"{plain}.decoded-{s.slug}"
-        drawn = jobs.draw(law, s, root, q.rows, q.prompts_are) if q.anchor is not None else None
-        out.append(JudgedCell(name, "student", law, s, parent if s is None else plain, drawn))
-    return out
-
-
-def _against_text(q: Question, text: TextRows, jobs: Jobs, root: Stream) -> list[JudgedCell]:
-    cells: list[JudgedCell] = []
-    if q.anchor is not None:
-        drawn = jobs.draw(q.anchor, None, root, q.rows, q.prompts_are)
-        cells.append(JudgedCell(f"judge.reference.{q.anchor.label}", "reference", q.anchor, None, None, drawn))
-    for student in q.students:
-        cells += _students(q, student, jobs, root, None)
-    for cell in cells:
-        cell.texts["law_on_text"] = jobs.score(cell.law, cell.decoding, text, as_texts=True)
-        if q.anchor is None or cell.own is None:
-            continue
-        as_texts = cell.law.model.vocabulary != q.anchor.model.vocabulary
-        into = cell.texts if as_texts else cell.ids
-        into["law_on_law"] = jobs.score(cell.law, cell.decoding, cell.own, as_texts=as_texts)
-        into["reference_on_law"] = jobs.score(q.anchor, None, cell.own, as_texts=as_texts)
-    return cells
