@@ -234,6 +234,28 @@ def test_another_kind_of_chain_runs_too(tmp_path: Path, connected: None) -> None
     assert without_timings(there.results) == without_timings(local.results)
 
 
+def test_models_are_judged_there_as_here(tmp_path: Path, llama_folder: Path, connected: None) -> None:
+    """Against a truth of the same vocabulary, and on held-out text: two stages of each kind at once."""
+    import torch
+
+    from hydrometer.run.judging.judging import judge_models
+
+    (tmp_path / "prompts.jsonl").write_text('{"text": "w3 w4"}\n{"text": "w5"}\n')
+    (tmp_path / "text.jsonl").write_text('{"prompt": "w3", "completion": "w5"}\n{"prompt": "w4", "completion": "w8"}\n')
+    by_model: dict[str, Any] = {"truth": llama_folder, "prompts": tmp_path / "prompts.jsonl", "max_new_tokens": 5}
+    by_text: dict[str, Any] = {"truth_text": tmp_path / "text.jsonl", "chat": False}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, asked in (("model", by_model), ("text", by_text)):
+            local = judge_models([llama_folder], **asked, out=tmp_path / f"{name}-local")
+            there = judge_models([llama_folder], **asked, out=tmp_path / f"{name}-ray", executor="ray")
+            assert there.outcome == local.outcome
+            assert without_timings(there.results) == without_timings(local.results)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_node_of_other_numerics_ends_the_run_in_one_line(
     tmp_path: Path, small_run: Path, connected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,11 +143,10 @@ class _JudgePlanner(ChainNodes):
         return q.anchored and q.same[[m.role for m in q.chain.models].index(law.role)]
 
     def drawn(self, law: LawRef, decoding: Selectivity | None, *, is_truth: bool) -> Rows:
-        """Rows of a stream of the law's own, whatever else is judged beside."""
-        root = self.stream.child("truth") if is_truth else self.stream
+        """Rows of the truth, of the stream that a run has for it; or of a law, whatever else is judged beside."""
         at = None if decoding is None else decoding.to_json()
-        stream = root.child("evaluate", "judged", content_key([law.key, at]))
-        return self.rows(law, decoding, stream, self.sizes["evaluate"], "judge")
+        whose = ("truth",) if is_truth else ("judged", content_key([law.key, at]))
+        return self.rows(law, decoding, self.stream.child("evaluate", *whose), self.sizes["evaluate"], "judge")
 
     def texts(
         self, law: LawRef, decoding: Selectivity | None, own: Rows | None, truth: Rows | None, *, by_ids: bool
