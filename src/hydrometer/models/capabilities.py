@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hydrometer.core.spec import ChainSpec, Strict
 
 __all__ = [
+    "AsksParts",
     "ChecksInputs",
     "CompactRows",
     "Embeds",
@@ -27,6 +28,8 @@ __all__ = [
     "MapPoint",
     "Maps",
     "TextScores",
+    "TextTruth",
+    "TextTruths",
     "Threaded",
     "TrainsElsewhere",
     "given_models",
@@ -178,12 +181,54 @@ class TextScores:
     spans: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class TextTruth:
+    """Texts in the place of a truth.
+
+    Attributes
+    ----------
+    train, validate, evaluate : how many of them are trained on, choose an epoch, and are judged on.
+    identity : what they are, by content.
+    """
+
+    train: int
+    validate: int
+    evaluate: int
+    identity: Mapping[str, object]
+
+
+@runtime_checkable
+class AsksParts(Protocol):
+    """A family whose models may be judged on other prompts than they are trained on: an optional capability."""
+
+    def asked(self, chain: ChainSpec, law: Law, purpose: Literal["train", "judge"]) -> Law:
+        """Return the law, asked the prompts of a purpose."""
+        ...
+
+
+@runtime_checkable
+class TextTruths(Protocol):
+    """A family whose truth may be texts: an optional capability."""
+
+    def text_truth(self, chain: ChainSpec) -> TextTruth | None:
+        """Return what stands in the place of a truth; None where the truth is a law."""
+        ...
+
+    def training_texts(self, chain: ChainSpec, which: Literal["train", "validate"]) -> Samples:
+        """Return texts as rows to learn from, or to choose an epoch by; their log-probability is not known."""
+        ...
+
+
 @runtime_checkable
 class GivenModels(Protocol):
     """A family whose chains name models to judge as they are: an optional capability.
 
     `role` is the name of a model in its chain.
     """
+
+    def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
+        """Return what a model is, by content."""
+        ...
 
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> Law:
         """Open a model as a law. Raises ModelError."""

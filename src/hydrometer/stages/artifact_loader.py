@@ -6,14 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Law, Precision, Samples
-from hydrometer.models.capabilities import CompactRows, given_models
+from hydrometer.models.capabilities import AsksParts, CompactRows, given_models
 from hydrometer.models.choosing.best_of_n import TextFamily, choose, needs_truth
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.nodes import Context, LawRef, Rows
@@ -55,8 +55,16 @@ class ArtifactLoader:
         self._rows: OrderedDict[str, Samples] = OrderedDict()
         self._training: tuple[str, Samples] | None = None
 
-    def law(self, context: Context, ref: LawRef, precision: Precision, selectivity: Selectivity | None = None) -> Law:
-        """Open a law, selected where asked."""
+    def law(
+        self,
+        context: Context,
+        ref: LawRef,
+        precision: Precision,
+        selectivity: Selectivity | None = None,
+        *,
+        purpose: Literal["train", "judge"] = "judge",
+    ) -> Law:
+        """Open a law, asked the prompts of a purpose, and selected where a selectivity is given."""
         slot = (context.name, ref.key, precision)
         if slot in self._laws:
             self._laws.move_to_end(slot)
@@ -73,6 +81,8 @@ class ArtifactLoader:
                     folder = self.store.path("fit", ref.key)
                     self._laws[slot] = context.family.load_law(folder, context.spec, precision)
         law = self._laws[slot]
+        if isinstance(context.family, AsksParts):
+            law = context.family.asked(context.spec, law, purpose)
         if selectivity is None or not selectivity.chooses:
             return law if selectivity is None else law.select(selectivity)
         family = cast("TextFamily", context.family)  # run.plan has refused others
@@ -89,7 +99,8 @@ class ArtifactLoader:
             folders: list[Path] = [self.store.path("draw", k) for k in rows.blocks]
             samples = family.load_samples(folders, rows.n)
         else:
-            law = self.law(context, rows.law, family.precision(context.spec, rows.purpose), rows.selectivity)
+            precision = family.precision(context.spec, rows.purpose)
+            law = self.law(context, rows.law, precision, rows.selectivity, purpose=rows.purpose)
             samples = law.sample(rows.n, seed=rows.stream)
         while len(self._rows) >= _ROWS_KEPT:
             self._rows.popitem(last=False)

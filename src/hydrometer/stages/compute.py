@@ -7,9 +7,9 @@ from pathlib import Path
 from hydrometer.core.errors import StoreError
 from hydrometer.models.base import Tick
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.draw import draw
+from hydrometer.stages.draw import draw, encode_texts
 from hydrometer.stages.fit import fit
-from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode
+from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode, TextNode
 from hydrometer.stages.judge import judge, released, show
 from hydrometer.stages.judge_given import judge_given, score_texts
 from hydrometer.stages.map_point import map_point
@@ -50,6 +50,8 @@ def compute(node: Node, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict
             return score(node, bench, folder)
         case JudgeNode():
             return judge(node, bench, folder)
+        case TextNode():
+            return encode_texts(node, folder)
         case ScoreTextsNode():
             return score_texts(node, bench, folder)
         case JudgeGivenNode():

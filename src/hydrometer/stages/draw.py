@@ -7,10 +7,12 @@ from pathlib import Path
 from hydrometer.core.errors import StageError
 from hydrometer.models.drawing import draw_block
 from hydrometer.models.rows.sequences import Sequences
+from hydrometer.models.capabilities import TextTruths
 from hydrometer.stages.artifact_loader import ArtifactLoader
+from hydrometer.stages.given_nodes import TextNode
 from hydrometer.stages.nodes import DrawNode
 
-__all__ = ["draw"]
+__all__ = ["draw", "encode_texts"]
 
 
 def draw(node: DrawNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
@@ -22,7 +24,8 @@ def draw(node: DrawNode, bench: ArtifactLoader, folder: Path) -> dict[str, objec
         fails, or draws from another law.
     """
     family, chain = node.context.family, node.context.spec
-    law = bench.law(node.context, node.law, family.precision(chain, node.purpose), node.selectivity)
+    precision = family.precision(chain, node.purpose)
+    law = bench.law(node.context, node.law, precision, node.selectivity, purpose=node.purpose)
     samples, facts = draw_block(
         family, chain, law, node.law.role, node.purpose, node.n, stream=node.stream, start=node.start
     )
@@ -36,3 +39,13 @@ def draw(node: DrawNode, bench: ArtifactLoader, folder: Path) -> dict[str, objec
     if isinstance(samples, Sequences) and samples.draws is not None:
         info["candidates"] = int(samples.draws.sum())
     return info
+
+
+def encode_texts(node: TextNode, folder: Path) -> dict[str, object]:
+    """Write the truth's texts, or some of them, as rows to learn from into `folder`. Raises DataError."""
+    family, chain = node.context.family, node.context.spec
+    if not isinstance(family, TextTruths):
+        raise TypeError(f"{family.name} has no texts in the place of a truth")
+    rows = family.training_texts(chain, node.which)
+    family.save_samples(rows, folder)
+    return {"rows": len(rows), "tokens": 0 if rows.lengths is None else int(rows.lengths.sum())}

@@ -27,8 +27,8 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
             # Not in `folder`: a network file system gives the file a name there, and it would count as the law's.
             data=bench.training_rows(node.context, node.data, bench.store.root),
             validate=None if node.validate is None else bench.rows(node.context, node.validate),
-            truth=bench.law(node.context, node.truth, precision),
-            teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision),
+            truth=bench.law(node.context, node.truth, precision, purpose="train"),
+            teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision, purpose="train"),
             level=node.level.spec,
             prefix_source=node.prefix_source,
             loss=node.loss,

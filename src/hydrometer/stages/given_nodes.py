@@ -11,7 +11,25 @@ from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Footprint
 from hydrometer.stages.stage import LawRef, Node, Rows
 
-__all__ = ["JudgeGivenNode", "ScoreTextsNode", "Sides"]
+__all__ = ["JudgeGivenNode", "ScoreTextsNode", "Sides", "TextNode"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextNode(Node):
+    """Texts in the place of a truth as rows to learn from, where a draw would be.
+
+    Attributes
+    ----------
+    which : those that are trained on, or those that choose an epoch.
+    n : how many they are.
+    """
+
+    stage, priced = "draw", None
+    which: Literal["train", "validate"]
+    n: int
+
+    def does(self) -> str:
+        return f"encode {self.n} texts of the truth to " + ("train on" if self.which == "train" else "validate by")
 
 
 @dataclass(frozen=True, slots=True)

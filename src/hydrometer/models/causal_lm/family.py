@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -23,19 +24,26 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples, chain_levels
-from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, prompts_written, source_digest
+from hydrometer.models.capabilities import TextScores, TextTruth
+from hydrometer.models.causal_lm.data.parts import Kept, source_digest
+from hydrometer.models.causal_lm.data.prompts import Prompts, prompts_written
 from hydrometer.models.causal_lm.engines import sessions
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import (
+    judged_prompts,
     needs_torch,
     open_network,
+    open_source,
     open_tokenizer,
     open_truth,
     outline_of,
     set_threads,
+    split_identity,
     truth_opening,
 )
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
+from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
+from hydrometer.models.causal_lm.text_truth import held_out, text_truth, training_texts
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
 from hydrometer.models.work import Device, Lengths, Stage, Work
@@ -69,9 +77,9 @@ class CausalLMFamily:
     keeps_draws = True
 
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
-        """Teacher, unless it is the truth; assistants; student."""
+        """Teacher, unless it is taken as it is; assistants; student."""
         c = _chain(chain)
-        return chain_levels(c.teacher, c.assistants, c.student)
+        return chain_levels(c.teacher if isinstance(c.teacher, LevelSpec) else "truth", c.assistants, c.student)
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:
         """Rows per stream."""
@@ -137,7 +145,7 @@ class CausalLMFamily:
         """Refuse prompts that cannot be read and sources that are not there, by headers alone. Raises InputError."""
         c = _chain(chain)
         needs_torch()
-        source_digest(c.truth.prompts)
+        source_digest(c.truth)
         load.locate(c.truth.source)
         for level in self.levels(c):
             if isinstance(init := cast("LevelSpec", level.spec).init, FromSource):
@@ -204,6 +212,7 @@ class CausalLMFamily:
             "stop_ids": list(stop_ids),
             "max_new_tokens": c.truth.max_new_tokens,
             **({} if prompts.are == "fixed" else {"prompts_are": prompts.are}),
+            **split_identity(c.truth),
         }
 
     def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw:
@@ -217,10 +226,53 @@ class CausalLMFamily:
         lm = open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
+    def asked(self, chain: ChainSpec, law: Law, purpose: Literal["train", "judge"]) -> Law:
+        """Return the law, asked the prompts that models are judged on where those are others."""
+        prompts = judged_prompts(_chain(chain).truth) if purpose == "judge" else None
+        return law if prompts is None else replace(_law(law), prompts=prompts)
+
+    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
+        """Open the teacher as it is, under the truth's prompts. Raises ModelError, InputError."""
+        c = _chain(chain)
+        if c.given_teacher is None:
+            raise InputError("the chain has no teacher as it is", got=role)
+        return replace(self.truth(c, precision), lm=open_source(c, c.given_teacher, precision))
+
+    def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
+        """Name a model as it is by its content."""
+        c = _chain(chain)
+        if c.given_teacher is None:
+            raise InputError("the chain has no teacher as it is", got=role)
+        return dict(load.resolve(c.given_teacher.source, c.given_teacher.revision).identity)
+
+    def text_truth(self, chain: ChainSpec) -> TextTruth | None:
+        """Return the texts in the place of a truth, where there are such."""
+        return text_truth(_chain(chain))
+
+    def training_texts(self, chain: ChainSpec, which: Literal["train", "validate"]) -> Sequences:
+        """Return the texts that models are trained on, as rows, or those that choose an epoch."""
+        return training_texts(_chain(chain), which)
+
+    def score_texts(self, chain: ChainSpec, law: Law, texts: Samples | range, role: str) -> TextScores:
+        """Score texts in the law's canonical tokenisation. Raises StageError, DataError."""
+        c = _chain(chain)
+        if isinstance(texts, range):
+            return score_held_out(_law(law), held_out(c), texts)
+        return score_drawn(_law(law), _sequences(texts), _law(law).prompts, open_tokenizer(c)[0])
+
+    def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text."""
+        tokenizer, prompts, _ = open_tokenizer(_chain(chain))
+        return answer_texts(_sequences(rows), judged_prompts(_chain(chain).truth) or prompts, tokenizer)
+
+    def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
+        """Return which prompt each held-out text answers; None where all follow one."""
+        return held_out(_chain(chain)).strata
+
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
         """Return the truth's prompts, ids and text, in the form that a run keeps. Raises DataError, ModelError."""
         truth = _chain(chain).truth
-        return Kept(source_digest(truth.prompts), truth_opening(truth)[1]).to_json()
+        return Kept(source_digest(truth), truth_opening(truth)[1], judged_prompts(truth)).to_json()
 
     def with_rendered(self, chain: ChainSpec, kept: Mapping[str, object]) -> ChainSpec:
         """Return the chain, its truth asked what a run kept. Raises DataError."""

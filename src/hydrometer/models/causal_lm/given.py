@@ -17,17 +17,19 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Resample, Selectivities
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Footprint, Law, Level, Precision, Samples
-from hydrometer.models.capabilities import TextScores
+from hydrometer.models.capabilities import TextScores, TextTruth
+from hydrometer.models.causal_lm.data.parts import Part
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.family import CausalLMFamily
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import outline_of
+from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw
 
-__all__ = ["GIVEN", "GivenModel", "GivenModelsFamily", "HeldOut", "JudgedModels", "threads"]
+__all__ = ["GIVEN", "GivenModel", "GivenModelsFamily", "JudgedModels", "threads"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,25 +70,6 @@ class GivenModel:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """Texts that stand in the place of a truth.
-
-    Attributes
-    ----------
-    texts : (N,) each ends where it does.
-    prompt_index : (N,) the prompt that each answers.
-    """
-
-    texts: tuple[str, ...]
-    prompt_index: NDArray[np.int64]
-
-    def identity(self, start: int, n: int) -> Mapping[str, object]:
-        """Return the content of a block."""
-        rows = slice(start, start + n)
-        return {"texts": list(self.texts[rows]), "prompts": self.prompt_index[rows].tolist()}
-
-
 class JudgedModels(ChainSpec):
     """A chain without fits: its models are drawn from and scored as they are.
 
@@ -103,7 +86,7 @@ class JudgedModels(ChainSpec):
     decoding: Selectivities | None = ()
     resample: tuple[Resample, ...] = ()
     models: tuple[InstanceOf[GivenModel], ...]
-    held_out: InstanceOf[HeldOut] | None = None
+    held_out: InstanceOf[Part] | None = None
     rows: int
     block_rows: int
     threads: int
@@ -204,6 +187,18 @@ class GivenModelsFamily(CausalLMFamily):
         both = weights + int(c.models[0].size) * (4 if c.dtype == "float32" else 2)
         return Footprint(16 * rows, 8 * (6 + 2 * m.max_new_tokens.bit_length()) * rows, both if on_cpu else 0)
 
+    def asked(self, chain: ChainSpec, law: Law, purpose: Literal["train", "judge"]) -> Law:
+        """Return the law as it is: there is one set of prompts."""
+        return law
+
+    def text_truth(self, chain: ChainSpec) -> TextTruth | None:
+        """None: held-out texts are judged on, and nothing is trained."""
+        return None
+
+    def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
+        """Return what a model is, by content."""
+        return _judged(chain).model(role).identity
+
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
         """Open a model under its chain's prompts. Raises ModelError, InputError."""
         from hydrometer.models.causal_lm.inference.law import CausalLaw
@@ -220,36 +215,23 @@ class GivenModelsFamily(CausalLMFamily):
 
     def score_texts(self, chain: ChainSpec, law: Law, texts: Samples | range, role: str) -> TextScores:
         """Score texts in the law's canonical tokenisation. Raises StageError, DataError."""
-        from hydrometer.models.causal_lm.inference.retokenize import Texts, canonical, texts_of
-
         c = _judged(chain)
         if isinstance(texts, range):
             if c.held_out is None:
                 raise InputError("the chain has no held-out texts")
-            whole = Texts(
-                c.held_out.texts, np.ones(len(c.held_out.texts), np.bool_), c.held_out.prompt_index
-            )  # fmt: skip
-            block = whole.block(texts.start, len(texts))
-        else:
-            writer = c.model(role)
-            block = texts_of(_rows(texts), writer.prompts, outline_of(_resolve(writer)).tokenizer)
-        found = canonical(block, _law(law))
-        tokens = found.rows.lengths.astype(np.float64)
-        return TextScores(found.log_prob, tokens, block.n_bytes, found.round_trip, found.spans)
+            return score_held_out(_law(law), c.held_out, texts)
+        writer = c.model(role)
+        return score_drawn(_law(law), _rows(texts), writer.prompts, outline_of(_resolve(writer)).tokenizer)
 
     def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text."""
-        from hydrometer.models.causal_lm.data.answer_text import prompt_ends
-
-        m, x = _judged(chain).model(role), _rows(rows)
-        ends = prompt_ends(m.prompts, outline_of(_resolve(m)).tokenizer)
-        asked = [int(i) for i in x.prompt_index]
-        return [m.prompts.texts[i] for i in asked], [ends[i].decode(x.row(k).tolist()) for k, i in enumerate(asked)]
+        m = _judged(chain).model(role)
+        return answer_texts(_rows(rows), m.prompts, outline_of(_resolve(m)).tokenizer)
 
     def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
         """Return which prompt each held-out text answers; None where all follow one."""
-        c = _judged(chain)
-        return None if c.held_out is None or len(c.models[0].prompts.ids) == 1 else c.held_out.prompt_index
+        held_out = _judged(chain).held_out
+        return None if held_out is None else held_out.strata
 
 
 GIVEN = GivenModelsFamily()

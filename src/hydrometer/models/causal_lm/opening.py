@@ -13,28 +13,64 @@ from typing import TYPE_CHECKING
 from hydrometer.core.errors import InputError, MissingDependencyError
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
-from hydrometer.models.causal_lm.data.prompts import Prompts, prompts_of
+from hydrometer.models.causal_lm.data.parts import parts_of, prompts_of
+from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.spec import CausalLMChain, Truth
+from hydrometer.models.causal_lm.spec import CausalLMChain
+from hydrometer.models.causal_lm.truth_spec import FromSource, Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hydrometer.models.causal_lm.inference.model import CausalLM
 
-__all__ = ["needs_torch", "open_network", "open_tokenizer", "open_truth", "outline_of", "set_threads", "truth_opening"]
+__all__ = [
+    "judged_prompts",
+    "needs_torch",
+    "open_network",
+    "open_tokenizer",
+    "open_truth",
+    "outline_of",
+    "set_threads",
+    "truth_opening",
+]
 
 
 def truth_opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
-    """Everything of the truth's law but the network: source, prompts, stop set."""
+    """Everything of the truth's law but the network: source, prompts that models are trained on, stop set."""
     needs_torch()
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, stop_set
 
     resolved = load.resolve(truth.source, truth.revision)
     outline = outline_of(resolved)
-    prompts = prompts_of(truth, outline.tokenizer)
+    prompts, _ = prompts_of(truth, outline.tokenizer)
     own = model_stop_ids(outline.generation_config, outline.tokenizer)
     return resolved, prompts, own if truth.stop is None else stop_set(truth.stop, outline.tokenizer)
+
+
+def judged_prompts(truth: Truth) -> Prompts | None:
+    """Return the prompts that models are judged on, where they are others than those they are trained on."""
+    if truth.evaluate is None:
+        return None
+    return prompts_of(truth, outline_of(load.resolve(truth.source, truth.revision)).tokenizer)[1]
+
+
+def split_identity(truth: Truth) -> dict[str, object]:
+    """Return what a split, and texts, add to what a truth is."""
+    out: dict[str, object] = {}
+    if (judged := judged_prompts(truth)) is not None:
+        out["evaluate"] = judged.digest
+    if truth.text is not None:
+        out["text"] = [None if p is None else p.digest for p in parts_of(truth.text)]
+    return out
+
+
+def open_source(chain: CausalLMChain, named: FromSource, precision: Precision) -> CausalLM:
+    """Open a model that a chain takes as it is. Raises ModelError, InputError."""
+    set_threads(chain)
+    resolved = load.resolve(named.source, named.revision)
+    source = str(resolved.gguf or resolved.path)
+    return open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), chain.device, precision)
 
 
 def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Prompts, tuple[int, ...]]:

@@ -6,19 +6,16 @@ known of them holds here; the exceptions are the ratios of the warmup-stable-dec
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    PrivateAttr,
     SerializationInfo,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
@@ -30,127 +27,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
-from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
+from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, Truth
 
 __all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
 
-MAX_NEW_TOKENS = 1_000_000
 MAX_LAYERS = 4096
 _MANY = 10**9
 
 
 def _tuple(value: object) -> object:
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
-
-
-class PromptsFile(Strict):
-    """A JSONL file of prompts, one a line: ``{"prompt": text}`` or ``{"messages": [{"role", "content"}, ...]}``.
-
-    Parameters
-    ----------
-    file : path, relative to the specification's folder.
-    chat : put every prompt into the tokenizer's chat template, the assistant's turn opened.
-    are : "fixed", the experiment's own list, or "sample" of a population that intervals are to cover.
-    """
-
-    file: str = Field(min_length=1)
-    chat: bool = False
-    are: PromptsAre = "fixed"
-    _base: Path = PrivateAttr(default_factory=Path.cwd)
-    _content: bytes | None = PrivateAttr(default=None)
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Keep the folder that `file` is relative to; it is no part of what the specification says."""
-        if isinstance(context, Mapping) and "base" in context:
-            self._base = cast("Mapping[str, Path]", context)["base"]
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """Take the file's content along to another process, whose machine may not have it."""
-        state = super().__getstate__()
-        private: dict[str, Any] = dict(state["__pydantic_private__"] or {})
-        if private.get("_content") is None:
-            private["_content"] = self.path.read_bytes()
-        return {**state, "__pydantic_private__": private}
-
-    def open(self) -> IO[bytes]:
-        """Open the file, or what came along of it."""
-        return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
-
-    @property
-    def is_carried(self) -> bool:
-        """Whether the content came along, from another machine that read the file."""
-        return self._content is not None
-
-    @property
-    def path(self) -> Path:
-        """Where the file is."""
-        return self._base / user_path(self.file)
-
-
-def _prompts_kind(value: object) -> str | None:
-    match value:
-        case None:
-            return "<begin>"
-        case str():
-            return "<text>"
-        case PromptsFile() | Mapping():
-            return "<mapping>"
-        case _:
-            return None
-
-
-_NO_PROMPTS = "prompts are null (begin of sequence), a text, or {file: PATH, chat: true|false, are: fixed|sample}"
-Prompts = Annotated[
-    Annotated[None, Tag("<begin>")] | Annotated[str, Tag("<text>")] | Annotated[PromptsFile, Tag("<mapping>")],
-    Discriminator(_prompts_kind, custom_error_type="prompts", custom_error_message=_NO_PROMPTS),
-]
-
-
-class Truth(Strict):
-    """The law of level 0: a pretrained model as it is.
-
-    Parameters
-    ----------
-    source : alias (``smollm2-135m-instruct``), folder, GGUF file, or hub id.
-    revision : branch, tag or commit of a hub id.
-    max_new_tokens : L, tokens after which a sequence is cut.
-    prompts : what is answered.
-    stop : E, ids or token strings that end a sequence; None takes the model's own.
-    architecture : the model's own config fields, `model_type` among them, for `plan` where the model is not at hand;
-        nothing else reads it.
-    """
-
-    source: str = Field(min_length=1)
-    revision: str | None = None
-    max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
-    prompts: Prompts = None
-    stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
-    architecture: dict[str, Any] | None = None
-    _kept: object = PrivateAttr(default=None)
-
-    @property
-    def kept_prompts(self) -> object:
-        """What a run keeps of its prompts (`prompts.Kept`), or None; no part of what the specification says."""
-        return self._kept
-
-    def with_kept(self, kept: object) -> Self:
-        """Return the same truth, asked what a run keeps; it goes along to other processes."""
-        out = self.model_copy()
-        out._kept = kept
-        return out
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unselected(cls, data: object) -> object:
-        if isinstance(data, Mapping) and "selectivity" in data:
-            raise PydanticCustomError(
-                "truth_selectivity", "the truth has no selectivity: it is the law all others are judged against"
-            )
-        return data
 
 
 class FromLayers(Strict):
@@ -160,13 +49,6 @@ class FromLayers(Strict):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = Field(
         min_length=1, max_length=MAX_LAYERS
     )
-
-
-class FromSource(Strict):
-    """Start from another pretrained model of the same vocabulary."""
-
-    source: str = Field(min_length=1)
-    revision: str | None = None
 
 
 def _init_kind(value: object) -> str | None:
@@ -282,16 +164,47 @@ def _teacher_kind(value: object) -> str | None:
     match value:
         case str():
             return "<name>"
-        case LevelSpec() | Mapping():
+        case FromSource():
+            return "<source>"
+        case LevelSpec():
             return "<level>"
+        case Mapping():
+            return "<source>" if "source" in value else "<level>"
         case _:
             return None
 
 
+def _trained_from(value: object) -> object:
+    """``{source: ..., training: ...}`` is a level that starts from a model; without training it is that model."""
+    if isinstance(value, Mapping) and "source" in value and "training" in value:
+        known = cast("Mapping[str, object]", value)
+        rest = {k: v for k, v in known.items() if k not in ("source", "revision")}
+        return rest | {"init": {k: known[k] for k in ("source", "revision") if k in known}}
+    return value
+
+
+_NO_TEACHER = "teacher is `truth`, a model as it is, {source: PATH}, or a level that is fitted"
 Teacher = Annotated[
-    Annotated[Literal["truth"], Tag("<name>")] | Annotated[LevelSpec, Tag("<level>")],
-    Discriminator(_teacher_kind, custom_error_type="teacher", custom_error_message="teacher is a level or `truth`"),
+    Annotated[
+        Annotated[Literal["truth"], Tag("<name>")]
+        | Annotated[FromSource, Tag("<source>")]
+        | Annotated[LevelSpec, Tag("<level>")],
+        Discriminator(_teacher_kind, custom_error_type="teacher", custom_error_message=_NO_TEACHER),
+    ],
+    BeforeValidator(_trained_from),
 ]
+
+
+def _named(model: object) -> Mapping[str, Any] | None:
+    """Return source and revision of a model as a specification names it, or of what a level starts from."""
+    if isinstance(model, LevelSpec):
+        model = model.init
+    if isinstance(model, FromSource):
+        return model.model_dump()
+    if isinstance(model, str):
+        return {"source": model} if model != "truth" else None
+    known = cast("Mapping[str, Any]", model) if isinstance(model, Mapping) else {}
+    return known if isinstance(known.get("source"), str) else _named(known["init"]) if "init" in known else None
 
 
 class Data(Strict):
@@ -310,7 +223,8 @@ class CausalLMChain(ChainSpec):
 
     Parameters
     ----------
-    truth, teacher, assistants, student : the levels; `teacher: truth` selects from the truth itself.
+    truth, teacher, assistants, student : the levels. `teacher: truth` selects from the truth itself; a teacher that is
+        named by its source alone is taken as it is.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.
     judge_dtype : arithmetic in which evaluation rows are drawn and scored.
@@ -347,6 +261,40 @@ class CausalLMChain(ChainSpec):
                     {"s": s.label},
                 )  # fmt: skip
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reference_gives_the_tokenizer(cls, data: object) -> object:
+        """Beside a text, `truth.source` is the reference's: the teacher's, unless another is named."""
+        if not isinstance(data, Mapping):
+            return data
+        chain = cast("Mapping[str, Any]", data)
+        truth = chain.get("truth")
+        if isinstance(truth, Truth):
+            truth = {k: getattr(truth, k) for k in truth.model_fields_set}
+        if not isinstance(truth, Mapping) or truth.get("text") is None or truth.get("source"):
+            return chain
+        reference = truth.get("reference") or "teacher"
+        found = _named(chain.get("teacher") if reference == "teacher" else reference)
+        if found is None:
+            raise PydanticCustomError(
+                "reference", "beside a text the teacher is a model, {source: PATH}, or truth.reference names one"
+            )
+        given = {k: found[k] for k in ("source", "revision") if found.get(k) is not None}
+        return {**chain, "truth": {"reference": "teacher", **truth, **given}}
+
+    @model_validator(mode="after")
+    def _teacher_beside_a_text(self) -> Self:
+        if self.truth.text is not None and self.teacher == "truth":
+            raise PydanticCustomError("teacher", "a text draws nothing: name a model, teacher: {source: PATH}")
+        return self
+
+    @property
+    def given_teacher(self) -> FromSource | None:
+        """The teacher where it is a model as it is, and not the truth itself."""
+        t = self.teacher
+        same = (self.truth.source, self.truth.revision) if self.truth.text is None else None
+        return t if isinstance(t, FromSource) and (t.source, t.revision) != same else None
 
     @property
     def drawing(self) -> tuple[Engine, EngineSettings] | None:

@@ -175,9 +175,9 @@ class _JudgePlanner(ChainNodes):
             texts = chain.held_out
             if texts is None:
                 raise ValueError("there are no held-out texts")
-            for start in range(0, len(texts.texts), BLOCK_ROWS):
-                n = min(BLOCK_ROWS, len(texts.texts) - start)
-                key = self.key("score_texts", {**base, "texts": content_key(texts.identity(start, n))})
+            for start in range(0, len(texts.answers), BLOCK_ROWS):
+                n = min(BLOCK_ROWS, len(texts.answers) - start)
+                key = self.key("score_texts", {**base, "texts": content_key(texts.texts(start, n))})
                 keys.append(
                     self.add(ScoreTextsNode(key, self.context, law, decoding, None, None, start, n, inputs=law.inputs))
                 )
@@ -200,4 +200,4 @@ class _JudgePlanner(ChainNodes):
     def held_out_key(self) -> str | None:
         """Return the name of the held-out texts, by content."""
         texts = self.question.chain.held_out
-        return None if texts is None else content_key(texts.identity(0, len(texts.texts)))
+        return None if texts is None else content_key(texts.texts(0, len(texts.answers)))

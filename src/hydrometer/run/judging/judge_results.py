@@ -156,7 +156,7 @@ def _plain(e: Estimate) -> Json:
 def _chain(q: Question, plan: Plan) -> Json:
     c, anchor = q.chain, q.anchor
     truth = next((cell.id for cell in plan.cells if cell.role == "truth"), None)
-    held_out = None if c.held_out is None else len(c.held_out.texts)
+    held_out = None if c.held_out is None else len(c.held_out.answers)
     described = dict(zip((m.label for m in c.models), q.described, strict=True))
     return {
         "family": "causal_lm",

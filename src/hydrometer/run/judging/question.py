@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, ModelError
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
-from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, conversations_digest
+from hydrometer.models.causal_lm.data.parts import Kept, part_of
+from hydrometer.models.causal_lm.data.prompts import Prompts, Turns, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions
-from hydrometer.models.causal_lm.given import GivenModel, HeldOut, JudgedModels, threads
+from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.pretrained.existing import Existing, Own, find_model
 from hydrometer.run.graph.rendered import kept_prompts
@@ -81,7 +80,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     asked = answered
     if asked is None and settings.prompts is not None:
         asked = read_questions(Path(settings.prompts))
-    distinct, index = ([], np.zeros(0, np.int64)) if asked is None else _distinct(asked, keep=answered is None)
+    distinct = [] if asked is None else asked if answered is None else _distinct(asked)
     if asked is not None:  # what the files alone say, before a model is opened
         _what_prompts_are(settings.prompts_are, len(distinct))
         _rows(settings, len(distinct))
@@ -120,7 +119,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     odd = () if own is not None else _odd_prompts(models, given, chat)
     chain = JudgedModels(
         models=given,
-        held_out=None if answered is None else HeldOut(tuple(r.answer or "" for r in answered), index),
+        held_out=None if answered is None else part_of(answered),
         rows=rows,
         block_rows=min(BLOCK_ROWS, rows),
         threads=threads(),
@@ -156,19 +155,12 @@ def _brought(students: list[Existing], models: list[Existing]) -> Own | None:
     return first
 
 
-def _distinct(rows: list[Answered], *, keep: bool) -> tuple[list[Answered], np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Prompts, and which of them each row answers: every row its own where rows are prompts alone."""
-    if keep:
-        return rows, np.arange(len(rows))
-    first: dict[object, int] = {}
-    out: list[Answered] = []
-    index: list[int] = []
+def _distinct(rows: list[Answered]) -> list[Answered]:
+    """Rows of distinct prompts."""
+    first: dict[Turns, Answered] = {}
     for r in rows:
-        if r.turns not in first:
-            first[r.turns] = len(out)
-            out.append(r)
-        index.append(first[r.turns])
-    return out, np.array(index, np.int64)
+        first.setdefault(r.turns, r)
+    return list(first.values())
 
 
 def _chat(asked: bool | None, rows: list[Answered] | None, first: Existing) -> bool:

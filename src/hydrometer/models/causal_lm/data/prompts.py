@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from hydrometer.core.errors import DataError, ModelError
@@ -13,14 +13,14 @@ from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.templates import render_chat
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
-from hydrometer.models.causal_lm.spec import PromptsFile, Truth
+from hydrometer.models.causal_lm.truth_spec import File, PromptsFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Kept", "Prompts", "Turns", "conversations_digest", "encode_prompts",
-    "open_prompts", "prompts_of", "prompts_written", "read_prompts", "source_digest", "turns_in_text",
+    "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Prompts", "Turns", "checked", "conversations", "conversations_digest",
+    "encode_prompts", "open_prompts", "prompts_written", "read_prompts", "turns_in_text",
 ]  # fmt: skip
 
 Turns = tuple[tuple[str, str], ...]
@@ -77,61 +77,6 @@ def prompts_written(parts: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if found is None else tuple(str(t) for t in found)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Prompts as a run keeps them, so that it asks the same whatever a chat template writes later, such as the date.
-
-    Attributes
-    ----------
-    source : digest of what they were rendered from, as `source_digest` gives it.
-    prompts : as they were rendered.
-    """
-
-    source: str
-    prompts: Prompts
-
-    def to_json(self) -> dict[str, object]:
-        """Return the form in a run's folder."""
-        p = self.prompts
-        return {
-            "version": 1, "source": self.source, "prompt_ids": p.ids, "prompt_texts": p.texts,
-            "prompts_written": p.written, "prompt_turns": p.turns,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Kept:
-        """Read `to_json`'s form. Raises DataError."""
-        try:
-            ids = tuple(tuple(int(t) for t in p) for p in value["prompt_ids"])
-            texts = tuple(str(t) for t in value["prompt_texts"])
-            turns = value["prompt_turns"]
-            asked = None if turns is None else tuple(tuple((str(r), str(c)) for r, c in t) for t in turns)
-            return cls(str(value["source"]), Prompts(ids, texts, "fixed", prompts_written(value), asked))
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise DataError(f"the kept prompts cannot be read: {e}", fix="restore or remove the file") from None
-
-
-def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    """Return what a truth is asked: as its run keeps it where the source is still the same, else rendered now.
-
-    Raises
-    ------
-    DataError, ModelError : as `read_prompts`.
-    """
-    kept = cast("Kept | None", truth.kept_prompts)
-    if kept is None or kept.source != source_digest(truth.prompts):
-        return read_prompts(truth.prompts, tokenizer)
-    are = truth.prompts.are if isinstance(truth.prompts, PromptsFile) else "fixed"
-    return _checked(replace(kept.prompts, are=are), truth.prompts)
-
-
-def source_digest(prompts: str | PromptsFile | None) -> str:
-    """Return the hash of what prompts are rendered from. Raises DataError where the file cannot be read."""
-    if isinstance(prompts, PromptsFile):
-        return conversations_digest([turns for _, turns in _conversations(prompts)], chat=prompts.chat)
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-
-
 def conversations_digest(asked: Sequence[Turns], *, chat: bool) -> str:
     """Return the hash of conversations, and of whether a chat template renders them."""
     return hashlib.sha256(json.dumps([chat, list(asked)]).encode()).hexdigest()
@@ -159,22 +104,23 @@ def read_prompts(prompts: str | Sequence[str] | PromptsFile | None, tokenizer: P
         if prompts.chat and not tokenizer.chat_template:
             raise ModelError("the tokenizer has no chat template", fix="set chat: false, or use an instruct model")
         doing(f"rendering the prompts of {prompts.file}")
-        rows = list(_conversations(prompts))
-        return _checked(encode_prompts(rows, tokenizer, chat=prompts.chat, are=prompts.are), prompts)
+        rows = list(conversations(prompts))
+        return checked(encode_prompts(rows, tokenizer, chat=prompts.chat, are=prompts.are), prompts)
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     with as_data_error("the tokenizer refuses a prompt", texts[:3]):
         return Prompts(tuple(tuple(tokenizer(t)["input_ids"]) for t in texts), texts, written=texts)
 
 
-def _checked(found: Prompts, source: object) -> Prompts:
+def checked(found: Prompts, source: object) -> Prompts:
+    """Return prompts, of which a sample holds at least two different ones. Raises DataError."""
     if found.are == "sample" and len(set(found.ids)) < 2:
-        got = source.file if isinstance(source, PromptsFile) else found.texts[:3]
+        got = source.file if isinstance(source, File) else found.texts[:3]
         raise DataError("a sample of prompts needs at least two different ones", got=got, fix="set are: fixed")
     return found
 
 
-def _conversations(spec: PromptsFile) -> Iterator[tuple[str, Turns]]:
-    """Yield where each conversation of a file stands, and its turns."""
+def conversations(spec: File) -> Iterator[tuple[str, Turns]]:
+    """Yield where each conversation of a file stands, and its turns. Raises DataError."""
     number, some = 0, False
     try:
         with open_prompts(spec) as f:
@@ -194,7 +140,7 @@ def _conversations(spec: PromptsFile) -> Iterator[tuple[str, Turns]]:
         raise DataError("the prompts file holds no prompt", got=spec.file, fix='write rows such as {"prompt": "..."}')
 
 
-def open_prompts(spec: PromptsFile) -> IO[bytes]:
+def open_prompts(spec: File) -> IO[bytes]:
     """Open a file of prompts. Raises OSError, ValueError, and DataError for no plain file or one that is too large."""
     path = spec.path
     if not spec.is_carried and path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):

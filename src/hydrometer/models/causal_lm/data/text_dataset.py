@@ -17,16 +17,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 import pyarrow.parquet
 
 from hydrometer.core.errors import DataError
 from hydrometer.models.causal_lm.data.prompts import MAX_FILE_BYTES, MAX_LINE_BYTES, Turns, turns_in_text
+from hydrometer.models.causal_lm.truth_spec import File
 
-__all__ = ["MAX_ROWS", "Answered", "read_answers", "read_questions"]
+__all__ = ["MAX_ROWS", "Answered", "Shape", "read_answers", "read_questions"]
 
 Shape = Literal["prompt", "messages", "text"]
+Source = Path | File
 
 MAX_ROWS = 100_000
 _COLUMNS = ("messages", "prompt", "text", "completion", "answer")
@@ -54,7 +56,7 @@ class Answered:
     where: str
 
 
-def read_questions(path: Path) -> list[Answered]:
+def read_questions(path: Source) -> list[Answered]:
     """Read prompts.
 
     Raises
@@ -74,7 +76,7 @@ def read_questions(path: Path) -> list[Answered]:
     return _some(out, path, fix)
 
 
-def read_answers(path: Path) -> list[Answered]:
+def read_answers(path: Source) -> list[Answered]:
     """Read held-out text: documents, or prompts with their answers.
 
     Raises
@@ -121,9 +123,9 @@ def _same_shape(rows: list[Answered]) -> None:
         raise DataError(what, got=last.shape, fix="give every row the same columns")
 
 
-def _some(rows: list[Answered], path: Path, fix: str) -> list[Answered]:
+def _some(rows: list[Answered], path: Source, fix: str) -> list[Answered]:
     if not rows:
-        raise DataError("the file holds no row", got=str(path), fix=fix)
+        raise DataError("the file holds no row", got=_name(path), fix=fix)
     return rows
 
 
@@ -161,70 +163,86 @@ def _turns(value: object, column: str, where: str) -> Turns:
     return tuple((str(t["role"]), _text(t.get("content"), f"{column}.content", where, empty=True)) for t in turns)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, Path) else source.file
+
+
+def _open(source: Source) -> IO[bytes]:
+    """Open a file, or what came along of it, under the limits. Raises OSError."""
+    if not isinstance(source, Path) and source.is_carried:
+        return source.open()
+    path = source if isinstance(source, Path) else source.path
+    if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+        raise OSError(f"it is no plain file, or larger than {MAX_FILE_BYTES} bytes")
+    return path.open("rb")
+
+
+def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield where a row is, and its known columns."""
+    name = Path(_name(source)).name
     try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
-            raise OSError(f"it is no plain file, or larger than {MAX_FILE_BYTES} bytes")
-        with path.open("rb") as f:
+        with _open(source) as f:
             is_parquet = f.read(4) == b"PAR1"
-        yield from _parquet(path) if is_parquet else _lines(path)
-    except OSError as e:
-        raise DataError(f"the file cannot be read: {e.strerror or e}", got=str(path), fix="check the path") from None
+            f.seek(0)
+            yield from _parquet(f, name) if is_parquet else _lines(f, name)
+    except (OSError, ValueError) as e:  # a name with NUL
+        if isinstance(e, DataError):
+            raise
+        why = getattr(e, "strerror", None) or e
+        raise DataError(f"the file cannot be read: {why}", got=_name(source), fix="check the path") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     number = found = 0
-    with path.open("rb") as f:
-        while line := f.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            where = f"{path.name}, line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                limit = f"a line holds at most {MAX_LINE_BYTES} bytes: shorten it or leave it out"
-                raise DataError(f"{where}: the line is too long", got=f"more than {MAX_LINE_BYTES} bytes", fix=limit)
-            if not line.strip():
-                continue
-            found += 1
-            _count(found, path)
-            try:
-                row: object = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                raise DataError(f"{where}: not text in UTF-8", got=line[:40], fix="save the file as UTF-8") from None
-            except (ValueError, RecursionError) as e:
-                raise DataError(f"{where}: not JSON: {e}", got=line[:80], fix="write one JSON object a line") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write one JSON object a line")
-            keyed = cast("dict[str, Any]", row)
-            yield where, {k: keyed[k] for k in _COLUMNS if k in keyed} or keyed
+    while line := f.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        where = f"{name}, line {number}"
+        if len(line) > MAX_LINE_BYTES:
+            limit = f"a line holds at most {MAX_LINE_BYTES} bytes: shorten it or leave it out"
+            raise DataError(f"{where}: the line is too long", got=f"more than {MAX_LINE_BYTES} bytes", fix=limit)
+        if not line.strip():
+            continue
+        found += 1
+        _count(found, name)
+        try:
+            row: object = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: not text in UTF-8", got=line[:40], fix="save the file as UTF-8") from None
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{where}: not JSON: {e}", got=line[:80], fix="write one JSON object a line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write one JSON object a line")
+        keyed = cast("dict[str, Any]", row)
+        yield where, {k: keyed[k] for k in _COLUMNS if k in keyed} or keyed
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        file = pq.ParquetFile(path)
-        _count(int(file.metadata.num_rows), path)
+        file = pq.ParquetFile(f)
+        _count(int(file.metadata.num_rows), name)
         columns = [c for c in _COLUMNS if c in file.schema_arrow.names]
         if not columns:
             fix = "give it a column prompt, messages or text"
-            raise DataError(f"{path.name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
-        _count_values(file.metadata, columns, path)
+            raise DataError(f"{name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
+        _count_values(file.metadata, columns, name)
         number = size = 0
         for batch in file.iter_batches(batch_size=_batch_rows(file), columns=columns):
             if batch.nbytes > MAX_LINE_BYTES * _PARQUET_ROWS:
-                raise DataError(f"{path.name}: rows from {number + 1} on are too long", got=f"{batch.nbytes} bytes")
+                raise DataError(f"{name}: rows from {number + 1} on are too long", got=f"{batch.nbytes} bytes")
             for row in batch.to_pylist():
                 number += 1
                 size += _characters(row)  # not of the batch, where a text that rows repeat may stand once
                 if size > MAX_FILE_BYTES:
                     got = f"more than {MAX_FILE_BYTES} characters"
-                    raise DataError(f"{path.name}: its rows are too large together", got=got, fix="take a sample")
+                    raise DataError(f"{name}: its rows are too large together", got=got, fix="take a sample")
                 # A column of several shapes holds null where another is meant.
-                yield f"{path.name}, row {number}", {k: v for k, v in row.items() if v is not None} or row
+                yield f"{name}, row {number}", {k: v for k, v in row.items() if v is not None} or row
     except (ValueError, NotImplementedError, MemoryError) as e:  # ArrowInvalid is a ValueError
         fix = "save it again, or write JSON lines"
-        raise DataError(f"the Parquet file cannot be read: {e}", got=path.name, fix=fix) from None
+        raise DataError(f"the Parquet file cannot be read: {e}", got=name, fix=fix) from None
 
 
-def _count_values(about: Any, columns: list[str], path: Path) -> None:
+def _count_values(about: Any, columns: list[str], name: str) -> None:
     """Refuse lists that a few bytes make longer than any conversation, before they are unpacked."""
     values: dict[str, int] = {}
     for i in range(about.num_row_groups):
@@ -234,7 +252,7 @@ def _count_values(about: Any, columns: list[str], path: Path) -> None:
             values[column.path_in_schema] = values.get(column.path_in_schema, 0) + int(column.num_values)
     most = max((n for name, n in values.items() if name.split(".")[0] in columns), default=0)
     if most > _MOST_VALUES:
-        got = f"{most} values in a column of {path.name}"
+        got = f"{most} values in a column of {name}"
         raise DataError("the file holds too many values", got=got, fix="take a sample")
 
 
@@ -257,6 +275,6 @@ def _batch_rows(file: Any) -> int:
     return max(1, min(_PARQUET_ROWS, MAX_LINE_BYTES * _PARQUET_ROWS // max([1, *sizes])))
 
 
-def _count(n: int, path: Path) -> None:
+def _count(n: int, name: str) -> None:
     if n > MAX_ROWS:
-        raise DataError("the file holds too many rows", got=f"more than {MAX_ROWS} in {path.name}", fix="take a sample")
+        raise DataError("the file holds too many rows", got=f"more than {MAX_ROWS} in {name}", fix="take a sample")

@@ -234,7 +234,7 @@ def _padding(s: Subject) -> list[Finding]:
 
 def _levels(chain: CausalLMChain) -> dict[str, object]:
     """What each level starts from, by role."""
-    levels: dict[str, object] = {} if isinstance(chain.teacher, str) else {"teacher": chain.teacher.init}
+    levels: dict[str, object] = {"teacher": chain.teacher.init} if isinstance(chain.teacher, LevelSpec) else {}
     levels |= {f"assistant_{i}": a.init for i, a in enumerate(chain.assistants, start=1)}
     return levels | {"student": chain.student.init}
 

@@ -16,7 +16,7 @@ from hydrometer.core.io.yaml_io import read_json
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.prompts import Prompts, prompts_written
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS
+from hydrometer.models.causal_lm.truth_spec import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,241 @@
+"""Prompts and texts in two parts: what models are trained on, and what they are judged on.
+
+The parts share no prompt. A share of a file is drawn by prompt from the stream ``0/prompts/evaluate``, so that it is the
+same for every seed, chain and machine; rows of one prompt stay together. Whole documents follow no prompt and are drawn
+one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import DataError, ModelError
+from hydrometer.core.rng import Stream
+from hydrometer.models.causal_lm.data.prompts import (
+    Prompts,
+    Turns,
+    checked,
+    conversations,
+    conversations_digest,
+    encode_prompts,
+    prompts_written,
+    read_prompts,
+)
+from hydrometer.models.causal_lm.data.text_dataset import Answered, Shape, read_answers
+from hydrometer.models.causal_lm.truth_spec import File, PromptsFile, TextFile, Truth
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Kept", "Part", "part_of", "parts_of", "prompts_of", "source_digest"]
+
+_STREAM = Stream(0, ("prompts", "evaluate"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Prompts, and the texts that answer them where there are texts.
+
+    Attributes
+    ----------
+    asked : (P,) prompts and where each stands; one without turns where texts are whole documents.
+    answers : (N,) texts; empty where a file holds prompts alone.
+    prompt_index : (N,) the prompt that each text answers.
+    shape : of the file's rows.
+    """
+
+    asked: tuple[tuple[str, Turns], ...]
+    answers: tuple[str, ...]
+    prompt_index: NDArray[np.int64]
+    shape: Shape
+
+    def texts(self, start: int, n: int) -> Mapping[str, object]:
+        """Return the content of a block of texts."""
+        rows = slice(start, start + n)
+        return {"texts": list(self.answers[rows]), "prompts": self.prompt_index[rows].tolist()}
+
+    @property
+    def strata(self) -> NDArray[np.int64] | None:
+        """Which prompt each text answers, (N,); None where all follow one."""
+        return None if len(self.asked) == 1 else self.prompt_index
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content."""
+        parts = [[turns for _, turns in self.asked], self.answers, self.prompt_index.tolist()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def parts_of(source: PromptsFile | TextFile) -> tuple[Part, Part | None]:
+    """Read a file and return what models are trained on, and what they are judged on where that is something else.
+
+    Raises
+    ------
+    DataError : a file that cannot be read, a prompt in both parts, or too few prompts to split.
+    """
+    other = source.evaluate if isinstance(source.evaluate, File) else None
+    slot = repr(source), _state_of(source), None if other is None else _state_of(other)
+    if slot not in _read_already:
+        if len(_read_already) >= _FILES_KEPT:
+            _read_already.clear()
+        _read_already[slot] = _parts(source)
+    return _read_already[slot]
+
+
+_FILES_KEPT = 8
+_read_already: dict[tuple[object, ...], tuple[Part, Part | None]] = {}
+
+
+def _state_of(file: File) -> tuple[object, ...]:
+    """Where a file is, when it was written and how long it is; of content that came along, its hash."""
+    if file.is_carried:
+        with file.open() as f:
+            return (hashlib.sha256(f.read()).hexdigest(),)
+    if not file.path.is_file():
+        return (file.path,)
+    found = file.path.stat()
+    return file.path, found.st_mtime_ns, found.st_size
+
+
+def _parts(source: PromptsFile | TextFile) -> tuple[Part, Part | None]:
+    answered, evaluate = isinstance(source, TextFile), source.evaluate
+    rows = _read(source, answered)
+    if isinstance(evaluate, File):
+        held_out = _read(evaluate, answered)
+        known = {r.turns for r in rows}
+        if both := next((r for r in held_out if r.turns and r.turns in known), None):
+            fix = "leave it out of one of the files: no model may be judged on what it was trained on"
+            raise DataError(f"{both.where}: the prompt is in {source.file}, too", got=both.turns[-1][1], fix=fix)
+        return part_of(rows), part_of(held_out)
+    if evaluate is None:
+        return part_of(rows), None
+    keys: list[object] = [r.turns or i for i, r in enumerate(rows)]
+    distinct = list(dict.fromkeys(keys))
+    if len(distinct) < 2:
+        fix = "give more prompts, or evaluate: {file: ...}"
+        raise DataError("one prompt cannot be split into two parts", got=source.file, fix=fix)
+    n = min(max(round(evaluate * len(distinct)), 1), len(distinct) - 1)
+    order = np.argsort(_STREAM.uniforms(0, len(distinct), 1)[:, 0], kind="stable")
+    judged = {distinct[int(i)] for i in order[:n]}
+    mine, theirs = ([r for r, k in zip(rows, keys, strict=True) if (k in judged) is side] for side in (False, True))
+    return part_of(mine), part_of(theirs)
+
+
+def _read(file: File, answered: bool) -> list[Answered]:
+    if answered:
+        return read_answers(file)
+    return [Answered(turns, "prompt", None, where) for where, turns in conversations(file)]
+
+
+def part_of(rows: Sequence[Answered]) -> Part:
+    """Return rows of a file as prompts and texts. Every row its own prompt where a file holds prompts alone."""
+    shape = rows[0].shape
+    if rows[0].answer is None:
+        return Part(tuple((r.where, r.turns) for r in rows), (), np.zeros(0, np.int64), shape)
+    first: dict[Turns, int] = {}
+    asked: list[tuple[str, Turns]] = []
+    index: list[int] = []
+    for r in rows:
+        if r.turns not in first:
+            first[r.turns] = len(asked)
+            asked.append((r.where, r.turns))
+        index.append(first[r.turns])
+    return Part(tuple(asked), tuple(r.answer or "" for r in rows), np.array(index, np.int64), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Prompts as a run keeps them, so that it asks the same whatever a chat template writes later, such as the date.
+
+    Attributes
+    ----------
+    source : digest of what they were rendered from, as `source_digest` gives it.
+    prompts : as they were rendered.
+    evaluate : those that models are judged on, where they are others.
+    """
+
+    source: str
+    prompts: Prompts
+    evaluate: Prompts | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the form in a run's folder."""
+        more = {} if self.evaluate is None else {"evaluate": _rendered(self.evaluate)}
+        return {"version": 1, "source": self.source, **_rendered(self.prompts), **more}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Kept:
+        """Read `to_json`'s form. Raises DataError."""
+        try:
+            evaluate = None if value.get("evaluate") is None else _as_rendered(value["evaluate"])
+            return cls(str(value["source"]), _as_rendered(value), evaluate)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
+            raise DataError(f"the kept prompts cannot be read: {e}", fix="restore or remove the file") from None
+
+
+def _rendered(p: Prompts) -> dict[str, object]:
+    return {"prompt_ids": p.ids, "prompt_texts": p.texts, "prompts_written": p.written, "prompt_turns": p.turns}
+
+
+def _as_rendered(value: Mapping[str, Any]) -> Prompts:
+    ids = tuple(tuple(int(t) for t in p) for p in value["prompt_ids"])
+    turns = value["prompt_turns"]
+    asked = None if turns is None else tuple(tuple((str(r), str(c)) for r, c in t) for t in turns)
+    return Prompts(ids, tuple(str(t) for t in value["prompt_texts"]), "fixed", prompts_written(value), asked)
+
+
+def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Prompts | None]:
+    """Return what models are trained on, and what they are judged on where that is something else.
+
+    As the run keeps them where their source is still the same, else rendered now.
+
+    Raises
+    ------
+    DataError, ModelError : as `read_prompts`.
+    """
+    source = truth.text or truth.prompts
+    are = source.are if isinstance(source, File) else "fixed"
+    kept = cast("Kept | None", truth.kept_prompts)
+    if kept is None or kept.source != source_digest(truth):
+        if not isinstance(source, PromptsFile | TextFile):
+            return read_prompts(source, tokenizer), None
+        if isinstance(source, PromptsFile) and source.evaluate is None:
+            return read_prompts(source, tokenizer), None
+        chat = source.chat
+        mine, theirs = (None if p is None else _encoded(p, tokenizer, chat) for p in parts_of(source))
+        kept = Kept("", cast("Prompts", mine), theirs)
+    if kept.evaluate is None:
+        return checked(replace(kept.prompts, are=are), source), None
+    return kept.prompts, checked(replace(kept.evaluate, are=are), source)
+
+
+def _encoded(part: Part, tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> Prompts:
+    if not part.asked[0][1]:
+        return read_prompts(None, tokenizer)  # whole documents
+    template = bool(tokenizer.chat_template)
+    if chat is None:
+        chat = part.shape == "messages" or (part.shape == "prompt" and template)
+    if chat and not template:
+        raise ModelError("the tokenizer has no chat template", fix="set chat: false, or use an instruct model")
+    return encode_prompts(part.asked, tokenizer, chat=chat, are="fixed")
+
+
+def source_digest(truth: Truth) -> str:
+    """Return the hash of what prompts are rendered from. Raises DataError where a file cannot be read."""
+    if truth.text is not None:
+        digests = [None if p is None else p.digest for p in parts_of(truth.text)]
+        return hashlib.sha256(json.dumps([truth.text.chat, digests]).encode()).hexdigest()
+    prompts = truth.prompts
+    if not isinstance(prompts, PromptsFile):
+        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    if prompts.evaluate is None:
+        return conversations_digest([turns for _, turns in conversations(prompts)], chat=prompts.chat)
+    digests = [None if p is None else p.digest for p in parts_of(prompts)]
+    return hashlib.sha256(json.dumps([prompts.chat, digests]).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""Texts as rows of a chain: scored under a law in its canonical tokenisation, and encoded as rows to learn from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hydrometer.core.errors import DataError
+from hydrometer.core.rng import Stream
+from hydrometer.models.capabilities import TextScores
+from hydrometer.models.causal_lm.data.parts import Part
+from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.rows.sequences import Sequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.retokenize import Texts
+
+__all__ = ["answer_texts", "encode_texts", "rows_of", "score_drawn", "score_held_out"]
+
+_STREAM = Stream(0, ("text", "validate"))
+
+
+def score_held_out(law: CausalLaw, part: Part, rows: range) -> TextScores:
+    """Score some of a part's texts under a law that is asked its prompts. Raises StageError, DataError."""
+    from hydrometer.models.causal_lm.inference.retokenize import Texts
+
+    whole = Texts(part.answers, np.ones(len(part.answers), np.bool_), part.prompt_index)
+    return _score(law, whole.block(rows.start, len(rows)))
+
+
+def score_drawn(law: CausalLaw, rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> TextScores:
+    """Score rows as texts, drawn after `prompts` by a model of `tokenizer`. Raises StageError, DataError."""
+    from hydrometer.models.causal_lm.inference.retokenize import texts_of
+
+    return _score(law, texts_of(rows, prompts, tokenizer))
+
+
+def _score(law: CausalLaw, texts: Texts) -> TextScores:
+    from hydrometer.models.causal_lm.inference.retokenize import canonical
+
+    found = canonical(texts, law)
+    tokens = found.rows.lengths.astype(np.float64)
+    return TextScores(found.log_prob, tokens, texts.n_bytes, found.round_trip, found.spans)
+
+
+def answer_texts(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
+    """Return prompts and answers of rows as text."""
+    from hydrometer.models.causal_lm.data.answer_text import prompt_ends
+
+    ends = prompt_ends(prompts, tokenizer)
+    asked = [int(i) for i in rows.prompt_index]
+    return [prompts.texts[i] for i in asked], [ends[i].decode(rows.row(k).tolist()) for k, i in enumerate(asked)]
+
+
+def rows_of(part: Part, which: Literal["train", "validate"], most: tuple[int, int]) -> tuple[int, ...]:
+    """Choose the texts that are trained on, or those beside them by which an epoch is chosen: a tenth, by a stream.
+
+    Parameters
+    ----------
+    most : training and validation texts at most.
+
+    Raises
+    ------
+    DataError : one text alone.
+    """
+    n = len(part.answers)
+    if n < 2:
+        raise DataError("one text to train on leaves none to choose an epoch by", got=n, fix="give more texts")
+    order = [int(i) for i in np.argsort(_STREAM.uniforms(0, n, 1)[:, 0], kind="stable")]
+    held = min(most[1], max(1, n // 10))
+    return tuple(sorted(order[:held] if which == "validate" else order[held : held + most[0]]))
+
+
+def encode_texts(
+    part: Part, chosen: tuple[int, ...], prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop: int
+) -> Sequences:
+    """Encode texts behind their prompts, the stop token at the end of each; their log-probability is not known: zero.
+
+    Raises
+    ------
+    DataError : the tokenizer refuses a text, or cannot say one behind its prompt.
+    """
+    from hydrometer.models.causal_lm.data.answer_text import prompt_ends
+
+    ends = prompt_ends(prompts, tokenizer)
+    index = part.prompt_index[list(chosen)]
+    encoded = [[*ends[int(p)].encode(part.answers[i]).ids, stop] for i, p in zip(chosen, index, strict=True)]
+    lengths = np.array([len(ids) for ids in encoded], np.int64)
+    ids_NT = np.zeros((len(encoded), int(lengths.max())), np.int64)
+    for row, ids in zip(ids_NT, encoded, strict=True):
+        row[: len(ids)] = ids
+    ended = np.ones(len(encoded), np.bool_)
+    return Sequences(prompts.ids, index, ids_NT, lengths, ended, np.zeros(len(encoded)), prompts_are=prompts.are)
