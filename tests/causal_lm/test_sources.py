@@ -178,12 +178,12 @@ def test_prompts(tmp_path: Path):
     ("line", "words"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: a row needs"),
-        ('{"prompt": 3}', "line 2: a row needs"),
-        ('{"messages": [{"role": "user"}]}', "line 2: a row needs"),
+        ("[1]", "line 2: a row must be a JSON object"),
+        ('{"prompt": 3}', "line 2: prompt must be text"),
+        ('{"messages": [{"role": "user"}]}', "line 2: messages.content must be text"),
         ('{"prompt": "  "}', "line 2: the prompt has no token"),
         ('{"messages": [{"role": "a", "content": "b"}, {"role": "a", "content": "b"}]}', "line 2: messages need"),
-        ('{"prompt": "' + "w5 " * 400_000 + '"}', "line 2: the prompts file is too large"),
+        ('{"prompt": "' + "w5 " * 400_000 + '"}', "line 2: the line is too long"),
     ],
 )
 def test_a_broken_prompts_file_names_its_line(tmp_path: Path, line: str, words: str):
@@ -197,7 +197,7 @@ def test_a_missing_and_an_empty_prompts_file(tmp_path: Path):
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(PromptsFile(file=str(tmp_path / "none")), make_tokenizer(64))
     (tmp_path / "empty").write_text("\n")
-    with pytest.raises(DataError, match="no prompt"):
+    with pytest.raises(DataError, match="holds no row"):
         read_prompts(PromptsFile(file=str(tmp_path / "empty")), make_tokenizer(64))
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from hostile.strategies import JUNK, TEXTS
 from hydrometer.cli import app
 from hydrometer.core.errors import HydrometerError, InputError
-from hydrometer.models.causal_lm.data import text_dataset
+from hydrometer.models.causal_lm.data import row_files
 from hydrometer.models.causal_lm.data.text_dataset import read_answers, read_questions
 from hydrometer.run.exchange import scoring
 from hydrometer.run.exchange.exporting import _writer
@@ -163,8 +163,8 @@ def test_files_of_prompts_are_bounded_as_a_whole(tmp_path: Path, monkeypatch: py
     (tmp_path / "large.jsonl").write_text('{"text": "x"}\n' * 80_000)
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert len(read_questions(tmp_path / "packed.parquet")) == 2000
-    monkeypatch.setattr(text_dataset, "MAX_FILE_BYTES", 1_000_000)
-    monkeypatch.setattr(text_dataset, "_MOST_VALUES", 2500)
+    monkeypatch.setattr(row_files, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(row_files, "_MOST_VALUES", 2500)
     for name, said in (
         ("long.parquet", "3000 values"), ("packed.parquet", "too large together"), ("large.jsonl", "larger than"),
         ("pipe.jsonl", "no plain file"),

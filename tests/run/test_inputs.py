@@ -80,7 +80,7 @@ def test_prompts_and_sources_of_a_specification(command: Any, tmp_path: Path, ve
     write_spec(lm_spec("llama", truth=truth), tmp_path, "odd.yaml")
     elsewhere = {"init": {"source": "nowhere"}}
     write_spec(lm_spec("llama", student=elsewhere), tmp_path, "nowhere.yaml")
-    for name, says in (("odd.yaml", "a row needs a prompt or messages"), ("nowhere.yaml", "no such model")):
+    for name, says in (("odd.yaml", "no column prompt, messages or text"), ("nowhere.yaml", "no such model")):
         if verb == ("doctor",):
             code, out, _ = command("doctor", name, "--json")
             (found,) = [f for f in json.loads(out)["findings"] if f["severity"] == "fatal"]

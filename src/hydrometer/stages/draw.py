@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.core.errors import StageError
+from hydrometer.models.capabilities import TextTruths
 from hydrometer.models.drawing import draw_block
 from hydrometer.models.rows.sequences import Sequences
-from hydrometer.models.capabilities import TextTruths
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.given_nodes import TextNode
 from hydrometer.stages.nodes import DrawNode

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from hydrometer.core.errors import DataError, MissingDependencyError, ModelError, SpecError, one_line
+from hydrometer.core.errors import MissingDependencyError, ModelError, SpecError, one_line
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import Level
 from hydrometer.models.causal_lm.cost.memory import level_configs
 from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
-from hydrometer.models.causal_lm.data.prompts import open_prompts
+from hydrometer.models.causal_lm.data.prompts import conversations
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
@@ -104,12 +103,7 @@ def described_prompts(truth: Truth) -> tuple[int, ...]:
         case str(text):
             texts = [text]
         case PromptsFile() as file:
-            try:
-                with open_prompts(file) as f:
-                    rows: list[Any] = [json.loads(line) for line in f if line.strip()]
-            except (OSError, ValueError, RecursionError) as e:
-                raise DataError(f"the prompts file cannot be read: {e}", got=file.file, fix="check the path") from None
-            texts = [json.dumps(row) for row in rows] or [""]
+            texts = [content for _, turns in conversations(file) for _, content in turns] or [""]
     return tuple(max(1, round(len(t.encode()) / _BYTES_PER_TOKEN)) for t in texts)
 
 

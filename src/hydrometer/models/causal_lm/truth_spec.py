@@ -14,7 +14,7 @@ from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
 
-__all__ = ["MAX_NEW_TOKENS", "Evaluate", "File", "FromSource", "PromptsFile", "TextFile", "Truth"]
+__all__ = ["MAX_NEW_TOKENS", "Dataset", "Evaluate", "File", "FromSource", "PromptsFile", "TextFile", "Truth"]
 
 MAX_NEW_TOKENS = 1_000_000
 
@@ -30,15 +30,33 @@ class FromSource(Strict):
     revision: str | None = None
 
 
-class File(Strict):
-    """A file of a person's data; its content goes along to other processes.
+class Dataset(Strict):
+    """A data set that the library datasets opens: a hub id, or local files (JSON, CSV, Parquet, a folder).
 
     Parameters
     ----------
-    file : path, relative to the specification's folder.
+    path, name, split, revision : of `datasets.load_dataset`; a local path is relative to the specification's folder.
     """
 
-    file: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class File(Strict):
+    """A file of a person's data, or a data set; its content goes along to other processes.
+
+    Parameters
+    ----------
+    file : path, relative to the specification's folder: JSON lines, Parquet or CSV; or
+    dataset : a data set.
+    columns : what columns are called there, by what they are: ``{prompt: my_question, completion: my_answer}``.
+    """
+
+    file: str = ""
+    dataset: Dataset | None = None
+    columns: dict[Literal["messages", "prompt", "completion", "text"], str] = Field(default_factory=dict)
     _base: Path = PrivateAttr(default_factory=Path.cwd)
     _content: bytes | None = PrivateAttr(default=None)
 
@@ -51,13 +69,24 @@ class File(Strict):
         """Take the file's content along to another process, whose machine may not have it."""
         state = super().__getstate__()
         private: dict[str, Any] = dict(state["__pydantic_private__"] or {})
-        if private.get("_content") is None:
+        if private.get("_content") is None and self.dataset is None:
             private["_content"] = self.path.read_bytes()
         return {**state, "__pydantic_private__": private}
 
     def open(self) -> IO[bytes]:
         """Open the file, or what came along of it."""
         return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.file) == (self.dataset is not None):
+            raise PydanticCustomError("file", "give one of file: PATH and dataset: {path: ID}")
+        return self
+
+    @property
+    def called(self) -> str:
+        """What it is called in messages."""
+        return self.file or (self.dataset.path if self.dataset is not None else "")
 
     @property
     def is_carried(self) -> bool:
@@ -67,7 +96,11 @@ class File(Strict):
     @property
     def path(self) -> Path:
         """Where the file is."""
-        return self._base / user_path(self.file)
+        return self.near(self.file)
+
+    def near(self, path: str) -> Path:
+        """Return a path relative to the specification's folder."""
+        return self._base / user_path(path)
 
 
 def _evaluate_kind(value: object) -> str | None:

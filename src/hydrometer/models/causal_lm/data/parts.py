@@ -1,8 +1,8 @@
 """Prompts and texts in two parts: what models are trained on, and what they are judged on.
 
-The parts share no prompt. A share of a file is drawn by prompt from the stream ``0/prompts/evaluate``, so that it is the
-same for every seed, chain and machine; rows of one prompt stay together. Whole documents follow no prompt and are drawn
-one by one.
+The parts share no prompt. A share of a file is drawn by prompt from the stream ``0/prompts/evaluate``, so that it is
+the same for every seed, chain and machine; rows of one prompt stay together. Whole documents follow no prompt and are
+drawn one by one.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _parts(source: PromptsFile | TextFile) -> tuple[Part, Part | None]:
         known = {r.turns for r in rows}
         if both := next((r for r in held_out if r.turns and r.turns in known), None):
             fix = "leave it out of one of the files: no model may be judged on what it was trained on"
-            raise DataError(f"{both.where}: the prompt is in {source.file}, too", got=both.turns[-1][1], fix=fix)
+            raise DataError(f"{both.where}: the prompt is in {source.called}, too", got=both.turns[-1][1], fix=fix)
         return part_of(rows), part_of(held_out)
     if evaluate is None:
         return part_of(rows), None
@@ -120,7 +120,7 @@ def _parts(source: PromptsFile | TextFile) -> tuple[Part, Part | None]:
     distinct = list(dict.fromkeys(keys))
     if len(distinct) < 2:
         fix = "give more prompts, or evaluate: {file: ...}"
-        raise DataError("one prompt cannot be split into two parts", got=source.file, fix=fix)
+        raise DataError("one prompt cannot be split into two parts", got=source.called, fix=fix)
     n = min(max(round(evaluate * len(distinct)), 1), len(distinct) - 1)
     order = np.argsort(_STREAM.uniforms(0, len(distinct), 1)[:, 0], kind="stable")
     judged = {distinct[int(i)] for i in order[:n]}

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydrometer.core.errors import DataError, ModelError
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.templates import render_chat
+from hydrometer.models.causal_lm.data.text_dataset import Turns, read_questions
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.truth_spec import File, PromptsFile
 
@@ -19,16 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Prompts", "Turns", "checked", "conversations", "conversations_digest",
-    "encode_prompts", "open_prompts", "prompts_written", "read_prompts", "turns_in_text",
+    "Prompts", "checked", "conversations", "conversations_digest", "encode_prompts", "prompts_written", "read_prompts",
 ]  # fmt: skip
-
-Turns = tuple[tuple[str, str], ...]
-"""(role, content) of a conversation's messages."""
-
-MAX_LINE_BYTES = 1_000_000
-MAX_LINES = 100_000
-MAX_FILE_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +96,7 @@ def read_prompts(prompts: str | Sequence[str] | PromptsFile | None, tokenizer: P
     if isinstance(prompts, PromptsFile):
         if prompts.chat and not tokenizer.chat_template:
             raise ModelError("the tokenizer has no chat template", fix="set chat: false, or use an instruct model")
-        doing(f"rendering the prompts of {prompts.file}")
+        doing(f"rendering the prompts of {prompts.called}")
         rows = list(conversations(prompts))
         return checked(encode_prompts(rows, tokenizer, chat=prompts.chat, are=prompts.are), prompts)
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
@@ -114,75 +107,15 @@ def read_prompts(prompts: str | Sequence[str] | PromptsFile | None, tokenizer: P
 def checked(found: Prompts, source: object) -> Prompts:
     """Return prompts, of which a sample holds at least two different ones. Raises DataError."""
     if found.are == "sample" and len(set(found.ids)) < 2:
-        got = source.file if isinstance(source, File) else found.texts[:3]
+        got = source.called if isinstance(source, File) else found.texts[:3]
         raise DataError("a sample of prompts needs at least two different ones", got=got, fix="set are: fixed")
     return found
 
 
-def conversations(spec: File) -> Iterator[tuple[str, Turns]]:
+def conversations(source: File) -> Iterator[tuple[str, Turns]]:
     """Yield where each conversation of a file stands, and its turns. Raises DataError."""
-    number, some = 0, False
-    try:
-        with open_prompts(spec) as f:
-            while line := f.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                where = f"{spec.file}, line {number}"
-                if len(line) > MAX_LINE_BYTES or number > MAX_LINES:
-                    limit = f"at most {MAX_LINES} lines of {MAX_LINE_BYTES} bytes"
-                    raise DataError(f"{where}: the prompts file is too large", fix=limit)
-                if line.strip():
-                    some = True
-                    yield where, _messages(line, where)
-    except (OSError, ValueError) as e:  # a name with NUL
-        why = getattr(e, "strerror", None) or e
-        raise DataError(f"the prompts file cannot be read: {why}", got=spec.file, fix="check the path") from None
-    if not some:
-        raise DataError("the prompts file holds no prompt", got=spec.file, fix='write rows such as {"prompt": "..."}')
-
-
-def open_prompts(spec: File) -> IO[bytes]:
-    """Open a file of prompts. Raises OSError, ValueError, and DataError for no plain file or one that is too large."""
-    path = spec.path
-    if not spec.is_carried and path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
-        what = f"the prompts file is no plain file, or larger than {MAX_FILE_BYTES} bytes"
-        raise DataError(what, got=spec.file, fix="check the path")
-    return spec.open()
-
-
-def _messages(line: bytes, where: str) -> Turns:
-    """Parse one row; a plain prompt is one message of the user."""
-    fix = 'write {"prompt": TEXT} or {"messages": [{"role": ROLE, "content": TEXT}, ...]}'
-    try:
-        row: object = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}: not JSON: {e}", got=line[:80].decode(errors="replace"), fix=fix) from None
-    if isinstance(row, dict):
-        keyed = cast("dict[str, object]", row)
-        prompt, messages = keyed.get("prompt"), keyed.get("messages")
-        if isinstance(prompt, str) and messages is None:
-            return (("user", prompt),)
-        if isinstance(messages, str):
-            messages = turns_in_text(messages)
-        if isinstance(messages, list) and messages and prompt is None:
-            turns = cast("list[Any]", messages)
-            if all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-                for m in turns
-            ):
-                return tuple((m["role"], m["content"]) for m in turns)
-    raise DataError(f"{where}: a row needs a prompt or messages", got=row, fix=fix)
-
-
-def turns_in_text(text: str) -> list[Any] | None:
-    """Return the messages that a text is JSON of, as tables without nested columns keep them; None where it is not."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        found: object = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    turns = cast("list[Any]", found) if isinstance(found, list) else []
-    return turns if turns and all(isinstance(t, dict) and "role" in t for t in turns) else None
+    for row in read_questions(source, mixed=True):
+        yield row.where, row.turns
 
 
 def encode_prompts(

@@ -1,41 +1,52 @@
-"""Prompts and answers from a person's file: JSON lines or Parquet, read row by row under limits.
+"""Prompts and answers from a person's file or data set, in the columns that people use.
 
-A file has one shape, that of its first row:
+Rows of one file have one shape, that of the first:
 
-    {"prompt": TEXT | TURNS}                                    prompts
-    {"messages": TURNS}                                         prompts; with answers, the last turn is the assistant's
-    {"text": TEXT}                                              prompts, continued as they are; or whole documents
-    {"prompt": TEXT | TURNS, "completion" | "answer": TEXT}     prompts with their answers
+    {"prompt": TEXT | TURNS}                                 prompts
+    {"messages": TURNS}                                      prompts; with answers, the last turn is the assistant's
+    {"text": TEXT}                                           prompts, continued as they are; or whole documents
+    {"prompt": TEXT | TURNS, "completion": TEXT}             prompts with their answers
 
-TURNS are ``[{"role": TEXT, "content": TEXT}, ...]``; messages may also be JSON text of them. Other columns are ignored.
-Needs neither torch nor transformers.
+TURNS are ``[{"role": TEXT, "content": TEXT}, ...]``; messages may also be JSON text of them. Other columns read:
+
+    conversations         ShareGPT's messages, {"from": "human" | "gpt" | "system", "value": TEXT}
+    instruction, input    a prompt: the instruction and, where there is one, the input in a paragraph below it
+    question              a prompt
+    answer, response, output    a completion
+
+Other columns are ignored. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal, cast
-
-import pyarrow.parquet
+from typing import Any, Literal, cast
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm.data.prompts import MAX_FILE_BYTES, MAX_LINE_BYTES, Turns, turns_in_text
+from hydrometer.models.causal_lm.data.row_files import MAX_LINE_BYTES, MAX_ROWS, Source, name_of, rows_of
 from hydrometer.models.causal_lm.truth_spec import File
 
-__all__ = ["MAX_ROWS", "Answered", "Shape", "read_answers", "read_questions"]
+__all__ = ["MAX_ROWS", "Answered", "Shape", "Turns", "read_answers", "read_questions", "said_columns", "turns_in_text"]
+
+Turns = tuple[tuple[str, str], ...]
+"""(role, content) of a conversation's messages."""
 
 Shape = Literal["prompt", "messages", "text"]
-Source = Path | File
 
-MAX_ROWS = 100_000
-_COLUMNS = ("messages", "prompt", "text", "completion", "answer")
 _QUESTIONS: tuple[Shape, ...] = ("messages", "prompt", "text")
-_PARQUET_ROWS = 256
-_MOST_VALUES = 100 * MAX_ROWS  # of a column: turns of all conversations together
-pq = cast("Any", pyarrow.parquet)
+_ANSWERS = ("completion", "answer", "response", "output")
+_COLUMNS = ("messages", "conversations", "prompt", "instruction", "input", "question", "text", *_ANSWERS)
+_SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+    "system": "system", "tool": "tool",
+}  # fmt: skip
+_FIX = 'write rows such as {"prompt": TEXT}, {"messages": [{"role": "user", "content": TEXT}]} or {"text": TEXT}'
+_FIX_ANSWERS = (
+    'write rows such as {"prompt": TEXT, "completion": TEXT}, '
+    '{"messages": [..., {"role": "assistant", ...}]} or {"text": TEXT}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,75 +56,148 @@ class Answered:
     Attributes
     ----------
     turns : (role, content) of what is asked; empty for a whole document, which follows nothing.
-    shape : the column that it came from.
-    answer : what was answered, or None where the file holds prompts only.
+    shape : the column that it came from, or that its columns stand for.
+    answer : what was answered, or None where prompts alone are read.
     where : file and row, for messages.
+    columns : the columns that were read.
     """
 
     turns: Turns
     shape: Shape
     answer: str | None
     where: str
+    columns: tuple[str, ...] = ()
 
 
-def read_questions(path: Source) -> list[Answered]:
-    """Read prompts.
+def read_questions(source: Source, *, mixed: bool = False) -> list[Answered]:
+    """Read prompts; answers beside them are left out.
+
+    Parameters
+    ----------
+    mixed : whether prompts and messages may stand in one file.
 
     Raises
     ------
     DataError : unreadable, not UTF-8, too large, without the columns, or rows of several shapes.
     """
-    fix = 'write rows such as {"prompt": TEXT}, {"messages": [{"role": "user", "content": TEXT}]} or {"text": TEXT}'
     out: list[Answered] = []
-    for where, row in _rows(path):
+    for where, row, seen in _rows(source, _FIX):
         shape: Shape | None = next((s for s in _QUESTIONS if s in row), None)
         if shape is None:
-            raise DataError(f"{where}: no column prompt, messages or text", got=_seen(row), fix=fix)
+            raise DataError(f"{where}: no column prompt, messages or text", got=_seen(row), fix=_FIX)
         value = row[shape]
         turns = (("user", _text(value, shape, where)),) if shape == "text" else _turns(value, shape, where)
-        out.append(Answered(turns, shape, None, where))
-        _same_shape(out)
-    return _some(out, path, fix)
+        out.append(Answered(turns, shape, None, where, seen))
+        if not mixed:
+            _same_shape(out)
+    return _some(out, source, _FIX)
 
 
-def read_answers(path: Source) -> list[Answered]:
-    """Read held-out text: documents, or prompts with their answers.
+def read_answers(source: Source) -> list[Answered]:
+    """Read texts: documents, or prompts with their answers.
 
     Raises
     ------
     DataError : as `read_questions`; also an empty answer, or a last turn that is not the assistant's.
     """
-    fix = 'write rows such as {"prompt": TEXT, "completion": TEXT}, {"messages": [..., {"role": "assistant", ...}]} or {"text": TEXT}'  # noqa: E501
     out: list[Answered] = []
-    for where, row in _rows(path):
-        if "messages" in row:
-            turns = _turns(row["messages"], "messages", where)
-            if len(turns) < 2 or turns[-1][0] != "assistant":
-                what = f"{where}: the last of at least two messages must be the assistant's"
-                raise DataError(what, got=[role for role, _ in turns], fix=fix)
-            found = Answered(turns[:-1], "messages", turns[-1][1], where)
-        elif "prompt" in row:
-            column = next((c for c in ("completion", "answer") if c in row), None)
-            if column is None:
-                raise DataError(f"{where}: a prompt without completion or answer", got=_seen(row), fix=fix)
-            answer = row[column]
-            if isinstance(answer, list):
-                replied = _turns(cast("object", answer), column, where)
-                if [role for role, _ in replied] != ["assistant"]:
-                    raise DataError(f"{where}: {column} must be one turn of the assistant", got=answer, fix=fix)
-                answer = replied[0][1]
-            found = Answered(
-                _turns(row["prompt"], "prompt", where), "prompt", _text(answer, column, where, empty=True), where
-            )
-        elif "text" in row:
-            found = Answered((), "text", _text(row["text"], "text", where, empty=True), where)
-        else:
-            raise DataError(f"{where}: no column messages, prompt or text", got=_seen(row), fix=fix)
+    for where, row, seen in _rows(source, _FIX_ANSWERS):
+        found = _answered(row, where)
         if not found.answer:
             raise DataError(f"{where}: the answer is empty", fix="leave out rows without an answer")
-        out.append(found)
+        out.append(Answered(found.turns, found.shape, found.answer, where, seen))
         _same_shape(out)
-    return _some(out, path, fix)
+    return _some(out, source, _FIX_ANSWERS)
+
+
+def _answered(row: Mapping[str, Any], where: str) -> Answered:
+    if "messages" in row:
+        turns = _turns(row["messages"], "messages", where)
+        if len(turns) < 2 or turns[-1][0] != "assistant":
+            what = f"{where}: the last of at least two messages must be the assistant's"
+            raise DataError(what, got=[role for role, _ in turns], fix=_FIX_ANSWERS)
+        return Answered(turns[:-1], "messages", turns[-1][1], where)
+    if "prompt" in row:
+        if "completion" not in row:
+            raise DataError(f"{where}: a prompt without completion or answer", got=_seen(row), fix=_FIX_ANSWERS)
+        answer = row["completion"]
+        if isinstance(answer, list):
+            replied = _turns(cast("object", answer), "completion", where)
+            if [role for role, _ in replied] != ["assistant"]:
+                what = f"{where}: completion must be one turn of the assistant"
+                raise DataError(what, got=answer, fix=_FIX_ANSWERS)
+            answer = replied[0][1]
+        said = _text(answer, "completion", where, empty=True)
+        return Answered(_turns(row["prompt"], "prompt", where), "prompt", said, where)
+    if "text" in row:
+        return Answered((), "text", _text(row["text"], "text", where, empty=True), where)
+    raise DataError(f"{where}: no column messages, prompt or text", got=_seen(row), fix=_FIX_ANSWERS)
+
+
+def said_columns(rows: list[Answered]) -> str | None:
+    """Say in one line how columns were read; None where they are messages, prompt, completion, answer or text."""
+    seen = rows[0].columns
+    asked = next(
+        (c for c in ("messages", "conversations", "prompt", "instruction", "question", "text") if c in seen), ""
+    )
+    replied = next((c for c in _ANSWERS if c in seen), None) if rows[0].answer is not None else None
+    if asked in ("messages", "prompt", "text") and replied in (None, "completion", "answer"):
+        return None
+    prompt = {
+        "conversations": "conversations are messages, human the user and gpt the assistant",
+        "instruction": "the prompt is the instruction" + (" with the input below it" if "input" in seen else ""),
+    }.get(asked, f"the prompt is the {asked}")
+    return prompt + ("" if replied is None or asked == "conversations" else f", the answer the {replied}")
+
+
+def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """Yield where a row is, its columns under the names that are read, and the names that it has."""
+    renamed: Mapping[str, str] = source.columns if isinstance(source, File) else {}
+    theirs = {own: mine for mine, own in renamed.items()}
+    for where, row in rows_of(source, (*theirs, *_COLUMNS)):
+        if (lacking := next((c for c in theirs if c not in row), None)) is not None:
+            raise DataError(f"{where}: no column {lacking}", got=_seen(row), fix="name columns that the rows have")
+        rest = {k: v for k, v in row.items() if k not in theirs and k not in renamed}
+        named = rest | {mine: row[own] for own, mine in theirs.items()}
+        yield where, _canonical(named, where), tuple(row)
+
+
+def _canonical(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Put a row under the names messages, prompt, completion and text."""
+    out = {k: v for k, v in row.items() if k in ("messages", "prompt", "text")}
+    if "messages" not in row and "conversations" in row:
+        out["messages"] = _share_gpt(row["conversations"], where)
+    if "prompt" not in row and "instruction" in row:
+        task, more = (_text(row.get(k) or "", k, where, empty=True) for k in ("instruction", "input"))
+        out["prompt"] = f"{task}\n\n{more}" if task and more else task or more
+    elif "prompt" not in row and "question" in row:
+        out["prompt"] = row["question"]
+    replied = next((c for c in _ANSWERS if c in row), None)
+    if "prompt" in out and replied is not None:
+        out["completion"] = row[replied]
+    return out or row
+
+
+def _share_gpt(value: object, where: str) -> list[dict[str, object]]:
+    turns = cast("list[Any]", value) if isinstance(value, list) else []
+    fix = 'write [{"from": "human", "value": TEXT}, {"from": "gpt", "value": TEXT}]'
+    if not turns or not all(isinstance(t, dict) and {"from", "value"} <= set(t) for t in turns):
+        raise DataError(f"{where}: conversations must be a list of from and value", got=value, fix=fix)
+    if (other := next((t["from"] for t in turns if t["from"] not in _SPEAKERS), None)) is not None:
+        raise DataError(f"{where}: conversations of somebody unknown", got=other, fix=fix)
+    return [{"role": _SPEAKERS[t["from"]], "content": t["value"]} for t in turns]
+
+
+def turns_in_text(text: str) -> list[Any] | None:
+    """Return the messages that a text is JSON of, as tables without nested columns keep them; None where it is not."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    turns = cast("list[Any]", found) if isinstance(found, list) else []
+    return turns if turns and all(isinstance(t, dict) and "role" in t for t in turns) else None
 
 
 def _same_shape(rows: list[Answered]) -> None:
@@ -123,9 +207,9 @@ def _same_shape(rows: list[Answered]) -> None:
         raise DataError(what, got=last.shape, fix="give every row the same columns")
 
 
-def _some(rows: list[Answered], path: Source, fix: str) -> list[Answered]:
+def _some(rows: list[Answered], source: Source, fix: str) -> list[Answered]:
     if not rows:
-        raise DataError("the file holds no row", got=_name(path), fix=fix)
+        raise DataError("the file holds no row", got=name_of(source), fix=fix)
     return rows
 
 
@@ -161,120 +245,3 @@ def _turns(value: object, column: str, where: str) -> Turns:
         fix = 'write [{"role": "user", "content": TEXT}, ...]'
         raise DataError(f"{where}: {column} must be text or a list of messages", got=value, fix=fix)
     return tuple((str(t["role"]), _text(t.get("content"), f"{column}.content", where, empty=True)) for t in turns)
-
-
-def _name(source: Source) -> str:
-    return str(source) if isinstance(source, Path) else source.file
-
-
-def _open(source: Source) -> IO[bytes]:
-    """Open a file, or what came along of it, under the limits. Raises OSError."""
-    if not isinstance(source, Path) and source.is_carried:
-        return source.open()
-    path = source if isinstance(source, Path) else source.path
-    if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
-        raise OSError(f"it is no plain file, or larger than {MAX_FILE_BYTES} bytes")
-    return path.open("rb")
-
-
-def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a row is, and its known columns."""
-    name = Path(_name(source)).name
-    try:
-        with _open(source) as f:
-            is_parquet = f.read(4) == b"PAR1"
-            f.seek(0)
-            yield from _parquet(f, name) if is_parquet else _lines(f, name)
-    except (OSError, ValueError) as e:  # a name with NUL
-        if isinstance(e, DataError):
-            raise
-        why = getattr(e, "strerror", None) or e
-        raise DataError(f"the file cannot be read: {why}", got=_name(source), fix="check the path") from None
-
-
-def _lines(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = found = 0
-    while line := f.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        where = f"{name}, line {number}"
-        if len(line) > MAX_LINE_BYTES:
-            limit = f"a line holds at most {MAX_LINE_BYTES} bytes: shorten it or leave it out"
-            raise DataError(f"{where}: the line is too long", got=f"more than {MAX_LINE_BYTES} bytes", fix=limit)
-        if not line.strip():
-            continue
-        found += 1
-        _count(found, name)
-        try:
-            row: object = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError:
-            raise DataError(f"{where}: not text in UTF-8", got=line[:40], fix="save the file as UTF-8") from None
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{where}: not JSON: {e}", got=line[:80], fix="write one JSON object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write one JSON object a line")
-        keyed = cast("dict[str, Any]", row)
-        yield where, {k: keyed[k] for k in _COLUMNS if k in keyed} or keyed
-
-
-def _parquet(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        file = pq.ParquetFile(f)
-        _count(int(file.metadata.num_rows), name)
-        columns = [c for c in _COLUMNS if c in file.schema_arrow.names]
-        if not columns:
-            fix = "give it a column prompt, messages or text"
-            raise DataError(f"{name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
-        _count_values(file.metadata, columns, name)
-        number = size = 0
-        for batch in file.iter_batches(batch_size=_batch_rows(file), columns=columns):
-            if batch.nbytes > MAX_LINE_BYTES * _PARQUET_ROWS:
-                raise DataError(f"{name}: rows from {number + 1} on are too long", got=f"{batch.nbytes} bytes")
-            for row in batch.to_pylist():
-                number += 1
-                size += _characters(row)  # not of the batch, where a text that rows repeat may stand once
-                if size > MAX_FILE_BYTES:
-                    got = f"more than {MAX_FILE_BYTES} characters"
-                    raise DataError(f"{name}: its rows are too large together", got=got, fix="take a sample")
-                # A column of several shapes holds null where another is meant.
-                yield f"{name}, row {number}", {k: v for k, v in row.items() if v is not None} or row
-    except (ValueError, NotImplementedError, MemoryError) as e:  # ArrowInvalid is a ValueError
-        fix = "save it again, or write JSON lines"
-        raise DataError(f"the Parquet file cannot be read: {e}", got=name, fix=fix) from None
-
-
-def _count_values(about: Any, columns: list[str], name: str) -> None:
-    """Refuse lists that a few bytes make longer than any conversation, before they are unpacked."""
-    values: dict[str, int] = {}
-    for i in range(about.num_row_groups):
-        group = about.row_group(i)
-        for j in range(about.num_columns):
-            column = group.column(j)
-            values[column.path_in_schema] = values.get(column.path_in_schema, 0) + int(column.num_values)
-    most = max((n for name, n in values.items() if name.split(".")[0] in columns), default=0)
-    if most > _MOST_VALUES:
-        got = f"{most} values in a column of {name}"
-        raise DataError("the file holds too many values", got=got, fix="take a sample")
-
-
-def _characters(value: object) -> int:
-    if isinstance(value, dict):
-        return sum(_characters(v) for v in cast("dict[str, object]", value).values())
-    if isinstance(value, list):
-        return sum(_characters(v) for v in cast("list[object]", value))
-    return len(value) if isinstance(value, str) else 0
-
-
-def _batch_rows(file: Any) -> int:
-    """Rows read together: one text that a dictionary repeats on all of them must still fit the memory."""
-    about = file.metadata
-    sizes = [
-        about.row_group(i).column(j).total_uncompressed_size
-        for i in range(about.num_row_groups)
-        for j in range(about.num_columns)
-    ]
-    return max(1, min(_PARQUET_ROWS, MAX_LINE_BYTES * _PARQUET_ROWS // max([1, *sizes])))
-
-
-def _count(n: int, name: str) -> None:
-    if n > MAX_ROWS:
-        raise DataError("the file holds too many rows", got=f"more than {MAX_ROWS} in {name}", fix="take a sample")

@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, LevelSpec, PromptsFile
 
 __all__ = ["Subject", "examine"]
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, cast
 
 from hydrometer.core.errors import DataError
 from hydrometer.core.findings import Finding, note, warning
-from hydrometer.models.causal_lm.data.prompts import Prompts, Turns, turns_in_text
+from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.templates import render_chat
+from hydrometer.models.causal_lm.data.text_dataset import Turns, turns_in_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
