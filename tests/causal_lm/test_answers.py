@@ -67,7 +67,7 @@ def test_answers_of_every_shape(tmp_path: Path, row: Any, turns: Any, answer: st
         (read_questions, ["{"], "line 1: not JSON"),
         (read_questions, ["[1]"], "must be a JSON object"),
         (read_questions, ["[" * 100_000], "not JSON"),
-        (read_questions, [{"question": "q"}], "no column prompt, messages or text"),
+        (read_questions, [{"query": "q"}], "no column prompt, messages or text"),
         (read_questions, [{"prompt": "q"}, {"text": "t"}], "line 2: a row of text in a file of prompt"),
         (read_questions, [{"prompt": ""}], "prompt is empty"),
         (read_questions, [{"prompt": 3}], "text or a list of messages"),

@@ -137,5 +137,5 @@ def test_a_column_of_messages_may_be_json_text(tmp_path: Path) -> None:
 
     assert read({"messages": json.dumps(turns)}) == read({"messages": turns})
     for wrong in ("hello", "[", "[]", "[1]", '{"role": "user"}', '[{"role": "user"}]', "[" * 10**5):
-        with pytest.raises(DataError, match="messages are a text that is not JSON of messages|messages.content must be text"):
+        with pytest.raises(DataError, match=r"not JSON of messages|content must be text"):
             read({"messages": wrong})

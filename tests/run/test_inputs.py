@@ -36,7 +36,7 @@ def closed(monkeypatch: pytest.MonkeyPatch, tiny_models: dict[str, Path], tmp_pa
     for name in ("llama", "gpt2"):
         (tmp_path / name).symlink_to(tiny_models[name])
     (tmp_path / "file").write_text("")
-    (tmp_path / "odd.jsonl").write_text('{"question": "w3"}\n')
+    (tmp_path / "odd.jsonl").write_text('{"query": "w3"}\n')
     (tmp_path / "one.jsonl").write_text('{"prompt": "w3"}\n')
     turns = [{"role": r, "content": "w3"} for r in ("user", "assistant", "user")]
     (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turns}) + "\n")

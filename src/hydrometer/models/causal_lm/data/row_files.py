@@ -45,7 +45,7 @@ def _open(source: Source) -> IO[bytes]:
 
 
 def rows_of(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a row is, and of its columns those that are known. Raises DataError."""
+    """Yield where a row is, and its columns, of a table those of `columns` alone. Raises DataError."""
     name = Path(name_of(source)).name
     if isinstance(source, File) and source.dataset is not None:
         yield from _dataset(source, columns)
@@ -57,9 +57,9 @@ def rows_of(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, dic
             if is_parquet:
                 yield from _parquet(f, name, columns)
             elif name.lower().endswith(".csv"):
-                yield from _csv(f, name, columns)
+                yield from _csv(f, name)
             else:
-                yield from _lines(f, name, columns)
+                yield from _lines(f, name)
     except (OSError, ValueError) as e:  # a name with NUL
         if isinstance(e, DataError):
             raise
@@ -67,7 +67,7 @@ def rows_of(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, dic
         raise DataError(f"the file cannot be read: {why}", got=name_of(source), fix="check the path") from None
 
 
-def _lines(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     number = found = 0
     while line := f.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -88,10 +88,10 @@ def _lines(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[st
         if not isinstance(row, dict):
             raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write one JSON object a line")
         keyed = cast("dict[str, Any]", row)
-        yield where, {k: keyed[k] for k in known if k in keyed} or keyed
+        yield where, keyed
 
 
-def _csv(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a table whose first line names its columns."""
     text = io.TextIOWrapper(f, encoding="utf-8-sig", newline="")
     try:
@@ -101,11 +101,13 @@ def _csv(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[str,
             if None in row or None in row.values():
                 fix = "give every row as many fields as the header, quoted where they hold commas or lines"
                 raise DataError(f"{where}: another number of fields than the header's", got=len(row), fix=fix)
-            yield where, {k: row[k] for k in known if k in row} or dict(row)
+            yield where, dict(row)
     except UnicodeDecodeError:
         raise DataError(f"{name}: not text in UTF-8", fix="save the file as UTF-8") from None
     except csv.Error as e:
         raise DataError(f"{name}: not CSV: {e}", fix="quote fields that hold commas, quotes or lines") from None
+    finally:
+        text.detach()  # the file is closed by whoever opened it
 
 
 def _dataset(source: File, known: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

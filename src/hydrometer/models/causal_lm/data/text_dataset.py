@@ -20,7 +20,7 @@ Other columns are ignored. Needs neither torch nor transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -110,7 +110,7 @@ def read_answers(source: Source) -> list[Answered]:
     return _some(out, source, _FIX_ANSWERS)
 
 
-def _answered(row: Mapping[str, Any], where: str) -> Answered:
+def _answered(row: dict[str, Any], where: str) -> Answered:
     if "messages" in row:
         turns = _turns(row["messages"], "messages", where)
         if len(turns) < 2 or turns[-1][0] != "assistant":
@@ -152,7 +152,7 @@ def said_columns(rows: list[Answered]) -> str | None:
 
 def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
     """Yield where a row is, its columns under the names that are read, and the names that it has."""
-    renamed: Mapping[str, str] = source.columns if isinstance(source, File) else {}
+    renamed = {str(k): v for k, v in source.columns.items()} if isinstance(source, File) else {}
     theirs = {own: mine for mine, own in renamed.items()}
     for where, row in rows_of(source, (*theirs, *_COLUMNS)):
         if (lacking := next((c for c in theirs if c not in row), None)) is not None:
