@@ -10,29 +10,53 @@ else tells kinds apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
+from hydrometer.core.distillation import MLE, Distillation
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
 from hydrometer.models.capabilities import FitsTogether, MapPoint
 from hydrometer.models.choosing.best_of_n import needs_truth
 from hydrometer.models.drawing import draw_identity
+from hydrometer.models.finite_selectivity import canonical
 from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
 
 __all__ = [
-    "VERSIONS", "AdoptNode", "Cell", "Context", "DrawNode", "EmbedNode", "FitNode", "JudgeNode", "LawRef", "MapNode",
-    "Node", "PictureNode", "ReleasedNode", "Rows", "ScoreNode", "ShowNode",
-]  # fmt: skip
+    "VERSIONS",
+    "AdoptNode",
+    "Cell",
+    "Context",
+    "DrawNode",
+    "EmbedNode",
+    "FitNode",
+    "JudgeNode",
+    "LawRef",
+    "MapNode",
+    "Node",
+    "PictureNode",
+    "Place",
+    "ReleasedNode",
+    "Rows",
+    "ScoreNode",
+    "ShowNode",
+]
 
 # Raised whenever a stage's code changes its results.
 VERSIONS = {
-    "draw": 3, "fit": 4, "score": 3, "judge": 9, "show": 3, "released": 1, "map": 3, "embed": 1, "picture": 1,
-}  # fmt: skip
+    "draw": 3,
+    "fit": 4,
+    "score": 3,
+    "judge": 9,
+    "show": 3,
+    "released": 1,
+    "map": 3,
+    "embed": 1,
+    "picture": 1,
+}
 
 BIAS_ROWS = 64  # scored once more in float32 where a run is judged in bfloat16
-PrefixSource = Literal["truth", "teacher", "student"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +98,12 @@ class DrawNode(Node):
 
 @dataclass(frozen=True, slots=True)
 class FitNode(Node):
-    """One fit of a level."""
+    """One fit of a level.
+
+    Attributes
+    ----------
+    distillation : of a distilled model, which has a teacher; None of one that is fitted to the truth's rows alone.
+    """
 
     stage, priced = "fit", "fit"
     resumes = True
@@ -83,12 +112,22 @@ class FitNode(Node):
     data: Rows
     validate: Rows | None
     teacher: LawRef | None
-    prefix_source: PrefixSource
-    loss: str
+    distillation: Distillation | None
     stream: Stream
 
     def does(self) -> str:
-        return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}"
+        how = "" if self.distillation is None or self.distillation.objective == MLE else f" by {self.loss}"
+        return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}{how}"
+
+    @property
+    def loss(self) -> str:
+        """The training objective, as keys and results write it."""
+        return (MLE if self.distillation is None else self.distillation.objective).to_json()
+
+    @property
+    def prefix_source(self) -> str:
+        """Whose rows it is fitted to, as keys and results write it."""
+        return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
 
     def about(self) -> tuple[str, int]:
         return self.level.role, self.data.n
@@ -217,10 +256,11 @@ class JudgeNode(Node):
         sides = {"own": self.law_rows.blocks, "truth": self.truth_rows.blocks}
         scores = {"own": self.law_scores, "truth": self.truth_scores}
         return {
-            "judge": f"judge-{self.key}", "fit": f"fit-{self.law.key}" if self.law.kind == "fit" else None,
+            "judge": f"judge-{self.key}",
+            "fit": f"fit-{self.law.key}" if self.law.kind == "fit" else None,
             "draws": {side: [f"draw-{k}" for k in keys] for side, keys in sides.items()},
             "scores": {side: [f"score-{k}" for k in keys] for side, keys in scores.items()},
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,28 +361,82 @@ ABSENT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a judged model stands in its chain, whatever the seed. Fields as in results.json (docs, Schema).
+
+    Attributes
+    ----------
+    distillation : of a distilled model; None of all others.
+    teacher_cell : of the selected teacher that a distilled model learned from.
+    """
+
+    level: int
+    role: str
+    training: Literal["direct", "distilled"] | None = None
+    distillation: Distillation | None = None
+    decoding: Selectivity | None = None
+    parent: str | None = None
+    teacher_cell: str | None = None
+    point: Mapping[str, float] | None = None
+    origin: Mapping[str, object] | None = None
+
+    @property
+    def name(self) -> str:
+        """What its group is called within the chain."""
+        parts = [self.role]
+        if self.training is not None:
+            parts.append(self.training + ("" if self.distillation is None else f"-{self.distillation.slug}"))
+        if self.origin is not None:
+            parts.append(f"adopted-{self.origin['adopted']}")
+        if self.decoding is not None:
+            parts.append(f"decoded-{self.decoding.slug}")
+        return ".".join(parts)
+
+    @property
+    def selectivity(self) -> Selectivity | None:
+        """Of the teacher, where the model was distilled."""
+        return None if self.distillation is None else self.distillation.selectivity
+
+    @property
+    def is_selected_teacher(self) -> bool:
+        """Whether the model is judged as a teacher: decoded as it draws the rows of the level below."""
+        if self.decoding is None or self.training == "direct":
+            return False
+        return self.training is None or canonical(self.selectivity) is not None
+
+    @property
+    def prefix_source(self) -> str | None:
+        """Whose rows the model was fitted to; None of a truth and of a selected teacher, and of a map's teacher."""
+        if self.is_selected_teacher or self.role == "truth" or (self.training is None and self.point is not None):
+            return None
+        return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
+
+    @property
+    def loss(self) -> str | None:
+        """The objective of a student; None of a truth or a teacher, and where nothing is known of one adopted."""
+        if self.training is None or self.is_selected_teacher:
+            return None
+        objective = MLE if self.distillation is None else self.distillation.objective
+        return None if self.origin is not None and objective == MLE else objective.to_json()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell(Place):
     """One judged model of a run, before it has figures. Fields as in results.json (docs, Schema)."""
 
     id: str
     group: str
     chain: str
-    level: int
-    role: str
-    training: Literal["direct", "distilled"] | None
-    parent: str | None
-    selectivity: Selectivity | None
-    decoding: Selectivity | None
-    prefix_source: PrefixSource | None
-    loss: str | None
     seed: int | None
     judge: str
-    teacher_cell: str | None
     show: str | None = None
     released: str | None = None
-    point: Mapping[str, float] | None = None
-    origin: Mapping[str, object] | None = None
+
+    @classmethod
+    def at(cls, place: Place, **own: Any) -> Self:
+        """Return the cell of a model that stands there; `own` are the fields that a place does not have."""
+        return cls(**{f.name: getattr(place, f.name) for f in fields(Place)}, **own)
 
     @property
     def absence(self) -> dict[str, str]:
@@ -350,18 +444,33 @@ class Cell:
         return {"absent": ABSENT} if self.decoding is not None and self.decoding.chooses else {}
 
     def record(
-        self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float,
+        self,
+        metrics: Mapping[str, object] | None,
+        reason: str | None,
+        seconds: float,
         artifacts: Mapping[str, object],
-    ) -> dict[str, object]:  # fmt: skip
+    ) -> dict[str, object]:
         """Return the cell as results.json holds it; without figures it failed, for a reason."""
         where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
         where |= {} if self.origin is None else {"origin": dict(self.origin)}
         return {
-            "id": self.id, "group": self.group, "chain": self.chain, "level": self.level, "role": self.role,
-            "training": self.training, "parent": self.parent,
+            "id": self.id,
+            "group": self.group,
+            "chain": self.chain,
+            "level": self.level,
+            "role": self.role,
+            "training": self.training,
+            "parent": self.parent,
             "selectivity": None if self.selectivity is None else self.selectivity.to_json(),
             "decoding": None if self.decoding is None else self.decoding.to_json(),
-            "prefix_source": self.prefix_source, "loss": self.loss, "seed": self.seed, **where,
-            "status": "failed" if metrics is None else "ok", "reason": reason, "metrics": metrics or {}, **self.absence,
-            "seconds": round(seconds, 3), "artifacts": dict(artifacts),
-        }  # fmt: skip
+            "prefix_source": self.prefix_source,
+            "loss": self.loss,
+            "seed": self.seed,
+            **where,
+            "status": "failed" if metrics is None else "ok",
+            "reason": reason,
+            "metrics": metrics or {},
+            **self.absence,
+            "seconds": round(seconds, 3),
+            "artifacts": dict(artifacts),
+        }

@@ -12,45 +12,45 @@ __all__ = ["plan_scores"]
 
 
 def plan_scores(
-    planner: ChainNodes, law: LawRef, decoding: Selectivity | None, truth_rows: Rows, law_rows: Rows,
-    known: str | None,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:  # fmt: skip
+    planner: ChainNodes, law: LawRef, decoding: Selectivity | None, rows: tuple[Rows, Rows], known: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Enter the scores of one judged law: keys for the blocks of the truth's rows, and of its own.
 
     Parameters
     ----------
     decoding : canonical.
-    truth_rows, law_rows : equal where the law is the truth, which then has no rows of its own.
+    rows : the truth's and the law's own; equal where the law is the truth, which then has no rows of its own.
     known : key of the truth's own judge node, whose scores of these blocks a law may need; None for the truth itself.
 
     Returns
     -------
     Two empty tuples where draws are made again. A law that chooses among candidates has no scores of the truth's rows.
     """
+    truth_rows, law_rows = rows
     chosen = decoding is not None and decoding.chooses
-    of_truth = () if chosen else _side(planner, law, decoding, "truth", truth_rows, known)
-    return of_truth, () if law_rows == truth_rows else _side(planner, law, decoding, "law", law_rows, None)
-
-
-def _side(
-    planner: ChainNodes, law: LawRef, decoding: Selectivity | None, side: Literal["truth", "law"], rows: Rows,
-    known: str | None,
-) -> tuple[str, ...]:  # fmt: skip
-    """How many rows there are in all is in no key, so more of them add blocks."""
-    context, truth = planner.context, planner.truth
-    size = planner.family.block_rows(planner.chain)
     of_truth = () if known is None else cast("JudgeNode", planner.plan.nodes[known]).truth_scores
-    law_inputs = () if law.kind == "truth" else (law.key,)
-    keys: list[str] = []
-    for i, block in enumerate(rows.blocks):
-        n = min(size, rows.n - i * size)
-        parts: dict[str, object] = {
-            "truth": truth.key, "law": law.key, "decoding": None if decoding is None else decoding.to_json(),
-            "side": side, "block": block, "rows": n,
-        }  # fmt: skip
-        own = of_truth[i] if of_truth else None
-        inputs = (*law_inputs, block, *(() if own is None else (own,)))
-        key = planner.key("score", parts)
-        node = ScoreNode(key, context, law, decoding, truth, side, block, i * size, n, own, inputs=inputs)
-        keys.append(planner.add(node))
-    return tuple(keys)
+    size = planner.family.block_rows(planner.chain)
+
+    def side(name: Literal["truth", "law"], rows: Rows, known: tuple[str, ...]) -> tuple[str, ...]:
+        """How many rows there are in all is in no key, so more of them add blocks."""
+        keys: list[str] = []
+        for i, block in enumerate(rows.blocks):
+            n = min(size, rows.n - i * size)
+            parts: dict[str, object] = {
+                "truth": planner.truth.key,
+                "law": law.key,
+                "decoding": None if decoding is None else decoding.to_json(),
+                "side": name,
+                "block": block,
+                "rows": n,
+            }
+            own = known[i] if known else None
+            inputs = (*(() if law.kind == "truth" else (law.key,)), block, *(() if own is None else (own,)))
+            key, truth = planner.key("score", parts), planner.truth
+            node = ScoreNode(key, planner.context, law, decoding, truth, name, block, i * size, n, own, inputs=inputs)
+            keys.append(planner.add(node))
+        return tuple(keys)
+
+    return () if chosen else side("truth", truth_rows, of_truth), () if law_rows == truth_rows else side(
+        "law", law_rows, ()
+    )
