@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Any, Self
 
 from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import ChainSpec, Selectivity
@@ -151,9 +151,9 @@ class Distillation:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> Distillation:
+    def from_json(cls, value: Mapping[str, Any]) -> Distillation:
         """Read what `to_json` returns; parts that are not there are the usual ones. Raises SpecError."""
-        selectivity = Selectivity(**cast("dict[str, object]", value.get("selectivity")))
+        selectivity = Selectivity(**value["selectivity"])
         objective = Objective.from_json(value.get("loss") or MLE.to_json())
         return cls(selectivity, objective, Prefixes.from_json(value.get("prefix_source") or TEACHER_ROWS.to_json()))
 

@@ -26,8 +26,9 @@ from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.base import Law, Samples, Tick
 from hydrometer.models.capabilities import MapPoint, Maps
 from hydrometer.models.finite_selectivity import canonical
+from hydrometer.stages.cells import Place
 from hydrometer.stages.judge import exact_figures, figures, from_teacher, judged_exactly, scores_of
-from hydrometer.stages.nodes import Context, MapNode, Place
+from hydrometer.stages.nodes import Context, MapNode
 
 __all__ = ["MapGroup", "load_map", "map_groups", "map_point"]
 

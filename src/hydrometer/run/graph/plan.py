@@ -4,6 +4,9 @@
                     D --fit--> direct student
     every model, and the controls decoded at s, --judge--> one cell each
 
+The students of one s differ in their objectives, and in whose rows they are trained on (`core.distillation`); below
+several levels each is distilled from the model above of the same distillation.
+
 The graph is data: nodes in an order in which every input comes before its user. Nothing here draws, fits or judges.
 """
 
@@ -11,39 +14,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 from hydrometer.core.distillation import TRUTH_ROWS, Distillation
 from hydrometer.core.errors import FolderError, SpecError
-from hydrometer.core.rng import Stream
-from hydrometer.core.spec import ChainSpec, Resample, Selectivity
+from hydrometer.core.spec import ChainSpec, Resample
 from hydrometer.core.watching import doing
 from hydrometer.metrics.projection import projection_versions
-from hydrometer.models.base import Family, Level
+from hydrometer.models.base import Family
 from hydrometer.models.capabilities import Maps
 from hydrometer.models.choosing.best_of_n import check_choices
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.adopted import Adopted
-from hydrometer.run.graph.score_nodes import plan_scores
-from hydrometer.run.graph.stage_graph import MAX_STAGES, ChainNodes, ChainPlan, Plan
-from hydrometer.stages.judge import judged_exactly
+from hydrometer.run.graph.model_nodes import Model, ModelNodes, TrainingRows, law_inputs
+from hydrometer.run.graph.stage_graph import MAX_STAGES, ChainPlan, Plan
+from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.map_point import MOST_SHOWN, map_groups
 from hydrometer.stages.nodes import (
     AdoptNode,
-    Cell,
     Context,
     EmbedNode,
-    FitNode,
     JudgeNode,
     LawRef,
     MapNode,
     PictureNode,
-    Place,
     ReleasedNode,
     Rows,
-    ShowNode,
 )
 from hydrometer.stages.picture import PICTURE_ROWS
 
@@ -82,164 +80,18 @@ def _refuse_collisions(plan: Plan) -> None:
         raise SpecError("two models of the run would have one cell id", got=twice, fix=fix)
 
 
-class TrainingRows(NamedTuple):
-    """The rows of one fit, and the held-out rows of the same law, where the chain has some."""
-
-    data: Rows
-    validate: Rows | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A planned model: its law, where it stands, its cell, and what of a seed it is redrawn with."""
-
-    law: LawRef
-    place: Place
-    cell: str
-    redrawn: tuple[Resample, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class _Above:
     """What the distilled levels of one seed have above them: the truth and its rows, and the first teacher."""
 
     seed: int
-    truth: _Model
+    truth: Model
     rows: TrainingRows
-    teacher: _Model
+    teacher: Model
 
 
-class _ChainPlanner(ChainNodes):
+class _ChainPlanner(ModelNodes):
     """Builds one chain's nodes and cells."""
-
-    def fit(
-        self,
-        level: Level,
-        rows: TrainingRows,
-        stream: Stream,
-        teacher: LawRef | None = None,
-        distillation: Distillation | None = None,
-    ) -> LawRef:
-        """Plan a fit: of a distilled model with its teacher, or of a direct one."""
-        node = FitNode(
-            "",
-            self.context,
-            level,
-            self.truth,
-            rows.data,
-            rows.validate,
-            teacher,
-            distillation,
-            stream,
-            inputs=(
-                *_law_inputs(rows.data.law),
-                *rows.data.blocks,
-                *(() if rows.validate is None else rows.validate.blocks),
-                *(() if teacher is None else _law_inputs(teacher)),
-            ),
-        )
-        key = self.key(
-            "fit",
-            {
-                "truth": self.truth.key,
-                "role": level.role,
-                "level": level.spec.model_dump(mode="json", context="key"),
-                "data": rows.data.key,
-                "validate": None if rows.validate is None else rows.validate.key,
-                "teacher": None if teacher is None else teacher.key,
-                "prefix_source": node.prefix_source,
-                "loss": node.loss,
-                "stream": [stream.seed, *stream.path],
-            },
-        )
-        self.add(replace(node, key=key))
-        return LawRef("fit", key, level.role)
-
-    def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
-        """Plan the judging of a law, decoded or not; returns the stage's key."""
-        decoding = canonical(decoding)
-        truth_rows = self.truth_rows[self.seed_of(seed)]
-        is_truth = law.kind == "truth" and decoding is None
-        root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
-        # A cell's own rows come from a stream of its own, so that cells are independent given their models.
-        stream = root.child("evaluate", "law", group)
-        law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, self.sizes["evaluate"], "judge")
-        known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
-        of_truth, of_law = plan_scores(self, law, decoding, (truth_rows, law_rows), known)
-        parts: dict[str, object] = {
-            "truth": self.truth.key,
-            "law": law.key,
-            "truth_rows": truth_rows.key,
-            "rows": law_rows.key,
-            "decoding": None if decoding is None else decoding.to_json(),
-            "scores": [*of_truth, *of_law],
-        }
-        if judged_exactly(self.chain):
-            parts["exact"] = True
-        node = JudgeNode(
-            self.key("judge", parts),
-            self.context,
-            law,
-            decoding,
-            self.truth,
-            truth_rows,
-            law_rows,
-            known,
-            of_truth,
-            of_law,
-            inputs=(
-                *_law_inputs(law),
-                *truth_rows.blocks,
-                *law_rows.blocks,
-                *(() if known is None else (known,)),
-                *of_truth,
-                *of_law,
-            ),
-        )
-        return self.add(node)
-
-    def show(self, judge_key: str) -> str:
-        """Plan the exhibit of a judged cell."""
-        judged = cast("JudgeNode", self.plan.nodes[judge_key])
-        return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, inputs=(judge_key,)))
-
-    # cells -----------------------------------------------------------------------------------------------------------
-
-    def cell(
-        self, law: LawRef, place: Place, seed: int, redrawn: tuple[Resample, ...], released: str | None = None
-    ) -> _Model:
-        """Judge a law and enter its cell. One with an origin is of its seed alone."""
-        group = f"{self.context.name}.{place.name}"
-        cell_seed = self.seed_of(seed, *redrawn) if place.origin is None else seed
-        cell_id = group if cell_seed is None else f"{group}.seed{cell_seed}"
-        model = _Model(law, place, cell_id, redrawn)
-        if self.known_cells.get(cell_id) == (law, place):  # seeds and students share it
-            return model
-        self.known_cells[cell_id] = law, place
-        key = self.judge(law, place.decoding, seed, group, cell_seed)
-        if law.kind == "truth" and place.decoding is None:
-            self.truth_judge[cell_seed] = key
-        is_first = cell_seed in (None, self.seeds[0])
-        if place.origin is not None:
-            is_first = all(c.group != group for c in self.out.cells)
-        self.out.cells.append(
-            Cell.at(
-                place,
-                id=cell_id,
-                group=group,
-                chain=self.context.name,
-                seed=cell_seed,
-                judge=key,
-                show=self.show(key) if is_first else None,
-                released=released,
-            )
-        )
-        return model
-
-    def decoded(self, model: _Model, decoding: Selectivity, seed: int) -> _Model:
-        """Enter the cell of a planned model, decoded selectively."""
-        place = replace(model.place, decoding=decoding, parent=model.cell, teacher_cell=None)
-        return self.cell(model.law, place, seed, model.redrawn)
 
     def build(self) -> None:
         """Plan the whole chain."""
@@ -291,13 +143,13 @@ class _ChainPlanner(ChainNodes):
             place = Place(level=1, role=level.role, parent=truth.cell)
             top = self.cell(law, place, seed, ("data", "teacher"))
         above = _Above(seed, truth, rows, top)
-        teachers: dict[Distillation, _Model] = {}
+        teachers: dict[Distillation, Model] = {}
         for depth in range(first, len(self.levels) + 1):
             teachers = self.build_level(above, depth, teachers)
 
     def build_level(
-        self, above: _Above, depth: int, teachers: Mapping[Distillation, _Model]
-    ) -> dict[Distillation, _Model]:
+        self, above: _Above, depth: int, teachers: Mapping[Distillation, Model]
+    ) -> dict[Distillation, Model]:
         """Plan one distilled level: the direct model, one of each distillation, and the decoding controls.
 
         Parameters
@@ -309,7 +161,7 @@ class _ChainPlanner(ChainNodes):
         law = self.fit(level, above.rows, stream)
         place = Place(level=depth, role=level.role, training="direct", parent=above.truth.cell)
         direct = self.cell(law, place, seed, ("data", "student"))
-        out: dict[Distillation, _Model] = {}
+        out: dict[Distillation, Model] = {}
         for d in self.distillations:
             out[d] = self.distilled(above, depth, d, teachers.get(d, above.teacher), direct)
         for model in (direct, *(m for d, m in out.items() if canonical(d.selectivity) is None)):
@@ -318,7 +170,7 @@ class _ChainPlanner(ChainNodes):
                     self.decoded(model, decoding, seed)
         return out
 
-    def distilled(self, above: _Above, depth: int, d: Distillation, teacher: _Model, direct: _Model) -> _Model:
+    def distilled(self, above: _Above, depth: int, d: Distillation, teacher: Model, direct: Model) -> Model:
         """Plan a distilled model and its selected teacher."""
         level, seed, s = self.levels[depth - 1], above.seed, d.selectivity
         selected = teacher if canonical(s) is None else self.decoded(teacher, s, seed)
@@ -356,16 +208,11 @@ class _ChainPlanner(ChainNodes):
             if cell.seed in (None, self.seeds[0]) and _is_pictured(cell):
                 rows = cast("JudgeNode", self.plan.nodes[cell.judge]).law_rows
                 key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})
-                inputs = (*_law_inputs(rows.law), *rows.blocks)
+                inputs = (*law_inputs(rows.law), *rows.blocks)
                 models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs=inputs))))
         key = self.key("picture", {"method": method, "versions": versions, "models": [[c, k] for c, k in models]})
         inputs = tuple(k for _, k in models)
         self.out.picture = self.add(PictureNode(key, self.context, method, tuple(models), inputs=inputs))
-
-    def validation(self, law: LawRef, s: Selectivity | None, root: Stream) -> Rows | None:
-        """Held-out rows of a fit's own law."""
-        n = self.sizes.get("validate", 0)
-        return self.rows(law, s, root.child("validate", law.role), n, "train") if n else None
 
     def released(
         self, seed: int, d: Distillation, teacher: LawRef, train: Rows, students: Mapping[str, LawRef]
@@ -386,8 +233,8 @@ class _ChainPlanner(ChainNodes):
             },
         )
         inputs = (
-            *_law_inputs(teacher),
-            *(key for law in students.values() for key in _law_inputs(law)),
+            *law_inputs(teacher),
+            *(key for law in students.values() for key in law_inputs(law)),
             *train.blocks,
             *(block for r in rows.values() for block in r.blocks),
         )
@@ -442,7 +289,3 @@ def _is_pictured(cell: Cell) -> bool:
     if cell.role == "student":
         return cell.decoding is None or cell.training == "direct"
     return cell.role in ("truth", "teacher") and cell.decoding is None
-
-
-def _law_inputs(law: LawRef) -> tuple[str, ...]:
-    return () if law.kind == "truth" else (law.key,)

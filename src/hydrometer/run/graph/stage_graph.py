@@ -14,7 +14,8 @@ from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.choosing.best_of_n import choice_identity
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.stages.nodes import VERSIONS, Cell, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Place, Rows
+from hydrometer.stages.cells import Cell, Place
+from hydrometer.stages.nodes import VERSIONS, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Rows
 from hydrometer.store.artifacts import content_key, content_keys
 
 __all__ = ["MAX_STAGES", "ChainNodes", "ChainPlan", "Plan"]
