@@ -15,7 +15,8 @@ from hydrometer.models.base import Footprint
 from hydrometer.run import pilot
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages import compute, nodes
-from hydrometer.stages.nodes import VERSIONS, AdoptNode, Cell, DrawNode, JudgeNode, MapNode, Node, ScoreNode
+from hydrometer.stages.cells import Cell
+from hydrometer.stages.nodes import VERSIONS, AdoptNode, DrawNode, JudgeNode, MapNode, Node, ScoreNode
 
 KINDS = {k for k in vars(nodes).values() if isinstance(k, type) and issubclass(k, Node)} - {Node}
 ROOM = Path(hm.__file__).parent

@@ -175,8 +175,8 @@ class FitRequest:
     truth : the law of level 0, whose prompts, stop set and layers a level may take over.
     teacher : the unselected law of the level above, or None for a direct student.
     level : the level's parameters, of the family's own type.
-    prefix_source : whose draws the data are.
-    loss : training objective.
+    prefix_source : whose rows the data are: ``truth`` or ``teacher``.
+    loss : training objective, as a specification names it (`core.distillation.Objective`).
     stream : source of all randomness of the fit.
     tick : progress.
     partial : folder that outlives a killed fit, not yet made, for what it needs to go on; None for none.
@@ -187,7 +187,7 @@ class FitRequest:
     truth: Law
     teacher: Law | None
     level: Strict
-    prefix_source: Literal["truth", "teacher", "student"]
+    prefix_source: str
     loss: str
     stream: Stream
     tick: Tick = no_progress

@@ -37,11 +37,12 @@ from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truths, truth_files
 from hydrometer.run.results.user_scores import CellScores, read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
+from hydrometer.stages.cells import Cell
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
-from hydrometer.stages.nodes import Cell
 from hydrometer.stages.picture import load_picture, without_picture
+from hydrometer.stages.statistics.chain_groups import ChainFacts
 from hydrometer.stages.statistics.contrasts import Judged, TruthRows
-from hydrometer.stages.statistics.summary import ChainFacts, compare_chain, load_released
+from hydrometer.stages.statistics.summary import compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore, content_key
 from hydrometer.store.migrate import SCHEMA
 from hydrometer.store.records import RunFolder, load_results, plain

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
+from hydrometer.core.distillation import distillations_of
 from hydrometer.core.errors import StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
@@ -25,6 +26,7 @@ from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.base import Law, Samples, Tick
 from hydrometer.models.capabilities import MapPoint, Maps
 from hydrometer.models.finite_selectivity import canonical
+from hydrometer.stages.cells import Place
 from hydrometer.stages.judge import exact_figures, figures, from_teacher, judged_exactly, scores_of
 from hydrometer.stages.nodes import Context, MapNode
 
@@ -34,47 +36,48 @@ MOST_SHOWN = 16  # points of a map that leave pictures
 _FIELDS = ("value", "se", "se_mc", "n", "n_neg_inf")
 
 
-@dataclass(frozen=True, slots=True)
-class MapGroup:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapGroup(Place):
     """One kind of model at a point: a cell without its seed."""
 
-    id: str
-    level: int
-    role: str
-    training: Literal["direct", "distilled"] | None = None
-    selectivity: Selectivity | None = None
-    decoding: Selectivity | None = None
-    parent: str | None = None
-    teacher: str | None = None
+    prefix: str
+
+    @property
+    def id(self) -> str:
+        """The group's id."""
+        return f"{self.prefix}.{self.name}"
+
+    def decoded(self, s: Selectivity) -> MapGroup:
+        """Return the same model decoded selectively."""
+        return replace(self, decoding=s, parent=self.id, teacher_cell=None)
 
 
 def map_groups(context: Context, point: MapPoint) -> list[MapGroup]:
     """Name all groups of a point, parents first."""
-    prefix = f"{context.name}.{point.slug}"
-    c = point.chain
-    truth = MapGroup(f"{prefix}.truth", 0, "truth")
+    prefix, c = f"{context.name}.{point.slug}", point.chain
+    truth = MapGroup(prefix=prefix, level=0, role="truth", point=point.values)
     out = [truth]
     top = truth
     if len(context.family.levels(c)) > 1:
-        top = MapGroup(f"{prefix}.teacher", 1, "teacher", parent=truth.id)
+        top = replace(truth, level=1, role="teacher", parent=truth.id)
         out.append(top)
-    level = top.level + 1
-    sharpened: dict[Selectivity, MapGroup] = {}
-    for s in c.selectivity:
-        sharpened[s] = top
-        if canonical(s) is not None:
-            sharpened[s] = MapGroup(f"{top.id}.decoded-{s.slug}", top.level, top.role, decoding=s, parent=top.id)
-            out.append(sharpened[s])
-    direct = MapGroup(f"{prefix}.student.direct", level, "student", "direct", parent=truth.id)
+    student = replace(truth, level=top.level + 1, role="student")
+    sharpened = {s: top if canonical(s) is None else top.decoded(s) for s in c.selectivity}
+    out += [group for group in sharpened.values() if group is not top]
+    direct = replace(student, training="direct", parent=truth.id)
     out.append(direct)
-    for s in c.selectivity:
-        name = f"{prefix}.student.distilled-{s.slug}"
-        out.append(MapGroup(name, level, "student", "distilled", s, parent=top.id, teacher=sharpened[s].id))
+    out += [
+        replace(
+            student,
+            training="distilled",
+            distillation=d,
+            parent=top.id,
+            teacher_cell=sharpened[d.selectivity].id,
+        )
+        for d in distillations_of(c)
+    ]
     if c.undecoded is None:
-        for s in c.controls:
-            if canonical(s) is not None:
-                name = f"{direct.id}.decoded-{s.slug}"
-                out.append(MapGroup(name, level, "student", "direct", decoding=s, parent=direct.id))
+        out += [direct.decoded(s) for s in c.controls if canonical(s) is not None]
     return out
 
 
@@ -137,8 +140,8 @@ def _judge(node: MapNode, truth: Law, laws: list[tuple[MapGroup, Law]], root: St
             rows = truth_rows if law is truth else law.sample(n, seed=root.child("evaluate", "law", group.id))
             s = scores_of(truth, law, truth_rows, rows, truth_on_truth=truth_rows.log_prob, law_on_law=rows.log_prob)
             metrics = figures(s, truth, law)
-        if group.teacher is not None:
-            metrics |= from_teacher(at[group.teacher], metrics)
+        if group.teacher_cell is not None:
+            metrics |= from_teacher(at[group.teacher_cell], metrics)
         at[group.id] = metrics
         out.append(metrics)
     return out
@@ -148,15 +151,8 @@ def _save(folder: Path, ids: list[str], found: list[list[dict[str, Estimate]]]) 
     """Write the figures as arrays (G, F, S), NaN where there is none."""
     names = sorted({name for seed in found for metrics in seed for name in metrics})
     first = {name: next(m[name] for m in found[0] if name in m) for name in names}
-    arrays = {
-        f: np.array(
-            [
-                [[_number(seed[g].get(name), f) for seed in found] for name in names]
-                for g in range(len(ids))
-            ]
-        )
-        for f in _FIELDS
-    }  # fmt: skip
+    by_group = [[[seed[g].get(name) for seed in found] for name in names] for g in range(len(ids))]
+    arrays = {f: np.array([[[_number(e, f) for e in row] for row in rows] for rows in by_group]) for f in _FIELDS}
     np.savez(folder / "figures.npz", **arrays)  # pyright: ignore[reportArgumentType]
     about = {"groups": ids, "figures": [[n, first[n].method, first[n].unit] for n in names]}
     (folder / "figures.json").write_text(json.dumps(about))
@@ -182,19 +178,20 @@ def load_map(folder: Path) -> Mapping[str, list[dict[str, Estimate]]]:
     def maybe(x: float) -> float | None:
         return None if np.isnan(x) else float(x)
 
+    def estimate(at: tuple[int, int, int], method: Any, unit: object) -> Estimate:
+        numbers = (maybe(value[at]), maybe(se[at]), maybe(se_mc[at]))
+        return Estimate(*numbers, int(n[at]), int(missed[at]), method, str(unit))
+
     try:
         for g, group in enumerate(about["groups"]):
             out[str(group)] = [
                 {
-                    str(name): Estimate(
-                        maybe(value[g, f, s]), maybe(se[g, f, s]), maybe(se_mc[g, f, s]), int(n[g, f, s]),
-                        int(missed[g, f, s]), method, str(unit),
-                    )
+                    str(name): estimate((g, f, s), method, unit)
                     for f, (name, method, unit) in enumerate(about["figures"])
                     if not np.isnan(n[g, f, s])
                 }
                 for s in range(value.shape[2])
-            ]  # fmt: skip
+            ]
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
         fix = "delete its folder, then run again"
         raise StoreError(f"figures cannot be read: {e}", got=folder.name, fix=fix) from None

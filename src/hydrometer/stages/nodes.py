@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from hydrometer.core.distillation import MLE, Distillation
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
@@ -22,9 +23,22 @@ from hydrometer.models.drawing import draw_identity
 from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
 
 __all__ = [
-    "VERSIONS", "AdoptNode", "Cell", "Context", "DrawNode", "EmbedNode", "FitNode", "JudgeNode", "LawRef", "MapNode",
-    "Node", "PictureNode", "ReleasedNode", "Rows", "ScoreNode", "ShowNode",
-]  # fmt: skip
+    "VERSIONS",
+    "AdoptNode",
+    "Context",
+    "DrawNode",
+    "EmbedNode",
+    "FitNode",
+    "JudgeNode",
+    "LawRef",
+    "MapNode",
+    "Node",
+    "PictureNode",
+    "ReleasedNode",
+    "Rows",
+    "ScoreNode",
+    "ShowNode",
+]
 
 # Raised whenever a stage's code changes its results.
 VERSIONS = {
@@ -42,7 +56,6 @@ VERSIONS = {
 }
 
 BIAS_ROWS = 64  # scored once more in float32 where a run is judged in bfloat16
-PrefixSource = Literal["truth", "teacher", "student"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,12 @@ class DrawNode(Node):
 
 @dataclass(frozen=True, slots=True)
 class FitNode(Node):
-    """One fit of a level."""
+    """One fit of a level.
+
+    Attributes
+    ----------
+    distillation : of a distilled model, which has a teacher; None of one that is fitted to the truth's rows alone.
+    """
 
     stage, priced = "fit", "fit"
     resumes = True
@@ -93,12 +111,22 @@ class FitNode(Node):
     data: Rows
     validate: Rows | None
     teacher: LawRef | None
-    prefix_source: PrefixSource
-    loss: str
+    distillation: Distillation | None
     stream: Stream
 
     def does(self) -> str:
-        return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}"
+        how = "" if self.distillation is None or self.distillation.objective == MLE else f" by {self.loss}"
+        return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}{how}"
+
+    @property
+    def loss(self) -> str:
+        """The training objective, as keys and results write it."""
+        return (MLE if self.distillation is None else self.distillation.objective).to_json()
+
+    @property
+    def prefix_source(self) -> str:
+        """Whose rows it is fitted to, as keys and results write it."""
+        return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
 
     def about(self) -> tuple[str, int]:
         return self.level.role, self.data.n
@@ -227,10 +255,11 @@ class JudgeNode(Node):
         sides = {"own": self.law_rows.blocks, "truth": self.truth_rows.blocks}
         scores = {"own": self.law_scores, "truth": self.truth_scores}
         return {
-            "judge": f"judge-{self.key}", "fit": f"fit-{self.law.key}" if self.law.kind == "fit" else None,
+            "judge": f"judge-{self.key}",
+            "fit": f"fit-{self.law.key}" if self.law.kind == "fit" else None,
             "draws": {side: [f"draw-{k}" for k in keys] for side, keys in sides.items()},
             "scores": {side: [f"score-{k}" for k in keys] for side, keys in scores.items()},
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,55 +352,3 @@ class PictureNode(Node):
 
 def _at(s: Selectivity | None, how: str = "at") -> str:
     return "" if s is None else f" {how} {s.label}"
-
-
-ABSENT = (
-    "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
-    "entropy, recall and both KLs are not"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One judged model of a run, before it has figures. Fields as in results.json (docs, Schema)."""
-
-    id: str
-    group: str
-    chain: str
-    level: int
-    role: str
-    training: Literal["direct", "distilled"] | None
-    parent: str | None
-    selectivity: Selectivity | None
-    decoding: Selectivity | None
-    prefix_source: PrefixSource | None
-    loss: str | None
-    seed: int | None
-    judge: str
-    teacher_cell: str | None
-    show: str | None = None
-    released: str | None = None
-    point: Mapping[str, float] | None = None
-    origin: Mapping[str, object] | None = None
-
-    @property
-    def absence(self) -> dict[str, str]:
-        """Why figures that other cells have are absent, where they are; as results.json holds it."""
-        return {"absent": ABSENT} if self.decoding is not None and self.decoding.chooses else {}
-
-    def record(
-        self, metrics: Mapping[str, object] | None, reason: str | None, seconds: float,
-        artifacts: Mapping[str, object],
-    ) -> dict[str, object]:  # fmt: skip
-        """Return the cell as results.json holds it; without figures it failed, for a reason."""
-        where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
-        where |= {} if self.origin is None else {"origin": dict(self.origin)}
-        return {
-            "id": self.id, "group": self.group, "chain": self.chain, "level": self.level, "role": self.role,
-            "training": self.training, "parent": self.parent,
-            "selectivity": None if self.selectivity is None else self.selectivity.to_json(),
-            "decoding": None if self.decoding is None else self.decoding.to_json(),
-            "prefix_source": self.prefix_source, "loss": self.loss, "seed": self.seed, **where,
-            "status": "failed" if metrics is None else "ok", "reason": reason, "metrics": metrics or {}, **self.absence,
-            "seconds": round(seconds, 3), "artifacts": dict(artifacts),
-        }  # fmt: skip

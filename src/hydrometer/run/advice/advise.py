@@ -20,7 +20,7 @@ from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
-from hydrometer.stages.nodes import Cell
+from hydrometer.stages.cells import Cell
 from hydrometer.stages.statistics.covariance import Linear
 from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Need, decide, left_out
 from hydrometer.store.records import RunFolder, plain

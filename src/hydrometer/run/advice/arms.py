@@ -9,8 +9,9 @@ import numpy as np
 
 from hydrometer.run.advice.candidates import Entry, Floats, Metrics, Source, need_artifact
 from hydrometer.stages.artifact_loader import ArtifactLoader
+from hydrometer.stages.cells import Cell
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
-from hydrometer.stages.nodes import Cell, Rows
+from hydrometer.stages.nodes import Rows
 from hydrometer.stages.statistics.covariance import Arm, Design
 
 __all__ = ["arm_of", "common_seeds", "design_of", "kept_rows"]

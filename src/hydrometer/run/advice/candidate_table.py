@@ -9,7 +9,7 @@ from hydrometer.core.errors import InputError
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.arms import arm_of, common_seeds, design_of, kept_rows
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, entries, is_finite
-from hydrometer.stages.nodes import Cell
+from hydrometer.stages.cells import Cell
 from hydrometer.stages.statistics.covariance import Arm, Design
 from hydrometer.stages.statistics.decision import Need
 from hydrometer.store.storage_uri import resolved

@@ -23,7 +23,8 @@ from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
-from hydrometer.stages.nodes import Cell, FitNode, Rows
+from hydrometer.stages.cells import Cell
+from hydrometer.stages.nodes import FitNode, Rows
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import open_store

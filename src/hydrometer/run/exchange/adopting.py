@@ -24,7 +24,7 @@ from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, closure, look, reopen, require_run, with_selectivity
-from hydrometer.stages.nodes import Cell
+from hydrometer.stages.cells import Cell
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import load_results
 from hydrometer.store.storage_uri import Url

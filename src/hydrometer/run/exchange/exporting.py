@@ -27,7 +27,8 @@ from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.nodes import Cell, FitNode, Rows
+from hydrometer.stages.cells import Cell
+from hydrometer.stages.nodes import FitNode, Rows
 from hydrometer.store.path_safety import refuse_unwritable
 from hydrometer.store.storage_uri import Url
 

@@ -31,7 +31,8 @@ from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
 from hydrometer.run.results.user_scores import CellScores, keep_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.nodes import Cell, JudgeNode
+from hydrometer.stages.cells import Cell
+from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.records import load_results
 from hydrometer.store.storage_uri import Url
 

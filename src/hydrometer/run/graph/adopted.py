@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.distillation import Distillation
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.io.files import write_atomic
 from hydrometer.core.io.yaml_io import explain, parse_yaml, read_plain
@@ -32,6 +33,8 @@ class Adopted(Strict):
     chain, name : where it belongs, and what it is called; seeds of one name form one group.
     training : whose rows it was trained on: the truth's (`direct`) or the teacher's (`distilled`).
     selectivity : of the teacher when it drew these; None where direct.
+    loss, prefix_source : the method of the run's students that it stands beside; None for maximum likelihood on the
+        teacher's rows.
     seed : of the run whose rows it was trained on.
     law : key of the artifact that holds its weights, a hash of their content.
     weights : what they are, by content.
@@ -41,6 +44,8 @@ class Adopted(Strict):
     name: Name
     training: Literal["direct", "distilled"]
     selectivity: Selectivity | None = None
+    loss: str | None = None
+    prefix_source: str | None = None
     seed: int = Field(ge=0)
     law: str = Field(pattern=r"^[0-9a-f]{32}$")
     weights: dict[str, str]
@@ -49,12 +54,25 @@ class Adopted(Strict):
     def _where_from(self) -> Self:
         if (self.selectivity is None) != (self.training == "direct"):
             raise PydanticCustomError("adopted", "a distilled model has a selectivity, a direct one has none")
+        if self.training == "direct" and self._method != (None, None):
+            raise PydanticCustomError("adopted", "a direct model has no loss and no prefix_source")
         return self
 
     @property
     def place(self) -> tuple[object, ...]:
         """What no two adopted models may share."""
-        return self.chain, self.name, self.training, canonical(self.selectivity), self.seed
+        return self.chain, self.name, self.training, canonical(self.selectivity), *self._method, self.seed
+
+    @property
+    def _method(self) -> tuple[str | None, str | None]:
+        return self.loss, self.prefix_source
+
+    def was_distilled(self, d: Distillation | None) -> bool:
+        """Whether it was trained as a student of the run was: `d` of a distilled one, None of a direct one."""
+        if d is None or self.selectivity is None:
+            return d is None and self.selectivity is None
+        method = d.variant.get("loss"), d.variant.get("prefix_source")
+        return canonical(self.selectivity) == canonical(d.selectivity) and self._method == method
 
     @property
     def origin(self) -> dict[str, object]:
@@ -79,7 +97,7 @@ def read_adopted(folder: RunFolder) -> list[Adopted]:
             raise FolderError(f"an entry in adopted/ cannot be used: {why}", fix="remove it, adopt again") from None
         except (OSError, SpecError) as e:
             raise FolderError(f"adopted/{path.name} cannot be read: {e}", fix="remove it, adopt again") from None
-    return sorted(out, key=lambda a: (a.chain, a.name, a.training, str(a.selectivity), a.seed))
+    return sorted(out, key=lambda a: (a.chain, a.name, a.training, str(a.selectivity), a.loss or "", a.seed))
 
 
 def keep_adopted(folder: RunFolder, entry: Adopted) -> Path:

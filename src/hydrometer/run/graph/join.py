@@ -42,10 +42,9 @@ def refuse_other_name(folder: RunFolder, spec: RunSpec) -> None:
 
 
 def _refuse_other(name: object) -> NoReturn:
-    raise FolderError(
-        "the folder holds another experiment", got="something else" if name is None else repr(name),
-        fix="same name and truth are needed to go on; choose another --out",
-    )  # fmt: skip
+    got = "something else" if name is None else repr(name)
+    fix = "same name and truth are needed to go on; choose another --out"
+    raise FolderError("the folder holds another experiment", got=got, fix=fix)
 
 
 def merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> RunSpec:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.spec_merge import strength
-from hydrometer.stages.nodes import Cell, Node
+from hydrometer.stages.cells import Cell
+from hydrometer.stages.nodes import Node
 
 __all__ = ["in_order"]
 

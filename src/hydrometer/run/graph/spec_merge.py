@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+from hydrometer.core.distillation import MLE, TEACHER_ROWS, Objective, Prefixes
 from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.families import RunSpec
 from hydrometer.models.finite_selectivity import canonical
 
 __all__ = ["merge"]
+
+# Fields of a chain, beside its selectivities, that tell how students are distilled.
+METHODS: dict[str, Callable[[object], Objective | Prefixes]] = {
+    "loss": Objective.from_json,
+    "prefixes": Prefixes.from_json,
+}
 
 
 def strength(s: Selectivity) -> tuple[float, ...]:
@@ -24,7 +33,7 @@ def strength(s: Selectivity) -> tuple[float, ...]:
 
 
 def merge(specs: list[RunSpec]) -> RunSpec:
-    """Join specifications of one experiment: the union of seeds, selectivities and decodings.
+    """Join specifications of one experiment: the union of seeds, selectivities, losses and decodings.
 
     Raises
     ------
@@ -36,7 +45,7 @@ def merge(specs: list[RunSpec]) -> RunSpec:
         if difference:
             raise SpecError(
                 f"the folder holds another experiment: {difference} differs",
-                fix="only seeds, selectivity, decoding and picture may change; choose another --out",
+                fix="only seeds, selectivity, loss, decoding and picture may change; choose another --out",
             )
 
     def union(name: str) -> ChainSpec:
@@ -45,6 +54,8 @@ def merge(specs: list[RunSpec]) -> RunSpec:
         selectivity = _unique([s for c in chains for s in c.selectivity])
         controls = _unique([s for c in chains for s in c.controls])
         update: dict[str, object] = {"selectivity": selectivity, "decoding": controls}
+        for method, parse in METHODS.items():
+            update |= _union_of(method, parse, chains)
         picture = next((p for c in chains if (p := getattr(c, "picture", None)) is not None), None)
         if picture is not None:  # it changes no figure, so that a finished run can still be given one
             update["picture"] = picture
@@ -52,6 +63,16 @@ def merge(specs: list[RunSpec]) -> RunSpec:
 
     seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
     return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
+
+
+def _union_of(
+    method: str, parse: Callable[[object], Objective | Prefixes], chains: Sequence[ChainSpec]
+) -> dict[str, object]:
+    """Join the chains' losses, or sources of rows: the usual ones first; nothing where chains have no such field."""
+    given = [item for c in chains for item in getattr(c, method, ())]
+    found = {parse(item): item for item in reversed(given)}
+    order = sorted(found, key=lambda x: (x not in (MLE, TEACHER_ROWS), x.slug))
+    return {method: tuple(found[x] for x in order)} if given else {}
 
 
 def _unique(items: list[Selectivity]) -> tuple[Selectivity, ...]:
@@ -68,6 +89,8 @@ def experiment(spec: RunSpec) -> dict[str, object]:
         chain.pop("selectivity")
         chain.pop("decoding", None)
         chain.pop("picture", None)
+        for method in METHODS:
+            chain.pop(method, None)
     for name, chain in spec.chains.items():
         if (drawing := getattr(chain, "drawing", None)) is not None:  # where an engine is and how fast may change
             engine, settings = drawing

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hydrometer.core.distillation import distillations_of
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.choosing.best_of_n import choice_identity
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.stages.nodes import VERSIONS, Cell, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Rows
+from hydrometer.stages.cells import Cell, Place
+from hydrometer.stages.nodes import VERSIONS, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Rows
 from hydrometer.store.artifacts import content_key, content_keys
 
 __all__ = ["MAX_STAGES", "ChainNodes", "ChainPlan", "Plan"]
@@ -70,7 +72,8 @@ class ChainNodes:
         self.truth_judge: dict[int | None, str] = {}
         self.truth_rows: dict[int | None, Rows] = {}
         self.out = plan.chains.setdefault(context.name, ChainPlan(context, self.truth, identity))
-        self.known_cells: set[str] = set()
+        self.distillations = distillations_of(self.chain)
+        self.known_cells: dict[str, tuple[LawRef, Place]] = {}
         self.known_rows: dict[tuple[str, str | None, Stream, int, str], Rows] = {}
 
     # streams ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.score_nodes import plan_side
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
 from hydrometer.run.judging.question import BLOCK_ROWS, Question
+from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode, Sides
-from hydrometer.stages.nodes import VERSIONS, Cell, Context, LawRef, Rows
+from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
 from hydrometer.store.artifacts import content_key
 
 __all__ = ["NAME", "plan_judgement"]
@@ -39,6 +40,7 @@ class _JudgePlanner(ChainNodes):
             for m in question.chain.models
         }
         self.stream = Stream(question.seed)
+        self.truth_scores: tuple[str, ...] = ()
         self.as_texts = question.chain.held_out is None and not all(question.same)
         if question.anchored:
             self.truth = self.refs[question.chain.models[0].role]
@@ -66,24 +68,8 @@ class _JudgePlanner(ChainNodes):
         law = self.refs[model.role]
         level = 0 if role == "truth" else 1
         judge = self.add(self.judge(law, canonical(decoding), is_anchor=role != "student"))
-        self.out.cells.append(
-            Cell(
-                id=cell_id,
-                group=cell_id,
-                chain=NAME,
-                level=level,
-                role=role,
-                training=None,
-                parent=parent,
-                selectivity=None,
-                decoding=decoding,
-                prefix_source=None,
-                loss=None,
-                seed=None,
-                judge=judge,
-                teacher_cell=None,
-            )
-        )
+        place = Place(level=level, role=role, decoding=decoding, parent=parent)
+        self.out.cells.append(Cell.at(place, id=cell_id, group=cell_id, chain=NAME, seed=None, judge=judge))
 
     def judge(self, law: LawRef, decoding: Selectivity | None, *, is_anchor: bool) -> JudgeGivenNode:
         """Plan rows, scores and figures of one model."""
@@ -97,10 +83,10 @@ class _JudgePlanner(ChainNodes):
         law_scores: tuple[str, ...] = ()
         if own is not None and by_ids:
             if truth is not None:
-                known = None if is_anchor else self.truth_judge[None]
+                known = () if is_anchor else self.truth_scores
                 truth_scores = plan_side(self, law, decoding, "truth", truth, known)
             if not (is_anchor and truth is not None):
-                law_scores = plan_side(self, law, decoding, "law", own, None)
+                law_scores = plan_side(self, law, decoding, "law", own)
         texts = self.texts(law, decoding, own, truth, by_ids=by_ids)
         scores = (*truth_scores, *law_scores, *texts.all)
         rows = [r for r in (own, truth) if r is not None]
@@ -134,7 +120,7 @@ class _JudgePlanner(ChainNodes):
             inputs=inputs,
         )
         if is_anchor:
-            self.truth_judge[None] = key
+            self.truth_scores = truth_scores
         return node
 
     def same(self, law: LawRef) -> bool:

@@ -10,10 +10,12 @@ from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.statistics.estimate import Contrast, Estimate
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import ChainPlan
+from hydrometer.stages.cells import Cell
 from hydrometer.stages.map_point import load_map
-from hydrometer.stages.nodes import Cell, MapNode
+from hydrometer.stages.nodes import MapNode
+from hydrometer.stages.statistics.chain_groups import ChainFacts
 from hydrometer.stages.statistics.contrasts import Judged, TruthRows
-from hydrometer.stages.statistics.summary import ChainFacts, Comparison, compare_chain
+from hydrometer.stages.statistics.summary import Comparison, compare_chain
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["MapBooks"]

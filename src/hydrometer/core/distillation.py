@@ -1,0 +1,172 @@
+"""How a student is distilled, as one value: the teacher's selectivity, the objective, and whose rows it is trained on.
+
+Plans, cell ids, summaries, reports, exports and advice tell students apart by this value alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from hydrometer.core.errors import SpecError
+from hydrometer.core.spec import ChainSpec, Selectivity
+
+__all__ = ["MLE", "TEACHER_ROWS", "TRUTH_ROWS", "Distillation", "Objective", "Prefixes", "distillations_of"]
+
+_WRITTEN = re.compile(r"([a-z][a-z0-9_]*)(?:\(([^()]*)\))?")
+_PARAMETER = re.compile(r"\s*([a-z][a-z0-9_]*)\s*=\s*(\S+)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A name with numeric parameters, which are kept in alphabetical order."""
+
+    name: str
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(sorted((k, float(v)) for k, v in self.parameters)))
+
+    @classmethod
+    def from_json(cls, text: object) -> Self:
+        """Parse what `to_json` returns. Raises SpecError."""
+        found = _WRITTEN.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            raise SpecError(f"{cls.__name__} is not NAME or NAME(KEY=NUMBER, ...)", got=text)
+        parameters: dict[str, float] = {}
+        for part in found[2].split(",") if found[2] is not None else ():
+            given = _PARAMETER.fullmatch(part)
+            try:
+                value = math.nan if given is None else float(given[2])
+            except ValueError:
+                value = math.nan
+            if given is None or not math.isfinite(value) or given[1] in parameters:
+                raise SpecError(f"a parameter of {found[1]} is not KEY=NUMBER, each key once", got=text)
+            parameters[given[1]] = value
+        return cls(found[1], tuple(parameters.items()))
+
+    def to_json(self) -> str:
+        """Return it as specifications and results write it: ``mle``, or ``jsd(weight=0.5)``."""
+        inside = ", ".join(f"{k}={v!r}" for k, v in self.parameters)
+        return f"{self.name}({inside})" if inside else self.name
+
+    @property
+    def label(self) -> str:
+        """For people: ``jsd (weight 0.5)``."""
+        inside = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in self.parameters)
+        return f"{self.name} ({inside})" if inside else self.name
+
+    @property
+    def slug(self) -> str:
+        """For file names; never parsed back."""
+        return "-".join((self.name, *(f"{k}{v!r}" for k, v in self.parameters)))
+
+
+@dataclass(frozen=True, slots=True)
+class Objective(_Named):
+    """A training objective and its parameters.
+
+    Examples
+    --------
+    >>> Objective.from_json("jsd(weight=.5)").slug, Objective.from_json("mle").to_json()
+    ('jsd-weight0.5', 'mle')
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes(_Named):
+    """The source of the rows that a student is trained on: the truth, the teacher, or the student itself."""
+
+
+MLE = Objective("mle")
+TEACHER_ROWS = Prefixes("teacher")
+TRUTH_ROWS = Prefixes("truth")
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """How a student is distilled.
+
+    Attributes
+    ----------
+    selectivity : of the teacher.
+    objective : what training minimises.
+    prefixes : whose rows it is trained on.
+
+    Examples
+    --------
+    >>> Distillation(Selectivity(temperature=0.8)).slug
+    'temperature0.8'
+    >>> d = Distillation(Selectivity(temperature=0.8), Objective("jsd", (("weight", 0.5),)))
+    >>> d.slug, d.label
+    ('temperature0.8.jsd-weight0.5', 'temperature 0.8 by jsd (weight 0.5)')
+    >>> Distillation.from_json(d.to_json()) == d
+    True
+    """
+
+    selectivity: Selectivity
+    objective: Objective = MLE
+    prefixes: Prefixes = TEACHER_ROWS
+
+    @property
+    def method(self) -> tuple[Objective, Prefixes]:
+        """Everything but the selectivity."""
+        return self.objective, self.prefixes
+
+    @property
+    def variant(self) -> dict[str, str]:
+        """Where the method is not maximum likelihood on the teacher's rows: its parts, under their names in results."""
+        if self.method == (MLE, TEACHER_ROWS):
+            return {}
+        return {"loss": self.objective.to_json(), "prefix_source": self.prefixes.to_json()}
+
+    @property
+    def slug(self) -> str:
+        """For file names; never parsed back. Of maximum likelihood on the teacher's rows that of the selectivity."""
+        parts = [self.selectivity.slug]
+        parts += [] if self.objective == MLE else [self.objective.slug]
+        parts += [] if self.prefixes == TEACHER_ROWS else [f"on-{self.prefixes.slug}"]
+        return ".".join(parts)
+
+    @property
+    def label(self) -> str:
+        """For people: ``temperature 0.8 by jsd (weight 0.5)``."""
+        objective = "" if self.objective == MLE else f" by {self.objective.label}"
+        prefixes = "" if self.prefixes == TEACHER_ROWS else f" on rows of the {self.prefixes.label}"
+        return self.selectivity.label + objective + prefixes
+
+    def at(self, selectivity: Selectivity) -> Distillation:
+        """Return the same method at another selectivity."""
+        return replace(self, selectivity=selectivity)
+
+    def to_json(self) -> dict[str, object]:
+        """Return its parts, under their names in results."""
+        return {
+            "selectivity": self.selectivity.to_json(),
+            "loss": self.objective.to_json(),
+            "prefix_source": self.prefixes.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Distillation:
+        """Read what `to_json` returns; parts that are not there are the usual ones. Raises SpecError."""
+        selectivity = Selectivity(**value["selectivity"])
+        objective = Objective.from_json(value.get("loss") or MLE.to_json())
+        return cls(selectivity, objective, Prefixes.from_json(value.get("prefix_source") or TEACHER_ROWS.to_json()))
+
+
+def distillations_of(chain: ChainSpec) -> tuple[Distillation, ...]:
+    """Return a chain's distillations: every selectivity with every objective, on the rows of every source.
+
+    The teacher's rows alone, where the family's chains have no field `prefixes`. Raises SpecError for repetitions.
+    """
+    objectives = [Objective.from_json(o) for o in chain.loss]
+    prefixes = [Prefixes.from_json(p) for p in getattr(chain, "prefixes", ("teacher",))]
+    found = [Distillation(s, o, p) for s in chain.selectivity for o in objectives for p in prefixes]
+    for i, d in enumerate(found):
+        if d in found[:i]:
+            raise SpecError("a way to distil is listed twice", got=d.label, fix="name each loss once")
+    return tuple(found)

@@ -1,0 +1,174 @@
+"""The stages of one model: its fit, what judges it, and its cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+from hydrometer.core.distillation import Distillation
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import Resample, Selectivity
+from hydrometer.models.base import Level
+from hydrometer.models.finite_selectivity import canonical
+from hydrometer.run.graph.score_nodes import plan_scores
+from hydrometer.run.graph.stage_graph import ChainNodes
+from hydrometer.stages.cells import Cell, Place
+from hydrometer.stages.judge import judged_exactly
+from hydrometer.stages.nodes import FitNode, JudgeNode, LawRef, Rows, ShowNode
+
+__all__ = ["Model", "ModelNodes", "TrainingRows"]
+
+
+class TrainingRows(NamedTuple):
+    """The rows of one fit, and the held-out rows of the same law, where the chain has some."""
+
+    data: Rows
+    validate: Rows | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A planned model: its law, where it stands, its cell, and what of a seed it is redrawn with."""
+
+    law: LawRef
+    place: Place
+    cell: str
+    redrawn: tuple[Resample, ...]
+
+
+class ModelNodes(ChainNodes):
+    """Plans models: how one is fitted, judged, and entered as a cell."""
+
+    def fit(
+        self,
+        level: Level,
+        rows: TrainingRows,
+        stream: Stream,
+        teacher: LawRef | None = None,
+        distillation: Distillation | None = None,
+    ) -> LawRef:
+        """Plan a fit: of a distilled model with its teacher, or of a direct one."""
+        node = FitNode(
+            "",
+            self.context,
+            level,
+            self.truth,
+            rows.data,
+            rows.validate,
+            teacher,
+            distillation,
+            stream,
+            inputs=(
+                *rows.data.law.inputs,
+                *rows.data.blocks,
+                *(() if rows.validate is None else rows.validate.blocks),
+                *(() if teacher is None else teacher.inputs),
+            ),
+        )
+        key = self.key(
+            "fit",
+            {
+                "truth": self.truth.key,
+                "role": level.role,
+                "level": level.spec.model_dump(mode="json", context="key"),
+                "data": rows.data.key,
+                "validate": None if rows.validate is None else rows.validate.key,
+                "teacher": None if teacher is None else teacher.key,
+                "prefix_source": node.prefix_source,
+                "loss": node.loss,
+                "stream": [stream.seed, *stream.path],
+            },
+        )
+        self.add(replace(node, key=key))
+        return LawRef("fit", key, level.role)
+
+    def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
+        """Plan the judging of a law, decoded or not; returns the stage's key."""
+        decoding = canonical(decoding)
+        truth_rows = self.truth_rows[self.seed_of(seed)]
+        is_truth = law.kind == "truth" and decoding is None
+        root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
+        # A cell's own rows come from a stream of its own, so that cells are independent given their models.
+        stream = root.child("evaluate", "law", group)
+        law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, self.sizes["evaluate"], "judge")
+        known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
+        of_truth, of_law = plan_scores(self, law, decoding, (truth_rows, law_rows), known)
+        parts: dict[str, object] = {
+            "truth": self.truth.key,
+            "law": law.key,
+            "truth_rows": truth_rows.key,
+            "rows": law_rows.key,
+            "decoding": None if decoding is None else decoding.to_json(),
+            "scores": [*of_truth, *of_law],
+        }
+        if judged_exactly(self.chain):
+            parts["exact"] = True
+        node = JudgeNode(
+            self.key("judge", parts),
+            self.context,
+            law,
+            decoding,
+            self.truth,
+            truth_rows,
+            law_rows,
+            known,
+            of_truth,
+            of_law,
+            inputs=(
+                *law.inputs,
+                *truth_rows.blocks,
+                *law_rows.blocks,
+                *(() if known is None else (known,)),
+                *of_truth,
+                *of_law,
+            ),
+        )
+        return self.add(node)
+
+    def show(self, judge_key: str) -> str:
+        """Plan the exhibit of a judged cell."""
+        judged = cast("JudgeNode", self.plan.nodes[judge_key])
+        return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, inputs=(judge_key,)))
+
+    # cells -----------------------------------------------------------------------------------------------------------
+
+    def cell(
+        self, law: LawRef, place: Place, seed: int, redrawn: tuple[Resample, ...], released: str | None = None
+    ) -> Model:
+        """Judge a law and enter its cell. One with an origin is of its seed alone."""
+        group = f"{self.context.name}.{place.name}"
+        cell_seed = self.seed_of(seed, *redrawn) if place.origin is None else seed
+        cell_id = group if cell_seed is None else f"{group}.seed{cell_seed}"
+        model = Model(law, place, cell_id, redrawn)
+        if self.known_cells.get(cell_id) == (law, place):  # seeds and students share it
+            return model
+        self.known_cells[cell_id] = law, place
+        key = self.judge(law, place.decoding, seed, group, cell_seed)
+        if law.kind == "truth" and place.decoding is None:
+            self.truth_judge[cell_seed] = key
+        is_first = cell_seed in (None, self.seeds[0])
+        if place.origin is not None:
+            is_first = all(c.group != group for c in self.out.cells)
+        self.out.cells.append(
+            Cell.at(
+                place,
+                id=cell_id,
+                group=group,
+                chain=self.context.name,
+                seed=cell_seed,
+                judge=key,
+                show=self.show(key) if is_first else None,
+                released=released,
+            )
+        )
+        return model
+
+    def decoded(self, model: Model, decoding: Selectivity, seed: int) -> Model:
+        """Enter the cell of a planned model, decoded selectively."""
+        place = replace(model.place, decoding=decoding, parent=model.cell, teacher_cell=None)
+        return self.cell(model.law, place, seed, model.redrawn)
+
+    def validation(self, law: LawRef, s: Selectivity | None, root: Stream) -> Rows | None:
+        """Held-out rows of a fit's own law."""
+        n = self.sizes.get("validate", 0)
+        return self.rows(law, s, root.child("validate", law.role), n, "train") if n else None

@@ -1,0 +1,133 @@
+"""Cells: the judged models of a run, by where they stand in their chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from hydrometer.core.distillation import MLE, Distillation
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.finite_selectivity import canonical
+
+__all__ = ["Cell", "Place"]
+
+ABSENT = (
+    "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
+    "entropy, recall and both KLs are not"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a judged model stands in its chain, whatever the seed. Fields as in results.json (docs, Schema).
+
+    Attributes
+    ----------
+    distillation : of a distilled model; None of all others.
+    teacher_cell : of the selected teacher that a distilled model learned from.
+    """
+
+    level: int
+    role: str
+    training: Literal["direct", "distilled"] | None = None
+    distillation: Distillation | None = None
+    decoding: Selectivity | None = None
+    parent: str | None = None
+    teacher_cell: str | None = None
+    point: Mapping[str, float] | None = None
+    origin: Mapping[str, object] | None = None
+
+    @property
+    def name(self) -> str:
+        """What its group is called within the chain."""
+        parts = [self.role]
+        if self.training is not None:
+            parts.append(self.training + ("" if self.distillation is None else f"-{self.distillation.slug}"))
+        if self.origin is not None:
+            parts.append(f"adopted-{self.origin['adopted']}")
+        if self.decoding is not None:
+            parts.append(f"decoded-{self.decoding.slug}")
+        return ".".join(parts)
+
+    @property
+    def selectivity(self) -> Selectivity | None:
+        """Of the teacher, where the model was distilled."""
+        return None if self.distillation is None else self.distillation.selectivity
+
+    @property
+    def is_selected_teacher(self) -> bool:
+        """Whether the model is judged as a teacher: decoded as it draws the rows of the level below."""
+        if self.decoding is None or self.training == "direct":
+            return False
+        return self.training is None or canonical(self.selectivity) is not None
+
+    @property
+    def prefix_source(self) -> str | None:
+        """Whose rows the model was fitted to; None of a truth and of a selected teacher, and of a map's teacher."""
+        if self.is_selected_teacher or self.role == "truth" or (self.training is None and self.point is not None):
+            return None
+        return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
+
+    @property
+    def loss(self) -> str | None:
+        """The objective of a student; None of a truth or a teacher, and where nothing is known of one adopted."""
+        if self.training is None or self.is_selected_teacher:
+            return None
+        objective = MLE if self.distillation is None else self.distillation.objective
+        return None if self.origin is not None and objective == MLE else objective.to_json()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell(Place):
+    """One judged model of a run, before it has figures. Fields as in results.json (docs, Schema)."""
+
+    id: str
+    group: str
+    chain: str
+    seed: int | None
+    judge: str
+    show: str | None = None
+    released: str | None = None
+
+    @classmethod
+    def at(cls, place: Place, **own: Any) -> Self:
+        """Return the cell of a model that stands there; `own` are the fields that a place does not have."""
+        return cls(**{f.name: getattr(place, f.name) for f in fields(Place)}, **own)
+
+    @property
+    def absence(self) -> dict[str, str]:
+        """Why figures that other cells have are absent, where they are; as results.json holds it."""
+        return {"absent": ABSENT} if self.decoding is not None and self.decoding.chooses else {}
+
+    def record(
+        self,
+        metrics: Mapping[str, object] | None,
+        reason: str | None,
+        seconds: float,
+        artifacts: Mapping[str, object],
+    ) -> dict[str, object]:
+        """Return the cell as results.json holds it; without figures it failed, for a reason."""
+        where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
+        where |= {} if self.origin is None else {"origin": dict(self.origin)}
+        return {
+            "id": self.id,
+            "group": self.group,
+            "chain": self.chain,
+            "level": self.level,
+            "role": self.role,
+            "training": self.training,
+            "parent": self.parent,
+            "selectivity": None if self.selectivity is None else self.selectivity.to_json(),
+            "decoding": None if self.decoding is None else self.decoding.to_json(),
+            "prefix_source": self.prefix_source,
+            "loss": self.loss,
+            "seed": self.seed,
+            **where,
+            "status": "failed" if metrics is None else "ok",
+            "reason": reason,
+            "metrics": metrics or {},
+            **self.absence,
+            "seconds": round(seconds, 3),
+            "artifacts": dict(artifacts),
+        }
