@@ -242,7 +242,7 @@ def test_language_models_are_paired_by_row_seed_and_prompt(
     assert found[name]["cost"]["teacher_tokens"] > found[name]["cost"]["teacher_rows"] == 48
     assert found["lm.student.direct"]["cost"]["teacher_tokens"] == 0
     (tmp_path / "prompts.jsonl").unlink()
-    with pytest.raises(FolderError, match="cannot be planned again: the prompts file"):
+    with pytest.raises(InputError, match="the prompts file"):
         hm.advise(out, cache=cache)
 
 

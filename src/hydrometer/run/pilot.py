@@ -26,7 +26,7 @@ from hydrometer.run.api import run
 from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
-from hydrometer.run.graph.recipes import load_spec, recipes
+from hydrometer.run.graph.recipes import load_spec
 from hydrometer.stages.nodes import JudgeNode, Node
 from hydrometer.stages.statistics.decision import Need
 
@@ -259,8 +259,7 @@ def advise_pilot(
     pilot = plan_pilot(full, share, chain, fresh=fresh)
     began = time.perf_counter()
     done = run(pilot.spec, out=out, cache=cache, monitor=monitor)
-    base = None if isinstance(source, RunSpec) or str(source) in recipes() else Path(source).absolute().parent
-    opened = open_source(done.folder, None, cache, base)
+    opened = open_source(done.folder, None, cache)
     advice = advise_on([opened], wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
     advice.data["pilot"] = {
         "share": share,

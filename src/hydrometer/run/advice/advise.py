@@ -190,16 +190,23 @@ def _data(
         "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
         "baseline": ids[field.baseline],
         "contenders": [ids[g] for g in decision.contenders],
-        "cheaper": None if decision.cheaper is None else ids[decision.cheaper],
+        "cheaper": _cheaper(field, decision),
         "more": None if decision.more is None else asdict(decision.more),
         "expected": _expected(field, need, decision, again),
         "candidates": [
             _candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)
         ],
         "excluded": [_excluded(x) for x in field.excluded],
+        "lacking": field.lacking,
         "missing": [cell for s in sources for cell in s.missing],
         "pilot": None,
     }  # fmt: skip
+
+
+def _cheaper(field: Field, decision: Decision) -> str | None:
+    """The cheapest contender; None where nothing is known of any one's cost."""
+    entry = None if decision.cheaper is None else field.found[decision.cheaper]
+    return None if entry is None or entry.is_adopted else entry.id
 
 
 def _figure(x: Linear | None) -> Json | None:
@@ -213,6 +220,7 @@ def as_setting(cell: Cell) -> Json:
         "training": cell.training,
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
+        **({} if cell.origin is None else {"adopted": cell.origin["adopted"]}),
     }
 
 

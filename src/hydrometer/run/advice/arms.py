@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -81,5 +82,12 @@ def arm_of(
             ratio = y.sum() / length.sum()
             y = (y - ratio * length) / length.mean() + ratio
         rows.append(y)
-    cost = entry.cost["teacher_rows"] or 0.0
-    return Arm(entry.id, np.array(values), np.array(own), np.stack(rows), None in entry.cells, cost)
+    cost = entry.cost.get("teacher_rows")  # unknown of an adopted model, which is never called the cheaper
+    return Arm(
+        entry.id,
+        np.array(values),
+        np.array(own),
+        np.stack(rows),
+        None in entry.cells,
+        math.inf if cost is None else cost,
+    )

@@ -24,7 +24,6 @@ from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import ChainPlan
-from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import Cell, FitNode, Rows
@@ -148,7 +147,7 @@ def export(
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
     stream = _stream(stream, role, wanted, seed, held_out, cell)
     refuse_unwritable(target.parent)
-    opened = reopen(require_run(folder), cache, [shipped_recipes()])
+    opened = reopen(require_run(folder), cache)
     _outside(target, opened)
     picked = _pick(opened, chain, stream, role, wanted, seed, held_out, cell)
     return _write(opened, picked, target, Form(format, chat), text_only=text_only)

@@ -27,7 +27,6 @@ from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.exchange.exporting import COLUMNS
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import Plan
-from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
 from hydrometer.run.results.user_scores import CellScores, keep_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
@@ -105,7 +104,7 @@ def add_scores(
         except InUseError:  # scores are files of their own, and read whenever results are written
             waiting = True
             load_results(home.root)
-        opened = reopen(home, cache, [shipped_recipes()])
+        opened = reopen(home, cache)
         outcome = Outcome()
         look(opened, opened.plan, outcome)
         if isinstance(given, CellScores):
