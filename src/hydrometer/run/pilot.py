@@ -108,9 +108,10 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
         return found(*_fewer_rows(lambda factor: made(2, factor), share, factor, fewest))
     rows = f"{_FEWEST_ROWS} rows" if factor == 0 else "the fewest rows that its models are fitted to"
     raise InputError(
-        f"the share is too small: two seeds of {rows} take {least:.3g} of the full run's cost", got=share,
+        f"the share is too small: two seeds of {rows} take {least:.3g} of the full run's cost",
+        got=share,
         fix=f"give --share {least * 1.05:.3g} or more",
-    )  # fmt: skip
+    )
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -131,7 +132,7 @@ def _fewest_rows(made: Callable[[float], tuple[RunSpec, float]]) -> tuple[float,
 
 def _fewer_rows(
     made: Callable[[float], tuple[RunSpec, float]], share: float, low: float, best: tuple[RunSpec, float]
-) -> tuple[RunSpec, float]:  # fmt: skip
+) -> tuple[RunSpec, float]:
     """Return the specification of the largest factor that costs at most the share; `best`, of factor `low`, does.
 
     Cost is nearly straight in the factor, so false position takes few plans, and planning is not free.

@@ -144,8 +144,9 @@ def draw_density(ax: Axes, title: str, kind: Kind, density: Density | None, trut
     if truth is not None and kind != "truth":
         outline = mass_levels(truth.log_density, (0.8,))
         floor = np.where(np.isfinite(truth.log_density), truth.log_density, -1e3)
-        ax.contour(truth.x, truth.y, floor, levels=outline, colors=[QUIET], linewidths=0.6, linestyles="solid",
-                   alpha=0.7)  # fmt: skip
+        ax.contour(
+            truth.x, truth.y, floor, levels=outline, colors=[QUIET], linewidths=0.6, linestyles="solid", alpha=0.7
+        )
     if density is None:
         ax.text(0.5, 0.5, "no exhibit", transform=ax.transAxes, ha="center", va="center", color=QUIET, fontsize=8)
         return
@@ -156,8 +157,15 @@ def draw_density(ax: Axes, title: str, kind: Kind, density: Density | None, trut
         ax.contourf(density.x, density.y, floor, levels=[level, top], colors=[color], alpha=alpha)
     ax.contour(density.x, density.y, floor, levels=levels, colors=[color], linewidths=0.7, linestyles="solid")
     if density.means.size:
-        ax.plot(density.means[:, 0], density.means[:, 1], linestyle="none", marker="+", color=color, markersize=6,
-                markeredgewidth=1.1)  # fmt: skip
+        ax.plot(
+            density.means[:, 0],
+            density.means[:, 1],
+            linestyle="none",
+            marker="+",
+            color=color,
+            markersize=6,
+            markeredgewidth=1.1,
+        )
 
 
 def draw_column(figure: Figure, column: Column, truth: Density | None) -> None:

@@ -182,9 +182,15 @@ def draw_frontiers(ax: Axes, data: Frontier) -> None:
         ring = np.clip(np.concatenate([low, high[::-1]]), 0.0, 1.02)
         ax.fill(ring[:, 0], ring[:, 1], color=color, alpha=0.18 * shade, linewidth=0, zorder=2)
         ax.plot(
-            line.beta, line.alpha, color=color, alpha=shade, linewidth=1.5, zorder=3, label=line.label,
+            line.beta,
+            line.alpha,
+            color=color,
+            alpha=shade,
+            linewidth=1.5,
+            zorder=3,
+            label=line.label,
             linestyle=_dashes(line.kind, shade),
-        )  # fmt: skip
+        )
     ax.legend(loc="upper right", fontsize=7.5, handlelength=2.4, borderaxespad=1.0)
     ax.set_xlim(0, 1.03)
     ax.set_ylim(0, 1.03)
@@ -224,10 +230,19 @@ def _track(ax: Axes, track: Track, shade: float = 1.0, *, label: str | None = No
     x, y, below, above = (np.array(column) for column in zip(*track.points, strict=True))
     ax.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6 * shade, zorder=2)
     ax.plot(
-        x, y, color=look.color, linestyle=look.line if line is None else line, label=label, marker=look.marker,
-        markersize=look.size - 1, alpha=shade, markerfacecolor=PAPER if look.hollow else look.color,
-        markeredgecolor=look.color if look.hollow else PAPER, markeredgewidth=1.1 if look.hollow else 0.7, zorder=4,
-    )  # fmt: skip
+        x,
+        y,
+        color=look.color,
+        linestyle=look.line if line is None else line,
+        label=label,
+        marker=look.marker,
+        markersize=look.size - 1,
+        alpha=shade,
+        markerfacecolor=PAPER if look.hollow else look.color,
+        markeredgecolor=look.color if look.hollow else PAPER,
+        markeredgewidth=1.1 if look.hollow else 0.7,
+        zorder=4,
+    )
 
 
 def draw_typicality(ax: Axes, data: Frontier, level: int) -> None:

@@ -101,9 +101,8 @@ def _cloud(value: object, title: str, kind: Kind) -> Cloud | None:
     if not known.size:
         return None
     return Cloud(
-        title, kind, xy[known], [words[i] for i in known], _figure(m.get("spread_ratio")),
-        _figure(m.get("mixing")),
-    )  # fmt: skip
+        title, kind, xy[known], [words[i] for i in known], _figure(m.get("spread_ratio")), _figure(m.get("mixing"))
+    )
 
 
 def _columns(run: Run, chain: Chain, by_group: dict[str, object]) -> list[Column]:
@@ -160,9 +159,14 @@ def picture_data(run: Run, chain: Chain) -> Picture | str | None:
     explained = (shares[0], shares[1]) if len(shares) == 2 and None not in shares else None
     rows, dimensions = (number(exhibit.get(k)) or 0.0 for k in ("rows", "dimensions"))
     return Picture(
-        columns, text(exhibit.get("method")), cast("tuple[float, float] | None", explained), rows, dimensions,
-        exhibit.get("within_prompts") is True, np.stack([low - pad, high + pad], axis=1),
-    )  # fmt: skip
+        columns,
+        text(exhibit.get("method")),
+        cast("tuple[float, float] | None", explained),
+        rows,
+        dimensions,
+        exhibit.get("within_prompts") is True,
+        np.stack([low - pad, high + pad], axis=1),
+    )
 
 
 def _numbers(cloud: Cloud) -> str:
@@ -198,17 +202,42 @@ def draw_cloud(ax: Axes, cloud: Cloud | None, picture: Picture, *, name: str = P
     ax.set_ylim(*picture.limits[1])
     own = dict[str, Any](linestyle="none", zorder=3, gid=name)
     if cloud.kind == "truth":
-        ax.plot(cloud.xy[:, 0], cloud.xy[:, 1], marker="o", markersize=2.6, markeredgewidth=0, color=look.color,
-                alpha=0.6, **own)  # fmt: skip
+        ax.plot(
+            cloud.xy[:, 0],
+            cloud.xy[:, 1],
+            marker="o",
+            markersize=2.6,
+            markeredgewidth=0,
+            color=look.color,
+            alpha=0.6,
+            **own,
+        )
         return
     truth = picture.truth.xy
-    ax.plot(truth[:, 0], truth[:, 1], linestyle="none", marker="o", markersize=2.6, markeredgewidth=0, color=QUIET,
-            alpha=0.38, zorder=1)  # fmt: skip
+    ax.plot(
+        truth[:, 0],
+        truth[:, 1],
+        linestyle="none",
+        marker="o",
+        markersize=2.6,
+        markeredgewidth=0,
+        color=QUIET,
+        alpha=0.38,
+        zorder=1,
+    )
     marker = "o" if look.marker == "*" else look.marker
     face = PAPER if look.hollow else look.color
-    ax.plot(cloud.xy[:, 0], cloud.xy[:, 1], marker=marker, markersize=3.1, markerfacecolor=face,
-            markeredgecolor=look.color if look.hollow else PAPER, markeredgewidth=0.7 if look.hollow else 0.3,
-            alpha=0.85, **own)  # fmt: skip
+    ax.plot(
+        cloud.xy[:, 0],
+        cloud.xy[:, 1],
+        marker=marker,
+        markersize=3.1,
+        markerfacecolor=face,
+        markeredgecolor=look.color if look.hollow else PAPER,
+        markeredgewidth=0.7 if look.hollow else 0.3,
+        alpha=0.85,
+        **own,
+    )
 
 
 def column_figure(column: Column, picture: Picture) -> Figure:

@@ -50,10 +50,16 @@ LOOKS: Mapping[Kind, Look] = {
 }
 
 VARIABLES = {
-    INK: "--fig-ink", QUIET: "--fig-quiet", FAINT: "--fig-faint", PAPER: "--fig-paper",
-    "#00805f": "--c-teacher", "#0068a9": "--c-direct", "#a8528a": "--c-neutral", "#c94f00": "--c-distilled",
+    INK: "--fig-ink",
+    QUIET: "--fig-quiet",
+    FAINT: "--fig-faint",
+    PAPER: "--fig-paper",
+    "#00805f": "--c-teacher",
+    "#0068a9": "--c-direct",
+    "#a8528a": "--c-neutral",
+    "#c94f00": "--c-distilled",
     "#8a6d00": "--c-adopted",
-}  # fmt: skip
+}
 
 _RC: dict[str, Any] = {
     "svg.hashsalt": "hydrometer",

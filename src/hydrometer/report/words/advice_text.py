@@ -13,7 +13,7 @@ from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
 from hydrometer.report.wording import Tone, among, num, setting, with_error
 
-__all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]  # fmt: skip
+__all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000

@@ -59,9 +59,10 @@ def _answer(run: Run, chain: Chain) -> Sentence:
         words = "Undecided: no student was distilled selectively; add settings to `selectivity` and run again."
         return Sentence("answer", "open", words)
     return Sentence(
-        "answer", "open",
+        "answer",
+        "open",
         "Undecided: these results hold no advice; run the experiment again, or ask `hydrometer advise` of its folder.",
-    )  # fmt: skip
+    )
 
 
 def _map(chain: Chain) -> Sentence:
@@ -85,10 +86,11 @@ def _map(chain: Chain) -> Sentence:
     at = ", ".join(w for w in (where(best.point.point), setting(best.step.selectivity)) if w)
     recall = "" if lost is None or lost.value is None else f", with recall {signed(lost.value, lost.se)} ({span(lost)})"
     return Sentence(
-        "answer", "note",
+        "answer",
+        "note",
         f"Distil at {at}: {of} it gains most precision, {signed(gain.value or 0.0, gain.se)} ({span(gain)}), without a "
         f"decided loss of recall{recall}; a run of that point alone would confirm it.",
-    )  # fmt: skip
+    )
 
 
 def _judged(run: Run, chain: Chain) -> Sentence:
@@ -108,10 +110,13 @@ def _judged(run: Run, chain: Chain) -> Sentence:
     open_ = [model(g) for g, r in zip([g for g in known if g is not best], rivals, strict=True) if r != 1]
     named = open_[0] if len(open_) == 1 else f"{len(open_)} others"
     return Sentence(
-        "answer", "open",
+        "answer",
+        "open",
         f"Undecided: {model(best)} has the highest recall, but is not shown to be ahead of {named}; more prompts would "
-        "decide." if open_ else f"Undecided: {model(best)} alone has a finite recall.",
-    )  # fmt: skip
+        "decide."
+        if open_
+        else f"Undecided: {model(best)} alone has a finite recall.",
+    )
 
 
 def _behind(run: Run, best: Group, other: Group, metric: str) -> int | None:

@@ -121,9 +121,13 @@ def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, m
         keep(sources[0].books, data)
     ids = [e.id for e in field.found]
     return Advice(
-        decision.status, decision.reason, data["take"], ids[decision.leader],
-        None if decision.runner_up is None else ids[decision.runner_up], data,
-    )  # fmt: skip
+        decision.status,
+        decision.reason,
+        data["take"],
+        ids[decision.leader],
+        None if decision.runner_up is None else ids[decision.runner_up],
+        data,
+    )
 
 
 def completed(need: Need | None) -> tuple[Need, bool]:
@@ -142,9 +146,14 @@ def completed(need: Need | None) -> tuple[Need, bool]:
 
 
 def need_of(
-    max_recall_loss: float | None, min_precision_gain: float | None, weight: float | None, score: str | None,
-    min_score: float | None, per: str, margin: float | None,
-) -> Need | None:  # fmt: skip
+    max_recall_loss: float | None,
+    min_precision_gain: float | None,
+    weight: float | None,
+    score: str | None,
+    min_score: float | None,
+    per: str,
+    margin: float | None,
+) -> Need | None:
     """Return the need that a command line states. Raises InputError."""
     if per not in ("token", "sequence"):
         raise InputError("nats are counted per token or per sequence", got=per)
@@ -167,7 +176,7 @@ def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
 
 def _data(
     sources: list[Source], field: Field, need: Need, decision: Decision, again: Again | None, *, stated: bool
-) -> Json:  # fmt: skip
+) -> Json:
     """All of the answer, as advice.json holds it (docs, Advice)."""
     ids = [e.id for e in field.found]
     decided = decision.status == "decided"
@@ -193,14 +202,12 @@ def _data(
         "cheaper": _cheaper(field, decision),
         "more": None if decision.more is None else asdict(decision.more),
         "expected": _expected(field, need, decision, again),
-        "candidates": [
-            _candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)
-        ],
+        "candidates": [_candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)],
         "excluded": [_excluded(x) for x in field.excluded],
         "lacking": field.lacking,
         "missing": [cell for s in sources for cell in s.missing],
         "pilot": None,
-    }  # fmt: skip
+    }
 
 
 def _cheaper(field: Field, decision: Decision) -> str | None:
@@ -248,9 +255,13 @@ def _expected(field: Field, need: Need, decision: Decision, again: Again | None)
     """The leader's figures where they were not used to choose it, and how that was done."""
     if again is not None:
         return {
-            "on": "fresh rows", "precision": _figure(again.precision), "recall": _figure(again.recall),
-            "precision_gain": _figure(again.gain), "recall_loss": _figure(again.loss), "lead": _figure(again.lead),
-        }  # fmt: skip
+            "on": "fresh rows",
+            "precision": _figure(again.precision),
+            "recall": _figure(again.recall),
+            "precision_gain": _figure(again.gain),
+            "recall_loss": _figure(again.loss),
+            "lead": _figure(again.lead),
+        }
     found = left_out(field.arms, field.design, need, field.baseline)
     lead = _figure(decision.lead)
     if found is None:

@@ -57,9 +57,12 @@ def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None],
 
 
 def arm_of(
-    entry: Entry, seeds: Sequence[int | None], names: Sequence[str], lengths: Callable[[int | None], Floats | None],
+    entry: Entry,
+    seeds: Sequence[int | None],
+    names: Sequence[str],
+    lengths: Callable[[int | None], Floats | None],
     judged: Callable[[Cell], tuple[str, Metrics]],
-) -> Arm:  # fmt: skip
+) -> Arm:
     """Figures by seed, and what each of the truth's rows adds to recall.
 
     Parameters

@@ -61,9 +61,10 @@ def _same_truth(sources: list[Source]) -> None:
             )
         if set(other.truth_rows) != set(first.truth_rows):
             raise InputError(
-                "the runs were judged on different rows of the truth", got=f"{first.folder}, {other.folder}",
+                "the runs were judged on different rows of the truth",
+                got=f"{first.folder}, {other.folder}",
                 fix="runs with equal data.evaluate, seeds and resample can be compared",
-            )  # fmt: skip
+            )
 
 
 def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field:
@@ -90,9 +91,10 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
     found, excluded = _with_score(found, excluded, need)
     if not found:
         raise InputError(
-            "no student of the run can be a candidate", got=excluded[0].reason if excluded else "no student",
+            "no student of the run can be a candidate",
+            got=excluded[0].reason if excluded else "no student",
             fix="see the failed cells, or add settings that cut nothing off",
-        )  # fmt: skip
+        )
     own = [(i, e) for i, e in enumerate(found) if not e.is_adopted]
     baseline = next((i for i, e in own if e.is_neutral), None)
     if baseline is None:
@@ -101,8 +103,10 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
     if baseline is None:
         raise InputError(
             "there is no baseline: neither the student distilled from the unselected teacher nor the direct one has "
-            "figures", got="; ".join(x.reason for x in excluded), fix="run again, or add temperature 1 to selectivity",
-        )  # fmt: skip
+            "figures",
+            got="; ".join(x.reason for x in excluded),
+            fix="run again, or add temperature 1 to selectivity",
+        )
     found, excluded = _with_seeds(found, excluded)
     seeds = common_seeds(found)
     if not seeds:
@@ -134,9 +138,7 @@ def _lacking(found: list[Entry]) -> dict[str, list[int]]:
     return {name: seeds for name, seeds in lacks.items() if seeds}
 
 
-def _with_score(
-    found: list[Entry], excluded: list[Excluded], need: Need
-) -> tuple[list[Entry], list[Excluded]]:  # fmt: skip
+def _with_score(found: list[Entry], excluded: list[Excluded], need: Need) -> tuple[list[Entry], list[Excluded]]:
     """Keep the candidates that have the score; refuse a score that none has."""
     if need.score is None:
         return found, excluded

@@ -176,8 +176,9 @@ def need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: s
     if not source.store.has(stage, key):
         raise FolderError(
             f"a {stage} artifact of the run is missing, damaged, or was made by other versions or on another processor",
-            got=source.store.location, fix=f"run it again into {source.folder}, or name its --cache",
-        )  # fmt: skip
+            got=source.store.location,
+            fix=f"run it again into {source.folder}, or name its --cache",
+        )
     return source.store.path(stage, key)
 
 
@@ -222,9 +223,10 @@ def _metrics(source: Source, record: Mapping[str, Any]) -> Metrics:
         return {k: Estimate.from_json(m) for k, m in record["metrics"].items()}
     except (KeyError, TypeError, AttributeError):
         raise FolderError(
-            "results.json holds figures that cannot be read", got=f"{source.folder}, cell {record.get('id')}",
+            "results.json holds figures that cannot be read",
+            got=f"{source.folder}, cell {record.get('id')}",
             fix="run it again with this version",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def is_finite(e: Estimate | None) -> bool:

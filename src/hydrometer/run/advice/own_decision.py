@@ -23,9 +23,14 @@ __all__ = ["answer"]
 
 
 def answer(
-    folder: RunFolder, name: str, plan: Plan, chain: ChainPlan, store: ArtifactStore,
-    records: Mapping[str, Mapping[str, Any]], missing: Sequence[str],
-) -> Json | None:  # fmt: skip
+    folder: RunFolder,
+    name: str,
+    plan: Plan,
+    chain: ChainPlan,
+    store: ArtifactStore,
+    records: Mapping[str, Mapping[str, Any]],
+    missing: Sequence[str],
+) -> Json | None:
     """Decide for one chain of a run that has just been judged.
 
     Parameters
@@ -52,16 +57,19 @@ def answer(
 def _data(field: Field, need: Need, decision: Decision, per: str) -> Json:
     ids = [e.id for e in field.found]
     return {
-        "status": decision.status, "reason": decision.reason,
-        "take": ids[decision.leader] if decision.status == "decided" else None, "leader": ids[decision.leader],
+        "status": decision.status,
+        "reason": decision.reason,
+        "take": ids[decision.leader] if decision.status == "decided" else None,
+        "leader": ids[decision.leader],
         "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
         "contenders": [ids[g] for g in decision.contenders],
         "cheaper": None if decision.cheaper is None else ids[decision.cheaper],
         "more": None if decision.more is None else asdict(decision.more),
-        "per": per, "objective": need.objective,
+        "per": per,
+        "objective": need.objective,
         "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},
         "candidates": [
             {**as_setting(e.cell), "feasible": c.feasible}
             for e, c in zip(field.found, decision.candidates, strict=True)
         ],
-    }  # fmt: skip
+    }

@@ -26,9 +26,19 @@ _SHARES = {"draw": 0.3, "score": 0.3, "train": 0.35}
 def _accelerator(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float, usd: float) -> Device:
     peaks = {"bfloat16": bfloat16, "float32": float32}
     return Device.model_validate(
-        {"name": name, "source": _ASSUMED, "flops": peaks, "bandwidth": bandwidth, "utilisation": _SHARES,
-         "launch": 8e-6, "link": 2e9, "memory": memory, "usd_per_hour": usd, "price": _PRICE}
-    )  # fmt: skip
+        {
+            "name": name,
+            "source": _ASSUMED,
+            "flops": peaks,
+            "bandwidth": bandwidth,
+            "utilisation": _SHARES,
+            "launch": 8e-6,
+            "link": 2e9,
+            "memory": memory,
+            "usd_per_hour": usd,
+            "price": _PRICE,
+        }
+    )
 
 
 PROFILES: Mapping[str, Device] = {

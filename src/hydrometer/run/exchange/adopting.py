@@ -149,9 +149,14 @@ def _entry(
     weights = dict(family.identify(model))
     law = content_key({"stage": "adopt", "format": 1, "truth": at.truth.key, "weights": weights})
     body: dict[str, object] = {
-        "chain": at.context.name, "name": name, "training": training, "selectivity": s, "seed": seed, "law": law,
+        "chain": at.context.name,
+        "name": name,
+        "training": training,
+        "selectivity": s,
+        "seed": seed,
+        "law": law,
         "weights": weights,
-    }  # fmt: skip
+    }
     try:
         return Adopted.model_validate(body)
     except ValidationError as e:

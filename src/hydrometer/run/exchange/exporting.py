@@ -47,13 +47,28 @@ IGNORED = -100  # label of what is not learned, as everywhere in transformers
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _FIELDS: dict[str, Any] = {
-    "input_ids": _IDS, "labels": _IDS, "prompt_ids": _IDS, "completion_ids": _IDS, "log_prob": pa.float64(),
-    "log_prob_unselected": pa.float64(), "token_log_prob": _NATS, "token_log_prob_unselected": _NATS,
-    "finish_reason": pa.string(), "ends_with_stop": pa.bool_(), "round_trip": pa.bool_(),
-    "round_trip_lost": pa.string(), "row": pa.int64(), "prompt_index": pa.int32(), "chain": pa.string(),
-    "stream": pa.string(), "role": pa.string(), "selectivity": pa.string(), "seed": pa.int64(), "cell": pa.string(),
+    "input_ids": _IDS,
+    "labels": _IDS,
+    "prompt_ids": _IDS,
+    "completion_ids": _IDS,
+    "log_prob": pa.float64(),
+    "log_prob_unselected": pa.float64(),
+    "token_log_prob": _NATS,
+    "token_log_prob_unselected": _NATS,
+    "finish_reason": pa.string(),
+    "ends_with_stop": pa.bool_(),
+    "round_trip": pa.bool_(),
+    "round_trip_lost": pa.string(),
+    "row": pa.int64(),
+    "prompt_index": pa.int32(),
+    "chain": pa.string(),
+    "stream": pa.string(),
+    "role": pa.string(),
+    "selectivity": pa.string(),
+    "seed": pa.int64(),
+    "cell": pa.string(),
     "tokenizer": pa.string(),
-}  # fmt: skip
+}
 COLUMNS = frozenset([*_FIELDS, "messages", "prompt", "completion", "text"])
 """Names of the columns that an export may have."""
 
@@ -203,9 +218,15 @@ def _stream(
 
 
 def _pick(
-    opened: Opened, chain: str | None, stream: Stream, role: str | None, s: Setting | None, seed: int | None,
-    held_out: bool, cell: str | None,
-) -> _Picked:  # fmt: skip
+    opened: Opened,
+    chain: str | None,
+    stream: Stream,
+    role: str | None,
+    s: Setting | None,
+    seed: int | None,
+    held_out: bool,
+    cell: str | None,
+) -> _Picked:
     if cell is not None:  # of evaluation rows alone
         return _of_cell(opened, cell)
     found = chain_named(opened.plan, chain)
@@ -234,9 +255,14 @@ def _of_cell(opened: Opened, cell_id: str) -> _Picked:
 
 
 def _of_fit(
-    chain: ChainPlan, training: str, role: str | None, s: Setting | None, seed: int | None, held_out: bool,
+    chain: ChainPlan,
+    training: str,
+    role: str | None,
+    s: Setting | None,
+    seed: int | None,
+    held_out: bool,
     opened: Opened,
-) -> _Picked:  # fmt: skip
+) -> _Picked:
     """Rows that a native model was fitted to: of the last level, or of the one that this role drew for."""
 
     def node_of(cell: Cell) -> FitNode | None:
@@ -245,9 +271,10 @@ def _of_fit(
         return made if isinstance(made, FitNode) else None
 
     fitted = [
-        (c, node) for c in chain.cells
+        (c, node)
+        for c in chain.cells
         if c.training == training and c.decoding is None and c.selectivity == s and (node := node_of(c)) is not None
-    ]  # fmt: skip
+    ]
     roles = list(dict.fromkeys(node.data.law.role for _, node in fitted))
     if role is None and roles:
         role = roles[-1]
@@ -290,9 +317,12 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
     s = picked.facts["selectivity"]
     setting = json.dumps(s.to_json()) if isinstance(s, Selectivity) else None
     facts: dict[str, object] = {
-        **picked.facts, "selectivity": setting, "chain": picked.chain.context.name, "stream": picked.stream,
+        **picked.facts,
+        "selectivity": setting,
+        "chain": picked.chain.context.name,
+        "stream": picked.stream,
         "tokenizer": vocabulary_hash(tokenizer),
-    }  # fmt: skip
+    }
     lost: Counter[str] = Counter()
     with _writer(target) as put:
         for start in range(0, len(x), CHUNK):
@@ -318,11 +348,21 @@ def _record(
         nats[name] = None if column is None else [float(v) for v in column[i, :n]]
     plain = x.token_log_prob_unselected
     return {
-        **text, **whole, "prompt_ids": prompt, "completion_ids": ids, "log_prob": float(x.log_prob[i]),
-        "log_prob_unselected": None if plain is None else float(plain[i, :n].astype("float64").sum()), **nats,
-        "finish_reason": x.finish_reason[i], "ends_with_stop": bool(x.stopped[i]), "round_trip": not lost,
-        "round_trip_lost": lost, "row": row, "prompt_index": int(x.prompt_index[i]), **facts,
-    }  # fmt: skip
+        **text,
+        **whole,
+        "prompt_ids": prompt,
+        "completion_ids": ids,
+        "log_prob": float(x.log_prob[i]),
+        "log_prob_unselected": None if plain is None else float(plain[i, :n].astype("float64").sum()),
+        **nats,
+        "finish_reason": x.finish_reason[i],
+        "ends_with_stop": bool(x.stopped[i]),
+        "round_trip": not lost,
+        "round_trip_lost": lost,
+        "row": row,
+        "prompt_index": int(x.prompt_index[i]),
+        **facts,
+    }
 
 
 class _Put(Protocol):

@@ -108,9 +108,15 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
     if not family.keeps_draws:
         return tuple(family.examine(spec)), None
     key = content_key(
-        {"stage": STAGE, "version": VERSION, "family": family.name, "truth": chain.truth.key,
-         "numerics": dict(family.numerics(spec)), "chain": spec.model_dump(mode="json", exclude_none=True)}
-    )  # fmt: skip
+        {
+            "stage": STAGE,
+            "version": VERSION,
+            "family": family.name,
+            "truth": chain.truth.key,
+            "numerics": dict(family.numerics(spec)),
+            "chain": spec.model_dump(mode="json", exclude_none=True),
+        }
+    )
     kept = _kept(artifacts, key)
     return (tuple(family.examine(spec)) if kept is None else kept), key
 
