@@ -157,15 +157,7 @@ def draw_density(ax: Axes, title: str, kind: Kind, density: Density | None, trut
         ax.contourf(density.x, density.y, floor, levels=[level, top], colors=[color], alpha=alpha)
     ax.contour(density.x, density.y, floor, levels=levels, colors=[color], linewidths=0.7, linestyles="solid")
     if density.means.size:
-        ax.plot(
-            density.means[:, 0],
-            density.means[:, 1],
-            linestyle="none",
-            marker="+",
-            color=color,
-            markersize=6,
-            markeredgewidth=1.1,
-        )
+        ax.plot(*density.means.T, linestyle="none", marker="+", color=color, markersize=6, markeredgewidth=1.1)
 
 
 def draw_column(figure: Figure, column: Column, truth: Density | None) -> None:

@@ -233,13 +233,8 @@ def explorer(run: Run, chain: Chain) -> Explorer | None:
         frames.append([*pictures, *field.paths(run, place)])
         short = setting(place.step.selectivity, short=True)
         names = where(place.point.point)
-        words.append(
-            [
-                f"teacher at {short}",
-                one_line(f"student at {short}" + (f", {names}" if names else ""), 120),
-                _reading(place.point, group, teacher),
-            ]
-        )
+        student = one_line(f"student at {short}" + (f", {names}" if names else ""), 120)
+        words.append([f"teacher at {short}", student, _reading(place.point, group, teacher)])
     if not any(f[2] or f[7] for f in frames):
         return None
     return Explorer([_slider(chain, a) for a in axes], frames, words, field)

@@ -24,7 +24,7 @@ from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.data.samples import visible
 from hydrometer.report.figures.grid_views import FigureView, Panel, Save
 from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Setting, items, mapping, number, text
@@ -201,43 +201,12 @@ def draw_cloud(ax: Axes, cloud: Cloud | None, picture: Picture, *, name: str = P
     ax.set_xlim(*picture.limits[0])
     ax.set_ylim(*picture.limits[1])
     own = dict[str, Any](linestyle="none", zorder=3, gid=name)
+    dots = dict[str, Any](marker="o", markersize=2.6, markeredgewidth=0)
     if cloud.kind == "truth":
-        ax.plot(
-            cloud.xy[:, 0],
-            cloud.xy[:, 1],
-            marker="o",
-            markersize=2.6,
-            markeredgewidth=0,
-            color=look.color,
-            alpha=0.6,
-            **own,
-        )
+        ax.plot(*cloud.xy.T, color=look.color, alpha=0.6, **dots, **own)
         return
-    truth = picture.truth.xy
-    ax.plot(
-        truth[:, 0],
-        truth[:, 1],
-        linestyle="none",
-        marker="o",
-        markersize=2.6,
-        markeredgewidth=0,
-        color=QUIET,
-        alpha=0.38,
-        zorder=1,
-    )
-    marker = "o" if look.marker == "*" else look.marker
-    face = PAPER if look.hollow else look.color
-    ax.plot(
-        cloud.xy[:, 0],
-        cloud.xy[:, 1],
-        marker=marker,
-        markersize=3.1,
-        markerfacecolor=face,
-        markeredgecolor=look.color if look.hollow else PAPER,
-        markeredgewidth=0.7 if look.hollow else 0.3,
-        alpha=0.85,
-        **own,
-    )
+    ax.plot(*picture.truth.xy.T, linestyle="none", color=QUIET, alpha=0.38, zorder=1, **dots)
+    ax.plot(*cloud.xy.T, alpha=0.85, **look.markers(3.1, 0.3), **own)
 
 
 def column_figure(column: Column, picture: Picture) -> Figure:
