@@ -326,7 +326,7 @@ def test_shares_out_of_range_are_refused(share: float) -> None:
         (["run", "--score", "user_x"], "belong together"),
         (["run", "--score", "user_x", "--min-score", "1"], "no candidate has this score"),
         (["run", "--max-recall-loss", "-1"], "max_recall_loss"),
-        (["run", "--per", "byte"], "per token or per sequence"),
+        (["run", "--per", "byte"], "'token', 'sequence'"),
         (["run", "--per", "sequence"], "nothing is wanted"),
         (["run", "--chain", "m"], "no such chain"),
         (["run", "--share", "0.5"], "only with --pilot"),

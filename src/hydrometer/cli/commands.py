@@ -208,7 +208,10 @@ class AdviseOptions:
             "--margin", metavar="NATS", help="Differences that do not matter. [default: 0.02; 0.5 a sequence]"
         ),
     ] = None
-    per: Annotated[str, typer.Option("--per", metavar="token|sequence", help="What nats are counted per.")] = "token"
+    per: Annotated[
+        Literal["token", "sequence"],
+        typer.Option("--per", metavar="token|sequence", help="What nats are counted per."),
+    ] = "token"
     chain: Annotated[str | None, typer.Option("--chain", metavar="NAME", help="Which chain, if several.")] = None
     fresh: Annotated[
         bool, typer.Option("--fresh/--no-fresh", help="Judge the leader and its rival again, on new rows.")
@@ -247,10 +250,11 @@ def advise_command(o: AdviseOptions) -> None:
         raise InputError("only with --pilot", got=next(k for k, v in given.items() if v is not None))
     with ConsoleMonitor() as monitor:
         from hydrometer.report import advice_notes, advice_sentences, advice_table
-        from hydrometer.run.advice.advise import advise, need_of
+        from hydrometer.run.advice.advise import advise
         from hydrometer.run.pilot import advise_pilot
+        from hydrometer.stages.statistics.decision import Need
 
-        need = need_of(o.max_recall_loss, o.min_precision_gain, o.weight, o.score, o.min_score, o.per, o.margin)
+        need = Need(o.max_recall_loss, o.min_precision_gain, o.weight, o.score, o.min_score, o.per, o.margin)
         if o.pilot is None:
             found = advise(o.folders or [], need, chain=o.chain, fresh=o.fresh, cache=o.cache, monitor=monitor)
         else:

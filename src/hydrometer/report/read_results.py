@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES
-from hydrometer.core.io.yaml_io import read_plain
+from hydrometer.core.io.yaml_io import is_object, read_plain
 from hydrometer.report.typed_results import Brought, Cell, Chain, Control, Diff, Figure, Gate, Group, Run, Step
 from hydrometer.report.values import (
     Json,
@@ -215,9 +214,9 @@ def _load(path: Path, limit: int) -> Json:
     if len(raw) > limit:
         raise ValueError(f"larger than {limit} bytes")
     value: object = json.loads(raw, parse_constant=lambda _: None)
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise ValueError("not a JSON object")
-    return cast(Json, value)
+    return value
 
 
 def read_run(folder: Path) -> Run:

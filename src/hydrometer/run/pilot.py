@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -162,7 +162,7 @@ def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
     """The specification with so many seeds and all row counts times a factor."""
     chain = full.chains[name]
     body = chain.model_dump(mode="json", exclude_none=True)
-    data = cast("dict[str, Any] | None", body.get("data"))
+    data: dict[str, Any] | None = body.get("data")
     if data is None:
         raise SpecError(f"chains.{name} has no `data` to scale", got=chain.family, fix="run it whole, then advise DIR")
     rows = {k: max(min(v, _FEWEST_ROWS), round(v * factor)) if isinstance(v, int) else v for k, v in data.items()}

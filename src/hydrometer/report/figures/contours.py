@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hydrometer.core.io.yaml_io import is_array
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.figures.panels import settle
@@ -61,8 +62,8 @@ def _array(value: object) -> Floats:
     """Read a nested list of numbers; null and "-inf" become minus infinity."""
 
     def one(v: object) -> Any:
-        if isinstance(v, list):
-            return [one(w) for w in cast("list[object]", v)]
+        if is_array(v):
+            return [one(w) for w in v]
         n = number(v)
         return -math.inf if n is None else n
 

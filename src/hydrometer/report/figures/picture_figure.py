@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -27,7 +27,7 @@ from hydrometer.report.figures.panels import settle
 from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
-from hydrometer.report.values import Setting, items, mapping, number, text
+from hydrometer.report.values import Setting, items, mapping, number, read_interval, text
 from hydrometer.report.wording import is_neutral, setting, with_error
 
 __all__ = ["Cloud", "Picture", "picture_data", "picture_figure", "picture_view"]
@@ -77,7 +77,9 @@ class Picture:
     @property
     def truth(self) -> Cloud:
         """The truth's rows."""
-        return cast("Cloud", self.columns[0][0])
+        truth = self.columns[0][0]
+        assert truth is not None  # else there is no picture
+        return truth
 
     @property
     def clouds(self) -> list[Cloud]:
@@ -155,13 +157,11 @@ def picture_data(run: Run, chain: Chain) -> Picture | str | None:
     every = np.concatenate([c.xy for column in columns for c in column if c is not None])
     low, high = every.min(axis=0), every.max(axis=0)
     pad = np.maximum(high - low, 1e-9 + 1e-6 * np.abs(high)) * 0.04
-    shares = [number(v) for v in items(exhibit.get("explained"))]
-    explained = (shares[0], shares[1]) if len(shares) == 2 and None not in shares else None
     rows, dimensions = (number(exhibit.get(k)) or 0.0 for k in ("rows", "dimensions"))
     return Picture(
         columns,
         text(exhibit.get("method")),
-        cast("tuple[float, float] | None", explained),
+        read_interval(exhibit.get("explained")),
         rows,
         dimensions,
         exhibit.get("within_prompts") is True,

@@ -26,7 +26,7 @@ from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Ne
 from hydrometer.store.records import RunFolder, plain
 from hydrometer.store.storage_uri import Url, resolved
 
-__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decision_of", "keep", "need_of"]
+__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decided", "decision_of", "keep"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -119,15 +119,7 @@ def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, m
             decision = replace(decision, status="undecided", reason="unconfirmed")
         data = _data(sources, field, need, decision, again, stated=stated)
         keep(sources[0].books, data)
-    ids = [e.id for e in field.found]
-    return Advice(
-        decision.status,
-        decision.reason,
-        data["take"],
-        ids[decision.leader],
-        None if decision.runner_up is None else ids[decision.runner_up],
-        data,
-    )
+    return Advice(decision.status, decision.reason, data["take"], data["leader"], data["runner_up"], data)
 
 
 def completed(need: Need | None) -> tuple[Need, bool]:
@@ -143,21 +135,6 @@ def completed(need: Need | None) -> tuple[Need, bool]:
     if wanted.per == "sequence":
         raise InputError("nothing is wanted of the student", fix="state a need, for example a largest recall loss")
     return replace(wanted, max_recall_loss=DEFAULT_LOSS), False
-
-
-def need_of(
-    max_recall_loss: float | None,
-    min_precision_gain: float | None,
-    weight: float | None,
-    score: str | None,
-    min_score: float | None,
-    per: str,
-    margin: float | None,
-) -> Need | None:
-    """Return the need that a command line states. Raises InputError."""
-    if per not in ("token", "sequence"):
-        raise InputError("nats are counted per token or per sequence", got=per)
-    return Need(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
 
 
 def keep(books: RunFolder, data: Json) -> None:
@@ -178,8 +155,6 @@ def _data(
     sources: list[Source], field: Field, need: Need, decision: Decision, again: Again | None, *, stated: bool
 ) -> Json:
     """All of the answer, as advice.json holds it (docs, Advice)."""
-    ids = [e.id for e in field.found]
-    decided = decision.status == "decided"
     return {
         "schema": SCHEMA,
         "runs": [s.name for s in sources],
@@ -192,15 +167,8 @@ def _data(
         "error": ERROR,
         "seeds": 0 if field.seeds == [None] else len(field.seeds),
         "rows": field.design.n,
-        "status": decision.status,
-        "reason": decision.reason,
-        "take": ids[decision.leader] if decided else None,
-        "leader": ids[decision.leader],
-        "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
-        "baseline": ids[field.baseline],
-        "contenders": [ids[g] for g in decision.contenders],
-        "cheaper": _cheaper(field, decision),
-        "more": None if decision.more is None else asdict(decision.more),
+        **decided(field, decision),
+        "baseline": field.found[field.baseline].id,
         "expected": _expected(field, need, decision, again),
         "candidates": [_candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)],
         "excluded": [_excluded(x) for x in field.excluded],
@@ -210,10 +178,20 @@ def _data(
     }
 
 
-def _cheaper(field: Field, decision: Decision) -> str | None:
-    """The cheapest contender; None where nothing is known of any one's cost."""
-    entry = None if decision.cheaper is None else field.found[decision.cheaper]
-    return None if entry is None or entry.is_adopted else entry.id
+def decided(field: Field, decision: Decision) -> Json:
+    """Return the decision with its candidates by their ids."""
+    found = field.found
+    cheaper = None if decision.cheaper is None else found[decision.cheaper]
+    return {
+        "status": decision.status,
+        "reason": decision.reason,
+        "take": found[decision.leader].id if decision.status == "decided" else None,
+        "leader": found[decision.leader].id,
+        "runner_up": None if decision.runner_up is None else found[decision.runner_up].id,
+        "contenders": [found[g].id for g in decision.contenders],
+        "cheaper": None if cheaper is None or cheaper.is_adopted else cheaper.id,  # then no contender's cost is known
+        "more": None if decision.more is None else asdict(decision.more),
+    }
 
 
 def _figure(x: Linear | None) -> Json | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.candidates import Entry, Floats, Metrics, Source, need_artifact
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
@@ -76,7 +77,7 @@ def arm_of(
     for seed in seeds:
         cell = entry.cells[seed] if seed in entry.cells else entry.cells[None]
         key, metrics = judged(cell)
-        values.append([cast("float", metrics[m].value) for m in names])
+        values.append([_value(metrics[m]) for m in names])
         own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
         folder = need_artifact(entry.source, "judge", key)
         adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
@@ -94,3 +95,8 @@ def arm_of(
         None in entry.cells,
         math.inf if cost is None else cost,
     )
+
+
+def _value(figure: Estimate) -> float:
+    assert figure.value is not None  # candidates have finite figures
+    return figure.value

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +126,7 @@ def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
 def _advisable(results: dict[str, Any], where: str) -> list[str]:
     """Chains with a distilled student that are no maps."""
     try:
-        summary = cast("dict[str, dict[str, Any]]", results["summary"]["chains"])
+        summary: dict[str, dict[str, Any]] = results["summary"]["chains"]
         distilled = {c["chain"] for c in results["cells"] if c["training"] == "distilled"}
         return [name for name, chain in summary.items() if name in distilled and "map" not in chain]
     except (KeyError, TypeError, AttributeError) as e:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError
-from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, explain, nearest, parse_yaml
+from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, explain, is_object, nearest, parse_yaml
 from hydrometer.models.work import Device
 from hydrometer.run.cost.this_machine import Kept
 
@@ -112,6 +111,4 @@ def _other_machine(fields: dict[str, object], path: Path) -> Device:
 
 def _inside(old: object, new: object) -> object:
     """A mapping changes the entries that it names."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return {**cast("dict[str, object]", old), **cast("dict[str, object]", new)}
-    return new
+    return {**old, **new} if is_object(old) and is_object(new) else new
