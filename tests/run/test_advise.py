@@ -242,7 +242,7 @@ def test_language_models_are_paired_by_row_seed_and_prompt(
     assert found[name]["cost"]["teacher_tokens"] > found[name]["cost"]["teacher_rows"] == 48
     assert found["lm.student.direct"]["cost"]["teacher_tokens"] == 0
     (tmp_path / "prompts.jsonl").unlink()
-    with pytest.raises(FolderError, match="cannot be planned again: the file cannot be read"):
+    with pytest.raises(InputError, match="the file cannot be read"):
         hm.advise(out, cache=cache)
 
 
@@ -326,7 +326,7 @@ def test_shares_out_of_range_are_refused(share: float) -> None:
         (["run", "--score", "user_x"], "belong together"),
         (["run", "--score", "user_x", "--min-score", "1"], "no candidate has this score"),
         (["run", "--max-recall-loss", "-1"], "max_recall_loss"),
-        (["run", "--per", "byte"], "per token or per sequence"),
+        (["run", "--per", "byte"], "'token', 'sequence'"),
         (["run", "--per", "sequence"], "nothing is wanted"),
         (["run", "--chain", "m"], "no such chain"),
         (["run", "--share", "0.5"], "only with --pilot"),

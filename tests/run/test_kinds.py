@@ -14,11 +14,13 @@ from chains import lm_spec, mixture_spec, write_spec
 from hydrometer.models.base import Footprint
 from hydrometer.run import pilot
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.stages import compute, nodes
+from hydrometer.stages import compute, given_nodes, nodes
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import VERSIONS, AdoptNode, DrawNode, JudgeNode, MapNode, Node, ScoreNode
 
-KINDS = {k for k in vars(nodes).values() if isinstance(k, type) and issubclass(k, Node)} - {Node}
+KINDS = {
+    k for room in (nodes, given_nodes) for k in vars(room).values() if isinstance(k, type) and issubclass(k, Node)
+} - {Node}
 ROOM = Path(hm.__file__).parent
 
 

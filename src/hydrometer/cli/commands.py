@@ -7,6 +7,7 @@ terminated, 141 nobody reads the output.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
@@ -15,6 +16,7 @@ from hydrometer._version import __version__
 from hydrometer.cli import exchange_commands
 from hydrometer.cli.exit import end_with
 from hydrometer.cli.judge_command import judge_command
+from hydrometer.cli.options import Artifacts, Json, Out, Overrides, Recipe, filled
 from hydrometer.cli.plan_command import plan_command
 from hydrometer.cli.result_output import LONGEST, say_drawn, say_results
 from hydrometer.core.errors import InputError, one_line
@@ -29,12 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Out = Annotated[
-    str | None,
-    typer.Option("--out", metavar="DIR|URL", help="The run's folder, or s3://bucket/prefix. [default: runs/NAME]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
 
 
 def _version(value: bool) -> None:
@@ -54,12 +50,9 @@ def root(
 
 @app.command("run")
 def run_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")],
+    recipe: Recipe,
     out: Out = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     cache: Annotated[
         str | None,
         typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept, to share them between runs."),
@@ -86,9 +79,15 @@ def run_command(
         from hydrometer.run.api import run
 
         result = run(
-            recipe, out=out, overrides=overrides or [], cache=cache, monitor=monitor, until=until, executor=executor,
+            recipe,
+            out=out,
+            overrides=overrides or [],
+            cache=cache,
+            monitor=monitor,
+            until=until,
+            executor=executor,
             address=address,
-        )  # fmt: skip
+        )
         page = build_report([result.folder]) if until is None else None
     if page is None:
         say_drawn(result, as_json=as_json)
@@ -102,11 +101,8 @@ def doctor_command(
         str | None, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")
     ] = None,
     out: Out = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
-    ] = None,
-    cache: Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")] = None,
+    overrides: Overrides = None,
+    cache: Artifacts = None,
     engine_url: Annotated[
         str | None,
         typer.Option("--engine-url", metavar="URL", help="Ask a server which law its log-probabilities are of."),
@@ -189,75 +185,92 @@ app.command("judge")(judge_command)
 exchange_commands.add_commands(app)
 
 
-@app.command("advise")
-def advise_command(
-    folders: Annotated[list[str] | None, typer.Argument(metavar="DIR|URL...", help="Folders of finished runs.")] = None,
+@dataclass(frozen=True, slots=True)
+class AdviseOptions:
+    """Which runs or pilot to advise from, and what is wanted of the student."""
+
+    folders: Annotated[list[str] | None, typer.Argument(metavar="DIR|URL...", help="Folders of finished runs.")] = None
     max_recall_loss: Annotated[
         float | None,
         typer.Option("--max-recall-loss", metavar="NATS", help="Most recall to lose. [default, if nothing else: 0.1]"),
-    ] = None,
+    ] = None
     min_precision_gain: Annotated[
         float | None, typer.Option("--min-precision-gain", metavar="NATS", help="Least precision to gain.")
-    ] = None,
+    ] = None
     weight: Annotated[
         float | None, typer.Option("--weight", metavar="W", help="Maximise W precision + (1 - W) recall.")
-    ] = None,
-    score: Annotated[str | None, typer.Option("--score", metavar="METRIC", help="A metric with a floor.")] = None,
-    min_score: Annotated[float | None, typer.Option("--min-score", metavar="X", help="That floor.")] = None,
+    ] = None
+    score: Annotated[str | None, typer.Option("--score", metavar="METRIC", help="A metric with a floor.")] = None
+    min_score: Annotated[float | None, typer.Option("--min-score", metavar="X", help="That floor.")] = None
     margin: Annotated[
         float | None,
         typer.Option(
             "--margin", metavar="NATS", help="Differences that do not matter. [default: 0.02; 0.5 a sequence]"
         ),
-    ] = None,
-    per: Annotated[str, typer.Option("--per", metavar="token|sequence", help="What nats are counted per.")] = "token",
-    chain: Annotated[str | None, typer.Option("--chain", metavar="NAME", help="Which chain, if several.")] = None,
+    ] = None
+    per: Annotated[
+        Literal["token", "sequence"],
+        typer.Option("--per", metavar="token|sequence", help="What nats are counted per."),
+    ] = "token"
+    chain: Annotated[str | None, typer.Option("--chain", metavar="NAME", help="Which chain, if several.")] = None
     fresh: Annotated[
         bool, typer.Option("--fresh/--no-fresh", help="Judge the leader and its rival again, on new rows.")
-    ] = True,
+    ] = True
     pilot: Annotated[
         str | None,
         typer.Option("--pilot", metavar="RECIPE|FILE.yaml", help="Run a small version first, advise from it."),
-    ] = None,
+    ] = None
     share: Annotated[
         float | None, typer.Option("--share", metavar="X", help="The pilot's part of the full cost. [default: 0.125]")
-    ] = None,
+    ] = None
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key of the pilot's full run.")
-    ] = None,
+    ] = None
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR|URL", help="The pilot's folder. [default: runs/NAME-pilot]")
-    ] = None,
+    ] = None
     cache: Annotated[
         str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are, for runs made with one.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    ] = None
+    as_json: Json = False
+
+
+@app.command("advise")
+@filled(AdviseOptions)
+def advise_command(o: AdviseOptions) -> None:
     """Say which student to take, distilled or merely decoded, what it gains and costs, and how sure that is."""
     from rich.text import Text
 
     from hydrometer.run.execution.progress import ConsoleMonitor, console
 
-    given = {"--share": share, "--set": overrides, "--out": out}
-    if (pilot is None) == (not folders):
+    given = {"--share": o.share, "--set": o.overrides, "--out": o.out}
+    if (o.pilot is None) == (not o.folders):
         raise InputError("advise takes folders of runs, or --pilot with a recipe", fix="give one of the two")
-    if pilot is None and any(v is not None for v in given.values()):
+    if o.pilot is None and any(v is not None for v in given.values()):
         raise InputError("only with --pilot", got=next(k for k, v in given.items() if v is not None))
     with ConsoleMonitor() as monitor:
         from hydrometer.report import advice_notes, advice_sentences, advice_table
-        from hydrometer.run.advice.advise import advise, need_of
+        from hydrometer.run.advice.advise import advise
         from hydrometer.run.pilot import advise_pilot
+        from hydrometer.stages.statistics.decision import Need
 
-        need = need_of(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
-        if pilot is None:
-            found = advise(folders or [], need, chain=chain, fresh=fresh, cache=cache, monitor=monitor)
+        need = Need(o.max_recall_loss, o.min_precision_gain, o.weight, o.score, o.min_score, o.per, o.margin)
+        if o.pilot is None:
+            found = advise(o.folders or [], need, chain=o.chain, fresh=o.fresh, cache=o.cache, monitor=monitor)
         else:
             found = advise_pilot(
-                pilot, need, share=0.125 if share is None else share, out=out, overrides=overrides or [], chain=chain,
-                fresh=fresh, cache=cache, monitor=monitor,
-            )  # fmt: skip
+                o.pilot,
+                need,
+                share=0.125 if o.share is None else o.share,
+                out=o.out,
+                overrides=o.overrides or [],
+                chain=o.chain,
+                fresh=o.fresh,
+                cache=o.cache,
+                monitor=monitor,
+            )
     said, notes = advice_sentences(found.data), advice_notes(found.data)
-    if as_json:
+    if o.as_json:
         typer.echo(json.dumps({**found.data, "sentences": said, "notes": notes}))
         return
     told = console()

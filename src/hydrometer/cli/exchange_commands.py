@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from hydrometer.cli.options import Json, filled
 from hydrometer.core.errors import one_line
 
 __all__ = ["add_commands"]
@@ -17,7 +18,6 @@ Folder = Annotated[str, typer.Argument(metavar="DIR|URL", help="The folder of a 
 Chain = Annotated[str | None, typer.Option("--chain", metavar="NAME", help="The chain, where there are several.")]
 Cache = Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are, if not in DIR.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The run's seed. [default: its first]")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
 Setting = Annotated[
     str | None,
     typer.Option("--selectivity", metavar="KEY=VALUE,...", help="Of the teacher, for example temperature=0.8."),
@@ -31,31 +31,37 @@ def add_commands(app: typer.Typer) -> None:
     app.command("scores")(scores_command)
 
 
-def export_command(
-    folder: Folder,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="FILE.parquet or FILE.jsonl; must not exist.")],
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Which rows to write, how, and where."""
+
+    folder: Folder
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="FILE.parquet or FILE.jsonl; must not exist.")]
     format: Annotated[
         Literal["messages", "prompt-completion", "text"], typer.Option("--format", help="TRL's dataset type.")
-    ] = "prompt-completion",
-    chat: Annotated[bool, typer.Option("--chat", help="Prompt and completion as messages.")] = False,
+    ] = "prompt-completion"
+    chat: Annotated[bool, typer.Option("--chat", help="Prompt and completion as messages.")] = False
     text_only: Annotated[
         bool, typer.Option("--text-only", help="No input_ids and labels: the trainer tokenises the text.")
-    ] = False,
+    ] = False
     stream: Annotated[
         Literal["distill", "train", "evaluate"] | None,
         typer.Option("--stream", help="The teacher's rows, the truth's, or a cell's. [default: distill]"),
-    ] = None,
+    ] = None
     role: Annotated[
         str | None, typer.Option("--role", metavar="ROLE", help="Who drew them: truth, teacher, assistant_1, ...")
-    ] = None,
-    selectivity: Setting = None,
-    seed: Seed = None,
-    held_out: Annotated[bool, typer.Option("--held-out", help="The validation rows that go with these.")] = False,
-    cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="Evaluation rows of this cell.")] = None,
-    chain: Chain = None,
-    cache: Cache = None,
-    as_json: Json = False,
-) -> None:
+    ] = None
+    selectivity: Setting = None
+    seed: Seed = None
+    held_out: Annotated[bool, typer.Option("--held-out", help="The validation rows that go with these.")] = False
+    cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="Evaluation rows of this cell.")] = None
+    chain: Chain = None
+    cache: Cache = None
+    as_json: Json = False
+
+
+@filled(ExportOptions)
+def export_command(o: ExportOptions) -> None:
     """Write a run's rows as a dataset for a trainer elsewhere: text, token ids, log-probabilities."""
     from hydrometer.run.execution.progress import ConsoleMonitor
 
@@ -63,32 +69,49 @@ def export_command(
         from hydrometer.run.exchange.exporting import export
 
         done = export(
-            folder, to=to, format=format, chat=chat, text_only=text_only, stream=stream, role=role,
-            selectivity=selectivity, seed=seed, held_out=held_out, cell=cell, chain=chain, cache=cache,
-        )  # fmt: skip
-    if as_json:
+            o.folder,
+            to=o.to,
+            format=o.format,
+            chat=o.chat,
+            text_only=o.text_only,
+            stream=o.stream,
+            role=o.role,
+            selectivity=o.selectivity,
+            seed=o.seed,
+            held_out=o.held_out,
+            cell=o.cell,
+            chain=o.chain,
+            cache=o.cache,
+        )
+    if o.as_json:
         typer.echo(json.dumps({**asdict(done), "path": str(done.path)}))
         return
     typer.echo(f"rows     {done.rows} to {done.path}; {done.cut} cut at max_new_tokens, without a stop token")
     typer.echo(f"text     {done.advice}")
 
 
-def adopt_command(
-    folder: Folder,
-    model: Annotated[str, typer.Option("--model", metavar="PATH", help="A folder of safetensors with its tokenizer.")],
+@dataclass(frozen=True, slots=True)
+class AdoptOptions:
+    """Which model to adopt, and how it was trained."""
+
+    folder: Folder
+    model: Annotated[str, typer.Option("--model", metavar="PATH", help="A folder of safetensors with its tokenizer.")]
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="Of the way it was trained; its seeds form a group.")
-    ],
-    selectivity: Setting = None,
+    ]
+    selectivity: Setting = None
     training: Annotated[
         Literal["direct", "distilled"] | None,
         typer.Option("--training", help="direct: trained on the truth's rows. [default: distilled]"),
-    ] = None,
-    seed: Seed = None,
-    chain: Chain = None,
-    cache: Cache = None,
-    as_json: Json = False,
-) -> None:
+    ] = None
+    seed: Seed = None
+    chain: Chain = None
+    cache: Cache = None
+    as_json: Json = False
+
+
+@filled(AdoptOptions)
+def adopt_command(o: AdoptOptions) -> None:
     """Take a model trained elsewhere into a run and judge it as the run's own students are."""
     from rich.text import Text
 
@@ -99,12 +122,19 @@ def adopt_command(
         from hydrometer.run.exchange.adopting import adopt
 
         done = adopt(
-            folder, model=model, name=name, selectivity=selectivity, training=training, seed=seed, chain=chain,
-            cache=cache, monitor=monitor,
-        )  # fmt: skip
+            o.folder,
+            model=o.model,
+            name=o.name,
+            selectivity=o.selectivity,
+            training=o.training,
+            seed=o.seed,
+            chain=o.chain,
+            cache=o.cache,
+            monitor=monitor,
+        )
         page = build_report([done.run.folder])
     failed = [c for c in done.run.failed_cells if c in done.cells]
-    if as_json:
+    if o.as_json:
         body = {"folder": str(done.run.folder), "report": str(page), "cells": list(done.cells), "known": done.known}
         typer.echo(json.dumps({**body, "failed_cells": failed}))
     else:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from hydrometer._stopping import CODES, Stop, Stopping, go_on, how_to_go_on
 from hydrometer.core.errors import HydrometerError, InputError, one_line
@@ -48,8 +48,9 @@ def _reader_left() -> NoReturn:
 
 def _complain_of(e: Exception) -> NoReturn:
     """Say in one line what can be mended; anything else is a defect and shown as one."""
-    if hasattr(e, "exit_code") and hasattr(e, "format_message"):  # a usage error of the parser
-        _complain(cast("Callable[[], str]", getattr(e, "format_message"))(), 2)  # noqa: B009
+    said = getattr(e, "format_message", None)
+    if hasattr(e, "exit_code") and callable(said):  # a usage error of the parser
+        _complain(str(said()), 2)
     try:  # is it standard output? What was buffered may be dropped already; a full device refuses even nothing
         sys.stdout.flush()
         os.write(1, b"")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Literal
 
 import typer
 
+from hydrometer.cli.options import Json, filled
 from hydrometer.cli.result_output import say_results
 
 __all__ = ["judge_command"]
@@ -14,55 +16,61 @@ __all__ = ["judge_command"]
 _MODEL = "Hub id, folder, GGUF file, PEFT adapter folder, or smollm2-135m-instruct."
 
 
-def judge_command(
-    students: Annotated[list[str], typer.Option("--student", metavar="M", help=f"{_MODEL} Repeatable.")],
-    truth: Annotated[str | None, typer.Option("--truth", metavar="M", help=_MODEL)] = None,
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """What to judge, against what, on how many answers."""
+
+    students: Annotated[list[str], typer.Option("--student", metavar="M", help=f"{_MODEL} Repeatable.")]
+    truth: Annotated[str | None, typer.Option("--truth", metavar="M", help=_MODEL)] = None
     truth_text: Annotated[
         Path | None,
         typer.Option("--truth-text", metavar="FILE", help="Held-out text in the place of a truth; JSONL or Parquet."),
-    ] = None,
+    ] = None
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="M", help="With --truth-text: what precision_reference is measured under."),
-    ] = None,
+    ] = None
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", metavar="FILE", help="JSONL or Parquet with a column prompt, messages or text."),
-    ] = None,
+    ] = None
     chat: Annotated[
         bool | None,
         typer.Option(
             "--chat/--no-chat", help="Use the chat template. [default: yes for all but text, if there is one]"
         ),
-    ] = None,
+    ] = None
     prompts_are: Annotated[
-        str | None,
+        Literal["fixed", "sample"] | None,
         typer.Option("--prompts-are", metavar="fixed|sample", help="What intervals are for. [default: sample]"),
-    ] = None,
+    ] = None
     answers: Annotated[
         int | None,
         typer.Option("--answers-per-prompt", "--n", metavar="N", help="Answers to every prompt. [default: 256 in all]"),
-    ] = None,
+    ] = None
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", metavar="L", help="Where an answer is cut. [default: 64]")
-    ] = None,
+    ] = None
     decodings: Annotated[
         list[str] | None,
         typer.Option("--decoding", metavar="temperature=T,top_p=P", help="Judge every student so, too. Repeatable."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="float32|bfloat16", help="Arithmetic.")] = "float32",
-    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda|auto", help="Where models run.")] = "cpu",
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option("--dtype", metavar="float32|bfloat16", help="Arithmetic.")
+    ] = "float32"
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda|auto", help="Where models run.")] = "cpu"
     base: Annotated[
         str | None, typer.Option("--base", metavar="M", help="The model under adapters, where they name a path.")
-    ] = None,
-    out: Annotated[
-        str, typer.Option("--out", metavar="DIR|URL", help="Folder for rows, scores, results.")
-    ] = "runs/judge",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")
-    ] = False,
-) -> None:
+    ] = None
+    out: Annotated[str, typer.Option("--out", metavar="DIR|URL", help="Folder for rows, scores, results.")] = (
+        "runs/judge"
+    )
+    as_json: Json = False
+
+
+@filled(JudgeOptions)
+def judge_command(o: JudgeOptions) -> None:
     """Judge models trained anywhere against a truth, or against held-out text."""
     from hydrometer.run.execution.progress import ConsoleMonitor
 
@@ -72,10 +80,22 @@ def judge_command(
         from hydrometer.run.judging.judging import judge_models
 
         result = judge_models(
-            students, truth=truth, truth_text=truth_text, reference=reference, prompts=prompts, chat=chat,
-            prompts_are=cast("Any", prompts_are), answers_per_prompt=answers, max_new_tokens=max_new_tokens,
-            decodings=[parse_selectivity(d, "--decoding") for d in decodings or []], seed=seed,
-            dtype=cast("Any", dtype), device=device, base=base, out=out, monitor=monitor,
-        )  # fmt: skip
+            o.students,
+            truth=o.truth,
+            truth_text=o.truth_text,
+            reference=o.reference,
+            prompts=o.prompts,
+            chat=o.chat,
+            prompts_are=o.prompts_are,
+            answers_per_prompt=o.answers,
+            max_new_tokens=o.max_new_tokens,
+            decodings=[parse_selectivity(d, "--decoding") for d in o.decodings or []],
+            seed=o.seed,
+            dtype=o.dtype,
+            device=o.device,
+            base=o.base,
+            out=o.out,
+            monitor=monitor,
+        )
         page = build_report([result.folder])
-    say_results(result, page, as_json=as_json)
+    say_results(result, page, as_json=o.as_json)

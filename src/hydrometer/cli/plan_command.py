@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hydrometer.cli.options import Artifacts, Json, Overrides, Recipe
+
 if TYPE_CHECKING:
     from hydrometer.report.terminal import FittedTable
 
@@ -17,11 +19,8 @@ _SCALES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9
 
 
 def plan_command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     device: Annotated[
         str,
         typer.Option("--device", metavar="PROFILE", help="this machine, a100, h100, h200, or a .yaml file of figures."),
@@ -37,10 +36,8 @@ def plan_command(
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR|URL", help="The run's folder. [default: runs/NAME]")
     ] = None,
-    cache: Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")
-    ] = False,
+    cache: Artifacts = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a run will take, tokens, FLOPs, bytes and hours, and what of it is there already."""
     from rich.text import Text
@@ -52,9 +49,15 @@ def plan_command(
         from hydrometer.run.cost.cost_plan import plan
 
         found = plan(
-            recipe, overrides=overrides or [], device=device, out=out, cache=cache, mean_tokens=mean_tokens,
-            measure=measure, say=doing,
-        )  # fmt: skip
+            recipe,
+            overrides=overrides or [],
+            device=device,
+            out=out,
+            cache=cache,
+            mean_tokens=mean_tokens,
+            measure=measure,
+            say=doing,
+        )
     body = found.to_json()
     if as_json:
         typer.echo(json.dumps(body))
@@ -93,10 +96,8 @@ def plan_table(body: Mapping[str, Any]) -> FittedTable:
 
 
 def _cells(row: Mapping[str, Any], hours: float | None) -> list[str]:
-    return [
-        f"{row['done']}/{row['stages']}", _short(row["tokens"]), _short(row["flops"]), _short(row["disk"]),
-        _short(row["memory"]), _hours(hours), _hours(row["hours_most"]),
-    ]  # fmt: skip
+    sizes = [_short(row[k]) for k in ("tokens", "flops", "disk", "memory")]
+    return [f"{row['done']}/{row['stages']}", *sizes, _hours(hours), _hours(row["hours_most"])]
 
 
 def _short(value: float) -> str:

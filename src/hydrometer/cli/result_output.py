@@ -32,9 +32,13 @@ def say_results(result: RunResult, page: Path | Url, *, as_json: bool) -> None:
     told = console(stderr=as_json)
     if as_json:
         body = {
-            "folder": str(result.folder), "report": str(page), "computed": dict(outcome.computed),
-            "reused": dict(outcome.reused), "failed_cells": failed, "summary": result.results["summary"],
-        }  # fmt: skip
+            "folder": str(result.folder),
+            "report": str(page),
+            "computed": dict(outcome.computed),
+            "reused": dict(outcome.reused),
+            "failed_cells": failed,
+            "summary": result.results["summary"],
+        }
         typer.echo(json.dumps(body))
     else:
         told.print(summary_table(result.results))

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from hydrometer.report.words.verdict import verdict
 
 __all__ = [
-    "advice_notes", "advice_sentences", "advice_table", "answers", "build_report", "missing_sentence", "summary_table",
+    "advice_notes",
+    "advice_sentences",
+    "advice_table",
+    "answers",
+    "build_report",
+    "missing_sentence",
+    "summary_table",
     "verdict",
-]  # fmt: skip
+]
 
 __getattr__, __dir__ = lazily(
     __name__,

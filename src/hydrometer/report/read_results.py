@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES
-from hydrometer.core.io.yaml_io import read_plain
+from hydrometer.core.io.yaml_io import is_object, read_plain
 from hydrometer.report.typed_results import Brought, Cell, Chain, Control, Diff, Figure, Gate, Group, Run, Step
 from hydrometer.report.values import (
     Json,
@@ -41,9 +40,15 @@ def _diff(value: object) -> Diff | None:
     if not d:
         return None
     return Diff(
-        text(d.get("a")), text(d.get("b")), text(d.get("metric")), finite(d.get("value")), finite(d.get("se")),
-        number(d.get("df")), read_interval(d.get("ci95")), text(d.get("pairing")),
-    )  # fmt: skip
+        text(d.get("a")),
+        text(d.get("b")),
+        text(d.get("metric")),
+        finite(d.get("value")),
+        finite(d.get("se")),
+        number(d.get("df")),
+        read_interval(d.get("ci95")),
+        text(d.get("pairing")),
+    )
 
 
 def _diffs(value: object) -> dict[str, Diff]:
@@ -53,23 +58,38 @@ def _diffs(value: object) -> dict[str, Diff]:
 def _figure(value: object) -> Figure:
     m = mapping(value)
     return Figure(
-        finite(m.get("value")), finite(m.get("se")), read_interval(m.get("ci95")), unit(m.get("unit")),
-        count(m.get("n_neg_inf")), finite(m.get("median")), read_interval([m.get("q25"), m.get("q75")]),
-        m.get("two_peaks") is True, m.get("few_seeds") is True,
-    )  # fmt: skip
+        finite(m.get("value")),
+        finite(m.get("se")),
+        read_interval(m.get("ci95")),
+        unit(m.get("unit")),
+        count(m.get("n_neg_inf")),
+        finite(m.get("median")),
+        read_interval([m.get("q25"), m.get("q75")]),
+        m.get("two_peaks") is True,
+        m.get("few_seeds") is True,
+    )
 
 
 def _group(name: str, value: object) -> Group:
     g = mapping(value)
     metrics = {k: _figure(v) for k, v in mapping(g.get("metrics")).items()}
     return Group(
-        name, text(g.get("chain")), text(g.get("role")), count(g.get("level")), text(g.get("training")) or None,
-        read_setting(g.get("selectivity")), read_setting(g.get("decoding")),
-        count(g.get("seeds")), count(g.get("failed")), metrics, read_point(g.get("point")),
+        name,
+        text(g.get("chain")),
+        text(g.get("role")),
+        count(g.get("level")),
+        text(g.get("training")) or None,
+        read_setting(g.get("selectivity")),
+        read_setting(g.get("decoding")),
+        count(g.get("seeds")),
+        count(g.get("failed")),
+        metrics,
+        read_point(g.get("point")),
         text(g.get("absent")),
         text(g.get("model")),
-        text(g.get("adopted")), finite(g.get("unseen")),
-    )  # fmt: skip
+        text(g.get("adopted")),
+        finite(g.get("unseen")),
+    )
 
 
 def _cell(value: object) -> Cell:
@@ -77,36 +97,52 @@ def _cell(value: object) -> Cell:
     seed = finite(c.get("seed"))
     values = {k: finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
     return Cell(
-        text(c.get("id")), text(c.get("group")), text(c.get("chain")), None if seed is None else int(seed),
-        c.get("status") == "ok", text(c.get("reason")), values, number(c.get("seconds")) or 0.0,
-    )  # fmt: skip
+        text(c.get("id")),
+        text(c.get("group")),
+        text(c.get("chain")),
+        None if seed is None else int(seed),
+        c.get("status") == "ok",
+        text(c.get("reason")),
+        values,
+        number(c.get("seconds")) or 0.0,
+    )
 
 
 def _control(value: object) -> Control:
     c = mapping(value)
     matched = mapping(c.get("matched_entropy"))
     return Control(
-        read_setting(c.get("selectivity")) or {}, text(c.get("distilled")), text(c.get("decoded")),
-        _diffs(c.get("same_setting")), _diffs(matched) if matched else None, finite(matched.get("entropy")),
+        read_setting(c.get("selectivity")) or {},
+        text(c.get("distilled")),
+        text(c.get("decoded")),
+        _diffs(c.get("same_setting")),
+        _diffs(matched) if matched else None,
+        finite(matched.get("entropy")),
         text(c.get("matched_reason")),
-    )  # fmt: skip
+    )
 
 
 def _step(value: object) -> Step:
     s = mapping(value)
     return Step(
-        read_setting(s.get("selectivity")) or {}, text(s.get("group")), s.get("coldest") is True,
-        _diffs(s.get("vs_neutral")), _diffs(s.get("vs_direct")),
-    )  # fmt: skip
+        read_setting(s.get("selectivity")) or {},
+        text(s.get("group")),
+        s.get("coldest") is True,
+        _diffs(s.get("vs_neutral")),
+        _diffs(s.get("vs_direct")),
+    )
 
 
 def _brought(value: object) -> Brought:
     b = mapping(value)
     keys = [k for k in b if k.startswith("vs_") or k == "same_setting"]
     return Brought(
-        text(b.get("group")), text(b.get("name")), text(b.get("training")), read_setting(b.get("selectivity")),
+        text(b.get("group")),
+        text(b.get("name")),
+        text(b.get("training")),
+        read_setting(b.get("selectivity")),
         {k: _diffs(b.get(k)) for k in keys},
-    )  # fmt: skip
+    )
 
 
 def _chain(name: str, value: object) -> Chain:
@@ -178,9 +214,9 @@ def _load(path: Path, limit: int) -> Json:
     if len(raw) > limit:
         raise ValueError(f"larger than {limit} bytes")
     value: object = json.loads(raw, parse_constant=lambda _: None)
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise ValueError("not a JSON object")
-    return cast(Json, value)
+    return value
 
 
 def read_run(folder: Path) -> Run:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, cast
+from typing import Any
+
+from hydrometer.core.io.yaml_io import is_array, is_object
 
 __all__ = [
     "Json",
@@ -42,12 +44,12 @@ def number(value: object) -> float | None:
 
 def mapping(value: object) -> Json:
     """Return a JSON object, or an empty one where there is none."""
-    return cast(Json, value) if isinstance(value, dict) else {}
+    return value if is_object(value) else {}
 
 
 def items(value: object) -> list[Any]:
     """Return a JSON array, or an empty one where there is none."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
+    return value if is_array(value) else []
 
 
 def text(value: object, default: str = "") -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ from hydrometer.run.api import run
 from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
-from hydrometer.run.graph.recipes import load_spec, recipes
+from hydrometer.run.graph.recipes import load_spec
 from hydrometer.stages.nodes import JudgeNode, Node
 from hydrometer.stages.statistics.decision import Need
 
@@ -108,9 +108,10 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
         return found(*_fewer_rows(lambda factor: made(2, factor), share, factor, fewest))
     rows = f"{_FEWEST_ROWS} rows" if factor == 0 else "the fewest rows that its models are fitted to"
     raise InputError(
-        f"the share is too small: two seeds of {rows} take {least:.3g} of the full run's cost", got=share,
+        f"the share is too small: two seeds of {rows} take {least:.3g} of the full run's cost",
+        got=share,
         fix=f"give --share {least * 1.05:.3g} or more",
-    )  # fmt: skip
+    )
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -131,7 +132,7 @@ def _fewest_rows(made: Callable[[float], tuple[RunSpec, float]]) -> tuple[float,
 
 def _fewer_rows(
     made: Callable[[float], tuple[RunSpec, float]], share: float, low: float, best: tuple[RunSpec, float]
-) -> tuple[RunSpec, float]:  # fmt: skip
+) -> tuple[RunSpec, float]:
     """Return the specification of the largest factor that costs at most the share; `best`, of factor `low`, does.
 
     Cost is nearly straight in the factor, so false position takes few plans, and planning is not free.
@@ -161,7 +162,7 @@ def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
     """The specification with so many seeds and all row counts times a factor."""
     chain = full.chains[name]
     body = chain.model_dump(mode="json", exclude_none=True)
-    data = cast("dict[str, Any] | None", body.get("data"))
+    data: dict[str, Any] | None = body.get("data")
     if data is None:
         raise SpecError(f"chains.{name} has no `data` to scale", got=chain.family, fix="run it whole, then advise DIR")
     rows = {k: max(min(v, _FEWEST_ROWS), round(v * factor)) if isinstance(v, int) else v for k, v in data.items()}
@@ -259,8 +260,7 @@ def advise_pilot(
     pilot = plan_pilot(full, share, chain, fresh=fresh)
     began = time.perf_counter()
     done = run(pilot.spec, out=out, cache=cache, monitor=monitor)
-    base = None if isinstance(source, RunSpec) or str(source) in recipes() else Path(source).absolute().parent
-    opened = open_source(done.folder, None, cache, base)
+    opened = open_source(done.folder, None, cache)
     advice = advise_on([opened], wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
     advice.data["pilot"] = {
         "share": share,

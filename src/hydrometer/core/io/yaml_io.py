@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import yaml
 from pydantic import ValidationError
@@ -21,6 +21,8 @@ __all__ = [
     "apply_overrides",
     "artifact_json",
     "explain",
+    "is_array",
+    "is_object",
     "nearest",
     "parse_yaml",
     "read_json",
@@ -103,6 +105,16 @@ def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
         return json.loads(raw, object_pairs_hook=_distinct if unique else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value that was read is a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value that was read is a JSON array."""
+    return isinstance(value, list)
 
 
 def artifact_json(path: Path, *kinds: type) -> Any:

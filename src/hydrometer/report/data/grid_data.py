@@ -188,10 +188,12 @@ def sheets(run: Run, chain: Chain) -> list[Sheet]:
             return Tile(None, "none", "no such cell") if place is None else compare(place)
 
         panels = [
-            [[[one({x.key: i, y.key: j, columns.key: c, rows.key: r}) for i in x.values] for j in y.values]
-             for c in columns.values]
+            [
+                [[one({x.key: i, y.key: j, columns.key: c, rows.key: r}) for i in x.values] for j in y.values]
+                for c in columns.values
+            ]
             for r in rows.values
-        ]  # fmt: skip
+        ]
         sheet = Sheet(title, x, y, columns, rows, panels, chain.unit)
         if any(t.value is not None for t in sheet.tiles):
             found.append(sheet)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hydrometer.core.io.yaml_io import is_array
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.figures.panels import settle
@@ -61,8 +62,8 @@ def _array(value: object) -> Floats:
     """Read a nested list of numbers; null and "-inf" become minus infinity."""
 
     def one(v: object) -> Any:
-        if isinstance(v, list):
-            return [one(w) for w in cast("list[object]", v)]
+        if is_array(v):
+            return [one(w) for w in v]
         n = number(v)
         return -math.inf if n is None else n
 
@@ -144,8 +145,9 @@ def draw_density(ax: Axes, title: str, kind: Kind, density: Density | None, trut
     if truth is not None and kind != "truth":
         outline = mass_levels(truth.log_density, (0.8,))
         floor = np.where(np.isfinite(truth.log_density), truth.log_density, -1e3)
-        ax.contour(truth.x, truth.y, floor, levels=outline, colors=[QUIET], linewidths=0.6, linestyles="solid",
-                   alpha=0.7)  # fmt: skip
+        ax.contour(
+            truth.x, truth.y, floor, levels=outline, colors=[QUIET], linewidths=0.6, linestyles="solid", alpha=0.7
+        )
     if density is None:
         ax.text(0.5, 0.5, "no exhibit", transform=ax.transAxes, ha="center", va="center", color=QUIET, fontsize=8)
         return
@@ -156,8 +158,7 @@ def draw_density(ax: Axes, title: str, kind: Kind, density: Density | None, trut
         ax.contourf(density.x, density.y, floor, levels=[level, top], colors=[color], alpha=alpha)
     ax.contour(density.x, density.y, floor, levels=levels, colors=[color], linewidths=0.7, linestyles="solid")
     if density.means.size:
-        ax.plot(density.means[:, 0], density.means[:, 1], linestyle="none", marker="+", color=color, markersize=6,
-                markeredgewidth=1.1)  # fmt: skip
+        ax.plot(*density.means.T, linestyle="none", marker="+", color=color, markersize=6, markeredgewidth=1.1)
 
 
 def draw_column(figure: Figure, column: Column, truth: Density | None) -> None:

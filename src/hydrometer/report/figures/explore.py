@@ -150,8 +150,12 @@ def _picture(density: Density | None, truth: Density | None, box: Box) -> list[s
 
 
 def _slider(chain: Chain, axis: Axis) -> Slider:
-    names = {"setting": "Teacher’s weight power β", "student": "Student’s components K″",
-             "teacher": "Teacher’s components K′", "separation": "Separation of the modes"}  # fmt: skip
+    names = {
+        "setting": "Teacher’s weight power β",
+        "student": "Student’s components K″",
+        "teacher": "Teacher’s components K′",
+        "separation": "Separation of the modes",
+    }
     spoken = {"student": "components of the student", "teacher": "components of the teacher"}
     if axis.key == "setting":
         only = all(set(p.step.selectivity) == {"weight_power"} for p in places(chain))
@@ -229,10 +233,8 @@ def explorer(run: Run, chain: Chain) -> Explorer | None:
         frames.append([*pictures, *field.paths(run, place)])
         short = setting(place.step.selectivity, short=True)
         names = where(place.point.point)
-        words.append([
-            f"teacher at {short}", one_line(f"student at {short}" + (f", {names}" if names else ""), 120),
-            _reading(place.point, group, teacher),
-        ])  # fmt: skip
+        student = one_line(f"student at {short}" + (f", {names}" if names else ""), 120)
+        words.append([f"teacher at {short}", student, _reading(place.point, group, teacher)])
     if not any(f[2] or f[7] for f in frames):
         return None
     return Explorer([_slider(chain, a) for a in axes], frames, words, field)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hydrometer.report.data.plotdata import Kind, Scale, kinds_of, knob, setting_scale
 from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, new_figure, styled
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, items, mapping, number
@@ -181,10 +181,10 @@ def draw_frontiers(ax: Axes, data: Frontier) -> None:
         high = np.column_stack([line.beta + line.beta_half, line.alpha + line.alpha_half])
         ring = np.clip(np.concatenate([low, high[::-1]]), 0.0, 1.02)
         ax.fill(ring[:, 0], ring[:, 1], color=color, alpha=0.18 * shade, linewidth=0, zorder=2)
+        dashes = _dashes(line.kind, shade)
         ax.plot(
-            line.beta, line.alpha, color=color, alpha=shade, linewidth=1.5, zorder=3, label=line.label,
-            linestyle=_dashes(line.kind, shade),
-        )  # fmt: skip
+            line.beta, line.alpha, color=color, alpha=shade, linewidth=1.5, zorder=3, label=line.label, linestyle=dashes
+        )
     ax.legend(loc="upper right", fontsize=7.5, handlelength=2.4, borderaxespad=1.0)
     ax.set_xlim(0, 1.03)
     ax.set_ylim(0, 1.03)
@@ -223,11 +223,9 @@ def _track(ax: Axes, track: Track, shade: float = 1.0, *, label: str | None = No
     look = LOOKS[track.kind]
     x, y, below, above = (np.array(column) for column in zip(*track.points, strict=True))
     ax.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6 * shade, zorder=2)
-    ax.plot(
-        x, y, color=look.color, linestyle=look.line if line is None else line, label=label, marker=look.marker,
-        markersize=look.size - 1, alpha=shade, markerfacecolor=PAPER if look.hollow else look.color,
-        markeredgecolor=look.color if look.hollow else PAPER, markeredgewidth=1.1 if look.hollow else 0.7, zorder=4,
-    )  # fmt: skip
+    dashes = look.line if line is None else line
+    markers = look.markers(look.size - 1)
+    ax.plot(x, y, color=look.color, linestyle=dashes, label=label, alpha=shade, zorder=4, **markers)
 
 
 def draw_typicality(ax: Axes, data: Frontier, level: int) -> None:

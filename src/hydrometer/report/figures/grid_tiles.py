@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -29,8 +30,14 @@ __all__ = ["column_figure", "gap_figure", "scale_figure", "sheet_figure", "sheet
 WIDE, HIGH = 0.46, 0.34  # of a tile, inches
 KEY = [("open", "", "undecided"), ("none", "no bracket", "no equal entropy"), ("none", "", "nothing to compare")]
 UP, DOWN = LOOKS["distilled"].color, LOOKS["direct"].color
-MARKS = [("o", LOOKS["direct"].color), ("s", LOOKS["distilled"].color), ("D", LOOKS["teacher"].color),
-         ("^", LOOKS["decoded_neutral"].color), ("v", INK), ("P", QUIET)]  # fmt: skip
+MARKS = [
+    ("o", LOOKS["direct"].color),
+    ("s", LOOKS["distilled"].color),
+    ("D", LOOKS["teacher"].color),
+    ("^", LOOKS["decoded_neutral"].color),
+    ("v", INK),
+    ("P", QUIET),
+]
 
 
 def strength(value: float, width: float, top: float) -> float:
@@ -72,8 +79,8 @@ def _tile(ax: Axes, x: float, y: float, tile: Tile, scale: tuple[float, float], 
         return
     alpha = strength(tile.value, *scale)
     ax.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=color, alpha=alpha, edgecolor="none"))
-    ax.text(x, y, words, ha="center", va="center_baseline", fontsize=size, color=PAPER if alpha > 0.72 else INK,
-            fontweight="bold" if alpha > 0.72 else "normal")  # fmt: skip
+    ink, weight = (PAPER, "bold") if alpha > 0.72 else (INK, "normal")
+    ax.text(x, y, words, ha="center", va="center_baseline", fontsize=size, color=ink, fontweight=weight)
 
 
 def draw_tiles(
@@ -241,10 +248,9 @@ def draw_gap(ax: Axes, found: list[GapPoint], metric: str, joined: bool) -> None
         marker, color = MARKS[sizes.index(p.student) % len(MARKS) if p.student is not None else -1]
         if diff.ci95:
             ax.plot([p.gap, p.gap], diff.ci95, color=color, linewidth=0.8, alpha=0.45, zorder=2)
-        ax.plot(
-            [p.gap], [diff.value], marker=marker, linestyle="none", markersize=5, color=color, zorder=3,
-            markerfacecolor=color if diff.sign else PAPER, markeredgecolor=color, markeredgewidth=0.9, alpha=0.9,
-        )  # fmt: skip
+        face = color if diff.sign else PAPER
+        rim = dict[str, Any](markeredgecolor=color, markeredgewidth=0.9, alpha=0.9, linestyle="none")
+        ax.plot([p.gap], [diff.value], marker=marker, markersize=5, color=color, zorder=3, markerfacecolor=face, **rim)
     for line in by_point.values() if joined else ():
         ax.plot([a for a, _ in line], [b for _, b in line], color=QUIET, linewidth=0.7, alpha=0.5, zorder=1)
     drawn = sorted(abs(b) for line in by_point.values() for _, b in line if b)
@@ -271,12 +277,12 @@ def _ticks(width: float, top: float) -> Any:
 
 def _gap_legend(figure: Figure, found: list[GapPoint]) -> None:
     sizes = sorted({p.student for p in found if p.student is not None})
+    dots = dict[str, Any](linestyle="none", markersize=5)
     handles = [
-        Line2D([], [], marker=MARKS[i % len(MARKS)][0], color=MARKS[i % len(MARKS)][1], linestyle="none", markersize=5,
-               label=f"K″ = {k:g}") for i, k in enumerate(sizes)
-    ]  # fmt: skip
-    hollow = Line2D([], [], marker="o", linestyle="none", markersize=5, markerfacecolor=PAPER, color=QUIET,
-                    label="hollow: undecided")  # fmt: skip
+        Line2D([], [], marker=marker, color=color, label=f"K″ = {k:g}", **dots)
+        for k, (marker, color) in zip(sizes, cycle(MARKS), strict=False)
+    ]
+    hollow = Line2D([], [], marker="o", markerfacecolor=PAPER, color=QUIET, label="hollow: undecided", **dots)
     figure.legend(handles=[*handles, hollow], loc="outside lower center", ncols=5, handletextpad=0.2, columnspacing=1.2)
 
 

@@ -23,11 +23,23 @@ __all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "p
 
 HALO = [withStroke(linewidth=2.4, foreground=PAPER)]
 # Where a label may stand around its point: offset in points, horizontal and vertical alignment.
+FREE: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "path_effects": HALO}
+"""Of a label beside its point."""
+
 PLACES = [
-    (8, 0, "left", "center"), (7, 6, "left", "bottom"), (7, -6, "left", "top"), (0, 9, "center", "bottom"),
-    (0, -9, "center", "top"), (-8, 0, "right", "center"), (-7, 6, "right", "bottom"), (-7, -6, "right", "top"),
-    (14, 14, "left", "bottom"), (14, -14, "left", "top"), (-14, 14, "right", "bottom"), (-14, -14, "right", "top"),
-]  # fmt: skip
+    (8, 0, "left", "center"),
+    (7, 6, "left", "bottom"),
+    (7, -6, "left", "top"),
+    (0, 9, "center", "bottom"),
+    (0, -9, "center", "top"),
+    (-8, 0, "right", "center"),
+    (-7, 6, "right", "bottom"),
+    (-7, -6, "right", "top"),
+    (14, 14, "left", "bottom"),
+    (14, -14, "left", "top"),
+    (-14, 14, "right", "bottom"),
+    (-14, -14, "right", "top"),
+]
 
 
 def _limits(values: Iterable[float], pad: float = 0.09) -> tuple[float, float]:
@@ -54,33 +66,25 @@ def _extent(plane: Plane, axis: int) -> list[float]:
 
 def _mark(ax: Axes, kind: Kind, x: float, y: float, **more: Any) -> None:
     look = LOOKS[kind]
-    face = PAPER if look.hollow else look.color
-    ax.plot(
-        [x], [y], marker=look.marker, color=look.color, markerfacecolor=face, markersize=look.size,
-        markeredgewidth=1.2 if look.hollow else 0.8, markeredgecolor=look.color if look.hollow else PAPER,
-        linestyle="none", zorder=5, **more,
-    )  # fmt: skip
+    ax.plot([x], [y], color=look.color, linestyle="none", zorder=5, **look.markers(look.size, 0.8), **more)
 
 
 def _path(ax: Axes, kind: Kind, points: list[Point], rail: float) -> None:
     look = LOOKS[kind]
     seen = [p for p in points if p.x is not None]
     if len(seen) > 1 and kind not in ("truth", "direct", "adopted"):
-        ax.plot(
-            [p.x for p in seen if p.x is not None], [p.y for p in seen], color=look.color, linestyle=look.line,
-            linewidth=1.5 if kind != "teacher" else 1.1, zorder=3,
-        )  # fmt: skip
+        x, y = [p.x for p in seen if p.x is not None], [p.y for p in seen]
+        width = 1.5 if kind != "teacher" else 1.1
+        ax.plot(x, y, color=look.color, linestyle=look.line, linewidth=width, zorder=3)
     start_is_other = kind in ("decoded", "decoded_neutral")
     for i, p in enumerate(points):
         if start_is_other and i == 0:
             continue
         x = rail if p.x is None else p.x
         if kind != "truth":
-            ax.errorbar(
-                [x], [p.y], xerr=None if p.x is None or p.x_reach is None else [[end] for end in p.x_reach],
-                yerr=None if p.y_reach is None else [[end] for end in p.y_reach], fmt="none", ecolor=look.color,
-                elinewidth=0.9, alpha=0.55, zorder=2,
-            )  # fmt: skip
+            xerr = None if p.x is None or p.x_reach is None else [[end] for end in p.x_reach]
+            yerr = None if p.y_reach is None else [[end] for end in p.y_reach]
+            ax.errorbar([x], [p.y], yerr, xerr, fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.55, zorder=2)
         _mark(ax, kind, x, p.y, clip_on=p.x is not None)
 
 
@@ -164,17 +168,23 @@ def _place_labels(ax: Axes, plane: Plane, rail: float) -> None:
             taken.append(boxes[best])
             dx, dy, ha, va = PLACES[best]
             ax.annotate(
-                p.label, ((rail if p.x is None else p.x), p.y), (dx, dy), textcoords="offset points", ha=ha, va=va,
-                fontsize=size, color=LOOKS[kind].color, path_effects=HALO, zorder=6, annotation_clip=False,
-            )  # fmt: skip
+                p.label,
+                ((rail if p.x is None else p.x), p.y),
+                (dx, dy),
+                ha=ha,
+                va=va,
+                fontsize=size,
+                color=LOOKS[kind].color,
+                zorder=6,
+                **FREE,
+            )
 
 
 def _cloud(ax: Axes, plane: Plane) -> None:
     for kind, cloud in plane.cloud.items():
-        ax.plot(
-            [c[0] for c in cloud], [c[1] for c in cloud], linestyle="none", marker="o", markersize=1.8,
-            markeredgewidth=0, color=LOOKS[kind].color, alpha=0.22, zorder=1,
-        )  # fmt: skip
+        x, y = zip(*cloud, strict=True)
+        dots = dict[str, Any](marker="o", markersize=1.8, markeredgewidth=0)
+        ax.plot(x, y, linestyle="none", color=LOOKS[kind].color, alpha=0.22, zorder=1, **dots)
 
 
 def settle(figure: Figure) -> None:
@@ -227,16 +237,19 @@ def _guides(ax: Axes, xs: tuple[float, float], ys: tuple[float, float], unit: st
             words = "KL = 0" if i == 0 else f"{c:g}"
             at_right = x == xs[1]
             ax.annotate(
-                words, (x, y), (3, 0) if at_right else (0, 3), textcoords="offset points", fontsize=7, color=QUIET,
-                ha="left" if at_right else "center", va="center" if at_right else "bottom", annotation_clip=False,
-                path_effects=HALO,
-            )  # fmt: skip
+                words,
+                (x, y),
+                (3, 0) if at_right else (0, 3),
+                fontsize=7,
+                color=QUIET,
+                ha="left" if at_right else "center",
+                va="center" if at_right else "bottom",
+                **FREE,
+            )
     top = [min(ys[1], -x) for x in xs]
     corner = min(max(-ys[1], xs[0]), xs[1])
-    ax.fill_between(
-        [xs[0], corner, xs[1]], [top[0], min(ys[1], -corner), top[1]], ys[1], color=FAINT, alpha=0.35, linewidth=0,
-        zorder=0,
-    )  # fmt: skip
+    edge = [top[0], min(ys[1], -corner), top[1]]
+    ax.fill_between([xs[0], corner, xs[1]], edge, ys[1], color=FAINT, alpha=0.35, linewidth=0, zorder=0)
 
 
 def _round_step(raw: float) -> float:
@@ -265,22 +278,16 @@ def draw_panel(ax: Axes, curves: Curves, panel: Panel) -> None:
     """Draw one metric along a scale: paths with bars, and levels of the direct student, teacher and truth."""
     for kind, (y, reach) in panel.levels.items():
         look = LOOKS[kind]
-        ax.axhline(y, color=look.color, linewidth=1.1, linestyle=look.line if kind == "teacher" else "-", zorder=1,
-                   alpha=0.75 if kind != "truth" else 0.9)  # fmt: skip
+        line, alpha = look.line if kind == "teacher" else "-", 0.75 if kind != "truth" else 0.9
+        ax.axhline(y, color=look.color, linewidth=1.1, linestyle=line, zorder=1, alpha=alpha)
         if reach and any(reach):
             ax.axhspan(y - reach[0], y + reach[1], color=look.color, alpha=0.1, linewidth=0, zorder=0)
     for kind, points in panel.series.items():
         look = LOOKS[kind]
         x, y = [p[0] for p in points], [p[1] for p in points]
-        ax.errorbar(
-            x, y, yerr=[[(p[2] or (0.0, 0.0))[end] for p in points] for end in (0, 1)], fmt="none",
-            ecolor=look.color, elinewidth=0.9, alpha=0.6, zorder=2,
-        )  # fmt: skip
-        ax.plot(
-            x, y, color=look.color, linestyle=look.line, marker=look.marker, markersize=look.size - 1,
-            markerfacecolor=PAPER if look.hollow else look.color, markeredgecolor=look.color if look.hollow else PAPER,
-            markeredgewidth=1.1 if look.hollow else 0.7, zorder=4,
-        )  # fmt: skip
+        yerr = [[(p[2] or (0.0, 0.0))[end] for p in points] for end in (0, 1)]
+        ax.errorbar(x, y, yerr, fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6, zorder=2)
+        ax.plot(x, y, color=look.color, linestyle=look.line, zorder=4, **look.markers(look.size - 1))
     ax.set_title(panel.title)
     ax.set_xlabel(curves.scale.name)
     ax.set_ylabel(curves.unit)
@@ -315,11 +322,10 @@ def _legend(figure: Figure, kinds: Iterable[Kind], extra: list[Any] | None = Non
     for kind in KINDS:
         if kind in set(kinds):
             look = LOOKS[kind]
-            line = "none" if kind in ("truth", "direct") else look.line
-            handles.append(
-                Line2D([], [], color=look.color, marker=look.marker, linestyle=line, markersize=look.size,
-                       markerfacecolor=PAPER if look.hollow else look.color, label=look.label)
-            )  # fmt: skip
+            marks: dict[str, Any] = {"marker": look.marker, "markersize": look.size}
+            marks["linestyle"] = "none" if kind in ("truth", "direct") else look.line
+            marks["markerfacecolor"] = PAPER if look.hollow else look.color
+            handles.append(Line2D([], [], color=look.color, label=look.label, **marks))
     figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=3)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -24,10 +24,10 @@ from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.data.samples import visible
 from hydrometer.report.figures.grid_views import FigureView, Panel, Save
 from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
-from hydrometer.report.values import Setting, items, mapping, number, text
+from hydrometer.report.values import Setting, items, mapping, number, read_interval, text
 from hydrometer.report.wording import is_neutral, setting, with_error
 
 __all__ = ["Cloud", "Picture", "picture_data", "picture_figure", "picture_view"]
@@ -77,7 +77,9 @@ class Picture:
     @property
     def truth(self) -> Cloud:
         """The truth's rows."""
-        return cast("Cloud", self.columns[0][0])
+        truth = self.columns[0][0]
+        assert truth is not None  # else there is no picture
+        return truth
 
     @property
     def clouds(self) -> list[Cloud]:
@@ -101,9 +103,8 @@ def _cloud(value: object, title: str, kind: Kind) -> Cloud | None:
     if not known.size:
         return None
     return Cloud(
-        title, kind, xy[known], [words[i] for i in known], _figure(m.get("spread_ratio")),
-        _figure(m.get("mixing")),
-    )  # fmt: skip
+        title, kind, xy[known], [words[i] for i in known], _figure(m.get("spread_ratio")), _figure(m.get("mixing"))
+    )
 
 
 def _columns(run: Run, chain: Chain, by_group: dict[str, object]) -> list[Column]:
@@ -156,13 +157,16 @@ def picture_data(run: Run, chain: Chain) -> Picture | str | None:
     every = np.concatenate([c.xy for column in columns for c in column if c is not None])
     low, high = every.min(axis=0), every.max(axis=0)
     pad = np.maximum(high - low, 1e-9 + 1e-6 * np.abs(high)) * 0.04
-    shares = [number(v) for v in items(exhibit.get("explained"))]
-    explained = (shares[0], shares[1]) if len(shares) == 2 and None not in shares else None
     rows, dimensions = (number(exhibit.get(k)) or 0.0 for k in ("rows", "dimensions"))
     return Picture(
-        columns, text(exhibit.get("method")), cast("tuple[float, float] | None", explained), rows, dimensions,
-        exhibit.get("within_prompts") is True, np.stack([low - pad, high + pad], axis=1),
-    )  # fmt: skip
+        columns,
+        text(exhibit.get("method")),
+        read_interval(exhibit.get("explained")),
+        rows,
+        dimensions,
+        exhibit.get("within_prompts") is True,
+        np.stack([low - pad, high + pad], axis=1),
+    )
 
 
 def _numbers(cloud: Cloud) -> str:
@@ -197,18 +201,12 @@ def draw_cloud(ax: Axes, cloud: Cloud | None, picture: Picture, *, name: str = P
     ax.set_xlim(*picture.limits[0])
     ax.set_ylim(*picture.limits[1])
     own = dict[str, Any](linestyle="none", zorder=3, gid=name)
+    dots = dict[str, Any](marker="o", markersize=2.6, markeredgewidth=0)
     if cloud.kind == "truth":
-        ax.plot(cloud.xy[:, 0], cloud.xy[:, 1], marker="o", markersize=2.6, markeredgewidth=0, color=look.color,
-                alpha=0.6, **own)  # fmt: skip
+        ax.plot(*cloud.xy.T, color=look.color, alpha=0.6, **dots, **own)
         return
-    truth = picture.truth.xy
-    ax.plot(truth[:, 0], truth[:, 1], linestyle="none", marker="o", markersize=2.6, markeredgewidth=0, color=QUIET,
-            alpha=0.38, zorder=1)  # fmt: skip
-    marker = "o" if look.marker == "*" else look.marker
-    face = PAPER if look.hollow else look.color
-    ax.plot(cloud.xy[:, 0], cloud.xy[:, 1], marker=marker, markersize=3.1, markerfacecolor=face,
-            markeredgecolor=look.color if look.hollow else PAPER, markeredgewidth=0.7 if look.hollow else 0.3,
-            alpha=0.85, **own)  # fmt: skip
+    ax.plot(*picture.truth.xy.T, linestyle="none", color=QUIET, alpha=0.38, zorder=1, **dots)
+    ax.plot(*cloud.xy.T, alpha=0.85, **look.markers(3.1, 0.3), **own)
 
 
 def column_figure(column: Column, picture: Picture) -> Figure:

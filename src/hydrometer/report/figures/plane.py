@@ -134,10 +134,14 @@ class Field:
         bars = "".join(self._bars(g) for g in students)
         direct, chosen = run.groups.get(place.point.direct_group or ""), run.groups.get(place.step.group)
         return [
-            bars, line, "".join(_square(s, 6) for s in spots),
-            self._bars(direct) if direct else "", _disc(self._spot(direct), 15) if direct else "",
-            self._bars(chosen) if chosen else "", _square(self._spot(chosen), 10) if chosen else "",
-        ]  # fmt: skip
+            bars,
+            line,
+            "".join(_square(s, 6) for s in spots),
+            self._bars(direct) if direct else "",
+            _disc(self._spot(direct), 15) if direct else "",
+            self._bars(chosen) if chosen else "",
+            _square(self._spot(chosen), 10) if chosen else "",
+        ]
 
 
 def _square(at: tuple[int, int] | None, r: int) -> str:
@@ -167,6 +171,9 @@ def plane_field(run: Run, chain: Chain) -> Field:
     best = -min(entropies) if entropies else None
     x = _scale([*recall, *(-e for e in entropies)], best, LEFT, RIGHT)
     y = _scale([*precision, *(-e for e in entropies)], None, BOTTOM, TOP)
-    lines = "".join(f"M{x.place(-e)} {TOP}V{BOTTOM}M{LEFT} {y.place(-e)}H{RIGHT}" for e in sorted(entropies)[:1]
-                    if len(entropies) == 1)  # fmt: skip
+    lines = "".join(
+        f"M{x.place(-e)} {TOP}V{BOTTOM}M{LEFT} {y.place(-e)}H{RIGHT}"
+        for e in sorted(entropies)[:1]
+        if len(entropies) == 1
+    )
     return Field(x, y, lines, x.width is not None, chain.unit)

@@ -38,6 +38,17 @@ class Look:
     label: str
     size: float = 6.0
 
+    def markers(self, size: float, edge: float = 0.7) -> dict[str, Any]:
+        """Return what matplotlib is told of the markers; hollow ones have an edge in their own colour, and thicker."""
+        face, rim, width = (PAPER, self.color, edge + 0.4) if self.hollow else (self.color, PAPER, edge)
+        return {
+            "marker": self.marker,
+            "markersize": size,
+            "markerfacecolor": face,
+            "markeredgecolor": rim,
+            "markeredgewidth": width,
+        }
+
 
 LOOKS: Mapping[Kind, Look] = {
     "truth": Look(INK, "*", "-", False, "truth p*", 11),
@@ -50,10 +61,16 @@ LOOKS: Mapping[Kind, Look] = {
 }
 
 VARIABLES = {
-    INK: "--fig-ink", QUIET: "--fig-quiet", FAINT: "--fig-faint", PAPER: "--fig-paper",
-    "#00805f": "--c-teacher", "#0068a9": "--c-direct", "#a8528a": "--c-neutral", "#c94f00": "--c-distilled",
+    INK: "--fig-ink",
+    QUIET: "--fig-quiet",
+    FAINT: "--fig-faint",
+    PAPER: "--fig-paper",
+    "#00805f": "--c-teacher",
+    "#0068a9": "--c-direct",
+    "#a8528a": "--c-neutral",
+    "#c94f00": "--c-distilled",
     "#8a6d00": "--c-adopted",
-}  # fmt: skip
+}
 
 _RC: dict[str, Any] = {
     "svg.hashsalt": "hydrometer",

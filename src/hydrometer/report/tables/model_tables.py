@@ -245,15 +245,13 @@ def released_table(run: Run, chain: Chain) -> TableData:
         if low is not None and high is not None:
             spread = f"{_two(low)} to {_two(high)}"
             inside = "" if printed is None else "inside" if low <= printed <= high else "outside"
-        fair = next(
-            (g for g in run.of_chain(chain.name) if g.role == "student" and g.training == training and not g.decoding
-             and (training == "direct" or g.selectivity == at)), None,
-        )  # fmt: skip
-        rows.append([
-            training, setting(at, short=True) if at else "", name, _two(printed), _two(number(r.get("median"))),
-            spread, _two(number(r.get("mean"))), inside,
-            figure(fair.metrics.get(name)) if fair else "–",
-        ])  # fmt: skip
+        undecoded = (g for g in run.of_chain(chain.name) if g.role == "student" and not g.decoding)
+        same = (g for g in undecoded if g.training == training and (training == "direct" or g.selectivity == at))
+        fair = next(same, None)
+        corrected = figure(fair.metrics.get(name)) if fair else "–"
+        median, mean = _two(number(r.get("median"))), _two(number(r.get("mean")))
+        shown = setting(at, short=True) if at else ""
+        rows.append([training, shown, name, _two(printed), median, spread, mean, inside, corrected])
     head = ["student", "setting", "figure", "printed", "median", "95 % of seeds", "mean", "printed lies", "corrected"]
     return TableData(head, rows)
 

@@ -6,13 +6,14 @@ The sentences say what to take, what it gains and costs, and how sure that is. T
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hydrometer.core.errors import one_line
 from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_setting, text
 from hydrometer.report.wording import Tone, among, num, setting, with_error
 
-__all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]  # fmt: skip
+__all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
@@ -60,12 +61,13 @@ def _by_id(data: Json, wanted: object) -> Json:
 
 def _name(data: Json, c: Json) -> str:
     """Name a student: ``the direct student decoded at temperature 0.8``."""
-    decoded = read_setting(c.get("decoding"))
+    decoded, adopted = read_setting(c.get("decoding")), text(c.get("adopted"))
     if c.get("training") == "direct":
-        words = "the direct student"
+        words = f"the adopted direct model {adopted}" if adopted else "the direct student"
         words += f" decoded at {setting(decoded)}" if decoded else " as it is"
     else:
-        words = f"the student distilled at {setting(read_setting(c.get('selectivity')))}"
+        words = f"the adopted model {adopted}" if adopted else "the student"
+        words += f" distilled at {setting(read_setting(c.get('selectivity')))}"
         words += f" and decoded at {setting(decoded)}" if decoded else ""
     return f"{words} (run {text(c.get('run'))})" if len(items(data.get("runs"))) > 1 else words
 
@@ -122,10 +124,10 @@ def _answer(data: Json) -> str:
     match data.get("reason"):
         case "equivalent":
             same = among([_name(data, _by_id(data, c)) for c in items(data.get("contenders"))])
-            cheaper = _name(data, _candidate(data, "cheaper"))
+            cheaper = _candidate(data, "cheaper")
+            take = f"the cheaper, {_name(data, cheaper)}" if cheaper else "whichever costs less"
             return (
-                f"Undecided: {same} are equivalent within the margin of {margin} in {_objective(data)}, so take the "
-                f"cheaper, {cheaper}."
+                f"Undecided: {same} are equivalent within the margin of {margin} in {_objective(data)}, so take {take}."
             )
         case "one_seed":
             return (
@@ -192,6 +194,8 @@ def _moved(figure: Json, rises: str, falls: str, unit: str) -> str:
 
 def _cost(c: Json) -> str:
     cost = mapping(c.get("cost"))
+    if c.get("adopted"):
+        return "its cost is not known, since it was trained elsewhere"
     rows, tokens = number(cost.get("teacher_rows")) or 0.0, number(cost.get("teacher_tokens"))
     drawn, fitted, teacher = (
         number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds", "teacher_fit_seconds")
@@ -223,7 +227,7 @@ def _sureness(data: Json) -> str:
     if rival:
         lead = mapping(mapping(data.get("expected")).get("lead"))
         words += f"; the closest rival, {_name(data, rival)}, {_behind(lead, _unit(data))} in {_objective(data)}"
-        if data.get("status") != "decided" and _draws(leader) and not _draws(rival):
+        if data.get("status") != "decided" and _draws(leader) and _draws(rival) == 0:
             words += " and costs no teacher draws"
     else:
         words += "; no other setting may still meet the need"
@@ -234,8 +238,8 @@ def _sureness(data: Json) -> str:
     return f"{words}{_more(data)}."
 
 
-def _draws(c: Json) -> float:
-    return number(mapping(c.get("cost")).get("teacher_rows")) or 0.0
+def _draws(c: Json) -> float | None:
+    return number(mapping(c.get("cost")).get("teacher_rows"))
 
 
 def _behind(lead: Json, unit: str) -> str:
@@ -290,7 +294,27 @@ def advice_notes(data: Json) -> list[str]:
         c = mapping(x)
         reasons.setdefault(text(c.get("reason")), []).append(_name(data, c))
     said += [f"Left out: {among(names)}: {reason}." for reason, names in reasons.items()]
+    lacking = mapping(data.get("lacking"))
+    lacks = [f"{_name(data, _by_id(data, c))} lacks {_listed(items(seeds))}" for c, seeds in lacking.items()]
+    if lacks:
+        said.append(f"All are compared on the {_seeds(data)} that they have in common: {among(lacks)}.")
+    adopted = [mapping(c) for c in items(data.get("candidates")) if mapping(c).get("adopted")]
+    if adopted:
+        names = among(list(dict.fromkeys(text(c["adopted"]) for c in adopted)))
+        said.append(
+            f"Trained elsewhere and adopted: {names}. What they were trained on is what `adopt` was told, and their "
+            "cost is not known, so none is called the cheaper."
+        )
     return said + _pilot(mapping(data.get("pilot")))
+
+
+def _listed(seeds: Sequence[object]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(_whole(s)) for s in seeds)}"
+
+
+def _seeds(data: Json) -> str:
+    count = _whole(data.get("seeds"))
+    return f"{count} seed{'s' if count != 1 else ''}"
 
 
 def _pilot(pilot: Json) -> list[str]:
@@ -330,7 +354,7 @@ def advice_table(data: Json) -> FittedTable:
         cells += [_short(c.get("score"))] if scored else []
         mark = " *" if c.get("id") == data.get("take") else ""
         cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
-        cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)]
+        cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)] if cost else ["–", "–"]
         rows.append([one_line(x, 200) for x in cells])
     base = _name(data, _candidate(data, "baseline"))
     caption = (
@@ -341,7 +365,7 @@ def advice_table(data: Json) -> FittedTable:
 
 
 def _brief(data: Json, c: Json) -> str:
-    parts = [text(c.get("training"))]
+    parts = [text(c.get("adopted")), text(c.get("training"))] if c.get("adopted") else [text(c.get("training"))]
     if c.get("training") != "direct":
         parts.append(setting(read_setting(c.get("selectivity")), short=True))
     if decoded := read_setting(c.get("decoding")):

@@ -58,10 +58,10 @@ def _answer(run: Run, chain: Chain) -> Sentence:
     if not any(not is_neutral(s.selectivity) for s in chain.tradeoff):
         words = "Undecided: no student was distilled selectively; add settings to `selectivity` and run again."
         return Sentence("answer", "open", words)
-    return Sentence(
-        "answer", "open",
-        "Undecided: these results hold no advice; run the experiment again, or ask `hydrometer advise` of its folder.",
-    )  # fmt: skip
+    words = (
+        "Undecided: these results hold no advice; run the experiment again, or ask `hydrometer advise` of its folder."
+    )
+    return Sentence("answer", "open", words)
 
 
 def _map(chain: Chain) -> Sentence:
@@ -84,11 +84,11 @@ def _map(chain: Chain) -> Sentence:
     gain, lost = best.step.vs_direct["precision"], recall_of(best.step.vs_direct)
     at = ", ".join(w for w in (where(best.point.point), setting(best.step.selectivity)) if w)
     recall = "" if lost is None or lost.value is None else f", with recall {signed(lost.value, lost.se)} ({span(lost)})"
-    return Sentence(
-        "answer", "note",
+    words = (
         f"Distil at {at}: {of} it gains most precision, {signed(gain.value or 0.0, gain.se)} ({span(gain)}), without a "
-        f"decided loss of recall{recall}; a run of that point alone would confirm it.",
-    )  # fmt: skip
+        f"decided loss of recall{recall}; a run of that point alone would confirm it."
+    )
+    return Sentence("answer", "note", words)
 
 
 def _judged(run: Run, chain: Chain) -> Sentence:
@@ -106,12 +106,11 @@ def _judged(run: Run, chain: Chain) -> Sentence:
     if rivals and all(r == 1 for r in rivals):
         return Sentence("answer", "yes", f"Take {model(best)}: its recall is the highest, and that is decided.")
     open_ = [model(g) for g, r in zip([g for g in known if g is not best], rivals, strict=True) if r != 1]
+    if not open_:
+        return Sentence("answer", "open", f"Undecided: {model(best)} alone has a finite recall.")
     named = open_[0] if len(open_) == 1 else f"{len(open_)} others"
-    return Sentence(
-        "answer", "open",
-        f"Undecided: {model(best)} has the highest recall, but is not shown to be ahead of {named}; more prompts would "
-        "decide." if open_ else f"Undecided: {model(best)} alone has a finite recall.",
-    )  # fmt: skip
+    words = f"Undecided: {model(best)} has the highest recall, but is not shown to be ahead of {named}"
+    return Sentence("answer", "open", words + "; more prompts would decide.")
 
 
 def _behind(run: Run, best: Group, other: Group, metric: str) -> int | None:

@@ -26,7 +26,7 @@ from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Ne
 from hydrometer.store.records import RunFolder, plain
 from hydrometer.store.storage_uri import Url, resolved
 
-__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decision_of", "keep", "need_of"]
+__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decided", "decision_of", "keep"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -119,11 +119,7 @@ def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, m
             decision = replace(decision, status="undecided", reason="unconfirmed")
         data = _data(sources, field, need, decision, again, stated=stated)
         keep(sources[0].books, data)
-    ids = [e.id for e in field.found]
-    return Advice(
-        decision.status, decision.reason, data["take"], ids[decision.leader],
-        None if decision.runner_up is None else ids[decision.runner_up], data,
-    )  # fmt: skip
+    return Advice(decision.status, decision.reason, data["take"], data["leader"], data["runner_up"], data)
 
 
 def completed(need: Need | None) -> tuple[Need, bool]:
@@ -139,16 +135,6 @@ def completed(need: Need | None) -> tuple[Need, bool]:
     if wanted.per == "sequence":
         raise InputError("nothing is wanted of the student", fix="state a need, for example a largest recall loss")
     return replace(wanted, max_recall_loss=DEFAULT_LOSS), False
-
-
-def need_of(
-    max_recall_loss: float | None, min_precision_gain: float | None, weight: float | None, score: str | None,
-    min_score: float | None, per: str, margin: float | None,
-) -> Need | None:  # fmt: skip
-    """Return the need that a command line states. Raises InputError."""
-    if per not in ("token", "sequence"):
-        raise InputError("nats are counted per token or per sequence", got=per)
-    return Need(max_recall_loss, min_precision_gain, weight, score, min_score, per, margin)
 
 
 def keep(books: RunFolder, data: Json) -> None:
@@ -167,10 +153,8 @@ def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
 
 def _data(
     sources: list[Source], field: Field, need: Need, decision: Decision, again: Again | None, *, stated: bool
-) -> Json:  # fmt: skip
+) -> Json:
     """All of the answer, as advice.json holds it (docs, Advice)."""
-    ids = [e.id for e in field.found]
-    decided = decision.status == "decided"
     return {
         "schema": SCHEMA,
         "runs": [s.name for s in sources],
@@ -183,23 +167,31 @@ def _data(
         "error": ERROR,
         "seeds": 0 if field.seeds == [None] else len(field.seeds),
         "rows": field.design.n,
-        "status": decision.status,
-        "reason": decision.reason,
-        "take": ids[decision.leader] if decided else None,
-        "leader": ids[decision.leader],
-        "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
-        "baseline": ids[field.baseline],
-        "contenders": [ids[g] for g in decision.contenders],
-        "cheaper": None if decision.cheaper is None else ids[decision.cheaper],
-        "more": None if decision.more is None else asdict(decision.more),
+        **decided(field, decision),
+        "baseline": field.found[field.baseline].id,
         "expected": _expected(field, need, decision, again),
-        "candidates": [
-            _candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)
-        ],
+        "candidates": [_candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)],
         "excluded": [_excluded(x) for x in field.excluded],
+        "lacking": field.lacking,
         "missing": [cell for s in sources for cell in s.missing],
         "pilot": None,
-    }  # fmt: skip
+    }
+
+
+def decided(field: Field, decision: Decision) -> Json:
+    """Return the decision with its candidates by their ids."""
+    found = field.found
+    cheaper = None if decision.cheaper is None else found[decision.cheaper]
+    return {
+        "status": decision.status,
+        "reason": decision.reason,
+        "take": found[decision.leader].id if decision.status == "decided" else None,
+        "leader": found[decision.leader].id,
+        "runner_up": None if decision.runner_up is None else found[decision.runner_up].id,
+        "contenders": [found[g].id for g in decision.contenders],
+        "cheaper": None if cheaper is None or cheaper.is_adopted else cheaper.id,  # then no contender's cost is known
+        "more": None if decision.more is None else asdict(decision.more),
+    }
 
 
 def _figure(x: Linear | None) -> Json | None:
@@ -213,6 +205,7 @@ def as_setting(cell: Cell) -> Json:
         "training": cell.training,
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
+        **({} if cell.origin is None else {"adopted": cell.origin["adopted"]}),
     }
 
 
@@ -240,9 +233,13 @@ def _expected(field: Field, need: Need, decision: Decision, again: Again | None)
     """The leader's figures where they were not used to choose it, and how that was done."""
     if again is not None:
         return {
-            "on": "fresh rows", "precision": _figure(again.precision), "recall": _figure(again.recall),
-            "precision_gain": _figure(again.gain), "recall_loss": _figure(again.loss), "lead": _figure(again.lead),
-        }  # fmt: skip
+            "on": "fresh rows",
+            "precision": _figure(again.precision),
+            "recall": _figure(again.recall),
+            "precision_gain": _figure(again.gain),
+            "recall_loss": _figure(again.loss),
+            "lead": _figure(again.lead),
+        }
     found = left_out(field.arms, field.design, need, field.baseline)
     lead = _figure(decision.lead)
     if found is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.candidates import Entry, Floats, Metrics, Source, need_artifact
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
@@ -57,9 +59,12 @@ def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None],
 
 
 def arm_of(
-    entry: Entry, seeds: Sequence[int | None], names: Sequence[str], lengths: Callable[[int | None], Floats | None],
+    entry: Entry,
+    seeds: Sequence[int | None],
+    names: Sequence[str],
+    lengths: Callable[[int | None], Floats | None],
     judged: Callable[[Cell], tuple[str, Metrics]],
-) -> Arm:  # fmt: skip
+) -> Arm:
     """Figures by seed, and what each of the truth's rows adds to recall.
 
     Parameters
@@ -73,7 +78,7 @@ def arm_of(
     for seed in seeds:
         cell = entry.cells[seed] if seed in entry.cells else entry.cells[None]
         key, metrics = judged(cell)
-        values.append([cast("float", metrics[m].value) for m in names])
+        values.append([_value(metrics[m]) for m in names])
         own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
         folder = need_artifact(entry.source, "judge", key)
         adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
@@ -82,5 +87,17 @@ def arm_of(
             ratio = y.sum() / length.sum()
             y = (y - ratio * length) / length.mean() + ratio
         rows.append(y)
-    cost = entry.cost["teacher_rows"] or 0.0
-    return Arm(entry.id, np.array(values), np.array(own), np.stack(rows), None in entry.cells, cost)
+    cost = entry.cost.get("teacher_rows")  # unknown of an adopted model, which is never called the cheaper
+    return Arm(
+        entry.id,
+        np.array(values),
+        np.array(own),
+        np.stack(rows),
+        None in entry.cells,
+        math.inf if cost is None else cost,
+    )
+
+
+def _value(figure: Estimate) -> float:
+    assert figure.value is not None  # candidates have finite figures
+    return figure.value

@@ -25,14 +25,16 @@ class Field:
     ----------
     found, excluded : students that can be candidates, and those that cannot.
     seeds : those that all candidates have.
+    lacking : seeds that some candidates have and this one has not, by its id; without those that lack none.
     names : metrics: precision, recall and, where the need has one, the score.
     arms : figures of `found`, in its order.
-    baseline : index of the candidate that gains and losses are counted from.
+    baseline : index of the candidate that gains and losses are counted from, which is one of the run's own.
     """
 
     found: list[Entry]
     excluded: list[Excluded]
     seeds: list[int | None]
+    lacking: dict[str, list[int]]
     names: tuple[str, ...]
     arms: list[Arm]
     design: Design
@@ -59,9 +61,10 @@ def _same_truth(sources: list[Source]) -> None:
             )
         if set(other.truth_rows) != set(first.truth_rows):
             raise InputError(
-                "the runs were judged on different rows of the truth", got=f"{first.folder}, {other.folder}",
+                "the runs were judged on different rows of the truth",
+                got=f"{first.folder}, {other.folder}",
                 fix="runs with equal data.evaluate, seeds and resample can be compared",
-            )  # fmt: skip
+            )
 
 
 def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field:
@@ -84,36 +87,58 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
             usable = [replace(e, id=f"{resolved(source.folder).name}:{e.id}") for e in usable]
         found += [e for e in usable if e.cell.judge not in known]
         excluded += others
+    found.sort(key=lambda e: e.is_adopted)
     found, excluded = _with_score(found, excluded, need)
     if not found:
         raise InputError(
-            "no student of the run can be a candidate", got=excluded[0].reason if excluded else "no student",
+            "no student of the run can be a candidate",
+            got=excluded[0].reason if excluded else "no student",
             fix="see the failed cells, or add settings that cut nothing off",
-        )  # fmt: skip
-    baseline = next((i for i, e in enumerate(found) if e.is_neutral), None)
+        )
+    own = [(i, e) for i, e in enumerate(found) if not e.is_adopted]
+    baseline = next((i for i, e in own if e.is_neutral), None)
     if baseline is None:
-        plain_direct = (i for i, e in enumerate(found) if e.cell.training == "direct" and e.cell.decoding is None)
+        plain_direct = (i for i, e in own if e.cell.training == "direct" and e.cell.decoding is None)
         baseline = next(plain_direct, None)
     if baseline is None:
         raise InputError(
             "there is no baseline: neither the student distilled from the unselected teacher nor the direct one has "
-            "figures", got="; ".join(x.reason for x in excluded), fix="run again, or add temperature 1 to selectivity",
-        )  # fmt: skip
+            "figures",
+            got="; ".join(x.reason for x in excluded),
+            fix="run again, or add temperature 1 to selectivity",
+        )
+    found, excluded = _with_seeds(found, excluded)
     seeds = common_seeds(found)
     if not seeds:
         raise InputError("the candidates have no seed in common", fix="run again to retry the failed cells")
     design, lengths = design_of(sources[0], kept_rows(found[baseline]))
     arms = [arm_of(e, seeds, names, lengths, lambda c, e=e: (c.judge, _figures(e, c))) for e in found]
-    return Field(found, excluded, seeds, names, arms, design, baseline)
+    return Field(found, excluded, seeds, _lacking(found), names, arms, design, baseline)
 
 
 def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:
     return entry.figures[cell.seed]
 
 
-def _with_score(
-    found: list[Entry], excluded: list[Excluded], need: Need
-) -> tuple[list[Entry], list[Excluded]]:  # fmt: skip
+def _with_seeds(found: list[Entry], excluded: list[Excluded]) -> tuple[list[Entry], list[Excluded]]:
+    """Leave out adopted models without a seed in common with the candidates before them."""
+    kept = [e for e in found if not e.is_adopted]
+    for entry in (e for e in found if e.is_adopted):
+        if common_seeds([*kept, entry]):
+            kept.append(entry)
+        else:
+            excluded = [*excluded, Excluded(entry.cell, "it has no seed in common with the other candidates")]
+    return kept, excluded
+
+
+def _lacking(found: list[Entry]) -> dict[str, list[int]]:
+    """Seeds that other candidates have, by the id of a candidate that lacks them."""
+    seen = {s for e in found for s in e.figures if s is not None}
+    lacks = {e.id: sorted(seen.difference(e.figures)) for e in found if None not in e.figures}
+    return {name: seeds for name, seeds in lacks.items() if seeds}
+
+
+def _with_score(found: list[Entry], excluded: list[Excluded], need: Need) -> tuple[list[Entry], list[Excluded]]:
     """Keep the candidates that have the score; refuse a score that none has."""
     if need.score is None:
         return found, excluded

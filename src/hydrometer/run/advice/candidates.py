@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,12 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
-from hydrometer.models.families import RunSpec, parse_run_spec
-from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
-from hydrometer.run.graph.recipes import shipped_recipes
-from hydrometer.run.graph.rendered import with_prompts
-from hydrometer.run.graph.spec_merge import merge
+from hydrometer.run.graph.plan import ChainPlan, Plan
+from hydrometer.run.graph.reopen import reopen
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import FitNode, Rows
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, load_results
-from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = ["Entry", "Excluded", "Source", "entries", "is_finite", "open_source", "the_chain"]
@@ -77,7 +73,8 @@ class Entry:
     id : the group's; with several runs, after the run folder's name.
     cells : planned cells by seed; the single key None where one serves all seeds.
     figures : by the same keys.
-    cost : what making it took: rows and tokens of the teacher's, seconds in this run, means over seeds.
+    cost : what making it took: rows and tokens of the teacher's, seconds in this run, means over seeds. Empty for an
+        adopted model, whose training the run did not see.
     """
 
     source: Source
@@ -90,6 +87,11 @@ class Entry:
     def cell(self) -> Cell:
         """A cell that stands for all."""
         return next(iter(self.cells.values()))
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether it was trained elsewhere."""
+        return self.cell.origin is not None
 
     @property
     def is_neutral(self) -> bool:
@@ -125,7 +127,7 @@ def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
 def _advisable(results: dict[str, Any], where: str) -> list[str]:
     """Chains with a distilled student that are no maps."""
     try:
-        summary = cast("dict[str, dict[str, Any]]", results["summary"]["chains"])
+        summary: dict[str, dict[str, Any]] = results["summary"]["chains"]
         distilled = {c["chain"] for c in results["cells"] if c["training"] == "distilled"}
         return [name for name, chain in summary.items() if name in distilled and "map" not in chain]
     except (KeyError, TypeError, AttributeError) as e:
@@ -134,71 +136,40 @@ def _advisable(results: dict[str, Any], where: str) -> list[str]:
         ) from None
 
 
-def open_source(
-    folder: str | Path | Url, chain: str | None, cache: str | Path | None, base: Path | None = None
-) -> Source:
-    """Open one chain of a finished run.
-
-    Parameters
-    ----------
-    base : folder that file names inside the specification refer to; by default they are looked for here, in the run's
-        folder, and among the shipped recipes. The run's own record of its truth tells whether they are the same files.
+def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path | None) -> Source:
+    """Open one chain of a finished run, with the models that it adopted.
 
     Raises
     ------
-    FolderError : no run, or a run without its specifications.
-    InputError : no chain with a distilled student, or several and no name.
+    FolderError : no run, or a run without its specifications or artifacts.
+    InputError : no chain with a distilled student, several and no name, or a file that its specifications name is gone.
     """
     books = RunFolder(folder)
     if books.place != books.root and not (books.root / "results.json").is_file():
         raise FolderError("no results.json there", got=str(folder), fix="give the place of a finished run")
     results = load_results(books.root)
-    accepted = books.accepted()
-    if not accepted:
+    if not books.accepted():
         raise FolderError("the folder holds results but no specification", got=str(folder), fix="give a whole run")
     names = _advisable(results, str(folder))
     if not names and "partial" in results and all("map" not in c for c in results["summary"]["chains"].values()):
         raise InputError("no distilled student is judged so far", got=str(folder), fix="wait, or let the run go on")
     if not names:
-        raise InputError(
-            "the run has no distilled student to advise on", got=str(folder),
-            fix="maps and chains without `student` are not advised on; give a run of a chain",
-        )  # fmt: skip
+        fix = "maps and chains without `student` are not advised on; give a run of a chain"
+        raise InputError("the run has no distilled student to advise on", got=str(folder), fix=fix)
     name = the_chain(names, chain, f"the run {folder}")
-    bases = (*books.bases(), Path.cwd(), books.root, shipped_recipes()) if base is None else (base,)
-    spec, plan = _planned(accepted, name, books, bases)
     kept = books.artifacts if cache is None else place_of(cache)
     if isinstance(kept, Path) and not kept.is_dir():
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
-    store = open_store(kept)
-    cells = {c["id"]: c for c in results["cells"]}
-    missing = cast("dict[str, list[str]]", results.get("partial", {})).get(name, [])
+    opened = reopen(books, cache, name)
     return Source(
-        books, str(results.get("name", spec.name)), plan, plan.chains[name], store, cells,
-        file_digest(books.root / "results.json"), tuple(missing),
-    )  # fmt: skip
-
-
-def _planned(
-    accepted: list[dict[str, Any]], name: str, folder: RunFolder, bases: Sequence[Path]
-) -> tuple[RunSpec, Plan]:
-    """Plan the run again, with the files that it was made from."""
-    why = ""
-    for base in bases:
-        spec = merge([parse_run_spec(k["spec"], "specs/", base) for k in accepted])
-        spec = with_prompts(spec.model_copy(update={"chains": {name: spec.chains[name]}}), folder)
-        try:
-            plan = plan_run(spec)
-        except InputError as e:  # a file that is not there; another base may have it
-            why = why or str(e)
-            continue
-        if all(k.get("truths", {}).get(name) == plan.chains[name].truth.key for k in accepted):
-            return spec, plan
-        why = why or "the files or model that its truth is made of have changed"
-    raise FolderError(
-        f"the run cannot be planned again: {why}",
-        got=str(folder.place),
-        fix="call from the folder of its specification",
+        books,
+        str(results.get("name", opened.spec.name)),
+        opened.plan,
+        opened.plan.chains[name],
+        opened.store,
+        cells={c["id"]: c for c in results["cells"]},
+        digest=file_digest(books.root / "results.json"),
+        missing=tuple(results.get("partial", {}).get(name, [])),
     )
 
 
@@ -206,8 +177,9 @@ def need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: s
     if not source.store.has(stage, key):
         raise FolderError(
             f"a {stage} artifact of the run is missing, damaged, or was made by other versions or on another processor",
-            got=source.store.location, fix=f"run it again into {source.folder}, or name its --cache",
-        )  # fmt: skip
+            got=source.store.location,
+            fix=f"run it again into {source.folder}, or name its --cache",
+        )
     return source.store.path(stage, key)
 
 
@@ -242,7 +214,8 @@ def entries(source: Source, recall: str, precision: str, *, priced: bool) -> tup
             excluded.append(Excluded(example, why))
         else:
             judged = [cells[s] for s in figures]
-            found.append(Entry(source, name, cells, figures, (_cost if priced else _rows)(source, judged)))
+            cost = {} if example.origin is not None else (_cost if priced else _rows)(source, judged)
+            found.append(Entry(source, name, cells, figures, cost))
     return sorted(found, key=_order), excluded
 
 
@@ -251,9 +224,10 @@ def _metrics(source: Source, record: Mapping[str, Any]) -> Metrics:
         return {k: Estimate.from_json(m) for k, m in record["metrics"].items()}
     except (KeyError, TypeError, AttributeError):
         raise FolderError(
-            "results.json holds figures that cannot be read", got=f"{source.folder}, cell {record.get('id')}",
+            "results.json holds figures that cannot be read",
+            got=f"{source.folder}, cell {record.get('id')}",
             fix="run it again with this version",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def is_finite(e: Estimate | None) -> bool:
@@ -289,7 +263,7 @@ def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
     if node is None:
         raise InputError("maps are not advised on", got=cell.chain)
     fit = source.plan.nodes[node.law.key]
-    assert isinstance(fit, FitNode)  # a student is a fit
+    assert isinstance(fit, FitNode)  # a student of the run's own is a fit
     return fit, [r for r in (fit.data, fit.validate) if r is not None]
 
 

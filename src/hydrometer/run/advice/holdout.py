@@ -101,9 +101,14 @@ def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tupl
             inputs = (*truth_rows.blocks, *law_rows.blocks, *(() if known is None else (known,)), *of_truth, *of_law)
             keys[node.key] = key = key_of(node.key)
             new: dict[str, Any] = {
-                "key": key, "truth_rows": truth_rows, "law_rows": law_rows, "truth_judge": known, "inputs": inputs,
-                "truth_scores": of_truth, "law_scores": of_law,
-            }  # fmt: skip
+                "key": key,
+                "truth_rows": truth_rows,
+                "law_rows": law_rows,
+                "truth_judge": known,
+                "inputs": inputs,
+                "truth_scores": of_truth,
+                "law_scores": of_law,
+            }
             add(replace(node, **new))
         return keys[node.key]
 
@@ -141,9 +146,13 @@ def judge_again(field: Field, need: Need, decision: Decision, monitor: Monitor) 
     figures = np.zeros((2, joint.mean.size))
     figures[0, g * joint.q], figures[1, g * joint.q + 1] = 1.0, 1.0
     return Again(
-        joint.linear(figures[0]), joint.linear(figures[1]), joint.linear(problem.gain(g)),
-        joint.linear(-problem.gain(g, 1)), None if h is None else problem.lead(g, h), confirmed(problem, g, h),
-    )  # fmt: skip
+        joint.linear(figures[0]),
+        joint.linear(figures[1]),
+        joint.linear(problem.gain(g)),
+        joint.linear(-problem.gain(g, 1)),
+        None if h is None else problem.lead(g, h),
+        confirmed(problem, g, h),
+    )
 
 
 def _arms(field: Field, chosen: list[int], new: New) -> list[Arm]:

@@ -7,15 +7,14 @@ run takes another in the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.advice.advise import Json, as_setting, completed, decision_of
-from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
+from hydrometer.run.advice.advise import Json, as_setting, completed, decided, decision_of
+from hydrometer.run.advice.candidate_table import field_of, unit_of
 from hydrometer.run.advice.candidates import Source
 from hydrometer.run.graph.plan import ChainPlan, Plan
-from hydrometer.stages.statistics.decision import Decision, Need
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder
 
@@ -23,9 +22,14 @@ __all__ = ["answer"]
 
 
 def answer(
-    folder: RunFolder, name: str, plan: Plan, chain: ChainPlan, store: ArtifactStore,
-    records: Mapping[str, Mapping[str, Any]], missing: Sequence[str],
-) -> Json | None:  # fmt: skip
+    folder: RunFolder,
+    name: str,
+    plan: Plan,
+    chain: ChainPlan,
+    store: ArtifactStore,
+    records: Mapping[str, Mapping[str, Any]],
+    missing: Sequence[str],
+) -> Json | None:
     """Decide for one chain of a run that has just been judged.
 
     Parameters
@@ -46,22 +50,12 @@ def answer(
         field = field_of([source], need, priced=False)
     except InputError as e:
         return {"status": "undecided", "why": e.what + (f"; {e.fix}" if e.fix else "")}
-    return _data(field, need, decision_of([source], field, need), unit_of(source, need))
-
-
-def _data(field: Field, need: Need, decision: Decision, per: str) -> Json:
-    ids = [e.id for e in field.found]
+    decision = decision_of([source], field, need)
+    candidates = zip(field.found, decision.candidates, strict=True)
     return {
-        "status": decision.status, "reason": decision.reason,
-        "take": ids[decision.leader] if decision.status == "decided" else None, "leader": ids[decision.leader],
-        "runner_up": None if decision.runner_up is None else ids[decision.runner_up],
-        "contenders": [ids[g] for g in decision.contenders],
-        "cheaper": None if decision.cheaper is None else ids[decision.cheaper],
-        "more": None if decision.more is None else asdict(decision.more),
-        "per": per, "objective": need.objective,
+        **decided(field, decision),
+        "per": unit_of(source, need),
+        "objective": need.objective,
         "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},
-        "candidates": [
-            {**as_setting(e.cell), "feasible": c.feasible}
-            for e, c in zip(field.found, decision.candidates, strict=True)
-        ],
-    }  # fmt: skip
+        "candidates": [{**as_setting(e.cell), "feasible": c.feasible} for e, c in candidates],
+    }

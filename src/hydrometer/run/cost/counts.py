@@ -44,7 +44,7 @@ class Counts:
 
     def _count(
         self, node: Node, counted: HasCostModel, mean: float, stage: Kind, role: str, rows: int, precision: Precision
-    ) -> Work:  # fmt: skip
+    ) -> Work:
         slot = (node.context.name, stage, role, rows, mean, precision)
         if slot not in self._works:
             self._works[slot] = counted.work(node.context.spec, stage, role, rows, mean, precision)

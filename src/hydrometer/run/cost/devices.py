@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError
-from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, explain, nearest, parse_yaml
+from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, explain, is_object, nearest, parse_yaml
 from hydrometer.models.work import Device
 from hydrometer.run.cost.this_machine import Kept
 
@@ -26,9 +25,19 @@ _SHARES = {"draw": 0.3, "score": 0.3, "train": 0.35}
 def _accelerator(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float, usd: float) -> Device:
     peaks = {"bfloat16": bfloat16, "float32": float32}
     return Device.model_validate(
-        {"name": name, "source": _ASSUMED, "flops": peaks, "bandwidth": bandwidth, "utilisation": _SHARES,
-         "launch": 8e-6, "link": 2e9, "memory": memory, "usd_per_hour": usd, "price": _PRICE}
-    )  # fmt: skip
+        {
+            "name": name,
+            "source": _ASSUMED,
+            "flops": peaks,
+            "bandwidth": bandwidth,
+            "utilisation": _SHARES,
+            "launch": 8e-6,
+            "link": 2e9,
+            "memory": memory,
+            "usd_per_hour": usd,
+            "price": _PRICE,
+        }
+    )
 
 
 PROFILES: Mapping[str, Device] = {
@@ -102,6 +111,4 @@ def _other_machine(fields: dict[str, object], path: Path) -> Device:
 
 def _inside(old: object, new: object) -> object:
     """A mapping changes the entries that it names."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return {**cast("dict[str, object]", old), **cast("dict[str, object]", new)}
-    return new
+    return {**old, **new} if is_object(old) and is_object(new) else new

@@ -82,9 +82,15 @@ class Pricing:
     """Adds up a plan, chain by chain."""
 
     def __init__(
-        self, spec: RunSpec, plan: Plan, left: list[Node], given: Device | None, mean: float | None, measure: bool,
+        self,
+        spec: RunSpec,
+        plan: Plan,
+        left: list[Node],
+        given: Device | None,
+        mean: float | None,
+        measure: bool,
         say: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.spec, self.plan, self.left, self.given, self.mean, self.say = spec, plan, left, given, mean, say
         self.measure = measure
         self.lengths: dict[str, Lengths] = {}
@@ -129,9 +135,14 @@ class Pricing:
     # -- dear chains: counted -----------------------------------------------------------------------------------------
 
     def _counted(
-        self, name: str, family: Family, counted: HasCostModel, chain: ChainSpec, left: list[Node],
+        self,
+        name: str,
+        family: Family,
+        counted: HasCostModel,
+        chain: ChainSpec,
+        left: list[Node],
         machine: ThisMachine | None,
-    ) -> Iterator[StageCost]:  # fmt: skip
+    ) -> Iterator[StageCost]:
         lengths = self._lengths(name, counted, chain)
         if machine is not None and self.measure and left:
             machine.measure(counted, lengths.mean, self._measured.setdefault(machine.path, {}))
@@ -234,12 +245,12 @@ class Pricing:
 
     def _opened(
         self, name: str, counted: HasCostModel, family: Family, chain: ChainSpec, left: list[Node]
-    ) -> dict[str, Work]:  # fmt: skip
+    ) -> dict[str, Work]:
         """Models read from disk: once in each arithmetic that draws or scores, as they are kept while in use."""
         key = self.plan.chains[name].truth.key
-        pairs: dict[tuple[str, str, Precision], None] = dict.fromkeys([
-            ("truth", key, family.precision(chain, "train")), ("truth", key, family.precision(chain, "judge")),
-        ])  # fmt: skip
+        pairs: dict[tuple[str, str, Precision], None] = dict.fromkeys(
+            [("truth", key, family.precision(chain, "train")), ("truth", key, family.precision(chain, "judge"))]
+        )
         for node in left:
             pairs |= dict.fromkeys((law.role, law.key, precision) for law, precision in node.opened())
         works: dict[str, Work] = {}
@@ -252,7 +263,7 @@ class Pricing:
 
     def _tried(
         self, name: str, family: Family, chain: ChainSpec, left: list[Node], machine: ThisMachine | None
-    ) -> Iterator[StageCost]:  # fmt: skip
+    ) -> Iterator[StageCost]:
         assert machine is not None
         names = {kind_of(n): trial_name(chain, n) for n in left}
         if self.measure and left and not family.keeps_draws:
@@ -281,9 +292,7 @@ class Pricing:
 
     # -- sums ---------------------------------------------------------------------------------------------------------
 
-    def _summed(
-        self, name: str, left: list[Node], of: Callable[[Node], tuple[Work, _Price]]
-    ) -> Iterator[StageCost]:  # fmt: skip
+    def _summed(self, name: str, left: list[Node], of: Callable[[Node], tuple[Work, _Price]]) -> Iterator[StageCost]:
         stages = Counter(kind_of(node) for node in self._nodes.get(name, []))
         empty = _row(name, "", "", Work(), _Price(0.0, 0.0))
         sums = {slot: replace(empty, stage=slot[0], role=slot[1], stages=n, done=n) for slot, n in stages.items()}
@@ -301,11 +310,16 @@ class Pricing:
                 shares = by.setdefault(slot, {})
                 shares[source] = shares.get(source, 0.0) + n * seconds
             sums[slot] = replace(
-                s, done=s.done - n, tokens=s.tokens + n * work.tokens, flops=s.flops + n * work.flops,
-                disk=s.disk + n * (work.disk + _META) + 40 * inputs, memory=max(s.memory, work.memory),
-                hours=_plus(s.hours, price.seconds, n), hours_most=_plus(s.hours_most, price.most, n),
+                s,
+                done=s.done - n,
+                tokens=s.tokens + n * work.tokens,
+                flops=s.flops + n * work.flops,
+                disk=s.disk + n * (work.disk + _META) + 40 * inputs,
+                memory=max(s.memory, work.memory),
+                hours=_plus(s.hours, price.seconds, n),
+                hours_most=_plus(s.hours_most, price.most, n),
                 source=_source(by.get(slot, {})),
-            )  # fmt: skip
+            )
         yield from sums.values()
 
 

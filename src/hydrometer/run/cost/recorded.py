@@ -53,7 +53,7 @@ def _by_name(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore) -> d
 
 def _counted(
     chain: ChainPlan, counted: HasCostModel, machine: ThisMachine, nodes: Sequence[Node], store: ArtifactStore
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     most = int(getattr(getattr(chain.context.spec, "truth", None), "max_new_tokens", 1))
     lengths = _lengths(chain, nodes, store, most)
     if lengths is not None:

@@ -99,9 +99,16 @@ class Kept(Strict):
             reached["train"] = min(1.0, max(1e-6, _REACHED["train"] * r.train))
         measured = _UNMEASURED | {k: f.seconds for k, f in self.figures.items()}
         return Device(
-            name=name, source=when, flops=flops, bandwidth=bandwidth, utilisation=reached, link=_LINK,
-            launch=_LAUNCH if own else 0.0, memory=own or held, measured=measured,
-        )  # fmt: skip
+            name=name,
+            source=when,
+            flops=flops,
+            bandwidth=bandwidth,
+            utilisation=reached,
+            link=_LINK,
+            launch=_LAUNCH if own else 0.0,
+            memory=own or held,
+            measured=measured,
+        )
 
 
 def device_folder() -> Path:

@@ -22,7 +22,6 @@ from hydrometer.run.graph.adopted import Adopted, keep_adopted, read_adopted
 from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
-from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, closure, look, reopen, require_run, with_selectivity
 from hydrometer.stages.cells import Cell
 from hydrometer.store.artifacts import content_key
@@ -95,7 +94,7 @@ def adopt(
     check_places(home.place)
     locate(str(model))
     with home.hold():
-        opened = reopen(home, cache, [shipped_recipes()])
+        opened = reopen(home, cache)
         at = chain_named(opened.plan, chain)
         look(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
         entry = _entry(opened, at, str(model), name, wanted, way, seed)
@@ -150,9 +149,14 @@ def _entry(
     weights = dict(family.identify(model))
     law = content_key({"stage": "adopt", "format": 1, "truth": at.truth.key, "weights": weights})
     body: dict[str, object] = {
-        "chain": at.context.name, "name": name, "training": training, "selectivity": s, "seed": seed, "law": law,
+        "chain": at.context.name,
+        "name": name,
+        "training": training,
+        "selectivity": s,
+        "seed": seed,
+        "law": law,
         "weights": weights,
-    }  # fmt: skip
+    }
     try:
         return Adopted.model_validate(body)
     except ValidationError as e:

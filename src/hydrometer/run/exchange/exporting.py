@@ -10,9 +10,9 @@ import json
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow
 import pyarrow.parquet
@@ -24,7 +24,6 @@ from hydrometer.core.spec import Selectivity, parse_selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import ChainPlan
-from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "Exported", "Stream", "export"]
 
 # pyarrow has no type information; what leaves this module is annotated.
-pa = cast("Any", pyarrow)
-pq = cast("Any", pyarrow.parquet)
+pa: Any = pyarrow
+pq: Any = pyarrow.parquet
 
 Stream = Literal["distill", "train", "evaluate"]
 CHUNK = 1024
@@ -48,14 +47,16 @@ IGNORED = -100  # label of what is not learned, as everywhere in transformers
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
-_FIELDS: dict[str, Any] = {
-    "input_ids": _IDS, "labels": _IDS, "prompt_ids": _IDS, "completion_ids": _IDS, "log_prob": pa.float64(),
-    "log_prob_unselected": pa.float64(), "token_log_prob": _NATS, "token_log_prob_unselected": _NATS,
-    "finish_reason": pa.string(), "ends_with_stop": pa.bool_(), "round_trip": pa.bool_(),
-    "round_trip_lost": pa.string(), "row": pa.int64(), "prompt_index": pa.int32(), "chain": pa.string(),
-    "stream": pa.string(), "role": pa.string(), "selectivity": pa.string(), "seed": pa.int64(), "cell": pa.string(),
-    "tokenizer": pa.string(),
-}  # fmt: skip
+_KINDS = (
+    (_IDS, "input_ids labels prompt_ids completion_ids"),
+    (pa.float64(), "log_prob log_prob_unselected"),
+    (_NATS, "token_log_prob token_log_prob_unselected"),
+    (pa.bool_(), "ends_with_stop round_trip"),
+    (pa.int64(), "row seed"),
+    (pa.int32(), "prompt_index"),
+    (pa.string(), "finish_reason round_trip_lost chain stream role selectivity cell tokenizer"),
+)
+_FIELDS: dict[str, Any] = {name: kind for kind, names in _KINDS for name in names.split()}
 COLUMNS = frozenset([*_FIELDS, "messages", "prompt", "completion", "text"])
 """Names of the columns that an export may have."""
 
@@ -147,12 +148,24 @@ def export(
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
     wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
-    stream = _stream(stream, role, wanted, seed, held_out, cell)
+    asked = _asked(stream, role, wanted, seed, held_out, cell)
     refuse_unwritable(target.parent)
-    opened = reopen(require_run(folder), cache, [shipped_recipes()])
+    opened = reopen(require_run(folder), cache)
     _outside(target, opened)
-    picked = _pick(opened, chain, stream, role, wanted, seed, held_out, cell)
+    picked = _pick(opened, chain, asked)
     return _write(opened, picked, target, Form(format, chat), text_only=text_only)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Which rows are asked for; see `export`."""
+
+    stream: Stream
+    role: str | None
+    selectivity: Setting | None
+    seed: int | None
+    held_out: bool
+    cell: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +200,10 @@ def _outside(target: Path, opened: Opened) -> None:
         raise InputError("the folder of artifacts is the run's own", got=str(target), fix="choose another --to")
 
 
-def _stream(
+def _asked(
     stream: Stream | None, role: str | None, s: Setting | None, seed: int | None, held_out: bool, cell: str | None
-) -> Stream:
-    """Which rows are asked for, where what is asked goes together."""
+) -> _Asked:
+    """Refuse what does not go together, and fill in the stream."""
     if stream is None:
         stream = "evaluate" if cell is not None else "train" if role == "truth" and s is None else "distill"
     if stream == "evaluate":
@@ -201,25 +214,21 @@ def _stream(
         raise InputError("--cell goes with --stream evaluate", got=stream, fix="leave one of them out")
     elif stream == "train" and s is not None:
         raise InputError("training rows of the truth have no selectivity", got=s.label, fix="use --stream distill")
-    return stream
+    return _Asked(stream, role, s, seed, held_out, cell)
 
 
-def _pick(
-    opened: Opened, chain: str | None, stream: Stream, role: str | None, s: Setting | None, seed: int | None,
-    held_out: bool, cell: str | None,
-) -> _Picked:  # fmt: skip
-    if cell is not None:  # of evaluation rows alone
-        return _of_cell(opened, cell)
+def _pick(opened: Opened, chain: str | None, asked: _Asked) -> _Picked:
+    if asked.cell is not None:  # of evaluation rows alone
+        return _of_cell(opened, asked.cell)
     found = chain_named(opened.plan, chain)
-    if stream == "train":
-        return _of_fit(found, "direct", role or "truth", None, seed, held_out, opened)
-    if s is None:
-        settings = found.context.spec.selectivity
-        if len(settings) > 1:
-            known = "; ".join(",".join(f"{k}={v}" for k, v in x.to_json().items()) for x in settings)
-            raise InputError("several selectivities to choose from", got=known, fix="name one with --selectivity")
-        s = next(iter(settings))
-    return _of_fit(found, "distilled", role, with_selectivity(found, s), seed, held_out, opened)
+    if asked.stream == "train":
+        return _of_fit(opened, found, "direct", replace(asked, role=asked.role or "truth"))
+    settings = found.context.spec.selectivity
+    if asked.selectivity is None and len(settings) > 1:
+        known = "; ".join(",".join(f"{k}={v}" for k, v in x.to_json().items()) for x in settings)
+        raise InputError("several selectivities to choose from", got=known, fix="name one with --selectivity")
+    s = with_selectivity(found, asked.selectivity or next(iter(settings)))
+    return _of_fit(opened, found, "distilled", replace(asked, selectivity=s))
 
 
 def _of_cell(opened: Opened, cell_id: str) -> _Picked:
@@ -235,10 +244,7 @@ def _of_cell(opened: Opened, cell_id: str) -> _Picked:
     return _Picked(chain, node.law_rows, "evaluate", facts)
 
 
-def _of_fit(
-    chain: ChainPlan, training: str, role: str | None, s: Setting | None, seed: int | None, held_out: bool,
-    opened: Opened,
-) -> _Picked:  # fmt: skip
+def _of_fit(opened: Opened, chain: ChainPlan, training: str, asked: _Asked) -> _Picked:
     """Rows that a native model was fitted to: of the last level, or of the one that this role drew for."""
 
     def node_of(cell: Cell) -> FitNode | None:
@@ -246,22 +252,20 @@ def _of_fit(
         made = None if judged is None else opened.plan.nodes.get(judged.law.key)
         return made if isinstance(made, FitNode) else None
 
-    fitted = [
-        (c, node) for c in chain.cells
-        if c.training == training and c.decoding is None and c.selectivity == s and (node := node_of(c)) is not None
-    ]  # fmt: skip
+    as_they_are = [c for c in chain.cells if c.training == training and c.decoding is None]
+    same = [c for c in as_they_are if c.selectivity == asked.selectivity]
+    fitted = [(c, node) for c in same if (node := node_of(c)) is not None]
     roles = list(dict.fromkeys(node.data.law.role for _, node in fitted))
-    if role is None and roles:
-        role = roles[-1]
+    role = roles[-1] if asked.role is None and roles else asked.role
     if role not in roles:
         raise InputError("no such role draws these rows", got=role, fix="known: " + (", ".join(roles) or "none"))
     fitted = [(c, node) for c, node in fitted if node.data.law.role == role]
     seeds = sorted({c.seed for c, _ in fitted if c.seed is not None})
-    at = seed if seed is not None else seeds[0] if seeds else None
+    at = asked.seed if asked.seed is not None else seeds[0] if seeds else None
     chosen = [node for c, node in fitted if c.seed in (None, at)]
     if not chosen:
-        raise InputError("the run does not have this seed", got=seed, fix="known: " + ", ".join(map(str, seeds)))
-    rows = chosen[0].validate if held_out else chosen[0].data
+        raise InputError("the run does not have this seed", got=at, fix="known: " + ", ".join(map(str, seeds)))
+    rows = chosen[0].validate if asked.held_out else chosen[0].data
     if rows is None:
         raise InputError("this chain has no held-out rows", got=chain.context.name, fix="leave out --held-out")
     shared = rows.stream.path[:1] == ("shared",)
@@ -288,13 +292,17 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
     tokenizer, prompts, stop_ids = open_tokenizer(spec)
     if form.is_chat:
         chat_prompts(prompts)  # refuses others before rows are read
-    x = cast("Sequences", ArtifactLoader(opened.store).rows(picked.chain.context, picked.rows))
+    x = ArtifactLoader(opened.store).rows(picked.chain.context, picked.rows)
+    assert isinstance(x, Sequences)  # rows of language models
     s = picked.facts["selectivity"]
     setting = json.dumps(s.to_json()) if isinstance(s, Selectivity) else None
     facts: dict[str, object] = {
-        **picked.facts, "selectivity": setting, "chain": picked.chain.context.name, "stream": picked.stream,
+        **picked.facts,
+        "selectivity": setting,
+        "chain": picked.chain.context.name,
+        "stream": picked.stream,
         "tokenizer": vocabulary_hash(tokenizer),
-    }  # fmt: skip
+    }
     lost: Counter[str] = Counter()
     with _writer(target) as put:
         for start in range(0, len(x), CHUNK):
@@ -320,11 +328,21 @@ def _record(
         nats[name] = None if column is None else [float(v) for v in column[i, :n]]
     plain = x.token_log_prob_unselected
     return {
-        **text, **whole, "prompt_ids": prompt, "completion_ids": ids, "log_prob": float(x.log_prob[i]),
-        "log_prob_unselected": None if plain is None else float(plain[i, :n].astype("float64").sum()), **nats,
-        "finish_reason": x.finish_reason[i], "ends_with_stop": bool(x.stopped[i]), "round_trip": not lost,
-        "round_trip_lost": lost, "row": row, "prompt_index": int(x.prompt_index[i]), **facts,
-    }  # fmt: skip
+        **text,
+        **whole,
+        "prompt_ids": prompt,
+        "completion_ids": ids,
+        "log_prob": float(x.log_prob[i]),
+        "log_prob_unselected": None if plain is None else float(plain[i, :n].astype("float64").sum()),
+        **nats,
+        "finish_reason": x.finish_reason[i],
+        "ends_with_stop": bool(x.stopped[i]),
+        "round_trip": not lost,
+        "round_trip_lost": lost,
+        "row": row,
+        "prompt_index": int(x.prompt_index[i]),
+        **facts,
+    }
 
 
 class _Put(Protocol):

@@ -11,23 +11,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import DataError, InputError, brief
 from hydrometer.core.io.locking import InUseError
-from hydrometer.core.io.yaml_io import nearest, read_plain
+from hydrometer.core.io.yaml_io import is_object, nearest, read_plain
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Strata
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.exchange.exporting import COLUMNS
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import Plan
-from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
 from hydrometer.run.results.user_scores import CellScores, keep_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
@@ -38,7 +38,10 @@ from hydrometer.store.storage_uri import Url
 
 __all__ = ["ScoresResult", "add_scores"]
 
-pa, pq = cast("Any", pyarrow), cast("Any", pyarrow.parquet)
+# pyarrow has no type information; what leaves this module is annotated.
+pa: Any = pyarrow
+csv: Any = pyarrow.csv
+pq: Any = pyarrow.parquet
 
 MAX_FILE_BYTES = 2**29
 MAX_ROWS = 10_000_000
@@ -106,7 +109,7 @@ def add_scores(
         except InUseError:  # scores are files of their own, and read whenever results are written
             waiting = True
             load_results(home.root)
-        opened = reopen(home, cache, [shipped_recipes()])
+        opened = reopen(home, cache)
         outcome = Outcome()
         look(opened, opened.plan, outcome)
         if isinstance(given, CellScores):
@@ -269,11 +272,14 @@ def _finite(value: float) -> bool:
         return False
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
+
+
 def _row(value: object, i: int) -> int:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
-    if not whole or value != int(cast("float", value)):
+    if not _is_number(value) or value != int(value):
         raise DataError(f"column 'row', line {i + 1}: not a row's number", got=value, fix="keep what export wrote")
-    return int(cast("float", value))
+    return int(value)
 
 
 def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
@@ -289,17 +295,15 @@ def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
 
 
 def _csv(raw: bytes) -> dict[str, list[object]]:
-    import pyarrow.csv
-
     body = raw.lstrip(b"\r\n")
     ends = [at for at in (body.find(b"\n"), body.find(b"\r")) if at >= 0]
     commas = body.count(b",", 0, min(ends, default=len(body)))
     if commas >= MAX_COLUMNS:
         raise ValueError(f"it has {commas + 1} columns")
-    table = cast("Any", pyarrow.csv).read_csv(pa.BufferReader(raw))
+    table = csv.read_csv(pa.BufferReader(raw))
     _bound(table.num_rows, table.num_columns, table.num_columns)
     _distinct(table.column_names)
-    return cast("dict[str, list[object]]", table.to_pydict())
+    return table.to_pydict()
 
 
 def _bound(rows: int, columns: int, read: int) -> None:
@@ -330,7 +334,7 @@ def _parquet(raw: bytes) -> dict[str, list[object]]:
         owners = table.column("cell").combine_chunks()
         if pa.types.is_dictionary(owners.type) and owners.dictionary.nbytes > MAX_LINE_BYTES:
             raise ValueError("its cells' names are too long")
-    return cast("dict[str, list[object]]", table.to_pydict())
+    return table.to_pydict()
 
 
 def _lines(raw: bytes) -> dict[str, list[object]]:
@@ -341,9 +345,9 @@ def _lines(raw: bytes) -> dict[str, list[object]]:
         if not line.strip():
             continue
         value: object = json.loads(line.decode("utf-8"))
-        if not isinstance(value, dict):
+        if not is_object(value):
             raise ValueError(f"line {number} is no object")
-        rows.append(cast("dict[str, object]", value))
+        rows.append(value)
         if len(rows) > MAX_ROWS or len(rows[-1]) > MAX_COLUMNS:
             raise ValueError(f"line {number}: more than {MAX_ROWS} rows or {MAX_COLUMNS} columns")
     names = list(dict.fromkeys(k for r in rows for k in r))
@@ -361,16 +365,15 @@ def _lm_eval(raw: bytes, name: str, source: str) -> CellScores:
         body: object = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as e:
         raise DataError(f"the file is not JSON: {e}", got=name, fix="give results_*.json") from None
-    whole = cast("dict[str, Any]", body if isinstance(body, dict) else {})
-    tasks, counts = whole.get("results"), whole.get("n-samples")
-    if not isinstance(tasks, dict) or not tasks:
+    tasks, counts = (body.get("results"), body.get("n-samples")) if is_object(body) else (None, None)
+    if not is_object(tasks) or not tasks:
         raise DataError("the file holds no results of lm-evaluation-harness", got=name, fix="give results_*.json")
     made = CellScores()
-    for task, figures in cast("dict[str, Any]", tasks).items():
-        if not isinstance(figures, dict):
+    for task, figures in tasks.items():
+        if not is_object(figures):
             raise DataError("a task's results are no object", got=task, fix="give results_*.json as it was written")
-        n = _count(cast("dict[str, Any]", counts).get(task) if isinstance(counts, dict) else None)
-        for metric, estimate in _task(str(task), cast("dict[str, Any]", figures), n):
+        n = _count(counts.get(task) if is_object(counts) else None)
+        for metric, estimate in _task(task, figures, n):
             if metric in made.metrics:
                 raise DataError("two results have one name here", got=metric, fix="rename the task in the file")
             made.metrics[metric], made.rows[metric], made.source[metric] = estimate, None, source
@@ -386,15 +389,14 @@ def _task(task: str, figures: dict[str, Any], n: int) -> list[tuple[str, Estimat
         if not picked or metric.endswith(_STDERR):
             continue
         name = "_".join(["lm_eval", task, metric, *([] if picked == "none" else [picked])])
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+        if not _is_number(value):
             raise DataError(f"{task}: {key} is not a finite number", got=value, fix="evaluate the task again")
         error = figures.get(f"{metric}{_STDERR},{picked}")
-        known = isinstance(error, int | float) and not isinstance(error, bool) and _finite(error) and error >= 0
-        se = float(error) if known and error is not None else None
+        se = float(error) if _is_number(error) and error >= 0 else None
         out.append((re.sub(r"[^A-Za-z0-9_]+", "_", name)[:120], Estimate(float(value), se, se, n, 0, "mc", "lm-eval")))
     return out
 
 
 def _count(value: object) -> int:
-    found = cast("dict[str, Any]", value).get("effective") if isinstance(value, dict) else None
+    found = value.get("effective") if is_object(value) else None
     return found if isinstance(found, int) and 0 < found < 2**53 else 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.yaml_io import nearest
@@ -16,6 +16,7 @@ from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.adopted import Adopted, read_adopted
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
+from hydrometer.run.graph.recipes import shipped_recipes
 from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
 from hydrometer.stages.nodes import DrawNode
@@ -34,6 +35,8 @@ __all__ = [
     "training_rows",
     "with_selectivity",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,19 @@ def require_run(place: str | Path | Url) -> RunFolder:
     raise FolderError("no run in the folder", got=str(found), fix="give the folder of a run")
 
 
-def reopen(folder: RunFolder, cache: str | Path | None = None, bases: Sequence[Path] = ()) -> Opened:
+def reopen(folder: RunFolder, cache: str | Path | None = None, chain: str | None = None) -> Opened:
     """Open the folder of a run; nothing in it is changed.
 
     Parameters
     ----------
     folder : as `require_run` opens it.
     cache : where its artifacts are, if not inside.
-    bases : folders that relative file names of its specifications may refer to, tried after those that runs recorded.
-        A folder is the right one where the truths made with it are, by content, those that the run accepted.
+    chain : plan this chain alone; all of them by default.
+
+    Notes
+    -----
+    Relative file names of its specifications are looked for where its runs found them, among the shipped recipes, here,
+    and in and beside the folder. The right place is the one whose truths are, by content, those that the run accepted.
 
     Raises
     ------
@@ -84,17 +91,21 @@ def reopen(folder: RunFolder, cache: str | Path | None = None, bases: Sequence[P
     accepted = folder.accepted()
     if not accepted:
         raise FolderError("the folder accepted no specification yet", got=str(root), fix="run the experiment first")
+    truths: dict[str, str] = accepted[0].get("truths", {})
     adopted = read_adopted(folder)
     first: InputError | None = None
     is_changed = False
-    for base in dict.fromkeys([*folder.bases(), *bases, Path.cwd(), *_around(folder)]):
+    for base in dict.fromkeys([*folder.bases(), shipped_recipes(), Path.cwd(), *_around(folder)]):
         try:
-            spec = with_prompts(merge([_spec(a, base) for a in accepted]), folder)
+            spec = merge([_spec(a, base) for a in accepted])
+            if chain is not None:
+                spec = spec.model_copy(update={"chains": {chain: _known(chain, spec.chains)}})
+            spec = with_prompts(spec, folder)
             plan = plan_run(spec, adopted)
         except InputError as e:
             first = first or e
             continue
-        if {name: chain.truth.key for name, chain in plan.chains.items()} == accepted[0].get("truths"):
+        if all(truths.get(n) == c.truth.key for n, c in plan.chains.items()):
             return Opened(folder, spec, plan, open_store(cache or folder.artifacts))
         is_changed = True
     if first is not None and not is_changed:
@@ -123,15 +134,19 @@ def chain_named(plan: Plan, name: str | None) -> ChainPlan:
     InputError : no such chain, or several to choose from.
     """
     if name is not None:
-        if name not in plan.chains:
-            raise InputError("no such chain in this run", got=name, fix=nearest(name, list(plan.chains)))
-        return plan.chains[name]
+        return _known(name, plan.chains)
     fitting = [c for c in plan.chains.values() if isinstance(c.context.family, TrainsElsewhere)]
     if len(fitting) != 1:
         names = ", ".join(c.context.name for c in fitting) or "none"
         fix = "name one with --chain" if fitting else "this works on chains of language models"
         raise InputError("the chain is not determined", got=f"chains of such models: {names}", fix=fix)
     return fitting[0]
+
+
+def _known(name: str, chains: Mapping[str, T]) -> T:
+    if name not in chains:
+        raise InputError("no such chain in this run", got=name, fix=nearest(name, list(chains)))
+    return chains[name]
 
 
 def with_selectivity(chain: ChainPlan, wanted: Selectivity) -> Selectivity:

@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.findings import SEVERITIES, Finding
+from hydrometer.core.io.yaml_io import is_array
 from hydrometer.core.watching import doing
 from hydrometer.models.families import RunSpec
 from hydrometer.run.graph.plan import ChainPlan, Plan
@@ -108,9 +108,15 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
     if not family.keeps_draws:
         return tuple(family.examine(spec)), None
     key = content_key(
-        {"stage": STAGE, "version": VERSION, "family": family.name, "truth": chain.truth.key,
-         "numerics": dict(family.numerics(spec)), "chain": spec.model_dump(mode="json", exclude_none=True)}
-    )  # fmt: skip
+        {
+            "stage": STAGE,
+            "version": VERSION,
+            "family": family.name,
+            "truth": chain.truth.key,
+            "numerics": dict(family.numerics(spec)),
+            "chain": spec.model_dump(mode="json", exclude_none=True),
+        }
+    )
     kept = _kept(artifacts, key)
     return (tuple(family.examine(spec)) if kept is None else kept), key
 
@@ -129,8 +135,6 @@ def _read(path: Path) -> tuple[Finding, ...] | None:
     """Findings kept earlier; None where there are none, or none that can be read: they are then found again."""
     try:
         value: object = json.loads(path.read_bytes())
-        if not isinstance(value, list):
-            return None
-        return tuple(Finding.from_json(v) for v in cast("list[object]", value))
+        return tuple(Finding.from_json(v) for v in value) if is_array(value) else None
     except (OSError, ValueError, RecursionError, StoreError):
         return None

@@ -1,0 +1,42 @@
+"""Options that several commands have, and how a command takes many: as one dataclass that the parser fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature
+from typing import Annotated, TypeVar, get_type_hints
+
+import typer
+
+__all__ = ["Artifacts", "Json", "Out", "Overrides", "Recipe", "filled"]
+
+T = TypeVar("T")
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="DIR|URL", help="The run's folder, or s3://bucket/prefix. [default: runs/NAME]"),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
+]
+Artifacts = Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
+
+
+def filled(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Let the parser fill a dataclass for a command: each field, annotated as typer wants it, is an option."""
+    hints = get_type_hints(options, include_extras=True)
+    fields = [p.replace(annotation=hints[p.name]) for p in signature(options).parameters.values()]
+
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        @wraps(command)
+        def call(**given: object) -> None:
+            command(options(**given))
+
+        vars(call).update(__signature__=Signature(fields))  # what the parser reads
+        return call
+
+    return decorate
