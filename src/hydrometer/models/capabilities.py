@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.rng import Stream
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Family, Law, Level, Precision, Samples
 
 if TYPE_CHECKING:
@@ -188,13 +189,18 @@ class TextTruth:
     Attributes
     ----------
     train, validate, evaluate : how many of them are trained on, choose an epoch, and are judged on.
-    identity : what they are, by content.
+    identity, judged : what those that are trained on, and those that are judged on, are by content.
+    by_teacher : whether precision is measured under the teacher; else under the model that the truth opens.
+    are : what intervals are for.
     """
 
     train: int
     validate: int
     evaluate: int
     identity: Mapping[str, object]
+    judged: str
+    by_teacher: bool
+    are: PromptsAre
 
 
 @runtime_checkable
@@ -225,6 +231,10 @@ class GivenModels(Protocol):
 
     `role` is the name of a model in its chain.
     """
+
+    def given_roles(self, chain: ChainSpec) -> tuple[str, ...]:
+        """Return the roles of a chain's models that are taken as they are."""
+        ...
 
     def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
         """Return what a model is, by content."""

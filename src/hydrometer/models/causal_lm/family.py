@@ -238,6 +238,10 @@ class CausalLMFamily:
             raise InputError("the chain has no teacher as it is", got=role)
         return replace(self.truth(c, precision), lm=open_source(c, c.given_teacher, precision))
 
+    def given_roles(self, chain: ChainSpec) -> tuple[str, ...]:
+        """The teacher, where it is taken as it is."""
+        return () if _chain(chain).given_teacher is None else ("teacher",)
+
     def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
         """Name a model as it is by its content."""
         c = _chain(chain)

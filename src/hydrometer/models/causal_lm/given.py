@@ -195,6 +195,10 @@ class GivenModelsFamily(CausalLMFamily):
         """None: held-out texts are judged on, and nothing is trained."""
         return None
 
+    def given_roles(self, chain: ChainSpec) -> tuple[str, ...]:
+        """Every model."""
+        return tuple(m.role for m in _judged(chain).models)
+
     def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
         """Return what a model is, by content."""
         return _judged(chain).model(role).identity

@@ -30,7 +30,16 @@ def text_truth(chain: CausalLMChain) -> TextTruth | None:
     part, _ = parts_of(chain.truth.text)
     most = chain.data.train, chain.data.validate_
     train, validate = (len(rows_of(part, which, most)) for which in ("train", "validate"))
-    return TextTruth(train, validate, len(held_out(chain).answers), {"text": part.digest})
+    judged = held_out(chain)
+    return TextTruth(
+        train=train,
+        validate=validate,
+        evaluate=len(judged.answers),
+        identity={"text": part.digest},
+        judged=judged.digest,
+        by_teacher=chain.truth.reference == "teacher",
+        are=chain.truth.text.are,
+    )
 
 
 def training_texts(chain: CausalLMChain, which: Literal["train", "validate"]) -> Sequences:

@@ -11,7 +11,7 @@ from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.base import Level
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.score_nodes import plan_scores
-from hydrometer.run.graph.stage_graph import ChainNodes
+from hydrometer.run.graph.text_nodes import TextNodes
 from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.judge import judged_exactly
 from hydrometer.stages.nodes import FitNode, JudgeNode, LawRef, Rows, ShowNode
@@ -28,15 +28,18 @@ class TrainingRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A planned model: its law, where it stands, its cell, and what of a seed it is redrawn with."""
+    """A planned model: its law, where it stands, its cell, and what of a seed it is redrawn with.
+
+    Texts in the place of a truth have no cell.
+    """
 
     law: LawRef
     place: Place
-    cell: str
+    cell: str | None
     redrawn: tuple[Resample, ...]
 
 
-class ModelNodes(ChainNodes):
+class ModelNodes(TextNodes):
     """Plans models: how one is fitted, judged, and entered as a cell."""
 
     def fit(
@@ -85,6 +88,10 @@ class ModelNodes(ChainNodes):
     def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
         """Plan the judging of a law, decoded or not; returns the stage's key."""
         decoding = canonical(decoding)
+        if self.texts is not None:
+            root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
+            own = self.rows(law, decoding, root.child("evaluate", "law", group), self.sizes["evaluate"], "judge")
+            return self.judge_on_text(law, decoding, own)
         truth_rows = self.truth_rows[self.seed_of(seed)]
         is_truth = law.kind == "truth" and decoding is None
         root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
@@ -157,7 +164,7 @@ class ModelNodes(ChainNodes):
                 chain=self.context.name,
                 seed=cell_seed,
                 judge=key,
-                show=self.show(key) if is_first else None,
+                show=self.show(key) if is_first and self.texts is None else None,
                 released=released,
             )
         )

@@ -130,22 +130,37 @@ class _ChainPlanner(ModelNodes):
 
     def build_seed(self, seed: int) -> None:
         """One seed's share of the chain; what seeds share is met again under the same keys."""
+        truth, rows = self.truth_of(seed) if self.texts is None else self.texts_in_its_place()
+        top, first = truth, 1
+        if self.levels[0].role == "teacher":
+            level, first = self.levels[0], 2
+            law = self.fit(level, rows, self.root("teacher", seed).child("fit", level.role))
+            self.anchor = law if self.anchored_by_teacher else self.truth
+            place = Place(level=1, role=level.role, parent=truth.cell)
+            top = self.cell(law, place, seed, ("data", "teacher"))
+        elif self.given is not None:
+            self.anchor = self.given if self.anchored_by_teacher else self.truth
+            top = self.cell(self.given, Place(level=1, role="teacher", parent=truth.cell), seed, ())
+        if self.texts is not None and not self.anchored_by_teacher:
+            self.cell(self.truth, Place(level=1, role="reference"), seed, ())
+        above = _Above(seed, truth, rows, top)
+        teachers: dict[Distillation, Model] = {}
+        for depth in range(first, len(self.levels) + 1):
+            teachers = self.build_level(above, depth, teachers)
+
+    def texts_in_its_place(self) -> tuple[Model, TrainingRows]:
+        """Plan the texts that models are trained on; nothing of them is judged."""
+        place = Model(self.truth, Place(level=0, role="truth"), None, ())
+        return place, TrainingRows(self.text_rows("train"), self.text_rows("validate"))
+
+    def truth_of(self, seed: int) -> tuple[Model, TrainingRows]:
+        """Plan the truth's cell, and the rows that models are trained on."""
         data, evaluate = self.root("data", seed), self.root("evaluate", seed)
         judged_on = self.rows(self.truth, None, evaluate.child("evaluate", "truth"), self.sizes["evaluate"], "judge")
         self.truth_rows[self.seed_of(seed)] = judged_on
         truth = self.cell(self.truth, Place(level=0, role="truth"), seed, ())
         train = self.rows(self.truth, None, data.child("train", "truth"), self.sizes["train"], "train")
-        rows = TrainingRows(train, self.validation(self.truth, None, data))
-        top, first = truth, 1
-        if self.levels[0].role == "teacher":
-            level, first = self.levels[0], 2
-            law = self.fit(level, rows, self.root("teacher", seed).child("fit", level.role))
-            place = Place(level=1, role=level.role, parent=truth.cell)
-            top = self.cell(law, place, seed, ("data", "teacher"))
-        above = _Above(seed, truth, rows, top)
-        teachers: dict[Distillation, Model] = {}
-        for depth in range(first, len(self.levels) + 1):
-            teachers = self.build_level(above, depth, teachers)
+        return truth, TrainingRows(train, self.validation(self.truth, None, data))
 
     def build_level(
         self, above: _Above, depth: int, teachers: Mapping[Distillation, Model]
@@ -159,7 +174,7 @@ class _ChainPlanner(ModelNodes):
         level, seed = self.levels[depth - 1], above.seed
         stream = self.root("student", seed).child("fit", level.role)
         law = self.fit(level, above.rows, stream)
-        place = Place(level=depth, role=level.role, training="direct", parent=above.truth.cell)
+        place = Place(level=self.number(depth), role=level.role, training="direct", parent=above.truth.cell)
         direct = self.cell(law, place, seed, ("data", "student"))
         out: dict[Distillation, Model] = {}
         for d in self.distillations:
@@ -183,7 +198,7 @@ class _ChainPlanner(ModelNodes):
         stream = self.root("student", seed).child("fit", level.role)
         law = self.fit(level, rows, stream, teacher.law, d)
         place = Place(
-            level=depth,
+            level=self.number(depth),
             role=level.role,
             training="distilled",
             distillation=d,

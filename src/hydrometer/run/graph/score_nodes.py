@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, cast
 
 from hydrometer.core.spec import Selectivity
 from hydrometer.run.graph.stage_graph import ChainNodes
+from hydrometer.stages.given_nodes import ScoreTextsNode
 from hydrometer.stages.nodes import JudgeNode, LawRef, Rows, ScoreNode
 
-__all__ = ["plan_scores", "plan_side"]
+__all__ = ["plan_scores", "plan_side", "plan_texts"]
 
 
 def plan_scores(
@@ -42,19 +44,23 @@ def plan_side(
     side: Literal["truth", "law"],
     rows: Rows,
     known: tuple[str, ...] = (),
+    *,
+    against: LawRef | None = None,
 ) -> tuple[str, ...]:
     """Enter the scores of one side's rows; how many there are in all is in no key, so more of them add blocks.
 
     Parameters
     ----------
     known : keys of the truth's own scores of these blocks, where a law needs them.
+    against : the law beside the judged one; None for the truth.
     """
+    truth = planner.truth if against is None else against
     size = planner.family.block_rows(planner.chain)
     keys: list[str] = []
     for i, block in enumerate(rows.blocks):
         n = min(size, rows.n - i * size)
         parts: dict[str, object] = {
-            "truth": planner.truth.key,
+            "truth": truth.key,
             "law": law.key,
             "decoding": None if decoding is None else decoding.to_json(),
             "side": side,
@@ -63,7 +69,33 @@ def plan_side(
         }
         own = known[i] if known else None
         inputs = (*law.inputs, block, *(() if own is None else (own,)))
-        key, truth = planner.key("score", parts), planner.truth
+        key = planner.key("score", parts)
         node = ScoreNode(key, planner.context, law, decoding, truth, side, block, i * size, n, own, inputs=inputs)
         keys.append(planner.add(node))
+    return tuple(keys)
+
+
+def plan_texts(
+    planner: ChainNodes,
+    law: LawRef,
+    decoding: Selectivity | None,
+    texts: Iterable[tuple[int, int, Mapping[str, object]]],
+    drawn: Rows | None = None,
+) -> tuple[str, ...]:
+    """Enter one law's scores of texts, block by block.
+
+    Parameters
+    ----------
+    texts : of every block its start, its length, and what it is.
+    drawn : the rows whose texts they are; None for held-out texts.
+    """
+    at = None if decoding is None else decoding.to_json()
+    keys: list[str] = []
+    for i, (start, n, named) in enumerate(texts):
+        key = planner.key("score_texts", {"law": law.key, "decoding": at, **named})
+        writer, block = (None, None) if drawn is None else (drawn.law, drawn.blocks[i])
+        inputs = (*law.inputs, *(() if block is None else (block,)))
+        keys.append(
+            planner.add(ScoreTextsNode(key, planner.context, law, decoding, writer, block, start, n, inputs=inputs))
+        )
     return tuple(keys)

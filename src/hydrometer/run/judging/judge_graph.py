@@ -8,11 +8,11 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.given import GIVEN, GivenModel
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.run.graph.score_nodes import plan_side
+from hydrometer.run.graph.score_nodes import plan_side, plan_texts
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
 from hydrometer.run.judging.question import BLOCK_ROWS, Question
 from hydrometer.stages.cells import Cell, Place
-from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode, Sides
+from hydrometer.stages.given_nodes import JudgeGivenNode, Sides
 from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
 from hydrometer.store.artifacts import content_key
 
@@ -154,34 +154,23 @@ class _JudgePlanner(ChainNodes):
 
     def score_texts(self, law: LawRef, decoding: Selectivity | None, rows: Rows | None) -> tuple[str, ...]:
         """Plan one law's scores of texts, block by block; None for the held-out ones."""
-        chain, at = self.question.chain, None if decoding is None else decoding.to_json()
-        base: dict[str, object] = {"law": law.key, "decoding": at}
-        keys: list[str] = []
+        chain = self.question.chain
         if rows is None:
             texts = chain.held_out
             if texts is None:
                 raise ValueError("there are no held-out texts")
-            for start in range(0, len(texts.answers), BLOCK_ROWS):
-                n = min(BLOCK_ROWS, len(texts.answers) - start)
-                key = self.key("score_texts", {**base, "texts": content_key(texts.texts(start, n))})
-                keys.append(
-                    self.add(ScoreTextsNode(key, self.context, law, decoding, None, None, start, n, inputs=law.inputs))
-                )
-            return tuple(keys)
+            n, size = len(texts.answers), BLOCK_ROWS
+            named = [
+                (start, min(size, n - start), {"texts": content_key(texts.texts(start, min(size, n - start)))})
+                for start in range(0, n, size)
+            ]
+            return plan_texts(self, law, decoding, named)
         # Prompts of equal ids may be of different text, behind which answers are decoded and encoded.
         behind = [self.models[ref.role].prompts.written for ref in (law, rows.law)]
-        for i, block in enumerate(rows.blocks):
-            start = i * chain.block_rows
-            n = min(chain.block_rows, rows.n - start)
-            key = self.key("score_texts", {**base, "block": block, "rows": n, "behind": behind})
-            keys.append(
-                self.add(
-                    ScoreTextsNode(
-                        key, self.context, law, decoding, rows.law, block, start, n, inputs=(*law.inputs, block)
-                    )
-                )
-            )
-        return tuple(keys)
+        size = chain.block_rows
+        blocks = [(i * size, min(size, rows.n - i * size), block) for i, block in enumerate(rows.blocks)]
+        named = [(start, n, {"block": block, "rows": n, "behind": behind}) for start, n, block in blocks]
+        return plan_texts(self, law, decoding, named, rows)
 
     def held_out_key(self) -> str | None:
         """Return the name of the held-out texts, by content."""

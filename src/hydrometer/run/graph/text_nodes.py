@@ -1,0 +1,97 @@
+"""The stages of a chain whose truth is texts, and of a teacher that is taken as it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.capabilities import GivenModels, TextTruth, TextTruths
+from hydrometer.run.graph.score_nodes import plan_side, plan_texts
+from hydrometer.run.graph.stage_graph import ChainNodes, Plan
+from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, TextNode
+from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
+from hydrometer.store.artifacts import content_key
+
+__all__ = ["TextNodes"]
+
+_BLOCK = 128
+
+
+class TextNodes(ChainNodes):
+    """Plans what texts are trained and judged on.
+
+    Attributes
+    ----------
+    texts : what stands in the place of the truth; None where the truth is a law.
+    given : the teacher, where it is a model as it is.
+    anchor : the law under which precision is measured beside texts.
+    """
+
+    def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
+        super().__init__(plan, context, seeds)
+        self.texts: TextTruth | None = None
+        self.given: LawRef | None = None
+        if isinstance(self.family, TextTruths):
+            self.texts = self.family.text_truth(self.chain)
+        if isinstance(self.family, GivenModels) and "teacher" in self.family.given_roles(self.chain):
+            identity = {"truth": self.truth.key, "model": dict(self.family.given_identity(self.chain, "teacher"))}
+            self.given = LawRef("given", content_key(identity), "teacher")
+        self.anchor = self.truth
+
+    @property
+    def anchored_by_teacher(self) -> bool:
+        """Whether precision beside texts is measured under the teacher."""
+        return self.texts is not None and self.texts.by_teacher
+
+    def number(self, depth: int) -> int:
+        """Return a level's number; a teacher that is taken as it is has one, too."""
+        return depth if self.given is None else depth + 1
+
+    def text_rows(self, which: Literal["train", "validate"]) -> Rows:
+        """Plan the texts that models are trained on, or that choose an epoch, as rows."""
+        if self.texts is None:
+            raise TypeError("the truth is no text")
+        n = self.texts.train if which == "train" else self.texts.validate
+        key = self.key("draw", {"truth": self.truth.key, "texts": dict(self.texts.identity), "which": which, "n": n})
+        self.add(TextNode(key, self.context, which, n))
+        return Rows(self.truth, None, Stream(0, ("texts", which)), n, "train", (key,), key)
+
+    def judge_on_text(self, law: LawRef, decoding: Selectivity | None, own: Rows) -> str:
+        """Plan the judging of a law on the held-out texts, and of its own rows under the anchor."""
+        texts = self.texts
+        if texts is None:
+            raise TypeError("the truth is no text")
+        named = {"truth": self.truth.key, "texts": texts.judged}
+        blocks = [
+            (start, min(_BLOCK, texts.evaluate - start), {**named, "start": start})
+            for start in range(0, texts.evaluate, _BLOCK)
+        ]
+        on_text = plan_texts(self, law, decoding, blocks)
+        of_own = plan_side(self, law, decoding, "law", own, against=self.anchor)
+        parts: dict[str, object] = {
+            "figures": VERSIONS["judge_given"],
+            "law": law.key,
+            "decoding": None if decoding is None else decoding.to_json(),
+            "anchor": self.anchor.key,
+            "prompts_are": texts.are,
+            "rows": own.key,
+            "scores": [*on_text, *of_own],
+        }
+        return self.add(
+            JudgeGivenNode(
+                self.key("judge", parts),
+                self.context,
+                law,
+                decoding,
+                self.anchor,
+                True,
+                own,
+                None,
+                (),
+                of_own,
+                texts.are,
+                Sides(truth_rows_own=on_text),
+                inputs=(*law.inputs, *own.blocks, *on_text, *of_own),
+            )
+        )
