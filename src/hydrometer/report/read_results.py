@@ -23,6 +23,7 @@ from hydrometer.report.values import (
     mapping,
     number,
     read_interval,
+    read_method,
     read_point,
     read_setting,
     text,
@@ -68,7 +69,7 @@ def _group(name: str, value: object) -> Group:
         count(g.get("seeds")), count(g.get("failed")), metrics, read_point(g.get("point")),
         text(g.get("absent")),
         text(g.get("model")),
-        text(g.get("adopted")), finite(g.get("unseen")),
+        text(g.get("adopted")), finite(g.get("unseen")), read_method(g),
     )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def _control(value: object) -> Control:
     return Control(
         read_setting(c.get("selectivity")) or {}, text(c.get("distilled")), text(c.get("decoded")),
         _diffs(c.get("same_setting")), _diffs(matched) if matched else None, finite(matched.get("entropy")),
-        text(c.get("matched_reason")),
+        text(c.get("matched_reason")), read_method(c),
     )  # fmt: skip
 
 
@@ -96,7 +97,8 @@ def _step(value: object) -> Step:
     s = mapping(value)
     return Step(
         read_setting(s.get("selectivity")) or {}, text(s.get("group")), s.get("coldest") is True,
-        _diffs(s.get("vs_neutral")), _diffs(s.get("vs_direct")),
+        _diffs(s.get("vs_neutral")), _diffs(s.get("vs_direct")), read_method(s),
+        {k: _diffs(v) for k, v in mapping(s.get("vs_methods")).items()},
     )  # fmt: skip
 
 
@@ -105,7 +107,7 @@ def _brought(value: object) -> Brought:
     keys = [k for k in b if k.startswith("vs_") or k == "same_setting"]
     return Brought(
         text(b.get("group")), text(b.get("name")), text(b.get("training")), read_setting(b.get("selectivity")),
-        {k: _diffs(b.get(k)) for k in keys},
+        {k: _diffs(b.get(k)) for k in keys}, read_method(b),
     )  # fmt: skip
 
 
