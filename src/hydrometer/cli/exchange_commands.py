@@ -20,7 +20,11 @@ Seed = Annotated[int | None, typer.Option("--seed", help="The run's seed. [defau
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
 Setting = Annotated[
     str | None,
-    typer.Option("--selectivity", metavar="KEY=VALUE,...", help="Of the teacher, for example temperature=0.8."),
+    typer.Option(
+        "--selectivity",
+        metavar="KEY=VALUE,...",
+        help="Of the teacher, for example temperature=0.8; loss=NAME where several are trained.",
+    ),
 ]
 
 

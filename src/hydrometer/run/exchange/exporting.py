@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import pyarrow
 import pyarrow.parquet
 
+from hydrometer.core.distillation import Distillation, Wanted, parse_wanted
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.io.files import replacing
 from hydrometer.core.io.yaml_io import nearest, user_path
-from hydrometer.core.spec import Selectivity, parse_selectivity
+from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.run.graph.recipes import shipped_recipes
-from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
+from hydrometer.run.graph.reopen import Opened, chain_named, distillations_named, one_of_methods, reopen, require_run
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import FitNode, Rows
@@ -34,7 +35,6 @@ from hydrometer.store.storage_uri import Url
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.data.trl_rows import Form, Format
-    from hydrometer.models.finite_selectivity import Selectivity as Setting
 
 __all__ = ["COLUMNS", "Exported", "Stream", "export"]
 
@@ -123,7 +123,8 @@ def export(
     stream : ``distill`` rows were drawn from the teacher, ``train`` rows from the truth, ``evaluate`` rows are those a
         cell was judged on.
     role : who drew the rows: ``truth`` means ``train``, any other ``distill``.
-    selectivity : of the teacher, as text ``temperature=0.8`` or as such; needed where the run has several.
+    selectivity : of the teacher, as text ``temperature=0.8`` or as such; needed where the run has several. Where the
+        teacher itself was distilled by several methods, ``temperature=0.8,loss=mle`` names one.
     seed : of the run; the first by default.
     held_out : the validation rows that go with these.
     cell : a cell's id, for ``evaluate``.
@@ -146,7 +147,7 @@ def export(
     target = _target(to)
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
-    wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
+    wanted = parse_wanted(selectivity)
     stream = _stream(stream, role, wanted, seed, held_out, cell)
     refuse_unwritable(target.parent)
     opened = reopen(require_run(folder), cache, [shipped_recipes()])
@@ -188,7 +189,7 @@ def _outside(target: Path, opened: Opened) -> None:
 
 
 def _stream(
-    stream: Stream | None, role: str | None, s: Setting | None, seed: int | None, held_out: bool, cell: str | None
+    stream: Stream | None, role: str | None, s: Wanted | None, seed: int | None, held_out: bool, cell: str | None
 ) -> Stream:
     """Which rows are asked for, where what is asked goes together."""
     if stream is None:
@@ -205,21 +206,21 @@ def _stream(
 
 
 def _pick(
-    opened: Opened, chain: str | None, stream: Stream, role: str | None, s: Setting | None, seed: int | None,
+    opened: Opened, chain: str | None, stream: Stream, role: str | None, s: Wanted | None, seed: int | None,
     held_out: bool, cell: str | None,
 ) -> _Picked:  # fmt: skip
     if cell is not None:  # of evaluation rows alone
         return _of_cell(opened, cell)
     found = chain_named(opened.plan, chain)
     if stream == "train":
-        return _of_fit(found, "direct", role or "truth", None, seed, held_out, opened)
+        return _of_fit(found, role or "truth", None, seed, held_out, opened)
     if s is None:
         settings = found.context.spec.selectivity
         if len(settings) > 1:
             known = "; ".join(",".join(f"{k}={v}" for k, v in x.to_json().items()) for x in settings)
             raise InputError("several selectivities to choose from", got=known, fix="name one with --selectivity")
-        s = next(iter(settings))
-    return _of_fit(found, "distilled", role, with_selectivity(found, s), seed, held_out, opened)
+        s = Wanted(next(iter(settings)))
+    return _of_fit(found, role, distillations_named(found, s), seed, held_out, opened)
 
 
 def _of_cell(opened: Opened, cell_id: str) -> _Picked:
@@ -236,20 +237,34 @@ def _of_cell(opened: Opened, cell_id: str) -> _Picked:
 
 
 def _of_fit(
-    chain: ChainPlan, training: str, role: str | None, s: Setting | None, seed: int | None, held_out: bool,
+    chain: ChainPlan,
+    role: str | None,
+    distilled: Sequence[Distillation] | None,
+    seed: int | None,
+    held_out: bool,
     opened: Opened,
-) -> _Picked:  # fmt: skip
-    """Rows that a native model was fitted to: of the last level, or of the one that this role drew for."""
+) -> _Picked:
+    """Rows that a native model was fitted to: of the last level, or of the one that this role drew for.
+
+    Parameters
+    ----------
+    distilled : the methods that are meant, at one selectivity; None for direct models.
+    """
 
     def node_of(cell: Cell) -> FitNode | None:
         judged = opened.plan.judge_of(cell)
         made = None if judged is None else opened.plan.nodes.get(judged.law.key)
         return made if isinstance(made, FitNode) else None
 
+    training = "direct" if distilled is None else "distilled"
     fitted = [
-        (c, node) for c in chain.cells
-        if c.training == training and c.decoding is None and c.selectivity == s and (node := node_of(c)) is not None
-    ]  # fmt: skip
+        (c, node)
+        for c in chain.cells
+        if c.training == training
+        and c.decoding is None
+        and c.distillation in (distilled or (None,))
+        and (node := node_of(c)) is not None
+    ]
     roles = list(dict.fromkeys(node.data.law.role for _, node in fitted))
     if role is None and roles:
         role = roles[-1]
@@ -261,6 +276,8 @@ def _of_fit(
     chosen = [node for c, node in fitted if c.seed in (None, at)]
     if not chosen:
         raise InputError("the run does not have this seed", got=seed, fix="known: " + ", ".join(map(str, seeds)))
+    if distilled is not None and len({node.data.key for node in chosen}) > 1:  # their teachers differ in the method
+        one_of_methods(distilled)
     rows = chosen[0].validate if held_out else chosen[0].data
     if rows is None:
         raise InputError("this chain has no held-out rows", got=chain.context.name, fix="leave out --held-out")
