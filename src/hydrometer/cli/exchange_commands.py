@@ -20,7 +20,11 @@ Cache = Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="W
 Seed = Annotated[int | None, typer.Option("--seed", help="The run's seed. [default: its first]")]
 Setting = Annotated[
     str | None,
-    typer.Option("--selectivity", metavar="KEY=VALUE,...", help="Of the teacher, for example temperature=0.8."),
+    typer.Option(
+        "--selectivity",
+        metavar="KEY=VALUE,...",
+        help="Of the teacher, for example temperature=0.8; loss=NAME where several are trained.",
+    ),
 ]
 
 

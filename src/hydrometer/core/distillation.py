@@ -12,9 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from hydrometer.core.errors import SpecError
-from hydrometer.core.spec import ChainSpec, Selectivity
+from hydrometer.core.spec import ChainSpec, Selectivity, parse_selectivity
 
-__all__ = ["MLE", "TEACHER_ROWS", "TRUTH_ROWS", "Distillation", "Objective", "Prefixes", "distillations_of"]
+__all__ = [
+    "MLE",
+    "TEACHER_ROWS",
+    "TRUTH_ROWS",
+    "Distillation",
+    "Objective",
+    "Prefixes",
+    "Wanted",
+    "distillations_of",
+    "parse_wanted",
+]
 
 _WRITTEN = re.compile(r"([a-z][a-z0-9_]*)(?:\(([^()]*)\))?")
 _PARAMETER = re.compile(r"\s*([a-z][a-z0-9_]*)\s*=\s*(\S+)\s*")
@@ -156,6 +166,51 @@ class Distillation:
         selectivity = Selectivity(**value["selectivity"])
         objective = Objective.from_json(value.get("loss") or MLE.to_json())
         return cls(selectivity, objective, Prefixes.from_json(value.get("prefix_source") or TEACHER_ROWS.to_json()))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What names a distillation: a selectivity, and an objective or a source of rows where a run has several."""
+
+    selectivity: Selectivity
+    objective: Objective | None = None
+    prefixes: Prefixes | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return Distillation(self.selectivity, self.objective or MLE, self.prefixes or TEACHER_ROWS).label
+
+    def is_method_of(self, d: Distillation) -> bool:
+        """Whether `d` is of the objective and the source that are named."""
+        return self.objective in (None, d.objective) and self.prefixes in (None, d.prefixes)
+
+
+def parse_wanted(given: str | Selectivity | None) -> Wanted | None:
+    """Read ``temperature=0.8`` or ``temperature=0.8,loss=mle``; a selectivity stands for itself.
+
+    Raises
+    ------
+    SpecError : anything else.
+
+    Examples
+    --------
+    >>> parse_wanted("temperature=0.8,loss=jsd(weight=0.5)").label
+    'temperature 0.8 by jsd (weight 0.5)'
+    """
+    if not isinstance(given, str):
+        return None if given is None else Wanted(given)
+    method: dict[str, str] = {}
+    rest: list[str] = []
+    for part in re.split(r",(?![^(]*\))", given):
+        key, _, value = (p.strip() for p in part.partition("="))
+        if key in ("loss", "prefix_source") and key not in method:
+            method[key] = value
+        else:
+            rest.append(part)
+    objective = Objective.from_json(method["loss"]) if "loss" in method else None
+    prefixes = Prefixes.from_json(method["prefix_source"]) if "prefix_source" in method else None
+    return Wanted(parse_selectivity(",".join(rest)), objective, prefixes)
 
 
 def distillations_of(chain: ChainSpec) -> tuple[Distillation, ...]:

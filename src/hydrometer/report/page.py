@@ -38,8 +38,8 @@ from hydrometer.report.figures.style import LOOKS, inline_svg, render
 from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.typed_results import Chain, Group, Run
+from hydrometer.report.wording import distilled_at, per, setting
 from hydrometer.report.wording import figure as figure_words
-from hydrometer.report.wording import per, setting
 from hydrometer.report.words.first_sentence import answer
 from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.report.words.verdict import Sentence, sentences
@@ -138,6 +138,7 @@ def _describe(run: Run, chain: Chain) -> str:
         for group in kinds[kind][:8]:
             at = f" {setting(plotdata.knob(group, kind), short=True)}" if plotdata.knob(group, kind) else ""
             pair = [figure_words(group.metrics.get(m)) for m in ("recall", "precision")]
+            at += f" {group.method}" if group.method else ""
             words.append(f"{kind}{at}: recall {pair[0]}, precision {pair[1]}")
     return "Precision against recall. " + "; ".join(words) + ". All figures are in the tables below."
 
@@ -234,7 +235,7 @@ def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
         ("family", chain.family.replace("_", " ")),
         ("H(p*)", f"{seen(truth)} {chain.unit} per {per(chain)}" if seen(truth) else ""),
         ("seeds", str(chain.seeds) if chain.seeds else ""),
-        ("settings", ", ".join(setting(s.selectivity, short=True) for s in chain.tradeoff)),
+        ("settings", ", ".join(distilled_at(s, short=True) for s in chain.tradeoff)),
     ]
     if chain.points:
         axes = [axis_of(chain, key) for key in ("setting", *chain.axes)]
@@ -246,6 +247,8 @@ def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
 def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     kinds = plotdata.kinds_of(run, chain)
     keys = [(kind, LOOKS[kind].label) for kind in plotdata.KINDS if kinds[kind]]
+    others = list(plotdata.by_method(run, chain))[1:]
+    keys += [("distilled", f"{LOOKS['distilled'].label}, {m}: dashed, a mark of its own") for m in others]
     found: list[tuple[str, tables.TableData, bool]] = []
     if chain.points:
         found.append(("At how many points: + above zero, − below, ? undecided", tables.setting_table(chain), False))

@@ -22,6 +22,7 @@ from hydrometer.report.values import (
     mapping,
     number,
     read_interval,
+    read_method,
     read_point,
     read_setting,
     text,
@@ -89,6 +90,7 @@ def _group(name: str, value: object) -> Group:
         text(g.get("model")),
         text(g.get("adopted")),
         finite(g.get("unseen")),
+        read_method(g),
     )
 
 
@@ -119,6 +121,7 @@ def _control(value: object) -> Control:
         _diffs(matched) if matched else None,
         finite(matched.get("entropy")),
         text(c.get("matched_reason")),
+        read_method(c),
     )
 
 
@@ -130,6 +133,8 @@ def _step(value: object) -> Step:
         s.get("coldest") is True,
         _diffs(s.get("vs_neutral")),
         _diffs(s.get("vs_direct")),
+        read_method(s),
+        {k: _diffs(v) for k, v in mapping(s.get("vs_methods")).items()},
     )
 
 
@@ -142,6 +147,7 @@ def _brought(value: object) -> Brought:
         text(b.get("training")),
         read_setting(b.get("selectivity")),
         {k: _diffs(b.get(k)) for k in keys},
+        read_method(b),
     )
 
 

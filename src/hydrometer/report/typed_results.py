@@ -72,6 +72,7 @@ class Group:
     model: str = ""
     adopted: str = ""
     unseen: float | None = None
+    method: str = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -122,13 +123,19 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One selectivity: the student distilled at it against the neutral and the direct one."""
+    """One selectivity: the student distilled at it against the neutral and the direct one.
+
+    `method` says how where that is not mle on the teacher's rows; `vs_methods` holds, by group, contrasts with the
+    students of other methods at the same selectivity.
+    """
 
     selectivity: Setting
     group: str
     coldest: bool
     vs_neutral: dict[str, Diff]
     vs_direct: dict[str, Diff]
+    method: str = ""
+    vs_methods: dict[str, dict[str, Diff]] = field(default_factory=dict[str, "dict[str, Diff]"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,7 @@ class Control:
     matched: dict[str, Diff] | None
     matched_entropy: float | None
     matched_reason: str
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +161,7 @@ class Brought:
     training: str
     selectivity: Setting | None
     diffs: dict[str, dict[str, Diff]]
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ __all__ = [
     "mapping",
     "number",
     "read_interval",
+    "read_method",
     "read_point",
     "read_setting",
     "text",
@@ -93,6 +94,23 @@ def read_setting(value: object) -> Setting | None:
         if (bound := number(accept.get(end))) is not None:
             found[f"accept {word(accept.get('by'))} {sign} {{}}"] = bound
     return found or None
+
+
+def read_method(value: object) -> str:
+    """Return in words how a student was distilled besides its setting; nothing of mle on the teacher's rows.
+
+    Examples
+    --------
+    >>> read_method({"loss": "jsd(weight=0.5)", "prefix_source": "truth"}), read_method({})
+    ('by jsd(weight=0.5) on rows of the truth', '')
+    """
+    given = mapping(value)
+    loss, rows = (re.sub(r"[^A-Za-z0-9_.,=() -]", "", text(given.get(k))[:64]) for k in ("loss", "prefix_source"))
+    parts = [
+        f"by {loss}" if loss not in ("", "mle") else "",
+        f"on rows of the {rows}" if rows not in ("", "teacher") else "",
+    ]
+    return " ".join(p for p in parts if p)
 
 
 def in_order(settings: list[Setting]) -> list[Setting]:

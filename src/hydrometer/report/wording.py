@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.report.typed_results import Chain, Diff, Figure, Group, Run
+from hydrometer.report.typed_results import Brought, Chain, Control, Diff, Figure, Group, Run, Step
 from hydrometer.report.values import Setting
 
 __all__ = [
@@ -195,6 +195,11 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
     return ", ".join(_worded(k, v, _WORDS, " ") for k, v in selectivity.items())
 
 
+def distilled_at(x: Group | Step | Control | Brought, *, short: bool = False) -> str:
+    """Name how a student was distilled: its setting, and the method where that is not mle on the teacher's rows."""
+    return " ".join(filter(None, (setting(x.selectivity, short=short), x.method)))
+
+
 def model(group: Group) -> str:
     """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it.
 
@@ -214,7 +219,7 @@ def _model(group: Group) -> str:
     if group.training == "direct" and group.role == "student":
         name = "direct"
     elif group.training == "distilled":
-        name = f"distilled at {setting(group.selectivity)}"
+        name = f"distilled at {distilled_at(group)}"
         if group.role != "student":
             name = f"{group.role.replace('_', ' ')}, {name}"
     else:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hydrometer.report.typed_results import Chain, Group, Reach, Run
 from hydrometer.report.values import Setting
-from hydrometer.report.wording import is_neutral, setting
+from hydrometer.report.wording import distilled_at, is_neutral, setting
 
 __all__ = ["Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]
 
 Kind = Literal["truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "adopted"]
 KINDS: tuple[Kind, ...] = ("truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "adopted")
 CLOUD_PER_GROUP = 60
+PanelPoint = tuple[float, float, Reach | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,23 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Two metrics against each other: paths per kind, ties between models of equal entropy, and a cloud of seeds."""
+    """Two metrics against each other: paths per kind, ties between models of equal entropy, and a cloud of seeds.
+
+    `methods` are the paths of students that were distilled by other methods than those in `paths`.
+    """
 
     paths: dict[Kind, list[Point]]
     ties: list[tuple[tuple[float, float], tuple[float, float]]]
     cloud: dict[Kind, list[tuple[float, float]]]
     unit: str
+    methods: dict[str, list[Point]] = field(default_factory=dict[str, "list[Point]"])
+
+    @property
+    def lines(self) -> list[tuple[Kind, str, list[Point]]]:
+        """All paths, each with its kind and its method."""
+        found: list[tuple[Kind, str, list[Point]]] = [(kind, "", self.paths.get(kind, [])) for kind in KINDS]
+        found.extend(("distilled", method, points) for method, points in self.methods.items())
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +66,15 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One metric along a scale: per kind the points (x, y, reach), and horizontal levels (y, reach)."""
+    """One metric along a scale: per kind the points (x, y, reach), and horizontal levels (y, reach).
+
+    `methods` are series of students that were distilled by other methods than those in `series`.
+    """
 
     title: str
-    series: dict[Kind, list[tuple[float, float, Reach | None]]]
+    series: dict[Kind, list[PanelPoint]]
     levels: dict[Kind, tuple[float, Reach | None]]
+    methods: dict[str, list[PanelPoint]] = field(default_factory=dict[str, "list[PanelPoint]"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,7 @@ def kinds_of(run: Run, chain: Chain) -> dict[Kind, list[Group]]:
             found["decoded" if group.decoding and not is_neutral(group.decoding) else "direct"].append(group)
         elif not group.decoding or is_neutral(group.decoding):
             found["distilled"].append(group)
-        elif neutral is None or group.selectivity == neutral.selectivity:
+        elif neutral is None or (group.selectivity, group.method) == (neutral.selectivity, neutral.method):
             found["decoded_neutral"].append(group)
     if found["decoded"]:
         found["decoded"] = found["direct"] + found["decoded"]
@@ -101,6 +117,15 @@ def kinds_of(run: Run, chain: Chain) -> dict[Kind, list[Group]]:
     for kind, groups in found.items():
         found[kind] = sorted(groups, key=lambda g, k=kind: _coldness(g, k, order))
     return found
+
+
+def by_method(run: Run, chain: Chain) -> dict[str, list[Group]]:
+    """Sort the distilled students of `kinds_of` by method, the first one as the chain lists them before all others."""
+    order = [s.method for s in chain.tradeoff]
+    found: dict[str, list[Group]] = {m: [] for m in order}
+    for group in kinds_of(run, chain)["distilled"]:
+        found.setdefault(group.method, []).append(group)
+    return found or {"": []}
 
 
 def knob(group: Group, kind: Kind) -> Setting | None:
@@ -128,7 +153,7 @@ def _label(group: Group, kind: Kind) -> str:
         return "truth"
     if value is None:
         return {"teacher": "teacher", "direct": "direct"}.get(kind, "")
-    return setting(value, short=True)
+    return distilled_at(group, short=True) if kind == "distilled" else setting(value, short=True)
 
 
 def plane_data(run: Run, chain: Chain, *, x: str = "recall", y: str = "precision") -> Plane:
@@ -140,17 +165,23 @@ def plane_data(run: Run, chain: Chain, *, x: str = "recall", y: str = "precision
     x, y : metric names; a model whose x is minus infinity keeps its y, one without y is left out.
     """
     kinds = kinds_of(run, chain)
-    paths: dict[Kind, list[Point]] = {}
-    for kind, groups in kinds.items():
+
+    def path(kind: Kind, groups: list[Group]) -> list[Point]:
         points: list[Point] = []
         for g in groups:
             up, across = g.value(y), g.value(x)
             if up is None or (across is None and not g.is_infinite(x)):
                 continue
             points.append(Point(across, up, g.reach(x), g.reach(y), _label(g, kind), g.id))
-        if points:
+        return points
+
+    first, *others = by_method(run, chain).items()
+    paths: dict[Kind, list[Point]] = {}
+    for kind in KINDS:
+        if points := path(kind, first[1] if kind == "distilled" else kinds[kind]):
             paths[kind] = points
-    return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit)
+    methods = {m: points for m, groups in others if (points := path("distilled", groups))}
+    return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit, methods)
 
 
 def _ties(run: Run, chain: Chain, x: str, y: str) -> list[tuple[tuple[float, float], tuple[float, float]]]:
@@ -275,26 +306,31 @@ def curves_data(run: Run, chain: Chain, *, against: Literal["setting", "entropy"
     """
     scale, place = setting_scale(run, chain) if against == "setting" else entropy_scale(run, chain)
     kinds = kinds_of(run, chain)
+    first, *others = by_method(run, chain).items()
+    kinds["distilled"] = first[1]
     panels: list[Panel] = []
     for metric, title, sign in PARTS:
-        series: dict[Kind, list[tuple[float, float, Reach | None]]] = {}
-        for kind in ("decoded", "decoded_neutral", "distilled", "adopted"):
+
+        def along(kind: Kind, groups: list[Group], metric: str = metric, sign: float = sign) -> list[PanelPoint]:
             points = [
                 (p, sign * v, g.reach(metric, sign))
-                for g in kinds[kind]
+                for g in groups
                 if (kind != "adopted" or g.selectivity)
                 and (p := place(knob(g, kind) if g is not _start(run, chain, kind) else None)) is not None
                 and (v := g.value(metric)) is not None
             ]
-            if points:
-                series[kind] = sorted(points, key=lambda t: t[0])
+            return sorted(points, key=lambda t: t[0])
+
+        moving: tuple[Kind, ...] = ("decoded", "decoded_neutral", "distilled", "adopted")
+        series: dict[Kind, list[PanelPoint]] = {k: points for k in moving if (points := along(k, kinds[k]))}
+        methods = {m: points for m, groups in others if (points := along("distilled", groups))}
         levels: dict[Kind, tuple[float, Reach | None]] = {}
         for kind in ("truth", "teacher", "direct"):
             first = next((g for g in kinds[kind] if knob(g, kind) is None), None)
             value = _level(first, metric, kind)
             if value is not None:
                 levels[kind] = (sign * value[0], value[1])
-        panels.append(Panel(title, series, levels))
+        panels.append(Panel(title, series, levels, methods))
     if not any(p.series for p in panels):
         return None
     return Curves(scale, panels, chain.unit)

@@ -26,7 +26,7 @@ from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import items, number
-from hydrometer.report.wording import setting
+from hydrometer.report.wording import distilled_at, setting
 
 __all__ = ["Column", "Density", "columns", "contour_figure", "draw_density", "first_density", "mass_levels"]
 
@@ -124,7 +124,13 @@ def columns(run: Run, chain: Chain) -> list[Column]:
         teacher = first_density(run, teacher_at(run, chain, group.selectivity))
         at = setting(group.selectivity, short=True)
         student = first_density(run, group)
-        found.append(Column(at, (f"teacher {at}", "teacher", teacher), (f"student {at}", "distilled", student)))
+        found.append(
+            Column(
+                at,
+                (f"teacher {at}", "teacher", teacher),
+                (f"student {distilled_at(group, short=True)}", "distilled", student),
+            )
+        )
     return found if any(d is not None for c in found for d in (c.upper[2], c.lower[2])) else []
 
 

@@ -25,7 +25,7 @@ from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, new_figure, sty
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, items, mapping, number
-from hydrometer.report.wording import is_neutral, setting
+from hydrometer.report.wording import distilled_at, is_neutral
 
 __all__ = ["Frontier", "caption", "frontier_data", "frontier_figure", "frontier_panels"]
 
@@ -111,7 +111,7 @@ def _students(run: Run, chain: Chain) -> list[tuple[Kind, str, Group]]:
     kinds = kinds_of(run, chain)
     direct = [g for g in kinds["direct"] if not g.decoding or is_neutral(g.decoding)]
     out: list[tuple[Kind, str, Group]] = [("direct", "direct", g) for g in direct[:1]]
-    return out + [("distilled", setting(g.selectivity, short=True), g) for g in kinds["distilled"][: MAX_LINES - 1]]
+    return out + [("distilled", distilled_at(g, short=True), g) for g in kinds["distilled"][: MAX_LINES - 1]]
 
 
 def _overlap(label: str, kind: Kind, group: Group) -> Track | None:

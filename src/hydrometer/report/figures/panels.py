@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from hydrometer.report.data.plotdata import KINDS, Curves, Kind, Panel, Plane, Point
-from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, Look, look_of, new_figure, styled
 
 __all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "plane_figure", "single"]
 
@@ -52,7 +52,7 @@ def _limits(values: Iterable[float], pad: float = 0.09) -> tuple[float, float]:
 def _extent(plane: Plane, axis: int) -> list[float]:
     """Collect what an axis must hold: means with their bars, tie ends, and the bulk of the cloud."""
     found: list[float] = []
-    for points in plane.paths.values():
+    for _, _, points in plane.lines:
         for p in points:
             value, reach = (p.x, p.x_reach) if axis == 0 else (p.y, p.y_reach)
             if value is not None:
@@ -64,13 +64,11 @@ def _extent(plane: Plane, axis: int) -> list[float]:
     return found
 
 
-def _mark(ax: Axes, kind: Kind, x: float, y: float, **more: Any) -> None:
-    look = LOOKS[kind]
+def _mark(ax: Axes, look: Look, x: float, y: float, **more: Any) -> None:
     ax.plot([x], [y], color=look.color, linestyle="none", zorder=5, **look.markers(look.size, 0.8), **more)
 
 
-def _path(ax: Axes, kind: Kind, points: list[Point], rail: float) -> None:
-    look = LOOKS[kind]
+def _path(ax: Axes, kind: Kind, look: Look, points: list[Point], rail: float) -> None:
     seen = [p for p in points if p.x is not None]
     if len(seen) > 1 and kind not in ("truth", "direct", "adopted"):
         x, y = [p.x for p in seen if p.x is not None], [p.y for p in seen]
@@ -85,7 +83,7 @@ def _path(ax: Axes, kind: Kind, points: list[Point], rail: float) -> None:
             xerr = None if p.x is None or p.x_reach is None else [[end] for end in p.x_reach]
             yerr = None if p.y_reach is None else [[end] for end in p.y_reach]
             ax.errorbar([x], [p.y], yerr, xerr, fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.55, zorder=2)
-        _mark(ax, kind, x, p.y, clip_on=p.x is not None)
+        _mark(ax, look, x, p.y, clip_on=p.x is not None)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -113,7 +111,7 @@ def _bars(ax: Axes, points: list[Point]) -> list[tuple[float, float, float, floa
 def _obstacles(ax: Axes, plane: Plane) -> list[tuple[float, float, float, float]]:
     """Boxes in pixels that a label should not cover: the points, and beads along the paths."""
     boxes: list[tuple[float, float, float, float]] = []
-    for kind, points in plane.paths.items():
+    for kind, _, points in plane.lines:
         spots = [(p.x, p.y) for p in points if p.x is not None]
         pixels = [(float(x), float(y)) for x, y in map(ax.transData.transform, spots)]
         boxes += [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
@@ -149,8 +147,8 @@ def _place_labels(ax: Axes, plane: Plane, rail: float) -> None:
     bounds = (frame.x0, frame.y0, frame.x1, frame.y1)
     figure = ax.get_figure(root=True)
     scale = (figure.dpi if figure is not None else 72) / 72
-    for kind in ("truth", "distilled", "direct", "teacher", "adopted", "decoded", "decoded_neutral"):
-        points = plane.paths.get(kind, [])
+    order = ("truth", "distilled", "direct", "teacher", "adopted", "decoded", "decoded_neutral")
+    for kind, _, points in sorted(plane.lines, key=lambda line: order.index(line[0])):
         start = _spot(ax, points[0], rail) if points else (0.0, 0.0)
         follows = kind in ("decoded", "decoded_neutral")
         for i, p in enumerate(points):
@@ -202,7 +200,7 @@ def draw_plane(ax: Axes, plane: Plane) -> Labels:
     Returns what writes the labels; to be called when the layout is settled.
     """
     xs, ys = _limits(_extent(plane, 0)), _limits(_extent(plane, 1))
-    railed = any(p.x is None for points in plane.paths.values() for p in points)
+    railed = any(p.x is None for _, _, points in plane.lines for p in points)
     rail = xs[0] - 0.04 * (xs[1] - xs[0]) if railed else xs[0]
     ax.set_xlim(rail, xs[1])
     ax.set_ylim(*ys)
@@ -214,8 +212,8 @@ def draw_plane(ax: Axes, plane: Plane) -> Labels:
         ax.plot([x0, x1], [y0, y1], color=QUIET, linewidth=0.9, zorder=2.5, alpha=0.9)
         ax.plot([x1], [y1], marker="x", markersize=4.5, color=QUIET, markeredgewidth=1.2, zorder=4)
     _cloud(ax, plane)
-    for kind in KINDS:
-        _path(ax, kind, plane.paths.get(kind, []), rail)
+    for kind, method, points in plane.lines:
+        _path(ax, kind, look_of(kind, method, plane.methods), points, rail)
     if railed:
         ax.text(0.0, 1.01, "recall = −∞", transform=ax.transAxes, ha="left", va="bottom", fontsize=7, color=QUIET)
     ax.set_xlabel(f"recall  E$_{{p*}}$ log q, {plane.unit}", parse_math=True)
@@ -267,8 +265,8 @@ def draw_entropy_plane(ax: Axes, plane: Plane) -> Labels:
     ax.set_ylim(*ys)
     _guides(ax, xs, ys, plane.unit)
     _cloud(ax, plane)
-    for kind in KINDS:
-        _path(ax, kind, plane.paths.get(kind, []), xs[0])
+    for kind, method, points in plane.lines:
+        _path(ax, kind, look_of(kind, method, plane.methods), points, xs[0])
     ax.set_xlabel(f"entropy H(q), {plane.unit}")
     ax.set_ylabel(f"precision, {plane.unit}")
     return lambda: _place_labels(ax, plane, xs[0])
@@ -282,8 +280,8 @@ def draw_panel(ax: Axes, curves: Curves, panel: Panel) -> None:
         ax.axhline(y, color=look.color, linewidth=1.1, linestyle=line, zorder=1, alpha=alpha)
         if reach and any(reach):
             ax.axhspan(y - reach[0], y + reach[1], color=look.color, alpha=0.1, linewidth=0, zorder=0)
-    for kind, points in panel.series.items():
-        look = LOOKS[kind]
+    others = [(look_of("distilled", m, panel.methods), points) for m, points in panel.methods.items()]
+    for look, points in [*((LOOKS[kind], points) for kind, points in panel.series.items()), *others]:
         x, y = [p[0] for p in points], [p[1] for p in points]
         yerr = [[(p[2] or (0.0, 0.0))[end] for p in points] for end in (0, 1)]
         ax.errorbar(x, y, yerr, fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6, zorder=2)
@@ -317,15 +315,17 @@ def single(width: float, height: float, draw: Any, *data: Any) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, kinds: Iterable[Kind], extra: list[Any] | None = None) -> None:
+def _legend(figure: Figure, kinds: Iterable[Kind], methods: Iterable[str] = (), extra: list[Any] | None = None) -> None:
     handles: list[Any] = []
-    for kind in KINDS:
-        if kind in set(kinds):
-            look = LOOKS[kind]
-            marks: dict[str, Any] = {"marker": look.marker, "markersize": look.size}
-            marks["linestyle"] = "none" if kind in ("truth", "direct") else look.line
-            marks["markerfacecolor"] = PAPER if look.hollow else look.color
-            handles.append(Line2D([], [], color=look.color, label=look.label, **marks))
+    order: list[tuple[Kind, str]] = [(k, "") for k in KINDS if k in set(kinds)]
+    methods = list(dict.fromkeys(methods))
+    order.extend(("distilled", m) for m in methods)
+    for kind, method in order:
+        look = look_of(kind, method, methods)
+        marks: dict[str, Any] = {"marker": look.marker, "markersize": look.size}
+        marks["linestyle"] = "none" if kind in ("truth", "direct") else look.line
+        marks["markerfacecolor"] = PAPER if look.hollow else look.color
+        handles.append(Line2D([], [], color=look.color, label=look.label, **marks))
     figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=3)
 
 
@@ -335,7 +335,7 @@ def plane_figure(plane: Plane, entropy: Plane) -> Figure:
         figure = new_figure(9.2, 4.6)
         left, right = figure.subplots(1, 2)
         tie = [Line2D([], [], color=QUIET, marker="x", markersize=4.5, label="equal entropy")] if plane.ties else []
-        _legend(figure, [*plane.paths, *entropy.paths], tie)
+        _legend(figure, [*plane.paths, *entropy.paths], [*plane.methods, *entropy.methods], tie)
         labels = [draw_plane(left, plane), draw_entropy_plane(right, entropy)]
         settle(figure)
         for write in labels:
@@ -350,6 +350,6 @@ def curves_figure(curves: Curves) -> Figure:
         kinds: set[Kind] = {k for p in curves.panels for k in (*p.series, *p.levels)}
         for ax, panel in zip(figure.subplots(2, 2).flat, curves.panels, strict=True):
             draw_panel(ax, curves, panel)
-        _legend(figure, kinds)
+        _legend(figure, kinds, [m for p in curves.panels for m in p.methods])
         settle(figure)
     return figure

@@ -28,7 +28,7 @@ from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Setting, items, mapping, number, read_interval, text
-from hydrometer.report.wording import is_neutral, setting, with_error
+from hydrometer.report.wording import distilled_at, is_neutral, setting, with_error
 
 __all__ = ["Cloud", "Picture", "picture_data", "picture_figure", "picture_view"]
 
@@ -127,7 +127,7 @@ def _columns(run: Run, chain: Chain, by_group: dict[str, object]) -> list[Column
     if direct is not None and not any(is_neutral(s) for s in settings):
         found.append((None, direct))
     for group in kinds["distilled"][:MAX_COLUMNS]:
-        title = f"distilled at {setting(group.selectivity, short=True)}"
+        title = f"distilled at {distilled_at(group, short=True)}"
         below = direct if is_neutral(group.selectivity) else None
         below = below or next((c for s, c in decoded if s == group.selectivity), None)
         above = cloud(group, "distilled", title)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from hydrometer.report.data.plotdata import Kind
 
-__all__ = ["LOOKS", "Look", "inline_svg", "new_figure", "render", "styled"]
+__all__ = ["LOOKS", "Look", "inline_svg", "look_of", "new_figure", "render", "styled"]
 
 INK, QUIET, FAINT, PAPER = "#1d2430", "#5f6b7a", "#d5dae1", "#fffffe"
 
@@ -59,6 +59,18 @@ LOOKS: Mapping[Kind, Look] = {
     "distilled": Look("#c94f00", "s", "-", False, "distilled selectively", 6),
     "adopted": Look("#8a6d00", "P", "none", False, "trained elsewhere, adopted", 7),
 }
+
+_METHOD_MARKERS, _METHOD_LINES = "vXph<>", ((0, (5, 1.5)), (0, (3, 1, 1, 1)), "--", "-.")
+
+
+def look_of(kind: Kind, method: str, methods: Iterable[str]) -> Look:
+    """Return how a path is drawn; of the distilled, those of other methods differ in marker and line."""
+    if not method:
+        return LOOKS[kind]
+    n = list(methods).index(method)
+    marker, line = _METHOD_MARKERS[n % len(_METHOD_MARKERS)], _METHOD_LINES[n % len(_METHOD_LINES)]
+    return replace(LOOKS[kind], marker=marker, line=line, label=f"{LOOKS[kind].label}, {method}")
+
 
 VARIABLES = {
     INK: "--fig-ink",

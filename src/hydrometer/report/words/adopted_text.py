@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hydrometer.report.typed_results import Brought, Chain, Diff
-from hydrometer.report.wording import KL, Sentence, among, per, recall_of, setting, signed, span
+from hydrometer.report.wording import KL, Sentence, among, distilled_at, per, recall_of, signed, span
 
 __all__ = ["adopted_sentences"]
 
@@ -24,7 +24,7 @@ def adopted_sentences(chain: Chain) -> list[Sentence]:
 
 
 def _sentence(chain: Chain, b: Brought) -> Sentence:
-    who = f"{b.name}, {'trained directly' if b.training == 'direct' else f'distilled at {setting(b.selectivity)}'}"
+    who = f"{b.name}, {'trained directly' if b.training == 'direct' else f'distilled at {distilled_at(b)}'}"
     against = next((key for key in _AGAINST if b.diffs.get(key)), None)
     if against is None:
         return Sentence("adopted", "open", f"{who}: there is no judged model of the run to compare it with.")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hydrometer.core.errors import one_line
 from hydrometer.report.terminal import FittedTable
-from hydrometer.report.values import Json, items, mapping, number, read_setting, text
+from hydrometer.report.values import Json, items, mapping, number, read_method, read_setting, text
 from hydrometer.report.wording import Tone, among, num, setting, with_error
 
 __all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]
@@ -67,9 +67,13 @@ def _name(data: Json, c: Json) -> str:
         words += f" decoded at {setting(decoded)}" if decoded else " as it is"
     else:
         words = f"the adopted model {adopted}" if adopted else "the student"
-        words += f" distilled at {setting(read_setting(c.get('selectivity')))}"
+        words += f" distilled at {_distilled_at(c)}"
         words += f" and decoded at {setting(decoded)}" if decoded else ""
     return f"{words} (run {text(c.get('run'))})" if len(items(data.get("runs"))) > 1 else words
+
+
+def _distilled_at(c: Json, *, short: bool = False) -> str:
+    return " ".join(filter(None, (setting(read_setting(c.get("selectivity")), short=short), read_method(c))))
 
 
 def _unit(data: Json) -> str:
@@ -367,7 +371,7 @@ def advice_table(data: Json) -> FittedTable:
 def _brief(data: Json, c: Json) -> str:
     parts = [text(c.get("adopted")), text(c.get("training"))] if c.get("adopted") else [text(c.get("training"))]
     if c.get("training") != "direct":
-        parts.append(setting(read_setting(c.get("selectivity")), short=True))
+        parts.append(_distilled_at(c, short=True))
     if decoded := read_setting(c.get("decoding")):
         parts.append("decoded " + setting(decoded, short=True))
     if len(items(data.get("runs"))) > 1:

@@ -19,6 +19,7 @@ from hydrometer.report.wording import (
     Tone,
     among,
     collapse_words,
+    distilled_at,
     is_neutral,
     missing_words,
     num,
@@ -191,13 +192,15 @@ def _tradeoff(run: Run, chain: Chain) -> Sentence:
     else:
         base = "rather than training directly"
     precision = diffs.get("precision")
-    head = f"Distilling at {setting(step.selectivity)} {base}"
+    head = f"Distilling at {distilled_at(step)} {base}"
     if precision is None:
         return Sentence("trade-off", "open", f"{head}: precision could not be compared.")
     more = _per_token(diffs, "precision")
     words = f"{head} {_moved(precision, 'precision', _unit(chain), more)}{_split(diffs)}"
     tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade, no success
-    return Sentence("trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step))
+    return Sentence(
+        "trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step) + _methods(run, chain)
+    )
 
 
 def _chosen(run: Run, chain: Chain, told: Step) -> str:
@@ -211,7 +214,19 @@ def _chosen(run: Run, chain: Chain, told: Step) -> str:
         precision = diffs.get("precision")
         if precision is not None:
             moved = _moved(precision, "precision", _unit(chain)) + _split(diffs) + _recall_words(diffs, "nats")
-            words += f" Distilling at {setting(step.selectivity)} {moved}."
+            words += f" Distilling at {distilled_at(step)} {moved}."
+    return words
+
+
+def _methods(run: Run, chain: Chain) -> str:
+    """Compare the methods at the most selective setting, where students were distilled by several."""
+    words = ""
+    for step in (s for s in chain.tradeoff if s.coldest):
+        for other, diffs in step.vs_methods.items():
+            group, precision = run.groups.get(other), diffs.get("precision")
+            if group is not None and precision is not None:
+                moved = _moved(precision, "precision", _unit(chain)) + _split(diffs) + _recall_words(diffs, "nats")
+                words += f" Distilling at {distilled_at(step)} rather than {group.method or 'by mle'} {moved}."
     return words
 
 
@@ -249,18 +264,18 @@ def _matched(control: Control, chain: Chain) -> Sentence:
     return Sentence(
         "control",
         tone,
-        f"The control, at equal entropy{at}: {lead}. Distilled at {setting(control.selectivity)} minus the direct "
+        f"The control, at equal entropy{at}: {lead}. Distilled at {distilled_at(control)} minus the direct "
         f"student decoded: {_size(recall, name, _unit(chain))}; "
         f"{_size(matched.get('kl_student_truth'), KL, 'nats')}.",
     )
 
 
 def _others(chosen: Control, rest: list[Control]) -> str:
-    same = [setting(c.selectivity) for c in rest if outcome(c) == outcome(chosen)]
+    same = [distilled_at(c) for c in rest if outcome(c) == outcome(chosen)]
     words = f" The same holds at {among(same)}." if same else ""
     for control in rest:
         if outcome(control) != outcome(chosen):
-            words += f" At {setting(control.selectivity)}: {_lead(*outcome(control))[1]}."
+            words += f" At {distilled_at(control)}: {_lead(*outcome(control))[1]}."
     return words
 
 
@@ -290,7 +305,7 @@ def _control(run: Run, chain: Chain) -> Sentence:
     if (recall and recall.value is not None) or (kl and kl.value is not None):
         name = "recall_on_support" if recall is not None and recall.metric == "recall_on_support" else "recall"
         words += (
-            f" At the same setting, {setting(last.selectivity)}, distilled minus decoded: "
+            f" At the same setting, {distilled_at(last)}, distilled minus decoded: "
             f"{_size(recall, name, _unit(chain))}; {_size(kl, KL, 'nats')}; the two differ in entropy too."
         )
     return Sentence("control", "open", words)

@@ -204,6 +204,7 @@ def as_setting(cell: Cell) -> Json:
         "id": cell.group,
         "training": cell.training,
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
+        **({} if cell.distillation is None else cell.distillation.variant),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
         **({} if cell.origin is None else {"adopted": cell.origin["adopted"]}),
     }

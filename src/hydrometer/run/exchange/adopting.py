@@ -9,20 +9,29 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from hydrometer.core.distillation import Wanted, parse_wanted
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.yaml_io import explain
-from hydrometer.core.spec import Selectivity, parse_selectivity
+from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Family
 from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.causal_lm.loading.load import locate
-from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.adopted import Adopted, keep_adopted, read_adopted
 from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
-from hydrometer.run.graph.reopen import Opened, chain_named, closure, look, reopen, require_run, with_selectivity
+from hydrometer.run.graph.reopen import (
+    Opened,
+    chain_named,
+    closure,
+    distillations_named,
+    look,
+    one_of_methods,
+    reopen,
+    require_run,
+)
 from hydrometer.stages.cells import Cell
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import load_results
@@ -70,7 +79,8 @@ def adopt(
     folder : of the run.
     model : a folder of safetensors with its tokenizer, or what else `CausalLM.from_pretrained` opens.
     name : of the way it was trained; models of one name that differ in their seed alone form a group.
-    selectivity : at which the teacher drew the rows it was trained on, as text ``temperature=0.8`` or as such.
+    selectivity : at which the teacher drew the rows it was trained on, as text ``temperature=0.8`` or as such. Where
+        the run distils by several methods, ``temperature=0.8,loss=mle`` says whose student it stands beside.
     training : ``direct`` for one trained on the truth's rows; else it is distilled.
     seed : of the run whose rows it was trained on; the run's first by default.
     chain, cache, monitor : as in `run`.
@@ -88,7 +98,7 @@ def adopt(
         ...
     hydrometer.core.errors.FolderError: no run in the folder; got 'nowhere'; give the folder of a run
     """
-    wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
+    wanted = parse_wanted(selectivity)
     home = require_run(folder)
     way = _training(training, wanted)
     check_places(home.place)
@@ -116,7 +126,7 @@ def adopt(
     return AdoptResult(run, tuple(c.id for c in cells), known is not None)
 
 
-def _training(given: str | None, s: Selectivity | None) -> str:
+def _training(given: str | None, s: Wanted | None) -> str:
     """How it was trained, where that goes with the selectivity."""
     training = "distilled" if given is None else given
     if training not in ("direct", "distilled"):
@@ -136,12 +146,11 @@ def _able(family: Family) -> TrainsElsewhere:
 
 
 def _entry(
-    opened: Opened, at: ChainPlan, model: str, name: str, s: Selectivity | None, training: str, seed: int | None
+    opened: Opened, at: ChainPlan, model: str, name: str, wanted: Wanted | None, training: str, seed: int | None
 ) -> Adopted:
     """Say what is adopted, as the folder will keep it."""
     family, spec = _able(at.context.family), at.context.spec
-    if s is not None:
-        s = with_selectivity(at, s)
+    d = None if wanted is None else one_of_methods(distillations_named(at, wanted))
     seed = opened.spec.seeds[0] if seed is None else seed
     if seed not in opened.spec.seeds and "evaluate" in spec.resample:
         known = ", ".join(map(str, opened.spec.seeds))
@@ -152,7 +161,8 @@ def _entry(
         "chain": at.context.name,
         "name": name,
         "training": training,
-        "selectivity": s,
+        "selectivity": None if d is None else d.selectivity,
+        **({} if d is None else d.variant),
         "seed": seed,
         "law": law,
         "weights": weights,
@@ -179,7 +189,7 @@ def _is_of(cell: Cell, entry: Adopted) -> bool:
         cell.origin is not None
         and cell.origin["adopted"] == entry.name
         and (cell.training, cell.seed) == (entry.training, entry.seed)
-        and canonical(cell.selectivity) == canonical(entry.selectivity)
+        and entry.was_distilled(cell.distillation)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pyarrow
 import pyarrow.parquet
 
+from hydrometer.core.distillation import Distillation, Wanted, parse_wanted
 from hydrometer.core.errors import DataError, InputError
 from hydrometer.core.io.files import replacing
 from hydrometer.core.io.yaml_io import nearest, user_path
-from hydrometer.core.spec import Selectivity, parse_selectivity
+from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.graph.plan import ChainPlan
-from hydrometer.run.graph.reopen import Opened, chain_named, reopen, require_run, with_selectivity
+from hydrometer.run.graph.reopen import Opened, chain_named, distillations_named, one_of_methods, reopen, require_run
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import FitNode, Rows
@@ -33,7 +34,6 @@ from hydrometer.store.storage_uri import Url
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.data.trl_rows import Form, Format
-    from hydrometer.models.finite_selectivity import Selectivity as Setting
 
 __all__ = ["COLUMNS", "Exported", "Stream", "export"]
 
@@ -124,7 +124,8 @@ def export(
     stream : ``distill`` rows were drawn from the teacher, ``train`` rows from the truth, ``evaluate`` rows are those a
         cell was judged on.
     role : who drew the rows: ``truth`` means ``train``, any other ``distill``.
-    selectivity : of the teacher, as text ``temperature=0.8`` or as such; needed where the run has several.
+    selectivity : of the teacher, as text ``temperature=0.8`` or as such; needed where the run has several. Where the
+        teacher itself was distilled by several methods, ``temperature=0.8,loss=mle`` names one.
     seed : of the run; the first by default.
     held_out : the validation rows that go with these.
     cell : a cell's id, for ``evaluate``.
@@ -147,8 +148,7 @@ def export(
     target = _target(to)
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
-    wanted = parse_selectivity(selectivity) if isinstance(selectivity, str) else selectivity
-    asked = _asked(stream, role, wanted, seed, held_out, cell)
+    asked = _asked(stream, role, parse_wanted(selectivity), seed, held_out, cell)
     refuse_unwritable(target.parent)
     opened = reopen(require_run(folder), cache)
     _outside(target, opened)
@@ -162,7 +162,7 @@ class _Asked:
 
     stream: Stream
     role: str | None
-    selectivity: Setting | None
+    selectivity: Wanted | None
     seed: int | None
     held_out: bool
     cell: str | None
@@ -201,7 +201,7 @@ def _outside(target: Path, opened: Opened) -> None:
 
 
 def _asked(
-    stream: Stream | None, role: str | None, s: Setting | None, seed: int | None, held_out: bool, cell: str | None
+    stream: Stream | None, role: str | None, s: Wanted | None, seed: int | None, held_out: bool, cell: str | None
 ) -> _Asked:
     """Refuse what does not go together, and fill in the stream."""
     if stream is None:
@@ -222,13 +222,15 @@ def _pick(opened: Opened, chain: str | None, asked: _Asked) -> _Picked:
         return _of_cell(opened, asked.cell)
     found = chain_named(opened.plan, chain)
     if asked.stream == "train":
-        return _of_fit(opened, found, "direct", replace(asked, role=asked.role or "truth"))
-    settings = found.context.spec.selectivity
-    if asked.selectivity is None and len(settings) > 1:
-        known = "; ".join(",".join(f"{k}={v}" for k, v in x.to_json().items()) for x in settings)
-        raise InputError("several selectivities to choose from", got=known, fix="name one with --selectivity")
-    s = with_selectivity(found, asked.selectivity or next(iter(settings)))
-    return _of_fit(opened, found, "distilled", replace(asked, selectivity=s))
+        return _of_fit(opened, found, None, replace(asked, role=asked.role or "truth"))
+    s = asked.selectivity
+    if s is None:
+        settings = found.context.spec.selectivity
+        if len(settings) > 1:
+            known = "; ".join(",".join(f"{k}={v}" for k, v in x.to_json().items()) for x in settings)
+            raise InputError("several selectivities to choose from", got=known, fix="name one with --selectivity")
+        s = Wanted(next(iter(settings)))
+    return _of_fit(opened, found, distillations_named(found, s), asked)
 
 
 def _of_cell(opened: Opened, cell_id: str) -> _Picked:
@@ -244,17 +246,28 @@ def _of_cell(opened: Opened, cell_id: str) -> _Picked:
     return _Picked(chain, node.law_rows, "evaluate", facts)
 
 
-def _of_fit(opened: Opened, chain: ChainPlan, training: str, asked: _Asked) -> _Picked:
-    """Rows that a native model was fitted to: of the last level, or of the one that this role drew for."""
+def _of_fit(opened: Opened, chain: ChainPlan, distilled: Sequence[Distillation] | None, asked: _Asked) -> _Picked:
+    """Rows that a native model was fitted to: of the last level, or of the one that this role drew for.
+
+    Parameters
+    ----------
+    distilled : the methods that are meant, at one selectivity; None for direct models.
+    """
 
     def node_of(cell: Cell) -> FitNode | None:
         judged = opened.plan.judge_of(cell)
         made = None if judged is None else opened.plan.nodes.get(judged.law.key)
         return made if isinstance(made, FitNode) else None
 
-    as_they_are = [c for c in chain.cells if c.training == training and c.decoding is None]
-    same = [c for c in as_they_are if c.selectivity == asked.selectivity]
-    fitted = [(c, node) for c in same if (node := node_of(c)) is not None]
+    training = "direct" if distilled is None else "distilled"
+    fitted = [
+        (c, node)
+        for c in chain.cells
+        if c.training == training
+        and c.decoding is None
+        and c.distillation in (distilled or (None,))
+        and (node := node_of(c)) is not None
+    ]
     roles = list(dict.fromkeys(node.data.law.role for _, node in fitted))
     role = roles[-1] if asked.role is None and roles else asked.role
     if role not in roles:
@@ -265,6 +278,8 @@ def _of_fit(opened: Opened, chain: ChainPlan, training: str, asked: _Asked) -> _
     chosen = [node for c, node in fitted if c.seed in (None, at)]
     if not chosen:
         raise InputError("the run does not have this seed", got=at, fix="known: " + ", ".join(map(str, seeds)))
+    if distilled is not None and len({node.data.key for node in chosen}) > 1:  # their teachers differ in the method
+        one_of_methods(distilled)
     rows = chosen[0].validate if asked.held_out else chosen[0].data
     if rows is None:
         raise InputError("this chain has no held-out rows", got=chain.context.name, fix="leave out --held-out")

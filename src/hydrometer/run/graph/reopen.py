@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydrometer.core.distillation import Distillation, Wanted, distillations_of
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.yaml_io import nearest
-from hydrometer.core.spec import Selectivity
 from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.models.finite_selectivity import canonical
@@ -29,11 +29,12 @@ __all__ = [
     "Opened",
     "chain_named",
     "closure",
+    "distillations_named",
     "look",
+    "one_of_methods",
     "reopen",
     "require_run",
     "training_rows",
-    "with_selectivity",
 ]
 
 T = TypeVar("T")
@@ -149,13 +150,33 @@ def _known(name: str, chains: Mapping[str, T]) -> T:
     return chains[name]
 
 
-def with_selectivity(chain: ChainPlan, wanted: Selectivity) -> Selectivity:
-    """Return the chain's own spelling of a selectivity. Raises InputError, which names those it has."""
-    for s in chain.context.spec.selectivity:
-        if canonical(s) == canonical(wanted):
-            return s
-    known = "; ".join(",".join(f"{k}={v}" for k, v in s.to_json().items()) for s in chain.context.spec.selectivity)
-    raise InputError("this chain does not have that selectivity", got=wanted.label, fix=f"it has {known}")
+def distillations_named(chain: ChainPlan, wanted: Wanted) -> list[Distillation]:
+    """Return a chain's distillations at a selectivity, in the chain's own spelling of it.
+
+    Raises
+    ------
+    InputError : it has none; the message names those that it has.
+    """
+    spec = chain.context.spec
+    at = next((s for s in spec.selectivity if canonical(s) == canonical(wanted.selectivity)), None)
+    if at is None:
+        known = "; ".join(",".join(f"{k}={v}" for k, v in s.to_json().items()) for s in spec.selectivity)
+        raise InputError("this chain does not have that selectivity", got=wanted.label, fix=f"it has {known}")
+    here = [d for d in distillations_of(spec) if d.selectivity == at]
+    found = [d for d in here if wanted.is_method_of(d)]
+    if not found:
+        fix = "it has " + "; ".join(d.label for d in here)
+        raise InputError("no student of this chain is distilled so", got=wanted.label, fix=fix)
+    return found
+
+
+def one_of_methods(found: Sequence[Distillation]) -> Distillation:
+    """Return the only one. Raises InputError where there are several methods to choose from."""
+    if len(found) > 1:
+        known = "; ".join(f"loss={d.objective.to_json()},prefix_source={d.prefixes.to_json()}" for d in found)
+        fix = "name one, as in --selectivity temperature=0.8,loss=mle"
+        raise InputError("several methods of distilling to choose from", got=known, fix=fix)
+    return found[0]
 
 
 def closure(plan: Plan, keys: Iterable[str]) -> Plan:
