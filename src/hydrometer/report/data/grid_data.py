@@ -7,7 +7,7 @@ varies becomes columns and rows of panels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,19 @@ from hydrometer.report.typed_results import Chain, Control, Diff, Run, Step
 from hydrometer.report.values import Setting, in_order
 from hydrometer.report.wording import KL, is_neutral, recall_of, setting
 
-__all__ = ["COMPARISONS", "Axis", "Place", "Sheet", "Tile", "axis_of", "counted", "map_axes", "places", "sheets"]
+__all__ = [
+    "COMPARISONS",
+    "Axis",
+    "Place",
+    "Sheet",
+    "Tile",
+    "axis_of",
+    "counted",
+    "map_axes",
+    "placed",
+    "places",
+    "sheets",
+]
 
 State = Literal["decided", "open", "none"]
 SETTING = "setting"
@@ -158,8 +170,13 @@ COMPARISONS: list[tuple[str, Callable[[Place], Tile]]] = [
 ]
 
 
-def _where(place: Place, axis: Axis) -> float | str | None:
-    return setting(place.step.selectivity) if axis.key == SETTING else place.point.point.get(axis.key)
+def placed(chain: Chain, axes: Sequence[Axis]) -> dict[tuple[float | str | None, ...], Place]:
+    """Return every point and setting by its values on these axes; the first where several share them."""
+    out: dict[tuple[float | str | None, ...], Place] = {}
+    for place in places(chain):
+        at = {**place.point.point, SETTING: setting(place.step.selectivity)}
+        out.setdefault(tuple(at.get(a.key) for a in axes), place)
+    return out
 
 
 def sheets(run: Run, chain: Chain) -> list[Sheet]:
@@ -174,17 +191,15 @@ def sheets(run: Run, chain: Chain) -> list[Sheet]:
         return []
     layout = _layout(chain)
     inner = [a for a in layout if a.key]
-    extra = {a.key: a.values[0] for a in map_axes(chain)[4:]}
-    at: dict[tuple[float | str | None, ...], Place] = {}
-    for place in places(chain):
-        if all(place.point.point.get(k) == v for k, v in extra.items()):
-            at[tuple(_where(place, a) for a in inner)] = place
+    extra = map_axes(chain)[4:]
+    first = tuple(a.values[0] for a in extra)
+    at = placed(chain, [*inner, *extra])
     x, y, columns, rows = layout
     found: list[Sheet] = []
     for title, compare in COMPARISONS:
 
         def one(values: dict[str, float | str], compare: Callable[[Place], Tile] = compare) -> Tile:
-            place = at.get(tuple(values[a.key] for a in inner))
+            place = at.get((*(values[a.key] for a in inner), *first))
             return Tile(None, "none", "no such cell") if place is None else compare(place)
 
         panels = [

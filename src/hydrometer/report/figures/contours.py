@@ -10,6 +10,7 @@ exhibit's own grid; mass outside the grid is not seen.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 from hydrometer.core.io.yaml_io import is_array
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
-from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
+from hydrometer.report.figures.style import LOOKS, QUIET, drawing
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import items, number
@@ -167,29 +167,21 @@ def draw_density(ax: Axes, title: str, kind: Kind, density: Density | None, trut
         ax.plot(*density.means.T, linestyle="none", marker="+", color=color, markersize=6, markeredgewidth=1.1)
 
 
-def draw_column(figure: Figure, column: Column, truth: Density | None) -> None:
-    """Draw one column's two panels on a figure of its own."""
-    for ax, (title, kind, density) in zip(figure.subplots(2, 1), (column.upper, column.lower), strict=True):
+def _draw_column(axes: Iterable[Axes], column: Column, truth: Density | None) -> None:
+    for ax, (title, kind, density) in zip(axes, (column.upper, column.lower), strict=True):
         draw_density(ax, title, kind, density, truth)
 
 
 def column_figure(column: Column, truth: Density | None) -> Figure:
     """Return one column as a figure, for the page, where columns wrap."""
-    with styled():
-        figure = new_figure(2.0, 4.2)
-        draw_column(figure, column, truth)
-        settle(figure)
+    with drawing(2.0, 4.2) as figure:
+        _draw_column(figure.subplots(2, 1), column, truth)
     return figure
 
 
 def contour_figure(found: list[Column]) -> Figure:
     """Return figure 3 for download: all columns side by side."""
-    truth = found[0].upper[2]
-    with styled():
-        figure = new_figure(1.75 * len(found), 3.9)
-        axes = figure.subplots(2, len(found), squeeze=False)
-        for i, column in enumerate(found):
-            for ax, (title, kind, density) in zip(axes[:, i], (column.upper, column.lower), strict=True):
-                draw_density(ax, title, kind, density, truth)
-        settle(figure)
+    with drawing(1.75 * len(found), 3.9) as figure:
+        for axes, column in zip(figure.subplots(2, len(found), squeeze=False).T, found, strict=True):
+            _draw_column(axes, column, found[0].upper[2])
     return figure

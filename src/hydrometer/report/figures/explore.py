@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import one_line
 from hydrometer.report.data.capacity_gap import teacher_at
-from hydrometer.report.data.grid_data import Axis, axis_of, map_axes, places
+from hydrometer.report.data.grid_data import Axis, axis_of, map_axes, placed, places
 from hydrometer.report.data.plotdata import kinds_of
 from hydrometer.report.figures.contours import MASSES, Density, first_density, mass_levels
 from hydrometer.report.figures.plane import Field, plane_field
@@ -192,7 +192,7 @@ def explorer(run: Run, chain: Chain) -> Explorer | None:
     None where there is but one frame, too many (`MAX_FRAMES`), or no exhibit.
     """
     axes = map_axes(chain) if chain.points else [a for a in (axis_of(chain, "setting"),) if len(a.values) > 1]
-    every = places(chain)
+    every = placed(chain, axes)
     grid = list(product(*(a.values for a in axes)))
     if not axes or not 1 < len(grid) <= MAX_FRAMES:
         return None
@@ -206,18 +206,7 @@ def explorer(run: Run, chain: Chain) -> Explorer | None:
     words: list[list[str]] = []
     kept: dict[str, list[str]] = {}
     for values in grid:
-        at = dict(zip((a.key for a in axes), values, strict=True))
-        place = next(
-            (
-                p
-                for p in every
-                if all(
-                    at[a.key] == (setting(p.step.selectivity) if a.key == "setting" else p.point.point.get(a.key))
-                    for a in axes
-                )
-            ),
-            None,
-        )
+        place = every.get(values)
         if place is None:  # it failed
             frames.append([""] * PATHS)
             words.append(["no teacher", "no student", "Nothing was judged here."])

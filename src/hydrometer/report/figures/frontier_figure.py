@@ -11,6 +11,7 @@ share of each model among the truth's likeliest half and nine tenths.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hydrometer.report.data.plotdata import Kind, Scale, kinds_of, knob, setting_scale
-from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, new_figure, styled
+from hydrometer.report.figures.panels import single
+from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, drawing
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, items, mapping, number
@@ -245,40 +246,30 @@ def draw_typicality(ax: Axes, data: Frontier, level: int) -> None:
 
 def frontier_panels(data: Frontier) -> list[tuple[str, Figure]]:
     """Return the figure's panels one by one with a description each, for the page, where panels wrap."""
-    out: list[tuple[str, Figure]] = []
-
-    def add(words: str, width: float) -> Axes:
-        figure = new_figure(width, 3.6)
-        out.append((words, figure))
-        return figure.subplots()
-
-    with styled():
-        if data.lines:
-            draw_frontiers(add("Alpha against beta: " + ", ".join(x.label for x in data.lines), 3.9), data)
-        if data.overlap:
-            draw_overlap(add("One less total variation, by prefix length", 4.4), data)
-        for level in data.typicality:
-            words = f"Share among the truth's likeliest {level} per cent, by setting"
-            draw_typicality(add(words, 4.4), data, level)
-        for _, figure in out:
-            settle(figure)
-    return out
+    return [(words, single(width, 3.6, draw)) for words, width, draw in _panels(data)]
 
 
 def frontier_figure(data: Frontier) -> Figure:
     """Return the figure for download: all panels side by side."""
-    n = bool(data.lines) + bool(data.overlap) + len(data.typicality)
-    with styled():
-        figure = new_figure(4.3 * n, 4.0)
-        axes = iter(figure.subplots(1, n, squeeze=False)[0])
-        if data.lines:
-            draw_frontiers(next(axes), data)
-        if data.overlap:
-            draw_overlap(next(axes), data)
-        for level in data.typicality:
-            draw_typicality(next(axes), data, level)
-        settle(figure)
+    panels = _panels(data)
+    with drawing(4.3 * len(panels), 4.0) as figure:
+        for ax, (_, _, draw) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            draw(ax)
     return figure
+
+
+def _panels(data: Frontier) -> list[tuple[str, float, Callable[[Axes], None]]]:
+    """What each panel shows in words, its width in inches, and what draws it."""
+    out: list[tuple[str, float, Callable[[Axes], None]]] = []
+    if data.lines:
+        words = "Alpha against beta: " + ", ".join(x.label for x in data.lines)
+        out.append((words, 3.9, lambda ax: draw_frontiers(ax, data)))
+    if data.overlap:
+        out.append(("One less total variation, by prefix length", 4.4, lambda ax: draw_overlap(ax, data)))
+    for level in data.typicality:
+        words = f"Share among the truth's likeliest {level} per cent, by setting"
+        out.append((words, 4.4, lambda ax, at=level: draw_typicality(ax, data, at)))
+    return out
 
 
 CAPTION = (

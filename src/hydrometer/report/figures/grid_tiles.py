@@ -21,8 +21,7 @@ from matplotlib.patches import Rectangle
 
 from hydrometer.report.data.capacity_gap import GapPoint
 from hydrometer.report.data.grid_data import Axis, Sheet, Tile
-from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import FAINT, INK, LOOKS, PAPER, QUIET, new_figure, styled
+from hydrometer.report.figures.style import FAINT, INK, LOOKS, PAPER, QUIET, drawing
 from hydrometer.report.typed_results import Diff
 
 __all__ = ["column_figure", "gap_figure", "scale_figure", "sheet_figure", "sheets_figure", "single_figure"]
@@ -125,13 +124,11 @@ def _size(sheet: Sheet, columns: int) -> tuple[float, float]:
 
 def column_figure(sheet: Sheet, column: int, scale: tuple[float, float]) -> Figure:
     """Return one column of panels, for the page, where columns wrap."""
-    with styled():
-        figure = new_figure(*_size(sheet, 1))
+    with drawing(*_size(sheet, 1)) as figure:
         axes = figure.subplots(len(sheet.rows.values), 1, squeeze=False)[:, 0]
         for r, ax in enumerate(axes):
             last = r == len(axes) - 1
             draw_tiles(ax, sheet, sheet.panels[r][column], scale, _title(sheet, r, column), last)
-        settle(figure)
     return figure
 
 
@@ -174,11 +171,9 @@ def draw_scale(ax: Axes, scale: tuple[float, float], unit: str, wide: float, *, 
 
 def scale_figure(scale: tuple[float, float], unit: str) -> Figure:
     """Return the key of a figure of several panels, for the page, whose caption says the rest."""
-    with styled():
-        wide = len(_steps(scale)) * WIDE + 0.45
-        figure = new_figure(wide, 0.62)
+    wide = len(_steps(scale)) * WIDE + 0.45
+    with drawing(wide, 0.62) as figure:
         draw_scale(figure.subplots(), scale, unit, wide, notes=False)
-        settle(figure)
     return figure
 
 
@@ -186,8 +181,7 @@ def sheet_figure(sheet: Sheet, scale: tuple[float, float]) -> Figure:
     """Return a whole sheet for download: all panels, and the key below."""
     rows, columns = len(sheet.rows.values), len(sheet.columns.values)
     wide, high = _size(sheet, columns)
-    with styled():
-        figure = new_figure(max(wide, 6.9), high + 0.85)
+    with drawing(max(wide, 6.9), high + 0.85) as figure:
         figure.suptitle(f"{sheet.title}, distilled less direct student", fontsize=9.5, x=0.02, ha="left")
         grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*([1.0] * rows), 0.5 / max(high / rows, 0.5)])
         for r in range(rows):
@@ -195,7 +189,6 @@ def sheet_figure(sheet: Sheet, scale: tuple[float, float]) -> Figure:
                 ax = figure.add_subplot(grid[r, c])
                 draw_tiles(ax, sheet, sheet.panels[r][c], scale, _title(sheet, r, c), r == rows - 1)
         draw_scale(figure.add_subplot(grid[rows, :]), scale, sheet.unit, max(wide, 6.9), notes=True)
-        settle(figure)
     return figure
 
 
@@ -203,21 +196,17 @@ def sheets_figure(found: Sequence[tuple[Sheet, tuple[float, float]]]) -> Figure:
     """Return several sheets of one panel each side by side, for download; each has its key."""
     wide, high = _size(found[0][0], 1)
     rows = math.ceil(len(found) / 2)
-    with styled():
-        figure = new_figure(2 * max(wide, 4.4), rows * (high + 0.9))
+    with drawing(2 * max(wide, 4.4), rows * (high + 0.9)) as figure:
         for part, (sheet, scale) in zip(figure.subfigures(rows, 2, squeeze=False).flat, found, strict=False):
             _single(part, sheet, scale)
-        settle(figure)
     return figure
 
 
 def single_figure(sheet: Sheet, scale: tuple[float, float]) -> Figure:
     """Return a sheet of one panel with its key, for the page."""
     wide, high = _size(sheet, 1)
-    with styled():
-        figure = new_figure(max(wide, 4.4), high + 0.9)
+    with drawing(max(wide, 4.4), high + 0.9) as figure:
         _single(figure, sheet, scale)
-        settle(figure)
     return figure
 
 
@@ -288,11 +277,9 @@ def _gap_legend(figure: Figure, found: list[GapPoint]) -> None:
 
 def gap_figure(found: list[GapPoint], metrics: Sequence[str], joined: bool) -> Figure:
     """Return gains against the capacity gap: one panel a metric, with a legend."""
-    with styled():
-        figure = new_figure(4.5 * len(metrics), 3.6)
+    with drawing(4.5 * len(metrics), 3.6) as figure:
         axes = figure.subplots(1, len(metrics), squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             draw_gap(ax, found, metric, joined)
         _gap_legend(figure, found)
-        settle(figure)
     return figure

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from hydrometer.report.data.plotdata import KINDS, Curves, Kind, Panel, Plane, Point
-from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, Look, look_of, new_figure, styled
+from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, Look, drawing, look_of, settle
 
 __all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "plane_figure", "single"]
 
@@ -185,12 +185,6 @@ def _cloud(ax: Axes, plane: Plane) -> None:
         ax.plot(x, y, linestyle="none", color=LOOKS[kind].color, alpha=0.22, zorder=1, **dots)
 
 
-def settle(figure: Figure) -> None:
-    """Compute the layout once and keep it, so that labels can be placed in final pixels."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # not "none", which would draw everything twice at each save
-
-
 Labels = Callable[[], None]
 
 
@@ -306,8 +300,7 @@ def _locator() -> Any:
 
 def single(width: float, height: float, draw: Any, *data: Any) -> Figure:
     """Return a figure of one panel, for the page, where panels wrap."""
-    with styled():
-        figure = new_figure(width, height)
+    with drawing(width, height) as figure:
         labels = draw(figure.subplots(), *data)
         settle(figure)
         if labels is not None:
@@ -331,8 +324,7 @@ def _legend(figure: Figure, kinds: Iterable[Kind], methods: Iterable[str] = (), 
 
 def plane_figure(plane: Plane, entropy: Plane) -> Figure:
     """Return figure 1 for download: both planes side by side, with a legend."""
-    with styled():
-        figure = new_figure(9.2, 4.6)
+    with drawing(9.2, 4.6) as figure:
         left, right = figure.subplots(1, 2)
         tie = [Line2D([], [], color=QUIET, marker="x", markersize=4.5, label="equal entropy")] if plane.ties else []
         _legend(figure, [*plane.paths, *entropy.paths], [*plane.methods, *entropy.methods], tie)
@@ -345,11 +337,9 @@ def plane_figure(plane: Plane, entropy: Plane) -> Figure:
 
 def curves_figure(curves: Curves) -> Figure:
     """Return figure 2 for download: the four panels along one scale, with a legend."""
-    with styled():
-        figure = new_figure(9.2, 6.4)
+    with drawing(9.2, 6.4) as figure:
         kinds: set[Kind] = {k for p in curves.panels for k in (*p.series, *p.levels)}
         for ax, panel in zip(figure.subplots(2, 2).flat, curves.panels, strict=True):
             draw_panel(ax, curves, panel)
         _legend(figure, kinds, [m for p in curves.panels for m in p.methods])
-        settle(figure)
     return figure

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.data.samples import visible
 from hydrometer.report.figures.grid_views import FigureView, Panel, Save
-from hydrometer.report.figures.panels import settle
-from hydrometer.report.figures.style import LOOKS, QUIET, new_figure, styled
+from hydrometer.report.figures.style import LOOKS, QUIET, drawing
 from hydrometer.report.read_results import read_exhibit
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Setting, items, mapping, number, read_interval, text
@@ -211,24 +210,20 @@ def draw_cloud(ax: Axes, cloud: Cloud | None, picture: Picture, *, name: str = P
 
 def column_figure(column: Column, picture: Picture) -> Figure:
     """Return one column, for the page, where columns wrap."""
-    with styled():
-        figure = new_figure(2.2, 5.2)
+    with drawing(2.2, 5.2) as figure:
         for i, (ax, cloud) in enumerate(zip(figure.subplots(2, 1), column, strict=True)):
             draw_cloud(ax, cloud, picture, name=f"{POINTS}{i}")
-        settle(figure)
     return figure
 
 
 def picture_figure(picture: Picture) -> Figure:
     """Return the figure for download: all columns side by side."""
     n = len(picture.columns)
-    with styled():
-        figure = new_figure(2.15 * n, 5.3)
+    with drawing(2.15 * n, 5.3) as figure:
         axes = figure.subplots(2, n, squeeze=False)
         for i, column in enumerate(picture.columns):
             for ax, cloud in zip(axes[:, i], column, strict=True):
                 draw_cloud(ax, cloud, picture)
-        settle(figure)
     return figure
 
 

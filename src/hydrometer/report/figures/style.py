@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from hydrometer.report.data.plotdata import Kind
 
-__all__ = ["LOOKS", "Look", "inline_svg", "look_of", "new_figure", "render", "styled"]
+__all__ = ["LOOKS", "Look", "drawing", "inline_svg", "look_of", "render", "settle", "styled"]
 
 INK, QUIET, FAINT, PAPER = "#1d2430", "#5f6b7a", "#d5dae1", "#fffffe"
 
@@ -137,6 +137,22 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def settle(figure: Figure) -> None:
+    """Compute the layout once and keep it, so that labels can be placed in final pixels."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # not "none", which would draw everything twice at each save
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Generator[Figure]:
+    """Draw a figure of this many inches inside this, in our style; its layout is settled at the end, if not before."""
+    with styled():
+        figure = new_figure(width, height)
+        yield figure
+        if figure.get_layout_engine() is not None:
+            settle(figure)
 
 
 def render(figure: Figure, kind: str) -> bytes:

@@ -14,7 +14,7 @@ from hydrometer.models.capabilities import FitsTogether
 from hydrometer.models.families import RunSpec
 from hydrometer.models.work import Device, HasCostModel, Lengths, Part, Work
 from hydrometer.run.cost.calibration import kind_of, trial, trial_name
-from hydrometer.run.cost.counts import SHOWN, Counts
+from hydrometer.run.cost.counts import SHOWN, work_of
 from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, kept_length
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.preflight.machine import size
@@ -66,9 +66,6 @@ class StageCost:
     source: Source = ""
 
 
-_Slot = tuple[str, str]
-
-
 @dataclass(frozen=True, slots=True)
 class _Price:
     """Seconds of a stage, expected and at most, and of the expected ones how many come from where."""
@@ -78,8 +75,31 @@ class _Price:
     by: tuple[tuple[Source, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """One chain: its stages that are left, and this machine, unless it is priced for another device."""
+
+    name: str
+    family: Family
+    spec: ChainSpec
+    left: list[Node]
+    machine: ThisMachine | None
+
+    def precision(self, purpose: Literal["train", "judge"]) -> Precision:
+        """The arithmetic of drawing for fits, or of judging."""
+        return self.family.precision(self.spec, purpose)
+
+
 class Pricing:
-    """Adds up a plan, chain by chain."""
+    """Adds up a plan, chain by chain.
+
+    Parameters
+    ----------
+    left : stages that are not made yet.
+    given : the device to price for; None for this machine.
+    mean : expected tokens of an answer, where the caller knows. measure : time this machine now.
+    say : told what takes a while.
+    """
 
     def __init__(
         self,
@@ -96,12 +116,8 @@ class Pricing:
         self.lengths: dict[str, Lengths] = {}
         self.notes: list[str] = []
         self.used: list[Device] = []
-        self._counts = Counts()
         self._measured: dict[Path, dict[str, float]] = {}
         self._figures: set[str] = set()
-        self._nodes: dict[str, list[Node]] = {}
-        for node in plan.nodes.values():
-            self._nodes.setdefault(node.context.name, []).append(node)
 
     def device(self) -> Device:
         """What the plan is priced for."""
@@ -112,69 +128,46 @@ class Pricing:
         if line not in self.notes:
             self.notes.append(line)
 
-    def chain(self, name: str) -> Iterator[StageCost]:
+    def chain(self, name: str) -> list[StageCost]:
         """Rows of one chain."""
-        context = self.plan.chains[name].context
-        left = [n for n in self.left if n.context.name == name]
+        family, spec = self.plan.chains[name].context.family, self.plan.chains[name].context.spec
+        elsewhere = self.given is not None and isinstance(family, HasCostModel)
+        machine = None if elsewhere else ThisMachine(family, spec, self.say)
+        chain = _Chain(name, family, spec, [n for n in self.left if n.context.name == name], machine)
         self._figures = set()
-        if self.given is not None and isinstance(context.family, HasCostModel):
-            machine = None
-        else:
-            machine = ThisMachine(context.family, context.spec, self.say)
-        if isinstance(context.family, HasCostModel):
-            rows = list(self._counted(name, context.family, context.family, context.spec, left, machine))
-        else:
-            rows = list(self._tried(name, context.family, context.spec, left, machine))
+        rows = list(self._counted(chain, family) if isinstance(family, HasCostModel) else self._tried(chain))
         self._note_sources(name, rows, machine)
         device = self.device()
         if device.usd_per_hour is not None:
             self.note(f"price of one {device.name}: {device.usd_per_hour:g} USD an hour, {device.price}")
         self._note_memory(name, rows)
-        yield from rows
+        return rows
 
     # -- dear chains: counted -----------------------------------------------------------------------------------------
 
-    def _counted(
-        self,
-        name: str,
-        family: Family,
-        counted: HasCostModel,
-        chain: ChainSpec,
-        left: list[Node],
-        machine: ThisMachine | None,
-    ) -> Iterator[StageCost]:
-        lengths = self._lengths(name, counted, chain)
-        if machine is not None and self.measure and left:
+    def _counted(self, chain: _Chain, counted: HasCostModel) -> Iterator[StageCost]:
+        name, machine, lengths = chain.name, chain.machine, self._lengths(chain, counted)
+        if machine is not None and self.measure and chain.left:
             machine.measure(counted, lengths.mean, self._measured.setdefault(machine.path, {}))
         device = machine.device() if machine is not None else self.given
         assert device is not None
         self.used.append(device)
         self.note(f"device {device.name}: {device.source}")
-        self._note_unpriced(name, family, chain, left)
-
-        def priced(work: Work, most: Work | None = None) -> _Price:
-            return self._price(work, work if most is None else most, device, machine)
-
+        self._note_unpriced(chain)
         every = device.measured.get("stage", 0.0)
-        known: dict[tuple[int, int], tuple[Work, Work, _Price]] = {}
 
         def of(node: Node) -> tuple[Work, _Price]:
-            work, most = (self._counts.of(node, counted, n) for n in (lengths.mean, float(lengths.most)))
-            if (id(work), id(most)) not in known:
-                price = priced(work, most)
-                price = replace(price, seconds=(price.seconds or 0) + every, most=(price.most or 0) + every)
-                known[id(work), id(most)] = work, most, price
-            found = known[id(work), id(most)]
-            return found[0], found[2]
+            work, most = (work_of(node, counted, n) for n in (lengths.mean, float(lengths.most)))
+            price = self._price(work, most, device, machine)
+            return work, replace(price, seconds=(price.seconds or 0) + every, most=(price.most or 0) + every)
 
-        if left:
-            start = Work(parts=(Part("start", 1, "score"),))
-            yield _row(name, "start", "", Work(), priced(start))
-            examined = self._examined(family, counted, chain, lengths)
-            yield _row(name, "examine", "truth", examined, priced(examined))
-            for role, opened in self._opened(name, counted, family, chain, left).items():
-                yield _row(name, "open", role, Work(), priced(opened))
-        yield from self._summed(name, left, of)
+        if chain.left:
+            start, examined = Work(parts=(Part("start", 1, "score"),)), self._examined(chain, counted, lengths)
+            yield _row(name, "start", "", Work(), self._price(start, start, device, machine))
+            yield _row(name, "examine", "truth", examined, self._price(examined, examined, device, machine))
+            for role, opened in self._opened(chain, counted).items():
+                yield _row(name, "open", role, Work(), self._price(opened, opened, device, machine))
+        yield from self._summed(chain, of)
 
     def _price(self, work: Work, most: Work, device: Device, machine: ThisMachine | None) -> _Price:
         by: dict[Source, float] = {}
@@ -209,64 +202,58 @@ class Pricing:
         what += f"{size(int(device.memory))} of {'this machine' if device.name == 'this' else f'one {device.name}'}"
         self.notes.insert(0, f"{what}: take a smaller model or batch, fewer block_rows, or a larger device")
 
-    def _note_unpriced(self, name: str, family: Family, chain: ChainSpec, left: list[Node]) -> None:
+    def _note_unpriced(self, chain: _Chain) -> None:
         """Say what a run of this chain does that no count knows."""
-        if isinstance(family, FitsTogether) and any(family.workers(x) > 1 for x in family.levels(chain)):
+        name, family = chain.name, chain.family
+        if isinstance(family, FitsTogether) and any(family.workers(x) > 1 for x in family.levels(chain.spec)):
             self.note(f"{name}: fits of several workers are priced as fits by one; what they exchange is not counted")
-        draws = {(n.law.role, n.purpose, n.selectivity): n for n in left if isinstance(n, DrawNode)}.values()
+        draws = {(n.law.role, n.purpose, n.selectivity): n for n in chain.left if isinstance(n, DrawNode)}.values()
         if any(n.engine() for n in draws):
             self.note(f"{name}: rows that an engine draws are priced as this package's own sampler would draw them")
         if any(n.selectivity is not None and n.selectivity.accept is not None for n in draws):
             self.note(f"{name}: candidates that accept rejects are not counted")
 
-    def _lengths(self, name: str, counted: HasCostModel, chain: ChainSpec) -> Lengths:
-        most = int(getattr(getattr(chain, "truth", None), "max_new_tokens", 1))
-        truth = self.plan.chains[name].truth.key
+    def _lengths(self, chain: _Chain, counted: HasCostModel) -> Lengths:
+        most = int(getattr(getattr(chain.spec, "truth", None), "max_new_tokens", 1))
+        truth = self.plan.chains[chain.name].truth.key
         if self.mean is not None:
             found = Lengths(min(self.mean, float(most)), most, "given")
         elif self.measure:
             self.say("asking the truth for a few answers")
-            found = counted.lengths(chain)
+            found = counted.lengths(chain.spec)
             keep_length(truth, found)
         else:
             found = kept_length(truth) or Lengths(float(most), most, "max_new_tokens: the truth was not asked")
-        self.lengths[name] = found
-        self.note(f"{name}: answers of {found.mean:.3g} tokens expected, {found.most} at most ({found.source})")
+        self.lengths[chain.name] = found
+        self.note(f"{chain.name}: answers of {found.mean:.3g} tokens expected, {found.most} at most ({found.source})")
         return found
 
-    def _examined(self, family: Family, counted: HasCostModel, chain: ChainSpec, lengths: Lengths) -> Work:
+    def _examined(self, chain: _Chain, counted: HasCostModel, lengths: Lengths) -> Work:
         """The doctor's probe: a few rows in each arithmetic, scored."""
-        purposes: tuple[Literal["train", "judge"], ...] = ("train", "judge")
-        judged = family.precision(chain, "judge")
-        precisions: dict[Precision, None] = dict.fromkeys(family.precision(chain, purpose) for purpose in purposes)
-        works = [counted.work(chain, "draw", "truth", _PROBED, lengths.mean, p) for p in precisions]
-        works.append(counted.work(chain, "score own", "truth", _PROBED, lengths.mean, judged))
+        judged = chain.precision("judge")
+        precisions: dict[Precision, None] = dict.fromkeys((chain.precision("train"), judged))
+        works = [counted.work(chain.spec, "draw", "truth", _PROBED, lengths.mean, p) for p in precisions]
+        works.append(counted.work(chain.spec, "score own", "truth", _PROBED, lengths.mean, judged))
         return Work(0.0, 0.0, max(w.memory for w in works), tuple(p for w in works for p in w.parts))
 
-    def _opened(
-        self, name: str, counted: HasCostModel, family: Family, chain: ChainSpec, left: list[Node]
-    ) -> dict[str, Work]:
+    def _opened(self, chain: _Chain, counted: HasCostModel) -> dict[str, Work]:
         """Models read from disk: once in each arithmetic that draws or scores, as they are kept while in use."""
-        key = self.plan.chains[name].truth.key
-        pairs: dict[tuple[str, str, Precision], None] = dict.fromkeys(
-            [("truth", key, family.precision(chain, "train")), ("truth", key, family.precision(chain, "judge"))]
-        )
-        for node in left:
-            pairs |= dict.fromkeys((law.role, law.key, precision) for law, precision in node.opened())
+        key = self.plan.chains[chain.name].truth.key
+        pairs = [("truth", key, chain.precision(purpose)) for purpose in ("train", "judge")]
+        pairs += [(law.role, law.key, precision) for node in chain.left for law, precision in node.opened()]
         works: dict[str, Work] = {}
-        for role, _, _ in pairs:
-            once = counted.work(chain, "open", role, 0, 1.0, "float32")
-            works[role] = replace(once, parts=(*works.get(role, Work()).parts, *once.parts))
+        for role, times in Counter(role for role, _, _ in dict.fromkeys(pairs)).items():
+            once = counted.work(chain.spec, "open", role, 0, 1.0, "float32")
+            works[role] = replace(once, parts=once.parts * times)
         return works
 
     # -- cheap chains: tried ------------------------------------------------------------------------------------------
 
-    def _tried(
-        self, name: str, family: Family, chain: ChainSpec, left: list[Node], machine: ThisMachine | None
-    ) -> Iterator[StageCost]:
+    def _tried(self, chain: _Chain) -> Iterator[StageCost]:
+        name, family, machine = chain.name, chain.family, chain.machine
         assert machine is not None
-        names = {kind_of(n): trial_name(chain, n) for n in left}
-        if self.measure and left and not family.keeps_draws:
+        names = {kind_of(n): trial_name(chain.spec, n) for n in chain.left}
+        if self.measure and chain.left and not family.keeps_draws:
             self.say(f"{name}: running one seed of it")
             machine.learn(trial(self.spec, name), "measured")
         self.used.append(machine.device())
@@ -288,37 +275,33 @@ class Pricing:
                 seconds, source = node.cost(), "coarse"
             return work, _Price(seconds, seconds, ((source, seconds),))
 
-        yield from self._summed(name, left, of)
+        yield from self._summed(chain, of)
 
     # -- sums ---------------------------------------------------------------------------------------------------------
 
-    def _summed(self, name: str, left: list[Node], of: Callable[[Node], tuple[Work, _Price]]) -> Iterator[StageCost]:
-        stages = Counter(kind_of(node) for node in self._nodes.get(name, []))
-        empty = _row(name, "", "", Work(), _Price(0.0, 0.0))
+    def _summed(self, chain: _Chain, of: Callable[[Node], tuple[Work, _Price]]) -> Iterator[StageCost]:
+        stages = Counter(kind_of(n) for n in self.plan.nodes.values() if n.context.name == chain.name)
+        empty = _row(chain.name, "", "", Work(), _Price(0.0, 0.0))
         sums = {slot: replace(empty, stage=slot[0], role=slot[1], stages=n, done=n) for slot, n in stages.items()}
-        # By identity: works of many thousand stages are few, and dear to compare.
-        groups: dict[tuple[_Slot, int, int], tuple[Work, _Price, list[int]]] = {}
-        for node in left:
-            slot, (work, price) = kind_of(node), of(node)
-            counted = groups.setdefault((slot, id(work), id(price)), (work, price, [0, 0]))[2]
-            counted[0] += 1
-            counted[1] += len(node.inputs)
-        by: dict[_Slot, dict[Source, float]] = {}
-        for (slot, _, _), (work, price, (n, inputs)) in groups.items():
-            s = sums[slot]
+        alike: dict[tuple[object, ...], list[Node]] = {}  # of many thousand stages few differ
+        for node in chain.left:
+            alike.setdefault((kind_of(node), node.alike(), node.asked(), node.units()), []).append(node)
+        by: dict[tuple[str, str], dict[Source, float]] = {}
+        for nodes in alike.values():
+            slot, n, (work, price) = kind_of(nodes[0]), len(nodes), of(nodes[0])
+            shares, s = by.setdefault(slot, {}), sums[slot]
             for source, seconds in price.by:
-                shares = by.setdefault(slot, {})
                 shares[source] = shares.get(source, 0.0) + n * seconds
             sums[slot] = replace(
                 s,
                 done=s.done - n,
                 tokens=s.tokens + n * work.tokens,
                 flops=s.flops + n * work.flops,
-                disk=s.disk + n * (work.disk + _META) + 40 * inputs,
+                disk=s.disk + n * (work.disk + _META) + 40 * sum(len(node.inputs) for node in nodes),
                 memory=max(s.memory, work.memory),
                 hours=_plus(s.hours, price.seconds, n),
                 hours_most=_plus(s.hours_most, price.most, n),
-                source=_source(by.get(slot, {})),
+                source=_source(shares),
             )
         yield from sums.values()
 

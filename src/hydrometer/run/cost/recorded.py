@@ -9,11 +9,12 @@ from hydrometer.core.errors import HydrometerError
 from hydrometer.core.findings import warning
 from hydrometer.models.work import HasCostModel, Lengths, Work, share_out
 from hydrometer.run.cost.calibration import kind_of, trial_name
-from hydrometer.run.cost.counts import Counts
+from hydrometer.run.cost.counts import work_of
 from hydrometer.run.cost.this_machine import ThisMachine, keep_length, kept_length
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.nodes import DrawNode, Node
+from hydrometer.stages.stage import Asked
 from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["keep_seconds"]
@@ -59,14 +60,15 @@ def _counted(
     if lengths is not None:
         keep_length(chain.truth.key, lengths)
     mean = (lengths or kept_length(chain.truth.key) or Lengths(float(most), most, "")).mean
-    counts, groups = Counts(), dict[Work, list[float]]()
+    works, taken = dict[Asked, Work](), dict[Work, list[float]]()
     for node in _some(nodes):
         if node.workers() > 1 or (isinstance(node, DrawNode) and node.engine()):
             continue
-        group = groups.setdefault(counts.of(node, counted, mean), [0.0, 0.0])
-        group[0] += 1
-        group[1] += _seconds(node, store)
-    stages = [(work, n, taken) for work, (n, taken) in groups.items() if work.parts]
+        asked = node.asked()
+        if asked not in works:
+            works[asked] = work_of(node, counted, mean)
+        taken.setdefault(works[asked], []).append(_seconds(node, store))
+    stages = [(work, float(len(s)), sum(s)) for work, s in taken.items() if work.parts]
     return share_out(stages, machine.kept.device()) if stages else {}
 
 
