@@ -133,7 +133,8 @@ def _gate(chain: Chain) -> Sentence:
 def coldest(chain: Chain) -> Step | None:
     """Return the most selective setting that a student was distilled at, or None."""
     selective = [s for s in chain.tradeoff if not is_neutral(s.selectivity)]
-    return next((s for s in selective if s.coldest), selective[-1] if selective else None)
+    found = sorted((s for s in selective if s.coldest), key=lambda s: bool(s.method))  # each method has one
+    return found[0] if found else selective[-1] if selective else None
 
 
 def _moved(diff: Diff, name: str, unit: str, more: str = "") -> str:
@@ -280,7 +281,7 @@ def _others(chosen: Control, rest: list[Control]) -> str:
 
 
 def _control(run: Run, chain: Chain) -> Sentence:
-    selective = [c for c in chain.control if not is_neutral(c.selectivity)]
+    selective = sorted((c for c in chain.control if not is_neutral(c.selectivity)), key=lambda c: not c.method)
     matched = [c for c in selective if c.matched]
     if matched:
         # Decreasing teacher entropy, as the trade-off is listed: the last is the coldest.
