@@ -17,6 +17,7 @@ from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.watching import doing
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
+from hydrometer.models.capabilities import given_models
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.own_decision import answer
 from hydrometer.run.cost.recorded import keep_seconds
@@ -38,7 +39,9 @@ from hydrometer.run.results.truths import keep_truths, truth_files
 from hydrometer.run.results.user_scores import CellScores, read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
+from hydrometer.stages.given_nodes import JudgeGivenNode
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
+from hydrometer.stages.judge_given import load_exhibit, load_text_rows
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.chain_groups import ChainFacts
 from hydrometer.stages.statistics.contrasts import Judged, TruthRows
@@ -243,7 +246,7 @@ class _Books:
 
     def facts(self, chain: ChainPlan) -> ChainFacts:
         spec, family = chain.context.spec, chain.context.family
-        truth = next(c for c in chain.cells if c.role == "truth")
+        truth = next((c for c in chain.cells if c.role == "truth"), chain.cells[0])
         metrics = self.metrics(truth)
         planned = self.whole.chains[chain.context.name].cells
         return ChainFacts(
@@ -284,17 +287,12 @@ class _Books:
         """A cell as results.json holds it."""
         metrics = self.metrics(cell)
         node = self.plan.judge_of(cell)
-        stages = [("judge", cell.judge)]
-        if node is not None:
-            stages += [("draw", k) for k in node.law_rows.blocks]
-            stages += [("score", k) for k in node.scores]
-            if node.law.kind == "fit":
-                stages.append(("fit", node.law.key))
+        stages = (("judge", cell.judge),) if node is None else node.behind()
         seconds = 0.0
         if metrics is not None:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
         figures = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
-        made = {} if node is None else node.artifacts | {"truth": self.truths[cell.chain]}
+        made = {} if node is None else node.artifacts() | {"truth": self.truths[cell.chain]}
         return cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
 
     def judged(self, cell: Cell, bench: ArtifactLoader) -> Judged | None:
@@ -325,6 +323,10 @@ class _Books:
         node = self.plan.judge_of(cell)
         if node is None:
             raise TypeError(f"{cell.id} is not judged by a judge stage")
+        if isinstance(node, JudgeGivenNode):
+            strata = given_models(node.context.family).held_out_strata(node.context.spec)
+            clusters = Clusters(strata) if strata is not None and node.prompts_are == "sample" else strata
+            return load_text_rows(self.store.path("judge", node.key), clusters)
         key = node.truth_rows.key
         if key not in self._truth_rows:
             rows: Samples = bench.outline(node.context, node.truth_rows)
@@ -347,6 +349,10 @@ class _Books:
 
     def exhibit(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's exhibit, where it has one."""
+        node = self.plan.judge_of(cell)
+        if isinstance(node, JudgeGivenNode):
+            failed = node.key in self.outcome.failed
+            return None if failed else load_exhibit(self.store.path("judge", node.key))
         if cell.show is None or cell.show in self.outcome.failed:
             return None
         return artifact_json(self.store.path("show", cell.show) / "exhibit.json", dict, type(None))

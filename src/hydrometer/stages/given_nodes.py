@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Footprint
-from hydrometer.stages.stage import LawRef, Node, Rows
+from hydrometer.stages.nodes import JudgeNode
+from hydrometer.stages.stage import Asked, LawRef, Node, Rows
 
-__all__ = ["JudgeGivenNode", "ScoreTextsNode", "Sides", "TextNode"]
+__all__ = ["JudgeGivenNode", "ScoreTextsNode", "Sides", "TextNode", "no_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,35 +81,27 @@ class Sides:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeGivenNode(Node):
-    """A model judged as it is: against a truth that was drawn from, or on held-out text and against a reference.
+class JudgeGivenNode(JudgeNode):
+    """A model judged by its texts, too, or on held-out texts.
+
+    Of held-out texts `truth` is the reference, or the judged law itself where there is none, and there are no rows of
+    the truth. Where nothing is drawn the law has no rows either.
 
     Attributes
     ----------
-    law, decoding : the judged model.
-    anchor : the truth, or the reference; None where there is neither.
     held_out : whether texts stand in the place of a truth.
-    own_rows, truth_rows : drawn rows of the model and of the truth, or None.
-    truth_scores, law_scores : keys of the scores by token ids, as `JudgeNode` has them; of a model judged against a
-        reference `law_scores` alone. Empty where vocabularies differ.
-    texts : the scores as texts.
     prompts_are : what intervals are for.
+    texts : keys of the scores as texts.
     """
 
     stage, priced = "judge", None
-    law: LawRef
-    decoding: Selectivity | None
-    anchor: LawRef | None
-    held_out: bool
-    own_rows: Rows | None
-    truth_rows: Rows | None
-    truth_scores: tuple[str, ...]
-    law_scores: tuple[str, ...]
-    prompts_are: PromptsAre
-    texts: Sides = field(default_factory=Sides)
+    held_out: bool = field(default=False, kw_only=True)
+    prompts_are: PromptsAre = field(default="fixed", kw_only=True)
+    texts: Sides = field(default_factory=Sides, kw_only=True)
 
     def does(self) -> str:
-        return f"judge {self.law.role}" + ("" if self.decoding is None else f" decoded at {self.decoding.label}")
+        at = "" if self.decoding is None else f" decoded at {self.decoding.label}"
+        return f"judge the {self.law.role}{at}" if self.law.kind != "given" else f"judge {self.law.role}{at}"
 
     def about(self) -> tuple[str, int]:
         return self.law.role, 1
@@ -117,30 +110,27 @@ class JudgeGivenNode(Node):
         return self.like("judge", *self.about())
 
     def footprint(self) -> Footprint:
-        rows = sum(r.n for r in (self.own_rows, self.truth_rows) if r is not None)
-        return Footprint(disk_most=100 * rows + 40_000)
+        return Footprint(disk_most=100 * (self.law_rows.n + self.truth_rows.n) + 40_000)
+
+    def asked(self) -> Asked:
+        return Asked()
 
     @property
     def is_anchor(self) -> bool:
         """Whether the truth or the reference itself is judged."""
-        return self.law == self.anchor and self.decoding is None
+        return self.law == self.truth and self.decoding is None
 
-    @property
-    def artifacts(self) -> dict[str, object]:
-        """Names of the artifacts behind the cell; as results.json holds them."""
+    def behind(self) -> tuple[tuple[str, str], ...]:
+        return (*JudgeNode.behind(self), *(("score_texts", k) for k in self.texts.all))
 
-        def named(stage: Literal["draw", "score", "score_texts"], keys: Iterable[str]) -> list[str]:
-            return [f"{stage}-{k}" for k in keys]
-
-        own, truth = (() if r is None else r.blocks for r in (self.own_rows, self.truth_rows))
+    def artifacts(self) -> dict[str, Any]:
         t = self.texts
         texts = {"own": (*t.own_rows_own, *t.own_rows_anchor), "truth": (*t.truth_rows_own, *t.truth_rows_anchor)}
-        return {
-            "judge": f"judge-{self.key}",
-            "fit": None,
-            "draws": {"own": named("draw", own), "truth": named("draw", truth)},
-            "scores": {
-                side: named("score", ids) + named("score_texts", texts[side])
-                for side, ids in (("own", self.law_scores), ("truth", self.truth_scores))
-            },
-        }
+        found = JudgeNode.artifacts(self)
+        scores = {side: [*keys, *(f"score_texts-{k}" for k in texts[side])] for side, keys in found["scores"].items()}
+        return {**found, "scores": scores}
+
+
+def no_rows(law: LawRef) -> Rows:
+    """Return the rows of a law that is not drawn from."""
+    return Rows(law, None, Stream(0), 0, "judge", (), "none")

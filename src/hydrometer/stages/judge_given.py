@@ -31,8 +31,9 @@ from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode
 from hydrometer.stages.judge import rounding_bias, scored_figures, sequence_figures
 from hydrometer.stages.score import Columns, load_columns, scores_from
 from hydrometer.stages.stage import Rows
+from hydrometer.stages.statistics.contrasts import TruthRows
 
-__all__ = ["judge_given", "load_compared", "load_exhibit", "score_texts"]
+__all__ = ["judge_given", "load_compared", "load_exhibit", "load_text_rows", "score_texts"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -71,6 +72,7 @@ class _Found:
     columns: dict[str, Column] = field(default_factory=dict[str, Column])
     curves: Mapping[str, object] | None = None
     shown: Floats | None = None
+    texts: TextScores | None = None
 
     def add(self, columns: Mapping[str, Column], *, compared: bool = True) -> None:
         self.metrics |= {name: c.estimate() for name, c in columns.items()}
@@ -83,24 +85,24 @@ def judge_given(node: JudgeGivenNode, bench: ArtifactLoader, folder: Path) -> di
     found = _on_text(node, bench) if node.held_out else _against_truth(node, bench)
     (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in found.metrics.items()}))
     _save_columns(found, folder)
-    if node.own_rows is not None and found.shown is not None:
+    if found.texts is not None:
+        np.savez(folder / "rows.npz", law_on_truth=found.texts.log_prob, tokens=found.texts.tokens)
+    if found.shown is not None:
         context = node.context
-        rows = bench.head(context, node.own_rows, _SHOWN)
+        rows = bench.head(context, node.law_rows, _SHOWN)
         prompts, answers = given_models(context.family).answers(context.spec, node.law.role, rows)
         exhibit = texts_exhibit(_sequences(rows), found.shown, prompts.__getitem__, answers.__getitem__)
         exhibit |= {} if found.curves is None else {"curves": found.curves}
         (folder / EXHIBIT_FILE).write_text(json.dumps(exhibit))
-    return {"rows": 0 if node.own_rows is None else node.own_rows.n}
+    return {"rows": node.law_rows.n}
 
 
 _SHOWN = 16
 
 
 def _against_truth(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
-    if node.own_rows is None or node.truth_rows is None:
-        raise ValueError("a model against a truth has rows")
     out = _Found()
-    own = _drawn(node, bench, node.own_rows)
+    own = _drawn(node, bench)
     truth = own if node.is_anchor else _outline(node, bench, node.truth_rows)
     if node.truth_scores:
         x = load_columns([bench.store.path("score", k) for k in node.truth_scores])
@@ -155,9 +157,10 @@ def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
     out.add({"recall": recall, "recall_per_byte": _per_byte(on_text, strata, shared=True)})
     out.add({"recall_per_token": replace(recall, per=on_text.tokens, unit="nats/token")}, compared=False)
     out.metrics |= share_outside(recall) | _round_trips("truth", on_text, strata)
-    if node.own_rows is None:
+    out.texts = on_text
+    if not node.law_rows.n:
         return out
-    own = _drawn(node, bench, node.own_rows)
+    own = _drawn(node, bench)
     if node.law_scores:
         _by_reference(out, own, load_columns([bench.store.path("score", k) for k in node.law_scores]))
         return out
@@ -203,9 +206,9 @@ def _round_trips(name: str, scored: TextScores, strata: Strata | None) -> dict[s
     return {k: replace(share_estimate(v, strata), method="canonical") for k, v in shares.items()}
 
 
-def _drawn(node: JudgeGivenNode, bench: ArtifactLoader, rows: Rows) -> Sequences:
+def _drawn(node: JudgeGivenNode, bench: ArtifactLoader) -> Sequences:
     """Open a model's rows; what its prompts are says how errors are computed, not what was drawn."""
-    return replace(_sequences(bench.texts(node.context, rows)), prompts_are=node.prompts_are)
+    return replace(_sequences(bench.texts(node.context, node.law_rows)), prompts_are=node.prompts_are)
 
 
 def _outline(node: JudgeGivenNode, bench: ArtifactLoader, rows: Rows) -> Outline:
@@ -273,3 +276,10 @@ def load_exhibit(folder: Path) -> dict[str, object] | None:
 
     path = folder / EXHIBIT_FILE
     return artifact_json(path, dict) if path.is_file() else None
+
+
+def load_text_rows(folder: Path, strata: Strata | None) -> TruthRows:
+    """Return the held-out texts that a cell was judged on, as the rows of a truth that scores nothing."""
+    with open_arrays(folder / "rows.npz") as archive:
+        tokens: Floats = archive["tokens"]
+    return TruthRows(np.zeros(tokens.size), tokens, strata, tokens.size)

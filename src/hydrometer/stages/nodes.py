@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hydrometer.core.distillation import MLE, Distillation
 from hydrometer.core.rng import Stream
@@ -249,8 +249,16 @@ class JudgeNode(Node):
         kind, role = ("judge", self.law.role) if self.scores else ("score own", "truth")
         return Asked(((kind, role, self.law_rows.n, self.precision()),))
 
-    @property
-    def artifacts(self) -> dict[str, object]:
+    def behind(self) -> tuple[tuple[str, str], ...]:
+        """Stages and keys of what the figures are made of, the truth's rows left out."""
+        return (
+            ("judge", self.key),
+            *(("draw", k) for k in self.law_rows.blocks),
+            *(("score", k) for k in self.scores),
+            *(("fit", k) for k in self.law.inputs),
+        )
+
+    def artifacts(self) -> dict[str, Any]:
         """Names of the artifacts behind the cell; as results.json holds them."""
         sides = {"own": self.law_rows.blocks, "truth": self.truth_rows.blocks}
         scores = {"own": self.law_scores, "truth": self.truth_scores}

@@ -9,7 +9,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.capabilities import GivenModels, TextTruth, TextTruths
 from hydrometer.run.graph.score_nodes import plan_side, plan_texts
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
-from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, TextNode
+from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, TextNode, no_rows
 from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
 from hydrometer.store.artifacts import content_key
 
@@ -78,20 +78,20 @@ class TextNodes(ChainNodes):
             "rows": own.key,
             "scores": [*on_text, *of_own],
         }
-        return self.add(
-            JudgeGivenNode(
-                self.key("judge", parts),
-                self.context,
-                law,
-                decoding,
-                self.anchor,
-                True,
-                own,
-                None,
-                (),
-                of_own,
-                texts.are,
-                Sides(truth_rows_own=on_text),
-                inputs=(*law.inputs, *own.blocks, *on_text, *of_own),
-            )
+        node = JudgeGivenNode(
+            self.key("judge", parts),
+            self.context,
+            law,
+            decoding,
+            self.anchor,
+            no_rows(self.truth),
+            own,
+            None,
+            (),
+            of_own,
+            held_out=True,
+            prompts_are=texts.are,
+            texts=Sides(truth_rows_own=on_text),
+            inputs=(*law.inputs, *own.blocks, *on_text, *of_own),
         )
+        return self.add(node)

@@ -12,7 +12,7 @@ from hydrometer.run.graph.score_nodes import plan_side, plan_texts
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
 from hydrometer.run.judging.question import BLOCK_ROWS, Question
 from hydrometer.stages.cells import Cell, Place
-from hydrometer.stages.given_nodes import JudgeGivenNode, Sides
+from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, no_rows
 from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
 from hydrometer.store.artifacts import content_key
 
@@ -109,14 +109,15 @@ class _JudgePlanner(ChainNodes):
             self.context,
             law,
             decoding,
-            anchor,
-            held_out,
-            own,
-            truth,
+            law if anchor is None else anchor,
+            truth or no_rows(law),
+            own or no_rows(law),
+            None,
             truth_scores,
             law_scores,
-            q.prompts_are,
-            texts,
+            held_out=held_out,
+            prompts_are=q.prompts_are,
+            texts=texts,
             inputs=inputs,
         )
         if is_anchor:

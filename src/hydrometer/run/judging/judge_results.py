@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -93,16 +92,11 @@ class _JudgedCell:
     def record(self) -> Json:
         """The cell as results.json holds it."""
         figures = None if self.reason is not None else {k: v.to_json() for k, v in self.metrics.items()}
-        seconds = 0.0 if figures is None else sum(self._seconds())
-        found = self.cell.record(figures, self.reason, seconds, self.node.artifacts)
-        return {**found, "model": self.label, "artifacts": {**self.node.artifacts, "truth": []}}
-
-    def _seconds(self) -> Iterable[float]:
-        own = () if self.node.own_rows is None else self.node.own_rows.blocks
-        ids = (*self.node.truth_scores, *self.node.law_scores)
-        stages = [("judge", self.cell.judge), *(("draw", k) for k in own), *(("score", k) for k in ids)]
-        for stage, key in {*stages, *(("score_texts", k) for k in self.node.texts.all)}:
-            yield float(self.store.meta(stage, key)["seconds"])
+        seconds = 0.0
+        if figures is not None:
+            seconds = sum(float(self.store.meta(*stage)["seconds"]) for stage in dict.fromkeys(self.node.behind()))
+        found = self.cell.record(figures, self.reason, seconds, self.node.artifacts())
+        return {**found, "model": self.label, "artifacts": {**self.node.artifacts(), "truth": []}}
 
     @property
     def group(self) -> Json:

@@ -35,7 +35,7 @@ def part_of(plan: Plan, outcome: Outcome) -> Plan:
             for c in chain.cells
             if c.judge not in left
         ]  # fmt: skip
-        if any(c.role == "truth" for c in cells):
+        if any(c.role == "truth" for c in cells) or (cells and all(c.role != "truth" for c in chain.cells)):
             maps = [m for m in chain.maps if m.key not in left]
             picture = None if chain.picture in left else chain.picture
             out.chains[name] = replace(chain, cells=cells, maps=maps, picture=picture)
