@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES
@@ -178,7 +179,51 @@ def _chain(name: str, value: object) -> Chain:
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
         advice=mapping(c.get("advice")),
         judged=mapping(c.get("judged")),
+        reference=text(c.get("reference")),
     )
+
+
+_STANDS_FOR = {
+    f"{a}{suffix}": f"{b}{suffix}"
+    for a, b in (("precision_reference", "precision"), ("kl_student_reference", "kl_student_truth"))
+    for suffix in ("", "_per_token")
+}
+
+
+def _by_reference(value: Any) -> Any:
+    """Put figures under a reference in the place of those under a truth, which a chain of texts does not have."""
+    if isinstance(value, list):
+        return [_by_reference(v) for v in cast("list[object]", value)]
+    if isinstance(value, dict):
+        pairs = cast("dict[str, object]", value).items()
+        return {_STANDS_FOR.get(k, k): _by_reference(v) for k, v in pairs}
+    return _STANDS_FOR.get(value, value) if isinstance(value, str) else value
+
+
+def _references_as_truths(results: Json) -> Json:
+    """Return results in which the chains of texts have their reference's figures where others have the truth's."""
+    summary = mapping(results.get("summary"))
+    chains = mapping(summary.get("chains"))
+    named = {k for k, v in chains.items() if text(mapping(v).get("reference"))}
+    if not named:
+        return results
+    groups = {
+        k: _by_reference(v) if text(mapping(v).get("chain")) in named else v
+        for k, v in mapping(summary.get("groups")).items()
+    }
+
+    def of_texts(contrast: object) -> bool:
+        return text(mapping(groups.get(text(mapping(contrast).get("a")))).get("chain")) in named
+
+    return {
+        **results,
+        "contrasts": [_by_reference(c) if of_texts(c) else c for c in items(results.get("contrasts"))],
+        "summary": {
+            **summary,
+            "groups": groups,
+            "chains": {k: _by_reference(v) if k in named else v for k, v in chains.items()},
+        },
+    }
 
 
 def parse(results: Json, folder: Path | None = None) -> Run:
@@ -193,7 +238,7 @@ def parse(results: Json, folder: Path | None = None) -> Run:
     ------
     FolderError : where the schema is a newer release's.
     """
-    results = migrate(results, str(folder / "results.json") if folder else "results")
+    results = _references_as_truths(migrate(results, str(folder / "results.json") if folder else "results"))
     summary = mapping(results.get("summary"))
     contrasts = [_diff(c) for c in items(results.get("contrasts"))]
     return Run(

@@ -169,7 +169,8 @@ class Chain:
     """One chain's part of the summary.
 
     A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` is of models
-    that exist: how they were asked.
+    that exist: how they were asked. `reference` is what precision and KL(q‖p*) are measured under where the truth is
+    texts; else empty.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Chain:
     points: list[Chain] = field(default_factory=list["Chain"])
     advice: Json = field(default_factory=dict[str, Any])
     judged: Json = field(default_factory=dict[str, Any])
+    reference: str = ""
     adopted: list[Brought] = field(default_factory=list["Brought"])
 
 

@@ -17,7 +17,6 @@ from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.watching import doing
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
-from hydrometer.models.capabilities import given_models
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.own_decision import answer
 from hydrometer.run.cost.recorded import keep_seconds
@@ -41,7 +40,7 @@ from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
 from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
-from hydrometer.stages.judge_given import load_exhibit, load_text_rows
+from hydrometer.stages.judge_given import load_exhibit, text_rows_of
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.chain_groups import ChainFacts
 from hydrometer.stages.statistics.contrasts import Judged, TruthRows
@@ -257,7 +256,13 @@ class _Books:
             spec.controls,
             max(c.level for c in planned),
             len(chain.cells) == len(planned),
+            self.reference(chain),
         )
+
+    def reference(self, chain: ChainPlan) -> str | None:
+        """What precision is measured under where the truth is texts: a cell's role."""
+        node = next((n for n in self.plan.judges_of(chain.cells) if isinstance(n, JudgeGivenNode)), None)
+        return None if node is None else "teacher" if node.truth.role == "teacher" else "reference"
 
     def metrics(self, cell: Cell) -> dict[str, Estimate] | None:
         """A cell's figures, its teacher's entropy among them; None where it failed."""
@@ -324,9 +329,7 @@ class _Books:
         if node is None:
             raise TypeError(f"{cell.id} is not judged by a judge stage")
         if isinstance(node, JudgeGivenNode):
-            strata = given_models(node.context.family).held_out_strata(node.context.spec)
-            clusters = Clusters(strata) if strata is not None and node.prompts_are == "sample" else strata
-            return load_text_rows(self.store.path("judge", node.key), clusters)
+            return text_rows_of(node, self.store.path("judge", node.key))
         key = node.truth_rows.key
         if key not in self._truth_rows:
             rows: Samples = bench.outline(node.context, node.truth_rows)

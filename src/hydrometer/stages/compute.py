@@ -48,14 +48,14 @@ def compute(node: Node, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict
             raise StoreError("the weights of an adopted model are gone", got=node.name, fix="adopt it again")
         case ScoreNode():
             return score(node, bench, folder)
+        case JudgeGivenNode():  # a JudgeNode, too
+            return judge_given(node, bench, folder)
         case JudgeNode():
             return judge(node, bench, folder)
         case TextNode():
             return encode_texts(node, folder)
         case ScoreTextsNode():
             return score_texts(node, bench, folder)
-        case JudgeGivenNode():
-            return judge_given(node, bench, folder)
         case ShowNode():
             return show(node, bench, folder)
         case ReleasedNode():

@@ -33,7 +33,7 @@ from hydrometer.stages.score import Columns, load_columns, scores_from
 from hydrometer.stages.stage import Rows
 from hydrometer.stages.statistics.contrasts import TruthRows
 
-__all__ = ["judge_given", "load_compared", "load_exhibit", "load_text_rows", "score_texts"]
+__all__ = ["judge_given", "load_compared", "load_exhibit", "score_texts", "text_rows_of"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -278,8 +278,10 @@ def load_exhibit(folder: Path) -> dict[str, object] | None:
     return artifact_json(path, dict) if path.is_file() else None
 
 
-def load_text_rows(folder: Path, strata: Strata | None) -> TruthRows:
+def text_rows_of(node: JudgeGivenNode, folder: Path) -> TruthRows:
     """Return the held-out texts that a cell was judged on, as the rows of a truth that scores nothing."""
+    labels = given_models(node.context.family).held_out_strata(node.context.spec)
+    strata = labels if labels is None or node.prompts_are == "fixed" else Clusters(labels)
     with open_arrays(folder / "rows.npz") as archive:
         tokens: Floats = archive["tokens"]
     return TruthRows(np.zeros(tokens.size), tokens, strata, tokens.size)

@@ -158,7 +158,7 @@ class CausalLMFamily:
 
         c = _chain(chain)
         resolved, prompts, stop_ids = truth_opening(c.truth)
-        configs = level_configs(outline_of(resolved).config, self.levels(c))
+        configs = level_configs(outline_of(resolved).config, self.levels(c), c.given_teacher)
         for level in self.levels(c):  # a file that cannot be read is refused before anything is made
             if isinstance(init := cast("LevelSpec", level.spec).init, FromSource):
                 source = load.resolve(init.source, init.revision)
@@ -171,7 +171,8 @@ class CausalLMFamily:
         from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
 
         c = _chain(chain)
-        configs = level_configs(outline_of(load.resolve(c.truth.source, c.truth.revision)).config, self.levels(c))
+        truth = outline_of(load.resolve(c.truth.source, c.truth.revision)).config
+        configs = level_configs(truth, self.levels(c), c.given_teacher)
         training = {x.role: cast("LevelSpec", x.spec).training for x in self.levels(c)}.get(role)
         return footprint(c, configs, training, stage, role, rows)
 

@@ -86,7 +86,7 @@ def subject_of(
     """
     slot = repr(chain), config.to_json_string(use_diff=False), prompts
     if slot not in _subjects:
-        configs = level_configs(config, levels)
+        configs = level_configs(config, levels, chain.given_teacher)
         shapes = {role: shape_of(c) for role, c in configs.items()}
         specs = {x.role: cast("LevelSpec", x.spec) for x in levels}
         if len(_subjects) >= _SUBJECTS_KEPT:

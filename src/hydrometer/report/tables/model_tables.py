@@ -123,6 +123,19 @@ def ordered_groups(run: Run, chain: Chain) -> list[Group]:
     ]
 
 
+def _under(heading: str, reference: str) -> str:
+    """Return a heading of what is measured under a reference, where the truth is texts."""
+    under = heading.replace("precision", f"precision under the {reference}", 1)
+    return under.replace("KL(q‖p*)", f"KL(q‖{reference})")
+
+
+def _as_of_truth(heading: str) -> str:
+    """Return what `_under` made a heading of."""
+    for reference in ("teacher", "reference"):
+        heading = heading.replace(f" under the {reference}", "").replace(f"KL(q‖{reference})", "KL(q‖p*)")
+    return heading
+
+
 def _has(groups: list[Group], metric: str) -> bool:
     return any(metric in g.metrics for g in groups)
 
@@ -133,6 +146,8 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     columns = {k: v for k, v in (EXTRA if extra else MAIN).items() if _has(groups, k)}
     if extra:
         columns |= {m: m for g in groups for m in g.metrics if m.startswith(("user_", "lm_eval_"))}
+    if chain.reference:
+        columns = {k: _under(v, chain.reference) for k, v in columns.items()}
     rows: list[list[str]] = []
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
@@ -308,7 +323,7 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
             what = f"{chain.unit} per {per(chain)}, ± standard error, below it the 95 % interval"
         title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
         # What a terminal of 80 columns holds; the page has the rest.
-        shown = [i for i, name in enumerate(data.head) if i == 0 or name in TERMINAL or chain.points]
+        shown = [i for i, name in enumerate(data.head) if i == 0 or _as_of_truth(name) in TERMINAL or chain.points]
         rows = [
             ["\n".join(one_line(x, 200) for x in row[i].replace(", ", "\n" if i else ", ").split("\n")) for i in shown]
             for row in data.rows

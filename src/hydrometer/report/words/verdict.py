@@ -71,7 +71,18 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
     said += capacity_sentence(run, chain)
     if missing := missing_words(run, chain.name):
         said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
-    return [*said, *adopted_sentences(chain), *_caveats(run, chain)]
+    said += [*adopted_sentences(chain), *_caveats(run, chain)]
+    return said if not chain.reference else _beside_texts(said, chain.reference)
+
+
+def _beside_texts(said: list[Sentence], reference: str) -> list[Sentence]:
+    """Say what is measured under what, where the truth is texts."""
+    text = (
+        "The truth is texts: recall is over texts whose prompts no model was trained on. Texts score nothing, so "
+        f"precision and KL(q‖{reference}) are under the {reference}, whose taste need not be theirs."
+    )
+    renamed = [Sentence(s.topic, s.tone, s.text.replace(KL, f"KL(q‖{reference})")) for s in said]
+    return [*renamed, Sentence("texts", "note", text)]
 
 
 def _so_far(said: Sentence, chain: Chain) -> Sentence:

@@ -12,7 +12,9 @@ from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.candidates import Entry, Floats, Metrics, Source, need_artifact
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
+from hydrometer.stages.given_nodes import JudgeGivenNode
 from hydrometer.stages.judge import load_adjusted, load_law_on_truth
+from hydrometer.stages.judge_given import text_rows_of
 from hydrometer.stages.nodes import Rows
 from hydrometer.stages.statistics.covariance import Arm, Design
 
@@ -44,6 +46,9 @@ def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None],
             by_seed.setdefault(None if shared else c.seed, node.truth_rows)
     node = source.plan.judge_of(first)
     assert node is not None  # maps have no candidates
+    if isinstance(node, JudgeGivenNode):
+        found = text_rows_of(node, need_artifact(source, "judge", node.key))
+        return Design(found.n, True, None if found.strata is None else found.strata[:kept]), lambda _: found.lengths
 
     def samples(rows: Rows) -> Any:
         for key in rows.blocks:

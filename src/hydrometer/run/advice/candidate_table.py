@@ -10,6 +10,7 @@ from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.arms import arm_of, common_seeds, design_of, kept_rows
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, entries, is_finite
 from hydrometer.stages.cells import Cell
+from hydrometer.stages.given_nodes import JudgeGivenNode
 from hydrometer.stages.statistics.covariance import Arm, Design
 from hydrometer.stages.statistics.decision import Need
 from hydrometer.store.storage_uri import resolved
@@ -43,8 +44,8 @@ class Field:
 
 def unit_of(source: Source, need: Need) -> Literal["token", "sequence", "point"]:
     """What a nat is counted per."""
-    truth = next(c for c in source.chain.cells if c.role == "truth")
-    metrics = source.cells.get(truth.id, {}).get("metrics", {})
+    first = next((c for c in source.chain.cells if c.role == "truth"), source.chain.cells[0])
+    metrics = source.cells.get(first.id, {}).get("metrics", {})
     if "recall_per_token" not in metrics:
         if need.per == "sequence":
             raise InputError("this chain's outcomes are points, not sequences", got="per sequence", fix="leave it out")
@@ -76,7 +77,7 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
     """
     _same_truth(sources)
     suffix = "_per_token" if unit_of(sources[0], need) == "token" else ""
-    names = (f"precision{suffix}", f"recall{suffix}", *(() if need.score is None else (need.score,)))
+    names = (f"{_precision(sources[0])}{suffix}", f"recall{suffix}", *(() if need.score is None else (need.score,)))
     found: list[Entry] = []
     excluded: list[Excluded] = []
     for source in sources:
@@ -114,6 +115,12 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
     design, lengths = design_of(sources[0], kept_rows(found[baseline]))
     arms = [arm_of(e, seeds, names, lengths, lambda c, e=e: (c.judge, _figures(e, c))) for e in found]
     return Field(found, excluded, seeds, _lacking(found), names, arms, design, baseline)
+
+
+def _precision(source: Source) -> str:
+    """Return the name of precision: a reference's own where the truth is texts."""
+    judges = source.plan.judges_of(source.chain.cells)
+    return "precision_reference" if any(isinstance(n, JudgeGivenNode) for n in judges) else "precision"
 
 
 def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:

@@ -27,6 +27,9 @@ __all__ = ["ChainFacts", "ChainGroups", "gather", "matched"]
 Json = dict[str, Any]
 
 LIKELIHOOD = ("precision", "recall", "recall_on_support", "entropy", "kl_student_truth", "kl_truth_student")
+BY_REFERENCE = ("precision_reference", "kl_student_reference")
+"""What stands for precision and KL where the truth is texts."""
+MATCHED = ("precision", "recall", "recall_on_support", "kl_student_truth", "kl_truth_student")
 TEXT = ("length", "eos_rate", "repetition", "distinct_1", "distinct_2", "distinct_3")
 BROUGHT = ("user_", "lm_eval_")
 """What begins the names of figures that a user brought."""
@@ -39,6 +42,7 @@ class ChainFacts:
     Attributes
     ----------
     last : level of its students.
+    reference : what precision is measured under where the truth is texts.
     is_whole : whether no more of it is to be judged.
     """
 
@@ -49,6 +53,7 @@ class ChainFacts:
     controls: tuple[Selectivity, ...]
     last: int
     is_whole: bool = True
+    reference: str | None = None
 
 
 def gather(
@@ -83,9 +88,9 @@ class ChainGroups:
     def __init__(self, facts: ChainFacts, groups: dict[str, Group], example: dict[str, Cell]) -> None:
         self.facts, self.groups, self.example = facts, groups, example
         self.pairs: dict[tuple[str, str], dict[str, Contrast]] = {}
-        self.metrics = [*LIKELIHOOD]
+        self.metrics = [*LIKELIHOOD] if facts.reference is None else [*LIKELIHOOD, *BY_REFERENCE]
         if facts.sequences:
-            self.metrics += [f"{m}_per_token" for m in LIKELIHOOD] + list(TEXT)
+            self.metrics += [f"{m}_per_token" for m in self.metrics] + list(TEXT)
         mine = {n: c for n, c in example.items() if c.level == facts.last and c.training}
         self.adopted = {n: c for n, c in mine.items() if c.origin is not None}
         at_end = {n: c for n, c in mine.items() if c.origin is None}
@@ -164,7 +169,8 @@ def _matched(c: ChainGroups, distilled: str) -> Json | str:
     terms = [(1.0, c.groups[distilled]), (-(1 - w), c.groups[n0]), (-w, c.groups[n1])]
     label = f"{c.direct} decoded to equal entropy"
     out: Json = {"entropy": target}
-    for metric in ("precision", "recall", "recall_on_support", "kl_student_truth", "kl_truth_student"):
+    metrics = (*BY_REFERENCE, "recall") if c.facts.reference is not None else MATCHED
+    for metric in metrics:
         ends = [group_figure(c.groups[n], metric).value for n in (n0, n1)]
         if ends[0] is None or ends[1] is None:
             figure = Figure(None, None, None)

@@ -188,11 +188,13 @@ def _own_variance(terms: Terms, seed: int | None, metric: str, slope: float, *, 
         if slope:
             spread = (m["entropy"].se_mc or 0.0) ** 2
             cross = 0.0
-            if metric in ("kl_student_truth", "precision"):
+            under = "reference" if metric.endswith("_reference") else "truth"
+            kl, precision = f"kl_student_{under}", "precision" if under == "truth" else "precision_reference"
+            if metric in (kl, precision):
                 # precision = -H - KL on the same rows, so the three variances give the covariance of H with KL.
-                h, k, p = ((m[x].se_mc or 0.0) ** 2 for x in ("entropy", "kl_student_truth", "precision"))
+                h, k, p = ((m[x].se_mc or 0.0) ** 2 for x in ("entropy", kl, precision))
                 with_kl = (p - h - k) / 2
-                cross = with_kl if metric == "kl_student_truth" else -h - with_kl
+                cross = with_kl if metric == kl else -h - with_kl
             variance += slope**2 * spread + 2 * slope * cross
         total += c * c * max(variance, 0.0)
     return total

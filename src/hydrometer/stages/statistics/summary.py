@@ -69,6 +69,7 @@ def compare_chain(
         "kind": "sequences" if facts.sequences else "points",
         "unit": "nats",
         "seeds": len({x.seed for x in cells if x.seed is not None and x.origin is None}) or 1,
+        **({} if facts.reference is None else {"reference": facts.reference}),
         "truth_group": c.truth,
         "teacher_group": c.teacher,
         "direct_group": c.direct,

@@ -28,10 +28,14 @@ _PARQUET = 6000  # bytes of a file's own, and of its prompts'
 _JUDGED = 26_000
 
 
-def level_configs(truth: PretrainedConfig, levels: Sequence[Level]) -> dict[str, PretrainedConfig]:
-    """Return the configuration of the truth and of every level, by role."""
+def level_configs(
+    truth: PretrainedConfig, levels: Sequence[Level], teacher: FromSource | None = None
+) -> dict[str, PretrainedConfig]:
+    """Return the configuration of the truth, of a teacher that is taken as it is, and of every level, by role."""
     configs = {"truth": truth}
     above = truth
+    if teacher is not None:
+        above = configs["teacher"] = _config_of(teacher.source, teacher.revision)
     for level in levels:
         spec = cast("LevelSpec", level.spec)
         match spec.init:

@@ -1,0 +1,98 @@
+"""A run whose truth is texts, whose teacher is a model as it is, and whose prompts nobody was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import jsonschema  # noqa: E402
+
+import hydrometer as hm  # noqa: E402
+from chains import without_timings, write_spec  # noqa: E402
+from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.run.judging.judging import judge_models  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
+TRAINING = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 0.003, "bf16": False}
+STUDENT = {"init": {"layers_of": "above", "layers": [0]}, "training": TRAINING}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    CausalLM(make_llama(seed=0), make_tokenizer(64)).save(root / "teacher")
+    CausalLM(make_llama(seed=5), make_tokenizer(64)).save(root / "hidden")
+    return root
+
+
+@pytest.fixture(scope="module")
+def texts(models: Path) -> Path:
+    """Answers to twenty prompts, three each."""
+    rng = np.random.default_rng(3)
+    path = models / "texts.jsonl"
+    rows = [
+        {"prompt": f"w{3 + i}", "completion": " ".join(f"w{j}" for j in rng.integers(3, 20, 1 + k))}
+        for i in range(20)
+        for k in range(3)
+    ]
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return path
+
+
+def spec_of(folder: Path, truth: dict[str, Any], **chain: Any) -> Path:
+    body: dict[str, Any] = {
+        "family": "causal_lm", "truth": {"max_new_tokens": 6, "stop": [1], **truth}, "student": STUDENT,
+        "data": {"train": 64, "validate": 8, "distill": 16, "evaluate": 32}, "threads": 1, "block_rows": 16,
+        "selectivity": [{"temperature": 1.0}, {"temperature": 0.5}], "draw_dtype": "float32", **chain,
+    }  # fmt: skip
+    return write_spec({"name": "tiny", "seeds": 2, "chains": {"lm": body}}, folder)
+
+
+def metrics_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    jsonschema.validate(results, SCHEMA)
+    assert not [c["reason"] for c in results["cells"] if c["status"] == "failed"]
+    return {c["id"]: c["metrics"] for c in results["cells"]}
+
+
+def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
+    """Recall is over held-out text, precision under the teacher by its own name; as `judge` says of the same models."""
+    path = spec_of(tmp_path, {"text": {"file": str(texts), "chat": False}}, teacher={"source": str(models / "teacher")})
+    found = hm.run(path, out=tmp_path / "out")
+    cells = metrics_of(found.results)
+    assert {c["role"] for c in found.results["cells"]} == {"teacher", "student"}
+    student = cells["lm.student.distilled-temperature0.5.seed0"]
+    assert "precision" not in student
+    assert student["precision_reference"]["value"] == pytest.approx(
+        -student["entropy"]["value"] - student["kl_student_reference"]["value"], abs=1e-9
+    )
+    assert cells["lm.teacher"]["kl_student_reference"]["value"] == 0
+    held_out = [json.loads(line) for line in texts.read_text().splitlines()]
+    from hydrometer.models.causal_lm.data.parts import parts_of
+    from hydrometer.models.causal_lm.truth_spec import TextFile
+
+    trained, judged = parts_of(TextFile(file=str(texts)))
+    assert judged is not None
+    asked = {t[-1][1] for _, t in judged.asked}
+    assert len(asked) == 4
+    (tmp_path / "held.jsonl").write_text("\n".join(json.dumps(r) for r in held_out if r["prompt"] in asked))
+    alone = judge_models([models / "teacher"], truth_text=tmp_path / "held.jsonl", chat=False, out=tmp_path / "judged")
+    recall = alone.results["cells"][0]["metrics"]["recall"]
+    for key in ("value", "se", "df"):
+        assert cells["lm.teacher"]["recall"][key] == pytest.approx(recall[key], rel=1e-5)
+    chain = found.results["summary"]["chains"]["lm"]
+    assert chain["truth_group"] is None
+    assert chain["teacher_group"] == "lm.teacher"
+    assert chain["gate"]["contrast"]["metric"] == "recall"
+    pairs = {(c["a"], c["b"], c["metric"]) for c in found.results["contrasts"]}
+    assert ("lm.student.distilled-temperature0.5", "lm.student.direct", "precision_reference") in pairs
+    again = hm.run(path, out=tmp_path / "out")
+    assert not again.outcome.computed
+    assert without_timings(again.results) == without_timings(found.results)
+    assert len(trained.answers) + len(judged.answers) == len(held_out)
