@@ -1,4 +1,4 @@
-"""Results as typed records: what every table, figure and sentence is made of."""
+"""Results as typed records, from which every table, figure and sentence is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Reach = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One metric of one group: mean over seeds with its total standard error, and what lies between the seeds."""
+    """One metric of one group: mean over seeds with its total standard error, and its spread over seeds."""
 
     value: float | None
     se: float | None
@@ -146,7 +146,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """A model trained elsewhere, with its contrasts by what it is compared with."""
+    """An adopted model, with its contrasts by reference."""
 
     group: str
     name: str
@@ -159,8 +159,8 @@ class Brought:
 class Chain:
     """One chain's part of the summary.
 
-    A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` is of models
-    that exist: how they were asked.
+    A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` says how
+    judged models were prompted.
     """
 
     name: str
@@ -187,10 +187,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what its results.json holds.
+    """One run, from its results.json.
 
-    `doubts` are chains and what was found of their figures, `missing` the ids of cells that are not judged yet, by
-    chain.
+    `doubts` are pairs of chain and finding on its figures, `missing` the ids of cells not judged yet, by chain.
     """
 
     name: str
