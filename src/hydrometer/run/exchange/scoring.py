@@ -285,11 +285,7 @@ def _row(value: object, i: int) -> int:
 
 def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
     try:
-        if path.suffix == ".parquet":
-            return _parquet(raw)
-        if path.suffix == ".csv":
-            return _csv(raw)
-        return _lines(raw)
+        return {".parquet": _parquet, ".csv": _csv}.get(path.suffix, _lines)(raw)
     except (ValueError, RecursionError, pa.ArrowException) as e:
         fix = f"write {path.suffix} with one row for each of the cell's"
         raise DataError(f"the file of scores cannot be parsed: {e}", got=path.name, fix=fix) from None
