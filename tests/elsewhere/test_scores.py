@@ -154,7 +154,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "not JSON": ("a.jsonl", "{", {}, "cannot be parsed"),
     "not Parquet": ("a.parquet", "PAR1", {}, "cannot be parsed"),
     "ragged CSV": ("a.csv", "row,even\n1\n2,3,4\n", {"cell": CELLS[0]}, "cannot be parsed"),
-    "a file of this type": ("a.txt", "1", {}, "another kind"),
+    "another kind": ("a.txt", "1", {}, "a file of this type"),
     "no lm-eval": ("a.json", "{}", {"cell": CELLS[0]}, "no results of lm-evaluation-harness"),
     "lm-eval without a cell": ("a.json", json.dumps(LM_EVAL), {}, "--cell"),
     "lm-eval NaN": ("a.json", '{"results": {"t": {"acc,none": NaN}}}', {"cell": CELLS[0]}, "not a finite number"),
