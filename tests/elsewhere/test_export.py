@@ -129,10 +129,10 @@ def test_drawing_alone_fits_no_student_and_a_later_run_goes_on(world: World, tmp
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another kind of file": ({"to": "rows.csv"}, "parquet or .jsonl"),
-    "a file that is there": ({"to": "there.jsonl"}, "there already"),
-    "no folder": ({"to": "none/rows.jsonl"}, "no folder to write into"),
-    "into the artifacts": ({"to": "run/artifacts/rows.parquet"}, "the run's own"),
-    "into the artifacts, by a detour": ({"to": "run/../run/artifacts/rows.parquet"}, "the run's own"),
+    "a file that is there": ({"to": "there.jsonl"}, "exists already"),
+    "no folder": ({"to": "none/rows.jsonl"}, "the folder does not exist"),
+    "into the artifacts": ({"to": "run/artifacts/rows.parquet"}, "belongs to the run"),
+    "into the artifacts, by a detour": ({"to": "run/../run/artifacts/rows.parquet"}, "belongs to the run"),
     "a NUL": ({"to": "a\0.jsonl"}, "parquet or .jsonl"),
     "unknown selectivity": ({"selectivity": "temperature=0.7"}, "it has temperature=1.0; temperature=0.6"),
     "no selectivity": ({"selectivity": None}, "several selectivities"),

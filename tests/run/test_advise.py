@@ -212,7 +212,7 @@ def test_one_seed_never_decides(tmp_path: Path) -> None:
     advice = hm.advise(tmp_path / "run", fresh=False)
     assert (advice.status, advice.reason) == ("undecided", "one_seed")
     assert advice.data["expected"]["on"] == "the rows that chose it"
-    assert "with one seed nothing is known" in advice_sentences(advice.data)[0]
+    assert "one seed says nothing of the variance" in advice_sentences(advice.data)[0]
 
 
 def prompted(models: dict[str, Path]) -> dict[str, Any]:

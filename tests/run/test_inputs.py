@@ -130,7 +130,7 @@ def test_what_comes_from_elsewhere(command: Any, tmp_path: Path) -> None:
         ((*export, "--cell", "x", "--stream", "train"), "--cell goes with --stream evaluate"),
         ((*export, "--stream", "train", "--selectivity", "temperature=0.5"), "use --stream distill"),
         ((*export, "--selectivity", "temperature=cold"), "temperature"),
-        (("export", "out", "--to", "file/rows.parquet"), "no folder to write into"),
+        (("export", "out", "--to", "file/rows.parquet"), "the folder does not exist"),
         (("scores", "out", "--file", "scores.csv"), "no column of scores"),
         (("scores", "out", "--file", "nowhere.csv"), "cannot be read"),
         (("scores", "out", "--file", "lm.json", "--cell", "x"), "lm.json"),

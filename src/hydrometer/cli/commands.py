@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints.
 
-Exit codes: 0 done, 1 a cell failed, 2 input or machine to mend (one line: what, got, fix), 130 interrupted, 143
+Exit codes: 0 done, 1 a cell failed, 2 bad input or machine (one line: what, got, fix), 130 interrupted, 143
 terminated, 141 nobody reads the output.
 """
 
@@ -282,5 +282,5 @@ def advise_command(o: AdviseOptions) -> None:
 
 
 def main() -> None:
-    """Run the command line; whatever can be mended is one line on standard error."""
+    """Run the command line; errors that the user can fix are one line on standard error."""
     end_with(app)

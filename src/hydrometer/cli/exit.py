@@ -1,4 +1,4 @@
-"""How the command line ends: one line on standard error, an exit code, and no traceback but a defect's."""
+"""Exits of the command line: one line on standard error and an exit code; a traceback only for a defect."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hydrometer.core.io.os_errors import is_out_of_memory, raised_over, refused,
 
 __all__ = ["end_with"]
 
-_PIPE = 141  # 128 + SIGPIPE: what a shell says of a program whose reader went away
+_PIPE = 141  # 128 + SIGPIPE, as shells report a closed pipe
 
 
 def end_with(app: Callable[..., object]) -> NoReturn:
-    """Call the command line's parser and end the process with the exit code for what came of it."""
+    """Call the parser and exit the process with the matching code."""
     _open_standard_streams()
     with Stopping():
         try:
@@ -47,11 +47,11 @@ def _reader_left() -> NoReturn:
 
 
 def _complain_of(e: Exception) -> NoReturn:
-    """Say in one line what can be mended; anything else is a defect and shown as one."""
+    """Report in one line what the user can fix; anything else is a defect, shown with its traceback."""
     said = getattr(e, "format_message", None)
     if hasattr(e, "exit_code") and callable(said):  # a usage error of the parser
         _complain(str(said()), 2)
-    try:  # is it standard output? What was buffered may be dropped already; a full device refuses even nothing
+    try:  # is it standard output? Its buffer may be lost already; a full device refuses even an empty write
         sys.stdout.flush()
         os.write(1, b"")
     except OSError as broken:
@@ -72,7 +72,7 @@ def _complain(message: str, code: int) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    """Print a line and exit, whatever has become of the streams."""
+    """Print a line and exit, even if the streams are broken."""
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             if descriptor == 2:
@@ -84,14 +84,14 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 def _discard(descriptor: int) -> None:
-    """Send what is still buffered to nowhere, so that the interpreter's own flush at exit does not fail."""
+    """Redirect a stream to the null device, so that the interpreter's flush at exit does not fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
 
 
 def _open_standard_streams() -> None:
-    """Fill descriptors that a caller closed: else the first artifact opened becomes standard output."""
+    """Reopen descriptors that the caller closed; otherwise the first artifact opened would become standard output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

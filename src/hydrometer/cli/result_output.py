@@ -1,4 +1,4 @@
-"""What commands say of a run that has ended, and how they end with it."""
+"""Output and exit of commands that ran something."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST", "say_drawn", "say_results"]
 
 LONGEST = 4000
-"""Characters of a sentence: what a run recorded is quoted in it."""
+"""Most characters of a sentence, which may quote what a run recorded."""
 
 
 def say_results(result: RunResult, page: Path | Url, *, as_json: bool) -> None:
-    """Say what was judged, where it is, and what to do. Raises typer.Exit where a cell failed."""
+    """Print figures, files and advice. Raises typer.Exit if a cell failed."""
     from rich.text import Text
 
     from hydrometer.report import answers, summary_table
@@ -52,7 +52,7 @@ def say_results(result: RunResult, page: Path | Url, *, as_json: bool) -> None:
 
 
 def say_drawn(result: RunResult, *, as_json: bool) -> None:
-    """Say what a run that only drew has drawn. Raises typer.Exit where some of it failed."""
+    """Print what `--until draw` drew. Raises typer.Exit if a stage failed."""
     failed = list(dict.fromkeys(result.outcome.failed.values()))
     if as_json:
         counts = {"computed": dict(result.outcome.computed), "reused": dict(result.outcome.reused)}

@@ -93,7 +93,7 @@ def _slug(name: str) -> str:
 
 
 def _stems(runs: list[Run]) -> dict[tuple[int, str], str]:
-    """Give every chain of every run a name for files and anchors of its own."""
+    """Give every chain of every run a unique name for files and anchors."""
     taken: set[str] = set()
     found: dict[tuple[int, str], str] = {}
     for i, run in enumerate(runs):
@@ -131,7 +131,7 @@ def _plane_captions(chain: Chain, plane: plotdata.Plane) -> Markup:
 
 
 def _describe(run: Run, chain: Chain) -> str:
-    """Put the plane into words for those who cannot see it."""
+    """Describe the plane for screen readers."""
     kinds = plotdata.kinds_of(run, chain)
     words: list[str] = []
     for kind in ("truth", "teacher", "direct", "distilled"):
@@ -145,7 +145,7 @@ def _describe(run: Run, chain: Chain) -> str:
 
 def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView]:
     views: list[FigureView] = []
-    if chain.judged:  # no teacher, no path: the tables say it all
+    if chain.judged:  # no teacher and no path to plot: tables suffice
         return views
 
     def panel(figure: Figure, label: str) -> Markup:
@@ -327,8 +327,8 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
 
     Parameters
     ----------
-    runs : run folders or URLs, each with its results.json and, where judge left some, exhibits.
-    out : where to: a folder or URL, or the name of an .html file; None takes the first run's folder.
+    runs : run folders or URLs, each with its results.json and any exhibits.
+    out : target: a folder or URL, or the name of an .html file; None takes the first run's folder.
 
     Returns
     -------

@@ -7,6 +7,7 @@ above all, is material from elsewhere and is escaped where it is shown.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,9 +32,10 @@ from hydrometer.report.values import (
 )
 from hydrometer.store.migrate import migrate
 
-__all__ = ["parse", "read_run"]
+__all__ = ["exhibits", "parse", "read_exhibit", "read_run"]
 
 MAX_RESULTS_BYTES = 1_000_000_000
+_SEEDS_TRIED = 5
 MAX_EXHIBIT_BYTES = 64_000_000
 
 
@@ -227,7 +229,7 @@ def _references_as_truths(results: Json) -> Json:
 
 
 def parse(results: Json, folder: Path | None = None) -> Run:
-    """Read a results object, of whatever release.
+    """Read a results object of any release so far.
 
     Parameters
     ----------
@@ -290,7 +292,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_exhibit(run: Run, cell_id: str, kind: str) -> Json | None:
-    """Read one cell's exhibit of this kind, or None where there is none that can be read."""
+    """Read one cell's exhibit of this kind; None if missing or unreadable."""
     if run.folder is None or not cell_id or "\0" in cell_id:
         return None
     try:
@@ -302,3 +304,12 @@ def read_exhibit(run: Run, cell_id: str, kind: str) -> Json | None:
     except (OSError, ValueError, RuntimeError):  # RuntimeError: links that lead in a circle, JSON nested too deeply
         return None
     return exhibit if exhibit.get("kind") == kind and exhibit.get("version") == 1 else None
+
+
+def exhibits(run: Run, group: Group | None, *kinds: str) -> Iterator[Json]:
+    """Iterate over a group's exhibits of these kinds, from its first few seeds."""
+    cells = [] if group is None else [c for c in run.cells if c.group == group.id and c.ok]
+    for cell in sorted(cells, key=lambda c: (c.seed is not None, c.seed))[:_SEEDS_TRIED]:
+        for kind in kinds:
+            if (found := read_exhibit(run, cell.id, kind)) is not None:
+                yield found

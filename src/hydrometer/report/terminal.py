@@ -1,4 +1,4 @@
-"""The terminal's one kind of table: as wide as its words need, and turned where the terminal is narrower than that."""
+"""The terminal's table: as wide as its content, and transposed if the terminal is narrower."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FittedTable"]
 
 _BREAK = re.compile(r" (?![=≤≥\d−(])")  # a number stays with the word before it
 _NAME = 10
-"""Characters of a line that names may be broken into before the table is turned instead."""
+"""Narrowest column of names, in characters; below it the table is transposed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Results as typed records: what every table, figure and sentence is made of."""
+"""Results as typed records, from which every table, figure and sentence is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Reach = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One metric of one group: mean over seeds with its total standard error, and what lies between the seeds."""
+    """One metric of one group: mean over seeds with its total standard error, and its spread over seeds."""
 
     value: float | None
     se: float | None
@@ -154,7 +154,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """A model trained elsewhere, with its contrasts by what it is compared with."""
+    """An adopted model, with its contrasts by reference."""
 
     group: str
     name: str
@@ -168,8 +168,8 @@ class Brought:
 class Chain:
     """One chain's part of the summary.
 
-    A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` is of models
-    that exist: how they were asked. `reference` is what precision and KL(q‖p*) are measured under where the truth is
+    A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` says how
+    judged models were prompted. `reference` is what precision and KL(q‖p*) are measured under where the truth is
     texts; else empty.
     """
 
@@ -198,10 +198,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what its results.json holds.
+    """One run, from its results.json.
 
-    `doubts` are chains and what was found of their figures, `missing` the ids of cells that are not judged yet, by
-    chain.
+    `doubts` are pairs of chain and finding on its figures, `missing` the ids of cells not judged yet, by chain.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Values in files from elsewhere, each read as what it should be or as nothing: no type there is to be relied on."""
+"""Typed reads of untrusted JSON: each value as the expected type, or as nothing."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def number(value: object) -> float | None:
 
 
 def mapping(value: object) -> Json:
-    """Return a JSON object, or an empty one where there is none."""
+    """Return a JSON object, or an empty one."""
     return value if is_object(value) else {}
 
 
 def items(value: object) -> list[Any]:
-    """Return a JSON array, or an empty one where there is none."""
+    """Return a JSON array, or an empty one."""
     return value if is_array(value) else []
 
 
@@ -59,24 +59,24 @@ def text(value: object, default: str = "") -> str:
 
 
 def word(value: object) -> str:
-    """Return a name that is safe to put into a label: others' names may hold anything, markup and braces too."""
+    """Return a name that is safe in a label; untrusted names may hold markup and braces."""
     return "".join(c for c in text(value)[:64] if c.isascii() and (c.isalnum() or c in "_-"))
 
 
 def unit(value: object) -> str:
-    """Return a unit; it stands in labels that are read as formulas, where other text would be an error."""
+    """Return a unit that is safe in labels, which matplotlib parses as formulas."""
     found = text(value, "nats")
     return found if re.fullmatch(r"[A-Za-z][A-Za-z /-]{0,31}", found) else "nats"
 
 
 def count(value: object) -> int:
-    """Return a whole number, or 0 where there is none."""
+    """Return a whole number, or 0."""
     n = number(value)
     return int(n) if n is not None and math.isfinite(n) else 0
 
 
 def read_setting(value: object) -> Setting | None:
-    """Return a selectivity's numbers by name, or None where there are none.
+    """Return a selectivity's numbers by name, or None.
 
     A choice among candidates also has names in it; they go into the key, with ``{}`` where its number is read.
 
@@ -114,9 +114,9 @@ def read_method(value: object) -> str:
 
 
 def in_order(settings: list[Setting]) -> list[Setting]:
-    """Order settings of one and the same number from the widest to the most selective; others stay as they are.
+    """Order settings of a single parameter from the widest to the most selective; keep the order of others.
 
-    Records order them by achieved entropy, where chance may swap settings that change nothing.
+    Records are ordered by achieved entropy, where noise may swap settings of equal effect.
     """
     for name, sign in (("weight_power", 1), ("temperature", -1)):
         if all(set(s) == {name} for s in settings):
@@ -125,7 +125,7 @@ def in_order(settings: list[Setting]) -> list[Setting]:
 
 
 def read_point(value: object) -> Setting:
-    """Return a place on a map's axes, whose names are those of `axes`."""
+    """Return a point of a map: its value on each axis."""
     return {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
 
 
@@ -136,6 +136,6 @@ def finite(value: object) -> float | None:
 
 
 def read_interval(value: object) -> tuple[float, float] | None:
-    """Return both ends of an interval, or None where one is missing."""
+    """Return both ends of an interval, or None if either is missing."""
     ends = [finite(v) for v in items(value)]
     return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None

@@ -1,4 +1,4 @@
-"""Numbers, settings and models in words: one place, so that terminal, page and figures say the same.
+"""Numbers, settings and models in words, shared by terminal, page and figures.
 
 Minus is U+2212 in words for people. A figure is rounded to two digits of its standard error.
 """
@@ -65,7 +65,7 @@ _SYMBOLS = {
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One sentence of the verdict: what about, which way it went, and the words."""
+    """One sentence of the verdict: topic, outcome and text."""
 
     topic: Topic
     tone: Tone
@@ -104,7 +104,7 @@ def signed(value: float, se: float | None = None) -> str:
 
 
 def error(se: float | None) -> str:
-    """Write a standard error in two digits, or as many as four places leave, however small; 0 as exact.
+    """Format a standard error with two significant digits and at most four decimals; 0 as exact.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def error(se: float | None) -> str:
 
 
 def with_error(value: float | None, se: float | None) -> str:
-    """Write a value with its standard error; alone where it is exact, or has no error of its own.
+    """Format a value with its standard error; without one if it is exact or has none.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def with_error(value: float | None, se: float | None) -> str:
 
 
 def figure(metric: Figure | None) -> str:
-    """Write a figure as ``−148.3 ± 4.1``; minus infinity as such.
+    """Format a figure as ``−148.3 ± 4.1``, or as minus infinity.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def figure(metric: Figure | None) -> str:
 
 
 def entry(group: Group, metric: str) -> str:
-    """Write a group's figure; that it cannot be computed where the group says why it is absent."""
+    """Format a group's figure, or `NO_SCORE` if the group has no log-probabilities."""
     found = group.metrics.get(metric)
     if found is None and group.absent and metric in WITHOUT_SCORES:
         return NO_SCORE
@@ -158,7 +158,7 @@ def entry(group: Group, metric: str) -> str:
 
 
 def span(diff: Diff, sign: int = 1) -> str:
-    """Write the 95 % interval of a difference, of its size when it is told as a fall (``sign=-1``)."""
+    """Format the 95 % interval of a difference; of its negative with ``sign=-1``."""
     if diff.ci95 is None:
         return "no interval"
     low, high = sorted(sign * end for end in diff.ci95)
@@ -203,7 +203,7 @@ def distilled_at(x: Group | Step | Control | Brought, *, short: bool = False) ->
 def model(group: Group) -> str:
     """Name a model for people: ``distilled at temperature 0.8``; one of a map with its point before it.
 
-    Models of one chain have names of their own: what the name leaves out they have in common.
+    Names are unique within a chain; they omit what all its models have in common.
     """
     name = f"{group.adopted} (adopted), {_model(group)}" if group.adopted else _model(group)
     return f"{where(group.point)}: {name}" if group.point else name
@@ -232,7 +232,7 @@ def _model(group: Group) -> str:
 
 
 def recall_of(diffs: Mapping[str, Diff]) -> Diff | None:
-    """Return the recall contrast, or its finite companion on the support where recall itself is infinite."""
+    """Return the recall contrast, or that of recall_on_support if recall is infinite."""
     recall = diffs.get("recall")
     if recall is not None and recall.value is not None:
         return recall
@@ -254,7 +254,7 @@ def where(point: Setting) -> str:
 
 
 def per(chain: Chain) -> str:
-    """Return what a nat is counted per: ``sequence`` or ``point``."""
+    """Return the unit that nats are counted per: ``sequence`` or ``point``."""
     return "point" if chain.kind == "points" else "sequence"
 
 
@@ -268,7 +268,7 @@ MAX_MISSING = 3
 
 
 def missing_words(run: Run, chain: str | None = None) -> str:
-    """Say in one sentence what of a run, or of one chain, is not judged yet; an empty string where all is.
+    """Say in one sentence which cells of a run, or of one chain, are not judged yet; empty if none.
 
     Examples
     --------
@@ -285,7 +285,7 @@ def missing_words(run: Run, chain: str | None = None) -> str:
 
 
 def collapse_words(run: Run, chain: Chain) -> list[str]:
-    """Name the students that collapsed, in one sentence; none where none did."""
+    """Name the collapsed students in one sentence; empty if there are none."""
     found: list[str] = []
     for group in run.of_chain(chain.name):
         share = group.value("collapsed") or 0.0

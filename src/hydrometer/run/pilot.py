@@ -1,8 +1,8 @@
-"""Pilots: the same chain at a share of its cost, to choose a setting before paying for the whole.
+"""Pilots: run a chain at a share of its cost, to choose a setting before paying for the full run.
 
-Models, selectivities and epochs stay. Seeds are saved first, down to three: fewer seeds at full size change no level.
-Where that is still too dear there are two seeds, and rows are saved, all by one factor: what students of fewer rows get
-wrong, no further seed puts right.
+Models, selectivities and epochs stay. Seeds are cut first, down to three: fewer seeds at full size bias nothing. If
+that is still too expensive, two seeds are run and all row counts cut by one factor: more seeds would not undo the bias
+of fewer rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Pilot", "advise_pilot", "plan_pilot"]
 _FEWEST_ROWS = 16
 _BLOCK = 32
 _GUESSES = 6
-_NEAR = 0.97  # of the share: near enough
+_NEAR = 0.97  # of the share: close enough
 _JUDGED_AGAIN = 3  # the leader, its closest rival and the baseline
 
 
@@ -45,10 +45,10 @@ class Pilot:
 
     Attributes
     ----------
-    spec : what is run.
-    share : its planned cost over that of the full run; the fresh judging of the advice is in it.
-    seeds : of the full run, and here.
-    rows : by stream, of the full run and here.
+    spec : to run.
+    share : planned cost over that of the full run, fresh judging included.
+    seeds : of the full run, and of the pilot.
+    rows : by stream, of the full run and of the pilot.
     """
 
     spec: RunSpec
@@ -63,9 +63,9 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
     Parameters
     ----------
     spec : the full run.
-    share : of the full run's cost, as the families' cost functions put it; between 0 and 1.
+    share : of the full run's cost, by the families' cost functions; between 0 and 1.
     chain : which chain, where there are several.
-    fresh : whether the advice will judge three students again, which is then part of the cost.
+    fresh : whether the advice judges three students again, which adds to the cost.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
     --------
     >>> from hydrometer import load_spec
     >>> pilot = plan_pilot(load_spec("markov"), 0.25)
-    >>> pilot.seeds, pilot.share <= 0.25, pilot.rows["distill"]  # rows are cheap there: seeds alone are saved
+    >>> pilot.seeds, pilot.share <= 0.25, pilot.rows["distill"]  # rows are cheap: only seeds are cut
     ((20, 3), True, (4000, 4000))
     """
     if not 0 < share < 1:
@@ -115,7 +115,7 @@ def plan_pilot(spec: RunSpec, share: float, chain: str | None = None, *, fresh: 
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the largest number up to `high` that fits, where `low` and all up to it do."""
+    """Return the largest number up to `high` that fits, given that all up to `low` do."""
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
@@ -123,7 +123,7 @@ def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def _fewest_rows(made: Callable[[float], tuple[RunSpec, float]]) -> tuple[float, tuple[RunSpec, float]]:
-    """Return the least factor of 0 and powers of a half that leaves models the rows they need, and what it makes."""
+    """Return the least factor among 0 and powers of 1/2 that leaves models enough rows, and its specification."""
     for factor in (0.0, *(2.0**-k for k in range(10, 0, -1))):
         with suppress(SpecError):
             return factor, made(factor)
@@ -133,9 +133,9 @@ def _fewest_rows(made: Callable[[float], tuple[RunSpec, float]]) -> tuple[float,
 def _fewer_rows(
     made: Callable[[float], tuple[RunSpec, float]], share: float, low: float, best: tuple[RunSpec, float]
 ) -> tuple[RunSpec, float]:
-    """Return the specification of the largest factor that costs at most the share; `best`, of factor `low`, does.
+    """Return the specification of the largest factor within the share; `best`, of factor `low`, is within it.
 
-    Cost is nearly straight in the factor, so false position takes few plans, and planning is not free.
+    Cost is nearly linear in the factor, so regula falsi needs few plans, and planning is not free.
     """
     whole = made(1.0)
     if whole[1] <= share:
@@ -159,7 +159,7 @@ def _rows(spec: RunSpec, name: str) -> dict[str, int]:
 
 
 def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
-    """The specification with so many seeds and all row counts times a factor."""
+    """Return the specification with `seeds` seeds and all row counts times `factor`."""
     chain = full.chains[name]
     body = chain.model_dump(mode="json", exclude_none=True)
     data: dict[str, Any] | None = body.get("data")
@@ -168,7 +168,7 @@ def _scaled(full: RunSpec, name: str, seeds: int, factor: float) -> RunSpec:
     rows = {k: max(min(v, _FEWEST_ROWS), round(v * factor)) if isinstance(v, int) else v for k, v in data.items()}
     # Selectivities as objects: infinity is no JSON number.
     kept = {k: getattr(chain, k) for k in type(chain).model_fields}
-    if factor < 1 and "block_rows" in kept:  # rows are drawn in whole blocks: large ones would be thrown away in part
+    if factor < 1 and "block_rows" in kept:  # rows are drawn in whole blocks; large ones would be partly wasted
         kept["block_rows"] = min(kept["block_rows"], _BLOCK)
     try:
         made = type(chain).model_validate({**kept, "data": rows})
@@ -183,9 +183,9 @@ _Costs = dict[tuple[object, ...], float]
 
 
 def _cost(plan: Plan, known: _Costs, *, with_advice: bool) -> float:
-    """Relative cost of a run, and of judging its three dearest students again.
+    """Return the relative cost of a run, and of judging its three most expensive students again.
 
-    `known` keeps costs of one chain's stages, those that are alike once: a family may have to open models to tell one.
+    `known` caches costs of alike stages: a family may have to open models to compute one.
     """
 
     def cost(node: Node) -> float:
@@ -222,7 +222,7 @@ def advise_pilot(
     cache: str | Path | None = None,
     monitor: Monitor | None = None,
 ) -> Advice:
-    """Run a chain at a share of its cost, and say from it which setting to take.
+    """Run a chain at a share of its cost, and advise from it which setting to take.
 
     Parameters
     ----------
@@ -237,8 +237,8 @@ def advise_pilot(
     Returns
     -------
     Advice
-        its data has `pilot`: the share that was planned, seconds taken, seeds and rows of the full run and of the
-        pilot. What a pilot cannot tell is written in docs, Advice.
+        its data has `pilot`: planned share, seconds taken, seeds and rows of the full run and of the pilot. Limits of
+        pilots: docs, Advice.
 
     Raises
     ------

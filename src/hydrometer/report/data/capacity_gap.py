@@ -85,7 +85,7 @@ def gap_points(run: Run, chain: Chain) -> list[GapPoint]:
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank from 1; what ties shares the mean of its ranks."""
+    """Rank from 1, with mean ranks for ties."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (last - (count - 1) / 2)[place]

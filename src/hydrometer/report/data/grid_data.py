@@ -1,4 +1,4 @@
-"""What a map shows, computed: sheets of tiles, one tile a point and setting. Nothing here knows of matplotlib.
+"""Data of a map's figures: sheets of tiles, one tile a point and setting. Independent of matplotlib.
 
 A sheet holds one comparison over all points and settings. Its innermost axes are the setting and the student; what else
 varies becomes columns and rows of panels.
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One tile: the difference, whether its 95 % interval excludes zero, and why there is none."""
+    """One tile: the difference, whether its 95 % interval excludes zero, or why it is missing."""
 
     value: float | None
     state: State
@@ -71,7 +71,7 @@ class Sheet:
     Attributes
     ----------
     title : what is compared; above zero the distilled student is ahead.
-    x, y, columns, rows : axes; those that do not vary have one value.
+    x, y, columns, rows : axes; an axis that does not vary has one value.
     panels : (rows, columns, y, x) tiles.
     unit : of the values.
     """
@@ -124,7 +124,7 @@ def axis_of(chain: Chain, key: str) -> Axis:
 
 
 def map_axes(chain: Chain) -> list[Axis]:
-    """Return the axes that vary, innermost first: setting, student, teacher, separation, and what else there is."""
+    """Return the axes that vary, innermost first: setting, student, teacher, separation, any others."""
     keys = [SETTING, *(k for k in AXES if k in chain.axes), *(k for k in chain.axes if k not in AXES)]
     return [a for a in (axis_of(chain, k) for k in keys) if len(a.values) > 1]
 
@@ -134,7 +134,7 @@ def _nothing() -> Axis:
 
 
 def _layout(chain: Chain) -> list[Axis]:
-    """Return x, y, columns, rows; of the outer two, the longer is columns."""
+    """Return x, y, columns, rows; the longer outer axis becomes columns."""
     axes = map_axes(chain)[:4]
     axes += [_nothing() for _ in range(4 - len(axes))]
     x, y, *outer = axes

@@ -1,4 +1,4 @@
-"""Compute, then draw: what every figure plots, as plain records. Nothing here knows of matplotlib.
+"""Data of every figure, as plain records. Independent of matplotlib.
 
 Encodings are by kind of model, the same in every figure: `truth`, `teacher`, `direct`, `decoded` (the direct student
 decoded selectively), `decoded_neutral` (the same of the student distilled at the neutral setting), `distilled`.
@@ -129,7 +129,7 @@ def by_method(run: Run, chain: Chain) -> dict[str, list[Group]]:
 
 
 def knob(group: Group, kind: Kind) -> Setting | None:
-    """Return the setting that moves a model along its path."""
+    """Return the setting that varies along a model's path."""
     if kind in ("distilled", "adopted"):
         return group.selectivity
     return group.decoding or (group.selectivity if kind == "teacher" else None)

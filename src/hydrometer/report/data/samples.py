@@ -1,18 +1,19 @@
-"""Sample texts side by side, and how text from a model is made safe to look at.
+"""Sample texts side by side, and sanitising of model text.
 
-Model text is hostile until shown otherwise: it may hold markup, control characters, or characters that turn the
-reading direction or cannot be seen. Markup is escaped; the others are shown by their code point, ``⟨U+202E⟩``.
+Model text is untrusted: it may hold markup, control characters, or invisible or direction-changing characters.
+Markup is escaped; the others are shown by their code point, ``⟨U+202E⟩``.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
 from hydrometer.report.data.plotdata import Kind, kinds_of
-from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.read_results import exhibits
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import items, mapping, number, text
 from hydrometer.report.wording import model, num
@@ -53,12 +54,12 @@ def _hidden(c: str) -> bool:
 
 
 def visible(value: object, limit: int = MAX_CHARACTERS) -> Markup:
-    r"""Escape text for HTML and make what cannot be seen visible.
+    r"""Escape text for HTML and make invisible characters visible.
 
     Parameters
     ----------
     value : text; anything else is shown as its str.
-    limit : characters kept; an ellipsis says that more were there.
+    limit : characters kept; an ellipsis marks the rest.
 
     Returns
     -------
@@ -100,20 +101,14 @@ def _shown(run: Run, chain: Chain) -> list[tuple[Kind, Group]]:
 
 def _rows(run: Run, group: Group) -> dict[tuple[str, int], dict[str, object]]:
     """Return a group's rows by (prompt, how many times it was asked before), from its first seed with an exhibit."""
-    cells = sorted((c for c in run.cells if c.group == group.id and c.ok), key=lambda c: (c.seed is not None, c.seed))
-    for cell in cells[:5]:
-        exhibit = read_exhibit(run, cell.id, "texts")
-        if exhibit is None:
-            continue
-        asked: dict[str, int] = {}
-        found: dict[tuple[str, int], dict[str, object]] = {}
-        for value in items(exhibit.get("rows")):
-            row = mapping(value)
-            prompt = text(row.get("prompt"))
-            found[prompt, asked.get(prompt, 0)] = row
-            asked[prompt] = asked.get(prompt, 0) + 1
-        return found
-    return {}
+    asked: Counter[str] = Counter()
+    found: dict[tuple[str, int], dict[str, object]] = {}
+    for value in items(mapping(next(exhibits(run, group, "texts"), None)).get("rows")):
+        row = mapping(value)
+        prompt = text(row.get("prompt"))
+        found[prompt, asked[prompt]] = row
+        asked[prompt] += 1
+    return found
 
 
 def _note(row: dict[str, object]) -> str:
@@ -129,7 +124,7 @@ def _note(row: dict[str, object]) -> str:
 
 
 def prompt_rows(run: Run, chain: Chain) -> list[PromptRow]:
-    """Collect answers to the same prompts from every model that left some, truth first."""
+    """Collect answers to the same prompts from every model with sample texts, truth first."""
     columns: list[tuple[Kind, str, dict[tuple[str, int], dict[str, object]]]] = [
         (kind, model(group), rows) for kind, group in _shown(run, chain) if (rows := _rows(run, group))
     ]

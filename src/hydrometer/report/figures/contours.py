@@ -23,7 +23,7 @@ from hydrometer.core.io.yaml_io import is_array
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.figures.style import LOOKS, QUIET, drawing
-from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.read_results import exhibits
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import items, number
 from hydrometer.report.wording import distilled_at, setting
@@ -103,14 +103,8 @@ def mass_levels(log_density: Floats, masses: tuple[float, ...] = MASSES) -> list
 
 def first_density(run: Run, group: Group | None) -> Density | None:
     """Return the exhibit of a group's first seed that left one."""
-    if group is None:
-        return None
-    cells = sorted((c for c in run.cells if c.group == group.id and c.ok), key=lambda c: (c.seed is not None, c.seed))
-    for cell in cells[:5]:
-        exhibit = read_exhibit(run, cell.id, "density-2d")
-        if exhibit is not None:
-            return density_of(exhibit)
-    return None
+    exhibit = next(exhibits(run, group, "density-2d"), None)
+    return None if exhibit is None else density_of(exhibit)
 
 
 def columns(run: Run, chain: Chain) -> list[Column]:

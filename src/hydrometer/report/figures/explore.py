@@ -1,7 +1,7 @@
-"""The explorer, computed: one frame for every point and setting, as SVG paths ready to be put in place.
+"""Data of the explorer: one frame for every point and setting, as SVG paths.
 
-All geometry is made here. A frame is a list of path strings in a fixed order, so what the page's script does is to look
-up a frame and set attributes.
+All geometry is computed here. A frame is a list of path strings in a fixed order; the page's script only looks up a
+frame and sets attributes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Slider:
-    """One axis to move along: its label, and per position what is shown and what is said."""
+    """One slider: its label, and per position the text shown and the text for screen readers."""
 
     label: str
     shown: list[str]
@@ -52,7 +52,7 @@ class Explorer:
     frames : per frame its paths: five of the teacher, five of the student (three regions, means, the truth's
         outline), then those of the plane.
     words : per frame the teacher's heading, the student's, and a reading.
-    field : what of the plane stays.
+    field : the static part of the plane.
     """
 
     sliders: list[Slider]
@@ -104,7 +104,7 @@ def _box(found: Sequence[Density]) -> Box:
 
 
 def _ring(points: Floats) -> str:
-    """Write a closed ring of whole numbers as a relative path; what stays in place is left out."""
+    """Write a closed ring of whole numbers as a relative path, without zero steps."""
     steps = np.diff(points, axis=0)
     steps = steps[np.any(steps != 0, axis=1)].astype(int)
     if len(steps) < 3:
@@ -166,7 +166,7 @@ def _slider(chain: Chain, axis: Axis) -> Slider:
 
 
 def _reading(chain: Chain, group: Group | None, teacher: Group | None) -> str:
-    """Put a frame's figures into words."""
+    """Describe a frame's figures."""
     if group is None:
         return "no such student"
     words = [f"precision {figure(group.metrics.get('precision'))}", f"recall {figure(group.metrics.get('recall'))}"]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hydrometer.report.data.plotdata import Kind, Scale, kinds_of, knob, setting_scale
 from hydrometer.report.figures.panels import single
 from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, drawing
-from hydrometer.report.read_results import read_exhibit
+from hydrometer.report.read_results import exhibits
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, items, mapping, number
 from hydrometer.report.wording import distilled_at, is_neutral
@@ -78,13 +78,8 @@ class Frontier:
 
 def _curves(run: Run, group: Group) -> Json:
     """Return the curves that a group's first seed left, or nothing."""
-    cells = sorted((c for c in run.cells if c.group == group.id and c.ok), key=lambda c: (c.seed is not None, c.seed))
-    for cell in cells[:5]:
-        for kind in _KINDS:
-            found = mapping((read_exhibit(run, cell.id, kind) or {}).get("curves"))
-            if found:
-                return found
-    return {}
+    curves = (mapping(e.get("curves")) for e in exhibits(run, group, *_KINDS))
+    return mapping(next((c for c in curves if c), None))
 
 
 def _column(curve: Json, name: str) -> Floats:

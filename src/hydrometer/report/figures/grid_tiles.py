@@ -40,7 +40,7 @@ MARKS = [
 
 
 def strength(value: float, width: float, top: float) -> float:
-    """Return the opacity of a value, on an asinh scale of this width up to `top`; never so faint as to vanish."""
+    """Return the opacity of a value, on an asinh scale of this width up to `top`, at least 0.22."""
     full = math.asinh(top / width)
     return 0.22 + 0.78 * min(math.asinh(abs(value) / width) / full if full > 0 else 0.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""The page's figures of maps and of the capacity gap, and its explorer: drawings with what is read under them."""
+"""The page's figures of maps and of the capacity gap, and its explorer, with captions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Save = Callable[[str, Figure], None]
 
 @dataclass(frozen=True, slots=True)
 class FigureView:
-    """One figure of the page: inline panels, what a person reads under it, and its files."""
+    """One figure of the page: inline panels, caption and file stem."""
 
     title: str
     caption: Markup | str
@@ -36,7 +36,7 @@ class FigureView:
 
 @dataclass(frozen=True, slots=True)
 class ExplorerView:
-    """The explorer of a chain: what it computed, its data as the page holds them, and the side of its pictures."""
+    """The explorer of a chain: its content, its data as JSON, and the side of its pictures."""
 
     explorer: Explorer
     data: Markup
@@ -78,7 +78,7 @@ def _seeds(chain: Chain) -> str:
 
 
 def _words(sheet: Sheet) -> str:
-    """Put a sheet into words for those who cannot see it."""
+    """Describe a sheet for screen readers."""
     n = counted(sheet.tiles)
     return (
         f"{sheet.title}, distilled less direct student: above zero at {n['up']} tiles, below at {n['down']}, undecided "
@@ -98,7 +98,7 @@ def map_views(run: Run, chain: Chain, stem: str, save: Save, panel: Panel) -> li
     Parameters
     ----------
     run, chain, stem : what to draw, and the name that files begin with.
-    save : keeps a figure for download; panel : puts one into the page.
+    save : writes a figure for download; panel : returns it inline for the page.
     """
     found = [(s, (spread([s]), largest([s]))) for s in sheets(run, chain)]
     if not found:

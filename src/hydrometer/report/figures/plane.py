@@ -1,4 +1,4 @@
-"""The explorer's plane of precision and recall: a fixed field, and per frame the paths of what moves."""
+"""The explorer's plane of precision and recall: a static field, and each frame's paths."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _scale(values: Iterable[float], best: float | None, start: float, end: float
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What of the plane stays in place: its scales, ticks and the truth's lines.
+    """The static part of the plane: scales, ticks and the truth's lines.
 
     Attributes
     ----------

@@ -39,7 +39,7 @@ class Look:
     size: float = 6.0
 
     def markers(self, size: float, edge: float = 0.7) -> dict[str, Any]:
-        """Return what matplotlib is told of the markers; hollow ones have an edge in their own colour, and thicker."""
+        """Return matplotlib's marker keywords; hollow markers have a thicker edge in their own colour."""
         face, rim, width = (PAPER, self.color, edge + 0.4) if self.hollow else (self.color, PAPER, edge)
         return {
             "marker": self.marker,
@@ -124,7 +124,7 @@ _RC: dict[str, Any] = {
 
 @contextmanager
 def styled() -> Generator[None]:
-    """Draw and save inside this: matplotlib's defaults with our settings on top, whatever the caller has set."""
+    """Draw and save under matplotlib's defaults with our settings on top, whatever the caller's rcParams."""
     with mpl.rc_context():
         mpl.rcParams.update(mpl.rcParamsDefault)
         for key, value in _RC.items():
@@ -133,7 +133,7 @@ def styled() -> Generator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of this many inches that no global state knows of."""
+    """Return a figure of this size in inches, outside pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -147,7 +147,7 @@ def settle(figure: Figure) -> None:
 
 @contextmanager
 def drawing(width: float, height: float) -> Generator[Figure]:
-    """Draw a figure of this many inches inside this, in our style; its layout is settled at the end, if not before."""
+    """Draw a figure of this size in inches, in our style; the layout is settled on exit, if not before."""
     with styled():
         figure = new_figure(width, height)
         yield figure

@@ -1,4 +1,4 @@
-"""The terminal's table of what an examination found."""
+"""The terminal's table of findings."""
 
 from __future__ import annotations
 

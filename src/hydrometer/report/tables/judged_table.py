@@ -1,4 +1,4 @@
-"""Models that exist, judged: the terminal's table."""
+"""The terminal's table of judged models."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _order(group: Group, chain: Chain) -> tuple[int, int, int]:
 
 
 def ordered_groups(run: Run, chain: Chain) -> list[Group]:
-    """Return a chain's groups as people read them: truth, teachers, direct, direct decoded, distilled.
+    """Return a chain's groups in reading order: truth, teachers, direct, direct decoded, distilled.
 
     Those of a map come point by point.
     """
@@ -156,7 +156,7 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
 
 
 def _with_interval(group: Group, metric: str) -> str:
-    """Write a figure, and on a line below its 95 % interval and what the seeds cast doubt on."""
+    """Format a figure, and below it its 95 % interval and doubts over seeds."""
     words, found = entry(group, metric), group.metrics.get(metric)
     if found is None or found.ci95 is None or not found.se:
         return words
@@ -180,7 +180,7 @@ def spread(found: Figure | None) -> str:
 
 
 def spread_table(run: Run, chain: Chain) -> TableData:
-    """Build the table of what lies between seeds: median, quartiles and two peaks of every mean over seeds."""
+    """Build the table of spread over seeds: median, quartiles and two peaks of every mean."""
     groups = ordered_groups(run, chain)
     known = {k for g in groups for k, f in g.metrics.items() if f.median is not None}
     named = {k: v for k, v in (MAIN | EXTRA).items() if k in known}

@@ -1,4 +1,4 @@
-"""What is said of models trained elsewhere: each against the run's own model of its training and setting."""
+"""Sentences on adopted models: each compared with the run's own model of the same training and setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AGAINST = {
 
 
 def adopted_sentences(chain: Chain) -> list[Sentence]:
-    """Write one sentence for each adopted model, the first few of them; none where nothing was adopted."""
+    """Write one sentence for each of the first few adopted models."""
     said = [_sentence(chain, b) for b in chain.adopted[:MOST]]
     if len(chain.adopted) > MOST:
         said.append(Sentence("adopted", "note", f"{len(chain.adopted) - MOST} more are in the tables."))

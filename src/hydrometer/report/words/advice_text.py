@@ -1,6 +1,6 @@
-"""Advice in words: three sentences, remarks, and a table, from what advice.json holds.
+"""Advice in words: three sentences, notes and a table, from the content of advice.json.
 
-The sentences say what to take, what it gains and costs, and how sure that is. They claim no more than the status does.
+The sentences say what to take, what it gains and costs, and how certain that is; they claim no more than the status.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def advice_sentences(data: Json) -> list[str]:
 
     Parameters
     ----------
-    data : what advice.json holds (docs, Advice); `Advice.data` of `hydrometer.advise`.
+    data : content of advice.json (docs, Advice); `Advice.data` of `hydrometer.advise`.
     """
     return [provisional(len(items(data.get("missing")))) + _answer(data), _figures(data), _sureness(data)]
 
 
 def provisional(early: int) -> str:
-    """Begin what is said where so many cells are not judged yet; nothing where all are."""
+    """Return the lead-in for a run with so many cells not judged yet; empty if none."""
     return f"Provisional, {early} cell{'s are' if early > 1 else ' is'} not judged yet. " if early else ""
 
 
@@ -102,7 +102,7 @@ def _objective(data: Json) -> str:
 
 
 def _size(value: object, unit: str = "") -> str:
-    """Write a figure with its interval."""
+    """Format a figure with its interval."""
     f = mapping(value)
     x, se = number(f.get("value")), number(f.get("se"))
     ends = [number(e) for e in items(f.get("ci95"))]
@@ -135,7 +135,7 @@ def _answer(data: Json) -> str:
             )
         case "one_seed":
             return (
-                "Undecided: with one seed nothing is known of what training again would change; of these trained "
+                "Undecided: one seed says nothing of the variance between training runs; of these trained "
                 f"models {leader} leads in {_objective(data)}{those}."
             )
         case "partial":
@@ -173,7 +173,7 @@ def _figures(data: Json) -> str:
     how = {
         "fresh rows": f"On fresh rows ({design})",
         "seeds left out of the choice": f"On seeds left out of the choice ({design})",
-    }.get(text(expected.get("on")), f"On the rows that chose it ({design}), so flattered,")
+    }.get(text(expected.get("on")), f"On the rows that chose it ({design}), so optimistic,")
     cost = _cost(leader)
     if data.get("leader") == data.get("baseline"):
         figures = [expected.get("precision") or leader.get("objective"), expected.get("recall")]
@@ -254,7 +254,7 @@ def _behind(lead: Json, unit: str) -> str:
 
 
 def _turned(figure: Json) -> Json:
-    """Return the figure with its sign turned."""
+    """Return the figure with its sign flipped."""
     ends = [-(number(e) or 0.0) for e in reversed(items(figure.get("ci95")))]
     return {**figure, "value": -(number(figure.get("value")) or 0.0), "ci95": ends}
 
@@ -271,22 +271,22 @@ def _more(data: Json) -> str:
     return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are"
 
 
-# remarks -------------------------------------------------------------------------------------------------------------
+# notes ---------------------------------------------------------------------------------------------------------------
 
 
 def advice_notes(data: Json) -> list[str]:
-    """Remarks: what was assumed, left out, and what a pilot cannot tell."""
+    """Return notes: what was assumed or left out, and limits of a pilot."""
     need, said = mapping(data.get("need")), list[str]()
     if need.get("stated") is False:
         said.append(f"No need was stated: at most {_wanted(data).removeprefix('lose at most ')} may be lost.")
     on = text(mapping(data.get("expected")).get("on"))
     if on == "fresh rows":
         said.append(
-            "The expected figures are of rows that took no part in the choice, by the same trained models: the luck of "
-            "their training is in both."
+            "The expected figures are from rows that took no part in the choice, but of the same trained models: "
+            "training variance is still in them."
         )
         if need.get("score"):
-            said.append(f"{text(need.get('score'))} was not measured again: it is of the run’s own rows.")
+            said.append(f"{text(need.get('score'))} was not measured again: it is from the run’s own rows.")
     elif on == "seeds left out of the choice":
         agreeing = _whole(mapping(data.get("expected")).get("agreeing"))
         said.append(
@@ -330,12 +330,12 @@ def _pilot(pilot: Json) -> list[str]:
     smaller = [f"{k} {v[1]} of {v[0]}" for k, v in rows.items() if len(v) == 2 and v[1] < v[0]]
     said = [
         f"A pilot of {seeds[1]} seeds for {seeds[0]}, planned at {share:.3f} of the full run’s cost; it took "
-        f"{_seconds(seconds)}, so the full run is put at {_seconds(seconds / share) if share else 'unknown'}."
+        f"{_seconds(seconds)}, so the full run should take {_seconds(seconds / share) if share else 'unknown'}."
     ]
     if smaller:
         said.append(
             f"Rows: {', '.join(smaller)}. Students of less data are worse, and not by the same amount at every "
-            "setting: a pilot tells which setting leads at its own size, not the full run’s figures, and its order may "
+            "setting: a pilot tells which setting leads at its own size, not the full run’s figures, and the order may "
             "differ where two settings are close or lie near a constraint’s limit."
         )
     else:

@@ -65,7 +65,7 @@ def _answer(run: Run, chain: Chain) -> Sentence:
 
 
 def _map(chain: Chain) -> Sentence:
-    """Of all points and settings the largest gain in precision that costs no decided loss of recall."""
+    """Name the largest gain in precision, over points and settings, without a decided loss of recall."""
     found = [p for p in places(chain) if not is_neutral(p.step.selectivity)]
     gains = [
         (d.value, p)
@@ -92,7 +92,7 @@ def _map(chain: Chain) -> Sentence:
 
 
 def _judged(run: Run, chain: Chain) -> Sentence:
-    """Of models that exist the one of the highest recall, the figure that nothing but the truth maximises."""
+    """Name the judged model of the highest recall, the proper figure: only the truth maximises it."""
     metric = "recall" if all("recall" in g.metrics for g in run.of_chain(chain.name)) else "recall_per_byte"
     students = [g for g in run.of_chain(chain.name) if g.role == "student"]
     known = [g for g in students if g.value(metric) is not None]
@@ -100,7 +100,7 @@ def _judged(run: Run, chain: Chain) -> Sentence:
         return Sentence("answer", "open", "Undecided: no model has a finite recall; judge one without a cut-off.")
     best = max(known, key=lambda g: g.value(metric) or 0.0)
     if len(students) == 1:
-        words = f"Nothing to choose between: {model(best)} alone was judged; give a second --student or a --decoding"
+        words = f"Only {model(best)} was judged; to compare, give a second --student or a --decoding"
         return Sentence("answer", "note", words + ".")
     rivals = [_behind(run, best, g, metric) for g in known if g is not best]
     if rivals and all(r == 1 for r in rivals):

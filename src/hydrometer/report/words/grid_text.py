@@ -1,6 +1,6 @@
 """The verdict for a map in words: counts over points and settings, each decided at 95 %; and the capacity gap.
 
-As in `verdict`, what is counted as a rise or a fall is an interval that excludes zero; the rest is told as undecided.
+As in `verdict`, a rise or fall counts only if its interval excludes zero; the rest is undecided.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _gate(chain: Chain) -> list[Sentence]:
 
 
 def _best(chain: Chain, found: list[Place]) -> str:
-    """Tell the largest decided gain in precision, and what it cost."""
+    """Return the largest decided gain in precision, and its cost in recall."""
     best, size = None, 0.0
     for place in found:
         diff = place.step.vs_direct.get("precision")

@@ -1,4 +1,4 @@
-"""What is to be said of models that exist, judged."""
+"""Sentences on judged models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hydrometer.report.wording import KL, Sentence, model, signed, span
 
 __all__ = ["JUDGED_COLUMNS", "judged_sentences"]
 
-# What is shown of a judgement, in this order; a column stands where a model has it.
+# Columns in order; a column is shown if any model has it.
 JUDGED_COLUMNS = {
     "precision": ("precision", "nats"),
     "precision_reference": ("precision under the reference", "nats"),
@@ -24,7 +24,7 @@ JUDGED_COLUMNS = {
 
 
 def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
-    """Say how the models were asked, what the intervals are of, and which differences are decided."""
+    """Say how the models were prompted, what the intervals cover, and which differences are decided."""
     how = chain.judged
     prompts, answers = number(how.get("prompts")), number(how.get("answers"))
     out: list[Sentence] = []

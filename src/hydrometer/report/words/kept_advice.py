@@ -1,4 +1,4 @@
-"""Advice that was asked for and is kept in a run"s folder, in words."""
+"""Advice stored in a run's folder, in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["advice_of", "kept_advice"]
 
 
 def advice_of(run: Run, chain: Chain) -> list[Sentence]:
-    """Read a run's advice for one chain, as sentences for its page; nothing where there is none."""
+    """Return the stored advice for one chain as sentences for its page; empty if there is none."""
     data = kept_advice(run, chain)
     if not data.get("status"):
         return [Sentence("caveat", "note", text(data.get("caveat")))] if data else []
@@ -24,7 +24,7 @@ def advice_of(run: Run, chain: Chain) -> list[Sentence]:
 
 
 def kept_advice(run: Run, chain: Chain) -> Json:
-    """Return the folder's advice for a chain, empty where there is none; with a `caveat` alone where it is no use."""
+    """Return the folder's advice for a chain; empty if there is none, a `caveat` alone if it is stale or unreadable."""
     if run.folder is None:
         return {}
     path = run.folder / "advice.json"

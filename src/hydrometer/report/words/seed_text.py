@@ -1,4 +1,4 @@
-"""What has to be said of means over seeds: two peaks, a skewed spread of few seeds, and what no seed has shown."""
+"""Caveats of means over seeds: two peaks, few and skewed seeds, and outcomes that no seed has shown."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def seed_words(run: Run, chain: Chain) -> list[str]:
     peaks = _marked(groups, "two_peaks", named=not chain.points)
     if peaks:
         out.append(
-            f"Two peaks over seeds: {peaks}. Such a mean may be a value that hardly any run takes; read the median, "
+            f"Two peaks over seeds: {peaks}. Such a mean may be a value that hardly any run has; read the median, "
             "the quartiles and the cells."
         )
     few = _marked(groups, "few_seeds", named=not chain.points)
     if chain.seeds < SURE:
         out.append(
             f"{chain.seeds} seeds are few: where outcomes over seeds are skewed or have two peaks, which so few cannot "
-            "show, 95 % intervals hold less often than they say."
+            "show, 95 % intervals cover less often than 95 %."
         )
     elif few:
         out.append(
-            f"Few seeds for so skewed a spread: {few}. Their 95 % intervals reach farther to that side, and still hold "
-            "less often than they say."
+            f"Few seeds for so skewed a spread: {few}. Their 95 % intervals reach farther to that side, and still "
+            "cover less often than 95 %."
         )
     unseen = max((g.unseen for g in groups if g.unseen is not None), default=0.0)
     if unseen > _SELDOM:
@@ -45,7 +45,7 @@ def seed_words(run: Run, chain: Chain) -> list[str]:
 
 
 def _marked(groups: list[Group], mark: str, *, named: bool) -> str:
-    """Name the figures that bear a mark, ``recall of direct and truth; entropy of direct``, or count them."""
+    """Name the figures that have a mark, ``recall of direct and truth; entropy of direct``, or count them."""
     found = {
         metric: [g for g in groups if (f := g.metrics.get(metric)) is not None and getattr(f, mark)]
         for metric in ("precision", "recall", "entropy")

@@ -1,7 +1,7 @@
 """The verdict in words: teacher gate, trade-off, control, caveats, in this order.
 
 A sentence claims a direction only where its 95 % interval excludes zero; it says "undecided" where the interval holds
-zero, and names what is missing where there is no interval. Precision is never told without its two parts,
+zero, and says why where there is no interval. Precision is always given with its two parts,
 ``dPrecision = -dH - dKL(q||p*)``: a student that only got colder gains the first alone.
 """
 
@@ -86,7 +86,7 @@ def _beside_texts(said: list[Sentence], reference: str) -> list[Sentence]:
 
 
 def _so_far(said: Sentence, chain: Chain) -> Sentence:
-    """Claim of a part of the cells no more than a part can show."""
+    """Weaken a sentence to what the cells judged so far can show."""
     controls = [c for at in chain.points or [chain] for c in at.control]
     not_yet = {
         "gate": (
@@ -209,14 +209,14 @@ def _tradeoff(run: Run, chain: Chain) -> Sentence:
         return Sentence("trade-off", "open", f"{head}: precision could not be compared.")
     more = _per_token(diffs, "precision")
     words = f"{head} {_moved(precision, 'precision', _unit(chain), more)}{_split(diffs)}"
-    tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade, no success
+    tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade-off, not a success
     return Sentence(
         "trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step) + _methods(run, chain)
     )
 
 
 def _chosen(run: Run, chain: Chain, told: Step) -> str:
-    """Tell of the students whose teacher chose among candidates: no entropy puts them in order with the others."""
+    """Describe students of best-of-n teachers, which no entropy orders among the others."""
     words = ""
     for step in chain.tradeoff:
         group = run.groups.get(step.group)

@@ -1,7 +1,7 @@
 """Advice from finished runs: the verb `advise` of library and command line.
 
-It decides by `decision`. Here candidates are read from run folders, the leader and its closest rival are judged
-again on rows that took no part in choosing them, and the answer is written as data; its wording is the report's.
+`stages.statistics.decision` decides. This module reads candidates from run folders, judges the leader and its closest
+rival again on held-out rows, and writes the answer as data; the report words it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Advice:
 
     Attributes
     ----------
-    status : "decided", "undecided" (then `reason` says why), or "none": every candidate breaks a constraint.
+    status : "decided", "undecided" (see `reason`), or "none": every candidate breaks a constraint.
     take : group id of the setting to take; None where undecided.
-    leader : the one that leads by estimates, or lies nearest to the need.
+    leader : the best candidate by point estimates, or the one nearest to the need.
     runner_up : its closest rival.
-    data : all of it, as advice.json holds it (docs, Advice); `hydrometer.report.advice_sentences` puts it in words.
+    data : the content of advice.json (docs, Advice); `hydrometer.report.advice_sentences` words it.
     """
 
     status: Literal["decided", "undecided", "none"]
@@ -64,10 +64,9 @@ def advise(
     cache: str | Path | None = None,
     monitor: Monitor | None = None,
 ) -> Advice:
-    """Say which student of finished runs to take, distilled or merely decoded, or that they do not decide.
+    """Say which student of finished runs to take, distilled or merely decoded, or that the runs do not decide it.
 
-    Of a run that is not finished, perhaps still going on, it says what leads so far: provisional, never decided, and
-    without fresh rows.
+    For an unfinished run the answer is provisional: what leads so far, never decided, without fresh rows.
 
     Parameters
     ----------
@@ -75,8 +74,8 @@ def advise(
         in the first.
     need : what is wanted; by default a recall loss of at most 0.1 nats per token (or point).
     chain : which chain, where a run has several.
-    fresh : judge the leader, its closest rival and the baseline again on new rows, and read the expected figures
-        there. Otherwise, with two seeds or more, each seed's figures are read where it took no part in the choice.
+    fresh : judge the leader, its closest rival and the baseline again on new rows, for unbiased expected figures.
+        Otherwise, with two seeds or more, expected figures are leave-one-seed-out.
     cache : where artifacts are, for runs made with one.
     monitor : watches the fresh judging.
 
@@ -110,7 +109,7 @@ def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, m
     fresh = fresh and not any(s.missing for s in sources)
     books = {resolved(s.folder): s.books for s in sources}
     with ExitStack() as held:
-        for folder in books.values() if fresh else ():  # else figures are read, and a run may be going on
+        for folder in books.values() if fresh else ():  # reading alone needs no lock: a run may be in progress
             held.enter_context(folder.hold())
         field = field_of(sources, need)
         decision = decision_of(sources, field, need)
@@ -123,7 +122,7 @@ def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, m
 
 
 def completed(need: Need | None) -> tuple[Need, bool]:
-    """Return the need, or the default where nothing is stated; and whether something was.
+    """Return the need, or the default if none is stated; and whether one was.
 
     Raises
     ------
@@ -144,7 +143,7 @@ def keep(books: RunFolder, data: Json) -> None:
 
 
 def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
-    """Decide on the runs' own rows; of a part of a run nothing is decided."""
+    """Decide on the runs' own rows; an unfinished run is never decided."""
     decision = decide(field.arms, field.design, need, field.baseline)
     if decision.status == "decided" and any(s.missing for s in sources):
         return replace(decision, status="undecided", reason="partial")
@@ -154,7 +153,7 @@ def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
 def _data(
     sources: list[Source], field: Field, need: Need, decision: Decision, again: Again | None, *, stated: bool
 ) -> Json:
-    """All of the answer, as advice.json holds it (docs, Advice)."""
+    """Return the content of advice.json (docs, Advice)."""
     return {
         "schema": SCHEMA,
         "runs": [s.name for s in sources],
@@ -189,7 +188,7 @@ def decided(field: Field, decision: Decision) -> Json:
         "leader": found[decision.leader].id,
         "runner_up": None if decision.runner_up is None else found[decision.runner_up].id,
         "contenders": [found[g].id for g in decision.contenders],
-        "cheaper": None if cheaper is None or cheaper.is_adopted else cheaper.id,  # then no contender's cost is known
+        "cheaper": None if cheaper is None or cheaper.is_adopted else cheaper.id,  # no contender's cost is known
         "more": None if decision.more is None else asdict(decision.more),
     }
 
@@ -231,7 +230,7 @@ def _excluded(x: Excluded) -> Json:
 
 
 def _expected(field: Field, need: Need, decision: Decision, again: Again | None) -> Json:
-    """The leader's figures where they were not used to choose it, and how that was done."""
+    """Return the leader's figures on data that did not choose it, and what data that is."""
     if again is not None:
         return {
             "on": "fresh rows",

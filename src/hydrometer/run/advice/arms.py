@@ -1,4 +1,4 @@
-"""Candidates as arms of a joint comparison: their seeds, their rows, and how these were drawn."""
+"""Candidates as arms of a joint comparison: seeds, rows, and sampling design."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["arm_of", "common_seeds", "design_of", "kept_rows"]
 
 
 def common_seeds(found: Sequence[Entry]) -> list[int | None]:
-    """Seeds that all candidates have figures for; [None] where none depends on a seed."""
+    """Return the seeds that all candidates have figures for; [None] if no candidate depends on a seed."""
     seeded = [e.figures for e in found if None not in e.figures]
     if not seeded:
         return [None]
@@ -30,13 +30,13 @@ def common_seeds(found: Sequence[Entry]) -> list[int | None]:
 
 
 def kept_rows(entry: Entry) -> int:
-    """How many of the truth's rows have their log-probability kept."""
+    """Return how many of the truth's rows have stored log-probabilities."""
     cell = entry.cells[next(iter(entry.figures))]
     return load_law_on_truth(need_artifact(entry.source, "judge", cell.judge)).size
 
 
 def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None], Floats | None]]:
-    """How rows were drawn, and the lengths of the truth's rows by seed, (N,) or None."""
+    """Return the sampling design, and a function from seed to lengths of the truth's rows, (N,) or None."""
     bench = ArtifactLoader(source.store)
     first = next(c for c in source.chain.cells if c.training is not None)
     shared = all(c.seed is None for c in source.chain.cells if c.role == "truth" and c.decoding is None)
@@ -70,12 +70,12 @@ def arm_of(
     lengths: Callable[[int | None], Floats | None],
     judged: Callable[[Cell], tuple[str, Metrics]],
 ) -> Arm:
-    """Figures by seed, and what each of the truth's rows adds to recall.
+    """Return figures by seed, and each truth row's contribution to recall.
 
     Parameters
     ----------
     names : metrics; the second is recall. Those per token are linearised: their rows' mean is the ratio of sums.
-    judged : a cell's judge artifact, by key, and its figures.
+    judged : returns a cell's judge key and its figures.
     """
     values: list[list[float]] = []
     own: list[list[float]] = []
@@ -86,13 +86,13 @@ def arm_of(
         values.append([_value(metrics[m]) for m in names])
         own.append([(metrics[m].se_mc or 0.0) ** 2 for m in names])
         folder = need_artifact(entry.source, "judge", key)
-        adjusted = load_adjusted(folder)  # by control variates: what the figures are means of
+        adjusted = load_adjusted(folder)  # control-variate adjusted: the figures are means of these
         y, length = (adjusted[0], adjusted[2]) if adjusted else (load_law_on_truth(folder), lengths(seed))
         if length is not None and names[1].endswith("_per_token"):
             ratio = y.sum() / length.sum()
             y = (y - ratio * length) / length.mean() + ratio
         rows.append(y)
-    cost = entry.cost.get("teacher_rows")  # unknown of an adopted model, which is never called the cheaper
+    cost = entry.cost.get("teacher_rows")  # unknown for an adopted model, which is never called the cheaper
     return Arm(
         entry.id,
         np.array(values),

@@ -1,4 +1,4 @@
-"""All candidates of all folders on one footing: the same truth, the same rows, the same seeds."""
+"""Candidates of all folders made comparable: same truth, rows and seeds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Field", "field_of", "unit_of"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Candidates, and what they were judged on.
+    """Comparable candidates, and what they were judged on.
 
     Attributes
     ----------
     found, excluded : students that can be candidates, and those that cannot.
-    seeds : those that all candidates have.
-    lacking : seeds that some candidates have and this one has not, by its id; without those that lack none.
+    seeds : common to all candidates.
+    lacking : by candidate id, seeds that it lacks and others have.
     names : metrics: precision, recall and, where the need has one, the score.
-    arms : figures of `found`, in its order.
-    baseline : index of the candidate that gains and losses are counted from, which is one of the run's own.
+    arms : figures of `found`, in the same order.
+    baseline : index of the candidate that gains and losses are relative to; never an adopted one.
     """
 
     found: list[Entry]
@@ -43,7 +43,7 @@ class Field:
 
 
 def unit_of(source: Source, need: Need) -> Literal["token", "sequence", "point"]:
-    """What a nat is counted per."""
+    """Return what nats are counted per."""
     first = next((c for c in source.chain.cells if c.role == "truth"), source.chain.cells[0])
     metrics = source.cells.get(first.id, {}).get("metrics", {})
     if "recall_per_token" not in metrics:
@@ -69,11 +69,11 @@ def _same_truth(sources: list[Source]) -> None:
 
 
 def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field:
-    """Gather the candidates of all sources, `priced` with what each took.
+    """Gather the candidates of all sources; `priced` adds what each cost.
 
     Raises
     ------
-    InputError : other truths or rows, no candidate, no baseline, or no such score.
+    InputError : different truths or rows, no candidate, no baseline, or no such score.
     """
     _same_truth(sources)
     suffix = "_per_token" if unit_of(sources[0], need) == "token" else ""
@@ -128,7 +128,7 @@ def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:
 
 
 def _with_seeds(found: list[Entry], excluded: list[Excluded]) -> tuple[list[Entry], list[Excluded]]:
-    """Leave out adopted models without a seed in common with the candidates before them."""
+    """Exclude adopted models that share no seed with the candidates before them."""
     kept = [e for e in found if not e.is_adopted]
     for entry in (e for e in found if e.is_adopted):
         if common_seeds([*kept, entry]):
@@ -139,14 +139,14 @@ def _with_seeds(found: list[Entry], excluded: list[Excluded]) -> tuple[list[Entr
 
 
 def _lacking(found: list[Entry]) -> dict[str, list[int]]:
-    """Seeds that other candidates have, by the id of a candidate that lacks them."""
+    """Return, by candidate id, the seeds that it lacks and others have."""
     seen = {s for e in found for s in e.figures if s is not None}
     lacks = {e.id: sorted(seen.difference(e.figures)) for e in found if None not in e.figures}
     return {name: seeds for name, seeds in lacks.items() if seeds}
 
 
 def _with_score(found: list[Entry], excluded: list[Excluded], need: Need) -> tuple[list[Entry], list[Excluded]]:
-    """Keep the candidates that have the score; refuse a score that none has."""
+    """Keep candidates that have the score; raise InputError if none has."""
     if need.score is None:
         return found, excluded
     having = [e for e in found if all(_has(m, need.score) for m in e.figures.values())]

@@ -38,8 +38,8 @@ class Source:
 
     Attributes
     ----------
-    cells : of results.json, by id: figures and whether they failed.
-    digest : of results.json, by which advice is told from newer results.
+    cells : records of results.json, by id.
+    digest : of results.json; tells whether kept advice is of these results.
     missing : ids of the chain's cells that are not judged yet.
     """
 
@@ -73,8 +73,8 @@ class Entry:
     id : the group's; with several runs, after the run folder's name.
     cells : planned cells by seed; the single key None where one serves all seeds.
     figures : by the same keys.
-    cost : what making it took: rows and tokens of the teacher's, seconds in this run, means over seeds. Empty for an
-        adopted model, whose training the run did not see.
+    cost : mean over seeds of teacher rows, teacher tokens and seconds in this run. Empty for an adopted model: its
+        training took place elsewhere.
     """
 
     source: Source
@@ -85,7 +85,7 @@ class Entry:
 
     @property
     def cell(self) -> Cell:
-        """A cell that stands for all."""
+        """One of its cells, for what all seeds share."""
         return next(iter(self.cells.values()))
 
     @property
@@ -102,14 +102,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A student that cannot be a candidate, and why."""
+    """A student that is no candidate, and why."""
 
     cell: Cell
     reason: str
 
 
 def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
-    """Choose a chain by name, or the only one there is.
+    """Choose a chain by name, or the only one.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
 
 
 def _advisable(results: dict[str, Any], where: str) -> list[str]:
-    """Chains with a distilled student that are no maps."""
+    """Return the chains, other than maps, that have a distilled student."""
     try:
         summary: dict[str, dict[str, Any]] = results["summary"]["chains"]
         distilled = {c["chain"] for c in results["cells"] if c["training"] == "distilled"}
@@ -184,12 +184,12 @@ def need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: s
 
 
 def entries(source: Source, recall: str, precision: str, *, priced: bool) -> tuple[list[Entry], list[Excluded]]:
-    """All students of the last level: those that can be compared, and the others with the reason.
+    """Return the last level's students: candidates, and those excluded with the reason.
 
     Parameters
     ----------
     recall, precision : names of the metrics.
-    priced : say what each took, of the artifacts it was made from; otherwise the rows planned alone.
+    priced : read costs from artifacts; otherwise give planned teacher rows alone.
     """
     last = max(c.level for c in source.chain.cells)
     groups: dict[str, dict[int | None, Cell]] = {}
@@ -237,13 +237,13 @@ def is_finite(e: Estimate | None) -> bool:
 
 
 def _order(entry: Entry) -> tuple[bool, bool, bool]:
-    """Direct before distilled, as it is before decoded: where costs are equal, the simpler first."""
+    """Sort direct before distilled, undecoded before decoded: at equal cost the simpler comes first."""
     c = entry.cell
     return c.training == "distilled", not entry.is_neutral and c.training == "distilled", c.decoding is not None
 
 
 def _unusable(figures: dict[int | None, Metrics], recall: str, precision: str) -> str:
-    """Why a student's figures cannot be compared, or an empty string."""
+    """Return why a student's figures cannot be compared, or an empty string."""
     for m in figures.values():
         for name in (recall, precision):
             e = m.get(name)
@@ -263,18 +263,18 @@ def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
     if node is None:
         raise InputError("maps are not advised on", got=cell.chain)
     fit = source.plan.nodes[node.law.key]
-    assert isinstance(fit, FitNode)  # a student of the run's own is a fit
+    assert isinstance(fit, FitNode)  # the run's own students are fits
     return fit, [r for r in (fit.data, fit.validate) if r is not None]
 
 
 def _rows(source: Source, cells: list[Cell]) -> dict[str, float | None]:
-    """The teacher's rows that the student was trained on, mean over seeds, as planned."""
+    """Return the planned number of teacher rows that the student trains on, mean over seeds."""
     drawn = [sum(r.n for r in _training(source, c)[1]) for c in cells if c.training == "distilled"]
     return {"teacher_rows": sum(drawn) / len(cells)}
 
 
 def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
-    """What the student's training took, means over seeds: rows drawn, tokens (where there are any), seconds."""
+    """Return the cost of training the student, means over seeds: rows, tokens (of sequences) and seconds."""
     sums: dict[str, float] = dict.fromkeys(
         ("teacher_rows", "truth_rows", "tokens", "draw_seconds", "fit_seconds", "teacher_fit_seconds"), 0.0
     )
@@ -288,7 +288,7 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
             sums["draw_seconds"] += float(meta["seconds"])
             sums["tokens"] += float(meta["info"].get("tokens", 0))
             has_tokens = has_tokens or "tokens" in meta["info"]
-            if "candidates" in meta["info"]:  # a choice among several draws: those passed over were drawn too
+            if "candidates" in meta["info"]:  # best-of-n: rejected candidates were drawn too
                 sums["teacher_rows"] += float(meta["info"]["candidates"]) - float(meta["info"]["rows"])
         need_artifact(source, "fit", fit.key)
         sums["fit_seconds"] += float(source.store.meta("fit", fit.key)["seconds"])

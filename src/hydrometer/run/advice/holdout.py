@@ -1,7 +1,7 @@
-"""Judge a few candidates again, on rows that took no part in choosing them.
+"""Judge a few candidates again on held-out rows.
 
-The models stay the same, so the luck of their training is in the new figures too; that of the rows is not. What is
-drawn and judged is kept as artifacts: asking again costs nothing.
+The models stay the same, so training variance is in the new figures too; the selection bias of the rows is not. Draws
+and judgements are artifacts: asking again costs nothing.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ New = dict[tuple[Path | Url, str], tuple[str, dict[str, Estimate]]]
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """What fresh rows say of the leader.
+    """The leader's figures on fresh rows.
 
     Attributes
     ----------
-    precision, recall : its figures.
+    precision, recall : of the leader.
     gain, loss : precision gained and recall lost against the baseline.
     lead : its objective minus the runner-up's; None without one.
-    confirmed : whether it is shown once more to meet the need and to lead the runner-up by more than the margin.
+    confirmed : whether it again provably meets the need and leads the runner-up by more than the margin.
     """
 
     precision: Linear
@@ -57,11 +57,11 @@ class Again:
 
 
 def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tuple[Plan, dict[str, str]]:
-    """Plan the same judgements on rows of other streams: those of the first ones' children of this name.
+    """Plan the same judgements on new rows, drawn from child streams of this name.
 
     Returns
     -------
-    (plan, keys) : draws and judgements alone, the fits being there; and the new judge key by the old one.
+    (plan, keys) : draws and judgements only, since the fits exist; and the new judge key by the old one.
     """
     again = Plan(chains=plan.chains)
     keys: dict[str, str] = {}
@@ -85,7 +85,7 @@ def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tupl
             node = plan.nodes[key]
             assert isinstance(node, ScoreNode)
             block, known = key_of(node.block), None if node.known is None else key_of(node.known)
-            inputs = (block,) if known is None else (block, known)  # the fits are there
+            inputs = (block,) if known is None else (block, known)  # the fits exist
             add(replace(node, key=key_of(key), block=block, known=known, inputs=inputs))
         return tuple(key_of(key) for key in old)
 
@@ -137,7 +137,7 @@ def judge_again(field: Field, need: Need, decision: Decision, monitor: Monitor) 
             raise StageError("judging on fresh rows failed: " + next(iter(outcome.failed.values())))
         for c in cells:
             new[source.folder, c.id] = keys[c.judge], load_metrics(source.store.path("judge", keys[c.judge]))
-    # A score of the user's is not measured again: its constraint rests on the run's own rows.
+    # A user's score is not measured again: its constraint rests on the run's own rows.
     measured = replace(need, score=None, min_score=None)
     problem = Problem(_arms(field, chosen, new), field.design, measured, chosen.index(field.baseline))
     g = chosen.index(decision.leader)
@@ -165,7 +165,7 @@ def _arms(field: Field, chosen: list[int], new: New) -> list[Arm]:
 
 
 def _on_fresh_rows(source: Source) -> Source:
-    """The source with every judgement planned on fresh rows, to read those rows by."""
+    """Return the source with every judgement replanned on fresh rows."""
     again, keys = rejudged(source.plan, source.plan.judges_of(source.chain.cells))
     cells = [replace(c, judge=keys[c.judge]) for c in source.chain.cells]
     return replace(source, plan=again, chain=replace(source.chain, cells=cells))

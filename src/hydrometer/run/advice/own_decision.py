@@ -1,7 +1,6 @@
-"""What a run's own figures say is to be done: the decision of `advise` for the need that it assumes.
+"""The decision that a run records in results.json: that of `advise` for the default need, among the run's own students.
 
-Without fresh rows, which cost more draws, and without costs: the answer is in results.json, and what takes time in one
-run takes another in the next.
+It uses no fresh rows, which cost draws, and no costs in seconds, which differ from run to run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def answer(
 
     Parameters
     ----------
-    records : cells as results.json holds them, by id. missing : ids of the chain's cells that are not judged yet.
+    records : cells of results.json, by id. missing : ids of the chain's cells that are not judged yet.
 
     Returns
     -------

@@ -64,11 +64,11 @@ def _small(spec: RunSpec, name: str) -> Plan:
 
 
 def kind_of(node: Node) -> tuple[str, str]:
-    """Stage, and the role of the model that it is about, or nothing."""
+    """Return the stage, and the role of its model, or an empty string."""
     return node.stage, node.about()[0]
 
 
 def trial_name(chain: ChainSpec, node: Node) -> str:
-    """Name of a stage's seconds a unit among the figures of a machine; extending a run changes no name."""
+    """Return the name under which a machine keeps this stage's seconds a unit; extending a run changes no name."""
     told = repr(chain.model_dump(exclude={"resample", "selectivity", "decoding"}))  # infinity is no JSON number
     return f"trial {content_key(told)[:12]} {' '.join(kind_of(node)).strip()}"

@@ -40,7 +40,7 @@ class CostPlan:
     Attributes
     ----------
     name : of the experiment.
-    device : what it is priced for; of several chains on this machine, the first chain's.
+    device : priced for; on this machine, that of the first chain.
     stages : one entry a chain, kind and model.
     lengths : expected lengths of answers, by chain.
     notes : what the figures assume, one line each.
@@ -56,7 +56,7 @@ class CostPlan:
     def total(self) -> dict[str, float | int | None]:
         """Sums over all stages; memory is the largest. `usd` is None where the device has no price.
 
-        `hours_least` and `hours_worst` are `hours`, and `hours_most`, with what is coarse as far off as it may be.
+        `hours_least` and `hours_worst` bound `hours` and `hours_most` by the error factor of coarse estimates.
         """
         sums: dict[str, float | int | None] = {
             k: sum(getattr(s, k) for s in self.stages) for k in ("stages", "done", "tokens", "flops", "disk")
@@ -95,7 +95,7 @@ def plan(
     measure: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> CostPlan:
-    """Say what a run will take: tokens, operations, bytes and hours. Nothing of it is made.
+    """Estimate what a run will take: tokens, operations, bytes and hours. Nothing is computed or written.
 
     Seconds on this machine are those that earlier runs or a measurement left, else coarse ones: operations over a rate
     of matrix products that is measured in a second or two. Every stage says which.
@@ -106,17 +106,17 @@ def plan(
     overrides : ``a.b.c=VALUE``, as ``--set``.
     device : "this" machine; "a100", "h100" or "h200" take data sheets, assumed utilisations and an assumed price; a
         file or a `Device` brings its own.
-    out, cache : as for `run`; what is there already counts as done.
+    out, cache : as for `run`; existing artifacts count as done.
     mean_tokens : expected tokens of an answer; None takes what a run or a measurement found of this truth, else
         max_new_tokens.
     measure : time this machine at the chain's shapes now, which takes minutes, ask the truth for a few answers, and
         keep both for plans to come. Of chains whose draws are not kept a seed is run.
-    say : told what takes a while.
+    say : called with a line on each step that takes a while.
 
     Raises
     ------
-    InputError : anything wrong with what was given. A truth that is not at hand is enough where the specification
-        describes it (`truth.architecture`).
+    InputError : invalid arguments or specification. The truth's weights are not needed where the specification
+        describes its architecture (`truth.architecture`).
 
     Examples
     --------

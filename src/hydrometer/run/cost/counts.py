@@ -1,4 +1,4 @@
-"""What every stage of a plan has to do, by its family's counts: the one place where stages of the graph meet `work`."""
+"""Work of a stage of the graph, by its family's cost model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 17_000
 
 
 def work_of(node: Node, counted: HasCostModel, mean: float) -> Work:
-    """Return what a stage has to do where answers have `mean` tokens; stages that ask alike have equal work."""
+    """Return a stage's work for answers of `mean` tokens; stages with equal `asked()` have equal work."""
     asked, chain = node.asked(), node.context.spec
     works = [counted.work(chain, stage, role, rows, mean, at) for stage, role, rows, at in asked.counts]
     if not works:

@@ -1,4 +1,4 @@
-"""Devices that a plan is priced for but this machine: named accelerators, by data sheet; a user's file."""
+"""Devices other than this machine: named accelerators by data sheet, and users' files."""
 
 from __future__ import annotations
 
@@ -110,5 +110,5 @@ def _other_machine(fields: dict[str, object], path: Path) -> Device:
 
 
 def _inside(old: object, new: object) -> object:
-    """A mapping changes the entries that it names."""
+    """Merge mappings; anything else is replaced."""
     return {**old, **new} if is_object(old) and is_object(new) else new

@@ -1,4 +1,4 @@
-"""What each stage of a plan takes: counts, and seconds from the best figures that there are for them."""
+"""Cost of each stage of a plan: counts, and seconds from the best timings available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Pricing", "StageCost"]
 
 _META = 1200  # bytes of a stage's meta.json, and 40 an input
 _PROBED = 32  # rows of the doctor's probe, in each arithmetic
-_TELLS = 0.1  # share of a stage's seconds from which it is called coarse
+_TELLS = 0.1  # share of coarse seconds above which a stage is called coarse
 _KEPT = ("run", "measured")
 
 Source = Literal["run", "measured", "coarse", "device", ""]
@@ -37,19 +37,19 @@ _FROM = {
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What the stages of one kind and model come to.
+    """Total cost of the stages of one kind and role.
 
     Attributes
     ----------
-    chain, stage, role : whose stages; besides those of the graph, `start` imports libraries, `examine` is the doctor's
-        probe, `open` reads models from disk.
-    stages, done : how many of the graph's there are, and how many of them are there already.
-    tokens, flops : of those that are left; drawn, learned or scored once.
-    disk : bytes that those will keep. memory : bytes that one of them holds at once.
+    chain, stage, role : which stages; beyond the graph's, `start` imports libraries, `examine` is the doctor's probe,
+        `open` reads models from disk.
+    stages, done : number in the graph, and of those already made.
+    tokens, flops : of the remaining stages; drawn, learned or scored once.
+    disk : bytes that the remaining stages will keep. memory : peak bytes of one of them.
     hours, hours_most : on one device, at the expected length of answers, and with every answer cut at max_new_tokens;
-        None where nobody knows.
-    source : where most of the seconds come from: "run", recorded by earlier runs on this machine; "measured" on it;
-        "coarse", from counts; "device", figures of another one; "" where there are none.
+        None if unknown.
+    source : of most of the seconds: "run", recorded by earlier runs on this machine; "measured" on it; "coarse", from
+        counts; "device", another device's data; "" if there are none.
     """
 
     chain: str
@@ -68,7 +68,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class _Price:
-    """Seconds of a stage, expected and at most, and of the expected ones how many come from where."""
+    """Seconds of a stage, expected and at most, and the expected ones by source."""
 
     seconds: float | None
     most: float | None
@@ -77,7 +77,7 @@ class _Price:
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """One chain: its stages that are left, and this machine, unless it is priced for another device."""
+    """One chain with its remaining stages; `machine` is None if priced for another device."""
 
     name: str
     family: Family
@@ -91,7 +91,7 @@ class _Chain:
 
 
 class Pricing:
-    """Adds up a plan, chain by chain.
+    """Prices a plan, chain by chain.
 
     Parameters
     ----------
@@ -120,11 +120,11 @@ class Pricing:
         self._figures: set[str] = set()
 
     def device(self) -> Device:
-        """What the plan is priced for."""
+        """Return the device that the plan is priced for."""
         return self.given or self.used[0]
 
     def note(self, line: str) -> None:
-        """Say something once."""
+        """Add a note, once."""
         if line not in self.notes:
             self.notes.append(line)
 
@@ -143,7 +143,7 @@ class Pricing:
         self._note_memory(name, rows)
         return rows
 
-    # -- dear chains: counted -----------------------------------------------------------------------------------------
+    # -- expensive chains: counted ------------------------------------------------------------------------------------
 
     def _counted(self, chain: _Chain, counted: HasCostModel) -> Iterator[StageCost]:
         name, machine, lengths = chain.name, chain.machine, self._lengths(chain, counted)
@@ -177,11 +177,11 @@ class Pricing:
             by[source] = by.get(source, 0.0) + device.seconds(part)
             if figure is not None:
                 self._figures.add(part.name)
-        seconds = sum(by.values())  # at its longest a stage may be of parts that nobody timed, priced too low
+        seconds = sum(by.values())  # the longest answers may use parts without a timing, priced too low
         return _Price(seconds, max(seconds, most.seconds(device)), tuple(by.items()))
 
     def _note_sources(self, name: str, rows: Sequence[StageCost], machine: ThisMachine | None) -> None:
-        """Say where the chain's seconds come from, and what speaks against them."""
+        """Note where the chain's seconds come from, and reasons to doubt them."""
         for source, told in _FROM.items():
             stages = list(dict.fromkeys(r.stage for r in rows if r.source == source))
             if not stages or machine is None:
@@ -193,7 +193,7 @@ class Pricing:
             self.note(f"{name}: seconds of {', '.join(stages)} {'; '.join([told + when, *against])}")
 
     def _note_memory(self, name: str, rows: Sequence[StageCost]) -> None:
-        """Say where a stage holds more than the device has."""
+        """Note a stage that needs more memory than the device has."""
         device = self.device()
         most = max(rows, key=lambda r: r.memory, default=None)
         if most is None or device.memory is None or most.memory <= device.memory:
@@ -203,7 +203,7 @@ class Pricing:
         self.notes.insert(0, f"{what}: take a smaller model or batch, fewer block_rows, or a larger device")
 
     def _note_unpriced(self, chain: _Chain) -> None:
-        """Say what a run of this chain does that no count knows."""
+        """Note work of this chain that the counts leave out."""
         name, family = chain.name, chain.family
         if isinstance(family, FitsTogether) and any(family.workers(x) > 1 for x in family.levels(chain.spec)):
             self.note(f"{name}: fits of several workers are priced as fits by one; what they exchange is not counted")
@@ -283,7 +283,7 @@ class Pricing:
         stages = Counter(kind_of(n) for n in self.plan.nodes.values() if n.context.name == chain.name)
         empty = _row(chain.name, "", "", Work(), _Price(0.0, 0.0))
         sums = {slot: replace(empty, stage=slot[0], role=slot[1], stages=n, done=n) for slot, n in stages.items()}
-        alike: dict[tuple[object, ...], list[Node]] = {}  # of many thousand stages few differ
+        alike: dict[tuple[object, ...], list[Node]] = {}  # thousands of stages, few distinct ones
         for node in chain.left:
             alike.setdefault((kind_of(node), node.alike(), node.asked(), node.units()), []).append(node)
         by: dict[tuple[str, str], dict[Source, float]] = {}
@@ -307,14 +307,14 @@ class Pricing:
 
 
 def _row(chain: str, stage: str, role: str, work: Work, price: _Price) -> StageCost:
-    """Return a row for what is no stage of the graph."""
+    """Return a row for work outside the graph's stages."""
     hours, most = _plus(0.0, price.seconds, 1), _plus(0.0, price.most, 1)
     source = _source(dict(price.by))
     return StageCost(chain, stage, role, 0, 0, 0.0, work.flops, 0.0, work.memory, hours, most, source)
 
 
 def _source(by: Mapping[Source, float]) -> Source:
-    """Return where most seconds come from; "coarse" where enough of them are."""
+    """Return the source of most seconds; "coarse" if its share exceeds `_TELLS`."""
     total = sum(by.values())
     if not total:
         return ""

@@ -1,4 +1,4 @@
-"""What the stages of a run took here, kept for plans to come: seconds of parts of counted stages, of others by kind."""
+"""Record what a run's stages took, for later plans: seconds by part for counted stages, by kind for others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_READ = 300  # artifacts of a kind
 
 
 def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome, monitor: Monitor) -> None:
-    """Keep what the stages that this process made took. Where that cannot be, the monitor is told."""
+    """Record seconds of the stages that this process computed; a failure to write them is a warning to the monitor."""
     made: dict[str, list[Node]] = {}
     for key in outcome.made:
         node = plan.nodes[key]
@@ -40,7 +40,7 @@ def keep_seconds(plan: Plan, store: ArtifactStore, outcome: Outcome, monitor: Mo
             if seconds:
                 machine.learn(seconds, "run")
     except HydrometerError as e:
-        why = "hydrometer plan will not know what this run took; its results are none the worse"
+        why = "`hydrometer plan` cannot use this run's timings; results are unaffected"
         monitor.found([warning("seconds-not-kept", str(e), why, "make its folder writable, or set HYDROMETER_CACHE")])
 
 
@@ -73,7 +73,7 @@ def _counted(
 
 
 def _lengths(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore, most: int) -> Lengths | None:
-    """Mean length of the truth's own rows among those that were drawn."""
+    """Return the mean length of the truth's own rows that were drawn."""
     own = [n for n in nodes if isinstance(n, DrawNode) and n.law == chain.truth and n.selectivity is None]
     facts = [store.meta(n.stage, n.key)["info"] for n in _some(own)]
     rows, tokens = (sum(int(f.get(k, 0)) for f in facts) for k in ("rows", "tokens"))
@@ -81,7 +81,7 @@ def _lengths(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore, most
 
 
 def _some(nodes: Sequence[Node]) -> list[Node]:
-    """Evenly taken of every kind."""
+    """Sample evenly from every kind."""
     kinds: dict[tuple[str, str], list[Node]] = {}
     for node in nodes:
         kinds.setdefault(kind_of(node), []).append(node)

@@ -1,7 +1,7 @@
-"""What is known of this machine's speed: seconds that earlier runs took or that were measured, with date and load.
+"""Timings of this machine, from earlier runs or measured, with date and load.
 
-A file for each machine and kind of chain: processor, cores, threads, device. Each figure says by which versions, when
-and at what load average it came about, so that a plan can say how far to trust it.
+One file for each machine and kind of chain: processor, cores, threads, device. Each timing has its versions, date and
+load average, so that a plan can say how far to trust it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ COARSE = 3.0
 """Factor, either way, within which coarse seconds are said to lie (docs, Scaling)."""
 
 _REACHED: dict[Phase, float] = {"draw": 0.45, "score": 0.6, "train": 0.5}  # of the rates of single products
-_BEFORE = {"float32": 2e11, "bfloat16": 3e11}  # where nothing was measured and proportions alone matter
+_BEFORE = {"float32": 2e11, "bfloat16": 3e11}  # without measurements: only proportions matter
 _UNMEASURED = {"start": 5.0, "stage": 1e-3}
 _LINK = 5e8
 _LAUNCH = 8e-6  # on an accelerator
-_CROWDED = 1.25  # load average a core from which figures are slow ones; what is timed is part of the load
-_OLD = 30  # days from which the age of figures is said
+_CROWDED = 1.25  # load average a core above which timings are called slow; the timed work is part of it
+_OLD = 30  # days after which the age of timings is mentioned
 _MOST_BYTES = 100_000_000
 _MOST_FIGURES, _MOST_RATES = 5000, 50
 
@@ -51,11 +51,11 @@ How = Literal["run", "measured"]
 
 
 class Figure(Strict):
-    """Seconds a unit of a part, or of a stage, and how they came about.
+    """Seconds a unit of a part or stage, and their origin.
 
     Attributes
     ----------
-    how : recorded by a run, or measured for a plan. load : load average then; None if unknown. versions : by which.
+    how : recorded by a run, or measured for a plan. load : load average then; None if unknown. versions : of libraries.
     """
 
     seconds: float = Field(ge=0, le=1e9)
@@ -77,18 +77,18 @@ class Rates(Strict):
 
 
 class Kept(Strict):
-    """A file of what is known of a machine."""
+    """The file of a machine's timings."""
 
     machine: dict[str, str | int]
     rates: dict[str, Rates] = Field(default_factory=dict[str, Rates])
     figures: dict[str, Figure] = Field(default_factory=dict[str, Figure])
 
     def device(self, name: str = "this", *, rated: str | None = None, held: float | None = None) -> Device:
-        """Return the device that a plan is priced for; what has no figure is priced by rates, coarsely.
+        """Return the device that a plan is priced for; parts without a timing are priced coarsely, by rates.
 
         Parameters
         ----------
-        rated : for which of the truths; None for the last. held : bytes of memory, where it is the processor's.
+        rated : key of the truth whose rates to use; None for the last. held : bytes of memory of a CPU.
         """
         r = self.rates.get(next(reversed(self.rates), "") if rated is None else rated)
         flops, bandwidth = (_BEFORE, 2e10) if r is None else ({k: getattr(r, k) for k in _BEFORE}, r.bandwidth)
@@ -112,16 +112,16 @@ class Kept(Strict):
 
 
 def device_folder() -> Path:
-    """Where figures are kept."""
+    """Return the folder of timings."""
     return cache_home() / "devices"
 
 
 class ThisMachine:
-    """The machine that one is on, for chains of one family, threads and device; people can read and change its file.
+    """The local machine, for chains of one family, threads and device. Its file is plain JSON that people may edit.
 
     Parameters
     ----------
-    say : told what takes a while.
+    say : called with a line on each step that takes a while.
     """
 
     def __init__(self, family: Family, chain: ChainSpec, say: Callable[[str], None]) -> None:
@@ -138,26 +138,26 @@ class ThisMachine:
 
     @property
     def figures(self) -> Mapping[str, Figure]:
-        """What is known, by name of a part."""
+        """Timings by name of a part."""
         return self.kept.figures
 
     def device(self) -> Device:
-        """Return this machine as a plan prices it; rates for what is counted are measured where none are kept."""
+        """Return this machine as a device; rates are measured first if none are kept."""
         if self._truth not in self.kept.rates:
             self._rate()
         return self.kept.device(rated=self._truth, held=memory()[0])
 
     def was_crowded(self, load: float | None) -> bool:
-        """Whether a load average is beyond what the cores take."""
+        """Whether a load average exceeds what the cores can serve."""
         return load is not None and load > _CROWDED * self.cores
 
     def learn(self, seconds: Mapping[str, float], how: How) -> None:
-        """Keep what was measured now, or what a run took, in place of what was known. Raises FolderError."""
+        """Keep new timings, replacing those of the same name. Raises FolderError."""
         load = _load(0 if how == "measured" else 2)
         self._keep({k: self._figure(v, how, load) for k, v in seconds.items()})
 
     def measure(self, counted: HasCostModel, mean: float, already: dict[str, float]) -> None:
-        """Measure what the chain's stages need and is not in `already`, to which it is added.
+        """Measure the parts of the chain's stages that `already` lacks, and add them to it.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class ThisMachine:
         self._keep({k: self._figure(v, "measured", load) for k, v in already.items()})
 
     def cautions(self, names: Iterable[str]) -> list[str]:
-        """Say of figures what speaks against them: how old, how busy, by which other versions."""
+        """Return reasons to doubt timings: age, load, other versions."""
         used = [self.figures[n] for n in names if n in self.figures]
         loads = [f.load for f in used if f.load is not None and self.was_crowded(f.load)]
         others = sorted({f.versions for f in used} - {self.versions})
@@ -188,7 +188,7 @@ class ThisMachine:
         return out
 
     def doubts(self) -> list[str]:
-        """Say what speaks against coarse seconds, which are those of a machine that does nothing else."""
+        """Return reasons to doubt coarse seconds, which assume an idle machine."""
         load = _load(0)
         busy = load is not None and self.was_crowded(load)
         return [f"beside a load of {load:.1f} on {self.cores} cores, as now, a run takes longer"] if busy else []
@@ -217,7 +217,7 @@ class ThisMachine:
             raise DataError(f"the figures of this machine cannot be read: {said}", fix=fix) from None
 
     def _keep(self, new: Mapping[str, Figure]) -> None:
-        """Newest last; of very many the oldest go."""
+        """Keep the newest last; drop the oldest beyond the limit."""
         before = {k: v for k, v in self.kept.figures.items() if k not in new}
         figures = dict([*before.items(), *new.items()][-_MOST_FIGURES:])
         self.kept = self.kept.model_copy(update={"figures": figures})
@@ -228,7 +228,7 @@ class ThisMachine:
 
 
 def kept_length(truth: str) -> Lengths | None:
-    """Return the mean length of a truth's answers that was found before, None where none was.
+    """Return the recorded mean length of a truth's answers, or None.
 
     Parameters
     ----------
@@ -293,7 +293,7 @@ def _start() -> float:
     """Seconds until a process has imported what a language model needs."""
     began = time.perf_counter()
     wanted = "import hydrometer, torch, transformers"
-    # -P: no module of the folder that one stands in.
+    # -P: do not import from the working directory.
     subprocess.run([sys.executable, "-P", "-c", wanted], check=True, capture_output=True)
     return time.perf_counter() - began
 

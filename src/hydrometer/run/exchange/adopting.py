@@ -1,4 +1,4 @@
-"""Adopt: a model trained elsewhere comes back into a run's folder, and is judged as the run's own students are."""
+"""The verb `adopt`: take a model trained elsewhere into a run's folder and judge it like the run's own students."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _able(family: Family) -> TrainsElsewhere:
 def _entry(
     opened: Opened, at: ChainPlan, model: str, name: str, wanted: Wanted | None, training: str, seed: int | None
 ) -> Adopted:
-    """Say what is adopted, as the folder will keep it."""
+    """Return the folder's entry for the model."""
     family, spec = _able(at.context.family), at.context.spec
     d = None if wanted is None else one_of_methods(distillations_named(at, wanted))
     seed = opened.spec.seeds[0] if seed is None else seed
@@ -174,7 +174,7 @@ def _entry(
 
 
 def _copy_weights(opened: Opened, at: ChainPlan, model: str, entry: Adopted) -> None:
-    """Make the artifact, unless the same weights are there."""
+    """Write the artifact, unless the same weights exist."""
     if opened.store.has("fit", entry.law):
         return
     family = at.context.family
@@ -194,7 +194,7 @@ def _is_of(cell: Cell, entry: Adopted) -> bool:
 
 
 def _stages(plan: Plan, entry: Adopted, cells: Iterable[Cell]) -> list[str]:
-    """Keys of what these cells' figures need: their own, the truth's, and those of the teacher they are told with."""
+    """Return the stages that these cells' figures need: their own, the truth's and the teacher's."""
     by_id = {c.id: c for c in plan.chains[entry.chain].cells}
     needed = {c.id: c for c in by_id.values() if c.role == "truth" and c.seed in (None, entry.seed)}
     for cell in cells:

@@ -1,7 +1,7 @@
-"""Rows leave: a run's draws as datasets for a trainer elsewhere, or for a program that scores them.
+"""The verb `export`: write a run's rows as a dataset for an external trainer or scorer.
 
-Which rows those are is read off the plan: the rows that a native student was fitted to, or those that a cell was judged
-on. Everything written follows from the stored token ids.
+The plan says which rows: those that a native student was fitted to, or those that a cell was judged on. Everything
+written is derived from the stored token ids.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ pq: Any = pyarrow.parquet
 
 Stream = Literal["distill", "train", "evaluate"]
 CHUNK = 1024
-IGNORED = -100  # label of what is not learned, as everywhere in transformers
+IGNORED = -100  # label of tokens without loss, as in transformers
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -58,19 +58,19 @@ _KINDS = (
 )
 _FIELDS: dict[str, Any] = {name: kind for kind, names in _KINDS for name in names.split()}
 COLUMNS = frozenset([*_FIELDS, "messages", "prompt", "completion", "text"])
-"""Names of the columns that an export may have."""
+"""Columns that an export may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """What `export` wrote.
 
     Attributes
     ----------
     path : the file. rows : how many.
-    exact : rows whose text leads back to their ids, end of sequence included.
-    lost : what the text of the others loses, counted.
-    cut : rows that ended at max_new_tokens and have no stop token.
+    exact : rows whose text tokenises back to their ids, end of sequence included.
+    lost : what the text of the other rows loses, with counts.
+    cut : rows truncated at max_new_tokens, without a stop token.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Exported:
 
     @property
     def advice(self) -> str:
-        """One line for people: what the text loses, and what to train on."""
+        """One line: what the text loses, and what to train on."""
         if self.exact == self.rows:
             return f"the text of all {self.rows} rows gives their ids"
         why = "; ".join(f"{n}: {what}" for what, n in self.lost.items())
@@ -170,7 +170,7 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Picked:
-    """Rows of a chain, and what to call them."""
+    """Rows of a chain, and the facts written beside them."""
 
     chain: ChainPlan
     rows: Rows
@@ -183,9 +183,9 @@ def _target(to: str | Path) -> Path:
     if "\0" in str(to) or path.suffix not in (".parquet", ".jsonl"):
         raise InputError("rows are written as .parquet or .jsonl", got=str(to), fix="for example --to rows.parquet")
     if path.exists() or path.is_symlink():
-        raise InputError("the file is there already", got=str(to), fix="choose another --to, or remove it")
+        raise InputError("the file exists already", got=str(to), fix="choose another --to, or remove it")
     if not path.parent.is_dir():
-        raise InputError("no folder to write into", got=str(path.parent), fix="make it first")
+        raise InputError("the folder does not exist", got=str(path.parent), fix="make it first")
     return path
 
 
@@ -193,17 +193,15 @@ def _outside(target: Path, opened: Opened) -> None:
     home = target.resolve().parent
     for part in ("specs", "prompts", "adopted", "scores", "records", "exhibits", "artifacts"):
         if home.is_relative_to((opened.folder.root / part).resolve()):
-            raise InputError(
-                "this part of the run's folder is the run's own", got=str(target), fix="choose another --to"
-            )
+            raise InputError("this folder belongs to the run", got=str(target), fix="choose another --to")
     if home.is_relative_to(opened.store.root.resolve()):
-        raise InputError("the folder of artifacts is the run's own", got=str(target), fix="choose another --to")
+        raise InputError("the folder of artifacts belongs to the run", got=str(target), fix="choose another --to")
 
 
 def _asked(
     stream: Stream | None, role: str | None, s: Wanted | None, seed: int | None, held_out: bool, cell: str | None
 ) -> _Asked:
-    """Refuse what does not go together, and fill in the stream."""
+    """Refuse contradictory options, and fill in the stream."""
     if stream is None:
         stream = "evaluate" if cell is not None else "train" if role == "truth" and s is None else "distill"
     if stream == "evaluate":
@@ -247,7 +245,7 @@ def _of_cell(opened: Opened, cell_id: str) -> _Picked:
 
 
 def _of_fit(opened: Opened, chain: ChainPlan, distilled: Sequence[Distillation] | None, asked: _Asked) -> _Picked:
-    """Rows that a native model was fitted to: of the last level, or of the one that this role drew for.
+    """Return rows that a native model was fitted to: at the last level, or at the level that `role` drew for.
 
     Parameters
     ----------
@@ -292,7 +290,7 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
     spec = picked.chain.context.spec
     if not isinstance(spec, CausalLMChain):
         fix = "export works on chains of causal_lm"
-        raise InputError("rows of this family are no text", got=picked.chain.context.family.name, fix=fix)
+        raise InputError("rows of this family are not text", got=picked.chain.context.family.name, fix=fix)
     missing = [k for k in picked.rows.blocks if not opened.store.has("draw", k)]
     if missing:
         raise InputError(
@@ -366,7 +364,7 @@ class _Put(Protocol):
 
 @contextmanager
 def _writer(target: Path) -> Generator[_Put]:
-    """Write the file whole or not at all."""
+    """Write the file atomically."""
     sink: Any = None
 
     def parquet(rows: list[dict[str, object]]) -> None:

@@ -1,4 +1,4 @@
-"""Scores come back: a user's own column for a cell's evaluation rows, or what a benchmark said of a model."""
+"""The verb `scores`: add a user's scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ScoresResult:
-    """What `add_scores` returns: the folder's results, and the figures added, by cell id and metric.
+    """What `add_scores` returns: the folder's results, and the added figures by cell id and metric.
 
-    Where a run is going on in the folder, `waiting`: it writes them into its results with its own next figures.
+    `waiting` : a run is in progress in the folder; it writes the figures with its next results.
     """
 
     run: RunResult
@@ -73,12 +73,12 @@ def add_scores(
     columns: Sequence[str] | None = None,
     cache: str | Path | None = None,
 ) -> ScoresResult:
-    """Add figures that were computed elsewhere to a run's cells.
+    """Add externally computed figures to a run's cells.
 
     Either one score for each of a cell's evaluation rows, as `export` wrote them: columns `row`, `cell` (unless `cell`
     is given), and the scores, which become metrics ``user_<column>``; their means and errors are estimated as those of
     the run's own figures. Or a results file of lm-evaluation-harness, of the one model that `cell` names, whose values
-    and standard errors become ``lm_eval_<task>_<metric>``. What had that name in the cell is replaced.
+    and standard errors become ``lm_eval_<task>_<metric>``. A metric of the same name is replaced.
 
     Parameters
     ----------
@@ -90,8 +90,8 @@ def add_scores(
 
     Raises
     ------
-    InputError : an unreadable file, no such cell, a score that is not finite, a row that does not exist, is there twice
-        or has no score. Nothing has been changed then.
+    InputError : an unreadable file, no such cell, a score that is not finite, an unknown, duplicate or unscored row.
+        Nothing is changed then.
     """
     path = Path(file)
     home = require_run(folder)
@@ -106,7 +106,7 @@ def add_scores(
         waiting = False
         try:
             held.enter_context(home.hold())
-        except InUseError:  # scores are files of their own, and read whenever results are written
+        except InUseError:  # scores are separate files, read whenever results are written
             waiting = True
             load_results(home.root)
         opened = reopen(home, cache)
@@ -128,7 +128,7 @@ def add_scores(
 def _read(path: Path) -> bytes:
     if "\0" in str(path) or path.suffix not in (".parquet", ".jsonl", ".csv", ".json"):
         fix = "give .parquet, .jsonl or .csv of scores, or lm-evaluation-harness's .json"
-        raise InputError("scores are read from a file of another kind", got=str(path), fix=fix)
+        raise InputError("scores cannot be read from a file of this type", got=str(path), fix=fix)
     try:
         raw = read_plain(path, MAX_FILE_BYTES)
     except OSError as e:
@@ -142,7 +142,9 @@ def _read(path: Path) -> bytes:
 
 def _named(cell: str | None) -> str:
     if cell is None:
-        raise InputError("whose scores these are is missing", fix="name the cell with --cell; ids are in results.csv")
+        raise InputError(
+            "the cell of these scores is not named", fix="name the cell with --cell; ids are in results.csv"
+        )
     return cell
 
 
@@ -158,7 +160,7 @@ def _cell(opened: Opened, plan: Plan, name: str | None) -> Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What a file of rows says: whose each row is, which, and its scores by column."""
+    """A file of rows: each row's cell and number, and the scores by column."""
 
     owners: list[str]
     rows: list[int]
@@ -166,7 +168,7 @@ class _Given:
 
 
 def _given(raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | None) -> _Given:
-    """Read a file of rows; nothing of the run is opened for it."""
+    """Read a file of rows, without opening the run."""
     table = _table(raw, path)
     n = max((len(v) for v in table.values()), default=0)
     if n == 0:
@@ -244,7 +246,7 @@ def _score_columns(table: Mapping[str, list[object]], columns: Sequence[str] | N
                 raise DataError("the file has no such column of scores", got=name, fix=fix)
         names = list(dict.fromkeys(columns))
     else:
-        # One number makes a column of scores, so that a row without one is refused and not passed over.
+        # One number makes a score column, so that a row without a number is refused, not skipped.
         names = [n for n, v in table.items() if n not in COLUMNS and any(isinstance(x, int | float) for x in v)]
     if not names:
         raise DataError("the file has no column of scores", got=sorted(table), fix="add one of numbers, or name it")
@@ -284,14 +286,10 @@ def _row(value: object, i: int) -> int:
 
 def _table(raw: bytes, path: Path) -> dict[str, list[object]]:
     try:
-        if path.suffix == ".parquet":
-            return _parquet(raw)
-        if path.suffix == ".csv":
-            return _csv(raw)
-        return _lines(raw)
+        return {".parquet": _parquet, ".csv": _csv}.get(path.suffix, _lines)(raw)
     except (ValueError, RecursionError, pa.ArrowException) as e:
         fix = f"write {path.suffix} with one row for each of the cell's"
-        raise DataError(f"the file of scores is not one: {e}", got=path.name, fix=fix) from None
+        raise DataError(f"the file of scores cannot be parsed: {e}", got=path.name, fix=fix) from None
 
 
 def _csv(raw: bytes) -> dict[str, list[object]]:
@@ -312,14 +310,14 @@ def _bound(rows: int, columns: int, read: int) -> None:
 
 
 def _distinct(names: Sequence[str]) -> None:
-    """Refuse two columns of one name: which of them is meant cannot be known."""
+    """Refuse duplicate column names, which are ambiguous."""
     if len(set(names)) < len(names):
         twice = next(n for n in names if list(names).count(n) > 1)
         raise ValueError(f"the column {brief(twice)} is there twice")
 
 
 def _parquet(raw: bytes) -> dict[str, list[object]]:
-    """Read numbers, and the cells' names as a dictionary: a compressed text that a million rows repeat stays one."""
+    """Read numbers, and cell names dictionary-encoded: a name that a million rows repeat is stored once."""
     schema = pq.read_schema(pa.BufferReader(raw))
     _distinct(schema.names)
     types = {f.name: f.type for f in schema}

@@ -1,4 +1,4 @@
-"""What would spoil the statistics of a plan: seeds, rows, selectivities and controls, of any family."""
+"""Statistical design problems of a plan, in any family: seeds, rows, selectivities and controls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEW_ROWS = 50
 
 
 def examine_design(spec: RunSpec, name: str) -> list[Finding]:
-    """Return what is found in one chain's plan."""
+    """Return the findings on one chain's plan."""
     chain = spec.chains[name]
     family = family_of(chain)
     seeds = len(family.map_seeds(chain, spec.seeds) if isinstance(family, Maps) else spec.seeds)

@@ -1,7 +1,7 @@
 """Examine a planned run: its design, its chains, and the machine it is to run on.
 
-What a family that stores its draws finds is an artifact of its own, `examine-<key>`, for it needs a probe of the truth:
-keyed by the truth's identity, the chain and the numerics class, it is made once and read by every later run.
+Findings of a family that stores its draws need a probe of the truth, so they are an artifact, `examine-<key>`, keyed by
+the truth's identity, the chain and the numerics class: computed once, read by every later run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FILE = "findings.json"
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What an examination found.
+    """Findings of an examination.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Diagnosis:
         return any(f.is_fatal for f in self.findings)
 
     def refuse(self) -> None:
-        """Raise InputError, one line, where something fatal was found."""
+        """Raise InputError, in one line, if a finding is fatal."""
         fatal = [f for f in self.findings if f.is_fatal]
         if not fatal:
             return
@@ -66,7 +66,7 @@ class Diagnosis:
 
 
 def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
-    """Examine a run before anything of it is made; nothing is written.
+    """Examine a run before it starts; nothing is written.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
 
 
 def told(spec: RunSpec, found: Iterable[Finding]) -> list[Finding]:
-    """Make notes of the warnings that the specification says its description tells of."""
+    """Downgrade to notes the warnings that the specification lists as `known`."""
     known = spec.known or ()
     return [replace(f, severity="note") if f.severity == "warning" and f.code in known else f for f in found]
 
@@ -103,7 +103,7 @@ def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:
 
 
 def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, ...], str | None]:
-    """Return what the family finds, and the key it is kept under where that took a probe."""
+    """Return the family's findings, and their key if they needed a probe."""
     family, spec = chain.context.family, chain.context.spec
     if not family.keeps_draws:
         return tuple(family.examine(spec)), None
@@ -123,7 +123,7 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
 
 def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
     try:
-        if isinstance(artifacts, Path):  # opening a local store would make its folder, and has removes what is damaged
+        if isinstance(artifacts, Path):  # opening a local store creates its folder, and `has` deletes damaged artifacts
             folder = artifacts / f"{STAGE}-{key}"
             return _read(folder / _FILE) if is_whole(folder, STAGE, key) else None
         return _read(open_store(artifacts).path(STAGE, key) / _FILE)
@@ -132,7 +132,7 @@ def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:
 
 
 def _read(path: Path) -> tuple[Finding, ...] | None:
-    """Findings kept earlier; None where there are none, or none that can be read: they are then found again."""
+    """Return stored findings; None if missing or unreadable, so that they are computed again."""
     try:
         value: object = json.loads(path.read_bytes())
         return tuple(Finding.from_json(v) for v in value) if is_array(value) else None

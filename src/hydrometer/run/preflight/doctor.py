@@ -79,17 +79,17 @@ def doctor(
 
 
 def _no_folder(spec: RunSpec, e: InputError) -> Diagnosis:
-    """What is known where the run's folder cannot be used."""
+    """Return what can be said if the run's folder cannot be used."""
     lasting = tuple(replace(f, chain=name) for name in spec.chains for f in told(spec, examine_design(spec, name)))
     why = "a folder holds one experiment; nothing in it is ever overwritten"
     return Diagnosis(lasting, (fatal("folder", e.said, why, e.fix or "choose another --out"),))
 
 
 def _refused(spec: RunSpec) -> list[Finding]:
-    """What the families' own checks and the plan refuse: a finding each chain, else one for the run."""
+    """Return what the families' checks and the plan refuse: one finding a chain, or one for the run."""
     why = "the run would not start"
     found: list[Finding] = []
-    for dear in (False, True):  # of all chains what is cheap, before anything of one is opened
+    for dear in (False, True):  # cheap checks of all chains first, before any model is opened
         for name, chain in spec.chains.items():
             if name in (f.chain for f in found):
                 continue

@@ -1,4 +1,4 @@
-"""Whether this machine can hold what a plan makes: disk and memory. True here and now alone, so never kept."""
+"""Whether this machine has the disk and memory for a plan. True only here and now, so never stored."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 
 def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
-    """Compare what the plan still lacks with free disk and memory.
+    """Compare the remaining stages' needs with free disk and memory.
 
-    What is kept at a URL takes room there, which is not asked for, and here that of the largest artifact at a time.
+    Artifacts at a URL take local disk for the largest one at a time; free space at the URL is not checked.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def examine_machine(plan: Plan, artifacts: Path | Url) -> list[Finding]:
 
 
 def processor() -> str:
-    """Name the processor as the system does, on a line."""
+    """Return the processor's name as the system reports it, in one line."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -58,8 +58,8 @@ def processor() -> str:
 
 
 def missing_stages(plan: Plan, artifacts: Path | Url) -> list[Node]:
-    """Return the stages whose artifacts are not there; nothing is made, and no checksum is read."""
-    if isinstance(artifacts, Path):  # opening a local store would make its folder
+    """Return the stages without artifacts; nothing is created, and no checksum is verified."""
+    if isinstance(artifacts, Path):  # opening a local store creates its folder
         try:
             with os.scandir(artifacts) as entries:  # one listing, not a look-up a stage
                 there = {e.name for e in entries if e.is_dir()}
@@ -113,7 +113,7 @@ def _memory(takes: list[tuple[Node, Footprint]], total: int | None, available: i
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Return the machine's memory and what of it is available now, bytes; None where the system does not say.
+    """Return total and available memory, bytes; None if the system does not report it.
 
     A container's limit counts as the machine's memory.
     """
@@ -148,7 +148,7 @@ def _meminfo(path: Path) -> Mapping[str, int]:
 
 
 def _existing(path: Path) -> Path:
-    """Return the nearest folder above that exists: where the run's folder will be made."""
+    """Return the nearest existing parent, where the run's folder will be created."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -156,7 +156,7 @@ def _existing(path: Path) -> Path:
 
 
 def size(n_bytes: int) -> str:
-    """Write a number of bytes for people.
+    """Format a number of bytes for people.
 
     Examples
     --------

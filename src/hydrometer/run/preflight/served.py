@@ -1,6 +1,6 @@
-"""Which law a serving engine's log-probabilities are of: asked over HTTP, at two temperatures.
+"""Probe which law a serving engine's log-probabilities are of, over HTTP at two temperatures.
 
-How the two are told apart: `models.causal_lm.engines.temperature_probe`, which engines that draw use as well.
+`models.causal_lm.engines.temperature_probe` tells the laws apart; engines that draw use it too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def examine_server(url: str, *, model: str | None = None, timeout: float = 60.0)
 
     Returns
     -------
-    One finding that says of which law the log-probabilities are.
+    One finding that names the law of the log-probabilities.
 
     Raises
     ------
-    InputError : no such server, or one that gives no log-probabilities.
+    InputError : no such server, or it returns no log-probabilities.
     """
     server = Server(server_base(url), timeout)
     try:
@@ -45,7 +45,7 @@ def examine_server(url: str, *, model: str | None = None, timeout: float = 60.0)
 
 
 def _verdict(warm: Mapping[str, float], cold: Mapping[str, float], engine: str) -> Finding:
-    """Compare what the server gives at temperature 1 and at a lower one."""
+    """Compare the server's answers at temperature 1 and at a lower one."""
     kind, ratio = log_prob_kind(warm, cold)
     if kind == "logits":
         return fatal(
@@ -94,7 +94,7 @@ def _first_model(server: Server) -> str:
 
 
 def _version(server: Server) -> str:
-    """The engine's name; vLLM tells its version, others need not."""
+    """Return the engine's name; vLLM reports its version, others may not."""
     try:
         answer: Any = server.ask("/version")
         return f"vLLM {one_line(str(answer['version']), 40)}"
