@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from hydrometer.core.distillation import TRUTH_ROWS, Distillation
 from hydrometer.core.errors import FolderError, SpecError
@@ -36,7 +36,6 @@ from hydrometer.stages.nodes import (
     AdoptNode,
     Context,
     EmbedNode,
-    JudgeNode,
     LawRef,
     MapNode,
     PictureNode,
@@ -217,7 +216,7 @@ class _ChainPlanner(ModelNodes):
         models: list[tuple[str, str]] = []
         for cell in self.out.cells:
             if cell.seed in (None, self.seeds[0]) and _is_pictured(cell):
-                rows = cast("JudgeNode", self.plan.nodes[cell.judge]).law_rows
+                rows = self.plan.judge(cell.judge).law_rows
                 key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})
                 inputs = (*law_inputs(rows.law), *rows.blocks)
                 models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs=inputs))))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 from hydrometer.core.spec import Selectivity
 from hydrometer.run.graph.stage_graph import ChainNodes
-from hydrometer.stages.nodes import JudgeNode, LawRef, Rows, ScoreNode
+from hydrometer.stages.nodes import LawRef, Rows, ScoreNode
 
 __all__ = ["plan_scores"]
 
@@ -28,7 +28,7 @@ def plan_scores(
     """
     truth_rows, law_rows = rows
     chosen = decoding is not None and decoding.chooses
-    of_truth = () if known is None else cast("JudgeNode", planner.plan.nodes[known]).truth_scores
+    of_truth = () if known is None else planner.plan.judge(known).truth_scores
     size = planner.family.block_rows(planner.chain)
 
     def side(name: Literal["truth", "law"], rows: Rows, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -48,6 +48,13 @@ class Plan:
         """Cells of all chains, in order."""
         return [c for chain in self.chains.values() for c in chain.cells]
 
+    def judge(self, key: str) -> JudgeNode:
+        """Return the judge stage of this key."""
+        node = self.nodes[key]
+        if not isinstance(node, JudgeNode):
+            raise TypeError(f"{key} is no judge stage but {node.stage}")
+        return node
+
     def judge_of(self, cell: Cell) -> JudgeNode | None:
         """Return the stage that judged a cell; None of a map's, which judges all of its cells at once."""
         node = self.nodes[cell.judge]
