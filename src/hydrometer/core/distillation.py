@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from hydrometer.core.errors import SpecError
@@ -147,10 +147,6 @@ class Distillation:
         objective = "" if self.objective == MLE else f" by {self.objective.label}"
         prefixes = "" if self.prefixes == TEACHER_ROWS else f" on rows of the {self.prefixes.label}"
         return self.selectivity.label + objective + prefixes
-
-    def at(self, selectivity: Selectivity) -> Distillation:
-        """Return the same method at another selectivity."""
-        return replace(self, selectivity=selectivity)
 
     def to_json(self) -> dict[str, object]:
         """Return its parts, under their names in results."""

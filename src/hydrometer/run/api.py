@@ -35,7 +35,7 @@ from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truths, truth_files
-from hydrometer.run.results.user_scores import CellScores, read_scores
+from hydrometer.run.results.user_scores import read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
@@ -126,20 +126,20 @@ def run(
     refuse_other_name(folder, spec)
     check_inputs(spec.chains.values())
     spec = with_prompts(spec, folder)
-    wanted = entry_of(spec, plan_run(spec))
+    wanted = entry_of(spec)
     whole = merge_with(folder, spec, wanted)  # refuses another experiment before anything is made
-    plan, artifacts = plan_run(whole), place_of(cache) if cache is not None else folder.artifacts
+    adopted, artifacts = read_adopted(folder), place_of(cache) if cache is not None else folder.artifacts
+    plan = plan_run(whole, adopted)
     watch = monitor or SilentMonitor()
     diagnosis = diagnose(whole, plan, artifacts)
     diagnosis.refuse()
     watch.found(diagnosis.findings)
     folder.create()
     with folder.hold():
-        again = merge_with(folder, spec, wanted)
-        adopted = read_adopted(folder)
-        if again != whole or adopted:  # another run may have extended the folder meanwhile
-            plan = plan_run(again, adopted)
-            diagnosis = diagnose(again, plan, artifacts)
+        now = merge_with(folder, spec, wanted), read_adopted(folder)
+        if now != (whole, adopted):  # another run may have extended the folder meanwhile
+            plan = plan_run(*now)
+            diagnosis = diagnose(now[0], plan, artifacts)
             diagnosis.refuse()
         store = open_store(artifacts)
         store.sweep(shared=cache is not None)  # a shared cache may hold another run's work in progress
@@ -168,14 +168,17 @@ def run(
 
 
 def results_of(
-    name: str, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome,
+    name: str,
+    folder: RunFolder,
+    plan: Plan,
+    store: ArtifactStore,
+    outcome: Outcome,
     findings: Sequence[Mapping[str, object]],
-) -> dict[str, object]:  # fmt: skip
+) -> dict[str, object]:
     """Write records and exhibits; return the content of results.json, of what is judged where stages are left."""
     # Those of figures are found anew: `findings` may come from earlier results.
     lasting = [f for f in findings if f.get("code") not in FIGURE_CODES]
-    truths = {chain_name: truth_files(folder, chain) for chain_name, chain in plan.chains.items()}
-    books = _Books(plan, store, outcome, read_scores(folder), truths)
+    books = _Books(folder, plan, store, outcome)
     missing: dict[str, list[str]] = {}
     for cell in plan.cells:
         if cell.id not in books.by_id:
@@ -231,13 +234,10 @@ def results_of(
 class _Books:
     """Reads what the stages left."""
 
-    def __init__(
-        self, plan: Plan, store: ArtifactStore, outcome: Outcome, scores: Mapping[str, CellScores],
-        truths: Mapping[str, list[str]],
-    ) -> None:  # fmt: skip
-        self.truths = truths
+    def __init__(self, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome) -> None:
+        self.truths = {name: truth_files(folder, chain) for name, chain in plan.chains.items()}
         self.whole, self.plan = plan, part_of(plan, outcome)
-        self.store, self.outcome, self.scores = store, outcome, scores
+        self.store, self.outcome, self.scores = store, outcome, read_scores(folder)
         self.by_id = {c.id: c for c in self.plan.cells}
         self._truth_rows: dict[str, TruthRows] = {}
         self._metrics: dict[str, dict[str, Estimate]] = {}

@@ -25,7 +25,7 @@ from hydrometer.stages.nodes import (
     ReleasedNode,
     ScoreNode,
     ShowNode,
-)  # fmt: skip
+)
 from hydrometer.stages.picture import embed, picture
 from hydrometer.stages.score import score
 

@@ -71,17 +71,26 @@ def picture(node: PictureNode, bench: ArtifactLoader, folder: Path) -> dict[str,
             "spread_ratio": asdict(spread_ratio(rows, truth, strata)),
             "mixing": asdict(mixing(rows, truth, strata)),
         }
-        models.append({
-            "cell": cell, "x": _short(by_model[i, :, 0]), "y": _short(by_model[i, :, 1]),
+        model: dict[str, object] = {
+            "cell": cell,
+            "x": _short(by_model[i, :, 0]),
+            "y": _short(by_model[i, :, 1]),
             "words": artifact_json(folders[i] / "words.json", list),
-            "spread": asdict(spread(rows, strata)), **(compared if i else {}),
-        })  # fmt: skip
+            "spread": asdict(spread(rows, strata)),
+        }
+        models.append(model | (compared if i else {}))
     counts = np.unique(strata, return_counts=True)[1]
     body = {
-        **KIND, "status": "ok", "method": node.method, "rows": len(truth), "dimensions": int(truth.shape[1]),
-        "prompts": len(counts), "within_prompts": bool(counts.min() >= 2 and len(counts) > 1),
-        "explained": plane.explained, "models": models,
-    }  # fmt: skip
+        **KIND,
+        "status": "ok",
+        "method": node.method,
+        "rows": len(truth),
+        "dimensions": int(truth.shape[1]),
+        "prompts": len(counts),
+        "within_prompts": bool(counts.min() >= 2 and len(counts) > 1),
+        "explained": plane.explained,
+        "models": models,
+    }
     (folder / "picture.json").write_text(json.dumps(body))
     return {"models": len(models)}
 

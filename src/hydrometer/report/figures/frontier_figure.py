@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hydrometer.report.data.plotdata import Kind, Scale, kinds_of, knob, setting_scale
+from hydrometer.report.data.plotdata import Kind, Scale, by_method, kinds_of, knob, setting_scale
 from hydrometer.report.figures.panels import single
-from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, drawing
+from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, Look, drawing, look_of
 from hydrometer.report.read_results import exhibits
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.values import Json, items, mapping, number
@@ -51,11 +51,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One model's figure along an axis: points (x, y, reach of the 95 % interval below, above)."""
+    """One model's figure along an axis: points (x, y, reach of the 95 % interval below, above).
+
+    `look` stands where a method of distilling has another than its kind.
+    """
 
     label: str
     kind: Kind
     points: list[tuple[float, float, float, float]]
+    look: Look | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +130,23 @@ def _typicality(run: Run, chain: Chain, level: int) -> tuple[Scale, list[Track]]
     tracks: list[Track] = []
     name = f"typicality_{level}"
     starts = {"decoded": chain.direct_group, "decoded_neutral": chain.neutral_group}
-    for kind in ("direct", "teacher", "decoded", "distilled"):
+    first, *others = by_method(run, chain).items()
+    kinds["distilled"] = first[1]
+    methods = [m for m, _ in others]
+    paths: list[tuple[Kind, str, list[Group]]] = [
+        (k, "", kinds[k]) for k in ("direct", "teacher", "decoded", "distilled")
+    ]
+    paths.extend(("distilled", method, groups) for method, groups in others)
+    for kind, method, groups in paths:
         points = [
             (x, y, *(g.reach(name) or (0.0, 0.0)))
-            for g in kinds[kind]
+            for g in groups
             if (x := place(None if g.id == starts.get(kind) else knob(g, kind))) is not None
             and (y := g.value(name)) is not None
         ]
         if points:
-            tracks.append(Track(LOOKS[kind].label, kind, sorted(points)))
+            look = look_of(kind, method, methods)
+            tracks.append(Track(look.label, kind, sorted(points), look))
     return scale, tracks
 
 
@@ -216,7 +228,7 @@ def _dashes(kind: Kind, shade: float) -> Any:
 
 
 def _track(ax: Axes, track: Track, shade: float = 1.0, *, label: str | None = None, line: Any = None) -> None:
-    look = LOOKS[track.kind]
+    look = track.look or LOOKS[track.kind]
     x, y, below, above = (np.array(column) for column in zip(*track.points, strict=True))
     ax.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=look.color, elinewidth=0.9, alpha=0.6 * shade, zorder=2)
     dashes = look.line if line is None else line

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.models.families import RunSpec, parse_run_spec
-from hydrometer.run.graph.plan import Plan, plan_run
+from hydrometer.run.graph.plan import truth_keys
 from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
 from hydrometer.store.records import RunFolder
@@ -18,15 +18,12 @@ __all__ = ["entry_of", "joined", "merge_with", "refuse_other_name"]
 def joined(folder: RunFolder, spec: RunSpec) -> RunSpec:
     """Join a specification with what its folder holds. Raises FolderError or SpecError for another experiment."""
     spec = with_prompts(spec, folder)
-    return merge_with(folder, spec, entry_of(spec, plan_run(spec)))
+    return merge_with(folder, spec, entry_of(spec))
 
 
-def entry_of(spec: RunSpec, plan: Plan) -> dict[str, object]:
-    """What specs/<hash>.yaml keeps: the specification, and the truths it meant by content."""
-    return {
-        "spec": spec.model_dump(mode="json", exclude_none=True),
-        "truths": {name: chain.truth.key for name, chain in plan.chains.items()},
-    }
+def entry_of(spec: RunSpec) -> dict[str, object]:
+    """What specs/<hash>.yaml keeps: the specification, and the truths it meant by content. Raises InputError."""
+    return {"spec": spec.model_dump(mode="json", exclude_none=True), "truths": truth_keys(spec)}
 
 
 def _name_in(accepted: Mapping[str, Any]) -> object:

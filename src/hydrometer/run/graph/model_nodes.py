@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from hydrometer.core.distillation import Distillation
 from hydrometer.core.rng import Stream
@@ -134,7 +134,7 @@ class ModelNodes(TextNodes):
 
     def show(self, judge_key: str) -> str:
         """Plan the exhibit of a judged cell."""
-        judged = cast("JudgeNode", self.plan.nodes[judge_key])
+        judged = self.plan.judge(judge_key)
         return self.add(ShowNode(self.key("show", {"judge": judge_key}), self.context, judged, inputs=(judge_key,)))
 
     # cells -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from hydrometer.core.distillation import TRUTH_ROWS, Distillation
 from hydrometer.core.errors import FolderError, SpecError
@@ -29,14 +29,13 @@ from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.adopted import Adopted
 from hydrometer.run.graph.model_nodes import Model, ModelNodes, TrainingRows
-from hydrometer.run.graph.stage_graph import MAX_STAGES, ChainPlan, Plan
+from hydrometer.run.graph.stage_graph import MAX_STAGES, ChainPlan, Plan, truth_identity
 from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.map_point import MOST_SHOWN, map_groups
 from hydrometer.stages.nodes import (
     AdoptNode,
     Context,
     EmbedNode,
-    JudgeNode,
     LawRef,
     MapNode,
     PictureNode,
@@ -44,8 +43,9 @@ from hydrometer.stages.nodes import (
     Rows,
 )
 from hydrometer.stages.picture import PICTURE_ROWS
+from hydrometer.store.artifacts import content_key
 
-__all__ = ["MAX_STAGES", "ChainPlan", "Plan", "plan_run"]
+__all__ = ["MAX_STAGES", "ChainPlan", "Plan", "plan_run", "truth_keys"]
 
 MAX_MAPPED = 10_000_000
 
@@ -57,9 +57,7 @@ def plan_run(
     doing("planning the stages")
     plan = Plan()
     for name, chain in spec.chains.items():
-        context = Context(name, chain, family(chain))
-        check_choices(chain, context.family)
-        context.family.check(chain)
+        context = _checked(name, chain, family(chain))
         planner = _ChainPlanner(plan, context, spec.seeds)
         if isinstance(context.family, Maps) and context.family.is_map(chain):
             planner.build_map(context.family)
@@ -70,6 +68,18 @@ def plan_run(
                 _plan_adopted(planner, entry)
     _refuse_collisions(plan)
     return plan
+
+
+def truth_keys(spec: RunSpec) -> dict[str, str]:
+    """Return the key of each chain's truth. Raises InputError where a family's `check` finds something wrong."""
+    contexts = [_checked(name, chain, family_of(chain)) for name, chain in spec.chains.items()]
+    return {c.name: content_key(truth_identity(c)) for c in contexts}
+
+
+def _checked(name: str, chain: ChainSpec, family: Family) -> Context:
+    check_choices(chain, family)
+    family.check(chain)
+    return Context(name, chain, family)
 
 
 def _refuse_collisions(plan: Plan) -> None:
@@ -221,7 +231,7 @@ class _ChainPlanner(ModelNodes):
         models: list[tuple[str, str]] = []
         for cell in self.out.cells:
             if cell.seed in (None, self.seeds[0]) and _is_pictured(cell):
-                rows = cast("JudgeNode", self.plan.nodes[cell.judge]).law_rows
+                rows = self.plan.judge(cell.judge).law_rows
                 key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})
                 inputs = (*rows.law.inputs, *rows.blocks)
                 models.append((cell.id, self.add(EmbedNode(key, self.context, self.truth, rows, n, inputs=inputs))))

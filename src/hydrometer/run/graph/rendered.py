@@ -68,10 +68,10 @@ def kept_prompts(folder: RunFolder, name: str, read: Callable[[Mapping[str, obje
     if not path.is_file():
         return None
     try:
-        found: object = read_json(path, MAX_RESULTS_BYTES)
-        if not isinstance(found, dict):
+        found: dict[str, object] = read_json(path, MAX_RESULTS_BYTES)
+        if not isinstance(found, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError("it holds no object")
-        return read(cast("dict[str, object]", found))
+        return read(found)
     except (OSError, ValueError, InputError) as e:
         why = e.said if isinstance(e, InputError) else e
         raise FolderError(f"the run's prompts cannot be read: {why}", got=path.name, fix="restore the file") from None

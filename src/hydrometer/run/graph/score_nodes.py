@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, cast
+from typing import Literal
 
 from hydrometer.core.spec import Selectivity
 from hydrometer.run.graph.stage_graph import ChainNodes
 from hydrometer.stages.given_nodes import ScoreTextsNode
-from hydrometer.stages.nodes import JudgeNode, LawRef, Rows, ScoreNode
+from hydrometer.stages.nodes import LawRef, Rows, ScoreNode
 
 __all__ = ["plan_scores", "plan_side", "plan_texts"]
 
@@ -30,11 +30,9 @@ def plan_scores(
     """
     truth_rows, law_rows = rows
     chosen = decoding is not None and decoding.chooses
-    of_truth = () if known is None else cast("JudgeNode", planner.plan.nodes[known]).truth_scores
-    if law_rows == truth_rows:
-        return () if chosen else plan_side(planner, law, decoding, "truth", truth_rows, of_truth), ()
-    of_law = plan_side(planner, law, decoding, "law", law_rows)
-    return () if chosen else plan_side(planner, law, decoding, "truth", truth_rows, of_truth), of_law
+    of_truth = () if known is None else planner.plan.judge(known).truth_scores
+    first = () if chosen else plan_side(planner, law, decoding, "truth", truth_rows, of_truth)
+    return first, () if law_rows == truth_rows else plan_side(planner, law, decoding, "law", law_rows)
 
 
 def plan_side(

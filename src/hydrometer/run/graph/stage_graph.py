@@ -18,7 +18,7 @@ from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.nodes import VERSIONS, Context, DrawNode, JudgeNode, LawRef, MapNode, Node, Rows
 from hydrometer.store.artifacts import content_key, content_keys
 
-__all__ = ["MAX_STAGES", "ChainNodes", "ChainPlan", "Plan"]
+__all__ = ["MAX_STAGES", "ChainNodes", "ChainPlan", "Plan", "truth_identity"]
 
 MAX_STAGES = 1_000_000
 """Most stages of a run; each is a folder on disk."""
@@ -48,6 +48,13 @@ class Plan:
         """Cells of all chains, in order."""
         return [c for chain in self.chains.values() for c in chain.cells]
 
+    def judge(self, key: str) -> JudgeNode:
+        """Return the judge stage of this key."""
+        node = self.nodes[key]
+        if not isinstance(node, JudgeNode):
+            raise TypeError(f"{key} is no judge stage but {node.stage}")
+        return node
+
     def judge_of(self, cell: Cell) -> JudgeNode | None:
         """Return the stage that judged a cell; None of a map's, which judges all of its cells at once."""
         node = self.nodes[cell.judge]
@@ -56,6 +63,11 @@ class Plan:
     def judges_of(self, cells: Iterable[Cell]) -> list[JudgeNode]:
         """Return the stages that judged some cells, maps left out."""
         return [node for c in cells if (node := self.judge_of(c)) is not None]
+
+
+def truth_identity(context: Context) -> dict[str, object]:
+    """Return what a chain's truth is, by content: what its key is a hash of."""
+    return {"family": context.family.name, **context.family.truth_identity(context.spec)}
 
 
 class ChainNodes:
@@ -67,7 +79,7 @@ class ChainNodes:
         self.sizes = self.family.sizes(self.chain)
         self.levels = self.family.levels(self.chain)
         self.numerics = dict(self.family.numerics(self.chain))
-        identity = {"family": self.family.name, **self.family.truth_identity(self.chain)}
+        identity = truth_identity(context)
         self.truth = LawRef("truth", content_key(identity), "truth")
         self.truth_judge: dict[int | None, str] = {}
         self.truth_rows: dict[int | None, Rows] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.statistics.estimate import t_interval
 from hydrometer.run.graph.plan import Plan
@@ -24,7 +24,7 @@ def engine_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, ob
         if not isinstance(node, DrawNode) or node.context.name != chain:
             continue
         if node.engine() and store.has("draw", node.key):
-            info = cast("Mapping[str, Any]", store.meta("draw", node.key)["info"])
+            info: Mapping[str, Any] = store.meta("draw", node.key)["info"]
             label = "" if node.selectivity is None else node.selectivity.label
             groups.setdefault((node.law.role, label), []).append((node, info))
     return {"engine": [_pooled(blocks) for blocks in groups.values()]} if groups else {}
@@ -32,7 +32,7 @@ def engine_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, ob
 
 def _pooled(blocks: list[tuple[DrawNode, Mapping[str, Any]]]) -> dict[str, object]:
     node, infos = blocks[0][0], [info for _, info in blocks]
-    told = [cast("Mapping[str, Any]", info["engine"]) for info in infos]
+    told: list[Mapping[str, Any]] = [info["engine"] for info in infos]
     tokens, rows = [int(info["tokens"]) for info in infos], sum(int(info["rows"]) for info in infos)
     return {
         "name": told[0]["name"],

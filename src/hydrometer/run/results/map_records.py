@@ -70,11 +70,17 @@ class MapBooks:
                     axes[axis].append(value)
         family, spec = self.chain.context.family, self.chain.context.spec
         summary: Json = {
-            "family": family.name, "truth": family.describe_truth(spec), "kind": "points", "unit": "nats",
-            "seeds": len(self.chain.maps[0].seeds), "truth_group": None, "teacher_group": None,
-            "direct_group": None, "neutral_group": None, "gate": {"passed": None, "contrast": None}, "tradeoff": [],
-            "control": [], "map": {"axes": axes, "points": self.points},
-        }  # fmt: skip
+            "family": family.name,
+            "truth": family.describe_truth(spec),
+            "kind": "points",
+            "unit": "nats",
+            "seeds": len(self.chain.maps[0].seeds),
+            **dict.fromkeys(("truth_group", "teacher_group", "direct_group", "neutral_group")),
+            "gate": {"passed": None, "contrast": None},
+            "tradeoff": [],
+            "control": [],
+            "map": {"axes": axes, "points": self.points},
+        }
         return Comparison(self.contrasts, self.groups, summary)
 
     def exhibits(self) -> dict[str, Json]:
@@ -93,10 +99,8 @@ def _pooled(found: list[dict[str, Estimate]], summary: Json) -> Json:
     for name, figure in summary.items():
         first = found[0][name]
         n = sum(m[name].n for m in found if name in m)
-        pooled = Estimate(
-            figure["value"], figure["se"], figure["se_mc"], n, figure["n_neg_inf"], first.method, first.unit,
-            figure["df"],
-        )  # fmt: skip
+        value, se, se_mc, missed, df = (figure[k] for k in ("value", "se", "se_mc", "n_neg_inf", "df"))
+        pooled = Estimate(value, se, se_mc, n, missed, first.method, first.unit, df)
         out[name] = pooled.to_json() | {"ci95": figure["ci95"]}  # that over seeds, which may be skewed
     return out
 

@@ -54,8 +54,13 @@ def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(_SOURCE), *arguments],
-            capture_output=True, text=True, check=True, timeout=_SECONDS, env=apart, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_SECONDS,
+            env=apart,
+            stdin=subprocess.DEVNULL,
+        )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return one_line(done.stdout, 80)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from hydrometer.run.graph.outcome import Monitor, Outcome
@@ -28,18 +28,16 @@ def part_of(plan: Plan, outcome: Outcome) -> Plan:
         return plan
     out = Plan(plan.nodes)
     for name, chain in plan.chains.items():
-        cells = [
-            replace(
-                c, show=None if c.show in left else c.show, released=None if c.released in left else c.released
-            )
-            for c in chain.cells
-            if c.judge not in left
-        ]  # fmt: skip
+        judged = [c for c in chain.cells if c.judge not in left]
+        cells = [replace(c, show=_there(c.show, left), released=_there(c.released, left)) for c in judged]
         if any(c.role == "truth" for c in cells) or (cells and all(c.role != "truth" for c in chain.cells)):
             maps = [m for m in chain.maps if m.key not in left]
-            picture = None if chain.picture in left else chain.picture
-            out.chains[name] = replace(chain, cells=cells, maps=maps, picture=picture)
+            out.chains[name] = replace(chain, cells=cells, maps=maps, picture=_there(chain.picture, left))
     return out
+
+
+def _there(key: str | None, left: Collection[str]) -> str | None:
+    return None if key in left else key
 
 
 class SoFar:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import FolderError, brief
 from hydrometer.core.io.files import write_atomic
@@ -65,7 +65,8 @@ def read_scores(folder: RunFolder) -> dict[str, CellScores]:
         try:
             body: dict[str, Any] = read_json(path, MAX_SCORES_BYTES)
             made = CellScores()
-            for name, item in cast("dict[str, dict[str, Any]]", body["metrics"]).items():
+            metrics: dict[str, dict[str, Any]] = body["metrics"]
+            for name, item in metrics.items():
                 if not _NAME.fullmatch(name):
                     raise ValueError(f"{brief(name)} cannot name a metric")
                 made.metrics[name] = _figure(item["figure"])

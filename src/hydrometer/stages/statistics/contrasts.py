@@ -116,9 +116,15 @@ class Figure:
 
 
 def over_seeds(
-    values: Floats, shared: float, freedom: float, *, se_mc: float | None = None, floor: float = 0.0,
-    parts: float | None = None, pairing: str = "seed",
-) -> Figure:  # fmt: skip
+    values: Floats,
+    shared: float,
+    freedom: float,
+    *,
+    se_mc: float | None = None,
+    floor: float = 0.0,
+    parts: float | None = None,
+    pairing: str = "seed",
+) -> Figure:
     """Return the mean over seeds with its error: what lies between them, and what they share.
 
     Parameters
@@ -285,10 +291,9 @@ def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[fl
     only = None if _clustered(terms, seeds) else True  # all seeds answer one sample of prompts, not only shared cells
     shared_entropies = _own_variance(terms, seeds[0], metric, slope, shared=only) if slope else 0.0
     row_variance = max(variance - seed_part, 0.0) * thinned + shared_entropies
-    return over_seeds(
-        np.array(values), row_variance, freedom, se_mc=math.sqrt(row_variance + own / s), floor=row_part * thinned,
-        parts=row_part * thinned + shared_entropies, pairing="row",
-    )  # fmt: skip
+    se_mc, floor = math.sqrt(row_variance + own / s), row_part * thinned
+    parts = floor + shared_entropies
+    return over_seeds(np.array(values), row_variance, freedom, se_mc=se_mc, floor=floor, parts=parts, pairing="row")
 
 
 def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, metric: str) -> Figure:

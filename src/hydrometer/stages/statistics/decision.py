@@ -91,10 +91,8 @@ class Need:
         if self.min_score is not None:
             number(self.min_score, "min_score", -math.inf)
         if self.weight == 1 and self.max_recall_loss is None:
-            raise InputError(
-                "weight 1 ignores recall, and precision alone is largest for a model that repeats itself", got=1,
-                fix="lower weight, or give max_recall_loss",
-            )  # fmt: skip
+            what = "weight 1 ignores recall, and precision alone is largest for a model that repeats itself"
+            raise InputError(what, got=1, fix="lower weight, or give max_recall_loss")
 
     @property
     def objective(self) -> Literal["precision", "recall", "utility"]:
@@ -248,12 +246,9 @@ class Problem:
         for g in range(len(self.arms)):
             slack = {name: self.joint.linear(c, constant) for name, (c, constant) in self.slack(g).items()}
             score = None if self.need.score is None else self.joint.linear(self._unit(g, SCORE))
-            out.append(
-                Candidate(
-                    self.joint.linear(self.objective(g)), self.joint.linear(self.gain(g)),
-                    self.joint.linear(-self.gain(g, RECALL)), score, slack, self.feasible(slack), float(p[g]),
-                )
-            )  # fmt: skip
+            gain, loss = self.joint.linear(self.gain(g)), self.joint.linear(-self.gain(g, RECALL))
+            objective = self.joint.linear(self.objective(g))
+            out.append(Candidate(objective, gain, loss, score, slack, self.feasible(slack), float(p[g])))
         return tuple(out)
 
     def lead(self, g: int, h: int) -> Linear:

@@ -46,16 +46,32 @@ class Spread(TypedDict):
 NO_SPREAD = Spread(median=None, q25=None, q75=None, two_peaks=None, few_seeds=None)
 
 # 97.5 % quantiles by number of values: sqrt(S) times the dip, and the gap. Held below the first and beyond the last.
-_SIZES = np.log(
-    np.array([4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000], np.float64)
+_QUANTILES = np.array(
+    [
+        (4, 0.442, 13.2),
+        (5, 0.430, 10.0),
+        (6, 0.429, 7.8),
+        (7, 0.455, 6.7),
+        (8, 0.463, 6.0),
+        (10, 0.468, 5.2),
+        (12, 0.481, 4.6),
+        (15, 0.490, 4.2),
+        (20, 0.502, 3.7),
+        (25, 0.510, 3.4),
+        (30, 0.518, 3.2),
+        (40, 0.527, 2.9),
+        (50, 0.532, 2.1),
+        (75, 0.541, 1.58),
+        (100, 0.547, 1.24),
+        (150, 0.553, 0.85),
+        (200, 0.560, 0.67),
+        (300, 0.565, 0.47),
+        (500, 0.570, 0.32),
+        (1000, 0.574, 0.17),
+    ],
+    np.float64,
 )
-_DIP = np.array([
-    0.442, 0.430, 0.429, 0.455, 0.463, 0.468, 0.481, 0.490, 0.502, 0.510, 0.518, 0.527, 0.532, 0.541, 0.547, 0.553,
-    0.560, 0.565, 0.570, 0.574,
-])  # fmt: skip
-_GAP = np.array([
-    13.2, 10.0, 7.8, 6.7, 6.0, 5.2, 4.6, 4.2, 3.7, 3.4, 3.2, 2.9, 2.1, 1.58, 1.24, 0.85, 0.67, 0.47, 0.32, 0.17,
-])  # fmt: skip
+_SIZES, _DIP, _GAP = np.log(_QUANTILES[:, 0]), _QUANTILES[:, 1], _QUANTILES[:, 2]
 
 
 def spread_of(values: Sequence[float | None]) -> Spread:
