@@ -84,7 +84,7 @@ def test_contract(name: str, check: Check, made: Callable[[str], ContractCase], 
     check(made(name), tmp_path)
 
 
-KNOWN = {"run": {"causal_lm"}, "stages": {"causal_lm"}, "metrics": {"markov", "mixture"}}
+KNOWN = {"run": {"causal_lm"}, "metrics": {"markov", "mixture"}}
 """Families that a room still knows by name: judging, exporting and adopting language models; exact figures."""
 
 

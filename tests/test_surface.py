@@ -45,7 +45,7 @@ def test_it_holds_names_options_keys_and_fields(found: str) -> None:
         assert any(line.startswith(f"hydrometer.{name}") for line in lines), name
     expected = (
         "hydrometer run --set", "hydrometer advise --fresh/--no-fresh", "hydrometer run RECIPE|FILE.yaml (required)",
-        "chains.<causal_lm>.truth.source (required)", "chains.<markov>.truth.order (required)", "hydrometer.families",
+        'chains.<causal_lm>.truth.source = ""', "chains.<markov>.truth.order (required)", "hydrometer.families",
         "cells[].metrics.*.value (required)", "summary.findings[].code (required)", "n_neg_inf",
     )  # fmt: skip
     assert [e for e in expected if e not in lines] == []

@@ -24,10 +24,11 @@ from transformers import (  # noqa: E402
 from hydrometer.core.errors import ModelError  # noqa: E402
 from hydrometer.models.causal_lm.data.prompts import Prompts  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
+from hydrometer.models.causal_lm.given import GIVEN, GivenModel, JudgedModels  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.loading import load  # noqa: E402
 from hydrometer.models.causal_lm.pretrained.adopt import open_adopted  # noqa: E402
-from hydrometer.models.causal_lm.pretrained.existing import find_model, open_law  # noqa: E402
+from hydrometer.models.causal_lm.pretrained.existing import find_model  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
@@ -133,14 +134,15 @@ def test_no_way_to_open_a_model_leads_around_it(tmp_path: Path, llama_folder: Pa
     save_file({k: v for k, v in load_file(stored / "model.safetensors").items() if k != DOWN},
               stored / "model.safetensors", {"format": "pt"})  # fmt: skip
 
+    identity = find_model(str(folder)).resolved.identity
+    model = GivenModel("bad", str(folder), None, identity, 1.0, Prompts(((5,),), ("w5",)), (1,), 2)
+    judged = JudgedModels(models=(model,), rows=8, block_rows=8, threads=1, dtype="float32", device="cpu")
     ways = [
         lambda: CausalLM.from_pretrained(folder, dtype="bfloat16"),
         lambda: CAUSAL_LM.truth(chain, "float32"),
         lambda: CAUSAL_LM.load_law(stored, chain, "float32"),
         lambda: open_adopted(str(folder), truth),
-        lambda: open_law(
-            find_model(str(folder)), Prompts(((5,),), ("w5",)), (1,), 2, 8, dtype="float32", device="cpu"
-        ),
+        lambda: GIVEN.open_given(judged, "model bad", "float32"),
     ]  # fmt: skip
     for way in ways:
         with pytest.raises(ModelError, match=rf"missing \({DOWN}\)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def test_all_kinds_are_named_for_people_and_take_something(tmp_path: Path, tiny_
     context = found[0].context
     found += planned(mixture_spec(as_released=True, grid=None), tmp_path)
     found += planned(mixture_spec(grid={"student": [1, 2]}), tmp_path)
+    rows = [{"prompt": f"w{i}", "completion": "w3"} for i in range(3, 9)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    truth = {"text": {"file": str(tmp_path / "texts.jsonl"), "evaluate": 0.5}, "max_new_tokens": 6}
+    llama = {"source": str(tiny_models["llama"])}
+    found += planned(lm_spec(tiny_models["llama"], truth=truth, teacher=llama), tmp_path)
     found.append(AdoptNode("key", context, "mine"))
     assert {type(n) for n in found} == KINDS
     labels = {n.label for n in found}
@@ -65,7 +71,8 @@ def test_all_kinds_are_named_for_people_and_take_something(tmp_path: Path, tiny_
         "lm: score the student, its rows 32-47", "lm: score the teacher decoded at temperature 0.6, its rows 0-15",
         "lm: score the truth, the truth's rows 0-15", "lm: judge the teacher decoded at temperature 0.6",
         "lm: keep something to look at", "m: figures as released", "lm: embed the truth's rows", "lm: picture by pca",
-        "m: map at student 2",
+        "m: map at student 2", "lm: encode 1 texts of the truth to validate by",
+        "lm: score the held-out texts 0-2 under student", "lm: judge the student decoded at temperature 0.6",
     }  # fmt: skip
     family, chain = context.family, context.spec
     draw, score, judge = (of(k, found)[0] for k in (DrawNode, ScoreNode, JudgeNode))

@@ -15,8 +15,14 @@ import jsonschema  # noqa: E402
 
 import hydrometer as hm  # noqa: E402
 from chains import without_timings, write_spec  # noqa: E402
+from hydrometer.core.errors import InputError  # noqa: E402
+from hydrometer.models.causal_lm.data.parts import parts_of  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile  # noqa: E402
+from hydrometer.models.rows.sequences import load_sequences  # noqa: E402
+from hydrometer.run.graph.plan import plan_run  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
+from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
@@ -74,9 +80,6 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     )
     assert cells["lm.teacher"]["kl_student_reference"]["value"] == 0
     held_out = [json.loads(line) for line in texts.read_text().splitlines()]
-    from hydrometer.models.causal_lm.data.parts import parts_of
-    from hydrometer.models.causal_lm.truth_spec import TextFile
-
     trained, judged = parts_of(TextFile(file=str(texts)))
     assert judged is not None
     asked = {t[-1][1] for _, t in judged.asked}
@@ -96,3 +99,70 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert not again.outcome.computed
     assert without_timings(again.results) == without_timings(found.results)
     assert len(trained.answers) + len(judged.answers) == len(held_out)
+
+
+def test_a_teacher_as_it_is_and_prompts_that_nobody_was_trained_on(tmp_path: Path, models: Path) -> None:
+    """A truth and another model as its teacher: nothing fits the teacher, and all are judged on the other prompts."""
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{3 + i}"}) for i in range(20)))
+    truth = {"source": str(models / "hidden"), "prompts": {"file": str(tmp_path / "p.jsonl"), "evaluate": 0.25}}
+    path = spec_of(tmp_path, truth, teacher={"source": str(models / "teacher")})
+    plan = plan_run(hm.load_spec(path))
+    fits = [n for n in plan.nodes.values() if isinstance(n, FitNode)]
+    assert {n.level.role for n in fits} == {"student"}
+    assert {n.law.kind for n in plan.nodes.values() if isinstance(n, DrawNode) and n.law.role == "teacher"} == {"given"}
+    found = hm.run(path, out=tmp_path / "out")
+    cells = metrics_of(found.results)
+    asked = {c["role"]: c["level"] for c in found.results["cells"]}
+    assert asked == {"truth": 0, "teacher": 1, "student": 2}
+    drawn: dict[str, set[int]] = {}
+    for n in plan.nodes.values():
+        if isinstance(n, DrawNode):
+            rows = load_sequences(tmp_path / "out" / "artifacts" / f"draw-{n.key}" / "rows.parquet")
+            drawn.setdefault(n.purpose, set()).add(len(rows.prompt_ids))
+    assert drawn == {"train": {15}, "judge": {5}}
+    (tmp_path / "judged.jsonl").write_text("\n".join(json.dumps({"prompt": t}) for t in _judged(tmp_path / "p.jsonl")))
+    alone = judge_models(
+        [models / "teacher"], truth=models / "hidden", prompts=tmp_path / "judged.jsonl", chat=False,
+        answers_per_prompt=200, max_new_tokens=6, out=tmp_path / "judged",
+    )  # fmt: skip
+    kl, exact = cells["lm.teacher"]["kl_student_truth"], alone.results["cells"][1]["metrics"]["kl_student_truth"]
+    assert abs(kl["value"] - exact["value"]) < 4 * np.hypot(kl["se"], exact["se"])
+    assert kl["df"] <= 4  # five prompts are a sample of others
+
+
+def _judged(path: Path) -> list[str]:
+    _, judged = parts_of(PromptsFile(file=str(path), evaluate=0.25))
+    assert judged is not None
+    return [turns[-1][1] for _, turns in judged.asked]
+
+
+@pytest.mark.parametrize(
+    ("truth", "chain", "words"),
+    [
+        ({"text": "TEXTS"}, {"teacher": "truth"}, "beside a text the teacher is a model"),
+        ({"text": "TEXTS", "prompts": "w3"}, {}, "a text brings its own prompts"),
+        ({"text": "nowhere.jsonl"}, {}, "the file cannot be read"),
+        ({"text": "LACKS"}, {}, "line 1: a prompt without completion or answer"),
+        ({"source": "TEACHER", "reference": "x"}, {}, "a reference goes with text"),
+        ({}, {}, "the truth is a model, source: PATH, or text: FILE"),
+        ({"text": {"file": "TEXTS", "evaluate": 1.5}}, {}, "less than 1"),
+        ({"text": {"file": "TEXTS", "evaluate": {"file": "TEXTS"}}}, {}, "the prompt is in"),
+        ({"text": {"file": "TEXTS", "columns": {"prompt": "ask"}}}, {}, "no column ask"),
+        ({"text": "TEXTS"}, {"selectivity": [{"best_of": 2, "rank_by": "log_prob"}]}, "texts score nothing"),
+    ],
+)  # fmt: skip
+def test_wrong_texts_are_one_line(
+    tmp_path: Path, models: Path, texts: Path, truth: dict[str, Any], chain: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "lacks.jsonl").write_text('{"prompt": "w3"}')
+    known = {"TEXTS": str(texts), "LACKS": str(tmp_path / "lacks.jsonl"), "TEACHER": str(models / "teacher")}
+    body = json.loads(_replaced(json.dumps(truth), known))
+    with pytest.raises(InputError, match=words) as caught:
+        hm.run(spec_of(tmp_path, body, **({"teacher": {"source": known["TEACHER"]}} | chain)), out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def _replaced(text: str, known: dict[str, str]) -> str:
+    for name, value in known.items():
+        text = text.replace(f'"{name}"', json.dumps(value))
+    return text

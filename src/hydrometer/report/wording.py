@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["answer", "so far", "gate", "trade-off", "control", "capacity", "adopted", "advice", "caveat"]
+Topic = Literal["answer", "so far", "gate", "trade-off", "control", "capacity", "adopted", "texts", "advice", "caveat"]
 
 KL = "KL(q‖p*)"
 

@@ -59,6 +59,7 @@ def plan_run(
     for name, chain in spec.chains.items():
         context = _checked(name, chain, family(chain))
         planner = _ChainPlanner(plan, context, spec.seeds)
+        planner.check_texts()
         if isinstance(context.family, Maps) and context.family.is_map(chain):
             planner.build_map(context.family)
         else:

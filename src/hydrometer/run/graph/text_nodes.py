@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.capabilities import GivenModels, TextTruth, TextTruths
@@ -38,6 +39,13 @@ class TextNodes(ChainNodes):
             identity = {"truth": self.truth.key, "model": dict(self.family.given_identity(self.chain, "teacher"))}
             self.given = LawRef("given", content_key(identity), "teacher")
         self.anchor = self.truth
+
+    def check_texts(self) -> None:
+        """Refuse what texts in the place of a truth cannot do. Raises SpecError."""
+        chooses = next((s for s in (*self.chain.selectivity, *self.chain.controls) if s.chooses), None)
+        if self.texts is not None and chooses is not None:
+            what = f"chains.{self.context.name}: texts score nothing, so rows are not chosen by the truth or judged so"
+            raise SpecError(what, got=chooses.label, fix="name a model as truth, or leave best_of and accept out")
 
     @property
     def anchored_by_teacher(self) -> bool:
