@@ -30,13 +30,27 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.errors import InputError
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
+from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 
-__all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
+__all__ = [
+    "CausalLMChain",
+    "Data",
+    "FromLayers",
+    "FromSource",
+    "Init",
+    "LevelSpec",
+    "PromptsFile",
+    "Training",
+    "Truth",
+    "causal_chain",
+    "level_spec",
+]
 
 MAX_NEW_TOKENS = 1_000_000
 MAX_LAYERS = 4096
@@ -278,6 +292,13 @@ class LevelSpec(Strict):
         return self
 
 
+def level_spec(spec: Strict) -> LevelSpec:
+    """Return a level's parameters as this family's. Raises InputError."""
+    if not isinstance(spec, LevelSpec):
+        raise InputError("a causal LM is fitted from a LevelSpec", got=type(spec).__name__)
+    return spec
+
+
 def _teacher_kind(value: object) -> str | None:
     match value:
         case str():
@@ -349,6 +370,16 @@ class CausalLMChain(ChainSpec):
         return value
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """Fitted levels: teacher, unless it is the truth; assistants; student."""
+        return chain_levels(self.teacher, self.assistants, self.student)
+
+    @property
+    def level_specs(self) -> dict[str, LevelSpec]:
+        """Parameters of the fitted levels by role, in order."""
+        return {level.role: level_spec(level.spec) for level in self.levels}
+
+    @property
     def drawing(self) -> tuple[Engine, EngineSettings] | None:
         """The engine of training rows and its settings, or None for the native sampler."""
         for name, settings in (self.engine or {}).items():
@@ -359,3 +390,10 @@ class CausalLMChain(ChainSpec):
     def n_threads(self) -> int:
         """Threads of torch: those of the specification, else the machine's."""
         return self.threads or os.cpu_count() or 1
+
+
+def causal_chain(chain: ChainSpec) -> CausalLMChain:
+    """Return a chain as this family's. Raises InputError."""
+    if not isinstance(chain, CausalLMChain):
+        raise InputError("not a causal_lm chain", got=type(chain).__name__)
+    return chain

@@ -14,10 +14,11 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError, Mode
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
+from hydrometer.models.causal_lm.data.law_file import LawFile
 from hydrometer.models.causal_lm.data.prompts import Kept, Prompts, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions
 from hydrometer.models.causal_lm.loading.load import locate
-from hydrometer.models.causal_lm.pretrained.existing import Existing, Own, find_model, numerics
+from hydrometer.models.causal_lm.pretrained.existing import Existing, find_model, numerics
 from hydrometer.run.graph.rendered import kept_prompts
 from hydrometer.run.judging.judge_jobs import Drawn, Jobs, LawName, TextRows
 from hydrometer.run.judging.judge_settings import JudgeSettings
@@ -135,7 +136,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     )  # fmt: skip
 
 
-def _brought(students: list[Existing], models: list[Existing]) -> Own | None:
+def _brought(students: list[Existing], models: list[Existing]) -> LawFile | None:
     """What the students bring along where no prompts are given: of all of them, or of none."""
     found = [m.own for m in students]
     if all(o is None for o in found):
@@ -177,7 +178,7 @@ def _chat(asked: bool | None, rows: list[Answered] | None, first: Existing) -> b
 
 
 def _prompts(
-    models: list[Existing], rows: list[Answered], chat: bool, own: Own | None, folder: RunFolder
+    models: list[Existing], rows: list[Answered], chat: bool, own: LawFile | None, folder: RunFolder
 ) -> tuple[dict[str, Prompts], dict[str, tuple[int, ...]], dict[str, Mapping[str, object]]]:
     """Prompts and stop set of every vocabulary, made by the first model that has it; and what the folder is to keep."""
     from hydrometer.models.causal_lm.data.prompts import read_prompts
@@ -293,7 +294,7 @@ def _odd_prompts(laws: list[LawName], chat: bool) -> list[str]:
 
 
 def _notes(
-    models: list[Existing], labels: list[str], stops: dict[str, tuple[int, ...]], own: Own | None
+    models: list[Existing], labels: list[str], stops: dict[str, tuple[int, ...]], own: LawFile | None
 ) -> tuple[str, ...]:
     out: list[str] = []
     if own is not None:

@@ -199,7 +199,7 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
     training = None if level is None else level.training
     likes = stage if stage in ("draw", "fit") else "judge"
     dtype = None if stage in ("fit", "judge") else precision
-    takes = footprint(subject.chain, subject.configs, training, likes, role, rows, dtype=dtype, anywhere=True)
+    takes = footprint(subject.chain, subject.configs, likes, role, rows, dtype=dtype, anywhere=True)
     match stage:
         case "draw":
             parts = _draw(subject, subject.shapes[role], precision, rows, mean)

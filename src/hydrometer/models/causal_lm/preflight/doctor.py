@@ -79,7 +79,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
 def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
     """Whether levels of the truth's architecture can be fitted."""
     whole = replace(law, prompts=s.prompts, max_new_tokens=s.chain.truth.max_new_tokens)
-    fitted = [role for role, init in _levels(s.chain).items() if not isinstance(init, FromSource)]
+    fitted = [role for role, level in s.chain.level_specs.items() if not isinstance(level.init, FromSource)]
     if learns_from_whole_rows(whole) or not fitted:
         return []
     limit = law.lm.running.limit
@@ -224,19 +224,12 @@ def _padding(s: Subject) -> list[Finding]:
         "padding id masks the real end too, and that student never stops"
     )
     fix = "where rows are trained on elsewhere, pad with another token, or mask by length"
-    from_source = [role for role, level in _levels(s.chain).items() if isinstance(level, FromSource)]
+    from_source = [role for role, level in s.chain.level_specs.items() if isinstance(level.init, FromSource)]
     if from_source:
         why += f"; the {' and the '.join(from_source)} starts from a source that may have been trained so"
         fix += f"; look at eos_rate of the {' and the '.join(from_source)}"
         return [warning("pad-is-eos", what, why, fix)]
     return [note("pad-is-eos", what, why, fix)]
-
-
-def _levels(chain: CausalLMChain) -> dict[str, object]:
-    """What each level starts from, by role."""
-    levels: dict[str, object] = {} if isinstance(chain.teacher, str) else {"teacher": chain.teacher.init}
-    levels |= {f"assistant_{i}": a.init for i, a in enumerate(chain.assistants, start=1)}
-    return levels | {"student": chain.student.init}
 
 
 def _prompts(s: Subject) -> list[Finding]:

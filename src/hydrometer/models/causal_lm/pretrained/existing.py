@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hydrometer.core.errors import DataError, MissingDependencyError, ModelError
+from hydrometer.core.errors import ModelError
 from hydrometer.core.io.yaml_io import read_json
 from hydrometer.core.watching import doing
-from hydrometer.models.causal_lm.data.prompts import Prompts, prompts_written
-from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
+from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.causal_lm.loading import libraries, load
+from hydrometer.models.causal_lm.loading.libraries import needs_torch
 from hydrometer.models.causal_lm.spec import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -25,19 +25,9 @@ if TYPE_CHECKING:
 
     from hydrometer.models.causal_lm.inference.law import CausalLaw
 
-__all__ = ["Existing", "Own", "find_model", "numerics", "open_law"]
+__all__ = ["Existing", "find_model", "numerics", "open_law"]
 
-LAW_FILE = "law.json"
 MAX_LAW_BYTES = 64_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """What a model fitted by this package brings along: what it was asked, and where its answers end."""
-
-    prompts: Prompts
-    stop_ids: tuple[int, ...]
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +44,7 @@ class Existing:
     size : parameters, roughly, for time-left estimates.
     has_template : whether its tokenizer has a chat template.
     room : positions that the network has, or None where its config does not say.
-    own : what it brings along, or None.
+    own : what a model that this package fitted brings along, or None.
     caveat : where its tokenizer is not that of its tokenizer.json, in a line.
     """
 
@@ -66,7 +56,7 @@ class Existing:
     size: float
     has_template: bool
     room: int | None
-    own: Own | None
+    own: LawFile | None
     caveat: str | None = None
 
 
@@ -84,9 +74,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     ------
     ModelError, MissingDependencyError : see `load.resolve`.
     """
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        what = "causal language models need torch and transformers"
-        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
+    needs_torch()
     from hydrometer.models.causal_lm.data.tokenizer_file import difference
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 
@@ -100,7 +88,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     stop_ids = model_stop_ids(found.generation_config, found.tokenizer)
     ids_known = max(found.tokenizer.get_vocab().values()) + 1
     differs = difference(resolved, found.tokenizer)
-    own = _own(Path(resolved.path), ids_known) if resolved.revision is None else None
+    own = _law_file(Path(resolved.path), ids_known) if resolved.revision is None else None
     room: object = getattr(config, "max_position_embeddings", None)
     return Existing(
         source, resolved, found.tokenizer, vocabulary_hash(found.tokenizer), stop_ids, size,
@@ -113,13 +101,7 @@ def numerics(dtype: str, device: str) -> Mapping[str, object]:
     """What equal bits depend on besides the inputs."""
     import torch
 
-    return {
-        **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers", "numba")},
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": device,
-        "dtype": dtype,
-    }
+    return {**libraries.numerics(torch.get_num_threads(), device), "dtype": dtype}
 
 
 def open_law(
@@ -136,20 +118,18 @@ def open_law(
     return CausalLaw(lm, prompts, stop_ids, max_new_tokens, None, block_rows)
 
 
-def _own(folder: Path, ids_known: int) -> Own | None:
+def _law_file(folder: Path, ids_known: int) -> LawFile | None:
+    """Read the law.json of a model that this package fitted, None where it has none. Raises ModelError."""
     path = folder / LAW_FILE
     if not path.is_file():
         return None
     try:
-        parts = read_json(path, MAX_LAW_BYTES)
-        ids = tuple(tuple(int(t) for t in p) for p in parts["prompt_ids"])
-        prompts = Prompts(ids, tuple(str(t) for t in parts["prompt_texts"]), written=prompts_written(parts))
-        stop_ids, longest = tuple(int(t) for t in parts["stop_ids"]), int(parts["max_new_tokens"])
-        if not all(0 <= t < ids_known for p in (*ids, stop_ids) for t in p):
+        found = LawFile.from_json(read_json(path, MAX_LAW_BYTES))
+        if not all(0 <= t < ids_known for p in (*found.prompts.ids, found.stop_ids) for t in p):
             raise ValueError("it names ids that the tokenizer does not know")
-        if not 1 <= longest <= MAX_NEW_TOKENS:
+        if not 1 <= found.max_new_tokens <= MAX_NEW_TOKENS:
             raise ValueError(f"max_new_tokens is not from 1 to {MAX_NEW_TOKENS}")
-        return Own(prompts, stop_ids, longest)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, DataError) as e:
+    except (OSError, ValueError) as e:
         fix = "remove it, or copy the model's folder again"
         raise ModelError(f"{LAW_FILE} beside the model cannot be read: {e}", got=str(folder), fix=fix) from None
+    return found
