@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,6 @@ from hydrometer.models.work import Device, Lengths, Stage, Work
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.cost.operations import Subject
     from hydrometer.models.causal_lm.inference.law import CausalLaw
-    from hydrometer.models.choosing.best_of_n import ChosenLaw
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily"]
 
@@ -182,16 +181,25 @@ class CausalLMFamily:
         return {"engine": {"name": engine.name, **engine.identity(settings)}}
 
     def draw_block(
-        self, chain: ChainSpec, law: Law, role: str, purpose: Literal["train", "judge"], n: int, *,
-        stream: Stream, start: int,
-    ) -> tuple[Samples, Mapping[str, object]]:  # fmt: skip
+        self,
+        chain: ChainSpec,
+        law: Law,
+        role: str,
+        purpose: Literal["train", "judge"],
+        n: int,
+        *,
+        stream: Stream,
+        start: int,
+    ) -> tuple[Samples, Mapping[str, object]]:
         """Draw a block as the chain says, natively or by its engine. Raises StageError."""
         from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine
+        from hydrometer.models.choosing.best_of_n import ChosenLaw
 
         c = causal_chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
             self.release()
-            return cast("CausalLaw | ChosenLaw", law).sample_block(n, stream=stream, start=start), {}
+            drawn = law if isinstance(law, ChosenLaw) else _law(law)
+            return drawn.sample_block(n, stream=stream, start=start), {}
         engine, settings = c.drawing
         return draw_by_engine(
             _law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, Literal, Self, cast
+from typing import IO, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -35,7 +35,7 @@ from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Level, chain_levels
-from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 
 __all__ = [
@@ -57,10 +57,6 @@ MAX_LAYERS = 4096
 _MANY = 10**9
 
 
-def _tuple(value: object) -> object:
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
-
-
 class PromptsFile(Strict):
     """A JSONL file of prompts, one a line: ``{"prompt": text}`` or ``{"messages": [{"role", "content"}, ...]}``.
 
@@ -80,7 +76,7 @@ class PromptsFile(Strict):
     def model_post_init(self, context: Any, /) -> None:
         """Keep the folder that `file` is relative to; it is no part of what the specification says."""
         if isinstance(context, Mapping) and "base" in context:
-            self._base = cast("Mapping[str, Path]", context)["base"]
+            self._base = context["base"]
 
     def __getstate__(self) -> dict[Any, Any]:
         """Take the file's content along to another process, whose machine may not have it."""
@@ -142,7 +138,7 @@ class Truth(Strict):
     revision: str | None = None
     max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
     prompts: Prompts = None
-    stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
+    stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(as_tuple)] | None = None
     architecture: dict[str, Any] | None = None
     _kept: object = PrivateAttr(default=None)
 
@@ -171,7 +167,7 @@ class FromLayers(Strict):
     """Start from decoder layers of another level, with its embeddings, final norm and head."""
 
     layers_of: Literal["truth", "above"]
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = Field(
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)] = Field(
         min_length=1, max_length=MAX_LAYERS
     )
 
@@ -345,7 +341,7 @@ class CausalLMChain(ChainSpec):
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
     truth: Truth
     teacher: Teacher
-    assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuple)] = ()
+    assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
     student: LevelSpec
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -364,9 +360,10 @@ class CausalLMChain(ChainSpec):
         for s in value or ():
             if not (s.is_token or s.chooses) or (s.candidates is not None and not s.candidates.is_token):
                 raise PydanticCustomError(
-                    "selectivity", "a language model is selected by temperature, top_k, top_p, min_p, not by {s}",
+                    "selectivity",
+                    "a language model is selected by temperature, top_k, top_p, min_p, not by {s}",
                     {"s": s.label},
-                )  # fmt: skip
+                )
         return value
 
     @property

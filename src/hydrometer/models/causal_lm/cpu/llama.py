@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,10 +195,19 @@ class Llama:
         fields: dict[str, Any] = model.config.to_dict()
         group = fields["num_attention_heads"] // fields["num_key_value_heads"]
         fields |= {
-            "num_hidden_layers": 2, "num_key_value_heads": 2, "num_attention_heads": 2 * group, "head_dim": 16,
-            "hidden_size": 32 * group, "intermediate_size": 48, "vocab_size": 64, "layer_types": None,
-            "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "dtype": None,
-        }  # fmt: skip
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "num_attention_heads": 2 * group,
+            "head_dim": 16,
+            "hidden_size": 32 * group,
+            "intermediate_size": 48,
+            "vocab_size": 64,
+            "layer_types": None,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "dtype": None,
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             twin: Any = type(model)(type(model.config)(**fields)).float().eval()
@@ -220,15 +229,15 @@ class Llama:
             self._products = [layer.pack() for layer in self._layers]
         self.pack_head()
 
-    def pack_head(self) -> None:
-        """Lay the output matrix out for oneDNN, once."""
+    def pack_head(self) -> Linear:
+        """Return the output matrix laid out for oneDNN, once."""
         if self._head is None:
             self._head = _packed([self._head_module])
+        return self._head
 
     def logits(self, states_MD: Tensor) -> Array:
         """Logits of every row of the output matrix, (M, rows), float32 or bfloat16 bits."""
-        self.pack_head()
-        logits = as_array(cast("Linear", self._head)(states_MD))
+        logits = as_array(self.pack_head()(states_MD))
         if self._holes is not None:
             logits[:, self._holes] = _MINUS_INFINITY[logits.dtype.name]
         return logits

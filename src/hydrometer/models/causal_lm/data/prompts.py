@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from hydrometer.core.errors import DataError, ModelError
 from hydrometer.core.statistics.sampling_design import PromptsAre
@@ -19,9 +19,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "MAX_FILE_BYTES", "MAX_LINE_BYTES", "Kept", "Prompts", "Turns", "conversations_digest", "encode_prompts",
-    "open_prompts", "prompts_of", "prompts_written", "read_prompts", "source_digest", "turns_in_text",
-]  # fmt: skip
+    "MAX_FILE_BYTES",
+    "MAX_LINE_BYTES",
+    "Kept",
+    "Prompts",
+    "Turns",
+    "conversations_digest",
+    "encode_prompts",
+    "open_prompts",
+    "prompts_of",
+    "prompts_written",
+    "read_prompts",
+    "source_digest",
+    "turns_in_text",
+]
 
 Turns = tuple[tuple[str, str], ...]
 """(role, content) of a conversation's messages."""
@@ -63,12 +74,12 @@ class Prompts:
 
     def take(self, chosen: Sequence[int]) -> Prompts:
         """Return some of them, which are then a list of their own."""
-        written, turns = (None if c is None else [c[i] for i in chosen] for c in (self.written, self.turns))
         return Prompts(
-            tuple(self.ids[i] for i in chosen), tuple(self.texts[i] for i in chosen), "fixed",
-            None if written is None else tuple(cast("list[str]", written)),
-            None if turns is None else tuple(cast("list[Turns]", turns)),
-        )  # fmt: skip
+            tuple(self.ids[i] for i in chosen),
+            tuple(self.texts[i] for i in chosen),
+            written=None if self.written is None else tuple(self.written[i] for i in chosen),
+            turns=None if self.turns is None else tuple(self.turns[i] for i in chosen),
+        )
 
 
 def prompts_written(parts: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -94,9 +105,13 @@ class Kept:
         """Return the form in a run's folder."""
         p = self.prompts
         return {
-            "version": 1, "source": self.source, "prompt_ids": p.ids, "prompt_texts": p.texts,
-            "prompts_written": p.written, "prompt_turns": p.turns,
-        }  # fmt: skip
+            "version": 1,
+            "source": self.source,
+            "prompt_ids": p.ids,
+            "prompt_texts": p.texts,
+            "prompts_written": p.written,
+            "prompt_turns": p.turns,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Kept:
@@ -118,8 +133,8 @@ def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     ------
     DataError, ModelError : as `read_prompts`.
     """
-    kept = cast("Kept | None", truth.kept_prompts)
-    if kept is None or kept.source != source_digest(truth.prompts):
+    kept = truth.kept_prompts
+    if not isinstance(kept, Kept) or kept.source != source_digest(truth.prompts):
         return read_prompts(truth.prompts, tokenizer)
     are = truth.prompts.are if isinstance(truth.prompts, PromptsFile) else "fixed"
     return _checked(replace(kept.prompts, are=are), truth.prompts)
@@ -211,19 +226,17 @@ def _messages(line: bytes, where: str) -> Turns:
     except (ValueError, RecursionError) as e:
         raise DataError(f"{where}: not JSON: {e}", got=line[:80].decode(errors="replace"), fix=fix) from None
     if isinstance(row, dict):
-        keyed = cast("dict[str, object]", row)
-        prompt, messages = keyed.get("prompt"), keyed.get("messages")
+        prompt, messages = row.get("prompt"), row.get("messages")
         if isinstance(prompt, str) and messages is None:
             return (("user", prompt),)
         if isinstance(messages, str):
             messages = turns_in_text(messages)
         if isinstance(messages, list) and messages and prompt is None:
-            turns = cast("list[Any]", messages)
             if all(
                 isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-                for m in turns
+                for m in messages
             ):
-                return tuple((m["role"], m["content"]) for m in turns)
+                return tuple((m["role"], m["content"]) for m in messages)
     raise DataError(f"{where}: a row needs a prompt or messages", got=row, fix=fix)
 
 
@@ -235,7 +248,7 @@ def turns_in_text(text: str) -> list[Any] | None:
         found: object = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    turns = cast("list[Any]", found) if isinstance(found, list) else []
+    turns: list[Any] = found if isinstance(found, list) else []
     return turns if turns and all(isinstance(t, dict) and "role" in t for t in turns) else None
 
 

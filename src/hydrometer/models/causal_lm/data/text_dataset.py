@@ -17,9 +17,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from hydrometer.core.errors import DataError
 from hydrometer.models.causal_lm.data.prompts import MAX_FILE_BYTES, MAX_LINE_BYTES, Turns, turns_in_text
@@ -33,7 +33,6 @@ _COLUMNS = ("messages", "prompt", "text", "completion", "answer")
 _QUESTIONS: tuple[Shape, ...] = ("messages", "prompt", "text")
 _PARQUET_ROWS = 256
 _MOST_VALUES = 100 * MAX_ROWS  # of a column: turns of all conversations together
-pq = cast("Any", pyarrow.parquet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def read_answers(path: Path) -> list[Answered]:
                 raise DataError(f"{where}: a prompt without completion or answer", got=_seen(row), fix=fix)
             answer = row[column]
             if isinstance(answer, list):
-                replied = _turns(cast("object", answer), column, where)
+                replied = _turns(answer, column, where)
                 if [role for role, _ in replied] != ["assistant"]:
                     raise DataError(f"{where}: {column} must be one turn of the assistant", got=answer, fix=fix)
                 answer = replied[0][1]
@@ -154,7 +153,7 @@ def _turns(value: object, column: str, where: str) -> Turns:
         value = found
     if isinstance(value, str):
         return (("user", _text(value, column, where)),)
-    turns = cast("list[Any]", value) if isinstance(value, list) else []
+    turns: list[Any] = value if isinstance(value, list) else []
     if not turns or not all(isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns):
         fix = 'write [{"role": "user", "content": TEXT}, ...]'
         raise DataError(f"{where}: {column} must be text or a list of messages", got=value, fix=fix)
@@ -194,8 +193,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise DataError(f"{where}: not JSON: {e}", got=line[:80], fix="write one JSON object a line") from None
             if not isinstance(row, dict):
                 raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write one JSON object a line")
-            keyed = cast("dict[str, Any]", row)
-            yield where, {k: keyed[k] for k in _COLUMNS if k in keyed} or keyed
+            yield where, {k: row[k] for k in _COLUMNS if k in row} or row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -240,9 +238,9 @@ def _count_values(about: Any, columns: list[str], path: Path) -> None:
 
 def _characters(value: object) -> int:
     if isinstance(value, dict):
-        return sum(_characters(v) for v in cast("dict[str, object]", value).values())
+        return sum(_characters(v) for v in value.values())
     if isinstance(value, list):
-        return sum(_characters(v) for v in cast("list[object]", value))
+        return sum(_characters(v) for v in value)
     return len(value) if isinstance(value, str) else 0
 
 

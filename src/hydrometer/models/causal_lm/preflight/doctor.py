@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -66,10 +66,18 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
     open_law : opens the truth's law in an arithmetic; called only where nothing fatal is found without.
     """
     found = [
-        *_vocabularies(subject), *_tokenizer_file(subject), *_room(subject), *_stops(subject), *_padding(subject),
-        *_prompts(subject), *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
-        *_special_text(subject), *_sizes(subject), *_weights(subject), *_rows_per_prompt(subject),
-    ]  # fmt: skip
+        *_vocabularies(subject),
+        *_tokenizer_file(subject),
+        *_room(subject),
+        *_stops(subject),
+        *_padding(subject),
+        *_prompts(subject),
+        *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
+        *_special_text(subject),
+        *_sizes(subject),
+        *_weights(subject),
+        *_rows_per_prompt(subject),
+    ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
         found += [*examine_probe(probe, subject.chain), *_learnt(subject, probe.law)]
@@ -186,7 +194,7 @@ def _stops(s: Subject) -> list[Finding]:
         ]
     found: list[Finding] = []
     given: Any = getattr(s.outline.generation_config, "eos_token_id", None)
-    ids = cast("list[int]", [] if given is None else [given] if isinstance(given, int) else list(given))
+    ids: list[int] = [] if given is None else [given] if isinstance(given, int) else list(given)
     outside = [i for i in ids if not 0 <= i < s.size]
     if outside and s.chain.truth.stop is None:
         found.append(

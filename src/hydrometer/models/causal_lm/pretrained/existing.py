@@ -84,17 +84,21 @@ def find_model(source: str, base: str | None = None) -> Existing:
     found = load.outline(resolved)
     config: Any = found.config.get_text_config()
     width, layers, words = (_size(source, config, k) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
-    size = 12.0 * layers * width**2 + words * width
-    stop_ids = model_stop_ids(found.generation_config, found.tokenizer)
     ids_known = max(found.tokenizer.get_vocab().values()) + 1
     differs = difference(resolved, found.tokenizer)
-    own = _law_file(Path(resolved.path), ids_known) if resolved.revision is None else None
     room: object = getattr(config, "max_position_embeddings", None)
     return Existing(
-        source, resolved, found.tokenizer, vocabulary_hash(found.tokenizer), stop_ids, size,
-        bool(found.tokenizer.chat_template),
-        room if isinstance(room, int) else None, own, None if differs is None else differs.what,
-    )  # fmt: skip
+        source=source,
+        resolved=resolved,
+        tokenizer=found.tokenizer,
+        vocabulary=vocabulary_hash(found.tokenizer),
+        stop_ids=model_stop_ids(found.generation_config, found.tokenizer),
+        size=12.0 * layers * width**2 + words * width,
+        has_template=bool(found.tokenizer.chat_template),
+        room=room if isinstance(room, int) else None,
+        own=_law_file(Path(resolved.path), ids_known) if resolved.revision is None else None,
+        caveat=None if differs is None else differs.what,
+    )
 
 
 def numerics(dtype: str, device: str) -> Mapping[str, object]:
@@ -105,9 +109,15 @@ def numerics(dtype: str, device: str) -> Mapping[str, object]:
 
 
 def open_law(
-    model: Existing, prompts: Prompts, stop_ids: tuple[int, ...], max_new_tokens: int, block_rows: int, *,
-    dtype: Literal["float32", "bfloat16"], device: str,
-) -> CausalLaw:  # fmt: skip
+    model: Existing,
+    prompts: Prompts,
+    stop_ids: tuple[int, ...],
+    max_new_tokens: int,
+    block_rows: int,
+    *,
+    dtype: Literal["float32", "bfloat16"],
+    device: str,
+) -> CausalLaw:
     """Open the weights and make the law. Raises ModelError, InputError."""
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.model import CausalLM

@@ -161,9 +161,15 @@ def _answer_loss(
     if lm.is_split:
         head = lm.network.head
         return linear_cross_entropy(
-            states_MD, head.weight, head.bias, ids_M,
-            n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
-        )  # fmt: skip
+            states_MD,
+            head.weight,
+            head.bias,
+            ids_M,
+            n_items=n_items,
+            vocab_size=lm.vocab_size,
+            holes=lm.holes,
+            dtype=dtype,
+        )
     logits_MV = lm.network.logits(states_MD)[:, : lm.vocab_size].float()
     return F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
 
