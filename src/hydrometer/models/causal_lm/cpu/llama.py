@@ -4,7 +4,7 @@ Shapes: M tokens packed without padding, U prompts, B rows, D width, H query hea
 
 One forward serves all three. A token knows its row of the cache (slot), its place there, and its position; a row knows
 its prompt, whose keys and values are computed once and not copied for it. Matrix products are oneDNN's on weights
-packed beforehand; all between them is in `blocks`. The residual stream is float32 throughout.
+packed beforehand; all between them is in `layer_ops`. The residual stream is float32 throughout.
 
 Llama, Mistral without a window, Qwen2 and Qwen3 are of this type. What is recognised by name is checked by number:
 `CausalLM` takes this path only where a small twin of the network gives the same logits (`Llama.agrees`).
@@ -108,7 +108,7 @@ class _Layer:
 
 
 class Llama:
-    """A Llama-type network's weights, as `blocks` and oneDNN take them; views of the network's where that can be.
+    """A Llama-type network's weights, as `layer_ops` and oneDNN take them; views of the network's where that can be.
 
     Parameters
     ----------
@@ -318,7 +318,8 @@ class Llama:
         (M, D) states for `logits`, in the network's dtype.
         """
         m = len(tokens_M)
-        cos, sin = self._turned(int(at.position.max()) + 1)
+        rotary = self._turned(int(at.position.max()) + 1)
+        tokens = (at.position, at.slot, at.place)
         residual = F.embedding(torch.from_numpy(tokens_M), self._embedding).float().numpy()
         normed = torch.empty(m, residual.shape[1], dtype=self.dtype)
         attended = torch.empty(m, self.heads_q * self.size, dtype=self.dtype)
@@ -328,25 +329,10 @@ class Llama:
         for i, layer in enumerate(self._layers):
             qkv, out, gate_up, down = layer.pack() if self._products is None else self._products[i]
             add_rms_norm(residual, delta, layer.norm_in, self.epsilon, normed_a)
-            attend(
-                as_array(qkv(normed)),
-                at.position,
-                at.slot,
-                at.place,
-                prompt_of_slot,
-                prompts.length,
-                prompts.cache.keys[i],
-                prompts.cache.values[i],
-                cache.keys[i],
-                cache.values[i],
-                cos,
-                sin,
-                layer.norm_q,
-                layer.norm_k,
-                self.epsilon,
-                self.scale,
-                attended_a,
-            )
+            before = (prompt_of_slot, prompts.length, prompts.cache.keys[i], prompts.cache.values[i])
+            own = (cache.keys[i], cache.values[i])
+            norms = (layer.norm_q, layer.norm_k, self.epsilon)
+            attend(as_array(qkv(normed)), tokens, before, own, rotary, norms, self.scale, attended_a)
             delta = as_array(out(attended))
             add_rms_norm(residual, delta, layer.norm_mid, self.epsilon, normed_a)
             gate(as_array(gate_up(normed)), gated_a)
