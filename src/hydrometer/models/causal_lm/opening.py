@@ -1,21 +1,20 @@
-"""Opening what a chain names: its truth"s source, tokenizer, prompts and network, each once."""
+"""Opening what a chain names: its truth's source, tokenizer, prompts and network, each once."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import platform
-import sys
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from hydrometer.core.errors import InputError, MissingDependencyError
+from hydrometer.core.errors import InputError
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.data.parts import parts_of, prompts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.libraries import needs_torch
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.causal_lm.truth_spec import FromSource, Truth
 
@@ -26,12 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "judged_prompts",
-    "needs_torch",
     "open_network",
+    "open_source",
     "open_tokenizer",
     "open_truth",
     "outline_of",
     "set_threads",
+    "split_identity",
     "truth_opening",
 ]
 
@@ -94,15 +94,6 @@ def _read_outline(
     doing("opening the tokenizer")
     base = None if under is None else load.Resolved(under[0], under[1], json.loads(under[2]), "")
     return load.outline(load.Resolved(path, revision, json.loads(identity), "", base))
-
-
-def needs_torch() -> None:
-    """Raise MissingDependencyError where torch or transformers is not installed."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        what = "causal language models need torch and transformers"
-        raise MissingDependencyError(what, fix="pip install 'hydrometer[lm]'")
-    if "transformers" not in sys.modules:
-        doing("importing torch and transformers")
 
 
 def set_threads(c: CausalLMChain) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
 from hydrometer.core.errors import MissingDependencyError, ModelError, SpecError, one_line
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.rng import Stream
-from hydrometer.models.base import Level
 from hydrometer.models.causal_lm.cost.memory import level_configs
 from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
 from hydrometer.models.causal_lm.data.prompts import conversations
@@ -19,7 +15,7 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
 from hydrometer.models.causal_lm.preflight.truth_probe import small_law
-from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, PromptsFile, Truth
+from hydrometer.models.causal_lm.spec import CausalLMChain, PromptsFile, Truth
 from hydrometer.models.work import Lengths
 
 __all__ = ["at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]
@@ -75,9 +71,7 @@ _SUBJECTS_KEPT = 16
 _subjects: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
 
 
-def subject_of(
-    chain: CausalLMChain, levels: Sequence[Level], config: PretrainedConfig, prompts: tuple[int, ...]
-) -> Subject:
+def subject_of(chain: CausalLMChain, config: PretrainedConfig, prompts: tuple[int, ...]) -> Subject:
     """Count a chain's models; those of the last chains are kept, for one plan asks thousands of times.
 
     Parameters
@@ -86,12 +80,11 @@ def subject_of(
     """
     slot = repr(chain), config.to_json_string(use_diff=False), prompts
     if slot not in _subjects:
-        configs = level_configs(config, levels, chain.given_teacher)
+        configs = level_configs(config, chain.level_specs, chain.given_teacher)
         shapes = {role: shape_of(c) for role, c in configs.items()}
-        specs = {x.role: cast("LevelSpec", x.spec) for x in levels}
         if len(_subjects) >= _SUBJECTS_KEPT:
             _subjects.clear()
-        _subjects[slot] = Subject(chain, configs, shapes, specs, prompts)
+        _subjects[slot] = Subject(chain, configs, shapes, chain.level_specs, prompts)
     return _subjects[slot]
 
 

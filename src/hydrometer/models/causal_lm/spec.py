@@ -27,26 +27,36 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.errors import InputError
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
-from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings
+from hydrometer.models.base import Level, chain_levels
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, Truth
 
-__all__ = ["CausalLMChain", "Data", "FromLayers", "FromSource", "Init", "LevelSpec", "PromptsFile", "Training", "Truth"]
+__all__ = [
+    "CausalLMChain",
+    "Data",
+    "FromLayers",
+    "FromSource",
+    "Init",
+    "LevelSpec",
+    "PromptsFile",
+    "Training",
+    "Truth",
+    "causal_chain",
+    "level_spec",
+]
 
 MAX_LAYERS = 4096
 _MANY = 10**9
-
-
-def _tuple(value: object) -> object:
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 class FromLayers(Strict):
     """Start from decoder layers of another level, with its embeddings, final norm and head."""
 
     layers_of: Literal["truth", "above"]
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_tuple)] = Field(
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple)] = Field(
         min_length=1, max_length=MAX_LAYERS
     )
 
@@ -160,6 +170,13 @@ class LevelSpec(Strict):
         return self
 
 
+def level_spec(spec: Strict) -> LevelSpec:
+    """Return a level's parameters as this family's. Raises InputError."""
+    if not isinstance(spec, LevelSpec):
+        raise InputError("a causal LM is fitted from a LevelSpec", got=type(spec).__name__)
+    return spec
+
+
 def _teacher_kind(value: object) -> str | None:
     match value:
         case str():
@@ -238,7 +255,7 @@ class CausalLMChain(ChainSpec):
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
     truth: Truth
     teacher: Teacher
-    assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuple)] = ()
+    assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
     student: LevelSpec
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -257,9 +274,10 @@ class CausalLMChain(ChainSpec):
         for s in value or ():
             if not (s.is_token or s.chooses) or (s.candidates is not None and not s.candidates.is_token):
                 raise PydanticCustomError(
-                    "selectivity", "a language model is selected by temperature, top_k, top_p, min_p, not by {s}",
+                    "selectivity",
+                    "a language model is selected by temperature, top_k, top_p, min_p, not by {s}",
                     {"s": s.label},
-                )  # fmt: skip
+                )
         return value
 
     @model_validator(mode="before")
@@ -297,6 +315,17 @@ class CausalLMChain(ChainSpec):
         return t if isinstance(t, FromSource) and (t.source, t.revision) != same else None
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """Fitted levels: teacher, unless it is taken as it is; assistants; student."""
+        teacher = self.teacher if isinstance(self.teacher, LevelSpec) else "truth"
+        return chain_levels(teacher, self.assistants, self.student)
+
+    @property
+    def level_specs(self) -> dict[str, LevelSpec]:
+        """Parameters of the fitted levels by role, in order."""
+        return {level.role: level_spec(level.spec) for level in self.levels}
+
+    @property
     def drawing(self) -> tuple[Engine, EngineSettings] | None:
         """The engine of training rows and its settings, or None for the native sampler."""
         for name, settings in (self.engine or {}).items():
@@ -307,3 +336,10 @@ class CausalLMChain(ChainSpec):
     def n_threads(self) -> int:
         """Threads of torch: those of the specification, else the machine's."""
         return self.threads or os.cpu_count() or 1
+
+
+def causal_chain(chain: ChainSpec) -> CausalLMChain:
+    """Return a chain as this family's. Raises InputError."""
+    if not isinstance(chain, CausalLMChain):
+        raise InputError("not a causal_lm chain", got=type(chain).__name__)
+    return chain

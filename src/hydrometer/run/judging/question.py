@@ -10,12 +10,13 @@ from pathlib import Path
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, ModelError
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
+from hydrometer.models.causal_lm.data.law_file import LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, part_of
 from hydrometer.models.causal_lm.data.prompts import Prompts, Turns, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions
 from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
-from hydrometer.models.causal_lm.pretrained.existing import Existing, Own, find_model
+from hydrometer.models.causal_lm.pretrained.existing import Existing, find_model
 from hydrometer.run.graph.rendered import kept_prompts
 from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.store.artifacts import content_key
@@ -140,7 +141,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     )
 
 
-def _brought(students: list[Existing], models: list[Existing]) -> Own | None:
+def _brought(students: list[Existing], models: list[Existing]) -> LawFile | None:
     """What the students bring along where no prompts are given: of all of them, or of none."""
     found = [m.own for m in students]
     if all(o is None for o in found):
@@ -175,7 +176,7 @@ def _chat(asked: bool | None, rows: list[Answered] | None, first: Existing) -> b
 
 
 def _prompts(
-    models: list[Existing], rows: list[Answered], chat: bool, own: Own | None, folder: RunFolder
+    models: list[Existing], rows: list[Answered], chat: bool, own: LawFile | None, folder: RunFolder
 ) -> tuple[dict[str, Prompts], dict[str, tuple[int, ...]], dict[str, Mapping[str, object]]]:
     """Prompts and stop set of every vocabulary, made by the first model that has it; and what the folder is to keep."""
     from hydrometer.models.causal_lm.data.prompts import read_prompts
@@ -273,7 +274,7 @@ def _odd_prompts(models: list[Existing], given: tuple[GivenModel, ...], chat: bo
 
 
 def _notes(
-    models: list[Existing], labels: list[str], stops: dict[str, tuple[int, ...]], own: Own | None
+    models: list[Existing], labels: list[str], stops: dict[str, tuple[int, ...]], own: LawFile | None
 ) -> tuple[str, ...]:
     out: list[str] = []
     if own is not None:

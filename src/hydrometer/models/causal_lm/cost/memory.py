@@ -6,16 +6,16 @@ Parameters are counted on networks without storage (torch's meta device), so the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from hydrometer.models.base import Footprint, Level
+from hydrometer.models.base import Footprint
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec, Training
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
 from hydrometer.models.rows.training_rows import IN_MEMORY
@@ -29,15 +29,14 @@ _JUDGED = 26_000
 
 
 def level_configs(
-    truth: PretrainedConfig, levels: Sequence[Level], teacher: FromSource | None = None
+    truth: PretrainedConfig, levels: Mapping[str, LevelSpec], teacher: FromSource | None = None
 ) -> dict[str, PretrainedConfig]:
     """Return the configuration of the truth, of a teacher that is taken as it is, and of every level, by role."""
     configs = {"truth": truth}
     above = truth
     if teacher is not None:
         above = configs["teacher"] = _config_of(teacher.source, teacher.revision)
-    for level in levels:
-        spec = cast("LevelSpec", level.spec)
+    for role, spec in levels.items():
         match spec.init:
             case "scratch":
                 above = scratch_config(truth, spec.architecture)
@@ -49,7 +48,7 @@ def level_configs(
                 above = layers_config(truth if owner == "truth" else above, layers)
             case FromSource(source=source, revision=revision):
                 above = _config_of(source, revision)
-        configs[level.role] = above
+        configs[role] = above
     return configs
 
 
@@ -68,7 +67,6 @@ def count_parameters(config: PretrainedConfig) -> int:
 def footprint(
     chain: CausalLMChain,
     configs: Mapping[str, PretrainedConfig],
-    training: Training | None,
     stage: Literal["draw", "fit", "judge"],
     role: str,
     rows: int,
@@ -81,7 +79,6 @@ def footprint(
     Parameters
     ----------
     configs : of the truth and the levels, by role; see `level_configs`.
-    training : of the level that is fitted.
     dtype : arithmetic of a draw or a score; None takes the wider in which such a stage may run.
     anywhere : also count memory that is an accelerator's here.
 
@@ -101,7 +98,8 @@ def footprint(
             logits = chain.block_rows * _vocabulary(own) * width
             return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
         case "fit":
-            fitted = 20 * n + _loss(own, 2 if training is None or training.bf16 else 4)
+            level = chain.level_specs.get(role)
+            fitted = 20 * n + _loss(own, 2 if level is None or level.training.bf16 else 4)
             fitted += _BYTES[chain.judge_dtype] * count_parameters(truth)
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -29,9 +29,17 @@ from hydrometer.models.rows.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
 
 __all__ = [
-    "Shape", "Subject", "forward_flops", "lanes_of", "padded_batch", "score_names", "shape_of", "spread", "stage_work",
+    "Shape",
+    "Subject",
+    "forward_flops",
+    "lanes_of",
+    "padded_batch",
+    "score_names",
+    "shape_of",
+    "spread",
+    "stage_work",
     "training_positions",
-]  # fmt: skip
+]
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _PACKED_TOKENS = 1024  # of a batch that is scored: `scorer`
@@ -76,7 +84,7 @@ class Shape:
 def shape_of(config: PretrainedConfig) -> Shape:
     """Count a configuration's network. Raises ModelError where none can be built of it."""
     network: Any = empty_network(config)
-    text = cast("Any", config.get_text_config())
+    text = config.get_text_config()
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     head = network.get_output_embeddings()
     tables |= set() if head is None else {id(head.weight)}
@@ -86,9 +94,15 @@ def shape_of(config: PretrainedConfig) -> Shape:
     size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     groups = int(getattr(text, "num_key_value_heads", None) or heads)
     return Shape(
-        layers, int(text.hidden_size), int(text.vocab_size), matrices // layers, heads * size, 2 * groups * size,
-        sum(p.numel() for p in network.parameters()), learns_packed(network),
-    )  # fmt: skip
+        layers,
+        int(text.hidden_size),
+        int(text.vocab_size),
+        matrices // layers,
+        heads * size,
+        2 * groups * size,
+        sum(p.numel() for p in network.parameters()),
+        learns_packed(network),
+    )
 
 
 def forward_flops(shape: Shape, tokens: float, pairs: float, heads: float) -> float:
@@ -199,7 +213,7 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
     training = None if level is None else level.training
     likes = stage if stage in ("draw", "fit") else "judge"
     dtype = None if stage in ("fit", "judge") else precision
-    takes = footprint(subject.chain, subject.configs, training, likes, role, rows, dtype=dtype, anywhere=True)
+    takes = footprint(subject.chain, subject.configs, likes, role, rows, dtype=dtype, anywhere=True)
     match stage:
         case "draw":
             parts = _draw(subject, subject.shapes[role], precision, rows, mean)

@@ -196,9 +196,10 @@ class _Bench:
         own = _shape(self.subject, config)
         if own.parameters - (own.layers - layers) * own.layer > _MOST_PARAMETERS:
             raise InputError(
-                "the chain's models are too large to be timed here in seconds", got=f"{own.parameters:.3g} parameters",
+                "the chain's models are too large to be timed here in seconds",
+                got=f"{own.parameters:.3g} parameters",
                 fix="give --device h100, or a file with figures of the machine that will run it",
-            )  # fmt: skip
+            )
         few = layers_config(config, [i % own.layers for i in range(layers)])
         text: Any = few.get_text_config()
         room = getattr(text, "max_position_embeddings", None)
@@ -288,9 +289,7 @@ class _Bench:
         layer, rest = _split(times[_SHALLOW], times[_DEEP])
         return layer / positions, rest / answers
 
-    def step(
-        self, config: PretrainedConfig, truth: CausalLaw, x: Sequences, settings: Training, layers: int
-    ) -> float:  # fmt: skip
+    def step(self, config: PretrainedConfig, truth: CausalLaw, x: Sequences, settings: Training, layers: int) -> float:
         """Median seconds of a step."""
         ticks: list[float] = []
         above = self.law(self.lm(config, layers, "float32"), truth.max_new_tokens)

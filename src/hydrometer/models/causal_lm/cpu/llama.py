@@ -4,7 +4,7 @@ Shapes: M tokens packed without padding, U prompts, B rows, D width, H query hea
 
 One forward serves all three. A token knows its row of the cache (slot), its place there, and its position; a row knows
 its prompt, whose keys and values are computed once and not copied for it. Matrix products are oneDNN's on weights
-packed beforehand; all between them is in `blocks`. The residual stream is float32 throughout.
+packed beforehand; all between them is in `layer_ops`. The residual stream is float32 throughout.
 
 Llama, Mistral without a window, Qwen2 and Qwen3 are of this type. What is recognised by name is checked by number:
 `CausalLM` takes this path only where a small twin of the network gives the same logits (`Llama.agrees`).
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class _Layer:
 
 
 class Llama:
-    """A Llama-type network's weights, as `blocks` and oneDNN take them; views of the network's where that can be.
+    """A Llama-type network's weights, as `layer_ops` and oneDNN take them; views of the network's where that can be.
 
     Parameters
     ----------
@@ -195,10 +195,19 @@ class Llama:
         fields: dict[str, Any] = model.config.to_dict()
         group = fields["num_attention_heads"] // fields["num_key_value_heads"]
         fields |= {
-            "num_hidden_layers": 2, "num_key_value_heads": 2, "num_attention_heads": 2 * group, "head_dim": 16,
-            "hidden_size": 32 * group, "intermediate_size": 48, "vocab_size": 64, "layer_types": None,
-            "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "dtype": None,
-        }  # fmt: skip
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "num_attention_heads": 2 * group,
+            "head_dim": 16,
+            "hidden_size": 32 * group,
+            "intermediate_size": 48,
+            "vocab_size": 64,
+            "layer_types": None,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "dtype": None,
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             twin: Any = type(model)(type(model.config)(**fields)).float().eval()
@@ -220,15 +229,15 @@ class Llama:
             self._products = [layer.pack() for layer in self._layers]
         self.pack_head()
 
-    def pack_head(self) -> None:
-        """Lay the output matrix out for oneDNN, once."""
+    def pack_head(self) -> Linear:
+        """Return the output matrix laid out for oneDNN, once."""
         if self._head is None:
             self._head = _packed([self._head_module])
+        return self._head
 
     def logits(self, states_MD: Tensor) -> Array:
         """Logits of every row of the output matrix, (M, rows), float32 or bfloat16 bits."""
-        self.pack_head()
-        logits = as_array(cast("Linear", self._head)(states_MD))
+        logits = as_array(self.pack_head()(states_MD))
         if self._holes is not None:
             logits[:, self._holes] = _MINUS_INFINITY[logits.dtype.name]
         return logits
@@ -309,7 +318,8 @@ class Llama:
         (M, D) states for `logits`, in the network's dtype.
         """
         m = len(tokens_M)
-        cos, sin = self._turned(int(at.position.max()) + 1)
+        rotary = self._turned(int(at.position.max()) + 1)
+        tokens = (at.position, at.slot, at.place)
         residual = F.embedding(torch.from_numpy(tokens_M), self._embedding).float().numpy()
         normed = torch.empty(m, residual.shape[1], dtype=self.dtype)
         attended = torch.empty(m, self.heads_q * self.size, dtype=self.dtype)
@@ -319,25 +329,10 @@ class Llama:
         for i, layer in enumerate(self._layers):
             qkv, out, gate_up, down = layer.pack() if self._products is None else self._products[i]
             add_rms_norm(residual, delta, layer.norm_in, self.epsilon, normed_a)
-            attend(
-                as_array(qkv(normed)),
-                at.position,
-                at.slot,
-                at.place,
-                prompt_of_slot,
-                prompts.length,
-                prompts.cache.keys[i],
-                prompts.cache.values[i],
-                cache.keys[i],
-                cache.values[i],
-                cos,
-                sin,
-                layer.norm_q,
-                layer.norm_k,
-                self.epsilon,
-                self.scale,
-                attended_a,
-            )
+            before = (prompt_of_slot, prompts.length, prompts.cache.keys[i], prompts.cache.values[i])
+            own = (cache.keys[i], cache.values[i])
+            norms = (layer.norm_q, layer.norm_k, self.epsilon)
+            attend(as_array(qkv(normed)), tokens, before, own, rotary, norms, self.scale, attended_a)
             delta = as_array(out(attended))
             add_rms_norm(residual, delta, layer.norm_mid, self.epsilon, normed_a)
             gate(as_array(gate_up(normed)), gated_a)

@@ -158,16 +158,22 @@ def _nucleus(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any:
 
 
 @kernel
-def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: Any, cdf: Any, ids: Any, xs: Any) -> Any:
+def _scratch(n: Any) -> Any:
+    """Make the buffers for rows of n ids: `cdf`, `ids` and `xs` of `select_row`."""
+    return np.empty((n + CHUNK - 1) // CHUNK), np.empty(n + 1, np.int32), np.empty(n + 1, np.float32)
+
+
+@kernel
+def select_row(row: Any, n: Any, s: Any, scratch: Any) -> Any:
     """Find the kept set of a row.
 
     Parameters
     ----------
     row : (W,) logits, of which the first n exist.
-    rate : 1 / temperature, float32.
-    top_k : 0 keeps all. top_p : 1 keeps all. log_min_p : -inf keeps all.
-    cdf : (chunks,) float64, filled with running sums of exp(x) over chunks.
-    ids, xs : (n + 1,) int32, float32, filled with the ids that can be kept.
+    s : rate, top_k, top_p, log_min_p. rate : 1 / temperature, float32; top_k : 0 keeps all; top_p : 1 keeps all;
+        log_min_p : float32, -inf keeps all.
+    scratch : cdf, ids, xs. cdf : (chunks,) float64, filled with running sums of exp(x) over chunks; ids, xs : (n + 1,)
+        int32, float32, filled with the ids that can be kept.
 
     Returns
     -------
@@ -175,6 +181,8 @@ def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: A
     `ids` are filled; and the span of x, low to high, in which a token is near the edge: empty where the set is sure,
     everything where what lies at the edge is weighty (see NEAR_EDGE).
     """
+    rate, top_k, top_p, log_min_p = s
+    cdf, ids, xs = scratch
     m = row_maximum(row, n)
     plain, total = _masses(row, n, m, rate, cdf)
     if top_k == 0 and top_p >= 1.0 and log_min_p == -_INF:
@@ -246,24 +254,22 @@ def select_row(row: Any, n: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: A
 
 
 @kernel
-def draw_rows(
-    logits: Any, n: Any, u: Any, rate: Any, top_k: Any, top_p: Any, log_min_p: Any, out: Any, log_p: Any, near: Any
-) -> None:
+def draw_rows(logits: Any, n: Any, u: Any, s: Any, out: Any, log_p: Any, near: Any) -> None:
     """Draw an id a row by inverse transform.
 
     Parameters
     ----------
-    logits : (M, W) ; n : V ; u : (M,) float64 in (0, 1); the selectivity as in `select_row`.
+    logits : (M, W) ; n : V ; u : (M,) float64 in (0, 1) ; s : as in `select_row`.
     out : (M,) int64, filled.
     log_p : (M, 2) float64, filled: under the selected and the unselected law, nats.
     near : (M,) bool, filled: whether rounding could show in the selected log-probability, see NEAR_EDGE.
     """
-    cdf = np.empty((n + CHUNK - 1) // CHUNK)
-    ids = np.empty(n + 1, np.int32)
-    xs = np.empty(n + 1, np.float32)
+    rate, _, _, _ = s
+    scratch = _scratch(n)
+    cdf, ids, xs = scratch
     for r in range(logits.shape[0]):
         row = logits[r]
-        m, edge, log_kept, log_all, count, low, high = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
+        m, edge, log_kept, log_all, count, low, high = select_row(row, n, s, scratch)
         target = u[r] * math.exp(log_kept)
         chosen = 0
         if edge == -_INF and count == 0:
@@ -296,33 +302,21 @@ def draw_rows(
 
 
 @kernel
-def score_rows(
-    logits: Any,
-    n: Any,
-    ids_in: Any,
-    rate: Any,
-    top_k: Any,
-    top_p: Any,
-    log_min_p: Any,
-    log_p: Any,
-    near: Any,
-    entropy: Any,
-) -> None:
+def score_rows(logits: Any, n: Any, ids_in: Any, s: Any, log_p: Any, near: Any, entropy: Any) -> None:
     """Score an id a row.
 
     Parameters
     ----------
-    logits : (M, W) ; n : V ; ids_in : (M,) int64; the selectivity as in `select_row`.
+    logits : (M, W) ; n : V ; ids_in : (M,) int64 ; s : as in `select_row`.
     log_p : (M, 2) float64, filled: under the selected and the unselected law, nats; -inf for what cannot be drawn.
     near : (M,) bool, filled as in `draw_rows`.
     entropy : (M,) float64, filled with the entropy of the selected law, nats; (0,) where it is not wanted.
     """
-    cdf = np.empty((n + CHUNK - 1) // CHUNK)
-    ids = np.empty(n + 1, np.int32)
-    xs = np.empty(n + 1, np.float32)
+    rate, _, _, _ = s
+    scratch = _scratch(n)
     for r in range(logits.shape[0]):
         row = logits[r]
-        m, edge, log_kept, log_all, _, low, high = select_row(row, n, rate, top_k, top_p, log_min_p, cdf, ids, xs)
+        m, edge, log_kept, log_all, _, low, high = select_row(row, n, s, scratch)
         near[r] = False
         log_p[r, 0] = -np.inf
         log_p[r, 1] = -np.inf
@@ -341,31 +335,17 @@ def score_rows(
 
 
 @kernel
-def cross_rows(
-    a: Any,
-    b: Any,
-    n: Any,
-    rate_a: Any,
-    top_k_a: Any,
-    top_p_a: Any,
-    log_min_p_a: Any,
-    rate_b: Any,
-    top_k_b: Any,
-    top_p_b: Any,
-    log_min_p_b: Any,
-    cross: Any,
-) -> None:
+def cross_rows(a: Any, b: Any, n: Any, s_a: Any, s_b: Any, cross: Any) -> None:
     """Cross-entropy of the next-token laws a and b, -sum over j of p_a(j) log p_b(j), (M,) float64 nats.
 
     Infinite where a keeps an id that b drops.
     """
-    cdf = np.empty((n + CHUNK - 1) // CHUNK)
-    ids = np.empty(n + 1, np.int32)
-    xs = np.empty(n + 1, np.float32)
+    rate_a, rate_b = s_a[0], s_b[0]
+    scratch = _scratch(n)
     for r in range(a.shape[0]):
         row_a, row_b = a[r], b[r]
-        m_a, edge_a, log_a, _, _, _, _ = select_row(row_a, n, rate_a, top_k_a, top_p_a, log_min_p_a, cdf, ids, xs)
-        m_b, edge_b, log_b, _, _, _, _ = select_row(row_b, n, rate_b, top_k_b, top_p_b, log_min_p_b, cdf, ids, xs)
+        m_a, edge_a, log_a, _, _, _, _ = select_row(row_a, n, s_a, scratch)
+        m_b, edge_b, log_b, _, _, _, _ = select_row(row_b, n, s_b, scratch)
         moment = 0.0
         outside = 0
         for j in range(n):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
@@ -132,8 +132,10 @@ class PromptEnd:
     def _special(self) -> frozenset[int]:
         """Ids of control tokens; the unknown token stands for text."""
         known = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
-        unknown = self.tokenizer.unk_token_id
-        return frozenset((known | set(self.tokenizer.all_special_ids)) - {cast("int", unknown)})
+        known |= set(self.tokenizer.all_special_ids)
+        if isinstance(unknown := self.tokenizer.unk_token_id, int):
+            known.discard(unknown)
+        return frozenset(known)
 
     def _difference(self, ids: Sequence[int], special: bool) -> str:
         """Text of prompt and ids without the prompt's."""
@@ -187,7 +189,7 @@ def prompt_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str |
     whole, rest = (_decode(tokenizer, part, True) for part in (wanted, wanted[1:]))
     with as_data_error("the tokenizer refuses a prompt", whole):
         for text in (whole, rest):
-            if tuple(cast("Any", tokenizer)(text)["input_ids"]) == wanted:
+            if tuple(tokenizer(text)["input_ids"]) == wanted:
                 return text
     return whole if _encode(tokenizer, whole, split=False) == wanted else None
 

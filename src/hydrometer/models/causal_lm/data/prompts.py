@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import DataError, ModelError
 from hydrometer.core.statistics.sampling_design import PromptsAre
@@ -56,12 +56,12 @@ class Prompts:
 
     def take(self, chosen: Sequence[int]) -> Prompts:
         """Return some of them, which are then a list of their own."""
-        written, turns = (None if c is None else [c[i] for i in chosen] for c in (self.written, self.turns))
         return Prompts(
-            tuple(self.ids[i] for i in chosen), tuple(self.texts[i] for i in chosen), "fixed",
-            None if written is None else tuple(cast("list[str]", written)),
-            None if turns is None else tuple(cast("list[Turns]", turns)),
-        )  # fmt: skip
+            tuple(self.ids[i] for i in chosen),
+            tuple(self.texts[i] for i in chosen),
+            written=None if self.written is None else tuple(self.written[i] for i in chosen),
+            turns=None if self.turns is None else tuple(self.turns[i] for i in chosen),
+        )
 
 
 def prompts_written(parts: Mapping[str, Any]) -> tuple[str, ...] | None:

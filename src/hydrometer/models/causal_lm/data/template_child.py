@@ -28,9 +28,11 @@ def _lower(what: int, value: float) -> None:
 def _answer(render: Any, asked: dict[str, Any]) -> dict[str, str]:
     try:
         rendered = render(
-            conversations=[asked["messages"]], chat_template=asked["template"],
-            add_generation_prompt=asked["opened"], **asked["special"],
-        )[0][0]  # fmt: skip
+            conversations=[asked["messages"]],
+            chat_template=asked["template"],
+            add_generation_prompt=asked["opened"],
+            **asked["special"],
+        )[0][0]
     except MemoryError:
         return {"error": f"it takes more than {MEMORY >> 20} MiB"}
     except RecursionError:

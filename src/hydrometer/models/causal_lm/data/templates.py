@@ -8,6 +8,7 @@ rendered by transformers in a process of its own, under limits, and that process
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import DataError, one_line
 
@@ -38,32 +39,37 @@ class _Child:
         self.owner = os.getpid()
         # -P: the folder of the script holds modules that others' imports must not find.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [sys.executable, "-P", str(_CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        )
 
     def ask(self, value: object) -> dict[str, Any] | None:
         """Send a conversation; None where no answer came."""
-        asked, told = cast("Any", self.process.stdin), cast("Any", self.process.stdout)
+        asked, told = self.process.stdin, self.process.stdout
+        assert asked is not None
+        assert told is not None
         late = threading.Timer(_WAIT, self.process.kill)
         late.start()
         try:
             asked.write(json.dumps(value).encode() + b"\n")
             asked.flush()
-            return cast("dict[str, Any]", json.loads(told.readline(_MOST_BYTES)))
+            answer: dict[str, Any] = json.loads(told.readline(_MOST_BYTES))
         except (OSError, ValueError):  # nothing, or half a line
             return None
         finally:
             late.cancel()
+        return answer
 
     def end(self) -> None:
         """End the process; it holds nothing."""
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
-            try:
-                cast("Any", pipe).close()
-            except OSError:  # what was not yet sent
-                pass
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what was not yet sent
+                    pipe.close()
         self.process.wait()
 
 
@@ -72,9 +78,13 @@ _lock = threading.Lock()
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], where: str, *, opened: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[tuple[str, str]],
+    where: str,
+    *,
+    opened: bool,
     at: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Return a conversation as the tokenizer's chat template writes it.
 
     Parameters
@@ -93,12 +103,17 @@ def render_chat(
     messages = [{"role": role, "content": content} for role, content in turns]
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         # A tokenizer with a method of its own has no template: no text of the model's runs.
-        return str(tokenizer.apply_chat_template(cast("Any", messages), add_generation_prompt=opened, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=opened, tokenize=False))
     template = tokenizer.get_chat_template()
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
     asked = {
-        "template": template, "special": special, "messages": messages, "opened": opened, "seconds": SECONDS, "at": at,
-    }  # fmt: skip
+        "template": template,
+        "special": special,
+        "messages": messages,
+        "opened": opened,
+        "seconds": SECONDS,
+        "at": at,
+    }
     with _lock:
         answer = _child().ask(asked)
         if answer is None:

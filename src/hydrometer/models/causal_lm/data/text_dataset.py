@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from hydrometer.core.errors import DataError
 from hydrometer.models.causal_lm.data.row_files import MAX_LINE_BYTES, MAX_ROWS, Source, name_of, rows_of
@@ -122,7 +122,7 @@ def _answered(row: dict[str, Any], where: str) -> Answered:
             raise DataError(f"{where}: a prompt without completion or answer", got=_seen(row), fix=_FIX_ANSWERS)
         answer = row["completion"]
         if isinstance(answer, list):
-            replied = _turns(cast("object", answer), "completion", where)
+            replied = _turns(answer, "completion", where)
             if [role for role, _ in replied] != ["assistant"]:
                 what = f"{where}: completion must be one turn of the assistant"
                 raise DataError(what, got=answer, fix=_FIX_ANSWERS)
@@ -179,7 +179,7 @@ def _canonical(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _share_gpt(value: object, where: str) -> list[dict[str, object]]:
-    turns = cast("list[Any]", value) if isinstance(value, list) else []
+    turns: list[Any] = value if isinstance(value, list) else []
     fix = 'write [{"from": "human", "value": TEXT}, {"from": "gpt", "value": TEXT}]'
     if not turns or not all(isinstance(t, dict) and {"from", "value"} <= set(t) for t in turns):
         raise DataError(f"{where}: conversations must be a list of from and value", got=value, fix=fix)
@@ -196,7 +196,7 @@ def turns_in_text(text: str) -> list[Any] | None:
         found: object = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    turns = cast("list[Any]", found) if isinstance(found, list) else []
+    turns: list[Any] = found if isinstance(found, list) else []
     return turns if turns and all(isinstance(t, dict) and "role" in t for t in turns) else None
 
 
@@ -240,7 +240,7 @@ def _turns(value: object, column: str, where: str) -> Turns:
         value = found
     if isinstance(value, str):
         return (("user", _text(value, column, where)),)
-    turns = cast("list[Any]", value) if isinstance(value, list) else []
+    turns: list[Any] = value if isinstance(value, list) else []
     if not turns or not all(isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns):
         fix = 'write [{"role": "user", "content": TEXT}, ...]'
         raise DataError(f"{where}: {column} must be text or a list of messages", got=value, fix=fix)

@@ -26,14 +26,23 @@ __all__ = ["Difference", "difference", "prompts_differ"]
 T = TypeVar("T")
 
 TEXTS = (
-    "Rows 12", "Hello  world 123, rows 12", "1234567890 3.14 1,000", "don't we'll I'M they've", "DON'T WE'LL",
-    "x = f(a, b)\n    return x+1\n", "line\n\nline\r\n\ttab", 'a_b-c/d\\e {"k": [1]} <b>',
+    "Rows 12",
+    "Hello  world 123, rows 12",
+    "1234567890 3.14 1,000",
+    "don't we'll I'M they've",
+    "DON'T WE'LL",
+    "x = f(a, b)\n    return x+1\n",
+    "line\n\nline\r\n\ttab",
+    'a_b-c/d\\e {"k": [1]} <b>',
     "na\u00efve caf\u00e9 \u00dcn\u00ef \ufb01 \u00bd \u00c5",
     "\u4f60\u597d,\u4e16\u754c\u3002 \u3053\u3093 \uc548\ub155",
     "\u041f\u0440\u0438\u0432\u0435\u0442 \u03b5\u03bb \u05e9\u05dc \u0645\u0631 \u0939\u093f\u0928",
     "\U0001f600\U0001f469\u200d\U0001f467 \u2713\u2026\u2014\u201cq\u201d",
-    "e\u0301 \u00a0\u200b\u3000x", "https://example.org/a?b=c#d", "WORD CamelCase snake_case", "!!! ... ---- ====",
-)  # fmt: skip
+    "e\u0301 \u00a0\u200b\u3000x",
+    "https://example.org/a?b=c#d",
+    "WORD CamelCase snake_case",
+    "!!! ... ---- ====",
+)
 _EDGES = (" lead", "  two ", "\n\nlead", "trail ", "a   b")
 _ADDED = 64
 _PROMPTS = 200

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydrometer.core.errors import InputError
 from hydrometer.models.causal_lm.data.answer_text import PromptEnd, prompt_ends, prompt_text
@@ -78,7 +78,7 @@ def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> l
     said = [(m["role"], m["content"]) for m in turns]
     text = render_chat(tokenizer, said, "a conversation to export", opened=False)
     with quiet(), as_data_error(_REFUSES):
-        encoded = cast("Any", tokenizer)(text, add_special_tokens=False)
+        encoded = tokenizer(text, add_special_tokens=False)
     return [int(t) for t in encoded["input_ids"]]
 
 

@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hydrometer.core.errors import InputError, MissingDependencyError, one_line
@@ -146,9 +146,11 @@ class Server:
             headers["Authorization"] = f"Bearer {self.key}"
         # A redirect would send prompts, and a key, to whom the specification does not name; so would a proxy.
         client = httpx2.AsyncClient(
-            verify=ssl.create_default_context() if url.startswith("https:") else False, trust_env=False,
-            follow_redirects=False, timeout=httpx2.Timeout(None, connect=self.timeout / 2),
-        )  # fmt: skip
+            verify=ssl.create_default_context() if url.startswith("https:") else False,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx2.Timeout(None, connect=self.timeout / 2),
+        )
         # A server that sends a byte now and then keeps a socket alive for ever: the time is that of the whole answer.
         with fail_after(self.timeout):
             method = "GET" if data is None else "POST"
@@ -179,9 +181,12 @@ class Server:
             cut = next((n for n in range(min(len(self.key), len(said)), 0, -1) if said.endswith(self.key[:n])), 0)
             said = said[: len(said) - cut]
         return Refusal(
-            f"the server answers {code} to {url}", said, "check the URL and the model",
-            again=code in _AGAIN, after=_seconds(headers.get("Retry-After")),
-        )  # fmt: skip
+            f"the server answers {code} to {url}",
+            said,
+            "check the URL and the model",
+            again=code in _AGAIN,
+            after=_seconds(headers.get("Retry-After")),
+        )
 
 
 async def _start(answer: httpx2.Response, most: int) -> bytes:
@@ -204,7 +209,7 @@ def _without(value: Any, key: str) -> Any:
     if isinstance(value, str):
         return value.replace(key, "***")
     if isinstance(value, list):
-        return [_without(v, key) for v in cast("list[Any]", value)]
+        return [_without(v, key) for v in value]
     if isinstance(value, dict):
-        return {_without(k, key): _without(v, key) for k, v in cast("dict[str, Any]", value).items()}
+        return {_without(k, key): _without(v, key) for k, v in value.items()}
     return value

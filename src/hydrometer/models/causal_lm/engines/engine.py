@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -26,10 +26,13 @@ __all__ = [
     "Order",
     "Place",
     "Session",
+    "as_tuple",
+    "own_settings",
     "refuse_other_laws",
     "selectivities_drawn",
 ]
 
+SettingsT = TypeVar("SettingsT", bound="EngineSettings")
 Drawable = Literal["truth", "teacher", "assistants"]
 LogProbsAre = Literal["selected", "unselected"]
 LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
@@ -56,8 +59,9 @@ class DrawnChain(Protocol):
         ...
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
+def as_tuple(value: object) -> object:
+    """Return a list of YAML as the tuple that a frozen field holds, anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class EngineSettings(Strict):
@@ -73,7 +77,7 @@ class EngineSettings(Strict):
     """Settings that say where and how fast, not what: no part of a draw's identity, free to change in a run."""
     can: ClassVar[tuple[Drawable, ...]] = ("truth", "teacher", "assistants")
 
-    for_: Annotated[tuple[Drawable, ...], BeforeValidator(_tuple)] | None = Field(
+    for_: Annotated[tuple[Drawable, ...], BeforeValidator(as_tuple)] | None = Field(
         default=None, alias="for", min_length=1
     )
 
@@ -208,6 +212,13 @@ class Engine(Protocol):
     def open(self, settings: EngineSettings, place: Place) -> Session:
         """Open it. Raises StageError or InputError."""
         ...
+
+
+def own_settings(settings: EngineSettings, kind: type[SettingsT]) -> SettingsT:
+    """Return settings as an engine's own. Raises SpecError."""
+    if not isinstance(settings, kind):
+        raise SpecError(f"the engine's settings must be {kind.__name__}", got=type(settings).__name__)
+    return settings
 
 
 def selectivities_drawn(settings: EngineSettings, chain: DrawnChain) -> tuple[Selectivity, ...]:

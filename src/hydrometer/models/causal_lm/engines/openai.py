@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -28,6 +28,7 @@ from hydrometer.models.causal_lm.engines.engine import (
     LogProbsAre,
     Order,
     Place,
+    own_settings,
     refuse_other_laws,
 )
 from hydrometer.models.causal_lm.engines.temperature_probe import COLD, log_prob_kind, top_log_probs
@@ -94,7 +95,7 @@ class _OpenAI:
 
     def open(self, settings: EngineSettings, place: Place) -> _Session:
         """Ask the server what it serves. Raises StageError."""
-        s = cast("OpenAISettings", settings)
+        s = own_settings(settings, OpenAISettings)
         key = None
         if s.api_key_env is not None:
             key = os.environ.get(s.api_key_env)
@@ -162,13 +163,28 @@ class _Session:
     def _row(self, order: Order, i: int) -> Answer:
         most = 65_536 + _BYTES_A_TOKEN * (order.max_new_tokens + len(order.prompts[i]))
         body: dict[str, object] = {
-            "model": self._settings.model, "prompt": list(order.prompts[i]), "max_tokens": order.max_new_tokens,
-            **order.sampling, "seed": order.seeds[i], "n": 1, "logprobs": 0, "stream": False, "echo": False,
-            "stop": [], "stop_token_ids": list(order.stop_ids), "ignore_eos": True, "min_tokens": 0,
-            "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {},
-            "add_special_tokens": False, "skip_special_tokens": False, "return_token_ids": True,
+            "model": self._settings.model,
+            "prompt": list(order.prompts[i]),
+            "max_tokens": order.max_new_tokens,
+            **order.sampling,
+            "seed": order.seeds[i],
+            "n": 1,
+            "logprobs": 0,
+            "stream": False,
+            "echo": False,
+            "stop": [],
+            "stop_token_ids": list(order.stop_ids),
+            "ignore_eos": True,
+            "min_tokens": 0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "logit_bias": {},
+            "add_special_tokens": False,
+            "skip_special_tokens": False,
+            "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-        }  # fmt: skip
+        }
         return _answer(self._server.ask_patiently("/v1/completions", body, most_bytes=most), order, i)
 
 
@@ -176,7 +192,7 @@ def _served(server: Server, model: str, place: Place) -> dict[str, object]:
     """Look the model up in what the server lists; return what is known of server and model."""
     listed = server.ask_patiently("/v1/models")
     try:
-        models = {str(m["id"]): m for m in cast("list[dict[str, Any]]", listed["data"])}
+        models = {str(m["id"]): m for m in listed["data"]}
     except (KeyError, TypeError):
         raise Refusal("the server lists no models", listed, "check the URL") from None
     if model not in models:
@@ -195,33 +211,33 @@ def _served(server: Server, model: str, place: Place) -> dict[str, object]:
 
 def _answer(found: Any, order: Order, i: int) -> Answer:
     """Read one answer, believing nothing. Raises Refusal."""
-    choices = found.get("choices") if isinstance(found, dict) else None
-    if not isinstance(choices, list) or len(cast("list[Any]", choices)) != 1 or not isinstance(choices[0], dict):
-        raise Refusal("the server does not give exactly one choice a request", found, "ask it with n = 1: " + _VLLM)
-    choice = cast("dict[str, Any]", choices[0])
+    match found:
+        case {"choices": [dict(choice)]}:
+            pass
+        case _:
+            raise Refusal("the server does not give exactly one choice a request", found, "ask it with n = 1: " + _VLLM)
     prompt, ids = choice.get("prompt_token_ids"), choice.get("token_ids")
     if not isinstance(prompt, list) or not isinstance(ids, list):
         raise Refusal("the server does not return token ids (return_token_ids)", sorted(choice), _VLLM)
     if prompt != list(order.prompts[i]):
         what = "the server answers another prompt than the one it was sent (special tokens added, or cut short)"
         raise Refusal(what, prompt, "serve it so that prompts of token ids are taken as they are")
-    if not all(type(t) is int and 0 <= t < order.vocab_size for t in cast("list[Any]", ids)):
-        bad = next(t for t in cast("list[Any]", ids) if type(t) is not int or not 0 <= t < order.vocab_size)
+    if strange := [t for t in ids if type(t) is not int or not 0 <= t < order.vocab_size]:
         fix = "serve the truth's own model; engine vllm masks the rows of a padded vocabulary"
-        raise Refusal(f"the server draws what is no id of the tokenizer (0 to {order.vocab_size - 1})", bad, fix)
-    if not 1 <= len(cast("list[int]", ids)) <= order.max_new_tokens:
+        raise Refusal(f"the server draws what is no id of the tokenizer (0 to {order.vocab_size - 1})", strange[0], fix)
+    if not 1 <= len(ids) <= order.max_new_tokens:
         what = f"the server draws a row that is not of 1 to {order.max_new_tokens} tokens"
-        raise Refusal(what, len(cast("list[int]", ids)), "check its own limits on tokens")
-    return Answer(tuple(cast("list[int]", ids)), _log_probs_of(choice, len(cast("list[int]", ids))))
+        raise Refusal(what, len(ids), "check its own limits on tokens")
+    return Answer(tuple(ids), _log_probs_of(choice, len(ids)))
 
 
 def _log_probs_of(choice: Mapping[str, Any], n: int) -> tuple[float, ...]:
     told = choice.get("logprobs")
-    values: Any = cast("Mapping[str, Any]", told).get("token_logprobs") if isinstance(told, dict) else None
-    if not isinstance(values, list) or len(cast("list[Any]", values)) != n:
+    values = told.get("token_logprobs") if isinstance(told, dict) else None
+    if not isinstance(values, list) or len(values) != n:
         raise Refusal("the server does not return a log-probability for every token", told, _VLLM)
     out: list[float] = []
-    for v in cast("list[Any]", values):
+    for v in values:
         if type(v) not in (int, float) or not -MOST_LOG_PROB <= v <= _POSITIVE:
             raise Refusal("the server returns what is no log-probability", v, "serve it without raw_logits")
         out.append(float(v))

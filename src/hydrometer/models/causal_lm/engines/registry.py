@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -63,7 +63,7 @@ def engine_named(name: str) -> Engine:
         missing = [m for m in ("name", "settings", "check", "identity", "open") if not hasattr(engine, m)]
         kind: object = None if missing else engine.settings
         if isinstance(kind, type) and issubclass(kind, EngineSettings) and engine.name == name:
-            return cast("Engine", engine)
+            return engine
         why = "it lacks " + ", ".join(missing) if missing else "its name or its settings are not an engine's"
     raise PydanticCustomError(
         "engine", "the installed engine {name} cannot be used: {why}", {"name": repr(name), "why": why}
@@ -76,11 +76,11 @@ def read_engine(value: object) -> object:
         return None
     if isinstance(value, str):
         value = {value: {}}
-    if not isinstance(value, Mapping) or len(cast("Mapping[str, object]", value)) != 1:
+    if not isinstance(value, Mapping) or len(value) != 1:
         raise PydanticCustomError(
             "engine", "an engine is native, or one name with its settings: {vllm: {...}} or {openai: {...}}"
         )
-    ((name, body),) = cast("Mapping[object, object]", value).items()
+    ((name, body),) = value.items()
     if name == NATIVE and not body:
         return None
     settings = engine_named(str(name)).settings

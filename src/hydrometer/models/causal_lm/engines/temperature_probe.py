@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from hydrometer.models.causal_lm.engines.client import Refusal
 
@@ -32,15 +32,20 @@ def top_log_probs(
 ) -> dict[str, float]:
     """Ask for log-probabilities of the likeliest next tokens that can be drawn, by token. Raises Refusal."""
     body: dict[str, object] = {
-        "model": model, "prompt": prompt, "max_tokens": 1, "temperature": temperature, "top_p": 1.0,
-        "logprobs": _TOP, "seed": 0,
-    }  # fmt: skip
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": 1,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "logprobs": _TOP,
+        "seed": 0,
+    }
     if not isinstance(prompt, str):  # a prompt of ids is of an engine that draws: nothing of the server's own may act
         body |= {"prompt": list(prompt), "top_k": 0, "min_p": 0.0, "return_tokens_as_token_ids": True}
     answer = ask("/v1/completions", body)
     try:
         top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-        found = {str(k): float(v) for k, v in cast("dict[str, Any]", top).items()}
+        found = {str(k): float(v) for k, v in top.items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         found = {}
     finite = {k: v for k, v in found.items() if math.isfinite(v) and v > _DROPPED}

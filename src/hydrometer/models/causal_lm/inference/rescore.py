@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -101,7 +101,8 @@ def rescore(
     lengths = rows.lengths.astype(np.float64)
     off = np.where(within, told - (selected if kind == "selected" else steps.unselected), 0.0)
     gap = ratio_estimate(off.sum(-1), lengths, "nats/token", rows.strata)
-    entropy = cast("Floats", steps.entropy)
+    assert steps.entropy is not None
+    entropy = steps.entropy
     moves = np.where(within & ~edge, selected + entropy, 0.0)
     surprise = ratio_estimate(moves.sum(-1), lengths, "nats/token", rows.strata)
     log_prob = np.where(within, selected, 0.0).sum(-1)
@@ -129,8 +130,9 @@ def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) ->
         if not 1 <= len(a.ids) <= longest or not all(0 <= t < law.lm.vocab_size for t in a.ids):
             raise StageError(
                 "the engine draws a row that is no answer of the law: its length, or an id beyond the tokenizer",
-                got=a.ids, fix="serve the chain's own model",
-            )  # fmt: skip
+                got=a.ids,
+                fix="serve the chain's own model",
+            )
         if any(t in stops for t in a.ids[:-1]):
             raise StageError("the engine goes on after a stop token", got=a.ids, fix="it must honour stop_token_ids")
         if a.ids[-1] not in stops and len(a.ids) < longest:
@@ -141,9 +143,7 @@ def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) ->
     for i, a in enumerate(answers):
         ids[i, : len(a.ids)] = a.ids
     stopped = np.array([a.ids[-1] in stops for a in answers], np.bool_)
-    return Sequences(
-        law.prompts.ids, prompt_index, ids, lengths, stopped, np.zeros(n), prompts_are=law.prompts.are
-    )  # fmt: skip
+    return Sequences(law.prompts.ids, prompt_index, ids, lengths, stopped, np.zeros(n), prompts_are=law.prompts.are)
 
 
 def _refuse_gap(gap: Estimate, tokens: float, s: Selectivity | None, dtype: str) -> None:
@@ -174,10 +174,11 @@ def _refuse_surprise(moves_M: Floats, entropy_M: Floats, n_ids: int, dtype: str)
     if not abs(mean) <= most:
         raise StageError(
             "the engine does not draw from the law that was asked for: its tokens are "
-            + ("likelier" if mean > 0 else "less likely") + " than that law's own",
+            + ("likelier" if mean > 0 else "less likely")
+            + " than that law's own",
             got=f"{mean:.2g} nats/token where {most:.2g} is allowed",
             fix="switch off penalties, biases and sampling defaults of the engine; see docs, Engines",
-        )  # fmt: skip
+        )
 
 
 def _refuse_repeats(rows: Sequences, log_prob: Floats) -> None:
@@ -207,7 +208,8 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
     ------
     StageError : a token that no error of the logits within `error` would let in.
     """
-    s = cast("Selectivity", law.selectivity)
+    s = law.selectivity
+    assert s is not None  # without one no token is dropped
     row_E, step_E = np.nonzero(edge)
     out = np.empty(len(row_E))
     for i in range(0, len(hit := np.unique(row_E)), _ROWS_TOGETHER):
@@ -222,8 +224,9 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
             if not bool(inside.all()):
                 raise StageError(
                     f"the engine draws tokens that {s.label} drops, by more than rounding explains",
-                    got=int((~inside).sum()), fix="it must apply temperature, top_k, top_p and min_p as they are sent",
-                )  # fmt: skip
+                    got=int((~inside).sum()),
+                    fix="it must apply temperature, top_k, top_p and min_p as they are sent",
+                )
             out[part] = found.cpu().numpy()
     return out
 

@@ -13,7 +13,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -97,16 +96,18 @@ def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False)
     near = None if steps.as_if_kept is None else steps.near_edge.sum(-1)
     kept = None if steps.as_if_kept is None else steps.as_if_kept.sum(-1)
     own = steps.selected.sum(-1)
-    columns = [own + cast("Floats", steps.entropy).sum(-1)]
+    assert steps.entropy is not None
+    columns = [own + steps.entropy.sum(-1)]
     if same:
         return PairedScores(own, own, np.stack(columns, axis=1), near_edge=near, as_if_kept=kept)
-    by_token = cast("Floats", steps.other)
-    theirs = by_token.sum(-1)
+    assert steps.other is not None
+    assert steps.cross_entropy is not None
+    theirs = steps.other.sum(-1)
     with np.errstate(invalid="ignore"):  # where the other law drops a token both terms may be infinite
-        columns.append(theirs + cast("Floats", steps.cross_entropy).sum(-1))
+        columns.append(theirs + steps.cross_entropy.sum(-1))
     usable = [c for c in columns if np.isfinite(c).all()]
     controls = np.stack(usable, axis=1) if usable else np.empty((len(x), 0))
-    return PairedScores(own, theirs, controls, steps.selected, by_token, near_edge=near, as_if_kept=kept)
+    return PairedScores(own, theirs, controls, steps.selected, steps.other, near_edge=near, as_if_kept=kept)
 
 
 @torch.inference_mode()

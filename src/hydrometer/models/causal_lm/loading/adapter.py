@@ -18,7 +18,7 @@ import warnings
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 from hydrometer.core.io.yaml_io import read_json
@@ -40,14 +40,16 @@ _PREFIX = "base_model.model."
 _MODULE = re.compile(r"[A-Za-z_][\w.]{0,400}")
 _LORA_A = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.lora_(?P<kind>A\.weight|embedding_A)")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_BIASES = ("none", "all", "lora_only")
 _TAKEN = ("fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias")
 # Of a config's other fields these say nothing of the merged weights, or are looked at one by one.
-_NEUTRAL = frozenset((
-    *_TAKEN, "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
-    "peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "modules_to_save", "lora_dropout", "megatron_core", "init_lora_weights",
-    "loftq_config", "eva_config", "corda_config", "qalora_group_size", "ensure_weight_tying",
-))  # fmt: skip
+_NEUTRAL = {
+    *_TAKEN,
+    *"peft_type task_type auto_mapping base_model_name_or_path revision inference_mode peft_version".split(),
+    *"r lora_alpha rank_pattern alpha_pattern target_modules exclude_modules modules_to_save".split(),
+    *"layers_to_transform layers_pattern lora_dropout megatron_core init_lora_weights ensure_weight_tying".split(),
+    *"loftq_config eva_config corda_config qalora_group_size".split(),
+}
 # The other ways to begin change the base's weights, which peft does again when it opens the adapter.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 _MERGE = "merge it with peft where it was made, and give the merged model's folder"
@@ -122,7 +124,7 @@ def merged(resolved: Resolved, base: PreTrainedModel) -> PreTrainedModel:
             raise ValueError(f"{len(unread)} of its weights have no place there, first {unread[0]}")
         if tied and _touches(base):
             _part(base)
-        plain = cast("PreTrainedModel", model.merge_and_unload())
+        plain: PreTrainedModel = model.merge_and_unload()
     # peft remembers itself in the model it changed; what is left is a plain network.
     if hasattr(plain, "peft_config"):
         delattr(plain, "peft_config")
@@ -159,10 +161,9 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {e}", got=str(folder), fix=fix) from None
     if not isinstance(value, dict):
         raise ModelError(f"{ADAPTER_CONFIG} holds no configuration", got=str(folder), fix=fix)
-    config = cast("dict[str, Any]", value)
-    if config.get("peft_type") != "LORA":
-        raise ModelError("only LoRA adapters are merged here", got=config.get("peft_type"), fix=_MERGE)
-    return config
+    if value.get("peft_type") != "LORA":
+        raise ModelError("only LoRA adapters are merged here", got=value.get("peft_type"), fix=_MERGE)
+    return value
 
 
 def _check_fields(config: dict[str, Any]) -> None:
@@ -200,17 +201,16 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
     saved: Any = config.get("modules_to_save") or []
     alpha: Any = config.get("lora_alpha", 8)
     plain = isinstance(alpha_of, dict) and isinstance(saved, list)
-    names = [*ranks, *cast("dict[Any, Any]", alpha_of), *cast("list[Any]", saved)] if plain else [None]
-    numbers = [alpha, *cast("dict[Any, Any]", alpha_of).values()] if plain else []
+    names = [*ranks, *alpha_of, *saved] if plain else [None]
+    numbers = [alpha, *alpha_of.values()] if plain else []
     if any(not isinstance(n, str) or not _MODULE.fullmatch(n) for n in names):
         what = "the adapter's config names modules by something else than plain names"
         raise ModelError(what, got=str(folder), fix="merge it with peft where it was made")
     if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
         raise ModelError("the adapter's lora_alpha is no number", got=numbers[:3], fix="save the adapter with peft")
     fields = {k: config[k] for k in _TAKEN if config.get(k) is not None}
-    if any(not isinstance(v, bool) for k, v in fields.items() if k != "bias") or fields.get("bias", "none") not in (
-        "none", "all", "lora_only",
-    ):  # fmt: skip
+    flags = [v for k, v in fields.items() if k != "bias"]
+    if not all(isinstance(v, bool) for v in flags) or fields.get("bias", "none") not in _BIASES:
         raise ModelError("the adapter's flags are no flags", got=fields, fix="save the adapter with peft")
     # Keys of the patterns are read as regular expressions by peft: dots are escaped, the rest are word characters.
     return {
@@ -218,7 +218,7 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
         "lora_alpha": alpha,
         "target_modules": sorted(ranks),
         "rank_pattern": {f"^{re.escape(name)}": r for name, r in ranks.items()},
-        "alpha_pattern": {re.escape(name): a for name, a in cast("dict[str, Any]", alpha_of).items()},
+        "alpha_pattern": {re.escape(name): a for name, a in alpha_of.items()},
         "modules_to_save": saved or None,
         **fields,
     }
@@ -230,7 +230,7 @@ def _check_ranks(config: dict[str, Any], ranks: dict[str, int]) -> None:
     Of a rank_pattern whose keys are no plain names, and are not run, any rank in it may be meant.
     """
     pattern: Any = config.get("rank_pattern") or {}
-    by_name = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {"": pattern}
+    by_name: dict[str, Any] = pattern if isinstance(pattern, dict) else {"": pattern}
     usual, plain = config.get("r", 8), all(_MODULE.fullmatch(n) for n in by_name)  # peft's default
     for module, rank in sorted(ranks.items()):
         own = [r for name, r in by_name.items() if not plain or _ends(module, [name])]
@@ -259,7 +259,8 @@ def _fits(folder: Path, config: dict[str, Any], base: Resolved, outline: Pretrai
     plain = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     ends = {n for n, m in modules.items() if m in (network.get_input_embeddings(), network.get_output_embeddings())}
     tied = is_tied(network)
-    adapted, saved = set(options["target_modules"]), cast("list[str]", options["modules_to_save"] or [])
+    adapted: set[str] = set(options["target_modules"])
+    saved: list[str] = options["modules_to_save"] or []
     strange = sorted(adapted - modules.keys())
     unfit = Unfit((), tuple(f"{_PREFIX}{n}.lora_A" for n in strange))
     if not unfit:
@@ -324,8 +325,11 @@ def _aimed(config: dict[str, Any], modules: dict[str, Any], adapted: set[str], s
 
 def _list_of(value: object, kind: type[T]) -> list[T] | None:
     """Return a list of nothing else, empty for None; None where it is not one."""
-    entries = cast("list[object]", value) if isinstance(value, list) else [] if value is None else [...]
-    return cast("list[T]", entries) if all(isinstance(e, kind) for e in entries) else None
+    if not isinstance(value, list):
+        return [] if value is None else None
+    entries: list[object] = value
+    found = [e for e in entries if isinstance(e, kind)]
+    return found if len(found) == len(entries) else None
 
 
 def _ends(name: str, names: list[str]) -> bool:

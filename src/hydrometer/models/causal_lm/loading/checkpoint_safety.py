@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.errors import ModelError, brief, one_line
 from hydrometer.core.io.yaml_io import read_json
@@ -100,7 +100,7 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
             if not known and not name.endswith("layers"):
                 continue
             least, most = 0 if name in _MAY_BE_ZERO else 1, _LIMITS[name if known else _LAYERS[0]]
-            for v in cast("list[object]", value) if isinstance(value, list) else [value]:
+            for v in value if isinstance(value, list) else [value]:
                 whole = v if isinstance(v, int) and not isinstance(v, bool) else None
                 if whole is None and (v is None or not known):
                     continue
@@ -112,16 +112,15 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
 def _parts(value: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     """Yield a configuration and those inside it."""
     if isinstance(value, Mapping) and depth <= MAX_DEPTH:
-        part = cast("Mapping[str, Any]", value)
-        yield part
-        for inner in part.values():
+        yield value
+        for inner in value.values():
             yield from _parts(inner, depth + 1)
 
 
 def _names_code(value: object, depth: int = 0) -> bool:
     """Whether an implementation, or one of those that are named for parts of a model, lies in a repository."""
     if isinstance(value, dict | list):
-        inner = cast("dict[str, object]", value).values() if isinstance(value, dict) else cast("list[object]", value)
+        inner = value.values() if isinstance(value, dict) else value
         return depth > MAX_DEPTH or any(_names_code(v, depth + 1) for v in inner)
     return isinstance(value, str) and "/" in value
 
@@ -135,10 +134,9 @@ def _read(file: Path, limit: int, source: str) -> dict[str, Any]:
         raise ModelError(what, got=source, fix=fix) from None
     if not isinstance(value, dict):
         raise ModelError(f"{file.name} of the model holds no object", got=source, fix=fix)
-    found = cast("dict[str, Any]", value)
-    if any(isinstance(v, float) and math.isnan(v) for part in _parts(found) for v in part.values()):
+    if any(isinstance(v, float) and math.isnan(v) for part in _parts(value) for v in part.values()):
         raise ModelError(f"{file.name} of the model holds NaN", got=source, fix=fix)
-    return found
+    return value
 
 
 def _check_code(config: Mapping[str, Any], source: str, model_type: object = None) -> None:
@@ -175,7 +173,7 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
     files: list[object] = []
     if index.is_file():
         named = _read(index, MAX_HEADER_BYTES, str(path)).get("weight_map")
-        files = list(cast("dict[str, object]", named).values()) if isinstance(named, dict) else [None]
+        files = list(named.values()) if isinstance(named, dict) else [None]
         for name in files:
             if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
                 what = "the index of the weights names something else than safetensors files beside it"
@@ -190,10 +188,9 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
                 raise ModelError(what, got=(other, file.name), fix="save the model again with save_pretrained")
     _check_experts(shapes, path)
     tensors, elements = len(shapes), sum(map(math.prod, shapes.values()))
-    for part in (config, config.get("text_config")):
-        if not isinstance(part, Mapping):
+    for sizes in (config, config.get("text_config")):
+        if not isinstance(sizes, Mapping):
             continue
-        sizes = cast("Mapping[str, Any]", part)
         layers = next((sizes[k] for k in _LAYERS if isinstance(sizes.get(k), int)), 0)
         width = next((sizes[k] for k in _WIDTH if isinstance(sizes.get(k), int)), 0)
         vocabulary = sizes["vocab_size"] if isinstance(sizes.get("vocab_size"), int) else 0
@@ -238,7 +235,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     if not file.is_file():  # a pipe would be waited for without end
         raise ModelError(f"{file.name} is not sound: no plain file", got=str(file), fix=fix)
     try:
-        with cast("Any", safe_open)(file, framework="np") as f:
+        with safe_open(file, framework="np") as f:
             return {str(name): tuple(f.get_slice(name).get_shape()) for name in f.keys()}
     except (OSError, SafetensorError) as e:
         raise ModelError(f"{file.name} is not sound: {one_line(str(e), 120)}", got=str(file), fix=fix) from None

@@ -13,7 +13,6 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, cast
 
 from hydrometer.core.errors import ModelError
 
@@ -29,8 +28,16 @@ _STRING, _ARRAY = 8, 9
 # Bytes of a value, by type: integers of 8 to 32 bits, float32, bool, integers of 64 bits, float64.
 _WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _INTEGER = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
-_SIZES = (".block_count", ".embedding_length", ".feed_forward_length", ".context_length", ".vocab_size",
-          ".attention.head_count", ".expert_count", ".nextn_predict_layers")  # fmt: skip
+_SIZES = (
+    ".block_count",
+    ".embedding_length",
+    ".feed_forward_length",
+    ".context_length",
+    ".vocab_size",
+    ".attention.head_count",
+    ".expert_count",
+    ".nextn_predict_layers",
+)
 
 
 @dataclass(slots=True)
@@ -149,7 +156,7 @@ def _check_sizes(name: str, values: list[int], tensors: int) -> None:
 def _check_tensors(c: _Cursor, tensors: int, alignment: int) -> None:
     from gguf import constants
 
-    kinds = {int(k): v for k, v in cast("dict[Any, tuple[int, int]]", constants.GGML_QUANT_SIZES).items()}
+    kinds = {int(k): v for k, v in constants.GGML_QUANT_SIZES.items()}
     places: list[tuple[int, int]] = []
     names: set[bytes] = set()
     for _ in range(tensors):

@@ -55,9 +55,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _QUANTISATION = re.compile(r"^(?P<name>.+)[.-](?P<kind>I?Q\d\w*|BF16|F16|F32)$", re.IGNORECASE)
 _IDENTITY_FILES = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "vocab*",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
-)  # fmt: skip
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "chat_template*"),
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
+)
 
 
 def resolve(source: str, revision: str | None = None, *, base: str | None = None) -> Resolved:
@@ -245,8 +245,8 @@ def _resolve_adapter(folder: Path, base: str | None) -> Resolved:
     try:
         under = resolve(named, revision if isinstance(revision, str) else None)
     except ModelError as e:
-        raise ModelError(f"the base that the adapter wants cannot be opened: {e.what}", got=named,
-                         fix="give the base model as --base") from None  # fmt: skip
+        what = f"the base that the adapter wants cannot be opened: {e.what}"
+        raise ModelError(what, got=named, fix="give the base model as --base") from None
     return over(folder, config, under, outline(under).config)
 
 

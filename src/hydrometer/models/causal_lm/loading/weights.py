@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import ModelError, one_line
 from hydrometer.models.causal_lm.loading.model_files import as_model_error
@@ -88,9 +88,13 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
     told = told or source
     with as_model_error(told):
         opened: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options,
-        )  # fmt: skip
+            source,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
         network, found = opened
         unfit = Unfit(
             tuple(sorted(found["missing_keys"])),
@@ -126,7 +130,7 @@ def check_kinds(file: Path, names: Collection[str]) -> None:
     """
     from safetensors import safe_open
 
-    with cast("Any", safe_open)(file, framework="np") as f:
+    with safe_open(file, framework="np") as f:
         for name in f.keys():
             if not (name in names or name.endswith(".weight")):
                 continue

@@ -86,7 +86,7 @@ def draw(
         return _draw_by_torch(torch.as_tensor(logits_MW)[:, :vocab_size].float(), s, u_M)
     m = len(rows)
     ids, log_p, near = np.empty(m, np.int64), np.empty((m, 2)), np.empty(m, np.bool_)
-    logit_kernels.draw_rows(rows, vocab_size, u_M, *_terms(s), ids, log_p, near)
+    logit_kernels.draw_rows(rows, vocab_size, u_M, _terms(s), ids, log_p, near)
     return ids, TokenScores(log_p[:, 0], log_p[:, 1], near, np.empty(0))
 
 
@@ -100,7 +100,7 @@ def score(
         return _score_by_torch(logits, s, torch.from_numpy(ids_M).to(logits.device), entropy=entropy)
     m = len(rows)
     log_p, near, h = np.empty((m, 2)), np.empty(m, np.bool_), np.empty(m if entropy else 0)
-    logit_kernels.score_rows(rows, vocab_size, ids_M, *_terms(s), log_p, near, h)
+    logit_kernels.score_rows(rows, vocab_size, ids_M, _terms(s), log_p, near, h)
     return TokenScores(log_p[:, 0], log_p[:, 1], near, h)
 
 
@@ -131,7 +131,7 @@ def cross_entropy(
     if rows_a.dtype != rows_b.dtype:
         rows_a, rows_b = (_as_float32(x) for x in (rows_a, rows_b))
     out = np.empty(len(rows_a))
-    logit_kernels.cross_rows(rows_a, rows_b, vocab_size, *_terms(s_a), *_terms(s_b), out)
+    logit_kernels.cross_rows(rows_a, rows_b, vocab_size, _terms(s_a), _terms(s_b), out)
     return out
 
 

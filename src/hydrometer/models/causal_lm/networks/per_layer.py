@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 from transformers import PretrainedConfig
 
@@ -49,7 +49,7 @@ def chosen_fields(fields: Mapping[str, Any], chosen: Sequence[int], n: int) -> d
         if _NO_LAYERS.search(key):
             continue
         if isinstance(value, list | tuple):
-            items = list(cast("Sequence[Any]", value))
+            items = list(value)
             if (kinds := _written_out(items)) is not None and len(kinds) == n:
                 new[key] = [[[kinds[i] for i in chosen], 1]]
             elif _are_indices(key, items, n):
@@ -58,10 +58,8 @@ def chosen_fields(fields: Mapping[str, Any], chosen: Sequence[int], n: int) -> d
                 new[key] = [items[i] for i in chosen]
             elif 1 < len(items) < n and _PATTERN.search(key) and all(isinstance(k, str) for k in items):
                 new[key] = [items[i % len(items)] for i in chosen]
-        elif (
-            isinstance(value, Mapping) and value and (at := _by_index(cast("Mapping[Any, Any]", value), n)) is not None
-        ):
-            as_text = any(isinstance(k, str) for k in cast("Mapping[Any, Any]", value))
+        elif isinstance(value, Mapping) and value and (at := _by_index(value, n)) is not None:
+            as_text = any(isinstance(k, str) for k in value)
             new[key] = {str(j) if as_text else j: at[i] for j, i in enumerate(chosen) if i in at}
         elif _FIRST.search(key) and _is_count(value):
             new[key] = sum(i < value for i in chosen)
@@ -97,7 +95,7 @@ def cut_config(config: PretrainedConfig, fields: Mapping[str, Any]) -> Pretraine
     part = own
     if text is not config:
         name = next(k for k, v in vars(config).items() if v is text)
-        own[name] = part = dict(cast("Mapping[str, Any]", own[name]))
+        own[name] = part = dict(own[name])
     part |= settable(text, fields)
     made = type(config).from_dict(copy.deepcopy(own))
     made._attn_implementation = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
@@ -116,7 +114,7 @@ def _are_indices(key: str, items: Sequence[Any], n: int) -> bool:
 
 def _written_out(items: Sequence[Any]) -> list[Any] | None:
     """Return the entries of a list of patterns, each with its number of repeats; None where it is no such list."""
-    pairs = [x for x in items if isinstance(x, list | tuple) and len(cast("Sequence[Any]", x)) == 2]
+    pairs = [x for x in items if isinstance(x, list | tuple) and len(x) == 2]
     if not pairs or len(pairs) != len(items):
         return None
     if not all(isinstance(kinds, list | tuple) and _is_count(repeats) for kinds, repeats in pairs):
@@ -137,7 +135,7 @@ def _steps(fields: Mapping[str, Any], chosen: Sequence[int], n: int) -> dict[str
     step, dense = fields.get("decoder_sparse_step"), fields.get("mlp_only_layers")
     if not _is_count(step) or step < 2 or not isinstance(dense, list | tuple | None):
         return {}
-    every = {i for i in range(n) if (i + 1) % step} | set(cast("Sequence[int]", dense or ()))
+    every = {i for i in range(n) if (i + 1) % step} | set(dense or ())
     return {"decoder_sparse_step": 1, "mlp_only_layers": [j for j, i in enumerate(chosen) if i in every]}
 
 

@@ -156,9 +156,8 @@ class _Trial:
     """
 
     def __init__(
-        self, network: Network, lengths: Sequence[int], size: int, *, fresh: bool = False,
-        tolerance: float = _TOLERANCE,
-    ) -> None:  # fmt: skip
+        self, network: Network, lengths: Sequence[int], size: int, *, fresh: bool = False, tolerance: float = _TOLERANCE
+    ) -> None:
         self.network, self.tolerance = network, tolerance
         self.found: dict[Way, bool] = {}
         rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def limit_of(config: PretrainedConfig) -> int | None:
 
 def _lengths(value: object) -> Iterator[tuple[str, int]]:
     if isinstance(value, Mapping):
-        for key, inner in cast("Mapping[Any, Any]", value).items():
+        for key, inner in value.items():
             if isinstance(inner, int) and not isinstance(inner, bool):
                 yield str(key), inner
             else:
@@ -65,7 +65,7 @@ def _lengths(value: object) -> Iterator[tuple[str, int]]:
 def _shortened(value: Any, key: str = "") -> Any:
     """Return a configuration's fields with every named length made short."""
     if isinstance(value, Mapping):
-        return {k: _shortened(v, str(k)) for k, v in cast("Mapping[Any, Any]", value).items()}
+        return {k: _shortened(v, str(k)) for k, v in value.items()}
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         if key == _TRAINED:
             return min(value, LIMIT)
@@ -126,7 +126,7 @@ def _built(
             _spread(twin)
     except Exception:  # sizes that this class does not take: what it raises then has no common base
         return None
-    return cast("PreTrainedModel", twin)
+    return twin
 
 
 def _spread(twin: PreTrainedModel) -> None:

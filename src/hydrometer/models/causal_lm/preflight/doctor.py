@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, LevelSpec, PromptsFile
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
 
 __all__ = ["Subject", "examine"]
 
@@ -66,10 +66,18 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
     open_law : opens the truth's law in an arithmetic; called only where nothing fatal is found without.
     """
     found = [
-        *_vocabularies(subject), *_tokenizer_file(subject), *_room(subject), *_stops(subject), *_padding(subject),
-        *_prompts(subject), *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
-        *_special_text(subject), *_sizes(subject), *_weights(subject), *_rows_per_prompt(subject),
-    ]  # fmt: skip
+        *_vocabularies(subject),
+        *_tokenizer_file(subject),
+        *_room(subject),
+        *_stops(subject),
+        *_padding(subject),
+        *_prompts(subject),
+        *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
+        *_special_text(subject),
+        *_sizes(subject),
+        *_weights(subject),
+        *_rows_per_prompt(subject),
+    ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
         found += [*examine_probe(probe, subject.chain), *_learnt(subject, probe.law)]
@@ -79,7 +87,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
 def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
     """Whether levels of the truth's architecture can be fitted."""
     whole = replace(law, prompts=s.prompts, max_new_tokens=s.chain.truth.max_new_tokens)
-    fitted = [role for role, init in _levels(s.chain).items() if not isinstance(init, FromSource)]
+    fitted = [role for role, level in s.chain.level_specs.items() if not isinstance(level.init, FromSource)]
     if learns_from_whole_rows(whole) or not fitted:
         return []
     limit = law.lm.running.limit
@@ -186,7 +194,7 @@ def _stops(s: Subject) -> list[Finding]:
         ]
     found: list[Finding] = []
     given: Any = getattr(s.outline.generation_config, "eos_token_id", None)
-    ids = cast("list[int]", [] if given is None else [given] if isinstance(given, int) else list(given))
+    ids: list[int] = [] if given is None else [given] if isinstance(given, int) else list(given)
     outside = [i for i in ids if not 0 <= i < s.size]
     if outside and s.chain.truth.stop is None:
         found.append(
@@ -224,19 +232,12 @@ def _padding(s: Subject) -> list[Finding]:
         "padding id masks the real end too, and that student never stops"
     )
     fix = "where rows are trained on elsewhere, pad with another token, or mask by length"
-    from_source = [role for role, level in _levels(s.chain).items() if isinstance(level, FromSource)]
+    from_source = [role for role, level in s.chain.level_specs.items() if isinstance(level.init, FromSource)]
     if from_source:
         why += f"; the {' and the '.join(from_source)} starts from a source that may have been trained so"
         fix += f"; look at eos_rate of the {' and the '.join(from_source)}"
         return [warning("pad-is-eos", what, why, fix)]
     return [note("pad-is-eos", what, why, fix)]
-
-
-def _levels(chain: CausalLMChain) -> dict[str, object]:
-    """What each level starts from, by role."""
-    levels: dict[str, object] = {"teacher": chain.teacher.init} if isinstance(chain.teacher, LevelSpec) else {}
-    levels |= {f"assistant_{i}": a.init for i, a in enumerate(chain.assistants, start=1)}
-    return levels | {"student": chain.student.init}
 
 
 def _prompts(s: Subject) -> list[Finding]:

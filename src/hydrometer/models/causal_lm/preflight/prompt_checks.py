@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import DataError
 from hydrometer.core.findings import Finding, note, warning
@@ -51,12 +51,16 @@ def examine_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop_i
     suspect = [i for i, p in enumerate(prompts.ids) if p[-1] in stop_ids]
     # A stop token with which a template opens the assistant's turn is meant, but for the end of a sequence.
     meant = {prompts.ids[i][-1] for i in suspect[:_RENDERED] if template.opens(prompts.turns[i])}
-    meant.discard(cast("int", tokenizer.eos_token_id))
+    if isinstance(eos := tokenizer.eos_token_id, int):
+        meant.discard(eos)
     return [
-        *found, *_stopped([prompts.ids[i] for i in suspect if prompts.ids[i][-1] not in meant], stop_ids),
-        *_answered(prompts.turns), *_varies(template, chosen), *_unopened(template, chosen),
+        *found,
+        *_stopped([prompts.ids[i] for i in suspect if prompts.ids[i][-1] not in meant], stop_ids),
+        *_answered(prompts.turns),
+        *_varies(template, chosen),
+        *_unopened(template, chosen),
         *_dropped(template, chosen),
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,9 +120,13 @@ def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
     if any(f.code == _BROKEN for f in sampler):
         return sampler  # no figure of such a probe means anything
     return [
-        *sampler, *_ends(probe, longest), *_round_trip(probe), *_certain(probe, longest), *_dtypes(probe, chain),
+        *sampler,
+        *_ends(probe, longest),
+        *_round_trip(probe),
+        *_certain(probe, longest),
+        *_dtypes(probe, chain),
         *_resolution(probe, chain.data.evaluate),
-    ]  # fmt: skip
+    ]
 
 
 def _sampler(p: Probe) -> list[Finding]:

@@ -40,15 +40,17 @@ def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
     named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
     if folder.is_dir() and not any((folder / f).is_file() for f in named):
         raise ModelError(
-            "the checkpoint has no tokenizer, so its ids cannot be told from others", got=source,
+            "the checkpoint has no tokenizer, so its ids cannot be told from others",
+            got=source,
             fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
-        )  # fmt: skip
+        )
     theirs, own = vocabulary_hash(load.outline(load.resolve(source)).tokenizer), vocabulary_hash(tokenizer)
     if theirs != own:
         raise LawMismatchError(
-            "the checkpoint's vocabulary is not the truth's", got=(theirs[:12], own[:12]),
+            "the checkpoint's vocabulary is not the truth's",
+            got=(theirs[:12], own[:12]),
             fix="adopt a model of the truth's own tokenizer; `hydrometer judge` compares others",
-        )  # fmt: skip
+        )
 
 
 def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:

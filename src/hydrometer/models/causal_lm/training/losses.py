@@ -11,6 +11,7 @@ matrix's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,16 @@ from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
 __all__ = ["linear_cross_entropy"]
 
 _CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Arguments of the loss that have no gradient; see `linear_cross_entropy`."""
+
+    n_items: float
+    vocab_size: int
+    holes: Tensor | None
+    dtype: torch.dtype
 
 
 def linear_cross_entropy(
@@ -51,22 +62,16 @@ def linear_cross_entropy(
     dtype : of the products; None takes that of the states. Sums over the vocabulary are float32 and float64.
     """
     apply: Any = _LinearCrossEntropy.apply
-    return apply(states_MD, weight_WD, bias_W, ids_M, n_items, vocab_size, holes, dtype or states_MD.dtype)
+    settings = _Settings(n_items, vocab_size, holes, dtype or states_MD.dtype)
+    return apply(states_MD, weight_WD, bias_W, ids_M, settings)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        ids: Tensor,
-        n_items: float,
-        vocab_size: int,
-        holes: Tensor | None,
-        dtype: torch.dtype,
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, settings: _Settings
     ) -> Tensor:
+        holes, dtype = settings.holes, settings.dtype
         h, w = states.detach().to(dtype), weight.detach().to(dtype)
         b = None if bias is None else bias.detach().to(dtype)
         d_states = torch.empty_like(h)
@@ -90,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         own += b
                     if holes is not None:
                         own[:, holes] = -torch.inf
-                    loss = _to_gradient(own, ids_m[part], vocab_size, 1 / n_items)
+                    loss = _to_gradient(own, ids_m[part], settings.vocab_size, 1 / settings.n_items)
                     torch.mm(own, w, out=d_m[part])
                     return loss
 
@@ -108,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_bias += g.sum(0, dtype=torch.float32)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
         ctx.gradients = (d_states.to(states.dtype), d_weight.to(weight.dtype), last)
-        return torch.tensor(total / n_items, dtype=torch.float32, device=states.device)
+        return torch.tensor(total / settings.n_items, dtype=torch.float32, device=states.device)
 
     @staticmethod
     @once_differentiable
@@ -117,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = None
         if scale != 1:
             gradients = tuple(None if g is None else g.mul_(scale) for g in gradients)
-        return (*gradients, None, None, None, None, None)
+        return (*gradients, None, None)
 
 
 def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:

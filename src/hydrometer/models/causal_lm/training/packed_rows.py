@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -209,13 +208,14 @@ def _agree(network: Network, lengths: Sequence[int], size: int, *, backwards: bo
         [[IGNORED] * len(p) + a + [IGNORED] * n for p, a, n in zip(prompts, answers, blank, strict=True)]
     )
     rows, model, was = pack(ids_BT, labels_BT), network.model, network.model.training
+    assert rows is not None  # answers that share a prompt are packed
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(backwards):
         torch.manual_seed(0)
         model.train()
         try:
             padded_MD = network.body(ids_BT)[:, :-1][labels_BT[:, 1:] != IGNORED]
-            packed_MD = packed_states(network, cast("PackedRows", rows))
+            packed_MD = packed_states(network, rows)
         except HydrometerError:  # the network does not take its rows in this way
             return False
         finally:

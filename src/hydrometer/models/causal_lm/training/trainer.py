@@ -32,7 +32,7 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_who
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score
 from hydrometer.models.causal_lm.loading.model_files import quiet
-from hydrometer.models.causal_lm.spec import LevelSpec, Training
+from hydrometer.models.causal_lm.spec import Training, level_spec
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.training.determinism import reproducible
 from hydrometer.models.causal_lm.training.distributed import Loss, Together, together
@@ -56,10 +56,8 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     FitError : another loss than mle, no rows, or a loss that is not finite.
     LawMismatchError : rows of other prompts than the truth's.
     """
-    truth, level = _law(request.truth), request.level
+    truth, level = _law(request.truth), level_spec(request.level)
     above = truth if request.teacher is None else _law(request.teacher)
-    if not isinstance(level, LevelSpec):
-        raise InputError("a causal LM is fitted from a LevelSpec", got=type(level).__name__)
     if request.loss != "mle":
         raise FitError("this loss is not implemented for causal_lm", got=request.loss, fix="use mle")
     data = _rows(request.data, truth)
@@ -163,9 +161,15 @@ def _answer_loss(
     if lm.is_split:
         head = lm.network.head
         return linear_cross_entropy(
-            states_MD, head.weight, head.bias, ids_M,
-            n_items=n_items, vocab_size=lm.vocab_size, holes=lm.holes, dtype=dtype,
-        )  # fmt: skip
+            states_MD,
+            head.weight,
+            head.bias,
+            ids_M,
+            n_items=n_items,
+            vocab_size=lm.vocab_size,
+            holes=lm.holes,
+            dtype=dtype,
+        )
     logits_MV = lm.network.logits(states_MD)[:, : lm.vocab_size].float()
     return F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
 

@@ -1,0 +1,66 @@
+"""What is wrong with a chain of language models, known without opening weights."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from hydrometer.core.errors import LawMismatchError, SpecError
+from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.opening import outline_of, truth_opening
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource
+from hydrometer.models.causal_lm.training.initialization import scratch_config
+
+__all__ = ["check_chain"]
+
+
+def check_chain(chain: CausalLMChain) -> None:
+    """Refuse an engine's settings, prompts that are too long, and levels that cannot be made of the truth.
+
+    Raises
+    ------
+    ModelError, DataError, SpecError, LawMismatchError
+    """
+    resolved, prompts, _ = truth_opening(chain.truth)
+    if chain.drawing is not None:
+        engine, settings = chain.drawing
+        engine.check(settings, chain)
+    truth = outline_of(resolved)
+    room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(p) for p in prompts.ids) + chain.truth.max_new_tokens
+    if isinstance(room, int) and longest > room:
+        fix = "shorten the prompts or max_new_tokens"
+        raise SpecError("prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix)
+    n_truth = n_above = _n_layers(truth.config)
+    for role, level in chain.level_specs.items():
+        match level.init:
+            case "scratch":
+                n_above = _n_layers(scratch_config(truth.config, level.architecture))
+            case "truth":
+                n_above = n_truth
+            case "above":
+                pass
+            case FromLayers(layers_of=owner, layers=layers):
+                n = n_truth if owner == "truth" else n_above
+                if max(layers) >= n:
+                    raise SpecError(f"{role}: layers of {owner} are counted from 0 to {n - 1}", got=list(layers))
+                n_above = len(layers)
+            case FromSource(source=source, revision=revision):
+                other = load.outline(load.resolve(source, revision))
+                _check_source(role, source, other, truth)
+                n_above = _n_layers(other.config)
+
+
+def _n_layers(config: PretrainedConfig) -> int:
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def _check_source(role: str, source: str, found: load.Outline, truth: load.Outline) -> None:
+    """Refuse a source of another vocabulary or stop set than the truth's."""
+    same_vocabulary = vocabulary_hash(found.tokenizer) == vocabulary_hash(truth.tokenizer)
+    theirs = model_stop_ids(found.generation_config, found.tokenizer)
+    if same_vocabulary and theirs == model_stop_ids(truth.generation_config, truth.tokenizer):
+        return
+    what = "stop set" if same_vocabulary else "vocabulary"
+    fix = "start from a model of the truth's own tokenizer"
+    raise LawMismatchError(f"{role}: the source's {what} is not the truth's", got=source, fix=fix)
