@@ -90,6 +90,7 @@ class CausalLMFamily:
         MissingDependencyError, ModelError, DataError, SpecError, LawMismatchError
         """
         self.check_inputs(chain)
+        from hydrometer.models.causal_lm.preflight.chain_check import check_chain
 
         check_chain(causal_chain(chain))
 
@@ -99,6 +100,8 @@ class CausalLMFamily:
         needs_torch()
         source_digest(c.truth)
         load.locate(c.truth.source)
+        if c.given_teacher is not None:
+            load.locate(c.given_teacher.source)
         for level in c.level_specs.values():
             if isinstance(level.init, FromSource):
                 load.locate(level.init.source)

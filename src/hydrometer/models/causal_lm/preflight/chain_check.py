@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 from transformers import PretrainedConfig
 
-from hydrometer.core.errors import LawMismatchError, SpecError
+from hydrometer.core.errors import DataError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.opening import outline_of, truth_opening
+from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, truth_opening
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource
+from hydrometer.models.causal_lm.text_truth import training_texts
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 
 __all__ = ["check_chain"]
@@ -27,11 +29,20 @@ def check_chain(chain: CausalLMChain) -> None:
         engine.check(settings, chain)
     truth = outline_of(resolved)
     room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(p) for p in prompts.ids) + chain.truth.max_new_tokens
+    asked = (*prompts.ids, *(() if (judged := judged_prompts(chain.truth)) is None else judged.ids))
+    longest = max(len(p) for p in asked) + chain.truth.max_new_tokens
     if isinstance(room, int) and longest > room:
         fix = "shorten the prompts or max_new_tokens"
         raise SpecError("prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix)
+    _check_texts(chain, room)
     n_truth = n_above = _n_layers(truth.config)
+    if chain.given_teacher is not None:
+        source, revision = chain.given_teacher.source, chain.given_teacher.revision
+        given = load.outline(load.resolve(source, revision))
+        if vocabulary_hash(given.tokenizer) != vocabulary_hash(truth.tokenizer):  # where answers end is the truth's
+            fix = "take a teacher of the truth's own tokenizer"
+            raise LawMismatchError("the teacher's vocabulary is not the truth's", got=source, fix=fix)
+        n_above = _n_layers(given.config)
     for role, level in chain.level_specs.items():
         match level.init:
             case "scratch":
@@ -49,6 +60,19 @@ def check_chain(chain: CausalLMChain) -> None:
                 other = load.outline(load.resolve(source, revision))
                 _check_source(role, source, other, truth)
                 n_above = _n_layers(other.config)
+
+
+def _check_texts(chain: CausalLMChain, room: object) -> None:
+    """Refuse texts to train on that the model has no room for. Raises DataError."""
+    if chain.truth.text is None:
+        return
+    for which in ("train", "validate"):
+        rows = training_texts(chain, which)
+        prompts = np.array([len(p) for p in rows.prompt_ids])
+        longest = int((prompts[rows.prompt_index] + rows.lengths).max())
+        if isinstance(room, int) and longest > room:
+            fix = "leave the longest rows out"
+            raise DataError("a text with its prompt exceeds max_position_embeddings", got=(longest, room), fix=fix)
 
 
 def _n_layers(config: PretrainedConfig) -> int:
