@@ -16,7 +16,7 @@ from hydrometer._version import __version__
 from hydrometer.cli import exchange_commands
 from hydrometer.cli.exit import end_with
 from hydrometer.cli.judge_command import judge_command
-from hydrometer.cli.options import Artifacts, Json, Out, Overrides, Recipe, filled
+from hydrometer.cli.options import Address, Artifacts, Executor, Json, Out, Overrides, Recipe, filled
 from hydrometer.cli.plan_command import plan_command
 from hydrometer.cli.result_output import LONGEST, say_drawn, say_results
 from hydrometer.core.errors import InputError, one_line
@@ -61,14 +61,8 @@ def run_command(
         Literal["draw"] | None,
         typer.Option("--until", help="draw: make the training rows alone, to export them; nothing is judged."),
     ] = None,
-    executor: Annotated[
-        Literal["local", "ray"],
-        typer.Option("--executor", help="Who makes the stages: this process, or the workers of a Ray cluster."),
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option("--address", metavar="HOST:PORT|auto", help="A running Ray cluster. [default: start one here]"),
-    ] = None,
+    executor: Executor = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""

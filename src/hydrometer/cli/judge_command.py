@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hydrometer.cli.options import Json, filled
+from hydrometer.cli.options import Address, Artifacts, Executor, Json, filled
 from hydrometer.cli.result_output import say_results
 
 __all__ = ["judge_command"]
@@ -66,6 +66,9 @@ class JudgeOptions:
     out: Annotated[str, typer.Option("--out", metavar="DIR|URL", help="Folder for rows, scores, results.")] = (
         "runs/judge"
     )
+    cache: Artifacts = None
+    executor: Executor = "local"
+    address: Address = None
     as_json: Json = False
 
 
@@ -95,7 +98,10 @@ def judge_command(o: JudgeOptions) -> None:
             device=o.device,
             base=o.base,
             out=o.out,
+            cache=o.cache,
             monitor=monitor,
+            executor=o.executor,
+            address=o.address,
         )
         page = build_report([result.folder])
     say_results(result, page, as_json=o.as_json)

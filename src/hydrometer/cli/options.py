@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from inspect import Signature, signature
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import typer
 
-__all__ = ["Artifacts", "Json", "Out", "Overrides", "Recipe", "filled"]
+__all__ = ["Address", "Artifacts", "Executor", "Json", "Out", "Overrides", "Recipe", "filled"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="a.b.c=VALUE", help="Override a key; VALUE is YAML. Repeatable."),
 ]
 Artifacts = Annotated[str | None, typer.Option("--cache", metavar="DIR|URL", help="Where artifacts are kept.")]
+Executor = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--executor", help="Who makes the stages: this process, or the workers of a Ray cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT|auto", help="A running Ray cluster. [default: start one here]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output and nothing else there.")]
 
 
