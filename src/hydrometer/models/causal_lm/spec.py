@@ -1,7 +1,7 @@
-"""What a causal-LM chain looks like in a specification. Needs neither torch nor transformers.
+"""Specification of a causal-LM chain. Imports without torch and transformers.
 
-Architecture and training fields have transformers' own names (`PretrainedConfig`, `TrainingArguments`), so that what is
-known of them holds here; the exceptions are the ratios of the warmup-stable-decay schedule.
+Architecture and training fields have the names and meanings of transformers (`PretrainedConfig`, `TrainingArguments`),
+except the ratios of the warmup-stable-decay schedule.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class PromptsFile(Strict):
     _content: bytes | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Keep the folder that `file` is relative to; it is no part of what the specification says."""
+        """Keep the folder that `file` is relative to; it is not part of the specification."""
         if isinstance(context, Mapping) and "base" in context:
             self._base = context["base"]
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Take the file's content along to another process, whose machine may not have it."""
+        """Include the file's content, as another process's machine may not have the file."""
         state = super().__getstate__()
         private: dict[str, Any] = dict(state["__pydantic_private__"] or {})
         if private.get("_content") is None:
@@ -87,17 +87,17 @@ class PromptsFile(Strict):
         return {**state, "__pydantic_private__": private}
 
     def open(self) -> IO[bytes]:
-        """Open the file, or what came along of it."""
+        """Open the file, or its content carried from another machine."""
         return self.path.open("rb") if self._content is None else io.BytesIO(self._content)
 
     @property
     def is_carried(self) -> bool:
-        """Whether the content came along, from another machine that read the file."""
+        """Whether the content was read on another machine and carried here."""
         return self._content is not None
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The file's path."""
         return self._base / user_path(self.file)
 
 
@@ -130,8 +130,7 @@ class Truth(Strict):
     max_new_tokens : L, tokens after which a sequence is cut.
     prompts : what is answered.
     stop : E, ids or token strings that end a sequence; None takes the model's own.
-    architecture : the model's own config fields, `model_type` among them, for `plan` where the model is not at hand;
-        nothing else reads it.
+    architecture : the model's config fields, including `model_type`, for `plan` without the model; otherwise unused.
     """
 
     source: str = Field(min_length=1)
@@ -144,11 +143,11 @@ class Truth(Strict):
 
     @property
     def kept_prompts(self) -> object:
-        """What a run keeps of its prompts (`prompts.Kept`), or None; no part of what the specification says."""
+        """The prompts that a run stored (`prompts.Kept`), or None; not part of the specification."""
         return self._kept
 
     def with_kept(self, kept: object) -> Self:
-        """Return the same truth, asked what a run keeps; it goes along to other processes."""
+        """Return the same truth with stored prompts, which are pickled with it."""
         out = self.model_copy()
         out._kept = kept
         return out
@@ -211,8 +210,8 @@ class Training(Strict):
 
     `num_workers` processes (Ray's `ScalingConfig` has the name) share every batch by rows, under `strategy`: each holds
     the whole model (ddp), or a share of its weights, gradients and optimizer states (fsdp). Batch sizes stay those of
-    all workers together. `save_steps` is how often a fit leaves a checkpoint to go on from, None for never; it changes
-    no result and is no part of a fit's key.
+    all workers together. `save_steps` is the interval of checkpoints, None for none; it changes no result and is not
+    part of a fit's key.
     """
 
     num_train_epochs: int = Field(default=3, ge=1, le=_MANY)
@@ -233,9 +232,9 @@ class Training(Strict):
 
     @model_serializer(mode="wrap")
     def _said(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Leave out what says nothing, so that keys from before these fields stay; and, in a key, what changes nothing.
+        """Omit defaults, so that keys from before these fields stay valid; and in a key, fields that change no result.
 
-        A key asks with the context "key".
+        Keys are made with the context "key".
         """
         body: dict[str, Any] = handler(self)
         if self.num_workers == 1:
@@ -335,7 +334,7 @@ class CausalLMChain(ChainSpec):
     threads : of torch, part of the numerics; None takes the machine's count.
     device : "cpu", "cuda", or "auto", which takes cuda where there is one.
     engine : what draws training rows, by name with its settings; None for this package's own sampler (`native`).
-    picture : how answers of the first seed, in the truth's embedding space, are brought to the plane; None for none.
+    picture : projection of the first seed's answers from the truth's embedding space to the plane; None for none.
     """
 
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
