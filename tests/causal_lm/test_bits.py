@@ -98,7 +98,7 @@ def test_another_process_draws_the_same_bits(llama: CausalLM):
     assert printed.split() == [digest(composite_law(llama).sample(40, seed=5))]
 
 
-def test_lanes_draw_the_same_bits_each_time(llama: CausalLM):
+def test_workers_draw_the_same_bits_each_time(llama: CausalLM):
     law = composite_law(llama, block_rows=96)
     one = law.sample(96, seed=5)
     torch.set_num_threads(2)
@@ -125,13 +125,13 @@ def test_a_lane_that_raises_leaves_the_threads_as_they_were(llama: CausalLM, mon
     def failing(*args: object) -> object:
         calls.append(torch.get_num_threads())
         if len(calls) > 5:
-            raise FloatingPointError("a lane failed")
+            raise FloatingPointError("a worker failed")
         return real(*args)
 
     real = next_token.draw
     with monkeypatch.context() as patch:
         patch.setattr(next_token, "draw", failing)
-        with pytest.raises(FloatingPointError, match="a lane failed"):
+        with pytest.raises(FloatingPointError, match="a worker failed"):
             law.sample(96, seed=5)
     assert set(calls) == {1}
     assert torch.get_num_threads() == 2

@@ -170,7 +170,7 @@ def test_accelerators_beside_the_one_make_no_other_batches(
 def test_a_checkpoint_is_completed_when_all_processes_have_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group, met = distributed.Together.__new__(distributed.Together), []
+    group, met = distributed.Distributed.__new__(distributed.Distributed), []
     group.rank = 0
     monkeypatch.setattr(group, "broadcast", lambda value: value)
     monkeypatch.setattr(distributed.dist, "barrier", lambda: met.append(True))

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import MixtralConfig  # noqa: E402
 
 from chains import lm_spec  # noqa: E402
-from hydrometer.models.causal_lm.cost.operations import forward_flops, lanes_of, shape_of, spread, stage_work  # noqa: E402
+from hydrometer.models.causal_lm.cost.operations import forward_flops, shape_of, spread, stage_work, workers_of  # noqa: E402
 from hydrometer.models.causal_lm.cost.timing import _Bench, measure  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
@@ -75,11 +75,11 @@ def test_costs_of_a_chain_for_progress_are_seconds_of_the_same_counts(llama_fold
         assert 0 < few < many < 2.5 * few
 
 
-def test_lanes_wait_for_their_last_batch() -> None:
+def test_workers_wait_for_their_last_batch() -> None:
     for tokens in (1.0, 1000.0, 1024.0, 5000.0, 1e6, 1e9):
         assert spread(tokens, 1) == tokens
-        for lanes in (2, 8):
-            assert tokens <= spread(tokens, lanes) <= tokens + 1024 * lanes
+        for workers in (2, 8):
+            assert tokens <= spread(tokens, workers) <= tokens + 1024 * workers
 
 
 def test_measuring_asks_only_for_what_is_not_known(llama_folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_plans_memory_is_counted_wherever_it_is(llama_folder: Path, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert CAUSAL_LM.footprint(auto, "draw", "student", 16).memory_least == 0
     assert said == {s: CAUSAL_LM.work(auto, s, "student", 16, 6.0, "float32").memory for s in said}
-    assert (lanes_of(here), lanes_of(auto)) == (4, 1)
+    assert (workers_of(here), workers_of(auto)) == (4, 1)
 
 
 def test_held_out_rows_are_scored_in_float32_whatever_models_are_judged_in(llama_folder: Path) -> None:

@@ -14,7 +14,7 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import Controlled  # noqa: E402
 from hydrometer.models.causal_lm.cpu.llama import Llama  # noqa: E402
 from hydrometer.models.causal_lm.inference import scorer  # noqa: E402
-from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates  # noqa: E402
+from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from naive import PROMPTS, SETTINGS, all_strings, as_sequences, slug  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
@@ -43,11 +43,11 @@ def test_states_kept_for_the_next_law_change_no_bit(any_lm: CausalLM, llama: Cau
     law, other = (lm.law(PROMPTS, max_new_tokens=10, block_rows=32) for lm in (any_lm, llama))
     x, y = law.sample(40, seed=1), law.sample(40, seed=2)
     monkeypatch.setattr(any_lm, "frozen", True)
-    monkeypatch.setattr(any_lm, "kept_states", None)
+    monkeypatch.setattr(any_lm, "hidden_states", None)
     plain = law.score_beside(x, other)
     first, second = (law.score_beside(x, other, again=True) for _ in range(2))
-    assert any_lm.kept_states is not None
-    assert any_lm.kept_states.bytes > 0
+    assert any_lm.hidden_states is not None
+    assert any_lm.hidden_states.bytes > 0
     for a in (first, second):
         assert (a.own == plain.own).all()
         assert (a.other == plain.other).all()
@@ -59,14 +59,14 @@ def test_states_kept_for_the_next_law_change_no_bit(any_lm: CausalLM, llama: Cau
 def test_what_is_kept_is_bounded_and_only_of_weights_that_stay(llama: CausalLM, monkeypatch: pytest.MonkeyPatch):
     law = llama.law(PROMPTS, max_new_tokens=10, block_rows=32)
     x = law.sample(40, seed=1)
-    monkeypatch.setattr(llama, "kept_states", None)
+    monkeypatch.setattr(llama, "hidden_states", None)
     law.score_beside(x, law, again=True)
-    assert llama.kept_states is None
+    assert llama.hidden_states is None
     monkeypatch.setattr(llama, "frozen", True)
-    monkeypatch.setattr("hydrometer.models.causal_lm.inference.hidden_state_cache._KEPT_BYTES", 10)
+    monkeypatch.setattr("hydrometer.models.causal_lm.inference.hidden_state_cache.MAX_BYTES", 10)
     kept = law.score_beside(x, law, again=True)
-    assert llama.kept_states is not None
-    assert llama.kept_states.bytes == 0
+    assert llama.hidden_states is not None
+    assert llama.hidden_states.bytes == 0
     assert (kept.own == law.log_prob(x)).all()
 
 
@@ -81,8 +81,8 @@ def test_rows_of_another_law_and_other_outcomes_are_refused(small: CausalLM, lla
 
 
 def test_rounds_longer_than_there_is_room_for_keep_their_first_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hydrometer.models.causal_lm.inference.hidden_state_cache._KEPT_BYTES", 80)
-    kept, states = KeptStates(), torch.zeros(10)  # 40 bytes
+    monkeypatch.setattr("hydrometer.models.causal_lm.inference.hidden_state_cache.MAX_BYTES", 80)
+    kept, states = HiddenStateCache(), torch.zeros(10)  # 40 bytes
 
     def ask(name: str) -> bool:
         found = kept.of(name.encode())
@@ -106,7 +106,7 @@ def test_states_of_a_block_are_kept_beside_those_of_others(llama: CausalLM, monk
     law = llama.law(PROMPTS, max_new_tokens=10, block_rows=32)
     other = CausalLM(make_llama(seed=9), make_tokenizer(64)).law(PROMPTS, max_new_tokens=10, block_rows=32)
     monkeypatch.setattr(llama, "frozen", True)
-    monkeypatch.setattr(llama, "kept_states", None)
+    monkeypatch.setattr(llama, "hidden_states", None)
     blocks = [law.sample(16, seed=s) for s in range(3)]
     calls: list[str] = []
     for name in ("prompts", "forward"):

@@ -436,10 +436,10 @@ def test_the_papers_recipe_is_planned_without_its_truth_and_run_only_with_it(
 
 
 def found_shapes() -> dict[str, Any]:
-    from hydrometer.models.causal_lm.unopened import Unopened
+    from hydrometer.models.causal_lm.planning import DescribedTruth
 
     chain: Any = hm.load_spec("paper-smollm2").chains["smollm2"]
-    return dict(Unopened().subject(chain).shapes)
+    return dict(DescribedTruth().subject(chain).shapes)
 
 
 def test_what_a_device_is_called_stays_on_a_line(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The causal-LM family: its levels, keys, files and exhibits. Importable without torch; the methods are not.
+"""The causal-LM family: levels, keys, files and exhibits. The module imports without torch, its methods need it.
 
-What a fit takes over from the truth, whatever it starts from: prompts, stop set E, max_new_tokens L, tokenizer.
+Every fit takes prompts, stop set E, max_new_tokens L and tokenizer from the truth, whatever its initial weights.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ __all__ = ["CAUSAL_LM", "CausalLMFamily"]
 
 ROWS_FILE = "rows.parquet"
 
-# What progress lines and shares of a cost are reckoned with: the two cores that the recipes were made on. Only ratios
-# between stages matter there; hours for people come from `run.cost.devices`.
+# For progress and relative costs: the two cores that the recipes were developed on. Only ratios between stages matter
+# here; estimated hours come from `run.cost.devices`.
 REFERENCE = Device(
     name="reference",
     source="two cores of an AMD EPYC (Zen 5), torch 2.13",
@@ -83,7 +83,7 @@ class CausalLMFamily:
         return causal_chain(chain).data.model_dump(by_alias=True)
 
     def check(self, chain: ChainSpec) -> None:
-        """Refuse what can be known without opening weights: sources, prompts, stop set, layers, vocabularies.
+        """Check sources, prompts, stop set, layers and vocabularies, without opening weights.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class CausalLMFamily:
         check_chain(causal_chain(chain))
 
     def check_inputs(self, chain: ChainSpec) -> None:
-        """Refuse prompts that cannot be read and sources that are not there, by headers alone. Raises InputError."""
+        """Check that prompts are readable and sources exist, from headers only. Raises InputError."""
         c = causal_chain(chain)
         needs_torch()
         source_digest(c.truth)
@@ -107,14 +107,14 @@ class CausalLMFamily:
                 load.locate(level.init.source)
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
-        """Look for what would spoil the result: vocabularies, prompts and ends, and a small probe of the truth."""
+        """Diagnose vocabularies, prompts and stop set, and draw a small probe of the truth."""
         from hydrometer.models.causal_lm.cost.memory import level_configs
         from hydrometer.models.causal_lm.preflight.doctor import Subject, examine
 
         c = causal_chain(chain)
         resolved, prompts, stop_ids = truth_opening(c.truth)
         configs = level_configs(outline_of(resolved).config, c.level_specs, c.given_teacher)
-        for level in c.level_specs.values():  # a file that cannot be read is refused before anything is made
+        for level in c.level_specs.values():  # refuse an unreadable file early
             if isinstance(level.init, FromSource):
                 source = load.resolve(level.init.source, level.init.revision)
                 load.dequantised(source.base or source)
@@ -131,7 +131,7 @@ class CausalLMFamily:
         return footprint(c, configs, stage, role, rows)
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
-        """Versions, threads, processor class, and the content of what levels start from."""
+        """Versions, threads, processor class, and the identity of the levels' pretrained sources."""
         c = causal_chain(chain)
         sources = {
             role: dict(load.resolve(level.init.source, level.init.revision).identity)
@@ -150,7 +150,7 @@ class CausalLMFamily:
         return c.draw_dtype if purpose == "train" else c.judge_dtype
 
     def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
-        """Content of the weights and the prompts, E and L."""
+        """Hashes of the weights and the prompts, E and L."""
         c = causal_chain(chain)
         resolved, prompts, stop_ids = truth_opening(c.truth)
         return {
@@ -221,17 +221,17 @@ class CausalLMFamily:
         return held_out(causal_chain(chain)).strata
 
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
-        """Return the truth's prompts, ids and text, in the form that a run keeps. Raises DataError, ModelError."""
+        """Return the truth's prompts, ids and text, as a run stores them. Raises DataError, ModelError."""
         truth = causal_chain(chain).truth
         return Kept(source_digest(truth), truth_opening(truth)[1], judged_prompts(truth)).to_json()
 
     def with_rendered(self, chain: ChainSpec, kept: Mapping[str, object]) -> ChainSpec:
-        """Return the chain, its truth asked what a run kept. Raises DataError."""
+        """Return the chain with the prompts that a run stored. Raises DataError."""
         c = causal_chain(chain)
         return c.model_copy(update={"truth": c.truth.with_kept(Kept.from_json(kept))})
 
     def draw_identity(self, chain: ChainSpec, role: str, purpose: Literal["train", "judge"]) -> Mapping[str, object]:
-        """Name the engine of training rows, where it is another than the native one."""
+        """Identify the engine of training rows, if it is not the native sampler."""
         c = causal_chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
             return {}
@@ -249,7 +249,7 @@ class CausalLMFamily:
         stream: Stream,
         start: int,
     ) -> tuple[Samples, Mapping[str, object]]:
-        """Draw a block as the chain says, natively or by its engine. Raises StageError."""
+        """Draw a block with the chain's engine, or natively. Raises StageError."""
         from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine
         from hydrometer.models.choosing.best_of_n import ChosenLaw
 
@@ -264,7 +264,7 @@ class CausalLMFamily:
         )
 
     def release(self) -> None:
-        """Close the engine that is open, if one is."""
+        """Close the open engine, if any."""
         sessions.release()
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
@@ -288,7 +288,7 @@ class CausalLMFamily:
         return group(causal_chain(chain).device, rank, n_workers, meeting)
 
     def identify(self, source: str) -> Mapping[str, str]:
-        """Return what a checkpoint is, by content. Raises ModelError."""
+        """Return a checkpoint's identity, by content. Raises ModelError."""
         from hydrometer.models.causal_lm.pretrained.adopt import identify
 
         return identify(source)
@@ -301,7 +301,7 @@ class CausalLMFamily:
         return open_adopted(source, self.truth(chain, "float32"))
 
     def save_law(self, law: Law, folder: Path) -> None:
-        """Write a folder that `from_pretrained` opens, and beside it what else makes the law."""
+        """Write a folder for `from_pretrained`, with law.json beside the weights."""
         mine = _law(law)
         if mine.selectivity is not None:
             raise InputError("only an unselected law is stored", got=mine.selectivity.label)
@@ -309,7 +309,7 @@ class CausalLMFamily:
         LawFile(mine.prompts, mine.stop_ids, mine.max_new_tokens).write(folder)
 
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> CausalLaw:
-        """Open what `save_law` wrote."""
+        """Open a folder that `save_law` wrote."""
         from hydrometer.models.causal_lm.inference.law import CausalLaw
 
         c = causal_chain(chain)
@@ -332,7 +332,7 @@ class CausalLMFamily:
         return self.take(Sequences.concatenate([load_sequences(f / ROWS_FILE) for f in folders]), n)
 
     def load_training_rows(self, folders: list[Path], n: int, scratch: Path) -> TrainingRows:
-        """Open the first n rows of blocks as a fit reads them: flat ids, on disk where they are many."""
+        """Open the first n rows of blocks for a fit: flat ids, memory-mapped where they are many."""
         return load_training_rows([f / ROWS_FILE for f in folders], n, scratch)
 
     def take(self, samples: Samples, n: int) -> Sequences:
@@ -352,12 +352,12 @@ class CausalLMFamily:
         return _law(law).texts(x)
 
     def describe_truth(self, chain: ChainSpec) -> str:
-        """Name the truth for what it is."""
+        """Describe the truth in one line."""
         truth = causal_chain(chain).truth
         return load.resolve(truth.source, truth.revision).description
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
-        """Seconds on the reference machine, from the same counts as `plan`; every answer as long as it may be."""
+        """Seconds on the reference machine, from the counts of `plan`, with every answer at max_new_tokens."""
         c = causal_chain(chain)
         precision = c.draw_dtype if stage == "draw" else c.judge_dtype
         sides: tuple[Stage, ...] = ("score truth", "score law")
@@ -372,7 +372,7 @@ class CausalLMFamily:
         return stage_work(self.subject(causal_chain(chain)), stage, role, rows, mean, precision)
 
     def unopened(self, chain: ChainSpec) -> Family | None:
-        """Return the family that plans from `truth.architecture`, where the truth's model is not on this machine."""
+        """Return the family that plans from `truth.architecture`, if the truth's model is not on this machine."""
         c = causal_chain(chain)
         needs_torch()
         from hydrometer.models.causal_lm.planning import at_hand
@@ -380,7 +380,7 @@ class CausalLMFamily:
         return None if at_hand(c.truth) else _unopened()
 
     def lengths(self, chain: ChainSpec) -> Lengths:
-        """Mean length of a few answers that the truth is asked for."""
+        """Mean length of a few answers drawn from the truth."""
         from hydrometer.models.causal_lm.planning import expected_lengths
 
         c = causal_chain(chain)
@@ -395,7 +395,7 @@ class CausalLMFamily:
         return measure(self.subject(c), mean, known)
 
     def machine(self, chain: ChainSpec) -> Mapping[str, float]:
-        """Rates of matrix products at the truth's width, and of memory copies, here."""
+        """Rates of matrix products, at the truth's width, and of memory copies, on this machine."""
         from hydrometer.models.causal_lm.cost.timing import machine
 
         c = causal_chain(chain)
@@ -415,13 +415,13 @@ CAUSAL_LM = CausalLMFamily()
 
 @cache
 def _unopened() -> Family:
-    """Make the family that plans only."""
-    from hydrometer.models.causal_lm.unopened import Unopened
+    """Make the planning-only family."""
+    from hydrometer.models.causal_lm.planning import DescribedTruth
 
-    class UnopenedCausalLM(Unopened, CausalLMFamily):
-        """A family whose truth is not opened."""
+    class DescribedCausalLM(DescribedTruth, CausalLMFamily):
+        """The family for a truth that is described, not opened."""
 
-    return UnopenedCausalLM()
+    return DescribedCausalLM()
 
 
 def _law(law: Law) -> CausalLaw:

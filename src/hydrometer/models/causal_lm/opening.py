@@ -1,4 +1,4 @@
-"""Opening what a chain names: its truth's source, tokenizer, prompts and network, each once."""
+"""Open a chain's truth: source, tokenizer, prompts and network, each cached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def truth_opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]]:
-    """Everything of the truth's law but the network: source, prompts that models are trained on, stop set."""
+    """Return the truth's source, the prompts that models are trained on, and the stop set: its law but the network."""
     needs_torch()
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, stop_set
 
@@ -74,13 +74,13 @@ def open_source(chain: CausalLMChain, named: FromSource, precision: Precision) -
 
 
 def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Prompts, tuple[int, ...]]:
-    """Open all of a truth's law but its network: tokenizer, prompts, stop set."""
+    """Return the truth's tokenizer, prompts and stop set."""
     resolved, prompts, stop_ids = truth_opening(chain.truth)
     return outline_of(resolved).tokenizer, prompts, stop_ids
 
 
 def outline_of(resolved: load.Resolved) -> load.Outline:
-    """Return all of a model but its weights, read once."""
+    """Return a model without its weights; cached."""
     base = resolved.base
     under = None if base is None else (base.path, base.revision, json.dumps(dict(base.identity)))
     return _read_outline(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), under)
@@ -90,14 +90,14 @@ def outline_of(resolved: load.Resolved) -> load.Outline:
 def _read_outline(
     path: str, revision: str | None, identity: str, under: tuple[str, str | None, str] | None
 ) -> load.Outline:
-    """Read a tokenizer once for all that is asked of it; `identity` says that it is still the same model."""
+    """Read config and tokenizer once; `identity` in the cache key tells changed models apart."""
     doing("opening the tokenizer")
     base = None if under is None else load.Resolved(under[0], under[1], json.loads(under[2]), "")
     return load.outline(load.Resolved(path, revision, json.loads(identity), "", base))
 
 
 def set_threads(c: CausalLMChain) -> None:
-    """Give torch the threads that a chain asks for."""
+    """Set torch's threads to the chain's."""
     import torch
 
     _keep_freed_memory()
@@ -106,9 +106,9 @@ def set_threads(c: CausalLMChain) -> None:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Let glibc keep what torch frees: a step's tensors of 100 MB then need no fresh pages at the next step.
+    """Let glibc keep freed memory: a step's tensors of 100 MB then need no new pages at the next step.
 
-    Measured on two cores, a fit's step of 580 ms falls to 440 ms. Elsewhere than on glibc nothing happens.
+    Measured on two cores, a fit's step falls from 580 to 440 ms. Does nothing without glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -119,18 +119,18 @@ def _keep_freed_memory() -> None:
 
 
 def open_network(path: str, revision: str | None, device: str, precision: Precision) -> CausalLM:
-    """Open a network that is drawn from and scored. Raises InputError."""
+    """Open a network for drawing and scoring. Raises InputError."""
     from hydrometer.models.causal_lm.inference.model import CausalLM
 
     if precision == "float64":
         raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
     lm = CausalLM.open(load.resolve(path, revision), dtype=precision, device=device)
-    lm.frozen = True  # what a run opens is drawn from and scored, never trained
+    lm.frozen = True  # drawn from and scored, never trained
     return lm
 
 
 @lru_cache(maxsize=1)
 def open_truth(path: str, revision: str | None, identity: str, device: str, precision: Precision) -> CausalLM:
-    """Open the truth once for the blocks that are drawn from it one after another."""
+    """Open the truth; cached for consecutive blocks."""
     doing("opening the truth's weights")
     return open_network(path, revision, device, precision)

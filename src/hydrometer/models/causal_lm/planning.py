@@ -1,6 +1,9 @@
-"""What `plan` asks of a causal-LM chain: sizes without weights, expected lengths from a few draws, measured times."""
+"""Planning a causal-LM chain: sizes without weights, and expected lengths from a few draws."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
@@ -8,26 +11,28 @@ from transformers import AutoConfig, PretrainedConfig
 from hydrometer.core.errors import MissingDependencyError, ModelError, SpecError, one_line
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.rng import Stream
-from hydrometer.models.causal_lm.cost.memory import level_configs
+from hydrometer.core.spec import ChainSpec
+from hydrometer.models.base import Footprint
+from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
 from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
 from hydrometer.models.causal_lm.data.prompts import conversations
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
 from hydrometer.models.causal_lm.preflight.truth_probe import small_law
-from hydrometer.models.causal_lm.spec import CausalLMChain, PromptsFile, Truth
+from hydrometer.models.causal_lm.spec import CausalLMChain, PromptsFile, Truth, causal_chain
 from hydrometer.models.work import Lengths
 
-__all__ = ["at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]
+__all__ = ["DescribedTruth", "at_hand", "described_config", "described_prompts", "expected_lengths", "subject_of"]
 
-_BYTES_PER_TOKEN = 4  # of English text, where no tokenizer is at hand
+_BYTES_PER_TOKEN = 4  # of English text, without a tokenizer
 _OLDER = ("rope_theta", "rope_scaling", "torch_dtype")  # of config.json before transformers 5, which still reads them
 
 
 def at_hand(truth: Truth) -> bool:
-    """Whether the truth's model is on this machine; without a description of it, it has to be.
+    """Whether the truth's model is on this machine; always true without `truth.architecture`.
 
-    A hub id that is described and not in the local cache is not asked of the hub.
+    The hub is not asked for a described hub id that is not in the local cache.
     """
     if truth.architecture is None:
         return True
@@ -53,9 +58,7 @@ def described_config(truth: Truth) -> PretrainedConfig:
         known = AutoConfig.for_model(kind).to_dict()
         if unknown := [k for k in fields if k not in known and k not in _OLDER]:
             raise SpecError("truth.architecture: unknown field", got=unknown[0], fix=f"see {kind}'s configuration")
-        check_sizes(
-            fields, "truth.architecture"
-        )  # as of a model that is there: networks without storage are built, too
+        check_sizes(fields, "truth.architecture")  # a network without storage is built from them
         config = AutoConfig.for_model(kind, **fields)
         shape_of(config)
     except SpecError:
@@ -72,7 +75,7 @@ _subjects: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
 
 
 def subject_of(chain: CausalLMChain, config: PretrainedConfig, prompts: tuple[int, ...]) -> Subject:
-    """Count a chain's models; those of the last chains are kept, for one plan asks thousands of times.
+    """Count a chain's models; cached, as one plan asks thousands of times.
 
     Parameters
     ----------
@@ -89,7 +92,7 @@ def subject_of(chain: CausalLMChain, config: PretrainedConfig, prompts: tuple[in
 
 
 def described_prompts(truth: Truth) -> tuple[int, ...]:
-    """Guess the prompts' lengths without a tokenizer: a token for every four bytes of text."""
+    """Estimate the prompts' lengths without a tokenizer: one token per four bytes of text."""
     match truth.prompts:
         case None:
             texts = [""]
@@ -101,9 +104,9 @@ def described_prompts(truth: Truth) -> tuple[int, ...]:
 
 
 def expected_lengths(chain: CausalLMChain, law: CausalLaw) -> Lengths:
-    """Draw a few answers of the truth, as the doctor's probe does, and take their mean length.
+    """Return the mean length of a few answers drawn from the truth, as in the doctor's probe.
 
-    Where the probe is cut before `max_new_tokens`, answers that had not ended are taken to go on to the end.
+    If the probe is cut before `max_new_tokens`, answers that did not stop count as `max_new_tokens`.
     """
     few = small_law(law)
     x = few.sample(few.block_rows, seed=Stream(0, ("plan",)))
@@ -111,3 +114,33 @@ def expected_lengths(chain: CausalLMChain, law: CausalLaw) -> Lengths:
     lengths = np.where(x.stopped, x.lengths, most)
     cut = "" if few.max_new_tokens == most else f"; those that had not ended at {few.max_new_tokens} taken to the end"
     return Lengths(float(lengths.mean()), most, f"mean of {len(x)} answers of the truth{cut}")
+
+
+class DescribedTruth:
+    """Mixin of the family for chains whose truth is known by `truth.architecture` only: it plans, and no more."""
+
+    def check(self, chain: ChainSpec) -> None:
+        """Refuse levels that cannot be built from the described truth. Raises SpecError."""
+        self.subject(causal_chain(chain))
+
+    def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Return the truth's description; no artifact's key contains it."""
+        return {"unopened": causal_chain(chain).truth.model_dump(mode="json", exclude_none=True)}
+
+    def describe_truth(self, chain: ChainSpec) -> str:
+        """Describe the truth by its source."""
+        return f"{causal_chain(chain).truth.source} (not at hand, planned from truth.architecture)"
+
+    def lengths(self, chain: ChainSpec) -> Lengths:
+        """Assume that every answer is cut at max_new_tokens."""
+        most = causal_chain(chain).truth.max_new_tokens
+        return Lengths(float(most), most, "max_new_tokens: the truth is not at hand")
+
+    def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
+        """Weights, gradients, optimiser states and caches; activations are left out."""
+        c = causal_chain(chain)
+        return footprint(c, self.subject(c).configs, stage, role, rows)
+
+    def subject(self, c: CausalLMChain) -> Subject:
+        """Return the chain's sizes, counted once."""
+        return subject_of(c, described_config(c.truth), described_prompts(c.truth))

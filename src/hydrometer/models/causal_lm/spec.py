@@ -1,7 +1,7 @@
-"""What a causal-LM chain looks like in a specification. Needs neither torch nor transformers.
+"""Specification of a causal-LM chain. Imports without torch and transformers.
 
-Architecture and training fields have transformers' own names (`PretrainedConfig`, `TrainingArguments`), so that what is
-known of them holds here; the exceptions are the ratios of the warmup-stable-decay schedule.
+Architecture and training fields have the names and meanings of transformers (`PretrainedConfig`, `TrainingArguments`),
+except the ratios of the warmup-stable-decay schedule.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Training(Strict):
 
     `num_workers` processes (Ray's `ScalingConfig` has the name) share every batch by rows, under `strategy`: each holds
     the whole model (ddp), or a share of its weights, gradients and optimizer states (fsdp). Batch sizes stay those of
-    all workers together. `save_steps` is how often a fit leaves a checkpoint to go on from, None for never; it changes
-    no result and is no part of a fit's key.
+    all workers together. `save_steps` is the interval of checkpoints, None for none; it changes no result and is not
+    part of a fit's key.
     """
 
     num_train_epochs: int = Field(default=3, ge=1, le=_MANY)
@@ -115,9 +115,9 @@ class Training(Strict):
 
     @model_serializer(mode="wrap")
     def _said(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Leave out what says nothing, so that keys from before these fields stay; and, in a key, what changes nothing.
+        """Omit defaults, so that keys from before these fields stay valid; and in a key, fields that change no result.
 
-        A key asks with the context "key".
+        Keys are made with the context "key".
         """
         body: dict[str, Any] = handler(self)
         if self.num_workers == 1:
@@ -249,7 +249,7 @@ class CausalLMChain(ChainSpec):
     threads : of torch, part of the numerics; None takes the machine's count.
     device : "cpu", "cuda", or "auto", which takes cuda where there is one.
     engine : what draws training rows, by name with its settings; None for this package's own sampler (`native`).
-    picture : how answers of the first seed, in the truth's embedding space, are brought to the plane; None for none.
+    picture : projection of the first seed's answers from the truth's embedding space to the plane; None for none.
     """
 
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)

@@ -1,6 +1,6 @@
-"""What a chain's models take, from their configurations alone: parameters, disk, memory.
+"""Parameters, disk and memory of a chain's models, from their configurations.
 
-Parameters are counted on networks without storage (torch's meta device), so the count is that of the real network.
+Parameters are counted on networks without storage (torch's meta device), so the count is exact.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
 from hydrometer.models.rows.training_rows import IN_MEMORY
 
-__all__ = ["count_parameters", "footprint", "judge_bytes", "level_configs", "on_accelerator", "row_bytes"]
+__all__ = ["BYTES", "count_parameters", "footprint", "judge_bytes", "level_configs", "on_accelerator", "row_bytes"]
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2}
 _CHUNK = 1024  # rows of logits that the loss holds at once
 _PARQUET = 6000  # bytes of a file's own, and of its prompts'
 _JUDGED = 26_000
@@ -74,13 +74,13 @@ def footprint(
     dtype: str | None = None,
     anywhere: bool = False,
 ) -> Footprint:
-    """Return the bytes that a stage takes. Activations and what libraries keep are left out.
+    """Return the bytes of a stage, without activations and library overhead.
 
     Parameters
     ----------
     configs : of the truth and the levels, by role; see `level_configs`.
-    dtype : arithmetic of a draw or a score; None takes the wider in which such a stage may run.
-    anywhere : also count memory that is an accelerator's here.
+    dtype : precision of a draw or a score; None takes the widest that the stage may use.
+    anywhere : also count an accelerator's memory.
 
     Sources: `trainer` for what a fit holds (float32 master weights, gradients, two moments of AdamW, the best epoch),
     `losses` for the output matrix's products, `decoders` for keys and values.
@@ -93,14 +93,14 @@ def footprint(
     n, longest = count_parameters(own), chain.truth.max_new_tokens
     match stage:
         case "draw":
-            width = _BYTES[dtype] if dtype else max(_BYTES[chain.draw_dtype], _BYTES[chain.judge_dtype])
+            width = BYTES[dtype] if dtype else max(BYTES[chain.draw_dtype], BYTES[chain.judge_dtype])
             cache = chain.block_rows * longest * _keys_and_values(own) * width
             logits = chain.block_rows * _vocabulary(own) * width
             return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
         case "fit":
             level = chain.level_specs.get(role)
             fitted = 20 * n + _loss(own, 2 if level is None or level.training.bf16 else 4)
-            fitted += _BYTES[chain.judge_dtype] * count_parameters(truth)
+            fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0
             return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), held(fitted), scratch)
@@ -108,7 +108,7 @@ def footprint(
             both = n if role == "truth" else n + count_parameters(truth)
             # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
             columns = 4 + 2 * (1 + math.ceil(math.log2(longest)))
-            return Footprint(16 * rows, 8 * columns * rows, held(both * _BYTES[dtype or chain.judge_dtype]))
+            return Footprint(16 * rows, 8 * columns * rows, held(both * BYTES[dtype or chain.judge_dtype]))
 
 
 def on_accelerator(chain: CausalLMChain) -> bool:
@@ -117,21 +117,21 @@ def on_accelerator(chain: CausalLMChain) -> bool:
 
 
 def _here(chain: CausalLMChain, held: int) -> int:
-    """What is held in this machine's memory; an accelerator's is not looked at."""
+    """Bytes of this machine's memory: 0 on an accelerator."""
     return 0 if on_accelerator(chain) else held
 
 
 def row_bytes(rows: int, tokens: float) -> int:
-    """Return the bytes of stored rows of so many tokens each; an artifact's `meta.json` is not in them.
+    """Return the bytes of stored rows of so many tokens each, without the artifact's `meta.json`.
 
-    A stored token is two float32 log-probabilities, 8 bytes, and an id, which Parquet keeps as a place in a table of
-    values: 2 bytes of text, up to 7 where hardly any id comes twice.
+    A stored token is two float32 log-probabilities, 8 bytes, and a dictionary-encoded id: 2 bytes in text, up to 7
+    where hardly any id repeats.
     """
     return int(rows * (tokens * 15 + 20)) + _PARQUET
 
 
 def judge_bytes(rows: int) -> int:
-    """Return the bytes of a judged cell: four columns by row; figures and frontiers, which do not grow."""
+    """Return the bytes of a judged cell: four columns by row, and figures and frontiers of fixed size."""
     return 32 * rows + _JUDGED
 
 
@@ -147,7 +147,7 @@ def _vocabulary(config: PretrainedConfig) -> int:
 
 
 def _keys_and_values(config: PretrainedConfig) -> int:
-    """Numbers that one position of one row leaves in an attention cache."""
+    """Numbers per position and row in an attention cache."""
     text = config.get_text_config()
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     kept = int(getattr(text, "num_key_value_heads", None) or heads)

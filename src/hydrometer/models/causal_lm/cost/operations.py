@@ -1,13 +1,13 @@
-"""What a causal LM's stages have to do: operations, bytes and tokens, counted on networks without storage.
+"""Operations, bytes and tokens of a causal LM's stages, counted on networks without storage.
 
-Shapes: T tokens, D width, V ids, P_l matrix entries of a decoder layer, c positions that a token looks back on.
+Shapes: T tokens, D width, V ids, P_l matrix entries of a decoder layer, c positions that a token attends to.
 
     forward, a token and layer      2 P_l + 4 c D_attention        learning takes three times that
     head, a token                   2 D V
 
-The counts follow what is run: prompts once, not once an answer (`llama`, `packed_rows`); the head on answer positions
-alone (`scorer`, `trainer`); the truth's states at its own rows kept up to 256 MiB (`kept`); lanes that wait for the
-last batch (`lanes`). Mixtures of experts are counted whole.
+The counts follow the code: each prompt runs once, not once an answer (`llama`, `packed_rows`); the head runs on answer
+positions only (`scorer`, `trainer`); the truth's states at its own rows are cached (`hidden_state_cache`); workers wait
+for the last batch (`thread_pool`). Mixtures of experts count all experts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import numpy as np
 from torch import nn
 from transformers import PretrainedConfig
 
-from hydrometer.models.causal_lm.cost.memory import footprint, judge_bytes, on_accelerator, row_bytes
+from hydrometer.models.causal_lm.cost.memory import BYTES, footprint, judge_bytes, on_accelerator, row_bytes
+from hydrometer.models.causal_lm.cpu.thread_pool import MAX_THREADS
+from hydrometer.models.causal_lm.inference.hidden_state_cache import MAX_BYTES
+from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import empty_network
 from hydrometer.models.causal_lm.training.packed_rows import learns_packed, packed_size
@@ -32,19 +35,15 @@ __all__ = [
     "Shape",
     "Subject",
     "forward_flops",
-    "lanes_of",
     "padded_batch",
     "score_names",
     "shape_of",
     "spread",
     "stage_work",
     "training_positions",
+    "workers_of",
 ]
 
-_BYTES = {"float32": 4, "bfloat16": 2}
-_PACKED_TOKENS = 1024  # of a batch that is scored: `scorer`
-_MOST_LANES = 8
-_KEPT_BYTES = 256 << 20  # of the truth's states: `kept`
 _ID_BYTES = 64  # moved a vocabulary entry where a row of logits is drawn from or scored by torch operations
 _LAUNCHES = 16  # operations of a decoder layer
 _BATCHES = 8  # of training, whose packs are counted
@@ -119,13 +118,12 @@ def forward_flops(shape: Shape, tokens: float, pairs: float, heads: float) -> fl
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A chain, and what of its models is known without opening weights.
+    """A chain, and the sizes of its models.
 
     Attributes
     ----------
     shapes : of the truth and the levels, by role. prompts : lengths of all prompts, tokens.
     levels : specifications of the levels, by role. configs : as `footprint` takes them.
-    here : whether the network runs on packed tokens in lanes, on the CPU.
     """
 
     chain: CausalLMChain
@@ -141,29 +139,29 @@ class Subject:
 
     @property
     def span(self) -> str:
-        """How far back tokens look, as part of a name: what attention takes is measured at it."""
+        """Length of the context, as part of a name: attention is measured at it."""
         return f"{self.prompt:.0f}+{self.chain.truth.max_new_tokens}t"
 
 
-def lanes_of(chain: CausalLMChain) -> int:
-    """Lanes that scoring may use on the CPU."""
-    return 1 if on_accelerator(chain) else min(chain.n_threads, _MOST_LANES)
+def workers_of(chain: CausalLMChain) -> int:
+    """Return how many workers score on the CPU."""
+    return 1 if on_accelerator(chain) else min(chain.n_threads, MAX_THREADS)
 
 
-def spread(tokens: float, lanes: int) -> float:
-    """Tokens that lanes together have time for until the last batch is done: at least `tokens`.
+def spread(tokens: float, workers: int) -> float:
+    """Return the tokens that all workers could process until the last batch is done: at least `tokens`.
 
     Examples
     --------
     >>> spread(1024, 2), spread(2048, 2), spread(3072, 2)  # a batch of 1024 is not divided
     (2048.0, 2048.0, 4096.0)
     """
-    full, rest = divmod(tokens, _PACKED_TOKENS)
-    busy = [0.0] * lanes
-    for batch in [float(_PACKED_TOKENS)] * min(int(full), 64 * lanes) + ([rest] if rest else []):
+    full, rest = divmod(tokens, PACKED_TOKENS)
+    busy = [0.0] * workers
+    for batch in [float(PACKED_TOKENS)] * min(int(full), 64 * workers) + ([rest] if rest else []):
         busy[busy.index(min(busy))] += batch
-    counted = min(int(full), 64 * lanes) * _PACKED_TOKENS + rest
-    return max(busy) * lanes + (tokens - counted)
+    counted = min(int(full), 64 * workers) * PACKED_TOKENS + rest
+    return max(busy) * workers + (tokens - counted)
 
 
 def padded_batch(subject: Subject, training: Training) -> tuple[int, int]:
@@ -188,7 +186,7 @@ def training_positions(s: Subject, own: Shape, rows: int, mean: float, *, most: 
 
 @lru_cache(maxsize=64)
 def _packed_positions(prompts: tuple[int, ...], width: int, rows: int, longest: int, short: int) -> float:
-    """Mean over a few batches, half of whose answers are as long as can be, and the rest `short`."""
+    """Mean over a few batches, half of whose answers have the full length, the rest `short`."""
     rng, length_U = np.random.default_rng(0), np.array(prompts)
     found: list[int] = []
     for _ in range(_BATCHES):
@@ -199,7 +197,7 @@ def _packed_positions(prompts: tuple[int, ...], width: int, rows: int, longest: 
 
 
 def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float, precision: str) -> Work:
-    """Return what a stage has to do.
+    """Return the work of a stage.
 
     Parameters
     ----------
@@ -236,7 +234,7 @@ def score_names(subject: Subject, shape: Shape, dtype: str) -> tuple[str, str]:
 
 
 def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[Part, ...]:
-    tokens, width, steps = rows * mean, _BYTES[dtype], s.chain.truth.max_new_tokens
+    tokens, width, steps = rows * mean, BYTES[dtype], s.chain.truth.max_new_tokens
     blocks = max(rows / s.chain.block_rows, 1.0)
     context = s.prompt + mean / 2
     kept = tokens * context * own.kept * width
@@ -264,7 +262,7 @@ def _draw(s: Subject, own: Shape, dtype: str, rows: int, mean: float) -> tuple[P
 
 
 def _prefill(s: Subject, own: Shape, dtype: str, rows: int, times: float) -> tuple[Part, ...]:
-    """The prompts that so many rows answer, run once."""
+    """The prompts of so many rows, each run once."""
     tokens = sum(s.prompts) * min(1.0, rows / times / len(s.prompts)) * times
     flops = own.layers * (2.0 * own.layer * tokens + 2.0 * own.attention * s.prompt * tokens)
     return (Part(score_names(s, own, dtype)[0], own.layers * tokens, "score", flops, 0.0, dtype),)
@@ -274,7 +272,7 @@ def _layers(s: Subject, own: Shape, dtype: str, tokens: float, mean: float, shar
     """Decoder layers over whole answers, by rows together."""
     context = s.prompt + mean / 2
     flops = share * own.layers * tokens * (2.0 * own.layer + 4.0 * own.attention * context)
-    units = share * own.layers * spread(tokens, lanes_of(s.chain))
+    units = share * own.layers * spread(tokens, workers_of(s.chain))
     return Part(score_names(s, own, dtype)[0], units, "score", flops, 0.0, dtype)
 
 
@@ -282,7 +280,7 @@ def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str)
     """One block of rows: under one law alone, or under the truth and another with both expectations."""
     truth, own = s.shapes["truth"], s.shapes[role]
     tokens = rows * mean
-    units = spread(tokens, lanes_of(s.chain))
+    units = spread(tokens, workers_of(s.chain))
     ids = tokens * truth.vocabulary * _ID_BYTES
     if side == "score own":
         head = 2.0 * own.width * own.vocabulary * tokens
@@ -291,7 +289,7 @@ def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str)
             Part(score_names(s, own, dtype)[1], units, "score", head, ids, dtype),
             *_prefill(s, own, dtype, rows, 1.0),
         )
-    room = _KEPT_BYTES / (s.chain.data.evaluate * mean * truth.width * _BYTES[dtype])
+    room = MAX_BYTES / (s.chain.data.evaluate * mean * truth.width * BYTES[dtype])
     again = 1.0 - min(1.0, room) if side == "score truth" else 1.0
     heads = 2.0 * tokens * (truth.width * truth.vocabulary + own.width * own.vocabulary)
     return (
@@ -334,7 +332,7 @@ def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
     judged = "float32"  # what is trained has float32 weights, whatever models are judged in
     scored = Part(
         score_names(s, own, judged)[1],
-        epochs * spread(held, lanes_of(s.chain)),
+        epochs * spread(held, workers_of(s.chain)),
         "score",
         epochs * 2.0 * matrix * held,
         epochs * held * own.vocabulary * _ID_BYTES,

@@ -1,8 +1,8 @@
-"""Times this machine at the work that a chain's stages are made of: random weights of its shapes, few layers.
+"""Times this machine at a chain's stages, on networks of its shapes with random weights and few layers.
 
-Every figure is seconds a unit of a part of `costs`, measured through the code that a run uses: the sampler, the scorer
-and the trainer. A network of one layer and one of three are timed in turn; the difference is a layer's, what is left
-of the shallow one is the head's and the vocabulary's. Medians of several turns.
+Every figure is seconds per unit of a part of `operations`, measured through the sampler, scorer and trainer of a run.
+Networks of one and of three layers are timed in turn: the difference gives a layer, the rest of the shallow one is the
+head and the vocabulary. Medians of several turns.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from hydrometer.models.base import FitRequest
 from hydrometer.models.causal_lm.cost.operations import (
     Shape,
     Subject,
-    lanes_of,
     padded_batch,
     score_names,
     stage_work,
     training_positions,
+    workers_of,
 )
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import pick_device
-from hydrometer.models.causal_lm.inference.scorer import score_beside, score_steps
+from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS, score_beside, score_steps
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import fresh_network, layers_config
 from hydrometer.models.causal_lm.training.trainer import fit
@@ -53,11 +53,11 @@ _MOST_ROWS = 1024
 _PROMPTS = 64  # of the chain's at most
 _OPERATIONS, _RATED = 1_000_000_000, 0.15  # of a product that is timed, and seconds for it
 _COPYING = 2  # threads from which copies of memory get no faster
-_LEAST = 1e-12  # seconds a unit: what noise left nothing of
+_LEAST = 1e-12  # seconds a unit, where noise exceeds the difference
 
 
 def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[str, float]:
-    """Measure what the chain's stages need and is not known yet.
+    """Measure the parts of the chain's stages that are not in `known`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
 
     Raises
     ------
-    InputError : three layers of one of the chain's models are too much for a measurement of seconds.
+    InputError : three layers of one of the chain's models are too large to be timed in seconds.
     """
     bench = _Bench(subject, mean)
     chain, out = subject.chain, dict(known)
@@ -118,7 +118,7 @@ def machine(subject: Subject) -> dict[str, float]:
 
 def _rates(width: int, tokens: int, bf16: bool, where: torch.device) -> dict[str, float]:
     clock = time.thread_time if where.type == "cpu" else time.perf_counter
-    wait = torch.cuda.synchronize if where.type == "cuda" else int  # what is queued is not done yet
+    wait = torch.cuda.synchronize if where.type == "cuda" else int  # kernels are queued
 
     def median(work: Callable[[], object]) -> float:
         times: list[float] = []
@@ -153,18 +153,18 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _median(work: Callable[[], object], turns: int = _TURNS) -> float:
-    """Median seconds of a piece of work; a first turn, which compiles and packs, does not count."""
+    """Median seconds of a piece of work, without the first turn, which compiles and packs."""
     return _medians([work], turns)[0]
 
 
 def _medians(works: Sequence[Callable[[], object]], turns: int = _TURNS) -> list[float]:
-    """Median seconds of several pieces of work, done in turn, so that a busy minute meets them all."""
+    """Median seconds of several pieces of work, timed in turn, so that load on the machine affects all alike."""
     times = [[_seconds(work) for work in works] for _ in range(turns + 1)][1:]
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 class _Bench:
-    """Networks of random weights, and rows for them."""
+    """Networks with random weights, and rows for them."""
 
     def __init__(self, subject: Subject, mean: float) -> None:
         self.subject, self.mean = subject, mean
@@ -174,7 +174,7 @@ class _Bench:
         self._tokenizers: dict[int, PreTrainedTokenizerFast] = {}
 
     def add(self, out: dict[str, float], names: list[str], work: Callable[[], tuple[float, ...]]) -> None:
-        """Measure what one of these names lacks."""
+        """Measure these parts, unless all are known."""
         if any(n not in out for n in names):
             torch.set_num_threads(self.chain.n_threads)
             out |= dict(zip(names, work(), strict=True))
@@ -214,7 +214,7 @@ class _Bench:
         return self._tokenizers[size]
 
     def law(self, lm: CausalLM, longest: int, rows: int = 1, extra: int = 0) -> CausalLaw:
-        """Laws never stop: every row is as long as it may be. `extra` positions stand for an answer half drawn."""
+        """Make a law without stops: every row has the full length. `extra` positions stand for half an answer."""
         ids = np.random.default_rng(0).integers(0, lm.vocab_size, sum(self.subject.prompts) + extra * _PROMPTS)
         prompts: list[tuple[int, ...]] = []
         at = 0
@@ -224,7 +224,7 @@ class _Bench:
         return CausalLaw(lm, Prompts(tuple(prompts), ("",) * len(prompts)), (), longest, None, rows)
 
     def rows(self, law: CausalLaw, n: int, *, short: int) -> Sequences:
-        """Random answers: every other one as long as can be, the rest of `short` tokens."""
+        """Make random answers: every other one of full length, the rest of `short` tokens."""
         longest, rng = law.max_new_tokens, np.random.default_rng(1)
         lengths = np.where(np.arange(n) % 2 == 0, longest, short).astype(np.int64)
         ids = rng.integers(0, law.lm.vocab_size, (n, longest)) * (np.arange(longest) < lengths[:, None])
@@ -262,8 +262,8 @@ class _Bench:
         return min(self.most, 256)
 
     def scored(self, law: CausalLaw) -> Sequences:
-        """As many rows as fill every lane's batch once."""
-        return self.rows(law, max(2, 1024 * lanes_of(self.chain) // self.longest), short=self.longest)
+        """Rows that fill one batch of every worker."""
+        return self.rows(law, max(2, PACKED_TOKENS * workers_of(self.chain) // self.longest), short=self.longest)
 
     def train(self, config: PretrainedConfig, training: Training) -> tuple[float, float]:
         """A layer's seconds a position, and the rest's an answer token, by the trainer itself."""
@@ -317,6 +317,6 @@ def _shape(subject: Subject, config: PretrainedConfig) -> Shape:
 
 
 def _split(shallow: float, deep: float) -> tuple[float, float]:
-    """A layer's share of the shallow network's seconds, and what is left; never less than nothing."""
+    """A layer's share of the shallow network's seconds, and the rest; both positive."""
     layer = max((deep - shallow) / (_DEEP - _SHALLOW), _LEAST)
     return layer, max(shallow - _SHALLOW * layer, _LEAST)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hydrometer.models.causal_lm.cpu.layer_ops import add_rms_norm, attend, gate
-from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 
 __all__ = ["Cache", "Llama", "Packing", "PromptCache", "as_array"]
 
@@ -257,7 +257,7 @@ class Llama:
 
         return Cache(empty(), empty())
 
-    def prompts(self, prompts: Sequence[tuple[int, ...]], lanes: Lanes) -> PromptCache:
+    def prompts(self, prompts: Sequence[tuple[int, ...]], pool: ThreadPool) -> PromptCache:
         """Run U prompts, each once, and what they all begin with once for all."""
         u = len(prompts)
         length = np.array([len(p) for p in prompts], np.int64)
@@ -265,7 +265,7 @@ class Llama:
         whole = self.cache(u, int(length.max()))
         head = self.no_prompts()
         if shared:
-            head = self.prompts([prompts[0][:shared]], Lanes(1))
+            head = self.prompts([prompts[0][:shared]], ThreadPool(1))
             for layer in range(len(self._layers)):
                 whole.keys[layer][:, :, :shared] = head.cache.keys[layer]
                 whole.values[layer][:, :, :shared] = head.cache.values[layer]
@@ -282,7 +282,7 @@ class Llama:
                 whole.values[layer][part, :, shared : shared + room] = cache.values[layer]
             return states[torch.from_numpy(np.cumsum(own) - 1)]
 
-        return PromptCache(whole, length, torch.cat(lanes.each(run, lanes.split(u))))
+        return PromptCache(whole, length, torch.cat(pool.each(run, pool.split(u))))
 
     def prefix_states(self, tokens: tuple[int, ...]) -> Tensor:
         """States at every token of one sequence, (M, D)."""

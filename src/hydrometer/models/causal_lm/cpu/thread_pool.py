@@ -1,7 +1,7 @@
-"""Lanes: threads that each do whole pieces of work, in place of one piece whose every operation all threads share.
+"""A thread pool for whole batches, instead of sharing every operation among torch's threads.
 
-A decode step of a small model is hundreds of short operations; where two threads share each of them, they wait for each
-other hundreds of times, and one that is held up holds up both. A lane shares nothing until the end.
+A decode step of a small model is hundreds of short operations. Two threads that share each of them wait for each other
+hundreds of times, and a delay of one delays both. Here each thread runs its own batch, and they meet at the end only.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Lanes"]
+__all__ = ["MAX_THREADS", "ThreadPool"]
 
-_MOST = 8
+MAX_THREADS = 8
 A = TypeVar("A")
 T = TypeVar("T")
 
 
-class Lanes:
-    """Runs pieces of work side by side, torch's threads divided among them.
+class ThreadPool:
+    """Runs work in parallel, with torch's threads divided among the workers.
 
     Parameters
     ----------
-    pieces : how many pieces can be had; there are no more lanes than that, than torch's threads, or than eight.
+    pieces : of work; the pool has at most as many workers, at most torch's threads, and at most `MAX_THREADS`.
     """
 
     def __init__(self, pieces: int) -> None:
         self.threads: int = torch.get_num_threads()
-        self.count: int = max(1, min(self.threads, pieces, _MOST))
+        self.count: int = max(1, min(self.threads, pieces, MAX_THREADS))
         self._stop = threading.Event()
 
     def split(self, n: int) -> list[slice]:
-        """Divide n rows evenly among the lanes, in order; no part is empty unless n is less than the lanes."""
+        """Divide n rows evenly among the workers, in order; parts without rows are left out."""
         edges = [n * i // self.count for i in range(self.count + 1)]
         return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """Run the works, as many at a time as there are lanes; their results in order.
+        """Run all works and return their results in order.
 
-        The first error is raised, when the other lanes have come to their next `check`.
+        The first error is raised once the other workers have reached their next `check`.
         """
         if self.count == 1 or len(works) == 1:
             return [work() for work in works]
 
         def begin() -> None:
-            torch.set_num_threads(max(1, self.threads // self.count))  # of this thread; and of threads yet unborn
+            torch.set_num_threads(max(1, self.threads // self.count))  # of this thread, and the default of new ones
 
         def enter(work: Callable[[], T]) -> T:
             self.check()
@@ -57,7 +57,7 @@ class Lanes:
 
         inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         try:
-            with ThreadPoolExecutor(self.count, "lane", begin) as pool:
+            with ThreadPoolExecutor(self.count, "worker", begin) as pool:
                 futures = [pool.submit(enter, work) for work in works]
                 try:
                     return [f.result() for f in futures]
@@ -68,7 +68,7 @@ class Lanes:
             torch.set_num_threads(self.threads)
 
     def check(self) -> None:
-        """Raise InterruptedError in a lane whose work is no longer wanted: another failed, or the user interrupts."""
+        """Raise InterruptedError if another worker failed or the user interrupts."""
         if self._stop.is_set():
             raise InterruptedError
 

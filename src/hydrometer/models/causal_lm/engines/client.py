@@ -1,4 +1,4 @@
-"""Asks a server for JSON, distrusting it: bounded in bytes and time, no redirects, no proxies of the environment."""
+"""JSON client for untrusted servers: bounded bytes and time, no redirects, no proxies from the environment."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["Refusal", "Server", "server_base"]
 
 MOST_BYTES = 4_000_000
-_SAID = 300  # characters of a server's own message that are passed on
+_SAID = 300  # characters shown of a server's message
 _TOO_DEEP = "JSON nested too deep"
 _TRIES = 5
 _LONGEST_WAIT = 60.0
-# Not 504: a gateway gives up on long answers, and an answer that is asked for until it is short is of another law.
+# Not 504: a gateway gives up on long answers, and retrying until an answer is short changes the law.
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503})
 
 
@@ -31,9 +31,9 @@ class Refusal(Exception):
 
     Attributes
     ----------
-    what, got, fix : as errors have them.
-    again : whether asking again may help.
-    after : seconds that the server asks to wait, or None.
+    what, got, fix : as in `HydrometerError`.
+    again : whether a retry may help.
+    after : seconds to wait, from the server, or None.
     """
 
     def __init__(self, what: str, got: object, fix: str, *, again: bool = False, after: float | None = None) -> None:
@@ -42,7 +42,7 @@ class Refusal(Exception):
 
 
 def _shown(got: object) -> object:
-    """What a message can show: JSON that was just shallow enough to be read may be too deep to be written."""
+    """Return a value whose repr works: JSON that can be parsed may be too deep to print."""
     try:
         repr(got)
     except RecursionError:
@@ -51,7 +51,7 @@ def _shown(got: object) -> object:
 
 
 def server_base(url: str) -> str:
-    """Return a server's URL without a trailing ``/v1``. Raises InputError for what is no such URL.
+    """Return a server's URL without a trailing ``/v1``. Raises InputError for an invalid URL.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class Server:
     ----------
     base : URL without ``/v1``.
     timeout : seconds for a whole answer.
-    key : sent as bearer token; what a server says goes through `masked` before it is shown or kept.
+    key : sent as bearer token; a server's answers go through `masked` before they are shown or stored.
     """
 
     base: str
@@ -96,10 +96,10 @@ class Server:
             raise MissingDependencyError("a server is asked by httpx2", fix="pip install 'hydrometer[lm]'") from None
         url, data = self.base + path, None if body is None else json.dumps(body).encode()
         try:
-            with start_blocking_portal() as portal:  # a loop of its own: whoever asks may be inside one already
+            with start_blocking_portal() as portal:  # its own event loop: the caller may be inside one
                 return self._json(portal.call(self._fetch, url, data, most_bytes), url)
         except TimeoutError:
-            # Asked again, rows would be those that are short enough.
+            # A retry would select short rows.
             what = f"the server cannot be asked: no whole answer within {self.timeout:g} s"
             raise Refusal(what, url, "raise timeout, or lower concurrency") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as e:
@@ -114,9 +114,9 @@ class Server:
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Any:
-        """Ask up to five times while the server is busy, failing or away, waiting longer each time. Raises Refusal.
+        """Ask up to five times with growing waits while the server is busy, failing or away. Raises Refusal.
 
-        An answer that does not come in time is not asked for again: those that come would be the short ones.
+        A timeout is not retried: that would select short answers.
         """
         for attempt in range(_TRIES):
             try:
@@ -128,7 +128,7 @@ class Server:
         raise AssertionError("unreachable")
 
     def masked(self, value: Any) -> Any:
-        """Return what may be shown or kept of an answer: the same text or JSON without the key."""
+        """Return a text or JSON with the key masked."""
         if not self.key:
             return value
         try:
@@ -137,21 +137,21 @@ class Server:
             return _TOO_DEEP
 
     async def _fetch(self, url: str, data: bytes | None, most: int) -> bytes:
-        """Send one request and read its answer as it was sent, for what is unpacked is not bounded by what came."""
+        """Send one request and read the answer uncompressed, as the size of decompressed data is not bounded."""
         import httpx2
         from anyio import fail_after
 
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
-        # A redirect would send prompts, and a key, to whom the specification does not name; so would a proxy.
+        # A redirect or a proxy would send prompts and key to a host that the specification does not name.
         client = httpx2.AsyncClient(
             verify=ssl.create_default_context() if url.startswith("https:") else False,
             trust_env=False,
             follow_redirects=False,
             timeout=httpx2.Timeout(None, connect=self.timeout / 2),
         )
-        # A server that sends a byte now and then keeps a socket alive for ever: the time is that of the whole answer.
+        # The limit is for the whole answer: a server that trickles bytes would keep a socket alive forever.
         with fail_after(self.timeout):
             method = "GET" if data is None else "POST"
             async with client, client.stream(method, url, content=data, headers=headers) as a:
@@ -177,7 +177,7 @@ class Server:
         said = start[:_SAID].decode(errors="replace")
         if self.key:
             said = _without(said, self.key)
-            # Cut within the key, the text ends with a beginning of it.
+            # Text cut inside the key ends with a prefix of it.
             cut = next((n for n in range(min(len(self.key), len(said)), 0, -1) if said.endswith(self.key[:n])), 0)
             said = said[: len(said) - cut]
         return Refusal(
@@ -200,12 +200,12 @@ async def _start(answer: httpx2.Response, most: int) -> bytes:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Seconds of a Retry-After header; dates are not understood."""
+    """Seconds of a Retry-After header; None for a date."""
     return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
 def _without(value: Any, key: str) -> Any:
-    """A text, or JSON, with a mark in place of a key."""
+    """Return a text or JSON with *** in place of the key."""
     if isinstance(value, str):
         return value.replace(key, "***")
     if isinstance(value, list):

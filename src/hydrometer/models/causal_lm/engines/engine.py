@@ -1,7 +1,7 @@
-"""What a drawing engine is. Importable without torch.
+"""The protocol of drawing engines. Imports without torch.
 
-An engine draws token ids; what they are worth is computed here, by the scorer of the law that was asked for
-(`rescore`). An engine has to honour a sampling order exactly; its own log-probabilities are evidence that it did.
+An engine draws token ids; the scorer of the requested law computes their log-probabilities (`rescore`). An engine must
+honour a sampling order exactly; its own log-probabilities are evidence of that.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Drawable = Literal["truth", "teacher", "assistants"]
 LogProbsAre = Literal["selected", "unselected"]
 LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to this
 MOST_LOG_PROB = 3.4e38
-"""Nats; what no log-probability of a float32 network lies below, and what sums of squares bear."""
+"""Nats; bound on the size of a float32 network's log-probabilities, whose squares can still be summed."""
 
 
 class DrawnChain(Protocol):
-    """What an engine has to know of a chain whose rows it draws: a `CausalLMChain`."""
+    """The part of a `CausalLMChain` that an engine reads."""
 
     @property
     def teacher(self) -> object:
@@ -55,7 +55,7 @@ class DrawnChain(Protocol):
 
     @property
     def selectivity(self) -> tuple[Selectivity, ...]:
-        """At which training rows are drawn."""
+        """Selectivities of the training rows."""
         ...
 
 
@@ -65,16 +65,16 @@ def as_tuple(value: object) -> object:
 
 
 class EngineSettings(Strict):
-    """What all engines' settings have in common.
+    """Settings common to all engines.
 
     Parameters
     ----------
-    for : whose training rows it draws: `truth`, `teacher`, `assistants`; None for all that the engine can.
+    for : models whose training rows it draws: `truth`, `teacher`, `assistants`; None for all that the engine can.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(serialize_by_alias=True)
     places: ClassVar[frozenset[str]] = frozenset()
-    """Settings that say where and how fast, not what: no part of a draw's identity, free to change in a run."""
+    """Settings of place and speed: not part of a draw's identity, free to change during a run."""
     can: ClassVar[tuple[Drawable, ...]] = ("truth", "teacher", "assistants")
 
     for_: Annotated[tuple[Drawable, ...], BeforeValidator(as_tuple)] | None = Field(
@@ -83,15 +83,15 @@ class EngineSettings(Strict):
 
     @property
     def roles(self) -> tuple[Drawable, ...]:
-        """Whose rows it draws."""
+        """Models whose rows it draws."""
         return self.can if self.for_ is None else self.for_
 
     def draws(self, role: str) -> bool:
-        """Whether it draws the training rows of the model of that role."""
+        """Whether it draws the training rows of the model in that role."""
         return ("assistants" if role.startswith("assistant_") else role) in self.roles
 
     def identity(self) -> dict[str, object]:
-        """Return the settings that what is drawn may depend on, as JSON."""
+        """Return the settings that drawn rows may depend on, as JSON."""
         kept = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {k: v for k, v in kept.items() if k not in self.places}
 
@@ -121,7 +121,7 @@ class Order:
 
     @property
     def sampling(self) -> dict[str, float | int]:
-        """All four settings in vLLM's words, the neutral ones too: an engine's own defaults must never apply."""
+        """All four settings under vLLM's names, also neutral ones, so that an engine's defaults never apply."""
         s = self.selectivity or Selectivity(temperature=1)
         return {
             "temperature": 1.0 if s.temperature is None else s.temperature,
@@ -138,7 +138,7 @@ class Answer:
     Attributes
     ----------
     ids : token ids, the stop token included.
-    log_probs : what the engine says of each, nats.
+    log_probs : the engine's log-probability of each, nats.
     """
 
     ids: tuple[int, ...]
@@ -147,7 +147,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The model to draw from, for engines that load it themselves.
+    """Location of the model, for engines that load it themselves.
 
     Attributes
     ----------
@@ -170,15 +170,15 @@ class Session(Protocol):
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """What is known of it, for records: its version above all. JSON-able."""
+        """Facts for records, such as its version. JSON-able."""
         ...
 
     def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
-        """Draw, and say of which law the log-probabilities are. Raises StageError."""
+        """Draw, and return which law the log-probabilities are of. Raises StageError."""
         ...
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
         ...
 
 
@@ -206,7 +206,7 @@ class Engine(Protocol):
         ...
 
     def identity(self, settings: EngineSettings) -> Mapping[str, object]:
-        """Return what a draw's key needs: settings without places, and versions that are known without opening it."""
+        """Return the part of a draw's key: settings without places, and versions known without opening the engine."""
         ...
 
     def open(self, settings: EngineSettings, place: Place) -> Session:
@@ -229,7 +229,7 @@ def selectivities_drawn(settings: EngineSettings, chain: DrawnChain) -> tuple[Se
 
 
 def refuse_other_laws(settings: EngineSettings, chain: DrawnChain, name: str) -> None:
-    """Refuse settings under which vLLM's sampler, and those made after it, draw from another law than ours.
+    """Refuse settings under which vLLM's sampler, and its followers, draw from another law than ours.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Draws from a model that a server serves: OpenAI's completions with the fields that vLLM adds to them.
+"""Draws from a served model: OpenAI's completions API with vLLM's additional fields.
 
-Prompts are sent as token ids, one request a row, every sampling setting written out, so that neither a chat template
-nor the defaults of a model's generation config apply. An answer must bring its own token ids, those of the prompt, and
-log-probabilities; each is checked before anything is believed.
+Prompts are sent as token ids, one request a row, with all sampling settings explicit, so that no chat template and no
+default of a generation config applies. An answer must contain its token ids, the prompt's, and log-probabilities; all
+are validated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hydrometer.models.causal_lm.engines.temperature_probe import COLD, log_prob
 
 __all__ = ["OPENAI", "OpenAISettings"]
 
-_BYTES_A_TOKEN = 2048  # of an answer: id, log-probability and text of a token, generously
+_BYTES_A_TOKEN = 2048  # upper bound of an answer's id, log-probability and text
 _POSITIVE = 1e-3  # nats by which rounding may lift a log-probability above 0
 _VLLM = "serve the truth with vLLM 0.11 or later"
 
@@ -47,10 +47,10 @@ class OpenAISettings(EngineSettings):
     ----------
     base_url : of the server, with or without ``/v1``.
     model : its name there.
-    api_key_env : environment variable that holds the key, where the server wants one. Its name begins with
-        HYDROMETER_: a specification from elsewhere must not be able to send other secrets to a server that it names.
+    api_key_env : environment variable with the server's key. Its name begins with HYDROMETER_, so that a specification
+        from elsewhere cannot send other secrets to its server.
     timeout : seconds for a whole answer.
-    concurrency : requests at a time.
+    concurrency : concurrent requests.
     """
 
     places: ClassVar[frozenset[str]] = frozenset({"base_url", "api_key_env", "timeout", "concurrency", "for"})
@@ -86,15 +86,15 @@ class _OpenAI:
     settings: type[EngineSettings] = OpenAISettings
 
     def check(self, settings: EngineSettings, chain: DrawnChain) -> None:
-        """Refuse laws that it draws otherwise; the server is asked when rows are drawn."""
+        """Refuse laws that it does not draw exactly; the server is contacted when rows are drawn."""
         refuse_other_laws(settings, chain, self.name)
 
     def identity(self, settings: EngineSettings) -> Mapping[str, object]:
-        """Return the model's name there: a key must not depend on whether the server is up."""
+        """Return the model's name: a key must not depend on whether the server is up."""
         return settings.identity()
 
     def open(self, settings: EngineSettings, place: Place) -> _Session:
-        """Ask the server what it serves. Raises StageError."""
+        """Check what the server serves. Raises StageError."""
         s = own_settings(settings, OpenAISettings)
         key = None
         if s.api_key_env is not None:
@@ -121,11 +121,11 @@ class _Session:
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Version, where the server tells one, and what its log-probabilities are of."""
+        """The server's version, if it reports one, and the kind of its log-probabilities."""
         return self._facts
 
     def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
-        """Draw one row a request, several at a time. Raises StageError."""
+        """Draw one row a request, concurrently. Raises StageError."""
         try:
             kind = self._log_probs(order)
             pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
@@ -141,7 +141,7 @@ class _Session:
         """Nothing is held."""
 
     def _log_probs(self, order: Order) -> LogProbsAre:
-        """Find out once which law the server's log-probabilities are of; under a neutral selectivity both are one."""
+        """Determine once which law the server's log-probabilities are of; a neutral selectivity needs no probe."""
         if self._kind is None:
             prompt = order.prompts[0]
             ask, model = self._server.ask_patiently, self._settings.model
@@ -189,7 +189,7 @@ class _Session:
 
 
 def _served(server: Server, model: str, place: Place) -> dict[str, object]:
-    """Look the model up in what the server lists; return what is known of server and model."""
+    """Find the model in the server's list; return the server's version."""
     listed = server.ask_patiently("/v1/models")
     try:
         models = {str(m["id"]): m for m in listed["data"]}
@@ -204,13 +204,13 @@ def _served(server: Server, model: str, place: Place) -> dict[str, object]:
         raise Refusal("the server's max_model_len is shorter than prompt and answer", (room, place.longest), fix)
     try:
         version = one_line(server.masked(str(server.ask_patiently("/version")["version"])), 40)
-    except (Refusal, KeyError, TypeError):  # other servers than vLLM need not tell
+    except (Refusal, KeyError, TypeError):  # servers other than vLLM need not report it
         version = "not told"
     return {"version": version}
 
 
 def _answer(found: Any, order: Order, i: int) -> Answer:
-    """Read one answer, believing nothing. Raises Refusal."""
+    """Validate one answer. Raises Refusal."""
     match found:
         case {"choices": [dict(choice)]}:
             pass

@@ -1,4 +1,4 @@
-"""The engines that there are, and reading one from a specification. Importable without torch."""
+"""Known engines, and parsing one from a specification. Imports without torch."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ ENGINE_SCHEMA: dict[str, Any] = {
 
 @cache
 def _installed() -> dict[str, Any]:
-    """Entry points by name; loaded only where a specification names one."""
+    """Entry points by name; loaded only if a specification names one."""
     return {p.name: p for p in entry_points(group="hydrometer.engines") if p.name not in (*BUILT_IN, NATIVE)}
 
 
 @cache
 def engine_named(name: str) -> Engine:
-    """Return an engine that a specification names.
+    """Return an engine by name.
 
     Raises
     ------
-    PydanticCustomError : there is none, or an installed one that cannot be used.
+    PydanticCustomError : an unknown engine, or an installed one that cannot be used.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
@@ -71,7 +71,7 @@ def engine_named(name: str) -> Engine:
 
 
 def read_engine(value: object) -> object:
-    """Turn what a specification says into one engine's name and settings, or None for native drawing."""
+    """Parse one engine's name and settings, None for native drawing."""
     if value is None or value == NATIVE:
         return None
     if isinstance(value, str):

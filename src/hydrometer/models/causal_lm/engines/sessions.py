@@ -1,4 +1,4 @@
-"""The one engine that is open in this process. Importable without torch."""
+"""The one open engine of this process. Imports without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["opened", "release"]
 
 @dataclass(slots=True)
 class _Open:
-    """The session that is open, and of what."""
+    """The open session and its identity."""
 
     slot: str | None = None
     session: Session | None = None
@@ -22,7 +22,7 @@ _OPEN = _Open()
 
 
 def opened(engine: Engine, settings: EngineSettings, place: Place, weights: object) -> Session:
-    """Return the open session of an engine with a model, opened now if it is another one's.
+    """Return the session of an engine with a model; another open session is closed.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def opened(engine: Engine, settings: EngineSettings, place: Place, weights: obje
 
 
 def release() -> None:
-    """Close the engine that is open, if one is."""
+    """Close the open engine, if any."""
     session, _OPEN.slot, _OPEN.session = _OPEN.session, None, None
     if session is not None:
         session.close()

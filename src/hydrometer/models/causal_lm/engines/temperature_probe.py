@@ -1,4 +1,4 @@
-"""Which law a server's log-probabilities are of: asked at two temperatures.
+"""Determine which law a server's log-probabilities are of, by asking at two temperatures.
 
     raw        log softmax(z)_t                whatever the temperature: the law without its selectivity
     processed  log softmax(z / tau)_t          the law that the token was drawn from
@@ -30,7 +30,7 @@ LogProbKind = Literal["raw", "processed", "logits", "flat", "other"]
 def top_log_probs(
     ask: Callable[[str, Mapping[str, object]], Any], model: str, prompt: str | Sequence[int], temperature: float
 ) -> dict[str, float]:
-    """Ask for log-probabilities of the likeliest next tokens that can be drawn, by token. Raises Refusal."""
+    """Request the log-probabilities of the likeliest next tokens, by token. Raises Refusal."""
     body: dict[str, object] = {
         "model": model,
         "prompt": prompt,
@@ -40,7 +40,7 @@ def top_log_probs(
         "logprobs": _TOP,
         "seed": 0,
     }
-    if not isinstance(prompt, str):  # a prompt of ids is of an engine that draws: nothing of the server's own may act
+    if not isinstance(prompt, str):  # ids come from a drawing engine: no default of the server may apply
         body |= {"prompt": list(prompt), "top_k": 0, "min_p": 0.0, "return_tokens_as_token_ids": True}
     answer = ask("/v1/completions", body)
     try:
@@ -56,12 +56,12 @@ def top_log_probs(
 
 
 def log_prob_kind(warm: Mapping[str, float], cold: Mapping[str, float]) -> tuple[LogProbKind, float]:
-    """Compare what a server gives at temperature 1 and at `COLD`.
+    """Compare a server's log-probabilities at temperature 1 and at `COLD`.
 
     Returns
     -------
     kind : raw, processed, logits (not normalised), flat (too few different ones to tell) or other.
-    ratio : of differences, cold over warm; nan where it was not needed.
+    ratio : of differences, cold over warm; nan if not needed.
     """
     if sum(math.exp(min(v, 0.0)) for v in warm.values()) > 1.01 or max(warm.values()) > _SAME:
         return "logits", math.nan

@@ -1,7 +1,7 @@
 """Draws with vLLM, offline, in a worker process that may run another interpreter.
 
-A process of its own gives an accelerator's memory back when it ends, and lets vLLM bring the torch that it was built
-for. It speaks JSON lines (`worker/vllm_main.py`).
+A separate process releases the accelerator's memory when it ends, and lets vLLM use its own version of torch. The
+protocol is JSON lines (`worker/vllm_main.py`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ __all__ = ["PYTHON", "VLLM", "VllmSettings"]
 
 _WORKER = Path(__file__).parent / "worker" / "vllm_main.py"
 PYTHON = "HYDROMETER_VLLM_PYTHON"
-"""Environment variable: the interpreter of the environment that vLLM is in; this one where it is not set."""
+"""Environment variable: interpreter of vLLM's environment; by default this one."""
 _LOG_TAIL = 4000
-_PATIENCE = 20.0  # seconds that a worker has to end by itself
+_PATIENCE = 20.0  # seconds for a worker to exit by itself
 _VERSIONS = """
 import json
 from importlib.metadata import PackageNotFoundError, version
@@ -82,7 +82,7 @@ class _Vllm:
     settings: type[EngineSettings] = VllmSettings
 
     def check(self, settings: EngineSettings, chain: DrawnChain) -> None:
-        """Refuse laws that it draws otherwise, and an environment without vLLM. Raises InputError."""
+        """Refuse laws that it does not draw exactly, and an environment without vLLM. Raises InputError."""
         refuse_other_laws(settings, chain, self.name)
         self.identity(settings)
 
@@ -119,7 +119,7 @@ VLLM = _Vllm()
 
 
 def _interpreter() -> str:
-    """Return the interpreter of the environment that vLLM is in. A specification may not name programs to run."""
+    """Return the interpreter of vLLM's environment. A specification may not name programs to run."""
     return os.environ.get(PYTHON) or sys.executable
 
 
@@ -162,7 +162,7 @@ class _Session:
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Versions of vLLM and torch; its log-probabilities are asked to be of the law that it draws from."""
+        """Versions of vLLM and torch; log-probabilities are requested of the law that it draws from."""
         return self._facts
 
     def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
@@ -208,7 +208,7 @@ class _Worker:
         atexit.register(self.close)
 
     def ask(self, body: Mapping[str, object]) -> dict[str, Any]:
-        """Send a request and wait for its answer. Raises StageError, after which the worker is gone."""
+        """Send a request and wait for its answer. Raises StageError, and ends the worker then."""
         out, into = self._process.stdout, self._process.stdin
         assert out is not None
         assert into is not None
@@ -224,7 +224,7 @@ class _Worker:
         raise self._gone(one_line(str(why), 400))
 
     def close(self) -> None:
-        """End the process: its input ends, and it has a while to follow."""
+        """Close the process's input and wait for its exit; kill it if it does not."""
         atexit.unregister(self.close)
         process = self._process
         if process.stdin is not None:
@@ -254,7 +254,7 @@ class _Worker:
         return line
 
     def _gone(self, why: str) -> StageError:
-        """End the worker and say why, with the last that it said."""
+        """End the worker and return an error with its last message."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

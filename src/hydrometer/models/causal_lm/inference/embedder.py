@@ -16,19 +16,21 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import LawMismatchError
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
-from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.inference.opened import Asked
-from hydrometer.models.causal_lm.inference.scorer import row_batches
+from hydrometer.models.causal_lm.inference.scorer import (
+    PACKED_TOKENS,
+    PADDED_ROWS,
+    PADDED_TOKENS,
+    PROMPTS_TOGETHER,
+    row_batches,
+)
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["embed"]
 
 Ints = NDArray[np.int64]
 Embedding = NDArray[np.float32]
-
-_PROMPTS_TOGETHER = 64
-_PACKED_TOKENS = 1024  # of a batch of packed rows
-_PADDED_ROWS, _PADDED_TOKENS = 128, 4096
 
 
 @torch.inference_mode()
@@ -73,12 +75,12 @@ def _packed(engine: Llama, law: Asked, x: Sequences) -> Embedding:
     """Run without padding, each prompt once."""
     out = np.empty((len(x), int(law.lm.network.head.in_features)), np.float32)
     prompts = np.unique(x.prompt_index)
-    for at in range(0, len(prompts), _PROMPTS_TOGETHER):
-        group = prompts[at : at + _PROMPTS_TOGETHER]
+    for at in range(0, len(prompts), PROMPTS_TOGETHER):
+        group = prompts[at : at + PROMPTS_TOGETHER]
         rows = np.flatnonzero(np.isin(x.prompt_index, group))
-        parts = list(row_batches(rows, x.lengths, len(rows), _PACKED_TOKENS))
-        lanes = Lanes(len(parts))
-        read = engine.prompts([law.prompts.ids[p] for p in group], lanes)
+        parts = list(row_batches(rows, x.lengths, len(rows), PACKED_TOKENS))
+        pool = ThreadPool(len(parts))
+        read = engine.prompts([law.prompts.ids[p] for p in group], pool)
 
         def work(batch: Ints, group: Ints = group, read: Any = read) -> None:
             of_B = np.searchsorted(group, x.prompt_index[batch])
@@ -89,7 +91,7 @@ def _packed(engine: Llama, law: Asked, x: Sequences) -> Embedding:
             sums = np.add.reduceat(states_MD.double().numpy(), np.cumsum(own) - own, axis=0)
             out[batch] = sums / own[:, None]
 
-        lanes.each(work, parts)
+        pool.each(work, parts)
     return out
 
 
@@ -99,8 +101,8 @@ def _general(law: Asked, x: Sequences) -> Embedding:
     before = np.array([len(prompts[p]) for p in x.prompt_index], np.int64)
     whole = before + x.lengths
     out: list[Embedding] = [np.empty(0, np.float32)] * len(x)
-    together = _PADDED_ROWS if lm.running.is_whole(int(whole.max())) else 1
-    for batch in row_batches(np.arange(len(x)), whole, together, _PADDED_TOKENS):
+    together = PADDED_ROWS if lm.running.is_whole(int(whole.max())) else 1
+    for batch in row_batches(np.arange(len(x)), whole, together, PADDED_TOKENS):
         ids_BS = torch.zeros(len(batch), int(whole[batch].max()), dtype=torch.long)
         for b, i in enumerate(batch):
             ids_BS[b, : whole[i]] = torch.tensor([*prompts[x.prompt_index[i]], *x.row(int(i)).tolist()])

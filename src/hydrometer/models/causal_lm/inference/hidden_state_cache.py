@@ -1,7 +1,7 @@
-"""States of a network at rows that are scored again and again: the truth's, beside every judged law.
+"""Cache of hidden states at rows that are scored repeatedly: the truth's, beside every judged law.
 
-Rows come block by block, all blocks beside one law and then all beside the next. What was kept first stays: of a round
-longer than there is room for, its first blocks are found again every time, where keeping the last would find none.
+Rows come block by block, all blocks beside one law, then all beside the next. The cache keeps the first blocks when it
+is full: they are found again in every round, where keeping the last ones would find none.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["KeptStates", "kept_states"]
+__all__ = ["MAX_BYTES", "HiddenStateCache", "cached_states"]
 
-_KEPT_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 
 
-class KeptStates:
+class HiddenStateCache:
     """States of one network at blocks of rows, by batch."""
 
     def __init__(self) -> None:
@@ -28,9 +28,9 @@ class KeptStates:
         self._clock = 0
 
     def of(self, block: bytes) -> dict[bytes, Tensor]:
-        """Return what is kept of a block, to be filled by `keep`.
+        """Return a block's cached states, to be filled by `keep`.
 
-        A block that is asked for again ends a round: what was not asked for in that round is let go.
+        A block that is requested again ends a round: blocks not requested in that round are dropped.
         """
         self._clock += 1
         before = self._asked.get(block)
@@ -42,8 +42,8 @@ class KeptStates:
         return self._blocks.setdefault(block, {})
 
     def keep(self, states: dict[bytes, Tensor], batch: bytes, found: Tensor) -> None:
-        """Keep a batch's states while there is room; lanes may do so at once."""
-        if self.bytes + _size(found) <= _KEPT_BYTES:
+        """Keep a batch's states while there is room; threads may call it concurrently."""
+        if self.bytes + _size(found) <= MAX_BYTES:
             self.bytes += _size(found)
             states[batch] = found
 
@@ -52,10 +52,10 @@ def _size(states: Tensor) -> int:
     return states.numel() * states.element_size()
 
 
-def kept_states(kept: KeptStates | None, x: Sequences) -> tuple[KeptStates, dict[bytes, Tensor]]:
-    """Return what is kept of a network, nothing so far for None, and what of it at these rows."""
+def cached_states(kept: HiddenStateCache | None, x: Sequences) -> tuple[HiddenStateCache, dict[bytes, Tensor]]:
+    """Return a network's cache, a new one for None, and its states at these rows."""
     digest = hashlib.sha256(repr((x.prompt_ids, x.ids.shape)).encode())
     for column in (x.prompt_index, x.lengths, x.ids):
         digest.update(np.ascontiguousarray(column).tobytes())
-    kept = KeptStates() if kept is None else kept
+    kept = HiddenStateCache() if kept is None else kept
     return kept, kept.of(digest.digest())

@@ -25,7 +25,7 @@ from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.tokenizer_file import difference
-from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates
+from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.networks.decoders import Way
@@ -53,7 +53,7 @@ class OpenedLM:
     network : the network in two parts.
     running : how the network may be run, by length; found when it is first asked for.
     has_cache : whether keys and values of earlier positions can be kept; without, every step runs the whole prefix.
-    is_llama : whether `engine` can run it.
+    is_llama : whether `Llama` can run it.
     frozen : set where nobody will change the weights again; what was laid out for drawing is then kept.
     """
 
@@ -75,7 +75,7 @@ class OpenedLM:
         self.network = Network(self.model, None if bool(known.all()) else (~known).nonzero()[:, 0])
         self.frozen: bool = False
         self._engine: Llama | None = None
-        self.kept_states: KeptStates | None = None
+        self.hidden_states: HiddenStateCache | None = None
         doing("checking how the network runs")
         self.is_llama: bool = self.network.is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
         if not self.is_llama and not self.has_cache:

@@ -2,9 +2,9 @@
 
 Shapes: n rows of the block, A rows kept, L the longest answer, V ids.
 
-The uniform of (row, step) is an entry of a counter-based stream, so a row does not depend on its neighbours' luck: only
-the shape of the products it takes part in may move its last bits, and so a block's size is part of its identity. How
-its rows are divided into lanes follows from that size and torch's threads alone.
+The uniform of (row, step) is an entry of a counter-based stream, so a row does not depend on its neighbours' draws. The
+shape of a matrix product may change its last bits, so a block's size is part of its identity. How its rows are divided
+among workers depends on that size and on torch's thread count only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.cpu.llama import Llama
-from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, LlamaDecoder, RecomputeDecoder
@@ -27,7 +27,7 @@ __all__ = ["draw_blocks", "draw_rows"]
 
 Ints = NDArray[np.int64]
 
-_LANE_ROWS = 32  # fewer rows than this are not worth a lane
+_WORKER_ROWS = 32  # least rows of a worker
 
 
 @torch.inference_mode()
@@ -59,14 +59,14 @@ def _draw_rows(law: Asked, engine: Llama | None, u_nL: NDArray[np.float64], prom
     distinct, of_n = np.unique(prompt_n, return_inverse=True)
     prompts = [law.prompts.ids[p] for p in distinct]
     if engine is not None:
-        lanes = Lanes(n // _LANE_ROWS)
-        cached = engine.prompts(prompts, lanes)
+        pool = ThreadPool(n // _WORKER_ROWS)
+        cached = engine.prompts(prompts, pool)
 
         def work(part: slice) -> Sequences:
             decoder = LlamaDecoder(engine, cached, of_n[part], longest)
-            return _draw(law, decoder, u_nL[part], prompt_n[part], lanes.check)
+            return _draw(law, decoder, u_nL[part], prompt_n[part], pool.check)
 
-        return Sequences.concatenate(lanes.each(work, lanes.split(n)))
+        return Sequences.concatenate(pool.each(work, pool.split(n)))
     way = law.way
     decoder: Decoder = (
         CachedDecoder(lm.network, prompts, of_n)
@@ -83,7 +83,7 @@ def _draw(
     prompt_n: Ints,
     check: Callable[[], None] = lambda: None,
 ) -> Sequences:
-    """Draw rows to their end; rows that have finished leave when the decoder finds it worth while."""
+    """Draw rows to their end; finished rows are dropped when that pays for the decoder."""
     n, longest = u_nL.shape
     ids_nL = np.zeros((n, longest), np.int64)
     selected_nL, unselected_nL = np.zeros((n, longest)), np.zeros((n, longest))

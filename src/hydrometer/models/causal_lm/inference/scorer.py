@@ -23,24 +23,34 @@ from hydrometer.core.errors import LawMismatchError, StageError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import PairedScores
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
-from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
-from hydrometer.models.causal_lm.inference.hidden_state_cache import KeptStates, kept_states
+from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
+from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache, cached_states
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.next_token import Logits, TokenScores
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["StepScores", "row_batches", "score", "score_beside", "score_steps"]
+__all__ = [
+    "PACKED_TOKENS",
+    "PADDED_ROWS",
+    "PADDED_TOKENS",
+    "PROMPTS_TOGETHER",
+    "StepScores",
+    "row_batches",
+    "score",
+    "score_beside",
+    "score_steps",
+]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_PROMPTS_TOGETHER = 64
-_PACKED_TOKENS = 1024  # of a batch of packed rows
-_PADDED_ROWS, _PADDED_TOKENS = 128, 4096
+PROMPTS_TOGETHER = 64
+PACKED_TOKENS = 1024  # of a batch of packed rows
+PADDED_ROWS, PADDED_TOKENS = 128, 4096
 _LOGITS_TOGETHER = 256  # padded positions where the states are the logits themselves
-_HEAD_POSITIONS = 64  # logits of a lane, 6 MB in bfloat16: more of them is no faster, and glibc keeps what they took
+_HEAD_POSITIONS = 64  # positions a worker computes logits of at once, 6 MB in bfloat16; more is no faster
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +61,7 @@ class StepScores:
     ----------
     selected, unselected : (N, T) float64 nats, log-probability of each token under the selected law and under the law
         itself.
-    near_edge : (N, T) bool, whether rounding at the selectivity's edge could show there; see `kernels.NEAR_EDGE`.
+    near_edge : (N, T) bool, whether rounding at the selectivity's edge could show there; see `logit_kernels.NEAR_EDGE`.
     entropy : (N, T) float64 nats, of the selected next-token law, or None.
     cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
     other : (N, T) float64 nats, log-probability of each token under that other law as it is selected, or None.
@@ -68,7 +78,7 @@ class StepScores:
     as_if_kept: NDArray[np.bool_] | None = None
 
 
-def score(law: Asked, x: Sequences, *, rows_together: int = _PADDED_ROWS) -> Floats:
+def score(law: Asked, x: Sequences, *, rows_together: int = PADDED_ROWS) -> Floats:
     """Log-probability of each row, (N,) float64; -inf for what the process cannot give."""
     possible_N = _is_outcome(law, x)
     total_N = np.full(len(x), -math.inf)
@@ -119,7 +129,7 @@ def score_steps(
     against: Asked | None = None,
     again: bool = False,
     drawn: bool = False,
-    rows_together: int = _PADDED_ROWS,
+    rows_together: int = PADDED_ROWS,
 ) -> StepScores:
     """Score every token of every row, whatever ends the row.
 
@@ -159,47 +169,47 @@ def score_steps(
     engines = [a.lm.engine for a in laws]
     kept = None
     if again and law.lm.frozen:  # weights that may change keep nothing
-        kept = kept_states(law.lm.kept_states, x)
-        law.lm.kept_states = kept[0]
+        kept = cached_states(law.lm.hidden_states, x)
+        law.lm.hidden_states = kept[0]
     prompts = np.unique(x.prompt_index)
-    for at in range(0, len(prompts), _PROMPTS_TOGETHER):
-        group = prompts[at : at + _PROMPTS_TOGETHER]
+    for at in range(0, len(prompts), PROMPTS_TOGETHER):
+        group = prompts[at : at + PROMPTS_TOGETHER]
         rows = np.flatnonzero(np.isin(x.prompt_index, group) & (x.lengths > 0))
         texts = [law.prompts.ids[p] for p in group]
         packed = [e for e in engines if e is not None]
         if is_packed := len(packed) == len(laws):
-            batches = list(_full_batches(rows, x.lengths, _PACKED_TOKENS))
-            lanes = Lanes(len(batches))
+            batches = list(_full_batches(rows, x.lengths, PACKED_TOKENS))
+            pool = ThreadPool(len(batches))
         else:
-            tokens = _PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
+            tokens = PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
             batches = list(row_batches(rows, x.lengths, rows_together, tokens))
-            lanes = Lanes(1)
-        found = None if kept is None else _Kept(*kept, f"{'packed' if is_packed else 'padded'} {at}/".encode())
+            pool = ThreadPool(1)
+        found = None if kept is None else _CachedBlock(*kept, f"{'packed' if is_packed else 'padded'} {at}/".encode())
         after = [texts] * len(laws)
         if found is not None and all(
             found.has([x.row(int(i)) for i in b], np.searchsorted(group, x.prompt_index[b])) for b in batches
         ):
             after[0] = []  # no prompt is run for states that are there
         sources: list[Source] = (
-            [_PackedSource(e, t, lanes) for e, t in zip(packed, after, strict=True)]
+            [_PackedSource(e, t, pool) for e, t in zip(packed, after, strict=True)]
             if is_packed
             else [GeneralSource(a.lm.network, a.way, t) for a, t in zip(laws, after, strict=True)]
         )
         if found is not None:
-            sources[0] = _KeptSource(sources[0], found)
+            sources[0] = _CachedSource(sources[0], found)
 
         def work(batch: Ints, group: Ints = group, sources: list[Source] = sources) -> None:
             _score_batch(laws, sources, x, batch, np.searchsorted(group, x.prompt_index[batch]), out)
 
-        lanes.each(work, batches)
+        pool.each(work, batches)
     return out
 
 
 class _PackedSource:
-    def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], lanes: Lanes) -> None:
+    def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], pool: ThreadPool) -> None:
         self.engine = engine
         engine.pack_head()
-        self.prompts = engine.prompts(prompts, lanes) if prompts else engine.no_prompts()
+        self.prompts = engine.prompts(prompts, pool) if prompts else engine.no_prompts()
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
         first_BD = self.prompts.states[torch.from_numpy(of_B)]
@@ -224,10 +234,10 @@ class _PackedSource:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
+class _CachedBlock:
     """What is kept of a network at a block of rows, by batch; `how`: packed or padded, and after which prompts."""
 
-    kept: KeptStates
+    kept: HiddenStateCache
     states: dict[bytes, Tensor]
     how: bytes
 
@@ -238,10 +248,10 @@ class _Kept:
         return self.key(ids, of_B) in self.states
 
 
-class _KeptSource:
+class _CachedSource:
     """A source that runs its network once for rows that come again."""
 
-    def __init__(self, source: Source, kept: _Kept) -> None:
+    def __init__(self, source: Source, kept: _CachedBlock) -> None:
         self.source, self.kept = source, kept
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:

@@ -1,10 +1,10 @@
 """Where models come from: an alias, a local folder, a GGUF file, a hub id, a PEFT adapter.
 
-Only safetensors and GGUF are ever read.
+Only safetensors and GGUF are read.
 
-A GGUF file is de-quantised once, when its weights are first wanted, into a float32 safetensors folder in the cache,
-named by the file's hash; that folder is the model from then on, and its description says that these are not the
-original weights. Until then all but the weights comes from the file's header.
+A GGUF file is de-quantised once, when its weights are first needed, into a float32 safetensors folder in the cache,
+named by the file's hash. That folder then is the model, and its description says that the weights are not the original
+ones. Until then config and tokenizer come from the file's header.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
 
     Parameters
     ----------
-    base : the model under an adapter, where it is not the one that the adapter names; of no use to other sources.
+    base : an adapter's base model, if not the one that the adapter names; ignored for other sources.
 
     Raises
     ------
-    ModelError : nothing there, or nothing that is safe to open.
+    ModelError : no model found, or none that is safe to open.
     MissingDependencyError : the alias' package is not installed.
     """
     if source in ALIASES:
@@ -90,9 +90,9 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
 
 
 def locate(source: str, *, base: str | None = None) -> None:
-    """Refuse a source that is not there or not safe to open, as `resolve` does, by names and headers alone.
+    """Refuse a missing or unsafe source as `resolve` does, from names and headers only.
 
-    A hub id is taken to be there, and so is the base that an adapter names. Raises ModelError, MissingDependencyError.
+    Hub ids, and bases named by adapters, are not checked. Raises ModelError, MissingDependencyError.
     """
     path = user_path(source)
     if source in ALIASES or (path.suffix == ".gguf" and path.is_file()):
@@ -101,7 +101,7 @@ def locate(source: str, *, base: str | None = None) -> None:
     elif path.is_dir() and not (path / ADAPTER_CONFIG).is_file():
         _check_model_folder(path)
     elif not path.is_dir() and (path.is_file() or not HUB_ID.fullmatch(source)):
-        resolve(source)  # says what is wrong with it
+        resolve(source)  # raises
     if base is not None:
         locate(base)
 
@@ -128,7 +128,7 @@ def outline(resolved: Resolved) -> Outline:
 
 
 def read_weights(resolved: Resolved) -> PreTrainedModel:
-    """Open the network in float32, on the CPU, its end of sequence that of `outline`.
+    """Open the network in float32 on the CPU, with the end of sequence of `outline`.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def read_weights(resolved: Resolved) -> PreTrainedModel:
 
 
 def dequantised(resolved: Resolved) -> str:
-    """Return the folder or hub id that holds the weights; those of a GGUF file are de-quantised now, if not before.
+    """Return the folder or hub id of the weights; a GGUF file is de-quantised first, unless cached.
 
     Raises
     ------
@@ -162,14 +162,14 @@ def dequantised(resolved: Resolved) -> str:
 
 
 def tokenizer_file(resolved: Resolved) -> Path | None:
-    """Return the tokenizer.json of the tokenizer that `outline` opens, None where it has none."""
+    """Return the tokenizer.json of the tokenizer that `outline` opens, or None."""
     if resolved.base is not None and not _brings_tokenizer(resolved):
         return tokenizer_file(resolved.base)
     return _file(resolved, "tokenizer.json")
 
 
 def _brings_tokenizer(resolved: Resolved) -> bool:
-    """Whether an adapter has a tokenizer of its own."""
+    """Whether an adapter's folder contains a tokenizer."""
     return any(Path(resolved.path).glob("tokenizer*"))
 
 
@@ -178,14 +178,14 @@ def _at(resolved: Resolved) -> dict[str, Any]:
 
 
 def _generation(resolved: Resolved) -> GenerationConfig:
-    """Read generation_config.json; an end of sequence that it does not name is that of config.json, where it has one.
+    """Read generation_config.json; without an end of sequence there, take that of config.json.
 
-    The class of a config has one of its own, another model's, where config.json is silent: it is not asked.
+    The file is read, not the config's class: its default is that of another model.
     """
     from transformers import GenerationConfig
 
     with as_model_error(resolved.path):
-        # Many models have none; one that cannot be read is an error, for the stop set is in it.
+        # Many models have no such file; an unreadable one is an error, as it holds the stop set.
         found = (
             GenerationConfig.from_pretrained(resolved.path, **_at(resolved))
             if _file(resolved, "generation_config.json") is not None
@@ -201,7 +201,7 @@ def _generation(resolved: Resolved) -> GenerationConfig:
 
 
 def _check_model_folder(path: Path) -> None:
-    """Refuse a folder that holds no model that is safe to open. Raises ModelError."""
+    """Refuse a folder without a model that is safe to open. Raises ModelError."""
     if not (path / "config.json").is_file():
         raise ModelError(
             "not a model folder: it holds no config.json", got=str(path), fix="give what save_pretrained wrote"
@@ -225,7 +225,7 @@ def _resolve_folder(path: Path) -> Resolved:
 
 
 def _resolve_adapter(folder: Path, base: str | None) -> Resolved:
-    """Find an adapter and its base: what the caller names, else what the adapter does if that is no path or address."""
+    """Find an adapter and its base: the caller's, else the adapter's if that is an alias or a hub id."""
     from hydrometer.models.causal_lm.loading.adapter import over, read_adapter
 
     config = read_adapter(folder)
@@ -269,7 +269,7 @@ def _resolve_hub(source: str, revision: str | None) -> Resolved:
 
 
 def _file(resolved: Resolved, name: str) -> Path | None:
-    """Return a file of a model, None where it has none of that name."""
+    """Return a file of a model, or None."""
     if resolved.revision is not None:
         return _hub_file(resolved.path, name, resolved.revision)
     file = Path(resolved.path) / name
@@ -277,19 +277,19 @@ def _file(resolved: Resolved, name: str) -> Path | None:
 
 
 def _hub_file(source: str, name: str, revision: str) -> Path | None:
-    """Return a file of a model of the hub, None where it has none of that name. Raises what huggingface_hub does."""
+    """Return a file of a hub model, or None. Raises the errors of huggingface_hub."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    if _COMMIT.fullmatch(revision):  # of which what is here is known to be so for good
+    if _COMMIT.fullmatch(revision):  # a commit's cached files never change
         known = try_to_load_from_cache(source, name, revision=revision)
         if known is not None:
             return Path(known) if isinstance(known, str) else None
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except LocalEntryNotFoundError:
-        # A hub that does not answer has not said that there is no such file; where none may be asked, what is on this
-        # machine is all there is, for transformers too.
+        # No answer of the hub does not mean that there is no such file; offline, only cached files exist, also for
+        # transformers.
         if not constants.HF_HUB_OFFLINE or name == "config.json":
             raise
         return None
@@ -323,12 +323,12 @@ def _resolve_gguf(file: Path) -> Resolved:
 
 
 def _gguf_folder(file: Path, what: str) -> Path:
-    # What was converted before every tensor was accounted for may hold random ones; of a sound file nothing differs.
+    # Conversions from before the check of all tensors may hold random ones; those of sound files are the same.
     return cache_home() / "models" / f"{sha256(file)[:32]}-{GGUF_FORMAT}-{what}"
 
 
 def _write_outline(file: Path, folder: Path) -> None:
-    """Write all of a GGUF file but its weights: what its header says."""
+    """Write config and tokenizer of a GGUF file, from its header."""
     from transformers import AutoConfig, AutoTokenizer
 
     with _converting(file, folder) as (alone, temporary):
@@ -341,19 +341,19 @@ def _write_outline(file: Path, folder: Path) -> None:
 
 
 def _dequantise(file: Path, folder: Path) -> None:
-    """Write the float32 safetensors folder of a GGUF file; whole or not at all."""
+    """Write the float32 safetensors folder of a GGUF file, atomically."""
     doing(f"de-quantising {file.name}, which is done once")
     from transformers import AutoTokenizer
 
     from hydrometer.models.causal_lm.loading.weights import check_read, open_network
 
     with _converting(file, folder) as (alone, temporary):
-        # The converter draws a bar of its own that no switch of transformers silences.
+        # The converter's progress bar ignores transformers' settings.
         with as_model_error(str(file)), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(alone), gguf_file=file.name, trust_remote_code=False)
             model: Any = open_network(str(alone), told=str(file), gguf_file=file.name)
         check_read(file, model)
-        # The weights are plain float32 now; what remembers the quantisation would make save_pretrained refuse.
+        # The weights are plain float32 now; save_pretrained refuses traces of the quantisation.
         model.hf_quantizer = None
         del model.config.quantization_config
         with quiet():
@@ -363,14 +363,14 @@ def _dequantise(file: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _converting(file: Path, folder: Path) -> Generator[tuple[Path, Path]]:
-    """Have a folder with the file alone, and one to fill, which becomes `folder` whole or not at all."""
+    """Yield a folder with only the file, and one to fill, which is renamed to `folder` on success."""
     _needs_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".partial-*"):
         if is_abandoned(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
-    # What else lies in the file's folder, a tokenizer or code of its own, is not part of the model.
+    # Other files beside it, such as a tokenizer or code, are not part of the model.
     alone = Path(tempfile.mkdtemp(prefix=f".partial-{mark()}-", dir=folder.parent))
     try:
         (alone / file.name).symlink_to(file.absolute())

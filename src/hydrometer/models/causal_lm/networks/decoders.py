@@ -53,7 +53,7 @@ class Decoder(Protocol):
 
 
 class LlamaDecoder:
-    """Rows of one lane through a Llama-type network.
+    """Rows of one worker through a Llama-type network.
 
     Parameters
     ----------

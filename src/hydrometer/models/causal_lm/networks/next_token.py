@@ -39,7 +39,7 @@ class TokenScores:
     Attributes
     ----------
     selected, unselected : (M,) float64 nats, log-probability under the selected law and under the law itself.
-    near_edge : (M,) bool, whether rounding at the selectivity's edge could show; see `kernels.NEAR_EDGE`.
+    near_edge : (M,) bool, whether rounding at the selectivity's edge could show; see `logit_kernels.NEAR_EDGE`.
     entropy : (M,) float64 nats, of the selected law; (0,) where it was not asked for.
     """
 

@@ -12,7 +12,7 @@ next year is followed too:
     a period and an offset                  attn_layer_period, attn_layer_offset: another pair, where one exists
     every so many layers, and exceptions    decoder_sparse_step, mlp_only_layers: all as exceptions
 
-Whether the configuration that comes out means the chosen layers is not taken on trust: `initial` compares networks.
+`training.layers` verifies the resulting configuration by comparing networks.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Kept(NamedTuple):
     ----------
     log_weights : (B, V) float32, unnormalised; dropped ids are -inf.
     tempered : (B, V) float32, the same before anything is dropped.
-    low, high : (B, 1) span of `tempered` in which a token is near the edge; see `kernels.NEAR_EDGE`.
+    low, high : (B, 1) span of `tempered` in which a token is near the edge; see `logit_kernels.NEAR_EDGE`.
     """
 
     log_weights: Tensor

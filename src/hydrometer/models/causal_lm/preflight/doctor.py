@@ -1,6 +1,6 @@
-"""What would spoil a chain of language models: vocabularies, special tokens, prompts, sizes; then the probe.
+"""Diagnose a chain of language models: vocabularies, special tokens, prompts and sizes, then the probe.
 
-Nothing here opens weights; `probe` does, where nothing fatal was found before.
+Only the probe opens weights, and only if nothing fatal was found before it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsF
 
 __all__ = ["Subject", "examine"]
 
-_TEXTS = 1000  # prompts whose words are looked at, evenly taken
+_TEXTS = 1000  # prompts examined for special tokens, evenly spaced
 _ENDLESS = "answers run on to max_new_tokens, and every student learns to do so"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """All of a chain but its weights.
+    """A chain, without its weights.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
 
     Parameters
     ----------
-    open_law : opens the truth's law in an arithmetic; called only where nothing fatal is found without.
+    open_law : opens the truth's law in a precision; called only if nothing fatal is found without it.
     """
     found = [
         *_vocabularies(subject),
@@ -85,7 +85,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
 
 
 def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
-    """Whether levels of the truth's architecture can be fitted."""
+    """Check that levels of the truth's architecture can be fitted."""
     whole = replace(law, prompts=s.prompts, max_new_tokens=s.chain.truth.max_new_tokens)
     fitted = [role for role, level in s.chain.level_specs.items() if not isinstance(level.init, FromSource)]
     if learns_from_whole_rows(whole) or not fitted:
@@ -102,7 +102,7 @@ def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
 
 
 def _vocabularies(s: Subject) -> list[Finding]:
-    """Rows of every output matrix against the tokenizer's ids."""
+    """Compare the rows of every output matrix with the tokenizer's ids."""
     found: list[Finding] = []
     truth_rows = _rows(s.configs["truth"])
     for role, config in s.configs.items():
@@ -144,7 +144,7 @@ def _rows(config: PretrainedConfig) -> int:
 
 
 def _tokenizer_file(s: Subject) -> list[Finding]:
-    """The tokenizer that is used against the folder's tokenizer.json."""
+    """Compare the tokenizer in use with the folder's tokenizer.json."""
     found = difference(s.resolved, s.tokenizer)
     if found is None:
         return []
@@ -182,7 +182,7 @@ def _room(s: Subject) -> list[Finding]:
 
 
 def _stops(s: Subject) -> list[Finding]:
-    """The stop set as the model's files give it; whether it is met is the probe's to say."""
+    """Check the stop set of the model's files; the probe checks whether answers stop."""
     if not s.stop_ids:
         return [
             warning(
@@ -241,7 +241,7 @@ def _padding(s: Subject) -> list[Finding]:
 
 
 def _prompts(s: Subject) -> list[Finding]:
-    """Begin-of-sequence tokens, unknown tokens and repeats among the prompts' ids."""
+    """Check the prompts for double begin-of-sequence tokens, unknown tokens and repeats."""
     found: list[Finding] = []
     bos, unknown, n = s.tokenizer.bos_token_id, s.tokenizer.unk_token_id, len(s.prompts.ids)
     twice = sum(p[:2] == (bos, bos) for p in s.prompts.ids) if isinstance(bos, int) else 0
@@ -298,7 +298,7 @@ def _bos_when_encoded_again(s: Subject, bos: int) -> bool:
 
 
 def _special_text(s: Subject) -> list[Finding]:
-    """Control tokens that a prompt's own words turn into."""
+    """Check for prompts whose text encodes to control tokens."""
     special = {i for i, t in s.tokenizer.added_tokens_decoder.items() if t.special}
     hit = 0
     texts = s.prompts.texts[:: 1 + (len(s.prompts.texts) - 1) // _TEXTS]
@@ -333,7 +333,7 @@ def _sizes(s: Subject) -> list[Finding]:
 
 
 def _weights(s: Subject) -> list[Finding]:
-    """What the truth is, where that is not the model of its name."""
+    """Note a quantised truth."""
     quantised = getattr(s.outline.config, "quantization_config", None) is not None
     if s.resolved.identity.get("kind") != "gguf" and not quantised:
         return []

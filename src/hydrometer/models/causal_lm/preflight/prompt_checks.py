@@ -1,7 +1,7 @@
-"""Prompts that are not what they seem: ends where the answer should begin, and what a chat template does to messages.
+"""Checks of prompts: stop tokens at the end of a prompt, and what a chat template does to messages.
 
-For the doctor and for judging. A template is rendered a few times more than its prompts need: told other times, with
-words put in place of messages, with an answer behind.
+For the doctor and for judging. The template is rendered a few more times: at other times of day, with marker words in
+place of messages, and with an answer appended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["examine_prompts"]
 
 _RENDERED = 16
-"""Conversations that are rendered again, at most."""
+"""Most conversations that are rendered again."""
 # The first two have no field alike, weekday and half of the day among them; each is another seed of what is random.
 _TIMES = (
     "1987-02-03T04:05:06.123456",
@@ -35,7 +35,7 @@ _ASSISTANT = ("assistant", "model")
 
 
 def examine_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[Finding]:
-    """Return what is odd about prompts.
+    """Return findings about prompts.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def examine_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop_i
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """The tokenizer's template; None for what it refuses."""
+    """The tokenizer's template; renders None for conversations that it refuses."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -76,12 +76,12 @@ class _Template:
             return None
 
     def opens(self, turns: Turns) -> bool:
-        """Whether asking it to open the assistant's turn makes a difference."""
+        """Whether the template reacts to a request to open the assistant's turn."""
         return self.render(turns, at=_TIMES[0]) != self.render(turns, opened=False, at=_TIMES[0])
 
 
 def _some(turns: Sequence[Turns]) -> list[Turns]:
-    """Conversations to look at: one of every succession of roles, then evenly taken."""
+    """Choose conversations: one of every sequence of roles, then evenly spaced."""
     kinds = {tuple(role for role, _ in t): t for t in reversed(turns)}
     even = [turns[i * len(turns) // _RENDERED] for i in range(_RENDERED)]
     return list(dict.fromkeys([*kinds.values(), *even]))[:_RENDERED]

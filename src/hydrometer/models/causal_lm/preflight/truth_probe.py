@@ -1,8 +1,8 @@
-"""A small probe of the truth: a few answers, drawn as the run draws and scored as it scores, and what they show.
+"""A small probe of the truth: a few answers, drawn and scored as in the run, and findings from them.
 
 Shapes: N rows of the probe, T its longest answer.
 
-The probe answers up to 32 prompts, evenly taken from all, from a stream of its own: no row of it trains or judges.
+The probe answers up to 32 prompts, evenly spaced, from its own stream; its rows are not used in the run.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _TOLD_APART = 0.25  # of the truth's entropy
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """What was drawn and scored.
+    """Drawn and scored rows.
 
     Attributes
     ----------
     law : the probe's law in the judging arithmetic.
     x : (N) rows of it.
-    scored : (N, T) nats, what the scorer gives every token that was drawn.
+    scored : (N, T) nats, the scorer's log-probability of every drawn token.
     entropy : (N, T) nats, of the next-token law at every step.
     stop_log_prob : (N,) nats, of any stop token in place of the last one, or None where some row stopped.
     drift : (N,) nats, recorded minus float32 log-probability of rows drawn as training rows are, and their lengths; or
@@ -115,10 +115,10 @@ def _stop_log_prob(law: CausalLaw, x: Sequences) -> Floats:
 
 
 def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
-    """Return what the probe shows."""
+    """Return the probe's findings."""
     longest, sampler = chain.truth.max_new_tokens, _sampler(probe)
     if any(f.code == _BROKEN for f in sampler):
-        return sampler  # no figure of such a probe means anything
+        return sampler  # the other figures would be meaningless
     return [
         *sampler,
         *_ends(probe, longest),
@@ -130,7 +130,7 @@ def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
 
 
 def _sampler(p: Probe) -> list[Finding]:
-    """What the sampler recorded against what the scorer says, token by token."""
+    """Compare recorded with scored log-probabilities, token by token."""
     within, recorded = p.x.within, p.x.token_log_prob
     if not np.isfinite(p.scored[within]).all() or not np.isfinite(p.x.log_prob).all():
         return [
@@ -155,7 +155,7 @@ def _sampler(p: Probe) -> list[Finding]:
 
 
 def _ends(p: Probe, max_new_tokens: int) -> list[Finding]:
-    """How many answers stop, and whether they can."""
+    """Check how many answers stop, and whether they can."""
     n, longest = len(p.x), p.law.max_new_tokens
     if not p.law.stop_ids:
         return []  # said without a probe
@@ -200,7 +200,7 @@ def _ends(p: Probe, max_new_tokens: int) -> list[Finding]:
 
 
 def _round_trip(p: Probe) -> list[Finding]:
-    """Answers that are other ids after they have been text."""
+    """Count answers whose ids change after decoding and encoding."""
     ends, n = prompt_ends(p.law.prompts, p.law.lm.tokenizer), len(p.x)
     changed = 0
     for i in range(n):
@@ -220,7 +220,7 @@ def _round_trip(p: Probe) -> list[Finding]:
 
 
 def _certain(p: Probe, max_new_tokens: int) -> list[Finding]:
-    """Prompts whose answer hardly varies: their steps' entropies add up to that of the answer, on average."""
+    """Find prompts whose answers hardly vary: the mean sum of the steps' entropies is the answer's entropy."""
     total = np.where(p.x.within, p.entropy, 0.0).sum(-1)
     if p.law.max_new_tokens < max_new_tokens:
         total = np.where(p.x.stopped, total, np.inf)  # what comes after the probe's cut may vary
@@ -240,7 +240,7 @@ def _certain(p: Probe, max_new_tokens: int) -> list[Finding]:
 
 
 def _dtypes(p: Probe, chain: CausalLMChain) -> list[Finding]:
-    """What bfloat16 does to the rows that are trained on, and to figures."""
+    """Measure the effect of bfloat16 on training rows and on figures."""
     found: list[Finding] = []
     if p.drift is not None:
         rows, lengths = p.drift
@@ -270,7 +270,7 @@ def _dtypes(p: Probe, chain: CausalLMChain) -> list[Finding]:
 
 
 def _resolution(p: Probe, rows: int) -> list[Finding]:
-    """The smallest difference that the planned evaluation rows can show, roughly."""
+    """Estimate the smallest difference that the planned evaluation rows can resolve."""
     if p.law.max_new_tokens < 2 or len(p.x) < 2:
         return []
     entropy = -float(p.scored.sum(-1).mean())

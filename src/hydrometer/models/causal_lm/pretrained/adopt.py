@@ -1,4 +1,4 @@
-"""A checkpoint trained elsewhere as a law of a chain: its network under the truth's prompts, stop set and length."""
+"""A checkpoint trained elsewhere as a law of a chain, under the truth's prompts, stop set and max_new_tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_adopted", "identify", "open_adopted"]
 
 
 def identify(source: str) -> dict[str, str]:
-    """Return what a checkpoint is, by content.
+    """Return a checkpoint's identity, by content.
 
     Raises
     ------
@@ -54,18 +54,18 @@ def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
-    """Open a checkpoint in float32, as the law that judges compare with the truth's.
+    """Open a checkpoint in float32 as a law over the truth's outcomes.
 
-    Its own generation config is not used: where a sequence stops is the truth's, as for every student.
+    Its own generation config is ignored: the stop set is the truth's, as for every student.
 
     Parameters
     ----------
-    source : whatever `load.resolve` finds: a folder of safetensors, for one.
+    source : any source of `load.resolve`, such as a folder of safetensors.
     truth : the law whose prompts, stop set and max_new_tokens it takes over.
 
     Raises
     ------
-    ModelError : it cannot be opened, or holds a weight that is not finite.
+    ModelError : it cannot be opened, or a weight is not finite.
     """
     lm = CausalLM.from_pretrained(source, dtype="float32", device=str(truth.lm.device))
     if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):

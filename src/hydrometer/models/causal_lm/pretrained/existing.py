@@ -1,4 +1,4 @@
-"""Models that exist: what is known of one before its weights are opened.
+"""Pretrained models: what is known before the weights are opened.
 
 Models of one vocabulary share the ids of their prompts and their stop set, those of the first of them; a model of
 another vocabulary has prompts and a stop set of its own.
@@ -28,7 +28,7 @@ MAX_LAW_BYTES = 64_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Existing:
-    """A model that was found.
+    """A model that was located.
 
     Attributes
     ----------
@@ -40,8 +40,8 @@ class Existing:
     size : parameters, roughly, for time-left estimates.
     has_template : whether its tokenizer has a chat template.
     room : positions that the network has, or None where its config does not say.
-    own : what a model that this package fitted brings along, or None.
-    caveat : where its tokenizer is not that of its tokenizer.json, in a line.
+    own : its law.json, if this package fitted it, or None.
+    caveat : one line, if its tokenizer differs from its tokenizer.json.
     """
 
     source: str
@@ -75,7 +75,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 
     resolved = load.resolve(source, base=base)
-    load.dequantised(resolved.base or resolved)  # a file that cannot be read is refused before anything is made
+    load.dequantised(resolved.base or resolved)  # refuse an unreadable file early
     doing(f"opening the tokenizer of {source}")
     found = load.outline(resolved)
     config: Any = found.config.get_text_config()

@@ -30,7 +30,7 @@ from hydrometer.models.causal_lm.inference.opened import pick_device
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import Training
 
-__all__ = ["PATIENCE", "Loss", "Together", "group", "lost_peer", "together"]
+__all__ = ["PATIENCE", "Distributed", "Loss", "group", "join_group", "lost_peer"]
 
 Loss = Callable[[CausalLM, Tensor, Tensor, float], Tensor]
 """From a model, ids, labels and the step's number of answer tokens to the loss of these rows."""
@@ -64,7 +64,7 @@ def lost_peer(error: RuntimeError) -> bool:
     )
 
 
-class Together:
+class Distributed:
     """A model as the processes of this group train it.
 
     Parameters
@@ -117,7 +117,7 @@ class Together:
         return box[0]
 
 
-def together(lm: CausalLM, training: Training, loss: Loss) -> Together | None:
+def join_group(lm: CausalLM, training: Training, loss: Loss) -> Distributed | None:
     """Join this process's group, where the fit is of several processes.
 
     Raises
@@ -130,7 +130,7 @@ def together(lm: CausalLM, training: Training, loss: Loss) -> Together | None:
     if size != training.num_workers:
         what = "a fit of several workers is made by `hydrometer run`, which starts them"
         raise FitError(what, got=f"{size} of {training.num_workers}", fix="set num_workers: 1 to fit in this process")
-    return Together(lm, training.strategy, loss)
+    return Distributed(lm, training.strategy, loss)
 
 
 class _Part(nn.Module):

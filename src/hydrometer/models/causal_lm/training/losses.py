@@ -5,8 +5,7 @@ Shapes: M answer tokens of a batch, m of a chunk, D width, V ids that exist, W >
     loss = - (1 / n) sum over M of log softmax(h W')[x]       d loss / d logits = (softmax - onehot) / n
 
 The gradient is made in the forward pass, chunk by chunk, in the logits' own place: three matrix products and two passes
-over a chunk are all there is. On the CPU lanes share a chunk, by rows up to the states' gradient, by ids for the output
-matrix's.
+over a chunk. On the CPU threads share a chunk: by rows for the states' gradient, by ids for the output matrix's.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.cpu.loss_kernels import softmax_gradient
-from hydrometer.models.causal_lm.cpu.thread_pool import Lanes
+from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 
 __all__ = ["linear_cross_entropy"]
 
@@ -77,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_states = torch.empty_like(h)
         d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device)
         d_bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=w.device)
-        lanes = Lanes(len(h) if h.device.type == "cpu" else 1)
+        pool = ThreadPool(len(h) if h.device.type == "cpu" else 1)
         room = torch.empty(min(_CHUNK, len(h)), len(w), dtype=dtype, device=w.device)
         product = torch.empty_like(w)
         total = 0.0
@@ -100,15 +99,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     return loss
 
                 def through_ids(part: slice, h_m: Tensor = h_m, g: Tensor = g, first: bool = at == 0) -> None:
-                    """Gradient of the output matrix, a range of ids a lane: nothing is summed twice."""
+                    """Gradient of the output matrix, each worker over its own range of ids."""
                     torch.mm(g[:, part].t(), h_m, out=product[part])
                     if first:
                         d_weight[part] = product[part]
                     else:
                         d_weight[part] += product[part]
 
-                total += sum(lanes.each(through_rows, lanes.split(len(h_m))))
-                lanes.each(through_ids, lanes.split(len(w)))
+                total += sum(pool.each(through_rows, pool.split(len(h_m))))
+                pool.each(through_ids, pool.split(len(w)))
                 if d_bias is not None:
                     d_bias += g.sum(0, dtype=torch.float32)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)

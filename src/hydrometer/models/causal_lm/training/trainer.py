@@ -35,7 +35,7 @@ from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training, level_spec
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.training.determinism import reproducible
-from hydrometer.models.causal_lm.training.distributed import Loss, Together, together
+from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, join_group
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
@@ -73,7 +73,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         held.enter_context(reproducible(seed))
         held.enter_context(quiet())
         loss = _loss_of(law, training)
-        group = together(lm, training, loss)
+        group = join_group(lm, training, loss)
         epochs = _Epochs(law, validate, training, request.tick, group)
         kept = _checkpoints(training, request.partial, epochs, group, held)
         arguments = _arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
@@ -113,7 +113,7 @@ class _Answers(Dataset[dict[str, list[int]]]):
         return len(self.x)
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
-        if i < 0:  # a row that takes part uncounted; see `together`
+        if i < 0:  # a row that takes part uncounted; see `distributed`
             row = self[-1 - i]
             return {**row, "labels": [IGNORED] * len(row["labels"])}
         prompt = list(self.x.prompt_ids[int(self.x.prompt_index[i])])
@@ -184,7 +184,7 @@ class _MLETrainer(Trainer):
         args: TrainingArguments,
         data: Sequences | TrainingRows,
         epochs: _Epochs,
-        group: Together | None,
+        group: Distributed | None,
     ) -> None:
         model = lm.model if group is None else group.trained.model
         super().__init__(
@@ -241,7 +241,7 @@ class _Epochs(TrainerCallback):
     """After each epoch: held-out likelihood of the law itself; the best epoch's weights are kept in memory."""
 
     def __init__(
-        self, law: CausalLaw, validate: Sequences | None, training: Training, tick: Tick, group: Together | None
+        self, law: CausalLaw, validate: Sequences | None, training: Training, tick: Tick, group: Distributed | None
     ) -> None:
         self.law, self.validate, self.training, self.tick, self.group = law, validate, training, tick, group
         self.notes: dict[str, object] = {}
@@ -300,7 +300,7 @@ class _Epochs(TrainerCallback):
 
 
 def _checkpoints(
-    training: Training, folder: Path | None, epochs: _Epochs, group: Together | None, held: contextlib.ExitStack
+    training: Training, folder: Path | None, epochs: _Epochs, group: Distributed | None, held: contextlib.ExitStack
 ) -> Checkpoints | None:
     """Return what keeps the fit's checkpoints; None where none are to be, or another run makes the same fit there."""
     if training.save_steps is None or folder is None:
@@ -319,7 +319,7 @@ def _checkpoints(
     return Checkpoints(folder, epochs, barrier, writes=group is None or group.rank == 0)
 
 
-def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, group: Together | None) -> str | None:
+def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, group: Distributed | None) -> str | None:
     """Return the checkpoint to go on from, with what was remembered there; None to begin."""
     if kept is None:
         return None
