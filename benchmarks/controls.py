@@ -1,4 +1,4 @@
-"""What control variates gain on the cells of a run: variance ratios at equal draws and at equal seconds.
+"""Gain of control variates on the cells of a run: variance ratios at equal draws and at equal seconds.
 
     hydrometer run quickstart --out runs/quickstart
     python benchmarks/controls.py runs/quickstart

@@ -1,11 +1,11 @@
 """Drawing: ours against transformers' `generate` at its best batch size, and vLLM on the CPU, same tokens to draw.
 
-A peer's rate is that of one batch of its best size. Every row draws exactly its full length (an empty stop set), with
+A peer's rate is that of one batch at its best size. Every row draws exactly its full length (an empty stop set), with
 the log-probability of every token recorded by ours and, by vLLM, with logprobs=0; `generate` records none. Checked
 first: the mean log-probability a token of each peer's draws, scored in float32, agrees with ours within 4 standard
 errors.
 
-vLLM needs an environment of its own; name its interpreter in VLLM_PYTHON (see README.md), or it is left out.
+vLLM needs a separate environment; set VLLM_PYTHON to its interpreter (see README.md), or it is left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exactness on the real model, float32: what the sampler recorded against two scorers, at every selectivity.
+"""Exactness on the real model, float32: the sampler's log-probabilities against two scorers, at every selectivity.
 
 The engine's own scorer, which must agree within 1e-4 nats a token; and, for information, the general path,
 transformers' forward on padded rows, whose products, attention and norms are other code. 10,000 tokens or more

@@ -3,9 +3,9 @@
     hydrometer run paper-mixture --out runs/paper-mixture
     python benchmarks/exact_cells.py runs/paper-mixture --chain mixture
 
-Every cell's law is opened again and its figures found by quadrature. Printed is, by figure, the standard deviation of
-(estimate - exact) / standard error over all cells, the worst of them, and how many of the 95 % intervals hold. Seeds
-draw rows of their own, so cells of different seeds are independent.
+Every cell's law is opened again and its figures are computed by quadrature. Printed for each figure: the standard
+deviation of (estimate - exact) / standard error over all cells, the largest value, and how many of the 95 % intervals
+hold. Seeds draw their own rows, so cells of different seeds are independent.
 """
 
 from __future__ import annotations

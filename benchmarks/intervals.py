@@ -1,13 +1,13 @@
-"""Do intervals hold, and are control variates never worse than plain means? Every figure, on worlds that are known.
+"""Do intervals hold, and are control variates never worse than plain means? Every figure, on known laws (worlds).
 
     python benchmarks/intervals.py                    # all worlds and sizes: an hour of one core
     python benchmarks/intervals.py --worlds line cold --sizes 64 1024 --times 500
     python benchmarks/intervals.py --write            # also the tables of docs/frontiers.md
 
-For each world and number of rows, samples are drawn again and again, and the library's own functions make the figures
-of each. Counted is how often the nominal 95 % interval holds the exact figure, and the root mean square error over that
-of the plain mean of the same rows. Exact figures are by quadrature, dynamic programming or enumeration; above two
-dimensions means of 4 million rows under control variates.
+For each world and number of rows, samples are drawn repeatedly, and the library's own functions compute their figures.
+Reported are the coverage of the nominal 95 % interval, and the root mean square error relative to the plain mean of the
+same rows. Exact figures are by quadrature, dynamic programming or enumeration; above two dimensions they are means of
+4 million rows with control variates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an executor takes for itself: blocks that cost nothing to draw, through this process and through Ray.
+"""Overhead of the executors: blocks that cost nothing to draw, through this process and through Ray.
 
 A block is a draw of a family whose law knows its rows: one file of 1 kB, written into the store, checksummed, renamed.
 Printed: milliseconds a block, from the graph to its last artifact; for Ray with the cluster up and a worker warm.

@@ -1,12 +1,11 @@
-"""What `plan` foretells of a recipe against what its stages took in a finished run. Run it on an idle machine.
+"""Seconds that `plan` predicts for a recipe against those of a finished run. Run it on an idle machine.
 
     python benchmarks/plan.py quickstart runs/quickstart
     python benchmarks/plan.py smollm2-cpu runs/smollm2-cpu --artifacts CACHE
 
-The machine is measured for it (`--keep` takes what is known, or coarse seconds: set HYDROMETER_CACHE to an empty folder
-for these). Recorded seconds are those of every
-artifact's meta.json, by kind of stage and model where the run's keys are those of the recipe today, else by kind alone.
-A run that compiled its kernels counts that as its own; the plan does not.
+The machine is measured first (`--keep` uses known figures or coarse seconds; for the latter set HYDROMETER_CACHE to an
+empty folder). Recorded seconds are those of every artifact's meta.json, by kind of stage and model if the run's keys
+are those of the recipe today, else by kind alone. Seconds of a run include compiling its kernels; the plan's do not.
 """
 
 from __future__ import annotations

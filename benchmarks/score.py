@@ -1,8 +1,8 @@
 """Scoring 512 sequences of 16 to 128 tokens: ours against padded batches, float32 log_softmax and a gather.
 
-The peer is the way of the paper's released evaluation, in the same dtype, at its best batch size; its rate and peak are
-taken on the first 256 of the sequences. Checked first: equal
-log-probabilities in float32. Each measurement is a process of its own (memory is a high-water mark), in turn.
+The peer does what the paper's released evaluation does, in the same dtype, at its best batch size; its rate and peak
+memory are measured on the first 256 of the sequences. Checked first: equal log-probabilities in float32. Each
+measurement runs in a separate process (memory is a high-water mark), in turn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often intervals over few seeds hold, and how often two peaks are marked: the tables of docs, Uncertainty.
+"""Coverage of intervals over few seeds, and how often two peaks are marked: the tables of docs/uncertainty.md.
 
     python benchmarks/seeds.py
 

@@ -1,4 +1,4 @@
-"""What the better of two k-means starts moves, against scikit-learn's single one, on the paper's mixture.
+"""Effect of the better of two k-means starts, against scikit-learn's single one, on the paper's mixture.
 
     python benchmarks/starts.py
 

@@ -1,4 +1,4 @@
-"""Training a 4-layer, width-256 model of SmolLM2's vocabulary: ours against transformers' Trainer as it comes, bf16.
+"""Training a 4-layer, width-256 model of SmolLM2's vocabulary: ours against transformers' default Trainer, bf16.
 
 Checked first: both reach the same losses in float32 over 8 steps, from equal weights on equal batches. Each
 measurement is a process of its own (memory is a high-water mark), in turn.

@@ -1,12 +1,12 @@
-"""Compute a cell's figures again from what its run's folder holds, with numpy (and pyarrow, for rows of tokens) alone.
+"""Recompute a cell's figures from its run's folder, using only numpy (and pyarrow for rows of tokens).
 
     python examples/recompute.py RUNS/NAME CELL_ID [--artifacts DIR]
 
-Nothing of hydrometer is imported: the formats are those of docs/schema.md. Precision is the mean of log p* over the
+It imports nothing from hydrometer: docs/schema.md describes the formats. Precision is the mean of log p* over the
 law's rows, recall the mean of log q over the truth's, entropy that of -log q over the law's own. Each is printed with
-its standard error beside what results.json says; the exit code is 1 where they differ by more than they may:
+its standard error beside the value in results.json; the exit code is 1 if they differ by more than the tolerance:
 
-mixture     the parameters of both laws; rows are drawn anew here. Five standard errors of the difference.
+mixture     the parameters of both laws; new rows are drawn. Five standard errors of the difference.
 markov      the tables of both laws; summed over all rows exactly. Five standard errors of the stored figure.
 causal_lm   the stored log-probabilities of every row: 1e-9. And the first row is scored again by the network (Llama)
             from its stored weights, in float64: 1e-3 nats.

@@ -1,6 +1,6 @@
-"""Train a student with TRL on rows that a run drew, and bring it back to be judged beside the run's own.
+"""Train a student with TRL on a run's rows, and import it to be judged beside the run's own students.
 
-    hydrometer run RECIPE --out RUN            # or with --until draw: the rows alone
+    hydrometer run RECIPE --out RUN            # or with --until draw: only the rows
     python examples/train_elsewhere.py RUN --student MODEL --selectivity temperature=0.8
 
 MODEL is where the student starts: a folder or hub id of a causal language model with the truth's own tokenizer.

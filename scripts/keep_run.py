@@ -1,11 +1,11 @@
-"""Run a specification and keep the run's folder as a fixture, for tests of reading what this release wrote.
+"""Run a specification and keep the run's folder as a fixture for tests that read this release's output.
 
     python scripts/keep_run.py schema1-choices SPEC.yaml
 
-writes tests/migration/schema1-choices/: `spec.yaml`, `made.json` (which code made it) and `run.tar.gz`, which holds the
-run's folder as `run/` and, where one lies beside SPEC.yaml, the folder `model/` that it names. Left out is what is made
-again from the rest: records, report, figures, and the stages that `exhibits/` are copied from. Made with an older
-release where PYTHONPATH names its sources.
+writes tests/migration/schema1-choices/: `spec.yaml`, `made.json` (the code version) and `run.tar.gz`, which holds the
+run's folder as `run/` and, if it exists beside SPEC.yaml, the model folder `model/`. Derived files are left out:
+records, report, charts, and the stages that `exhibits/` are copied from. To use an older release, set PYTHONPATH to
+its sources.
 """
 
 from __future__ import annotations

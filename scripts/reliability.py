@@ -1,9 +1,9 @@
-"""Write the table of docs/reliability.md from what a fault campaign observed.
+"""Write the table of docs/reliability.md from the log of a fault campaign.
 
     python scripts/reliability.py LOG
 
-LOG has one JSON object a line, {"fault", "outcome", "again", "lost"} and "times" where one line is of many, as tests
-write it where FAULTS_LOG names a file.
+LOG has one JSON object per line, {"fault", "outcome", "again", "lost"}, plus "times" if a line stands for many. Tests
+write it to the file named by FAULTS_LOG.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _spread(values: list[int | None]) -> str:
 
 
 def main() -> None:
-    """Replace what stands between the page's markers."""
+    """Replace the text between the page's markers."""
     lines = Path(sys.argv[1]).read_text("utf-8").splitlines()
     head, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, tail = rest.partition(END)

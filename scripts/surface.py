@@ -1,4 +1,4 @@
-"""The public surface, one name a line: what docs/stability.md promises to keep, so that a change of it is seen."""
+"""The public surface, one name per line: what docs/stability.md promises to keep, so that changes show."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ COLOURS = ("#00539c", "#b5432f", "#3d7a43")
 
 
 def draw(folder: Path, target: Path) -> None:
-    """Means over seeds with 95 % t intervals; one colour a chain, lines from the mildest setting to the strongest."""
+    """Means over seeds with 95 % t intervals; one colour per chain, lines from the mildest setting to the strongest."""
     results = hm.load_results(folder)
     groups = list(results["summary"]["groups"].values())
     seeds = len({c["seed"] for c in results["cells"]} - {None})

@@ -1,14 +1,14 @@
 """Run the tests with the oldest, or the newest, direct dependencies that pyproject.toml allows.
 
     python scripts/versions.py oldest                      the whole suite
-    python scripts/versions.py newest -- tests/causal_lm   a part of it; what follows -- goes to pytest
+    python scripts/versions.py newest -- tests/causal_lm   a part of it; arguments after -- go to pytest
     python scripts/versions.py oldest --extras= -- tests/mixture tests/markov
                                                            the base installation, without torch
 
-The environment is made in --where (default build/versions/WHICH, some 3 GB with torch) and kept there; --make-only
-stops after making it. `oldest` holds every direct dependency of the base and of --extras at its lower bound and leaves
-what these depend on to pip; `newest` holds nothing. torch is one release in both, TORCH: each other one is gigabytes,
-and its lower bound is therefore not tested. The tools that tests need are the newest.
+The environment is created in --where (default build/versions/WHICH, some 3 GB with torch) and kept there; --make-only
+stops after that. `oldest` pins every direct dependency of the base and of --extras at its lower bound and leaves
+transitive dependencies to pip; `newest` pins nothing. torch is the release TORCH in both, since every other one is a
+download of gigabytes; so its lower bound is not tested. The tools that tests need are the newest.
 """
 
 from __future__ import annotations
