@@ -1,4 +1,4 @@
-"""Prompts: what the models answer, as token ids, kept with the text that people read."""
+"""Prompts as token ids, with their text for people."""
 
 from __future__ import annotations
 
@@ -49,11 +49,10 @@ class Prompts:
     Attributes
     ----------
     ids : (P,) tuples of at least one token id.
-    texts : (P,) what a person asked; empty for the begin-of-sequence prompt.
-    are : "fixed", or "sample" where they stand for a population; says how errors are computed, not what is drawn.
-    written : (P,) the text that the tokenizer made each prompt's ids of, such as a chat template's rendering; None
-        where only ids are known.
-    turns : (P,) the conversations that a chat template rendered; None where none did.
+    texts : (P,) text for people; empty for the begin-of-sequence prompt.
+    are : "fixed", or "sample" of a population; determines how errors are computed, not what is drawn.
+    written : (P,) encoded text, such as a chat template's rendering; None if only ids are known.
+    turns : (P,) conversations that a chat template rendered, or None.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -73,7 +72,7 @@ class Prompts:
         return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
 
     def take(self, chosen: Sequence[int]) -> Prompts:
-        """Return some of them, which are then a list of their own."""
+        """Return some of them, as fixed prompts."""
         return Prompts(
             tuple(self.ids[i] for i in chosen),
             tuple(self.texts[i] for i in chosen),
@@ -83,19 +82,19 @@ class Prompts:
 
 
 def prompts_written(parts: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Read what prompts were encoded from, where a file beside them says it. Raises TypeError."""
+    """Read the encoded text from JSON, None without one. Raises TypeError."""
     found = parts.get("prompts_written")
     return None if found is None else tuple(str(t) for t in found)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Prompts as a run keeps them, so that it asks the same whatever a chat template writes later, such as the date.
+    """Prompts as a run stores them, since a chat template may render differently later, such as with another date.
 
     Attributes
     ----------
-    source : digest of what they were rendered from, as `source_digest` gives it.
-    prompts : as they were rendered.
+    source : `source_digest` of their source.
+    prompts : as rendered.
     """
 
     source: str
@@ -127,7 +126,7 @@ class Kept:
 
 
 def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    """Return what a truth is asked: as its run keeps it where the source is still the same, else rendered now.
+    """Return a truth's prompts: as its run stored them if their source is unchanged, else rendered now.
 
     Raises
     ------
@@ -141,14 +140,14 @@ def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> Prompts:
 
 
 def source_digest(prompts: str | PromptsFile | None) -> str:
-    """Return the hash of what prompts are rendered from. Raises DataError where the file cannot be read."""
+    """Return the hash of the prompts' source. Raises DataError if the file cannot be read."""
     if isinstance(prompts, PromptsFile):
         return conversations_digest([turns for _, turns in _conversations(prompts)], chat=prompts.chat)
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
 def conversations_digest(asked: Sequence[Turns], *, chat: bool) -> str:
-    """Return the hash of conversations, and of whether a chat template renders them."""
+    """Return the hash of conversations and of `chat`."""
     return hashlib.sha256(json.dumps([chat, list(asked)]).encode()).hexdigest()
 
 
@@ -189,7 +188,7 @@ def _checked(found: Prompts, source: object) -> Prompts:
 
 
 def _conversations(spec: PromptsFile) -> Iterator[tuple[str, Turns]]:
-    """Yield where each conversation of a file stands, and its turns."""
+    """Yield the location and turns of each conversation of a file."""
     number, some = 0, False
     try:
         with open_prompts(spec) as f:
@@ -210,7 +209,7 @@ def _conversations(spec: PromptsFile) -> Iterator[tuple[str, Turns]]:
 
 
 def open_prompts(spec: PromptsFile) -> IO[bytes]:
-    """Open a file of prompts. Raises OSError, ValueError, and DataError for no plain file or one that is too large."""
+    """Open a file of prompts. Raises OSError, ValueError, and DataError if not a regular file or too large."""
     path = spec.path
     if not spec.is_carried and path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
         what = f"the prompts file is no plain file, or larger than {MAX_FILE_BYTES} bytes"
@@ -241,7 +240,7 @@ def _messages(line: bytes, where: str) -> Turns:
 
 
 def turns_in_text(text: str) -> list[Any] | None:
-    """Return the messages that a text is JSON of, as tables without nested columns keep them; None where it is not."""
+    """Parse a text as JSON of messages, as in tables without nested columns; None if it is not."""
     if not text.lstrip().startswith("["):
         return None
     try:
@@ -255,15 +254,15 @@ def turns_in_text(text: str) -> list[Any] | None:
 def encode_prompts(
     rows: Sequence[tuple[str, Turns]], tokenizer: PreTrainedTokenizerBase, *, chat: bool, are: PromptsAre
 ) -> Prompts:
-    """Turn conversations, each with where it stands, into token ids.
+    """Encode conversations, each with its location.
 
     Parameters
     ----------
-    chat : through the chat template, the assistant's turn opened; else each is one text.
+    chat : use the chat template, with the assistant's turn opened; else each is one text.
 
     Raises
     ------
-    DataError : several turns without a template, a template that refuses one, or a prompt without a token.
+    DataError : several turns without a template, a template error, or a prompt without a token.
     """
     ids: list[tuple[int, ...]] = []
     written: list[str] = []

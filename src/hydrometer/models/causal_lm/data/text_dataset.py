@@ -1,4 +1,4 @@
-"""Prompts and answers from a person's file: JSON lines or Parquet, read row by row under limits.
+"""Prompts and answers from a file: JSON lines or Parquet, read row by row under limits.
 
 A file has one shape, that of its first row:
 
@@ -41,9 +41,9 @@ class Answered:
 
     Attributes
     ----------
-    turns : (role, content) of what is asked; empty for a whole document, which follows nothing.
-    shape : the column that it came from.
-    answer : what was answered, or None where the file holds prompts only.
+    turns : (role, content) of the prompt; empty for a whole document.
+    shape : its column.
+    answer : the answer, or None in a file of prompts.
     where : file and row, for messages.
     """
 
@@ -161,7 +161,7 @@ def _turns(value: object, column: str, where: str) -> Turns:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a row is, and its known columns."""
+    """Yield each row's location and known columns."""
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
             raise OSError(f"it is no plain file, or larger than {MAX_FILE_BYTES} bytes")
@@ -211,11 +211,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise DataError(f"{path.name}: rows from {number + 1} on are too long", got=f"{batch.nbytes} bytes")
             for row in batch.to_pylist():
                 number += 1
-                size += _characters(row)  # not of the batch, where a text that rows repeat may stand once
+                size += _characters(row)  # per row: a batch stores a repeated text once
                 if size > MAX_FILE_BYTES:
                     got = f"more than {MAX_FILE_BYTES} characters"
                     raise DataError(f"{path.name}: its rows are too large together", got=got, fix="take a sample")
-                # A column of several shapes holds null where another is meant.
+                # Rows of another shape hold null in this column.
                 yield f"{path.name}, row {number}", {k: v for k, v in row.items() if v is not None} or row
     except (ValueError, NotImplementedError, MemoryError) as e:  # ArrowInvalid is a ValueError
         fix = "save it again, or write JSON lines"
@@ -223,7 +223,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _count_values(about: Any, columns: list[str], path: Path) -> None:
-    """Refuse lists that a few bytes make longer than any conversation, before they are unpacked."""
+    """Refuse compressed lists that would unpack to too many values."""
     values: dict[str, int] = {}
     for i in range(about.num_row_groups):
         group = about.row_group(i)
@@ -245,7 +245,7 @@ def _characters(value: object) -> int:
 
 
 def _batch_rows(file: Any) -> int:
-    """Rows read together: one text that a dictionary repeats on all of them must still fit the memory."""
+    """Rows per batch: a dictionary-encoded text repeated in all of them must fit in memory."""
     about = file.metadata
     sizes = [
         about.row_group(i).column(j).total_uncompressed_size

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 from hydrometer.core.errors import LawMismatchError, SpecError
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import outline_of, truth_opening
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource
 from hydrometer.models.causal_lm.training.initialization import scratch_config
@@ -26,9 +27,9 @@ def check_chain(chain: CausalLMChain) -> None:
         engine, settings = chain.drawing
         engine.check(settings, chain)
     truth = outline_of(resolved)
-    room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
+    room = max_positions(truth.config)
     longest = max(len(p) for p in prompts.ids) + chain.truth.max_new_tokens
-    if isinstance(room, int) and longest > room:
+    if room is not None and longest > room:
         fix = "shorten the prompts or max_new_tokens"
         raise SpecError("prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix)
     n_truth = n_above = _n_layers(truth.config)
