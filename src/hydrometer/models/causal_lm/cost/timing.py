@@ -36,6 +36,7 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import pick_device
 from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS, score_beside, score_steps
+from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.spec import LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import fresh_network, layers_config
 from hydrometer.models.causal_lm.training.trainer import fit
@@ -202,8 +203,8 @@ class _Bench:
             )
         few = layers_config(config, [i % own.layers for i in range(layers)])
         text: Any = few.get_text_config()
-        room = getattr(text, "max_position_embeddings", None)
-        if isinstance(room, int):  # half an answer and the tokens that are timed may be more than a whole answer
+        room = max_positions(few)
+        if room is not None:  # half an answer and the tokens that are timed may be more than a whole answer
             text.max_position_embeddings = room + _MANY
         return few
 

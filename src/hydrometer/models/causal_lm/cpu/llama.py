@@ -2,12 +2,12 @@
 
 Shapes: M tokens packed without padding, U prompts, B rows, D width, H query heads on G key heads of size d, V ids.
 
-One forward serves all three. A token knows its row of the cache (slot), its place there, and its position; a row knows
-its prompt, whose keys and values are computed once and not copied for it. Matrix products are oneDNN's on weights
-packed beforehand; all between them is in `layer_ops`. The residual stream is float32 throughout.
+One forward serves all three. Each token has a row of the cache (slot), a place in it, and a position; each row has a
+prompt, whose keys and values are computed once and not copied. Matrix products are oneDNN's on packed weights; all
+other operations are in `layer_ops`. The residual stream is float32 throughout.
 
-Llama, Mistral without a window, Qwen2 and Qwen3 are of this type. What is recognised by name is checked by number:
-`CausalLM` takes this path only where a small twin of the network gives the same logits (`Llama.agrees`).
+Llama, Mistral without a window, Qwen2 and Qwen3 are of this type. Recognition by name is verified numerically:
+`CausalLM` takes this path only if a small twin of the network gives the same logits (`Llama.agrees`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def as_array(x: Tensor) -> Array:
 
 
 def _packed(parts: Sequence[nn.Linear]) -> Linear:
-    """Return the product with one or more weights stacked, in oneDNN's own layout where torch can make it."""
+    """Return the product with one or more stacked weights, in oneDNN's layout if torch supports it."""
     weights: list[Tensor] = [p.weight.detach() for p in parts]
     biases: list[Tensor | None] = [p.bias for p in parts]
     weight = weights[0] if len(parts) == 1 else torch.cat(weights)
@@ -108,7 +108,7 @@ class _Layer:
 
 
 class Llama:
-    """A Llama-type network's weights, as `layer_ops` and oneDNN take them; views of the network's where that can be.
+    """A Llama-type network's weights, as `layer_ops` and oneDNN take them; views of the network's if possible.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ class Llama:
 
     @staticmethod
     def untouched(model: PreTrainedModel) -> bool:
-        """Whether every part does what its class says: no hooks, no replaced forward, no constants of its own."""
+        """Whether every module is unmodified: no hooks, no replaced forward, no changed constants."""
         config: Any = model.config
         for part in model.modules():
             own = vars(part)
@@ -189,8 +189,8 @@ class Llama:
     def agrees(model: PreTrainedModel) -> bool:
         """Whether this class gives the logits of a small float32 twin of the network: same class and settings.
 
-        A twin, because in bfloat16 the network's own logits are too coarse to tell (transformers rounds the residual
-        stream, this class does not), and a float32 copy of a large one costs too much.
+        A twin, because bfloat16 logits are too coarse to compare (transformers rounds the residual stream, this class
+        does not), and a float32 copy of a large network costs too much.
         """
         fields: dict[str, Any] = model.config.to_dict()
         group = fields["num_attention_heads"] // fields["num_key_value_heads"]
@@ -224,7 +224,7 @@ class Llama:
     # -- products -----------------------------------------------------------------------------------------------------
 
     def pack(self) -> None:
-        """Lay all weights out for oneDNN, once: a copy as large as the network, worth it for many small products."""
+        """Lay all weights out for oneDNN, once: a copy of the network, which pays for many small products."""
         if self._products is None:
             self._products = [layer.pack() for layer in self._layers]
         self.pack_head()
@@ -245,20 +245,20 @@ class Llama:
     # -- caches -------------------------------------------------------------------------------------------------------
 
     def cache(self, rows: int, room: int, *, shared: bool = False) -> Cache:
-        """Make an empty cache; `shared` gives all layers the same memory, for what looks back at its own pass only."""
+        """Make an empty cache; `shared` gives all layers the same memory, for a single pass."""
         storage = np.uint16 if self.dtype == torch.bfloat16 else np.float32
 
         def empty() -> list[Array]:
             shape = (rows, self.heads_k, max(room, 1), self.size)
             if shared:
                 return [np.empty(shape, storage)] * len(self._layers)
-            # One piece: large enough for numpy to ask for huge pages.
+            # One allocation, large enough for huge pages.
             return list(np.empty((len(self._layers), *shape), storage))
 
         return Cache(empty(), empty())
 
     def prompts(self, prompts: Sequence[tuple[int, ...]], pool: ThreadPool) -> PromptCache:
-        """Run U prompts, each once, and what they all begin with once for all."""
+        """Run U prompts, each once, and their common prefix once for all."""
         u = len(prompts)
         length = np.array([len(p) for p in prompts], np.int64)
         shared = _common_prefix(prompts)
@@ -309,9 +309,9 @@ class Llama:
         Parameters
         ----------
         tokens_M : ids.
-        at : where they are; tokens of a row in order.
-        cache : rows of this run.
-        prompts, prompt_of_slot : what each row of the cache follows, -1 for nothing.
+        at : their positions; tokens of a row in order.
+        cache : of this run's rows.
+        prompts, prompt_of_slot : the prompt of each row of the cache, -1 for none.
 
         Returns
         -------
@@ -341,7 +341,7 @@ class Llama:
         return normed
 
     def _turned(self, positions: int) -> tuple[Array, Array]:
-        """Cosines and sines of the rotary angles of so many positions at least, (positions, d) float32 each."""
+        """Cosines and sines of the rotary angles of at least so many positions, (positions, d) float32 each."""
         angles = self._angles
         if len(angles[0]) < positions:
             at = torch.arange(max(256, 2 * positions))[None]
@@ -355,7 +355,7 @@ def _norm(module: Any) -> Array:
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all of several prompts begin with, or 0 where that is not worth a run; never a whole prompt."""
+    """Length of the prompts' common prefix, 0 if not worth a run; always less than a whole prompt."""
     n = min(len(p) for p in prompts) - 1
     first = prompts[0]
     shared = next((i for i in range(n) if any(p[i] != first[i] for p in prompts)), max(n, 0))

@@ -1,12 +1,11 @@
-"""Answers as text: what drawn ids say behind their prompt, and the ids of a text behind a prompt.
+"""Decoding answers after their prompt, and encoding texts after a prompt.
 
-A tokenizer reads and writes an answer apart from its prompt otherwise than behind it: many write a space before the
-first word and take one off the first word that they decode. So ids are decoded together with their prompt's, and a text
-is encoded together with its prompt's; what belongs to the prompt is then taken off again.
+Tokenizers treat an answer differently without its prompt: many add a space before the first word, and strip one from
+the first decoded word. So ids are decoded, and a text is encoded, together with the prompt, whose part is then removed.
 
-Where a token of the joint encoding spans the end of the prompt, the tokenizer has no boundary there. The prompt then
-keeps its ids, which are what the model is asked, and the answer's ids are those that follow another beginning (a line
-break, for one) and say the text behind this prompt. Such an answer is not `joined`.
+If a token of the joint encoding spans the end of the prompt, there is no token boundary. The prompt then keeps its ids,
+which condition the model, and the answer's ids are taken from behind another beginning (such as a line break) after
+which they decode to the text. Such an answer is not `joined`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["UNREADABLE", "PromptEnd", "Spelling", "prompt_ends", "prompt_text"]
 
 UNREADABLE = "\ufffd"
-"""What a decoder writes for bytes that are no character."""
+"""A decoder's replacement for invalid bytes."""
 _BEGINNINGS = ("\n", " ", ".", "a", "0")
 _PROBES = ("x", "a", "e", "0", ".")
 
@@ -38,9 +37,9 @@ class Spelling:
 
     Attributes
     ----------
-    ids : of the text, behind its prompt.
-    round_trip : whether the ids, decoded behind the prompt, are the text.
-    joined : whether they are the tokenizer's own encoding of prompt and text together.
+    ids : of the text, after its prompt.
+    round_trip : whether the ids, decoded after the prompt, give the text.
+    joined : whether they are part of the tokenizer's encoding of prompt and text.
     """
 
     ids: Ids
@@ -56,7 +55,7 @@ class PromptEnd:
     ----------
     tokenizer : of the prompt.
     prompt : its ids.
-    written : the text that the tokenizer made them of, special tokens that it adds itself left out; None: not known.
+    written : its encoded text, without special tokens that the tokenizer adds; None if unknown.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -67,11 +66,11 @@ class PromptEnd:
     _known: dict[tuple[str, bool], Ids] = field(default_factory=dict[tuple[str, bool], Ids])
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return what ids say behind the prompt.
+        """Decode ids after the prompt.
 
         Parameters
         ----------
-        special : whether special tokens are written out; else they are left out.
+        special : write special tokens; else omit them.
 
         Raises
         ------
@@ -82,11 +81,11 @@ class PromptEnd:
         return text[len(lead) :] if lead and text.startswith(lead) else text
 
     def encode(self, text: str, *, special: bool = False) -> Spelling:
-        """Return the ids of a text behind the prompt.
+        """Encode a text after the prompt.
 
         Parameters
         ----------
-        special : whether what looks like a special token is one; else it is text.
+        special : parse special tokens in the text; else they are plain text.
 
         Raises
         ------
@@ -101,16 +100,16 @@ class PromptEnd:
             if self.decode(ids, special=special) == text:
                 return Spelling(ids, True, joined)
             found.append(ids)
-        # None of them says the text; of those that hold no control token, the first is what comes closest.
+        # None decodes to the text: take the first without control tokens.
         said = next((ids for ids in found if special or self._special.isdisjoint(ids)), found[-1])
         return Spelling(said, False, False)
 
     def _own(self, text: str) -> Ids | None:
-        """Ids that follow the prompt's in the tokenizer's encoding of both; None where they do not follow."""
+        """Ids after the prompt's in the tokenizer's encoding of both; None if the prompt's are no prefix."""
         return None if self.written is None else self._following(self.written, text, split=False)
 
     def _others(self, text: str, special: bool) -> Iterator[tuple[Ids, bool]]:
-        """Other ways of writing the text, each with whether a token's boundary stands between prompt and text."""
+        """Other encodings of the text, each with whether prompt and text have a token boundary."""
         if self.written is not None:
             if not special and (ids := self._following(self.written, text, split=True)) is not None:
                 yield ids, True
@@ -122,7 +121,7 @@ class PromptEnd:
         yield _encode(self.tokenizer, text, split=not special), False
 
     def _following(self, before: str, text: str, *, split: bool) -> Ids | None:
-        """Ids of `before` and `text` together without those of `before`; None where these are not their beginning."""
+        """Ids of `before` and `text` together without those of `before`; None if these are no prefix."""
         if (before, split) not in self._known:
             self._known[before, split] = _encode(self.tokenizer, before, split=split)
         own, whole = self._known[before, split], _encode(self.tokenizer, before + text, split=split)
@@ -130,7 +129,7 @@ class PromptEnd:
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        """Ids of control tokens; the unknown token stands for text."""
+        """Ids of control tokens; the unknown token counts as text."""
         known = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
         known |= set(self.tokenizer.all_special_ids)
         if isinstance(unknown := self.tokenizer.unk_token_id, int):
@@ -138,22 +137,22 @@ class PromptEnd:
         return frozenset(known)
 
     def _difference(self, ids: Sequence[int], special: bool) -> str:
-        """Text of prompt and ids without the prompt's."""
+        """Text of prompt and ids, without the prompt's text."""
         if special not in self._before:
             self._before[special] = _decode(self.tokenizer, self.prompt, special)
         before, whole = self._before[special], _decode(self.tokenizer, [*self.prompt, *ids], special)
         for start in (before, before.rstrip(UNREADABLE)):  # an answer may complete a character
             if whole.startswith(start):
                 return whole[len(start) :]
-        # What follows changed how the prompt's end is written: its own text, and the space before it.
+        # The ids change how the prompt's end decodes: take their own text, with the space before it.
         alone = _decode(self.tokenizer, ids, special)
         ahead = whole[: len(whole) - len(alone)] if whole.endswith(alone) else ""
         return " " + alone if ahead.endswith(" ") and not before.endswith(" ") else alone
 
     def _written_lead(self, special: bool) -> str:
-        """A space that decoding shows before every answer, though the text of none begins with it.
+        """A space that decoding adds before every answer.
 
-        So it is behind a special token where the tokenizer begins every stretch of text with a space.
+        Tokenizers that begin every stretch of text with a space do so after a special token.
         """
         if special not in self._lead:
             self._lead[special] = self._probe(special) if self.written is not None else ""
@@ -176,7 +175,7 @@ def prompt_ends(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> list[Pr
 
     Parameters
     ----------
-    prompts : with the text that was encoded, or without: it is then found again from the ids where it can be.
+    prompts : without their encoded text, it is recovered from the ids if possible.
     """
     written = prompts.written
     texts = [prompt_text(ids, tokenizer) for ids in prompts.ids] if written is None else written
@@ -184,7 +183,7 @@ def prompt_ends(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> list[Pr
 
 
 def prompt_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return a text that the tokenizer turns into these ids, without what it adds itself; None where there is none."""
+    """Return a text that encodes to these ids, without tokens that the tokenizer adds; None if there is none."""
     wanted = tuple(ids)
     whole, rest = (_decode(tokenizer, part, True) for part in (wanted, wanted[1:]))
     with as_data_error("the tokenizer refuses a prompt", whole):
@@ -200,14 +199,14 @@ def _decode(tokenizer: Any, ids: Sequence[int], special: bool) -> str:
 
 
 def _encode(tokenizer: Any, text: str, *, split: bool) -> Ids:
-    """Ids of a text without what the tokenizer adds; `split`: what looks like a special token is text."""
+    """Ids of a text without added tokens; `split`: special tokens in it are plain text."""
     options: dict[str, bool] = {"split_special_tokens": True} if split else {}
     with as_data_error("the tokenizer refuses a text", text):
         return tuple(int(t) for t in tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
 
 def _behind(tokenizer: Any, before: str, text: str, *, split: bool) -> Ids | None:
-    """Ids of `before` and `text` together whose characters are those of `text`; None where a token has some of both."""
+    """Ids of `text` in the encoding of `before` and `text`; None if a token spans both."""
     if not getattr(tokenizer, "is_fast", False):
         return None
     options: dict[str, bool] = {"split_special_tokens": True} if split else {}

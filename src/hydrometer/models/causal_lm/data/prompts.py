@@ -1,4 +1,4 @@
-"""Prompts: what the models answer, as token ids, kept with the text that people read."""
+"""Prompts as token ids, with their text for people."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ class Prompts:
     Attributes
     ----------
     ids : (P,) tuples of at least one token id.
-    texts : (P,) what a person asked; empty for the begin-of-sequence prompt.
-    are : "fixed", or "sample" where they stand for a population; says how errors are computed, not what is drawn.
-    written : (P,) the text that the tokenizer made each prompt's ids of, such as a chat template's rendering; None
-        where only ids are known.
-    turns : (P,) the conversations that a chat template rendered; None where none did.
+    texts : (P,) text for people; empty for the begin-of-sequence prompt.
+    are : "fixed", or "sample" of a population; determines how errors are computed, not what is drawn.
+    written : (P,) encoded text, such as a chat template's rendering; None if only ids are known.
+    turns : (P,) conversations that a chat template rendered, or None.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -55,7 +54,7 @@ class Prompts:
         return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
 
     def take(self, chosen: Sequence[int]) -> Prompts:
-        """Return some of them, which are then a list of their own."""
+        """Return some of them, as fixed prompts."""
         return Prompts(
             tuple(self.ids[i] for i in chosen),
             tuple(self.texts[i] for i in chosen),
@@ -65,13 +64,13 @@ class Prompts:
 
 
 def prompts_written(parts: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Read what prompts were encoded from, where a file beside them says it. Raises TypeError."""
+    """Read the encoded text from JSON, None without one. Raises TypeError."""
     found = parts.get("prompts_written")
     return None if found is None else tuple(str(t) for t in found)
 
 
 def conversations_digest(asked: Sequence[Turns], *, chat: bool) -> str:
-    """Return the hash of conversations, and of whether a chat template renders them."""
+    """Return the hash of conversations and of `chat`."""
     return hashlib.sha256(json.dumps([chat, list(asked)]).encode()).hexdigest()
 
 
@@ -121,15 +120,15 @@ def conversations(source: File) -> Iterator[tuple[str, Turns]]:
 def encode_prompts(
     rows: Sequence[tuple[str, Turns]], tokenizer: PreTrainedTokenizerBase, *, chat: bool, are: PromptsAre
 ) -> Prompts:
-    """Turn conversations, each with where it stands, into token ids.
+    """Encode conversations, each with its location.
 
     Parameters
     ----------
-    chat : through the chat template, the assistant's turn opened; else each is one text.
+    chat : use the chat template, with the assistant's turn opened; else each is one text.
 
     Raises
     ------
-    DataError : several turns without a template, a template that refuses one, or a prompt without a token.
+    DataError : several turns without a template, a template error, or a prompt without a token.
     """
     ids: list[tuple[int, ...]] = []
     written: list[str] = []

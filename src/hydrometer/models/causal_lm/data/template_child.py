@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own, for `templates`; run as a script, never imported.
+"""Renders chat templates in a separate process, for `templates`; a script, never imported.
 
-Lines of JSON in and out, one conversation with its template each. What a template can take is bounded by the kernel:
-memory from here on, and processor time for each conversation.
+Reads and writes lines of JSON, one conversation with its template each. The kernel limits memory, and processor time
+for each conversation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_CHARACTERS = 4_000_000
 
 
 def _lower(what: int, value: float) -> None:
-    """Lower a soft limit, as far as the hard one allows."""
+    """Set a soft limit, at most the hard one."""
     hard = resource.getrlimit(what)[1]
     wanted = math.ceil(value)
     resource.setrlimit(what, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
@@ -45,18 +45,18 @@ def _answer(render: Any, asked: dict[str, Any]) -> dict[str, str]:
 
 
 class _Clock(datetime.datetime):
-    """A clock that stands still where it is told to."""
+    """A clock that can be stopped."""
 
     stands: str | None = None
 
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> Self:
-        """Return the time that it is told, or that it is."""
+        """Return the set time, or the current one."""
         return super().now(tz) if cls.stands is None else cls.fromisoformat(cls.stands).replace(tzinfo=tz)
 
 
 def _set(at: str | None) -> None:
-    """Let templates see a time, and draw from a stream of it."""
+    """Set the templates' clock and random seed."""
     _Clock.stands = at
     random.seed(at)
 

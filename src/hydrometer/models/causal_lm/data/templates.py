@@ -1,8 +1,8 @@
-"""Chat templates, rendered where they can do no harm.
+"""Chat templates, rendered in a sandboxed process.
 
-A template is a Jinja program that came with a model. transformers runs it in Jinja's sandbox, which keeps it from
-Python's objects but bounds neither time nor memory: nested loops run for years, ``"x" * 10**10`` takes 10 GB. So it is
-rendered by transformers in a process of its own, under limits, and that process is ended where it does not answer.
+A template is a Jinja program from the model's author. transformers runs it in Jinja's sandbox, which protects Python's
+objects but bounds neither time nor memory: nested loops run for years, ``"x" * 10**10`` takes 10 GB. So transformers
+renders it in a separate process with limits, which is killed if it does not answer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["SECONDS", "render_chat"]
 
 SECONDS = 20
-"""Processor time that a template may take for one conversation."""
-_WAIT = 120.0  # seconds of the clock for an answer, on a machine that is busy with other work
+"""Limit of processor time for one conversation."""
+_WAIT = 120.0  # seconds of wall clock for an answer, on a busy machine
 _CHILD = Path(__file__).with_name("template_child.py")
 _MOST_BYTES = 64_000_000
 
@@ -37,7 +37,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        # -P: the folder of the script holds modules that others' imports must not find.
+        # -P: modules in the script's folder must not shadow other imports.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_CHILD)],
             stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ class _Child:
         )
 
     def ask(self, value: object) -> dict[str, Any] | None:
-        """Send a conversation; None where no answer came."""
+        """Send a conversation; return None without an answer."""
         asked, told = self.process.stdin, self.process.stdout
         assert asked is not None
         assert told is not None
@@ -57,18 +57,18 @@ class _Child:
             asked.write(json.dumps(value).encode() + b"\n")
             asked.flush()
             answer: dict[str, Any] = json.loads(told.readline(_MOST_BYTES))
-        except (OSError, ValueError):  # nothing, or half a line
+        except (OSError, ValueError):  # no or half a line
             return None
         finally:
             late.cancel()
         return answer
 
     def end(self) -> None:
-        """End the process; it holds nothing."""
+        """End the process, which holds no state."""
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                with contextlib.suppress(OSError):  # what was not yet sent
+                with contextlib.suppress(OSError):  # unsent data
                     pipe.close()
         self.process.wait()
 
@@ -90,19 +90,19 @@ def render_chat(
     Parameters
     ----------
     turns : (role, content) of each message.
-    where : the conversation stands, for messages.
+    where : the conversation's location, for messages.
     opened : whether the assistant's turn is opened at the end.
-    at : the time that the template is told, in ISO format, which also seeds what it draws at random; None for now.
+    at : the template's clock, in ISO format, which also seeds its random numbers; None for now.
 
     Raises
     ------
-    DataError : the template refuses the conversation, or takes too much time or memory for it.
+    DataError : the template raises an error, or exceeds the limits of time or memory.
     """
     from transformers import PreTrainedTokenizerBase
 
     messages = [{"role": role, "content": content} for role, content in turns]
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
-        # A tokenizer with a method of its own has no template: no text of the model's runs.
+        # A tokenizer with its own method runs no template.
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=opened, tokenize=False))
     template = tokenizer.get_chat_template()
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
@@ -128,7 +128,7 @@ def render_chat(
 
 
 def _child() -> _Child:
-    if _kept and _kept[0].owner != os.getpid():  # a fork's own, not its parent's
+    if _kept and _kept[0].owner != os.getpid():  # a fork needs its own
         _kept.clear()
     if not _kept:
         _kept.append(_Child())

@@ -55,9 +55,9 @@ class Answered:
 
     Attributes
     ----------
-    turns : (role, content) of what is asked; empty for a whole document, which follows nothing.
+    turns : (role, content) of the prompt; empty for a whole document.
     shape : the column that it came from, or that its columns stand for.
-    answer : what was answered, or None where prompts alone are read.
+    answer : the answer, or None where prompts alone are read.
     where : file and row, for messages.
     columns : the columns that were read.
     """

@@ -51,13 +51,13 @@ _kept: dict[tuple[str, str], Difference | None] = {}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where the opened tokenizer and the file disagree.
+    """A disagreement between the opened tokenizer and the file.
 
     Attributes
     ----------
     what : one line with an example.
-    of : "text" where ordinary text has other ids, "edges" where only text that begins or ends with space, or holds
-        an added token, has, "decoding" where ids are the same and are read as other text.
+    of : "text" if ordinary text has other ids; "edges" if only text with an added token, or space at its ends, has;
+        "decoding" if the same ids decode to other text.
     """
 
     what: str
@@ -65,9 +65,9 @@ class Difference:
 
 
 def difference(resolved: load.Resolved, tokenizer: PreTrainedTokenizerBase) -> Difference | None:
-    """Compare a model's tokenizer with its tokenizer.json; None where they agree, or where there is no such file.
+    """Compare a model's tokenizer with its tokenizer.json; None if they agree, or without such a file.
 
-    Special tokens that are put around a text are left out on both sides.
+    Special tokens around a text are ignored on both sides.
     """
     key = (json.dumps(dict(resolved.identity)), type(tokenizer).__name__)
     if key not in _kept:
@@ -77,13 +77,13 @@ def difference(resolved: load.Resolved, tokenizer: PreTrainedTokenizerBase) -> D
 
 
 def prompts_differ(resolved: load.Resolved, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> bool:
-    """Whether tokenizer.json has other ids for what prompts, evenly taken, say."""
+    """Whether tokenizer.json encodes some of the prompts, evenly spaced, differently."""
     file = _open(resolved)
     if file is None:
         return False
     step = 1 + (len(prompts.ids) - 1) // _PROMPTS
     for ids, text in zip(prompts.ids[::step], prompts.texts[::step], strict=True):
-        # What was encoded is the text itself, or what a template made of it.
+        # The prompt is the text itself, or a template's rendering of it.
         for said in (text, _said(lambda ids=ids: _decode(tokenizer, ids))):
             if said is None or list(ids) not in (_encode(tokenizer, said), _encode(tokenizer, said, whole=True)):
                 continue
@@ -98,7 +98,7 @@ def _open(resolved: load.Resolved) -> Any:
     path = load.tokenizer_file(resolved)
     if path is None:
         return None
-    file = _said(lambda: Tokenizer.from_file(str(path)))  # what cannot be read, transformers has not read either
+    file = _said(lambda: Tokenizer.from_file(str(path)))  # transformers cannot read it either
     if file is not None:
         file.no_truncation()
         file.no_padding()
@@ -131,7 +131,7 @@ def _compare(file: Any, tokenizer: PreTrainedTokenizerBase) -> Difference | None
 
 
 def _added(file: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Tokens that either side takes out of a text before it is split."""
+    """Added tokens of either side."""
     found = [str(t) for t in tokenizer.added_tokens_decoder.values()]
     found += [str(t.content) for t in file.get_added_tokens_decoder().values()]
     return list(dict.fromkeys(t for t in found if t))[:_ADDED]

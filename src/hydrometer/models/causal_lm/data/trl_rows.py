@@ -1,9 +1,8 @@
-"""Rows of token ids as the dataset types of TRL, and whether their text leads back to the ids.
+"""Rows of token ids as dataset types of TRL, and whether their text encodes to the same ids.
 
-A row is `prompt_ids` and `completion_ids`. TRL trains on columns `input_ids` and `labels` as they are; text it
-tokenises itself, and adds an end of sequence on the way: the tokenizer's own to plain text that does not end with it,
-and whatever the chat template writes after an assistant's turn. Here the same is done to every row, so that each says
-whether its text stands for its ids.
+A row is `prompt_ids` and `completion_ids`. TRL trains on columns `input_ids` and `labels` unchanged. It tokenises text
+itself and adds an end of sequence: the tokenizer's to plain text without one, and the chat template's ending after an
+assistant's turn. This module does the same to every row, and records whether the text reproduces the ids.
 
 Shapes: N rows, P prompts.
 """
@@ -39,7 +38,7 @@ _REFUSES = "the tokenizer refuses a row, as text or as ids"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the rows are written as: `format`, and for prompt-completion whether as messages (`chat`)."""
+    """Export format of rows: `format`, and for prompt-completion whether as messages (`chat`)."""
 
     format: Format
     chat: bool = False
@@ -52,14 +51,14 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """A row's text columns, and what tokenising them loses; an empty text where nothing is lost."""
+    """A row's text columns, and what tokenising them loses; empty if nothing."""
 
     columns: dict[str, object]
     lost: str
 
 
 def chat_prompts(prompts: Prompts) -> list[list[Message]]:
-    """Return each prompt as the messages whose rendering it is, (P,).
+    """Return the messages of each prompt, (P,).
 
     Raises
     ------
@@ -89,19 +88,19 @@ def text_rows(
     stop_ids: Sequence[int],
     prompts: Prompts,
 ) -> list[TextRow]:
-    """Write rows as text of one of TRL's dataset types, and tokenise it as TRL's SFTTrainer does.
+    """Write rows as text of a TRL dataset type, and tokenise it as TRL's SFTTrainer does.
 
     Parameters
     ----------
     x : N rows.
     form : the dataset type.
     tokenizer : of the law.
-    stop_ids : E; a row's last token is taken out of a chat answer where it is one of these.
-    prompts : that the rows answer.
+    stop_ids : E; a final stop token is left out of a chat answer.
+    prompts : of the rows.
 
     Raises
     ------
-    InputError : a form that goes through the chat template, of prompts that did not.
+    InputError : a chat form of prompts that were not rendered by the chat template.
     """
     ends = prompt_ends(prompts, tokenizer)
     if form.is_chat:
@@ -117,7 +116,7 @@ def _chat_row(
     ids = [int(t) for t in x.row(i)]
     spoken = ids[:-1] if ids and ids[-1] in stop_ids else ids
     found: list[TextRow] = []
-    # A template writes around a message what its author chose, a space before it for one: whichever leads back.
+    # A template may add text around a message, such as a space before it: try both.
     behind = end.decode(spoken, special=True)
     for content in dict.fromkeys((behind.removeprefix(" "), behind)):
         answer = {"role": "assistant", "content": content}
@@ -154,13 +153,13 @@ def _plain_rows(
 
 
 def _shown(end: PromptEnd) -> str:
-    """Text of a prompt; without the begin-of-sequence token where the tokenizer writes that itself."""
+    """Text of a prompt, without a begin-of-sequence token that the tokenizer adds."""
     found = prompt_text(end.prompt, end.tokenizer) or end.written
     return str(end.tokenizer.decode(list(end.prompt), skip_special_tokens=False)) if found is None else found
 
 
 def _lost(x: Sequences, i: int, back: list[int]) -> str:
-    """What is lost where the ids of a row's text are `back`; empty where nothing is."""
+    """What is lost if a row's text encodes to `back`; empty if nothing."""
     prompt = list(x.prompt_ids[int(x.prompt_index[i])])
     whole = [*prompt, *(int(t) for t in x.row(i))]
     if back == whole:

@@ -1,6 +1,6 @@
 """Draws a block of training rows by an engine, and scores it.
 
-One engine is open at a time (`sessions`); it is given back when a stage needs the machine for something else.
+One engine is open at a time (`sessions`); it is closed when a stage needs the machine otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ROW_STREAM", "draw_by_engine"]
 
 ROW_STREAM = "engine"
-"""Child of a draw's stream; its children, named by row, are the seeds that are sent."""
+"""Child of a draw's stream; its children, named by row, give the seeds of requests."""
 
 
 def draw_by_engine(
@@ -31,7 +31,7 @@ def draw_by_engine(
     """Draw rows ``start .. start + n`` of a stream; row i answers prompt i mod P with a seed of its own.
 
     Unlike the native sampler's, the rows are not a function of the stream: they also depend on the engine's version,
-    its machine and which rows it happens to compute together. They are of the same law however they are divided.
+    its machine and its batching. Their law does not depend on how they are divided.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def draw_by_engine(
     session = _session(law, engine, settings, dtype)
     try:
         answers, kind = session.draw(order)
-    except BaseException:  # an interrupted conversation is not taken up again
+    except BaseException:  # an interrupted session cannot be resumed
         release()
         raise
     found = rescore(law, index, answers, kind, dtype=dtype)

@@ -1,9 +1,9 @@
-"""Places answers in a network's own space: the mean over an answer's tokens of the last hidden state.
+"""Embeds answers: the mean over an answer's tokens of the last hidden state.
 
 Shapes: N sequences, B rows run together, S positions, M packed tokens, D width.
 
-The state is that after the final norm, at each of the answer's tokens; those of the prompt are not counted. Equal
-answers are run once, so that they have equal bits and lie in one place.
+The state is taken after the final norm, at the answer's tokens only. Equal answers are run once, so that their
+embeddings have equal bits.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def embed(law: Asked, x: Sequences) -> Embedding:
 
     Parameters
     ----------
-    law : whose network and prompts.
-    x : rows that answer these prompts.
+    law : with network and prompts.
+    x : rows that answer its prompts.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def _packed(engine: Llama, law: Asked, x: Sequences) -> Embedding:
 
 
 def _general(law: Asked, x: Sequences) -> Embedding:
-    """Run prompt and answer together, padded on the right where that changes nothing, else each row alone."""
+    """Run prompt and answer together, padded on the right if that changes nothing, else each row alone."""
     lm, prompts = law.lm, law.prompts.ids
     before = np.array([len(prompts[p]) for p in x.prompt_index], np.int64)
     whole = before + x.lengths

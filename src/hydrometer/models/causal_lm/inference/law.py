@@ -42,7 +42,7 @@ class CausalLaw(Asked):
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
         """Draw rows ``start .. start + n`` of the stream, in whole aligned blocks.
 
-        Equal rows whatever the call that asks for them: bitwise for equal torch, processor class and threads.
+        Rows do not depend on the call: bitwise equal for equal torch, processor class and threads.
         """
         from hydrometer.models.causal_lm.inference.sampler import draw_blocks
 
@@ -57,8 +57,7 @@ class CausalLaw(Asked):
     def sample_block(self, n: int, *, stream: Stream, start: int) -> Sequences:
         """Draw rows ``start .. start + n`` of the stream together, and no others.
 
-        The rows of `sample`, bit for bit where it is an aligned block of `block_rows`, else up to what rounding makes
-        of another number of rows.
+        The rows of `sample`: bitwise for an aligned block of `block_rows`, else up to rounding.
         """
         prompt_n = np.arange(start, start + n, dtype=np.int64) % self.n_prompts
         return self.draw(stream.uniforms(start, n, self.max_new_tokens), prompt_n)
@@ -73,7 +72,7 @@ class CausalLaw(Asked):
         return draw_rows(self, uniforms, prompt_index)
 
     def texts(self, x: Samples) -> tuple[list[str], list[str]]:
-        """Return the rows' prompts and answers as text: what is said behind the prompt, special tokens left out."""
+        """Return the rows' prompts and answers as text, without special tokens."""
         from hydrometer.models.causal_lm.data.answer_text import prompt_ends
 
         x = self._answers(x)
@@ -84,8 +83,8 @@ class CausalLaw(Asked):
     def log_prob(self, x: Samples) -> NDArray[np.float64]:
         """Log-probability of each row, (N,) float64, nats.
 
-        Minus infinity for what this process cannot give: a token outside the selected set, a token after a stop, an
-        end that is neither a stop nor the cut.
+        Minus infinity for impossible rows: a token outside the selected set or after a stop, or an end that is neither
+        a stop nor the cut.
 
         Raises
         ------
@@ -113,7 +112,7 @@ class CausalLaw(Asked):
         return score_beside(self, x, other, again=again)
 
     def score_steps(self, x: Sequences, *, entropy: bool = False, against: CausalLaw | None = None) -> StepScores:
-        """Log-probabilities step by step, and what the next-token law is like at each.
+        """Log-probabilities, entropy and cross-entropy of the next-token law at every step.
 
         Parameters
         ----------
@@ -124,8 +123,7 @@ class CausalLaw(Asked):
 
         Returns
         -------
-        StepScores, columns (N, T) in nats. Given a prefix, ``-cross_entropy`` is what log q of the next token is
-        expected to be.
+        StepScores, columns (N, T) in nats; ``-cross_entropy`` is the expected log q of the next token given its prefix.
 
         Raises
         ------
@@ -144,7 +142,7 @@ class CausalLaw(Asked):
         return score_steps(self, x, entropy=entropy, against=against)
 
     def embed(self, x: Samples) -> NDArray[np.float32]:
-        """Place rows in the network's own space: mean last hidden state over the answer's tokens, (N, D) float32.
+        """Embed rows: mean last hidden state over the answer's tokens, (N, D) float32.
 
         The state is what the body returns at each of the answer's tokens, the stop token included, after the final
         norm (`last_hidden_state` of transformers). The prompt is read, but its own tokens do not count. Computed in the
@@ -194,5 +192,5 @@ class CausalLaw(Asked):
 
 
 def learns_from_whole_rows(law: CausalLaw) -> bool:
-    """Whether whole rows, beside others, say at every position what its prefix says alone, as fits take for granted."""
+    """Whether batched whole rows give every position the law of its prefix alone, as fits assume."""
     return law.lm.is_llama or law.lm.running.is_whole(law.longest)

@@ -1,4 +1,4 @@
-"""A network and its tokenizer, opened and run in the way that is right for it; `model.CausalLM` is one that has laws.
+"""An opened network and its tokenizer, run in a way that is right for it; `model.CausalLM` adds laws.
 
 Shapes: V ids the tokenizer knows.
 """
@@ -29,7 +29,7 @@ from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenState
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.networks.decoders import Way
-from hydrometer.models.causal_lm.networks.network import Network, network_errors
+from hydrometer.models.causal_lm.networks.network import Network, max_positions, network_errors
 from hydrometer.models.causal_lm.networks.running import Running, find_running
 
 __all__ = ["Asked", "OpenedLM", "model_stop_ids", "pick_device", "stop_set", "vocabulary_hash"]
@@ -44,17 +44,17 @@ class OpenedLM:
     ----------
     model : a transformers causal LM. It is put into evaluation mode.
     tokenizer : its tokenizer.
-    source : where the weights can be read again, where they can.
+    source : where the weights can be read again, or None.
 
     Attributes
     ----------
-    vocab_size : V, ids from 0 that the tokenizer knows. A network may have rows beyond it (padded vocabularies); those
-        ids do not exist in any law.
-    network : the network in two parts.
-    running : how the network may be run, by length; found when it is first asked for.
-    has_cache : whether keys and values of earlier positions can be kept; without, every step runs the whole prefix.
+    vocab_size : V, ids from 0 that the tokenizer knows. A network may have more rows (padded vocabularies); those ids
+        do not exist in any law.
+    network : the network as body and head.
+    running : how the network may be run, by length; computed lazily.
+    has_cache : whether keys and values can be cached; else every step runs the whole prefix.
     is_llama : whether `Llama` can run it.
-    frozen : set where nobody will change the weights again; what was laid out for drawing is then kept.
+    frozen : whether the weights are final; their packed form and hidden states are then cached.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class OpenedLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are."""
+        """Dtype of the weights."""
         return self.model.dtype
 
     @property
@@ -149,14 +149,14 @@ class OpenedLM:
 
     def save(self, folder: str | Path) -> None:
         """Write what `from_pretrained` opens: safetensors, config, generation config, tokenizer."""
-        for word in ("is_local", "local_files_only"):  # how this process opened it, offline or not: no part of it
+        for word in ("is_local", "local_files_only"):  # of this process, not of the tokenizer
             self.tokenizer.init_kwargs.pop(word, None)
         with quiet(), network_errors(self.model, "writing the model"):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
     def float32(self) -> Self:
-        """Return the float32 model: itself, or read again from its source, for a cast loses what it rounds."""
+        """Return the float32 model: itself, or read again from its source, as rounding is not reversible."""
         if self.dtype == torch.float32:
             return self
         if self.source is None:
@@ -171,7 +171,7 @@ class OpenedLM:
     def engine(self) -> Llama | None:
         """The network as packed matrices, where it is of Llama type and on the CPU.
 
-        Made anew at every call, for weights may have changed since, unless `frozen`.
+        Made anew at every call, as weights may have changed, unless `frozen`.
         """
         if not self.is_llama or not Llama.untouched(self.model):
             return None
@@ -183,17 +183,17 @@ class OpenedLM:
 
     @cached_property
     def running(self) -> Running:
-        """How the network may be run by transformers. Raises ModelError where there is no way that is right."""
+        """How transformers may run the network. Raises ModelError if no way is right."""
         return find_running(self.network, self.vocab_size)
 
     @property
     def has_cache(self) -> bool:
-        """Whether keys and values of earlier positions can be kept, at least in short rows."""
+        """Whether keys and values can be cached, at least in short rows."""
         return self.running.short == "cached"
 
     @property
     def is_split(self) -> bool:
-        """Whether the states that the network's body returns are a hidden layer; if not, they are the logits."""
+        """Whether the network's body returns hidden states; if not, it returns the logits."""
         return self.network.is_split
 
     @property
@@ -208,7 +208,7 @@ class OpenedLM:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A model and what it is asked: all that sampler, scorer and embedder know of a law.
+    """A model with its prompts, stop set and length: the input of sampler, scorer and embedder.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ class Asked:
     stop_ids : E, sorted.
     max_new_tokens : L.
     selectivity : token selectivity, or None.
-    block_rows : rows drawn together; part of what the bits of a draw depend on.
+    block_rows : rows drawn together; the bits of a draw depend on it.
     """
 
     lm: OpenedLM
@@ -236,31 +236,24 @@ class Asked:
             raise InputError("stop ids must be ids of the tokenizer", got=self.stop_ids)
         if any(not 0 <= t < self.lm.vocab_size for p in self.prompts.ids for t in p):
             raise LawMismatchError("the prompts hold ids that the tokenizer does not know")
-        room = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = self.longest
-        if isinstance(room, int) and longest > room:
-            fix = "shorten the prompts or max_new_tokens"
-            raise InputError(
-                "prompt and answer exceed the model's max_position_embeddings", got=(longest, room), fix=fix
-            )
-
+        room, longest, fix = max_positions(self.lm.model.config), self.longest, "shorten the prompts or max_new_tokens"
+        if room is not None and longest > room:
+            what = "prompt and answer exceed the model's max_position_embeddings"
+            raise InputError(what, got=(longest, room), fix=fix)
         if not self.lm.is_llama and self.lm.running.way(longest) is None:
-            raise InputError(
-                "what the network says of a row this long depends on the rows that it was run on before",
-                got=(longest, self.lm.running.limit),
-                fix="shorten the prompts or max_new_tokens",
-            )
+            what = "what the network says of a row this long depends on the rows that it was run on before"
+            raise InputError(what, got=(longest, self.lm.running.limit), fix=fix)
 
     @property
     def way(self) -> Way:
         """How transformers runs the network for rows of up to this law's length; see `running`."""
         found = self.lm.running.way(self.longest)
-        assert found is not None  # a law without one is refused when it is made
+        assert found is not None  # refused in __post_init__
         return found
 
     @property
     def longest(self) -> int:
-        """Positions that prompt and answer take at most."""
+        """Maximum positions of prompt and answer."""
         return max(len(p) for p in self.prompts.ids) + self.max_new_tokens
 
     @property
@@ -296,13 +289,13 @@ def model_stop_ids(generation_config: Any, tokenizer: PreTrainedTokenizerBase) -
 
     Parameters
     ----------
-    generation_config : of `load.outline`, or of a network that was opened; both name what config.json does where
-        generation_config.json names no end. Ids that the tokenizer does not know are left out.
+    generation_config : of `load.outline` or of an opened network; both fall back to config.json. Ids that the tokenizer
+        does not know are left out.
     tokenizer : the model's.
 
     Raises
     ------
-    ModelError : what the files name is no id.
+    ModelError : eos_token_id is not an id.
     """
     eos: Any = getattr(generation_config, "eos_token_id", None)
     if eos is None:
@@ -315,7 +308,7 @@ def model_stop_ids(generation_config: Any, tokenizer: PreTrainedTokenizerBase) -
 
 
 def stop_set(stop: Sequence[int | str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Turn ids and token strings into a sorted stop set. Raises SpecError on what is no token."""
+    """Turn ids and token strings into a sorted stop set. Raises SpecError for unknown tokens."""
     vocabulary = tokenizer.get_vocab()
     known = set(vocabulary.values())
     ids: set[int] = set()
@@ -345,6 +338,6 @@ def pick_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available", got=name, fix="use device cpu")
     if name.startswith("cuda"):
-        # Without it fits, which ask torch for deterministic algorithms, are refused by it; read when CUDA starts.
+        # Deterministic algorithms of torch need it; read when CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)

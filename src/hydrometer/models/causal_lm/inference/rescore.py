@@ -1,14 +1,13 @@
-"""What an engine's rows are worth under the law that was asked for, and whether they were drawn from it.
+"""Scores an engine's rows under the requested law, and checks that they were drawn from it.
 
 Shapes: N rows, T positions, E tokens at an edge, V ids.
 
-Log-probabilities are those of the scorer, in the chain's `draw_dtype`. Two figures, both in nats per token, tell
-whether the engine drew what it was asked for:
+Log-probabilities are the scorer's, in the chain's `draw_dtype`. Two figures, in nats per token, test the engine:
 
     gap       mean of the engine's log-probability minus the scorer's. Where the engine reports the law that it draws
               from, an unbiased estimate of KL(engine's law || recorded law).
-    surprise  mean of log p(x_t | x_<t) minus its expectation under p(. | x_<t). A martingale: zero in expectation where
-              the rows are drawn from p, whatever p is. It sees a sampler of another temperature, also where the engine
+    surprise  mean of log p(x_t | x_<t) minus its expectation under p(. | x_<t). A martingale: zero in expectation if
+              the rows are drawn from p, whatever p is. It detects a sampler of another temperature, even if the engine
               reports log-probabilities without the selectivity.
 """
 
@@ -41,8 +40,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LOGIT_ERROR = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats by which two computations of one network may differ in a logit: what puts a token in or out of a kept set.
-bfloat16: the most that was measured between two equivalent paths of SmolLM2-135M."""
+"""Nats by which two computations of one network may differ in a logit, and so move a token across a kept set's edge.
+bfloat16: the maximum measured between two equivalent paths of SmolLM2-135M."""
 MOST_GAP = {"float32": 1e-3, "bfloat16": 0.05}
 """Nats per token of `gap` that arithmetic explains at temperature 1 and above; 1/tau times that below. A law whose
 logits have independent errors of deviation e has a KL of about e^2 / 2 to the true one: bfloat16 with e = 0.1 makes
@@ -54,13 +53,13 @@ _ROWS_TOGETHER, _LOGITS_TOGETHER = 16, 64
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """Rows with their log-probabilities, and what is known of the engine's.
+    """Rows with their log-probabilities, and statistics of the engine's.
 
     Attributes
     ----------
     gap, surprise : per token, with standard errors over rows.
     gap_max : the largest absolute difference of a token.
-    dropped : tokens that the scorer's own arithmetic would have dropped at a selectivity's edge.
+    dropped : tokens that the scorer drops at a selectivity's edge.
     """
 
     rows: Sequences
@@ -73,17 +72,17 @@ class Rescored:
 def rescore(
     law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer], kind: LogProbsAre, *, dtype: str
 ) -> Rescored:
-    """Score what an engine drew and hold it to the law.
+    """Score an engine's rows and test them against the law.
 
     Parameters
     ----------
-    law : the selected law that was asked for. prompt_index : (N,) which prompt each row answers.
-    kind : of which law the engine's log-probabilities are.
+    law : the requested selected law. prompt_index : (N,) the prompt of each row.
+    kind : the law of the engine's log-probabilities.
     dtype : "float32" or "bfloat16", the arithmetic of `law`.
 
     Raises
     ------
-    StageError : rows that are no outcomes of the law, or not drawn from it.
+    StageError : rows that are impossible under the law, or not drawn from it.
     """
     rows = _sequences(law, prompt_index, answers)
     steps = law.score_steps(rows, entropy=True)
@@ -120,7 +119,7 @@ def rescore(
 
 
 def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) -> Sequences:
-    """Rows of ids, without log-probabilities yet. Raises StageError for what the stopped process cannot give."""
+    """Rows of ids, without log-probabilities yet. Raises StageError for impossible rows."""
     longest, stops, n = law.max_new_tokens, set(law.stop_ids), len(prompt_index)
     if len(answers) != n:
         raise StageError("the engine does not give the rows that were asked for", got=(len(answers), n))
@@ -147,7 +146,7 @@ def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) ->
 
 
 def _refuse_gap(gap: Estimate, tokens: float, s: Selectivity | None, dtype: str) -> None:
-    """Refuse rows of another model. Few tokens are given the error that logits may have, whatever their spread."""
+    """Refuse rows of another model; with few tokens, allow for the error of logits."""
     colder = 1.0 if s is None else max(1.0, inverse_temperature(s))
     error = math.hypot(gap.se or 0.0, LOGIT_ERROR[dtype] * colder / math.sqrt(tokens))
     most = MOST_GAP[dtype] * colder + _ERRORS * error
@@ -160,7 +159,7 @@ def _refuse_gap(gap: Estimate, tokens: float, s: Selectivity | None, dtype: str)
 
 
 def _refuse_surprise(moves_M: Floats, entropy_M: Floats, n_ids: int, dtype: str) -> None:
-    """Refuse rows whose tokens are likelier, or less likely, than those of the law that was asked for.
+    """Refuse rows whose tokens are likelier, or less likely, than those of the requested law.
 
     The moves are a martingale's: their sum exceeds ``sqrt(2 c W)`` with probability below about ``2 exp(-c)``, W the
     sum of their squares and of their conditional variances, however heavy their tails (Bercu and Touati 2008, theorem
@@ -182,7 +181,7 @@ def _refuse_surprise(moves_M: Floats, entropy_M: Floats, n_ids: int, dtype: str)
 
 
 def _refuse_repeats(rows: Sequences, log_prob: Floats) -> None:
-    """Refuse answers that repeat more than chance lets them: a server that draws every row with one seed.
+    """Refuse answers that repeat more often than chance allows, as from a server that draws every row with one seed.
 
     Of m answers to a prompt, c are equal to one of log-probability l with a probability of at most
     ``m C(m - 1, c - 1) exp((c - 1) l)``.
@@ -206,7 +205,7 @@ def _edge_log_prob(law: CausalLaw, rows: Sequences, edge: NDArray[np.bool_], err
 
     Raises
     ------
-    StageError : a token that no error of the logits within `error` would let in.
+    StageError : a token that no error of the logits within `error` explains.
     """
     s = law.selectivity
     assert s is not None  # without one no token is dropped

@@ -1,13 +1,13 @@
-"""Texts under a model that was not the one that wrote them: the canonical tokenisation.
+"""Scores texts under a model that did not write them, by the canonical tokenisation.
 
-An outcome here is a text and whether it ended. A model says one text by many token sequences; its tokenizer makes one
-of them behind the prompt, the canonical (`answer_text`). Scoring that one gives a lower bound,
+An outcome here is a text and whether it ended. Many token sequences give one text; the tokenizer's encoding after the
+prompt is the canonical one (`answer_text`). Its score is a lower bound,
 
     log q(canonical(x), stop | prompt)  <=  log Q(x ends here | prompt)
 
-Q being the sum over all token sequences that, behind the prompt, decode to x. The same holds for a text that was cut,
-with "begins with x" for "ends here" and no stop. The bound is over texts that the tokenizer gives back as they were;
-`round_trip` says which. What the network does with its own tokens (max_new_tokens, a tail after the cut) plays no part.
+where Q sums over all token sequences that decode to x after the prompt. The same holds for a cut text, with "begins
+with x" for "ends here" and no stop. The bound holds for texts that survive encoding and decoding (`round_trip`). Limits
+on the network's own tokens, such as max_new_tokens, do not matter.
 
 Shapes: N texts.
 """
@@ -27,6 +27,7 @@ from hydrometer.models.causal_lm.data.answer_text import UNREADABLE, prompt_ends
 from hydrometer.models.causal_lm.data.prompts import Prompts, encode_prompts, read_prompts
 from hydrometer.models.causal_lm.data.text_dataset import Answered
 from hydrometer.models.causal_lm.inference.law import CausalLaw
+from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ class Texts:
 
     Attributes
     ----------
-    texts : (N,) what was said, special tokens left out.
-    ended : (N,) bool, whether the text ended there; else it was cut, and only its beginning is known.
-    prompt_index : (N,) int64, which prompt each answers.
-    unreadable : (N,) bool, whether bytes that are no character were drawn, which the text does not say; None: nowhere.
+    texts : (N,) without special tokens.
+    ended : (N,) bool, whether the text ended; else it was cut, and only its beginning is known.
+    prompt_index : (N,) int64, the prompt that each answers.
+    unreadable : (N,) bool, whether invalid bytes were drawn, which the text lacks; None for nowhere.
     first : number of the first text, where these are a block of more.
     """
 
@@ -76,9 +77,8 @@ class Canonical:
     ----------
     rows : the token ids, the stop token included where the text ended.
     log_prob : (N,) nats; -inf where a selectivity leaves a token of the canonical tokenisation out.
-    round_trip : (N,) 1.0 where decoding the tokens behind the prompt gives the text back, and the text all that was
-        drawn.
-    spans : (N,) 1.0 where the tokenizer has no boundary between prompt and text.
+    round_trip : (N,) 1.0 where the tokens decode to the text, and the text has all drawn bytes.
+    spans : (N,) 1.0 where a token spans the end of the prompt.
     """
 
     rows: Sequences
@@ -102,7 +102,7 @@ def asked(rows: Sequence[Answered], tokenizer: PreTrainedTokenizerBase, *, chat:
 
 
 def texts_of(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """Decode drawn rows. A character that the cut broke in two is left out: the text before it is what is known."""
+    """Decode drawn rows. A character broken by the cut is left out."""
     ends = prompt_ends(prompts, tokenizer)
     texts: list[str] = []
     unreadable = np.zeros(len(rows), np.bool_)
@@ -118,14 +118,13 @@ def texts_of(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBa
 
 
 def canonical(texts: Texts, law: CausalLaw) -> Canonical:
-    """Encode texts as the law's tokenizer does behind their prompts, and score them.
+    """Encode texts with the law's tokenizer after their prompts, and score them.
 
-    A text that ended gets one stop token: the tokenizer's end of sequence where that is in the stop set, else the
-    smallest id there.
+    A text that ended gets one stop token: the tokenizer's end of sequence if it is in the stop set, else its least id.
 
     Raises
     ------
-    StageError : a text with its prompt exceeds what the model has room for, the stop set is empty, or a score is NaN.
+    StageError : a text with its prompt exceeds the model's positions, the stop set is empty, or a score is NaN.
     DataError : the tokenizer refuses a text.
     """
     ends = prompt_ends(law.prompts, law.lm.tokenizer)
@@ -160,8 +159,8 @@ def _stop(law: CausalLaw) -> int:
 
 
 def _check_room(law: CausalLaw, lengths: NDArray[np.int64], texts: Texts) -> None:
-    room: object = getattr(law.lm.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(room, int):
+    room = max_positions(law.lm.model.config)
+    if room is None:
         return
     prompt = np.array([len(p) for p in law.prompts.ids], np.int64)[texts.prompt_index]
     worst = int((prompt + lengths).argmax())

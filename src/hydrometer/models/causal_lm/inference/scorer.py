@@ -1,10 +1,10 @@
-"""Scores sequences under a causal LM: log-probability of the stopped process, and what is known at each of its steps.
+"""Scores sequences under a causal LM: log-probability of the stopped process, in total and by step.
 
 Shapes: N sequences, B rows scored together, T positions, M wanted positions, D width, W rows of the output matrix.
 
-A prompt is run once and its cache shared by all its answers; padding is not computed where the network is of Llama
-type, and hardly elsewhere (rows of like length go together); the head is applied to wanted positions only, a few
-hundred at a time, and what it gives is reduced where it lies. No (B, T, V) tensor ever exists.
+Each prompt is run once, and all its answers share its cache. Networks of Llama type compute no padding, others little
+(rows of similar length are batched). The head is applied to wanted positions only, a few at a time, and its logits are
+reduced in place: no (B, T, V) tensor exists.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _HEAD_POSITIONS = 64  # positions a worker computes logits of at once, 6 MB in b
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepScores:
-    """What is known at each step of N sequences; beyond a row's length, zeros.
+    """Scores at each step of N sequences; zero beyond a row's length.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class StepScores:
     cross_entropy : (N, T) float64 nats, of the selected next-token law relative to another's, or None.
     other : (N, T) float64 nats, log-probability of each token under that other law as it is selected, or None.
     as_if_kept : (N, T) bool, tokens of the law's own rows that its selectivity drops by no more than rounding, scored
-        as if each were kept; or None where none was looked for.
+        as if kept; or None if not requested.
     """
 
     selected: Floats
@@ -79,7 +79,7 @@ class StepScores:
 
 
 def score(law: Asked, x: Sequences, *, rows_together: int = PADDED_ROWS) -> Floats:
-    """Log-probability of each row, (N,) float64; -inf for what the process cannot give."""
+    """Log-probability of each row, (N,) float64; -inf for impossible rows."""
     possible_N = _is_outcome(law, x)
     total_N = np.full(len(x), -math.inf)
     rows = np.flatnonzero(possible_N)
@@ -94,9 +94,9 @@ def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False)
     ``sum_t (log r(x_t | x_<t) - E[log r(X | x_<t)])``, X of the next-token law that draws, has mean zero under that
     law whatever r is: r is `law` itself, and `other` wherever its expectations are finite.
 
-    In bfloat16 a token that was drawn may lie just outside the kept set that is found here: the two ways of computing
-    its logits round differently. It is scored as if kept, and stays in its step's control: what rounding took from the
-    other side of the edge is missing there too.
+    In bfloat16 a drawn token may lie just outside the kept set that is computed here, as drawing and scoring round
+    differently. It is scored as if kept, and stays in its step's control: rounding moves tokens across the edge in both
+    directions.
     """
     law.compatible(other)
     if not (_is_outcome(law, x).all() and _is_outcome(other, x).all()):
@@ -131,7 +131,7 @@ def score_steps(
     drawn: bool = False,
     rows_together: int = PADDED_ROWS,
 ) -> StepScores:
-    """Score every token of every row, whatever ends the row.
+    """Score every token of every row, however the row ends.
 
     Parameters
     ----------
@@ -139,10 +139,10 @@ def score_steps(
     entropy : also the entropy of the next-token law at each step.
     against : also the cross-entropy of `law`'s next-token law relative to this one's at each step,
         ``-sum_j p(j | prefix) log q(j | prefix)``, p of `law` and q of `against`; and log q of each token.
-    again : keep the states of `law`'s network at these rows for the next call with them, 256 MiB at most of all rows.
+    again : cache the states of `law`'s network at these rows for the next call, 256 MiB at most in total.
     drawn : the rows are `law`'s own. In bfloat16 tokens that a selectivity drops by no more than rounding
-        (`next_token.BF16_ERROR`) are scored as if kept, and are near the edge; in float32 nothing changes.
-    rows_together : rows of a padded batch at most.
+        (`next_token.BF16_ERROR`) are scored as if kept, and are near the edge; no effect in float32.
+    rows_together : maximum rows of a padded batch.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def score_steps(
     laws = [law] if against is None else [law, against]
     engines = [a.lm.engine for a in laws]
     kept = None
-    if again and law.lm.frozen:  # weights that may change keep nothing
+    if again and law.lm.frozen:  # not of weights that may change
         kept = cached_states(law.lm.hidden_states, x)
         law.lm.hidden_states = kept[0]
     prompts = np.unique(x.prompt_index)
@@ -189,7 +189,7 @@ def score_steps(
         if found is not None and all(
             found.has([x.row(int(i)) for i in b], np.searchsorted(group, x.prompt_index[b])) for b in batches
         ):
-            after[0] = []  # no prompt is run for states that are there
+            after[0] = []  # all states are cached: no prompt is run
         sources: list[Source] = (
             [_PackedSource(e, t, pool) for e, t in zip(packed, after, strict=True)]
             if is_packed
@@ -235,7 +235,7 @@ class _PackedSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _CachedBlock:
-    """What is kept of a network at a block of rows, by batch; `how`: packed or padded, and after which prompts."""
+    """Cached states of a network at a block of rows, by batch; `how`: packed or padded, and after which prompts."""
 
     kept: HiddenStateCache
     states: dict[bytes, Tensor]
@@ -249,7 +249,7 @@ class _CachedBlock:
 
 
 class _CachedSource:
-    """A source that runs its network once for rows that come again."""
+    """A source that caches the states of its network."""
 
     def __init__(self, source: Source, kept: _CachedBlock) -> None:
         self.source, self.kept = source, kept
@@ -269,7 +269,7 @@ class _CachedSource:
 def _score_batch(
     laws: list[Asked], sources: list[Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
 ) -> None:
-    """Fill in what is known of the rows of one batch."""
+    """Score the rows of one batch, into `out`."""
     ids = [x.row(int(i)) for i in batch]
     wanted = np.concatenate(ids)
     row_M = np.repeat(batch, [len(row) for row in ids])
@@ -300,7 +300,7 @@ def _score_batch(
 def _keep_the_drawn(
     logits_MW: Logits, vocab_size: int, s: Selectivity, ids_M: Ints, at: tuple[Ints, Ints], out: StepScores
 ) -> None:
-    """Score as if kept what is dropped by no more than rounding."""
+    """Score tokens that are dropped by no more than rounding as if kept."""
     dropped = np.flatnonzero(np.isneginf(out.selected[at]))
     if dropped.size and out.as_if_kept is not None:
         log_p, inside = next_token.score_dropped(logits_MW[dropped], vocab_size, s, ids_M[dropped])
@@ -310,12 +310,12 @@ def _keep_the_drawn(
 
 
 def _known(found: TokenScores) -> Floats:
-    """Log-probability under the selected law; a network that diverged must not pass for one that cannot draw."""
+    """Log-probability under the selected law; NaN of a diverged network must not become -inf."""
     return np.where(np.isnan(found.unselected), np.nan, found.selected)
 
 
 def _is_outcome(law: Asked, x: Sequences) -> NDArray[np.bool_]:
-    """Whether the stopped process can give each row: no token after a stop, no end but a stop or the cut, (N,)."""
+    """Whether each row is possible: no token after a stop, and an end by a stop or the cut, (N,)."""
     at = np.arange(x.ids.shape[1])
     last_N1 = x.lengths[:, None] - 1
     stop_NT = np.isin(x.ids, law.stop_ids)

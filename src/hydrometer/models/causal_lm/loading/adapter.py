@@ -1,10 +1,9 @@
 """PEFT adapters: LoRA weights over a base model, merged into it when the weights are read.
 
-An adapter's folder is somebody else's text. Of its config only plain numbers, flags and module names are used, never a
-pattern, a module path or a method of initialisation, and the weights are safetensors or nothing. What it names as its
-base is opened if that is an alias or a hub id; a path or an address in there is not followed, the caller says which
-model is meant. Which modules are adapted, and at which rank, is read from the weights; a config that says otherwise
-in plain names and numbers is refused.
+An adapter's folder is untrusted input. Of its config only numbers, flags and module names are used, never a pattern, a
+module path or an initialisation method, and weights must be safetensors. The base it names is opened if it is an alias
+or a hub id; paths and addresses are not followed, the caller names the base instead. Adapted modules and ranks are read
+from the weights; a config that contradicts them is refused.
 
     W' = W + s B A,    s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`      (Hu et al. 2021)
 """
@@ -42,7 +41,7 @@ _LORA_A = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.lora_(?P<kind>A\.wei
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _BIASES = ("none", "all", "lora_only")
 _TAKEN = ("fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias")
-# Of a config's other fields these say nothing of the merged weights, or are looked at one by one.
+# Fields that do not affect the merged weights, or are checked individually.
 _NEUTRAL = {
     *_TAKEN,
     *"peft_type task_type auto_mapping base_model_name_or_path revision inference_mode peft_version".split(),
@@ -50,13 +49,13 @@ _NEUTRAL = {
     *"layers_to_transform layers_pattern lora_dropout megatron_core init_lora_weights ensure_weight_tying".split(),
     *"loftq_config eva_config corda_config qalora_group_size".split(),
 }
-# The other ways to begin change the base's weights, which peft does again when it opens the adapter.
+# Other initialisations change the base's weights, which peft repeats when it opens the adapter.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 _MERGE = "merge it with peft where it was made, and give the merged model's folder"
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """Return an adapter's config, once nothing of what its folder says is to be refused.
+    """Check an adapter's folder and return its config.
 
     Parameters
     ----------
@@ -83,14 +82,14 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def over(folder: Path, config: dict[str, Any], under: Resolved, outline: PretrainedConfig) -> Resolved:
-    """Put an adapter over its base, whose config is `outline`; it must fit by names and shapes. Raises ModelError."""
+    """Combine an adapter with its base, whose config is `outline`; names and shapes must fit. Raises ModelError."""
     unties = _fits(folder, config, under, outline)
     whole = hashlib.sha256()
     beside = sorted(f for f in folder.glob("tokenizer*") if f.is_file())
     for file in (folder / ADAPTER_CONFIG, folder / WEIGHTS, *beside):
         whole.update(f"{file.name}\0{sha256(file)}\n".encode())
     identity = {"kind": "adapter", "sha256": whole.hexdigest(), "base": json.dumps(dict(under.identity))}
-    if unties:  # what was kept before they were told apart is another model's
+    if unties:  # keys from before this distinction belong to another model
         identity["head"] = "untied"
     return Resolved(str(folder), None, identity, f"{folder.name}, an adapter over {under.description}", under)
 
@@ -98,8 +97,8 @@ def over(folder: Path, config: dict[str, Any], under: Resolved, outline: Pretrai
 def merged(resolved: Resolved, base: PreTrainedModel) -> PreTrainedModel:
     """Merge the adapter into its base's weights; `base` is changed and returned.
 
-    Head and embeddings that are one matrix become two where the adapter changes one of them: peft adds the factors to
-    what one use of the matrix gives, not to the other's.
+    Tied head and embeddings are untied if the adapter changes one of them: peft adds the factors to one use of the
+    matrix only.
 
     Raises
     ------
@@ -116,7 +115,7 @@ def merged(resolved: Resolved, base: PreTrainedModel) -> PreTrainedModel:
     check_kinds(folder / WEIGHTS, tensors.keys())
     tied = is_tied(base)
     with as_model_error(resolved.path, fix=wanted), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of peft, on what is seen to here
+        warnings.simplefilter("ignore")  # peft warns about cases handled here
         model: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **options))
         result: Any = peft.set_peft_model_state_dict(model, tensors)
         unread = [*result.unexpected_keys, *(k for k in result.missing_keys if "lora_" in k)]
@@ -125,7 +124,7 @@ def merged(resolved: Resolved, base: PreTrainedModel) -> PreTrainedModel:
         if tied and _touches(base):
             _part(base)
         plain: PreTrainedModel = model.merge_and_unload()
-    # peft remembers itself in the model it changed; what is left is a plain network.
+    # peft leaves its config on the model.
     if hasattr(plain, "peft_config"):
         delattr(plain, "peft_config")
     check_finite(plain, resolved.path)
@@ -133,7 +132,7 @@ def merged(resolved: Resolved, base: PreTrainedModel) -> PreTrainedModel:
 
 
 def _touches(network: Any) -> bool:
-    """Whether peft has put something in the place of the embeddings or of the head."""
+    """Whether peft has replaced the embeddings or the head."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -142,12 +141,12 @@ def _touches(network: Any) -> bool:
 
 
 def _part(network: Any) -> None:
-    """Give the head a matrix of its own, which is that of the embeddings so far."""
+    """Give the head its own copy of the embeddings' matrix."""
     import torch
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     head: Any = network.get_output_embeddings()
-    if not isinstance(head, AuxiliaryTrainingWrapper):  # else it has one
+    if not isinstance(head, AuxiliaryTrainingWrapper):  # else it already has one
         head = getattr(head, "base_layer", head)
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     untie(network)
@@ -167,14 +166,14 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _check_fields(config: dict[str, Any]) -> None:
-    """Refuse what would change the merged weights and is not among what is taken."""
+    """Refuse unsupported fields that would change the merged weights."""
     import peft
 
     default = vars(peft.LoraConfig())
     for key, value in config.items():
         if key in _NEUTRAL or value in (None, False, "", [], {}):
             continue
-        # Of a field that a later release of peft brings, a number or a name may be the default.
+        # A number or name in a field of a later peft may be its default.
         known = value == default[key] if key in default else isinstance(value, int | float | str) and value is not True
         if not known:
             raise ModelError(f"the adapter uses {key}, which is not read here", got=value, fix=_MERGE)
@@ -191,7 +190,7 @@ def _wanted(config: dict[str, Any]) -> str:
 
 
 def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Path) -> dict[str, Any]:
-    """Options of a LoraConfig: what is adapted, and at which rank, from the weights; the rest from the config."""
+    """Options of a LoraConfig: modules and ranks from the weights, the rest from the config."""
     factors = [(m, shape) for name, shape in shapes.items() if (m := _LORA_A.fullmatch(name))]
     ranks = {m["module"]: int(shape[0]) for m, shape in factors if len(shape) == 2}
     if not ranks:
@@ -212,7 +211,7 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
     flags = [v for k, v in fields.items() if k != "bias"]
     if not all(isinstance(v, bool) for v in flags) or fields.get("bias", "none") not in _BIASES:
         raise ModelError("the adapter's flags are no flags", got=fields, fix="save the adapter with peft")
-    # Keys of the patterns are read as regular expressions by peft: dots are escaped, the rest are word characters.
+    # peft reads the patterns' keys as regular expressions: dots are escaped, the rest are word characters.
     return {
         "r": max(ranks.values()),
         "lora_alpha": alpha,
@@ -225,9 +224,9 @@ def _lora(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], folder: Pa
 
 
 def _check_ranks(config: dict[str, Any], ranks: dict[str, int]) -> None:
-    """Refuse factors of another rank than the config says: by which of them alpha is divided is not known.
+    """Refuse factors whose rank differs from the config's, as the divisor of alpha would be ambiguous.
 
-    Of a rank_pattern whose keys are no plain names, and are not run, any rank in it may be meant.
+    Keys of a rank_pattern that are not plain names are not evaluated: any of its ranks is accepted.
     """
     pattern: Any = config.get("rank_pattern") or {}
     by_name: dict[str, Any] = pattern if isinstance(pattern, dict) else {"": pattern}
@@ -241,11 +240,11 @@ def _check_ranks(config: dict[str, Any], ranks: dict[str, int]) -> None:
 
 
 def _fits(folder: Path, config: dict[str, Any], base: Resolved, outline: PretrainedConfig) -> bool:
-    """Compare the adapter's names and shapes with what peft would put over the base, by a network without weights.
+    """Compare the adapter's names and shapes with those of peft over the base, on a network without weights.
 
     Returns
     -------
-    Whether head and embeddings, one matrix in the base, are two in the merged network.
+    Whether merging unties head and embeddings.
     """
     import peft
     import torch
@@ -290,7 +289,7 @@ def _fits(folder: Path, config: dict[str, Any], base: Resolved, outline: Pretrai
 
 
 def _embeddings(plain: dict[str, tuple[int, ...]], ends: set[str]) -> dict[str, tuple[int, ...]]:
-    """Names under which peft may also have written the base's head and embeddings."""
+    """Other names under which peft may have saved the base's head and embeddings."""
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in plain.items():
         module, _, last = name.rpartition(".")
@@ -300,10 +299,10 @@ def _embeddings(plain: dict[str, tuple[int, ...]], ends: set[str]) -> dict[str, 
 
 
 def _aimed(config: dict[str, Any], modules: dict[str, Any], adapted: set[str], saved: list[str]) -> set[str]:
-    """Modules that the config says are adapted, as peft reads it; of a pattern, those like the ones that are.
+    """Modules that the config targets, as peft reads it; for a pattern, those like the adapted ones.
 
-    A pattern is somebody else's program, which is not run. Then every module of a kind that is adapted should be, in
-    every layer that has an adapted one.
+    A pattern is untrusted and not evaluated. Then every module of an adapted kind is expected, in every layer with an
+    adapted module.
     """
     aims, spared = _list_of(config.get("target_modules"), str), _list_of(config.get("exclude_modules"), str)
     lists = config.get("layers_pattern")
@@ -324,7 +323,7 @@ def _aimed(config: dict[str, Any], modules: dict[str, Any], adapted: set[str], s
 
 
 def _list_of(value: object, kind: type[T]) -> list[T] | None:
-    """Return a list of nothing else, empty for None; None where it is not one."""
+    """Return a list whose entries are all of a kind, empty for None; else None."""
     if not isinstance(value, list):
         return [] if value is None else None
     entries: list[object] = value
@@ -337,7 +336,7 @@ def _ends(name: str, names: list[str]) -> bool:
 
 
 def _layer(name: str, lists: list[str]) -> int | None:
-    """Number of the layer that a module is in: the first behind one of these names, or behind any."""
+    """A module's layer: the first number after one of these names, or after any name."""
     for before, part in pairwise(name.split(".")[:-1]):
         if part.isdigit() and (not lists or before in lists):
             return int(part)

@@ -1,7 +1,7 @@
-"""What a model's folder says of itself, checked before a library believes it.
+"""Checks of a model's folder before a library reads it.
 
-A folder of weights is somebody else's text. Its sizes must be ones that a network can have and that its weights bear
-out; it may not bring code, name files outside itself, or hold what two readers would read differently.
+A folder of weights is untrusted input. Its sizes must be plausible and match its weights; it may not contain code, name
+files outside itself, or hold text that two readers would parse differently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["FILES", "MAX_CONFIG_BYTES", "check_files", "check_folder", "check_si
 MAX_CONFIG_BYTES = 10_000_000
 MAX_TOKENIZER_BYTES = 200_000_000
 MAX_TEMPLATE_BYTES = 1_000_000
-MAX_HEADER_BYTES = 100_000_000  # as safetensors itself has it
+MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors
 MAX_DEPTH = 32
 # Largest value of a field, by its names in transformers' configs.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -38,7 +38,7 @@ _LIMITS: dict[str, int] = {
 }
 _MAY_BE_ZERO = ("num_experts", "num_local_experts")
 _TOKENIZER_FILES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")
-# Fields by which transformers takes other fields, or other files, for those that are looked at here.
+# Fields that make transformers read other fields, or other files, than those checked here.
 _ELSEWHERE = ("attribute_map", "configuration_files", "fast_tokenizer_files")
 _EXPERT = re.compile(r"(.*\.experts\.)(\d{1,9})\.(.+)")
 _KERNELS = ("attn_implementation", "experts_implementation")
@@ -46,15 +46,15 @@ _CONFIG = "config.json"
 _BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 _LARGE = {"tokenizer.json": MAX_TOKENIZER_BYTES, "chat_template.jinja": MAX_TEMPLATE_BYTES}
 FILES = (_CONFIG, *_BESIDE, *_LARGE)
-"""What a model says of itself beside its weights, as far as it is checked here."""
+"""Files of a model, besides its weights, that are checked here."""
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is not what `save_pretrained` writes.
+    """Refuse a folder that `save_pretrained` would not write.
 
     Raises
     ------
-    ModelError : code of its own, absurd or contradictory sizes, weights outside the folder, a damaged header, a file
+    ModelError : code, absurd or contradictory sizes, weights outside the folder, a damaged header, a file
         that is too large, nested too deeply, or holds a key twice.
     """
     config = check_files({name: path / name for name in FILES if (path / name).is_file()}, str(path))
@@ -62,16 +62,16 @@ def check_folder(path: Path) -> None:
 
 
 def check_files(files: Mapping[str, Path], source: str) -> dict[str, Any]:
-    """Refuse files of a model, its weights apart, that no library is to act on.
+    """Refuse unsafe files of a model, its weights apart.
 
     Parameters
     ----------
-    files : by name, those of `FILES` that the model has.
+    files : those of `FILES` that the model has, by name.
     source : names the model in messages.
 
     Returns
     -------
-    dict : what config.json holds, nothing where there is none, as beside an adapter.
+    dict : content of config.json, empty without one, as beside an adapter.
 
     Raises
     ------
@@ -91,11 +91,11 @@ def check_files(files: Mapping[str, Path], source: str) -> dict[str, Any]:
 
 
 def check_sizes(config: Mapping[str, Any], source: str) -> None:
-    """Refuse sizes that no network has. Raises ModelError, which names the field."""
+    """Refuse implausible sizes. Raises ModelError, which names the field."""
     fix = "correct the field, or give another model"
     for part in _parts(config):
         for name, value in part.items():
-            # Architectures name their layers in many ways; of names that are not known the largest value is.
+            # Architectures have many names for the number of layers; for unknown ones only the maximum is checked.
             known = name in _LIMITS
             if not known and not name.endswith("layers"):
                 continue
@@ -110,7 +110,7 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
 
 
 def _parts(value: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """Yield a configuration and those inside it."""
+    """Yield a configuration and its nested ones."""
     if isinstance(value, Mapping) and depth <= MAX_DEPTH:
         yield value
         for inner in value.values():
@@ -118,7 +118,7 @@ def _parts(value: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 
 
 def _names_code(value: object, depth: int = 0) -> bool:
-    """Whether an implementation, or one of those that are named for parts of a model, lies in a repository."""
+    """Whether an implementation, or one for a part of the model, names a repository."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return depth > MAX_DEPTH or any(_names_code(v, depth + 1) for v in inner)
@@ -140,7 +140,7 @@ def _read(file: Path, limit: int, source: str) -> dict[str, Any]:
 
 
 def _check_code(config: Mapping[str, Any], source: str, model_type: object = None) -> None:
-    """Refuse what would need code that the model brings, or that its configuration names."""
+    """Refuse a model that needs code of its own, or that its configuration names."""
     for part in _parts(config):
         for key, value in part.items():
             if key in _ELSEWHERE:
@@ -168,7 +168,7 @@ def _check_tokenizer(config: Mapping[str, Any]) -> None:
 
 
 def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
-    """Compare the headers of the weights with the files' lengths, and with the sizes that the config claims."""
+    """Compare the weights' headers with the files' lengths and with the config's sizes."""
     index = path / "model.safetensors.index.json"
     files: list[object] = []
     if index.is_file():
@@ -182,7 +182,7 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
     for file in sorted(path.glob("*.safetensors")):
         found = tensor_shapes(file)
         shapes |= found
-        for name in found if file.name in shards else ():  # which of two is read depends on the reader
+        for name in found if file.name in shards else ():  # which of the two is read depends on the reader
             if (other := holder.setdefault(name, file.name)) != file.name:
                 what = f"two files of the weights hold the tensor {one_line(name, 100)}"
                 raise ModelError(what, got=(other, file.name), fix="save the model again with save_pretrained")
@@ -203,8 +203,8 @@ def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
 def _check_experts(names: Collection[str], path: Path) -> None:
     """Refuse a layer some of whose experts lack a tensor that others have.
 
-    transformers puts the experts of a layer into one tensor in the order of their numbers. One that is missing shifts
-    those behind it, or ends in an error that names nothing.
+    transformers stacks a layer's experts by number. A missing one shifts those after it, or raises an error that names
+    nothing.
     """
     layers: dict[str, dict[int, set[str]]] = {}
     for name in names:
@@ -227,12 +227,12 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
     Raises
     ------
-    ModelError : no plain file, or a header that is none or that the file's length does not bear out.
+    ModelError : not a regular file, or a header that is invalid or contradicts the file's length.
     """
     from safetensors import SafetensorError, safe_open
 
     fix = "fetch the model again, or give another"
-    if not file.is_file():  # a pipe would be waited for without end
+    if not file.is_file():  # reading a pipe would block
         raise ModelError(f"{file.name} is not sound: no plain file", got=str(file), fix=fix)
     try:
         with safe_open(file, framework="np") as f:

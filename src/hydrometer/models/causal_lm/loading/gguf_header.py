@@ -1,8 +1,8 @@
-"""The header of a GGUF file, checked before a library reads it: every length and offset lies within the file.
+"""Check of a GGUF file's header before a library reads it: every length and offset must lie within the file.
 
 Layout (ggml, docs/gguf.md, versions 2 and 3, little-endian): magic, version, number of tensors, number of key-values;
-the key-values; name, shape, type and offset of each tensor; padding to `general.alignment`; the tensors' data. What is
-read here costs time and memory in proportion to the file's size, whatever its header claims. `gguf.GGUFReader` makes
+the key-values; name, shape, type and offset of each tensor; padding to `general.alignment`; the tensors' data. The
+check costs time and memory in proportion to the file's size, whatever the header claims. `gguf.GGUFReader` makes
 some 700 bytes of every number, and of an array of arrays, 160 bytes of file, 1.8 GB in 10 s; it takes 28 times as long.
 """
 
@@ -42,14 +42,14 @@ _SIZES = (
 
 @dataclass(slots=True)
 class _Cursor:
-    """A place in the file that never leaves it."""
+    """A read position that stays within the file."""
 
     data: mmap.mmap
     at: int = 0
     values: int = 0
 
     def skip(self, n: int) -> int:
-        """Step over n bytes; returns where they begin."""
+        """Skip n bytes; return their offset."""
         begin = self.at
         if n > len(self.data) - begin:
             raise ValueError("it ends before what its header announces")
@@ -57,7 +57,7 @@ class _Cursor:
         return begin
 
     def count(self, n: int) -> None:
-        """Count values that whoever reads the file holds one by one."""
+        """Count values of which a reader makes objects."""
         self.values += n
         if self.values > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} strings and numbers")
@@ -77,17 +77,17 @@ class _Cursor:
 
 
 def check_gguf(file: Path) -> None:
-    """Refuse a GGUF file whose header cannot be true.
+    """Refuse a GGUF file with an inconsistent header.
 
     Raises
     ------
-    ModelError : no GGUF, truncated, counts or sizes that the file cannot hold, tensors that overlap or lie outside.
+    ModelError : no GGUF, truncated, impossible counts or sizes, or tensors that overlap or exceed the file.
     """
     fix = "fetch it again; a file that was not damaged on the way should not be trusted"
     try:
         with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check(_Cursor(data))
-    except (OSError, ValueError) as e:  # of what is wrong with the header, too
+    except (OSError, ValueError) as e:  # ValueError: of an invalid header
         raise ModelError(f"the GGUF file cannot be opened: {e}", got=str(file), fix=fix) from None
 
 
@@ -120,7 +120,7 @@ def _check(c: _Cursor) -> None:
 
 
 def _value(c: _Cursor, *, wanted: bool) -> list[int] | None:
-    """Step over a value; an integer, or an array of them that is wanted, is returned, None for anything else."""
+    """Skip a value; return an integer, or a wanted array of integers, else None."""
     kind = c.number("<I")
     if kind == _STRING:
         c.text(MAX_VALUE)

@@ -1,4 +1,4 @@
-"""What reading a model's files needs: hashes that are remembered, silence, and errors of one line."""
+"""Helpers for reading a model's files: cached hashes, silenced logging, and errors of one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["as_data_error", "as_model_error", "quiet", "sha256"]
 
 
 def sha256(file: Path) -> str:
-    """Hash of a file's bytes, remembered while its size and time stay."""
+    """Hash of a file's bytes, cached by size and modification time."""
     stat = file.stat()
     return _sha256_of(str(file), stat.st_size, stat.st_mtime_ns)
 
@@ -31,7 +31,7 @@ def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Silence transformers' bars and what it logs, in which a model's own text may stand; errors still raise."""
+    """Silence transformers' progress bars and logs, which may quote a model's own text; errors still raise."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -47,13 +47,13 @@ def quiet() -> Generator[None]:
 
 @contextlib.contextmanager
 def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
-    """Whatever transformers says about a source it cannot open becomes one line."""
+    """Turn transformers' errors about a source into one line. Raises ModelError."""
     try:
         with quiet():
             yield
     except (HydrometerError, MemoryError):
         raise
-    except BaseException as e:  # what a model's files make the libraries that read them raise has no common base
+    except BaseException as e:  # libraries raise errors without a common base on malformed files
         if not (isinstance(e, Exception) or is_panic(e)):
             raise
         said = one_line(str(e), 200) or type(e).__name__
@@ -62,7 +62,7 @@ def as_model_error(source: str, fix: str = "check that transformers opens it") -
 
 @contextlib.contextmanager
 def as_data_error(what: str, got: object = ...) -> Generator[None]:
-    """Whatever a tokenizer raises over a text or ids becomes one line that begins with `what`. Raises DataError."""
+    """Turn a tokenizer's errors into one line that begins with `what`. Raises DataError."""
     try:
         yield
     except (HydrometerError, MemoryError):

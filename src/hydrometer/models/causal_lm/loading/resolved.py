@@ -1,4 +1,4 @@
-"""What `load` finds and reads of a model."""
+"""Results of `load`: a located model, and a model without its weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A source that was found.
+    """A located source.
 
     Attributes
     ----------
-    path : local folder, or hub id; of a GGUF file the folder in the cache, which holds weights once they were wanted.
+    path : local folder, or hub id; for a GGUF file a folder in the cache, with weights once they were needed.
     revision : of a hub id.
-    identity : what it is, by content; JSON-able, for keys.
-    description : what it is, for people.
-    base : of an adapter, the model that it changes; `path` is then the adapter's folder.
-    gguf : the GGUF file whose weights it has.
+    identity : hash of the content; JSON-able, for keys.
+    description : one line for people.
+    base : an adapter's base model; `path` is then the adapter's folder.
+    gguf : the GGUF file with its weights, or None.
     """
 
     path: str
@@ -39,12 +39,11 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """All of a model but its weights.
+    """A model without its weights.
 
     Attributes
     ----------
-    generation_config : what generation_config.json says; its end of sequence is that of config.json where it names none
-        or is not there.
+    generation_config : of generation_config.json; without an end of sequence there, that of config.json.
     """
 
     config: PretrainedConfig

@@ -1,9 +1,8 @@
-"""Every tensor is accounted for: a network whose file lacks one, or holds one that has no place in it, is not opened.
+"""Open a network only if every tensor is accounted for: none missing, none unexpected.
 
-transformers fills what a file lacks with fresh random numbers and drops what it does not know, with a warning that is
-easily missed. Here both are refused, and so is a tensor of another shape, of integers, or with NaN. No fault are tied
-weights that are written once, what a class of transformers says is to be ignored, and buffers that older releases
-saved and that are now computed.
+transformers initialises missing tensors at random and drops unknown ones, with a warning that is easily missed. Both
+are refused here, and so are tensors of another shape, of integers, or with NaN. Allowed are tied weights that are saved
+once, keys that a class of transformers ignores, and saved buffers that are now computed.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["Unfit", "check_finite", "check_kinds", "check_read", "is_tied", "open_network", "untie"]
 
 _NAMED = 3  # names of each kind in a message
-# Computed from the config, and written by older releases or by the model's first authors.
+# Computed from the config; saved by older releases or by the model's authors.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|original_inv_freq|masked_bias|position_ids|cos_cached|sin_cached)$")
 _ADAPTER = re.compile(r"(^|\.)(lora_|base_layer\.|modules_to_save\.)")
 _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|nested_\w+|quant_state\.\w+|weight_format"
     r"|(weight|input)_scale(_inv|_2)?|weight_(packed|shape|zero_point|scale)|k_scale|v_scale)(\.|$)"
 )
-# Of a GGUF file: experts and heads, which have a way of their own into the network, and factors of the rotary
-# embedding, which change nothing where they are one.
+# In a GGUF file: experts and heads, which are loaded separately, and factors of the rotary embedding, which have no
+# effect if they are one.
 _ELSEWHERE = re.compile(r"_(exps|projs)\.|^output\.weight$")
 _FACTORS = "rope_freqs.weight"
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -40,12 +39,12 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """What does not fit between the tensors of a file and those that a network needs; names, sorted.
+    """Mismatch between the tensors of a file and of a network; sorted names.
 
     Attributes
     ----------
-    missing : the network needs them and the file has none of the name.
-    unexpected : the file holds them and the network has no place for them.
+    missing : in the network, not in the file.
+    unexpected : in the file, not in the network.
     mismatched : name, shape in the file, shape in the network.
     """
 
@@ -74,7 +73,7 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
     Parameters
     ----------
     source : folder or hub id.
-    told : names the model in messages, where `source` would mean nothing to the caller.
+    told : name of the model in messages, if not `source`.
     options : of `from_pretrained`.
 
     Raises
@@ -110,19 +109,19 @@ def open_network(source: str, *, told: str | None = None, **options: Any) -> Pre
                 check_kinds(file, names)
         check_finite(network, told)
         if not is_tied(network) and getattr(network.config, "tie_word_embeddings", False):
-            # The file has a head of its own, which is used. What is saved and built from here on must say so.
+            # The file has its own head, which is used: configs saved or built from this network must say so.
             untie(network)
     return network
 
 
 def check_kinds(file: Path, names: Collection[str]) -> None:
-    """Refuse weights that a safetensors file holds as anything but floating-point numbers.
+    """Refuse weights that a safetensors file does not hold as floating-point numbers.
 
-    Integers are what a quantisation left of the weights, the scales apart; converted to float32 they are others.
+    Integers are quantised weights without their scales; converted to float32 they are wrong.
 
     Parameters
     ----------
-    names : of floating-point weights, besides all that are called weight.
+    names : of floating-point weights, besides all names that end in .weight.
 
     Raises
     ------
@@ -159,11 +158,11 @@ def check_finite(network: PreTrainedModel, told: str) -> None:
 
 
 def check_read(file: Path, network: PreTrainedModel) -> None:
-    """Refuse a GGUF file of which transformers leaves something out without a word.
+    """Refuse a GGUF file of which transformers silently ignores a part.
 
     Raises
     ------
-    ModelError : a tensor that is not read, or a scaled rotary embedding that is read as a plain one.
+    ModelError : an unread tensor, or a scaled rotary embedding that is read as a plain one.
     """
     from gguf import GGUFReader
 
@@ -200,7 +199,7 @@ def is_tied(network: Any) -> bool:
 
 
 def untie(network: PreTrainedModel) -> None:
-    """Write down that head and embeddings are matrices of their own."""
+    """Record in the config that head and embeddings are separate matrices."""
     config: Any = network.config
     for part in (config, config.get_text_config()):
         if getattr(part, "tie_word_embeddings", False):
@@ -223,7 +222,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _remedy(unfit: Unfit, network: PreTrainedModel) -> str:
-    """Say what to do, where the pattern is a known one."""
+    """Return advice for known patterns of mismatch."""
     missing, unexpected = set(unfit.missing), unfit.unexpected
     if any(_ADAPTER.search(k) for k in unexpected):
         return "merge the adapter where it was made (model.merge_and_unload()), and save the merged model"
@@ -249,7 +248,7 @@ def _remedy(unfit: Unfit, network: PreTrainedModel) -> str:
 
 
 def _wrapper(missing: Collection[str], unexpected: Sequence[str]) -> str | None:
-    """Find what a wrapper put into the names: text without which most unexpected names are missing ones."""
+    """Find a wrapper's prefix in the names: text without which most unexpected names equal missing ones."""
     found: Counter[str] = Counter()
     for name in unexpected:
         parts = name.split(".")

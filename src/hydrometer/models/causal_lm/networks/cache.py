@@ -1,6 +1,6 @@
-"""transformers' key/value cache with room to grow: a step writes its keys and values in place.
+"""transformers' key/value cache with spare room: a step writes its keys and values in place.
 
-transformers' own concatenates, which copies everything before at every step.
+The original concatenates, which copies the whole cache at every step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _GROWTH = 32  # positions at least
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values are the front of larger buffers; a subclass, as transformers asks for one, and final."""
+    """Keys and values are the front of larger buffers. A final subclass, as transformers requires one."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append, in place while there is room; (B, G, S, d) of all so far."""
+        """Append, in place while there is room; return all keys and values, (B, G, S, d)."""
         past = self.get_seq_length()
         total = past + key_states.shape[-2]
         if self._buffers is None or self._buffers[0].shape[-2] < total:
@@ -69,13 +69,13 @@ def roomy_cache(config: PretrainedConfig) -> DynamicCache:
 
 
 def is_extensible(cache: DynamicCache, length: int) -> bool:
-    """Whether the cache holds keys and values of so many positions in every layer, and nothing of another kind."""
+    """Whether every layer of the cache holds just keys and values, of so many positions."""
     layers = all(isinstance(layer, DynamicLayer) for layer in cache.layers)
     return bool(cache.layers) and layers and cache.get_seq_length() == length
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """Return a cache that holds the chosen rows; `cache` stays as it is."""
+    """Return a cache of the chosen rows; `cache` is unchanged."""
     chosen = copy.copy(cache)
     chosen.layers = []
     for layer in cache.layers:

@@ -1,6 +1,6 @@
-"""Ways to run a network one token at a time, one interface: Llama type, any with a cache, any without.
+"""Decoders, which run a network one token at a time: of Llama type, with a cache, or without.
 
-Which of them is right for a network, and up to which length, `running` finds out.
+`running` finds out which is right for a network, and up to which length.
 
 Shapes: B rows, A rows still kept, T tokens so far, D width, W rows of the output matrix.
 """
@@ -26,14 +26,14 @@ __all__ = ["CachedDecoder", "Decoder", "LlamaDecoder", "RecomputeDecoder", "Way"
 Ints = NDArray[np.int64]
 
 Way = Literal["cached", "padded", "by length", "alone"]
-"""How transformers runs a network here: with a cache, or whole prefixes again and again: padded on the right, without
-padding beside prefixes of the same length, or each alone."""
+"""How transformers runs a network: with a cache, or whole prefixes at every step: padded on the right, batched by equal
+length, or one by one."""
 
-_TOGETHER = 8192  # positions of prefixes run together
+_TOGETHER = 8192  # positions of a batch of prefixes
 
 
 class Decoder(Protocol):
-    """Rows that answer prompts, one token at a time."""
+    """Draws rows one token at a time."""
 
     def start(self) -> Logits:
         """Logits of every row's first token, (B, W)."""
@@ -44,11 +44,11 @@ class Decoder(Protocol):
         ...
 
     def keep(self, rows: Ints) -> None:
-        """Drop all kept rows but these, by index among the kept."""
+        """Keep only these rows, by index among the kept ones."""
         ...
 
     def pays(self, active: int, kept: int) -> bool:
-        """Whether to drop the finished rows where `active` of `kept` go on: dropping has a price."""
+        """Whether dropping the finished rows pays if `active` of `kept` go on."""
         ...
 
 
@@ -81,16 +81,16 @@ class LlamaDecoder:
         return self._engine.logits(self._engine.forward(tokens_A, at, self._cache, self._prompts, self._of_B))
 
     def keep(self, rows: Ints) -> None:
-        """Forget the others; the cache stays where it is."""
+        """Keep only these rows; the cache is not copied."""
         self._slot_A = self._slot_A[rows]
 
     def pays(self, active: int, kept: int) -> bool:
-        """Nothing is moved."""
+        """Always: dropping copies nothing."""
         return active < kept
 
 
 class CachedDecoder:
-    """Rows through any transformers network that keeps keys and values."""
+    """Rows through any transformers network with a cache of keys and values."""
 
     def __init__(self, network: Network, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
         self._network = network
@@ -114,12 +114,12 @@ class CachedDecoder:
         self._mask_AS, self._cache = self._mask_AS[kept], select_rows(self._cache, kept)
 
     def pays(self, active: int, kept: int) -> bool:
-        """Copying the cache does when a fifth of the rows have finished."""
+        """Copying the cache pays once a fifth of the rows have finished."""
         return active < 0.8 * kept
 
 
 class RecomputeDecoder:
-    """Rows through a network without a cache: each step runs the whole prefix again, in any way but "cached"."""
+    """Rows through a network without a cache: each step runs whole prefixes, in any way but "cached"."""
 
     def __init__(self, network: Network, way: Way, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
         self._network = network
@@ -137,11 +137,11 @@ class RecomputeDecoder:
         return self.start()
 
     def keep(self, rows: Ints) -> None:
-        """Forget the others."""
+        """Keep only these rows."""
         self._rows = [self._rows[i] for i in rows]
 
     def pays(self, active: int, kept: int) -> bool:
-        """Every row dropped is a row not run."""
+        """Always: a dropped row is not run."""
         return active < kept
 
 
@@ -166,7 +166,7 @@ def last_states(network: Network, way: Way, prefixes: list[list[int]]) -> Tensor
 
 
 def prefill(network: Network, prompts: list[tuple[int, ...]]) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Run U prompts through a network with a cache, padded on the left so that all end at the same place.
+    """Run U prompts through a network with a cache, padded on the left to end at the same position.
 
     Returns
     -------

@@ -1,10 +1,10 @@
-"""A network in two parts, body and head, so that logits exist only where they are wanted.
+"""A network as body and head, so that logits are computed only where they are needed.
 
 Shapes: B rows, T positions, M states, D width, W rows of the output matrix.
 
-Whether logits are the head's product with the body's states and nothing more follows from the network's structure, not
-from the size of its logits: numbers of many sizes are put in the place of the states and of the logits, and have to
-arrive unchanged. A soft cap or a scale is found so in a fresh network too, whose own logits are too small to show it.
+Whether logits are just the head's product with the body's states is tested on the network's structure: numbers of many
+sizes replace the states and the logits, and must arrive unchanged. So a soft cap or a scale is detected in a fresh
+network too, whose logits are too small to show it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hydrometer.core.errors import HydrometerError, ModelError, one_line
 from hydrometer.core.io.os_errors import is_out_of_memory, refused_errno
 from hydrometer.models.causal_lm.networks.cache import roomy_cache
 
-__all__ = ["Network", "network_errors"]
+__all__ = ["Network", "max_positions", "network_errors"]
 
 _SIZES = (1e-3, 1.0, 30.0, 1e3, 1e5)
 
 
 @contextlib.contextmanager
 def network_errors(model: object, doing: str) -> Generator[None]:
-    """Turn whatever a library raises over a network into one line that says what was being done. Raises ModelError.
+    """Turn a library's errors about a network into one line that begins with `doing`. Raises ModelError.
 
-    What the machine refuses (memory, space) is passed on as it is, for it is no fault of the network.
+    Lack of memory or disk space is passed on unchanged.
     """
     try:
         yield
@@ -46,6 +46,12 @@ def network_errors(model: object, doing: str) -> Generator[None]:
         raise ModelError(f"{doing} failed: {said}", got=type(model).__name__, fix=fix) from e
 
 
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Return how many positions a network has, None if its configuration does not say."""
+    found: object = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
 @final
 class Network:
     """A causal language model of transformers, without its tokenizer.
@@ -57,7 +63,7 @@ class Network:
 
     Attributes
     ----------
-    is_split : whether `body` returns states of a hidden layer; if not, it returns the logits themselves.
+    is_split : whether `body` returns hidden states; if not, it returns the logits.
     """
 
     def __init__(self, model: PreTrainedModel, holes: Tensor | None = None) -> None:
@@ -68,7 +74,7 @@ class Network:
             self.is_split: bool = _is_split(model, self._body)
 
     def pristine(self) -> Network:
-        """Return a copy with the same weights and a state of its own: what this one is run on leaves no trace in it."""
+        """Return a copy that shares the weights but no state that a run may leave behind."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model, {id(p): p for p in self.model.parameters()})
         other._body = None if self._body is None else _body_of(other.model)
@@ -86,12 +92,12 @@ class Network:
 
     @property
     def takes_a_cache(self) -> bool:
-        """Whether the network's forward has arguments for a cache and for a mask."""
+        """Whether the network's forward takes a cache and a mask."""
         return {"past_key_values", "attention_mask"} <= self._accepts
 
     @property
     def takes_positions(self) -> bool:
-        """Whether the network's forward has arguments for positions and for a mask."""
+        """Whether the network's forward takes positions and a mask."""
         return {"position_ids", "attention_mask"} <= self._accepts
 
     def cache(self) -> DynamicCache:
@@ -109,7 +115,7 @@ class Network:
 
         Returns
         -------
-        (B, T, D) states for `logits`; where the network is not split, the logits, which `logits` passes on.
+        (B, T, D) states for `logits`; of a network that is not split, logits, which `logits` returns unchanged.
         """
         with network_errors(self.model, "running the network"):
             return self._run(self._inputs(ids_BT, mask_BS, cache))
@@ -119,7 +125,7 @@ class Network:
 
         Parameters
         ----------
-        positions_RS : (R, S) place of each id in its text. mask_R1SS : (R, 1, S, S) added to attention's scores.
+        positions_RS : (R, S) position of each id in its text. mask_R1SS : (R, 1, S, S) added to attention scores.
         """
         with network_errors(self.model, "running the network"):
             return self._run(
@@ -151,7 +157,7 @@ class Network:
     def logits(self, states_MD: Tensor) -> Tensor:
         """Logits of all rows of the output matrix, (M, W), in the network's dtype; holes of the vocabulary are -inf.
 
-        Columns from the vocabulary's size on are of ids that do not exist.
+        Columns beyond the vocabulary's size belong to no id.
         """
         with network_errors(self.model, "running the network's head"):
             logits_MW = self.head(states_MD) if self.is_split else states_MD
@@ -175,7 +181,7 @@ class Network:
 
 
 def _body_of(model: PreTrainedModel) -> nn.Module | None:
-    """Return what the network runs before its head; some classes name it otherwise than they say."""
+    """Return the network's body; some classes misname it in base_model_prefix."""
     body = model.base_model
     if body is not model:
         return body
@@ -183,7 +189,7 @@ def _body_of(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _is_split(model: PreTrainedModel, body: nn.Module | None) -> bool:
-    """Whether the head gets the body's states as they are, and the logits are what the head gives, at every size."""
+    """Whether the head gets the body's states unchanged, and the logits are the head's output, at every size."""
     head: Any = model.get_output_embeddings()
     ids_BT = torch.arange(5, device=model.device)[None] % int(model.config.get_text_config().vocab_size)
     if body is None or type(head) is not nn.Linear or vars(head)["_forward_hooks"]:
@@ -218,12 +224,12 @@ def _is_split(model: PreTrainedModel, body: nn.Module | None) -> bool:
         logits_BTW = _logits(model, ids_BT)
     if len(met) != 1 or not torch.equal(logits_BTW, given[0].to(logits_BTW.dtype)):
         return False
-    # Some classes run a part of their body, and never the body: its own states are what can be compared.
+    # Some classes never call their body, but a part of it: compare the body's own states.
     return torch.equal(met[0], states[0] if states else body(input_ids=ids_BT, use_cache=False)[0])
 
 
 def _logits(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    """Logits of every position. Raises ModelError where a network gives none."""
+    """Logits of every position. Raises ModelError if the network gives none."""
     logits = getattr(model(input_ids=ids_BT, use_cache=False), "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 3:
         what = "not a causal LM: the network gives no logits over a vocabulary at every position"

@@ -2,8 +2,8 @@
 
 Shapes: M states, V ids that exist, W >= V rows of the output matrix.
 
-On the CPU a row of logits is worked on where it lies, by the kernels; on other devices by torch operations that compute
-the same. Tests hold the two to each other.
+On the CPU kernels process a row of logits in place; on other devices torch operations compute the same. Tests compare
+the two.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ units of its last place (8 bits: 2^-8). Between drawing step by step and scoring
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """What is known of M ids at M states.
+    """Scores of M ids at M states.
 
     Attributes
     ----------
     selected, unselected : (M,) float64 nats, log-probability under the selected law and under the law itself.
     near_edge : (M,) bool, whether rounding at the selectivity's edge could show; see `logit_kernels.NEAR_EDGE`.
-    entropy : (M,) float64 nats, of the selected law; (0,) where it was not asked for.
+    entropy : (M,) float64 nats, of the selected law; (0,) if not requested.
     """
 
     selected: NDArray[np.float64]
@@ -50,7 +50,7 @@ class TokenScores:
 
 
 def _terms(s: Selectivity | None) -> tuple[np.float32, int, float, np.float32]:
-    """Rate, top_k, top_p and log min_p as the kernels take them."""
+    """Return rate, top_k, top_p and log min_p for the kernels."""
     if s is None:
         return np.float32(1), 0, 1.0, np.float32(-np.inf)
     log_min_p = -math.inf if not s.min_p else math.log(s.min_p)
@@ -63,7 +63,7 @@ def _terms(s: Selectivity | None) -> tuple[np.float32, int, float, np.float32]:
 
 
 def _rows(logits_MW: Logits) -> NDArray[np.float32] | NDArray[np.uint16] | None:
-    """Rows for the kernels, or None where they are on another device."""
+    """Return rows for the kernels, or None on another device."""
     if not isinstance(logits_MW, Tensor):
         return logits_MW
     return as_array(logits_MW.contiguous()) if logits_MW.device.type == "cpu" else None
@@ -93,7 +93,7 @@ def draw(
 def score(
     logits_MW: Logits, vocab_size: int, s: Selectivity | None, ids_M: NDArray[np.int64], *, entropy: bool = False
 ) -> TokenScores:
-    """Score one id a row; -inf for what cannot be drawn. Parameters as in `draw`."""
+    """Score one id a row; -inf for ids that cannot be drawn. Parameters as in `draw`."""
     rows = _rows(logits_MW)
     if rows is None:
         logits = torch.as_tensor(logits_MW)[:, :vocab_size].float()

@@ -1,7 +1,6 @@
-"""What a configuration says layer by layer, for a network of some of its layers.
+"""Per-layer fields of a configuration, for a network of some of its layers.
 
-Configurations say it in several ways, told apart by their form, not by their names alone, so that a field that is new
-next year is followed too:
+Such fields have several forms, recognised by their structure rather than by name, so that future fields work too:
 
     a list with an entry a layer            layer_types, no_rope_layers, mlp_layer_types: the chosen entries
     a list of layers' indices               mlp_only_layers, full_attn_idxs, attn_layer_indices: new indices
@@ -67,7 +66,7 @@ def chosen_fields(fields: Mapping[str, Any], chosen: Sequence[int], n: int) -> d
 
 
 def first_fields(fields: Mapping[str, Any], n: int, m: int) -> dict[str, Any]:
-    """Return the fields that differ for a network of m layers where there were n; None lets a class take its default.
+    """Return the fields that change from n layers to the first m; None selects the class's default.
 
     Examples
     --------
@@ -84,13 +83,13 @@ def first_fields(fields: Mapping[str, Any], n: int, m: int) -> dict[str, Any]:
 
 
 def settable(config: PretrainedConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields but those that the configuration's class works out from others, and only shows."""
+    """Return the fields without those that are read-only properties of the configuration's class."""
     aliases = config.attribute_map
     return {k: v for k, v in fields.items() if not isinstance(getattr(type(config), aliases.get(k, k), None), property)}
 
 
 def cut_config(config: PretrainedConfig, fields: Mapping[str, Any]) -> PretrainedConfig:
-    """Return a configuration with other fields, as it is after it has been written and read."""
+    """Return a configuration with changed fields, as after saving and loading."""
     text, own = config.get_text_config(), config.to_dict()
     part = own
     if text is not config:
@@ -107,13 +106,13 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 def _are_indices(key: str, items: Sequence[Any], n: int) -> bool:
-    """Whether a list names layers by index; a flag a layer is no index, though two of them may look like it."""
+    """Whether a list contains layer indices; one or two flags, one a layer, may look alike and are not."""
     whole = all(_is_count(i) and 0 <= i < n for i in items) and len(set(items)) == len(items)
     return whole and bool(items) and _INDICES.search(key) is not None and not (len(items) == n and n <= 2)
 
 
 def _written_out(items: Sequence[Any]) -> list[Any] | None:
-    """Return the entries of a list of patterns, each with its number of repeats; None where it is no such list."""
+    """Expand a list of patterns with their numbers of repeats; None if it is no such list."""
     pairs = [x for x in items if isinstance(x, list | tuple) and len(x) == 2]
     if not pairs or len(pairs) != len(items):
         return None
@@ -123,7 +122,7 @@ def _written_out(items: Sequence[Any]) -> list[Any] | None:
 
 
 def _by_index(value: Mapping[Any, Any], n: int) -> dict[int, Any] | None:
-    """Return a mapping by layers' indices, None where its keys are no such."""
+    """Return a mapping with integer layer indices as keys; None if its keys are not such."""
     if not all(_is_count(k) or (isinstance(k, str) and k.isdecimal()) for k in value):
         return None
     at = {int(k): v for k, v in value.items()}
@@ -131,7 +130,7 @@ def _by_index(value: Mapping[Any, Any], n: int) -> dict[int, Any] | None:
 
 
 def _steps(fields: Mapping[str, Any], chosen: Sequence[int], n: int) -> dict[str, Any]:
-    """Experts in every so many layers but the exceptions: all that are dense become exceptions."""
+    """Experts in every n-th layer, with exceptions: list all dense layers as exceptions."""
     step, dense = fields.get("decoder_sparse_step"), fields.get("mlp_only_layers")
     if not _is_count(step) or step < 2 or not isinstance(dense, list | tuple | None):
         return {}
@@ -140,7 +139,7 @@ def _steps(fields: Mapping[str, Any], chosen: Sequence[int], n: int) -> dict[str
 
 
 def _periods(fields: Mapping[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
-    """Layers of a kind at every period from an offset on: the least period that means the chosen ones, if any."""
+    """Layers of a kind by period and offset: the least period that gives the chosen ones, if any."""
     new: dict[str, Any] = {}
     for period in (k for k in fields if k.endswith("_period")):
         offset = period.removesuffix("_period") + "_offset"

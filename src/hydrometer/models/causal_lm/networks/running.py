@@ -1,11 +1,10 @@
-"""In which way a network gives each row what it gives the row alone, found by number and not by name.
+"""Finds, by numerical tests, which ways of running a network give each row the logits of the row alone.
 
-A law is a function of its own row: ``p(x_t | prefix)`` is what the network says of that prefix alone, without padding,
-cache or neighbours. Ways to run it faster are right for some architectures and not for others, or only up to some
-length: a rotary embedding may change its factors with the longest row of a batch, experts may drop what is too much for
-them in a batch, a state may run through padding. Each way is therefore run through the decoder and the source that draw
-and score, rows of different lengths together, and compared with every prefix alone: on a small twin, whose windows and
-limits a few tokens pass, and, within short rows, on the network itself.
+A law is a function of its own row: ``p(x_t | prefix)`` is the network's output for that prefix alone, without padding,
+cache or other rows. Faster ways are right for some architectures only, or up to some length: a rotary embedding may
+depend on the longest row of a batch, experts may drop tokens of a batch, a state may run through padding. So each way
+is run through the decoder and source that draw and score, on rows of different lengths, and compared with every prefix
+alone: on a small twin, whose windows and limits a few tokens exceed, and on short rows of the network itself.
 
 Ways are tried in this order:
 
@@ -30,7 +29,7 @@ from torch import Tensor
 from hydrometer.core.errors import HydrometerError, ModelError
 from hydrometer.models.causal_lm.networks.cache import is_extensible
 from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, RecomputeDecoder, Way
-from hydrometer.models.causal_lm.networks.network import Network
+from hydrometer.models.causal_lm.networks.network import Network, max_positions
 from hydrometer.models.causal_lm.networks.sources import GeneralSource
 from hydrometer.models.causal_lm.networks.twin import LIMIT, VOCABULARY, limit_of, make_twin
 
@@ -52,10 +51,10 @@ class Running:
 
     Attributes
     ----------
-    short, long : the first way that is right for rows of up to `limit` positions, and for longer ones; None where no
-        way is. whole_short, whole_long : whether whole rows padded on the right say at every position what its prefix
-        alone says, as learning takes for granted.
-    limit : positions up to which the network was found to be as it is for short rows; None where it is so for all.
+    short, long : the first way that is right for rows of up to `limit` positions, and for longer ones; None for none.
+    whole_short, whole_long : whether whole rows padded on the right give every position the logits of its prefix alone,
+        as training assumes.
+    limit : positions up to which `short` holds; None if it holds for all lengths.
     """
 
     short: Way
@@ -65,7 +64,7 @@ class Running:
     limit: int | None
 
     def way(self, longest: int) -> Way | None:
-        """Return the way for rows of up to so many positions, None where there is none."""
+        """Return the way for rows of up to so many positions, or None."""
         return self.short if self.limit is None or longest <= self.limit else self.long
 
     def is_whole(self, longest: int) -> bool:
@@ -75,14 +74,14 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class _OfTwin:
-    """What a twin shows: whether body and head are all there is to the network, whether it is causal, and each way."""
+    """Results on a twin: whether it is body and head only, whether it is causal, and which ways are right."""
 
     is_split: bool
     is_causal: bool
     ways: dict[Way, tuple[bool, bool]]
 
     def allows(self, way: Way, *, beyond: bool = False) -> bool:
-        """Whether a way is right within the twin's limit, and beyond it; without a twin nothing speaks against it."""
+        """Whether a way is right within the twin's limit, or beyond it; true without a twin."""
         return self.ways.get(way, (not self.ways,) * 2)[beyond]
 
 
@@ -91,7 +90,7 @@ _known: dict[tuple[type, str], _OfTwin] = {}
 
 @torch.no_grad()
 def find_running(network: Network, size: int) -> Running:
-    """Find out how a network may be run; it is no longer run in two parts where these are not all that it does.
+    """Find out how a network may be run; clears its `is_split` if body and head are not the whole network.
 
     Parameters
     ----------
@@ -107,7 +106,7 @@ def find_running(network: Network, size: int) -> Running:
         twin = make_twin(network.model)
         _known[slot] = _OfTwin(True, True, {}) if twin is None else _of_twin(Network(twin))
     twin = _known[slot]
-    # Beside a twin, a network in bfloat16 need only run: its rounding can send a token to other experts.
+    # With a twin, a network in bfloat16 is only run, not compared: rounding can send a token to other experts.
     coarse = math.inf if twin.ways else _COARSE
     own = _Trial(network, _OWN, size, tolerance=_TOLERANCE if network.model.dtype == torch.float32 else coarse)
     network.is_split = network.is_split and twin.is_split and own.is_right("alone")
@@ -130,8 +129,8 @@ def find_running(network: Network, size: int) -> Running:
 
 def _of_twin(twin: Network) -> _OfTwin:
     """Try each way, as far as needed, within the twin's limit and beyond it."""
-    room = getattr(twin.config, "max_position_embeddings", None)
-    is_short = isinstance(room, int) and room < max(_BEYOND) + _STEPS
+    room = max_positions(twin.config)
+    is_short = room is not None and room < max(_BEYOND) + _STEPS
     trials = [_Trial(twin, lengths, VOCABULARY, fresh=True) for lengths in (_WITHIN, _BEYOND)[: 1 if is_short else 2]]
     if not all(trial.is_right("alone") for trial in trials):
         twin.is_split = False
@@ -147,12 +146,12 @@ def _of_twin(twin: Network) -> _OfTwin:
 
 
 class _Trial:
-    """Rows of given lengths, and what a network says of each of their prefixes alone.
+    """Rows of given lengths, and a network's logits for each of their prefixes alone.
 
     Parameters
     ----------
     lengths : of prompts; the longest prompt has a second row. size : ids that exist.
-    fresh : whether each prefix is run on a copy, which nothing was run on before. tolerance : see `_TOLERANCE`.
+    fresh : run each prefix on a pristine copy. tolerance : see `_TOLERANCE`.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class _Trial:
         return network.whole_logits(torch.tensor([[*self.prompts[u], *begun.tolist()]], device=network.device))[0, -1]
 
     def is_causal(self) -> bool:
-        """Whether a whole row, alone, says at every position what its prefix says alone."""
+        """Whether a whole row, alone, gives every position the logits of its prefix alone."""
         found: list[Tensor] = []
         for row, u in zip(self.ids, self.of_B, strict=True):
             whole = torch.tensor([[*self.prompts[u], *row[:-1].tolist()]], device=self.network.device)
@@ -182,7 +181,7 @@ class _Trial:
         return self._agrees(torch.stack(found))
 
     def is_right(self, way: Way) -> bool:
-        """Whether drawing and scoring in this way give what each prefix gives alone."""
+        """Whether drawing and scoring in this way give the logits of each prefix alone."""
         if way not in self.found:
             self.found[way] = self._tried(way)
         return self.found[way]
@@ -206,7 +205,7 @@ class _Trial:
             return False
 
     def _drawn(self, way: Way) -> Tensor:
-        """Logits step by step, (B, T, W); the second row leaves after two steps and takes those that it had along."""
+        """Logits step by step, (B, T, W); the second row is dropped after two steps."""
         network, prompts = self.network, self.prompts
         decoder: Decoder = (
             CachedDecoder(network, prompts, self.of_B)

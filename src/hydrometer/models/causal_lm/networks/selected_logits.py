@@ -22,7 +22,7 @@ _ROUNDING = 2e-7  # of a mass
 
 
 class Kept(NamedTuple):
-    """A selected law and how sure its kept set is.
+    """A selected law, and how certain its kept set is.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ def selected_log_weights(logits_BV: Tensor, s: Selectivity | None) -> Kept:
 
 
 def inverse_temperature(s: Selectivity) -> float:
-    """Return what logits are multiplied by; at most 1e38, beyond which all but the likeliest are at -inf anyway."""
+    """Return the factor of logits; at most 1e38, beyond which all but the likeliest are -inf anyway."""
     return 1.0 if s.temperature is None else min(1 / s.temperature, 1e38)
 
 

@@ -36,11 +36,11 @@ class Source(Protocol):
 
 
 class GeneralSource:
-    """Any network of transformers, in one of the ways that `running` found right for it.
+    """Any network of transformers, in a way that `running` found right.
 
     Parameters
     ----------
-    prompts : U prompts that rows answer; none where no state will be asked for.
+    prompts : U prompts of the rows; empty if no states will be computed.
     """
 
     def __init__(self, network: Network, way: Way, prompts: list[tuple[int, ...]]) -> None:
@@ -55,7 +55,7 @@ class GeneralSource:
         whole = [[*self.prompts[u], *row[:-1].tolist()] for u, row in zip(of_B, ids, strict=True)]
         if self.way == "padded":
             return self._padded(whole, ids)
-        # What is said after a prefix is what the network says of the prefix alone.
+        # Each state is that of the prefix alone.
         ends = [range(len(row) - len(own) + 1, len(row) + 1) for row, own in zip(whole, ids, strict=True)]
         return last_states(
             self.network, self.way, [row[:end] for row, own in zip(whole, ends, strict=True) for end in own]

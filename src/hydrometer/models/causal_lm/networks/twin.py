@@ -1,8 +1,8 @@
-"""A small float32 network of the same class and settings as another: what its architecture does shows on it cheaply.
+"""A small float32 network of another's class and settings, for cheap tests of its architecture.
 
-Widths, vocabulary, experts and layers are cut, and every length that the configuration names (a window, a chunk, the
-length up to which a rotary embedding was trained) is made so short that a few tokens pass it. Weights are wide enough
-for every part to show in the logits.
+Widths, vocabulary, experts and layers are reduced, and every length in the configuration (a window, a chunk, the
+trained length of a rotary embedding) is made so short that a few tokens exceed it. Weights are large enough for every
+part to affect the logits.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _IDS = re.compile(r"token_ids?$")
 
 
 def make_twin(model: PreTrainedModel, layers: Sequence[Sequence[int]] | None = None) -> PreTrainedModel | None:
-    """Return a twin in evaluation mode, on the CPU; None where none can be built that has all parts of the network.
+    """Return a twin in evaluation mode, on the CPU; None if none with all parts of the network can be built.
 
     Parameters
     ----------
-    layers : which decoder layers it may have, tried in this order; None tries a few.
+    layers : choices of decoder layers, tried in this order; None tries a few.
     """
     kinds = {type(m) for m in model.modules()}
     n = int(model.config.get_text_config().num_hidden_layers)
@@ -48,7 +48,7 @@ def make_twin(model: PreTrainedModel, layers: Sequence[Sequence[int]] | None = N
 
 
 def limit_of(config: PretrainedConfig) -> int | None:
-    """Return the least length that a configuration names as one up to which its rotary embedding was trained."""
+    """Return the least trained length of a rotary embedding in a configuration, or None."""
     found = [v for key, v in _lengths(config.to_dict()) if key == _TRAINED]
     return min(found, default=None)
 
@@ -63,7 +63,7 @@ def _lengths(value: object) -> Iterator[tuple[str, int]]:
 
 
 def _shortened(value: Any, key: str = "") -> Any:
-    """Return a configuration's fields with every named length made short."""
+    """Return a configuration's fields with all lengths shortened."""
     if isinstance(value, Mapping):
         return {k: _shortened(v, str(k)) for k, v in value.items()}
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -75,7 +75,7 @@ def _shortened(value: Any, key: str = "") -> Any:
 
 
 def _narrowed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """Return smaller sizes for the fields that are there; relations that a class asks for are kept, as far as known."""
+    """Return reduced sizes for existing fields, which keep the known relations between them."""
     width, heads = (aliases.get(k, k) for k in ("hidden_size", "num_attention_heads"))
     new: dict[str, Any] = {}
     if isinstance(fields.get(heads), int) and isinstance(fields.get(width), int):
@@ -103,7 +103,7 @@ def _narrowed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, A
 def _built(
     kind: type[PreTrainedModel], config: PretrainedConfig, chosen: Sequence[int], *, widths: bool
 ) -> PreTrainedModel | None:
-    """Build a twin of some layers, None where the class does not take such sizes."""
+    """Build a twin of some layers; None if the class refuses the sizes."""
     text = config.get_text_config()
     if text is not config:
         return None
@@ -124,13 +124,13 @@ def _built(
             twin: Any = kind(small)
             twin = twin.float().eval()
             _spread(twin)
-    except Exception:  # sizes that this class does not take: what it raises then has no common base
+    except Exception:  # classes refuse sizes with errors without a common base
         return None
     return twin
 
 
 def _spread(twin: PreTrainedModel) -> None:
-    """Add noise to the weights: a fresh network's parts hardly show in its logits."""
+    """Add noise to the weights: fresh ones are too small to affect the logits."""
     with torch.no_grad():
         for p in twin.parameters():
             fan_in = p[0].numel() if p.ndim > 1 else 0

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 from hydrometer.core.errors import DataError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, truth_opening
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource
 from hydrometer.models.causal_lm.text_truth import training_texts
@@ -28,10 +29,10 @@ def check_chain(chain: CausalLMChain) -> None:
         engine, settings = chain.drawing
         engine.check(settings, chain)
     truth = outline_of(resolved)
-    room = getattr(truth.config.get_text_config(), "max_position_embeddings", None)
+    room = max_positions(truth.config)
     asked = (*prompts.ids, *(() if (judged := judged_prompts(chain.truth)) is None else judged.ids))
     longest = max(len(p) for p in asked) + chain.truth.max_new_tokens
-    if isinstance(room, int) and longest > room:
+    if room is not None and longest > room:
         fix = "shorten the prompts or max_new_tokens"
         raise SpecError("prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix)
     _check_texts(chain, room)
@@ -62,7 +63,7 @@ def check_chain(chain: CausalLMChain) -> None:
                 n_above = _n_layers(other.config)
 
 
-def _check_texts(chain: CausalLMChain, room: object) -> None:
+def _check_texts(chain: CausalLMChain, room: int | None) -> None:
     """Refuse texts to train on that the model has no room for. Raises DataError."""
     if chain.truth.text is None:
         return
@@ -70,7 +71,7 @@ def _check_texts(chain: CausalLMChain, room: object) -> None:
         rows = training_texts(chain, which)
         prompts = np.array([len(p) for p in rows.prompt_ids])
         longest = int((prompts[rows.prompt_index] + rows.lengths).max())
-        if isinstance(room, int) and longest > room:
+        if room is not None and longest > room:
             fix = "leave the longest rows out"
             raise DataError("a text with its prompt exceeds max_position_embeddings", got=(longest, room), fix=fix)
 

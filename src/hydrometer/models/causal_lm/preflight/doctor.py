@@ -20,6 +20,7 @@ from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
+from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
@@ -167,8 +168,7 @@ def _room(s: Subject) -> list[Finding]:
     short = {
         role: room
         for role, config in s.configs.items()
-        if isinstance(room := getattr(config.get_text_config(), "max_position_embeddings", None), int)
-        and longest > room
+        if (room := max_positions(config)) is not None and longest > room
     }
     return [
         fatal(

@@ -73,6 +73,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
     needs_torch()
     from hydrometer.models.causal_lm.data.tokenizer_file import difference
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
+    from hydrometer.models.causal_lm.networks.network import max_positions
 
     resolved = load.resolve(source, base=base)
     load.dequantised(resolved.base or resolved)  # refuse an unreadable file early
@@ -82,7 +83,6 @@ def find_model(source: str, base: str | None = None) -> Existing:
     width, layers, words = (_size(source, config, k) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
     ids_known = max(found.tokenizer.get_vocab().values()) + 1
     differs = difference(resolved, found.tokenizer)
-    room: object = getattr(config, "max_position_embeddings", None)
     return Existing(
         source=source,
         resolved=resolved,
@@ -91,7 +91,7 @@ def find_model(source: str, base: str | None = None) -> Existing:
         stop_ids=model_stop_ids(found.generation_config, found.tokenizer),
         size=12.0 * layers * width**2 + words * width,
         has_template=bool(found.tokenizer.chat_template),
-        room=room if isinstance(room, int) else None,
+        room=max_positions(config),
         own=_law_file(Path(resolved.path), ids_known) if resolved.revision is None else None,
         caveat=None if differs is None else differs.what,
     )

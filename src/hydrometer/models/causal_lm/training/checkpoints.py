@@ -1,8 +1,8 @@
-"""Checkpoints inside a fit: what a killed fit goes on from, whole or not at all.
+"""Checkpoints of a fit, from which a killed fit resumes.
 
-The Trainer writes model, optimizer, schedule, generators and position; beside them go the held-out history and the best
-epoch's weights. Last comes `whole.json` with every file's checksum: a checkpoint without it, or that is not what it
-says, is discarded. The one before is removed only then. Weights are safetensors; what torch writes is read with
+The Trainer writes model, optimizer, schedule, generators and position; we add the held-out history and the best epoch's
+weights, and last `whole.json` with every file's checksum. A checkpoint without it, or that contradicts it, is
+discarded. Older checkpoints are removed after that. Weights are safetensors; files of torch are read with
 `weights_only`.
 """
 
@@ -28,14 +28,14 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class Remembers(Protocol):
-    """What a fit knows besides the Trainer: its history, and the best epoch's weights."""
+    """State of a fit besides the Trainer's: history and the best epoch's weights."""
 
     def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """Return what JSON can hold, and the weights."""
+        """Return JSON-able history, and the weights."""
         ...
 
     def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
-        """Take it over."""
+        """Restore both."""
         ...
 
 
@@ -45,8 +45,8 @@ class Checkpoints(TrainerCallback):
     Parameters
     ----------
     folder : of this fit's checkpoints.
-    barrier : waits for all processes of the fit; None where there is one.
-    writes : whether this process completes and removes.
+    barrier : waits for all processes of the fit; None for one process.
+    writes : whether this process completes and removes checkpoints.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Checkpoints(TrainerCallback):
         self.discarded: list[str] = []
 
     def newest(self) -> Path | None:
-        """Return the newest whole checkpoint; others are removed, and said in `discarded` where they were damaged."""
+        """Return the newest whole checkpoint; remove the others, and note damaged ones in `discarded`."""
         found = sorted(self._all(), reverse=True)
         chosen: Path | None = None
         for step, path in found:
@@ -72,13 +72,13 @@ class Checkpoints(TrainerCallback):
         return chosen
 
     def open(self, path: Path) -> None:
-        """Give the fit back what it remembered at a whole checkpoint."""
+        """Restore the fit's state from a whole checkpoint."""
         history = json.loads((path / HISTORY).read_text("utf-8"))
         best = load_file(path / BEST) if (path / BEST).is_file() else None
         self.fit.remember(history, best)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Complete what the Trainer wrote, then remove those before."""
+        """Complete the Trainer's checkpoint, then remove older ones."""
         if self.barrier is not None:
             self.barrier()
         if not self.writes:
@@ -104,7 +104,7 @@ def _facts(path: Path) -> dict[str, object]:
 
 
 def _damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint; None where it is whole."""
+    """Return what is wrong with a checkpoint, or None."""
     try:
         files: object = json.loads((path / WHOLE).read_bytes())
     except (OSError, ValueError):

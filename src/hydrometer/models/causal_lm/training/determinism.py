@@ -1,4 +1,4 @@
-"""Fits whose bits depend on their request alone."""
+"""Fits whose bits depend only on their request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["reproducible"]
 
 @contextlib.contextmanager
 def reproducible(seed: int) -> Generator[None]:
-    """Deterministic algorithms and seeded global generators; all of them as before on the way out."""
+    """Use deterministic algorithms and seeded global generators; restore all on exit."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the Trainer seeds them)
     strict, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -29,7 +29,7 @@ def reproducible(seed: int) -> Generator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
-        # Filling every new tensor with NaN finds defects, costs time at every allocation, and changes no result.
+        # Filling new tensors with NaN is for debugging: it costs time and changes no result.
         settings.fill_uninitialized_memory = False
         try:
             yield

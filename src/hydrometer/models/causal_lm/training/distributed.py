@@ -1,10 +1,10 @@
-"""One fit by several processes: each takes its rows of every batch, and gradients are those of the whole batch.
+"""Distributed fits: each process takes its rows of every batch, and gradients are those of the whole batch.
 
 Shapes: B rows of a batch, W processes (workers), process r takes rows r, r + W, r + 2W, ... of the batch.
 
     loss of a step = - (1 / M) sum over processes, over their answer tokens, of log q       M tokens of the whole step
 
-DDP and FSDP2 average gradients over processes; each process's part of the loss is therefore multiplied by W.
+DDP and FSDP2 average gradients over processes, so each process's part of the loss is multiplied by W.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["PATIENCE", "Distributed", "Loss", "group", "join_group", "lost_peer"]
 
 Loss = Callable[[CausalLM, Tensor, Tensor, float], Tensor]
-"""From a model, ids, labels and the step's number of answer tokens to the loss of these rows."""
+"""Maps model, ids, labels and the step's number of answer tokens to the loss of these rows."""
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for one another: rank 0 scores held-out rows while they do; who dies is noticed at once."""
+"""Timeout of collectives: others wait while rank 0 scores held-out rows; a dead process is noticed at once."""
 
 
 @contextlib.contextmanager
 def group(device: str, rank: int, n_workers: int, meeting: Path) -> Generator[None]:
-    """Be one process of a group on this machine, by gloo, or on cuda by nccl."""
+    """Join a process group on this machine, with gloo, or nccl on cuda."""
     on_cuda = pick_device(device).type == "cuda"
     if on_cuda:
         torch.cuda.set_device(rank)
-    # Not by a file:// URL: torch does not unquote its path, and waits in vain where a folder has a space in its name.
+    # No file:// URL: torch does not unquote its path, and hangs if a folder's name has a space.
     store = dist.FileStore(str(meeting), n_workers)  # pyright: ignore[reportPrivateImportUsage]
     store.set_timeout(PATIENCE)
     dist.init_process_group(
@@ -58,26 +58,26 @@ def group(device: str, rank: int, n_workers: int, meeting: Path) -> Generator[No
 
 
 def lost_peer(error: RuntimeError) -> bool:
-    """Whether an error says that another process of this one's group is gone; gloo's has no type of its own."""
+    """Whether an error means that another process of the group is gone; gloo's error has no type of its own."""
     return dist.is_initialized() and (
         isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
     )
 
 
 class Distributed:
-    """A model as the processes of this group train it.
+    """A model trained by this process group.
 
     Parameters
     ----------
-    lm : the model, whole and equal in every process; rank 0's is what is judged and kept.
-    loss : of these rows.
+    lm : the whole model, equal in every process; rank 0's is judged and stored.
+    loss : of rows.
 
     Attributes
     ----------
     rank, size : of this process, and W.
-    trained : the model whose parameters are optimised: `lm` itself, or its sharded copy.
-    module : what the loop calls: from ids, labels and the step's number of answer tokens to this process's part of the
-        loss.
+    trained : the optimised model: `lm` itself, or its sharded copy.
+    module : called by the loop with ids, labels and the step's number of answer tokens; gives this process's part of
+        the loss.
     """
 
     def __init__(self, lm: CausalLM, strategy: Literal["ddp", "fsdp"], loss: Loss) -> None:
@@ -88,7 +88,7 @@ class Distributed:
         self.module: nn.Module = _sharded(part, lm.device) if self.sharded else _replicated(part, lm.device)
 
     def gather(self) -> None:
-        """Bring the trained weights into rank 0's `lm`. Called by all."""
+        """Copy the trained weights to rank 0's `lm`. Called by all."""
         if not self.sharded:
             return
         whole: dict[str, Tensor] = {}
@@ -102,12 +102,12 @@ class Distributed:
     def loader(
         self, data: Dataset[Any], collate: Callable[..., dict[str, Tensor]], batch: int, seed: int
     ) -> DataLoader[Any]:
-        """Load this process's rows of the batches that one process alone would take."""
+        """Load this process's rows of the batches of a single process."""
         rows = _Rows(data, batch, seed, self.rank, self.size)
         return _Loader(data, batch_sampler=rows, collate_fn=collate)
 
     def barrier(self) -> None:
-        """Wait for all processes of the group; the source of a broadcast need not wait for those it tells."""
+        """Wait for all processes of the group; a broadcast does not block its source."""
         dist.barrier()
 
     def broadcast(self, value: object) -> Any:
@@ -118,11 +118,11 @@ class Distributed:
 
 
 def join_group(lm: CausalLM, training: Training, loss: Loss) -> Distributed | None:
-    """Join this process's group, where the fit is of several processes.
+    """Return the model as this process group trains it; None for a fit of one process.
 
     Raises
     ------
-    FitError : the fit is of several, and this process is in no such group.
+    FitError : the fit needs several processes, and this one is in no such group.
     """
     if training.num_workers == 1:
         return None
@@ -134,7 +134,7 @@ def join_group(lm: CausalLM, training: Training, loss: Loss) -> Distributed | No
 
 
 class _Part(nn.Module):
-    """The process's part of the loss, as a module: gradients are exchanged where a module's forward is called."""
+    """The process's part of the loss, as a module whose forward triggers the exchange of gradients."""
 
     def __init__(self, lm: CausalLM, loss: Loss, size: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _Part(nn.Module):
 
 def _replicated(part: nn.Module, device: torch.device) -> nn.Module:
     own = [device] if device.type == "cuda" else None
-    # Unused parameters are looked for: a process without an answer token in a batch uses but part of the network.
+    # A process without an answer token in a batch uses only part of the network.
     return nn.parallel.DistributedDataParallel(part, device_ids=own, find_unused_parameters=True)
 
 
@@ -167,14 +167,14 @@ def _sharded(part: _Part, device: torch.device) -> nn.Module:
 
 
 class _Rows(Sampler[list[int]]):
-    """The process's rows of each batch, in the order in which one process alone would draw them.
+    """The process's rows of each batch, in the order of a single process.
 
-    A batch of fewer rows than processes leaves some without: they get a row whose answer is not counted, so that all
-    take part in every exchange. It is written as -1 - row.
+    If a batch has fewer rows than processes, the others get an uncounted row, encoded as -1 - row, and so join every
+    exchange.
     """
 
     def __init__(self, data: Dataset[Any], batch: int, seed: int, rank: int, size: int) -> None:
-        # The sampler that accelerate gives one process's loader.
+        # The sampler of accelerate for a single process.
         self.order = SeedableRandomSampler(data_source=data, generator=torch.Generator(), data_seed=seed)
         self.n, self.batch, self.rank, self.size = len(data), batch, rank, size  # pyright: ignore[reportArgumentType]
 
@@ -192,7 +192,7 @@ class _Rows(Sampler[list[int]]):
 
 
 class _Loader(DataLoader[Any]):
-    """Passes the epoch on to the rows."""
+    """Passes the epoch to the sampler."""
 
     def set_epoch(self, epoch: int) -> None:
         rows: Any = self.batch_sampler

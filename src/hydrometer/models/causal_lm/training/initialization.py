@@ -1,4 +1,4 @@
-"""What a level starts from: fresh weights, decoder layers of another level, or another pretrained model."""
+"""Initial weights of a level: fresh, from decoder layers of another level, or from a pretrained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["init_model", "scratch_config"]
 
 
 def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) -> CausalLM:
-    """Make a new float32 model for a level; nothing it holds is shared with `truth` or `above`.
+    """Make a new float32 model for a level, which shares nothing with `truth` or `above`.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) ->
 
     Raises
     ------
-    SpecError : an unknown architecture field, a layer that is not there.
+    SpecError : an unknown architecture field or layer.
     ModelError : an architecture that cannot be built.
     LawMismatchError : another vocabulary or stop set than the truth's.
     """
@@ -61,8 +61,8 @@ def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) ->
 def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> PretrainedConfig:
     """Return the truth's config with fields overridden.
 
-    What is not given but follows from what is: `head_dim` from width and heads, `num_key_value_heads` = heads,
-    `intermediate_size` in proportion to the width, per-layer lists cut to the number of layers.
+    Derived unless given: `head_dim` from width and heads, `num_key_value_heads` = heads, `intermediate_size` in
+    proportion to the width, per-layer lists cut to the number of layers.
     """
     fields: dict[str, Any] = base.to_dict()
     aliases = base.attribute_map

@@ -1,8 +1,8 @@
 """A network of some decoder layers of another, with its embeddings, final norm and head.
 
-The network is built anew from a configuration and the weights are loaded by name, so that what is trained is what
-`from_pretrained` will open. Whether it is the network of the chosen layers is seen from its logits, in float32: they
-have to be those of the owner with all other layers left out. On a small twin, too, whose windows a few tokens pass.
+The network is built from a configuration and its weights are loaded by name, so that the trained network is the one
+that `from_pretrained` will open. Its float32 logits must equal the owner's with all other layers skipped, also on a
+small twin, whose windows a few tokens exceed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hydrometer.core.io.os_errors import is_out_of_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.loading.model_files import quiet
-from hydrometer.models.causal_lm.networks.network import network_errors
+from hydrometer.models.causal_lm.networks.network import max_positions, network_errors
 from hydrometer.models.causal_lm.networks.per_layer import chosen_fields, cut_config
 from hydrometer.models.causal_lm.networks.twin import make_twin
 
@@ -38,7 +38,7 @@ _FIX = "choose other layers, or use init: truth or init: scratch"
 
 
 def fresh_network(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """Make a float32 network with fresh weights; the global generators stay as they are. Raises ModelError."""
+    """Make a float32 network with fresh weights, without changing the global generators. Raises ModelError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _build(config)
@@ -51,7 +51,7 @@ def empty_network(config: PretrainedConfig) -> PreTrainedModel:
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """A configuration by what it says; JSON alone would lose an infinity that some of them hold."""
+    """A configuration, hashable by its JSON, which alone would lose infinities."""
 
     kind: type[PretrainedConfig]
     body: str
@@ -96,8 +96,8 @@ def with_layers(source: OpenedLM, chosen: Sequence[int] | None) -> CausalLM:
 
     Raises
     ------
-    SpecError : a layer that is not there.
-    ModelError : the model has no list of decoder layers, or the chosen ones are no network of its kind.
+    SpecError : an unknown layer.
+    ModelError : the model has no list of decoder layers, or the chosen ones do not form a network of its class.
     """
     source = source.float32()
     if chosen is None:
@@ -118,7 +118,7 @@ def with_layers(source: OpenedLM, chosen: Sequence[int] | None) -> CausalLM:
 
 
 def _renumbered(owner: PreTrainedModel, chosen: Sequence[int] | None) -> PreTrainedModel:
-    """Build a network of the chosen layers, with the owner's weights; of all its layers where none are chosen."""
+    """Build a network of the chosen layers, or of all for None, with the owner's weights."""
     if chosen is None:
         model, state = fresh_network(copy.deepcopy(owner.config), seed=0), owner.state_dict()
     else:
@@ -164,10 +164,9 @@ def _layer_list(model: PreTrainedModel) -> tuple[str, int]:
 
 @torch.no_grad()
 def _check(owner: PreTrainedModel, made: PreTrainedModel, chosen: Sequence[int]) -> None:
-    """Refuse a network that does not say what the owner's chosen layers say, run in turn. Raises ModelError."""
+    """Refuse a network whose logits differ from those of the owner's chosen layers. Raises ModelError."""
     text = owner.config.get_text_config()
-    room = getattr(text, "max_position_embeddings", None)
-    n = min(_POSITIONS, room) if isinstance(room, int) else _POSITIONS
+    n = min(_POSITIONS, max_positions(text) or _POSITIONS)
     noise = torch.Generator().manual_seed(0)
     ids = torch.randint(int(text.vocab_size), (1, n), generator=noise)
     with network_errors(owner, "running the chosen layers"):
@@ -183,7 +182,7 @@ def _check(owner: PreTrainedModel, made: PreTrainedModel, chosen: Sequence[int])
 
 
 def _decoded(config: PretrainedConfig) -> dict[str, Any]:
-    """What is read back of a configuration that is written."""
+    """A configuration's fields after saving and loading."""
     fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
 
     def plain(value: Any) -> Any:
@@ -196,12 +195,12 @@ def _decoded(config: PretrainedConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only(owner: PreTrainedModel, made: PreTrainedModel, chosen: Sequence[int]) -> Generator[None]:
-    """Have the owner run its chosen layers alone."""
+    """Make the owner run its chosen layers only."""
     name, n = _layer_list(owner)
     layers: Any = owner.get_submodule(name)
     with contextlib.ExitStack() as held:
         if all(a < b for a, b in pairwise(chosen)):
-            # In their order: the others run too, and what they say is left out. Nothing is numbered anew.
+            # In ascending order: the others run too, and their output is ignored. No layer is renumbered.
             for i in set(range(n)) - set(chosen):
                 held.callback(layers[i].register_forward_hook(_pass_on, with_kwargs=True).remove)
         else:
@@ -216,6 +215,6 @@ def _only(owner: PreTrainedModel, made: PreTrainedModel, chosen: Sequence[int]) 
 
 
 def _pass_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Return what a layer was given in the place of what it says."""
+    """Replace a layer's output by its input."""
     given = args[0] if args else kwargs["hidden_states"]
     return (given, *output[1:]) if isinstance(output, tuple) else given

@@ -1,4 +1,4 @@
-"""Losses over the vocabulary that never hold a vocabulary-sized tensor of a whole batch.
+"""Losses over the vocabulary without a vocabulary-sized tensor of a whole batch.
 
 Shapes: M answer tokens of a batch, m of a chunk, D width, V ids that exist, W >= V rows of the output matrix.
 
@@ -56,8 +56,8 @@ def linear_cross_entropy(
     weight_WD, bias_W : output matrix, differentiable; its gradient is accumulated in float32.
     ids_M : int64 in 0 .. vocab_size - 1.
     n_items : divisor; the number of answer tokens of the whole step.
-    vocab_size : V; later rows of the matrix do not exist in the law and get no gradient.
-    holes : ids below V that do not exist either.
+    vocab_size : V; later rows of the matrix belong to no id and get no gradient.
+    holes : ids below V that do not exist.
     dtype : of the products; None takes that of the states. Sums over the vocabulary are float32 and float64.
     """
     apply: Any = _LinearCrossEntropy.apply

@@ -1,14 +1,14 @@
-"""Rows of a training batch without padding: each prompt once, behind it the answers to it, one after another.
+"""Training batches without padding: each prompt once, followed by its answers.
 
 Shapes: B rows, T positions of the longest, R packs, S positions of a pack, M answer tokens of a batch, D width.
 
     a prompt's token sees         its prompt up to itself
     an answer's token sees        the prompt, and its own answer up to itself; its positions go on from the prompt's
 
-So the states at the positions that predict answer tokens are those of the rows each by itself, and gradients reach a
-prompt's states from all of its answers. Whether a network does what a mask and positions tell it, in training mode and
-backwards too, is found by number on a small twin, as `running` finds out how to draw and score. Windows, states that
-run along a row, factors that change with its length, and dropout show there.
+So the states that predict answer tokens are those of each row alone, and gradients reach a prompt's states from all of
+its answers. Whether a network honours mask and positions, in training mode and in the backward pass, is tested
+numerically on a small twin, as in `running`. Windows, recurrent states, factors that depend on a row's length, and
+dropout show there.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hydrometer.core.errors import HydrometerError
-from hydrometer.models.causal_lm.networks.network import Network
+from hydrometer.models.causal_lm.networks.network import Network, max_positions
 from hydrometer.models.causal_lm.networks.twin import LIMIT, VOCABULARY, make_twin
 
 __all__ = ["IGNORED", "PackedRows", "learns_packed", "pack", "packed_size", "packed_states", "takes_packed_rows"]
 
 IGNORED = -100
-"""Label of what is not learned, as everywhere in transformers."""
+"""Label of ignored positions, as in transformers."""
 
 _MOST = 512  # positions of a pack: its attention grows with their square
 _PAYS = 0.75  # of the positions of padded rows
@@ -46,9 +46,9 @@ class PackedRows:
 
     Attributes
     ----------
-    ids, positions : (R, S) int64; what fills up a pack sees nothing but itself.
-    mask : (R, 1, S, S) float32, added to the scores of attention: 0 or minus infinity.
-    at : (M,) int64, places in the flat (R * S) of the positions that predict each answer token, row by row.
+    ids, positions : (R, S) int64; padding attends to itself only.
+    mask : (R, 1, S, S) float32, added to attention scores: 0 or minus infinity.
+    at : (M,) int64, flat indices (R * S) of the positions that predict each answer token, row by row.
     """
 
     ids: Tensor
@@ -60,8 +60,8 @@ class PackedRows:
 def pack(ids_BT: Tensor, labels_BT: Tensor) -> PackedRows | None:
     """Pack rows that are prompt, answer and padding; labels are those of the answers, `IGNORED` elsewhere.
 
-    Rows without a label are left out. None where packs are not worth it: few rows share a prompt and all are about as
-    long, or there is no label at all.
+    Rows without a label are left out. None without any label, or if packing does not pay: few rows share a prompt and
+    all are about as long.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def pack(ids_BT: Tensor, labels_BT: Tensor) -> PackedRows | None:
 
 
 def packed_size(of_B: Sequence[int], prompt_B: Ints, answer_B: Ints, width: int) -> int:
-    """Return the positions that a batch is run at: R * S of its packs, or those of padded rows where they are no more.
+    """Return the positions of a batch: R * S of its packs, or those of padded rows if packing does not pay.
 
     Parameters
     ----------
@@ -131,14 +131,14 @@ def packed_states(network: Network, rows: PackedRows) -> Tensor:
 
 @dataclass(slots=True)
 class _Pack:
-    """Rows by prompt, and the positions that they take."""
+    """Rows by prompt, and their number of positions."""
 
     pieces: list[list[int]]
     length: int = 0
 
 
 def _packs(of_B: Sequence[int], prompt_B: Ints, fed_B: Ints) -> list[_Pack]:
-    """Lay rows into packs of about equal length: all rows of a prompt together, as far as they fit, longest first."""
+    """Distribute rows over packs of about equal length: rows of a prompt together if they fit, longest first."""
     most = max(_MOST, int((prompt_B + fed_B).max()) * 5 // 4)
     groups: dict[int, list[int]] = {}
     for i, u in enumerate(of_B):
@@ -174,15 +174,15 @@ _known: dict[tuple[type, str], bool] = {}
 
 
 def takes_packed_rows(network: Network) -> bool:
-    """Whether a network learns from packs what it learns from padded rows: its twin does, and its own states agree."""
+    """Whether a network learns the same from packs as from padded rows: its twin does, and its own states agree."""
     size = int(network.config.get_text_config().vocab_size)
     return learns_packed(network.model) and _agree(network, _FEW, size)
 
 
 def learns_packed(model: PreTrainedModel) -> bool:
-    """Whether a small float32 twin of the same class and settings learns alike; without a twin the answer is no.
+    """Whether a small float32 twin of the same class and settings learns alike; False without a twin.
 
-    States and all gradients are compared, in training mode. The model itself is not run and needs no storage.
+    Compares states and all gradients, in training mode. The model itself is not run and needs no storage.
     """
     slot = type(model), model.config.to_json_string(use_diff=False)
     if slot not in _known:
@@ -192,8 +192,8 @@ def learns_packed(model: PreTrainedModel) -> bool:
 
 
 def _learns_alike(twin: Network) -> bool:
-    room = getattr(twin.config, "max_position_embeddings", None)
-    lengths = _LENGTHS[: 1 if isinstance(room, int) and room < 3 * LIMIT else 2]
+    room = max_positions(twin.config)
+    lengths = _LENGTHS[: 1 if room is not None and room < 3 * LIMIT else 2]
     return twin.takes_positions and all(_agree(twin, n, VOCABULARY, backwards=True) for n in lengths)
 
 

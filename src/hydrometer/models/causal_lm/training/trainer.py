@@ -1,12 +1,12 @@
-"""Fits a level by maximum likelihood: transformers' Trainer turns the loop, the loss and the choice of epoch are ours.
+"""Fits a level by maximum likelihood, in the loop of transformers' Trainer, with our loss and choice of epoch.
 
 Shapes: B rows, T positions, M answer tokens of a batch, D width, V ids.
 
     loss = - (1 / M) sum over answer tokens, the stop token among them, of log q(x_t | prompt, x_<t)        nats/token
 
-Only answer positions meet the head, and their logits are never all there at once (`losses`). Padding is known by
-length: an end-of-sequence token that also pads is learned like any other. Where the network takes it, a batch is run
-without padding, and each of its prompts once (`packed_rows`).
+The head runs on answer positions only, and logits are computed in chunks (`losses`). Padding is known by length: an
+end-of-sequence token that also pads is learned like any other. If the network allows it, a batch is run without
+padding, and each of its prompts once (`packed_rows`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from hydrometer.models.rows.training_rows import TrainingRows
 __all__ = ["fit"]
 
 _WEIGHTS = "model.safetensors"
-_LEASE = 100.0  # seconds: a network file system (NFS 4) keeps the lock of a machine that is gone for 90
+_LEASE = 100.0  # seconds: NFS 4 holds the lock of a lost machine for 90
 
 
 def fit(request: FitRequest) -> Fitted[CausalLaw]:
@@ -93,7 +93,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
 
 
 def _refuse_what_looks_ahead(law: CausalLaw) -> None:
-    """Refuse a network for which a whole row, beside others, does not say what each of its prefixes says alone."""
+    """Refuse a network whose batched whole rows differ from their prefixes alone."""
     if not learns_from_whole_rows(law):
         raise FitError(
             "what the network says at a position depends on later ones or on other rows, so it cannot be learnt",
@@ -113,7 +113,7 @@ class _Answers(Dataset[dict[str, list[int]]]):
         return len(self.x)
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
-        if i < 0:  # a row that takes part uncounted; see `distributed`
+        if i < 0:  # an uncounted row; see `distributed`
             row = self[-1 - i]
             return {**row, "labels": [IGNORED] * len(row["labels"])}
         prompt = list(self.x.prompt_ids[int(self.x.prompt_index[i])])
@@ -122,7 +122,7 @@ class _Answers(Dataset[dict[str, list[int]]]):
 
 
 def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Pad on the right; what is padding is said by the mask and the labels, never by an id."""
+    """Pad on the right; mask and labels mark padding, never an id."""
     width = max(len(r["input_ids"]) for r in rows)
 
     def padded(key: str, value: int) -> Tensor:
@@ -133,7 +133,7 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 def _loss_of(law: CausalLaw, training: Training) -> Loss:
-    """The loss of a batch of rows. Packs were measured on the CPU alone, and are used there alone."""
+    """The loss of a batch of rows. Packs are used on the CPU only, where they were measured."""
     lm = law.lm
     packs = lm.device.type == "cpu" and takes_packed_rows(lm.network)
     return partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32, packs=packs)
@@ -153,9 +153,9 @@ def _answer_loss(
     wanted_BT = labels_BT[:, 1:] != IGNORED
     ids_M = labels_BT[:, 1:][wanted_BT]
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        # No mask where rows are padded: padding is on the right, where no answer token looks.
+        # Padded rows need no mask: padding is on the right, and no answer token attends to it.
         states_MD = lm.network.body(ids_BT)[:, :-1][wanted_BT] if rows is None else packed_states(lm.network, rows)
-    if not len(ids_M):  # nothing to learn, but all parameters that others have gradients of have one, of zeros
+    if not len(ids_M):  # nothing to learn, but every parameter needs a gradient, here zero
         last = lm.network.head(states_MD.float()) if lm.is_split else states_MD
         return last.float().sum() * 0.0
     if lm.is_split:
@@ -175,7 +175,7 @@ def _answer_loss(
 
 
 class _MLETrainer(Trainer):
-    """The Trainer with our loss; final: nothing derives from it."""
+    """The Trainer with our loss. Final."""
 
     def __init__(
         self,
@@ -222,13 +222,13 @@ class _MLETrainer(Trainer):
         return self.group.loader(data, _collate, self.args.per_device_train_batch_size, int(self.args.seed))
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        """Give the loop the module that exchanges gradients, where there are several processes."""
+        """With several processes, use the module that exchanges gradients."""
         if self.group is None or not training:
             return super()._wrap_model(model, training, dataloader)
         return self.group.module
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint's weights; the Trainer would write its arguments too, as a pickle."""
+        """Write a checkpoint's weights only; the Trainer would also pickle its arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.lm.model, str(folder / _WEIGHTS))
@@ -280,12 +280,12 @@ class _Epochs(TrainerCallback):
             self._best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """Return the history, and the best epoch's weights."""
+        """Return the history and the best epoch's weights."""
         nats = None if self._best_weights is None else self._best_nats
         return {"held_out": self.held_out, "best": self.best, "best_nats": nats}, self._best_weights
 
     def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
-        """Take over what an earlier process remembered."""
+        """Restore the state of an earlier process."""
         self.held_out, self.best = list(history["held_out"]), int(history["best"])
         if weights is not None:
             device = self.law.lm.device
@@ -293,7 +293,7 @@ class _Epochs(TrainerCallback):
             self._best_weights = {k: v.to(device) for k, v in weights.items()}
 
     def restore_best(self) -> None:
-        """Put the best epoch's weights back."""
+        """Restore the best epoch's weights."""
         if self._best_weights is not None and self.best != len(self.held_out):
             self.law.lm.model.load_state_dict(self._best_weights)
         self._best_weights = None
@@ -302,7 +302,7 @@ class _Epochs(TrainerCallback):
 def _checkpoints(
     training: Training, folder: Path | None, epochs: _Epochs, group: Distributed | None, held: contextlib.ExitStack
 ) -> Checkpoints | None:
-    """Return what keeps the fit's checkpoints; None where none are to be, or another run makes the same fit there."""
+    """Return the fit's checkpoints; None if disabled, or while another run makes the same fit."""
     if training.save_steps is None or folder is None:
         return None
     mine = False
@@ -320,7 +320,7 @@ def _checkpoints(
 
 
 def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, group: Distributed | None) -> str | None:
-    """Return the checkpoint to go on from, with what was remembered there; None to begin."""
+    """Restore the newest checkpoint and return its path, or None."""
     if kept is None:
         return None
     trainer.add_callback(kept)
