@@ -343,9 +343,9 @@ def test_a_method_is_named_with_its_selectivity() -> None:
 @pytest.mark.parametrize(
     ("role", "selectivity", "says"),
     [
-        ("teacher", "temperature=0.5", "no text"),  # the same rows for all methods
+        ("teacher", "temperature=0.5", "not text"),  # the same rows for all methods
         ("assistant_1", "temperature=0.5", "several methods"),
-        ("assistant_1", "temperature=0.5,loss=median", "no text"),
+        ("assistant_1", "temperature=0.5,loss=median", "not text"),
         ("assistant_1", "temperature=0.5,loss=other", "distilled so"),
     ],
 )

@@ -29,6 +29,9 @@ class TextNode(Node):
     which: Literal["train", "validate"]
     n: int
 
+    def footprint(self) -> Footprint:  # ids of texts of a few hundred tokens
+        return Footprint(disk_most=4_000 * self.n)
+
     def does(self) -> str:
         return f"encode {self.n} texts of the truth to " + ("train on" if self.which == "train" else "validate by")
 
