@@ -20,6 +20,7 @@ from hydrometer.models.causal_lm.data.parts import parts_of  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile  # noqa: E402
 from hydrometer.models.rows.sequences import load_sequences  # noqa: E402
+from hydrometer.report import build_report  # noqa: E402
 from hydrometer.run.graph.plan import plan_run  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
@@ -95,6 +96,13 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert chain["gate"]["contrast"]["metric"] == "recall"
     pairs = {(c["a"], c["b"], c["metric"]) for c in found.results["contrasts"]}
     assert ("lm.student.distilled-temperature0.5", "lm.student.direct", "precision_reference") in pairs
+    page = build_report([tmp_path / "out"]).read_text(encoding="utf-8")
+    assert "Texts as truth" in page
+    assert "precision under the teacher" in page
+    assert "KL(q‖teacher)" in page
+    assert "reference: " in chain["truth"]
+    advice = hm.advise(tmp_path / "out", fresh=False)
+    assert {c["id"] for c in advice.data["candidates"]} >= {"lm.student.distilled-temperature0.5"}
     again = hm.run(path, out=tmp_path / "out")
     assert not again.outcome.computed
     assert without_timings(again.results) == without_timings(found.results)

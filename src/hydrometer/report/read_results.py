@@ -219,6 +219,9 @@ def _references_as_truths(results: Json) -> Json:
 
     return {
         **results,
+        "cells": [
+            _by_reference(c) if text(mapping(c).get("chain")) in named else c for c in items(results.get("cells"))
+        ],
         "contrasts": [_by_reference(c) if of_texts(c) else c for c in items(results.get("contrasts"))],
         "summary": {
             **summary,

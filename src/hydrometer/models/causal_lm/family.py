@@ -354,7 +354,8 @@ class CausalLMFamily:
     def describe_truth(self, chain: ChainSpec) -> str:
         """Describe the truth in one line."""
         truth = causal_chain(chain).truth
-        return load.resolve(truth.source, truth.revision).description
+        model = load.resolve(truth.source, truth.revision).description
+        return model if truth.text is None else f"texts ({truth.text.called}); reference: {model}"
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
         """Seconds on the reference machine, from the counts of `plan`, with every answer at max_new_tokens."""

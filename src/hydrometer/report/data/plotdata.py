@@ -39,7 +39,8 @@ class Point:
 class Plane:
     """Two metrics against each other: paths per kind, ties between models of equal entropy, and a cloud of seeds.
 
-    `methods` are the paths of students that were distilled by other methods than those in `paths`.
+    `methods` are the paths of students that were distilled by other methods than those in `paths`. `under` is the law
+    that precision is measured under.
     """
 
     paths: dict[Kind, list[Point]]
@@ -47,6 +48,7 @@ class Plane:
     cloud: dict[Kind, list[tuple[float, float]]]
     unit: str
     methods: dict[str, list[Point]] = field(default_factory=dict[str, "list[Point]"])
+    under: str = "p*"
 
     @property
     def lines(self) -> list[tuple[Kind, str, list[Point]]]:
@@ -181,7 +183,8 @@ def plane_data(run: Run, chain: Chain, *, x: str = "recall", y: str = "precision
         if points := path(kind, first[1] if kind == "distilled" else kinds[kind]):
             paths[kind] = points
     methods = {m: points for m, groups in others if (points := path("distilled", groups))}
-    return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit, methods)
+    under = f"{chain.reference}" if chain.reference else "p*"
+    return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit, methods, under)
 
 
 def _ties(run: Run, chain: Chain, x: str, y: str) -> list[tuple[tuple[float, float], tuple[float, float]]]:

@@ -211,7 +211,7 @@ def draw_plane(ax: Axes, plane: Plane) -> Labels:
     if railed:
         ax.text(0.0, 1.01, "recall = −∞", transform=ax.transAxes, ha="left", va="bottom", fontsize=7, color=QUIET)
     ax.set_xlabel(f"recall  E$_{{p*}}$ log q, {plane.unit}", parse_math=True)
-    ax.set_ylabel(f"precision  E$_{{q}}$ log p*, {plane.unit}", parse_math=True)
+    ax.set_ylabel(f"precision  E$_{{q}}$ log {plane.under}, {plane.unit}", parse_math=True)
     return lambda: _place_labels(ax, plane, rail)
 
 
