@@ -333,6 +333,7 @@ def curves_data(run: Run, chain: Chain, *, against: Literal["setting", "entropy"
             value = _level(first, metric, kind)
             if value is not None:
                 levels[kind] = (sign * value[0], value[1])
+        title = title.replace("KL(q‖p*)", f"KL(q‖{chain.reference})") if chain.reference else title
         panels.append(Panel(title, series, levels, methods))
     if not any(p.series for p in panels):
         return None
