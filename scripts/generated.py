@@ -15,6 +15,7 @@ from pathlib import Path
 
 from surface import surface
 
+import hydrometer
 from hydrometer.models.families import BUILT_IN, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +81,8 @@ def main() -> int:
     stale = [p for p, text in made.items() if not p.is_file() or p.read_text() != text]
     if "--check" in sys.argv[1:]:
         for p in stale:
-            print(f"{p.relative_to(ROOT)} is not what the code says; run: python scripts/generated.py", file=sys.stderr)
+            code = Path(hydrometer.__file__).parent  # in a worktree, set PYTHONPATH: an environment knows one checkout
+            print(f"{p.relative_to(ROOT)} is not what {code} says; run: python scripts/generated.py", file=sys.stderr)
         return bool(stale)
     for p in stale:
         p.write_text(made[p])

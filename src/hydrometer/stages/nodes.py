@@ -47,7 +47,7 @@ VERSIONS = {
     "score": 3,
     "score_texts": 4,
     "judge": 9,
-    "judge_given": 1,
+    "judge_given": 1,  # in the keys of `judge`, beside its own version: what `stages/judge_given.py` alone changes
     "show": 3,
     "released": 1,
     "map": 3,

@@ -130,9 +130,9 @@ class _JudgePlanner(ChainNodes):
         return q.anchored and q.same[[m.role for m in q.chain.models].index(law.role)]
 
     def drawn(self, law: LawRef, decoding: Selectivity | None, *, is_truth: bool) -> Rows:
-        """Rows of the truth, of the stream that a run has for it; or of a law, whatever else is judged beside."""
+        """Rows of the truth or of a judged law, of a stream of its own: two judgements of one truth share its rows."""
         at = None if decoding is None else decoding.to_json()
-        whose = ("truth",) if is_truth else ("judged", content_key([law.key, at]))
+        whose = ("truth", law.key) if is_truth else ("judged", content_key([law.key, at]))
         return self.rows(law, decoding, self.stream.child("evaluate", *whose), self.sizes["evaluate"], "judge")
 
     def texts(
