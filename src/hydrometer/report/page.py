@@ -125,8 +125,8 @@ def _plane_captions(chain: Chain, plane: plotdata.Plane) -> Markup:
         return Markup(
             "<b>Left:</b> precision under the {0} against recall over texts; up and right is better.{1} <b>Right:</b> "
             "precision against the model’s own entropy. Since precision = −H(q) − KL(q‖{0}), the diagonals are lines "
-            "of equal KL(q‖{0}): moving along one is cooling alone, crossing towards the bold one is a better fit, and no "
-            "model lies in the shaded region beyond it. {2}{3}"
+            "of equal KL(q‖{0}): moving along one is cooling alone, crossing towards the bold one is a better fit, and "
+            "no model lies in the shaded region beyond it. {2}{3}"
         ).format(chain.reference, ties, bars, cloud)
     return Markup(
         "<b>Left:</b> precision against recall; up and right is better. The faint cross is the truth, where both are "
