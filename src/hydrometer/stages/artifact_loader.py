@@ -64,7 +64,12 @@ class ArtifactLoader:
         *,
         purpose: Literal["train", "judge"] = "judge",
     ) -> Law:
-        """Open a law, asked the prompts of a purpose, and selected where a selectivity is given."""
+        """Open a law, selected where a selectivity is given.
+
+        Parameters
+        ----------
+        purpose : "train" for stages that read training rows: prompts kept for judging are not theirs.
+        """
         slot = (context.name, ref.key, precision)
         if slot in self._laws:
             self._laws.move_to_end(slot)

@@ -26,6 +26,7 @@ class TextNode(Node):
     """
 
     stage, priced = "draw", None
+    in_results = False
     which: Literal["train", "validate"]
     n: int
 
@@ -48,6 +49,7 @@ class ScoreTextsNode(Node):
     """
 
     stage, priced = "score_texts", "judge"
+    in_results = False
     law: LawRef
     decoding: Selectivity | None
     writer: LawRef | None

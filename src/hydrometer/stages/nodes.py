@@ -63,6 +63,7 @@ class DrawNode(Node):
     """One block of rows ``start .. start + n``."""
 
     stage, priced = "draw", "draw"
+    in_results = False
     draws = True
     law: LawRef
     selectivity: Selectivity | None
@@ -105,6 +106,7 @@ class FitNode(Node):
     """
 
     stage, priced = "fit", "fit"
+    in_results = False
     resumes = True
     level: Level
     truth: LawRef
@@ -144,6 +146,7 @@ class AdoptNode(Node):
     """A model trained elsewhere, kept where a fit would be. It cannot be made again here."""
 
     stage, priced = "fit", None
+    in_results = False
     name: str
 
     def does(self) -> str:
@@ -166,6 +169,7 @@ class ScoreNode(Node):
     """
 
     stage, priced = "score", "judge"
+    in_results = False
     law: LawRef
     decoding: Selectivity | None
     truth: LawRef
@@ -324,6 +328,7 @@ class EmbedNode(Node):
     """The first `n` rows that a law was judged on, in the truth's embedding space."""
 
     stage, priced = "embed", None
+    in_results = False
     truth: LawRef
     rows: Rows
     n: int

@@ -84,6 +84,7 @@ class Node(ABC):
     stage : name of its kind in keys and in the store.
     priced : what its family calls it when asked for cost and footprint; None where it takes little.
     draws : whether an engine that draws stays open for it.
+    in_results : whether results are made of what it leaves; what other stages alone read is opened for them only.
     resumes : whether one that was killed leaves something to go on from.
     inputs : keys of the artifacts that it reads.
     """
@@ -91,6 +92,7 @@ class Node(ABC):
     stage: ClassVar[str]
     priced: ClassVar[Priced | None]
     draws: ClassVar[bool] = False
+    in_results: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
     key: str
     context: Context

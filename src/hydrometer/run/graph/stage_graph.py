@@ -101,7 +101,10 @@ class ChainNodes:
     # nodes -----------------------------------------------------------------------------------------------------------
 
     def key(self, stage: str, parts: dict[str, object]) -> str:
-        """Return the key of a stage made of these parts."""
+        """Return the key of a stage made of these parts.
+
+        Arithmetic is in no key by itself: put it among the parts where it is not that of a block there.
+        """
         return content_key(self.parts(stage, parts))
 
     def parts(self, stage: str, own: Mapping[str, object]) -> dict[str, object]:
