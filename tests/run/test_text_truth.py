@@ -18,6 +18,7 @@ from chains import without_timings, write_spec  # noqa: E402
 from hydrometer.core.errors import InputError  # noqa: E402
 from hydrometer.models.causal_lm.data.parts import parts_of  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.text_rows import rows_of  # noqa: E402
 from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile  # noqa: E402
 from hydrometer.models.rows.sequences import load_sequences  # noqa: E402
 from hydrometer.report import build_report  # noqa: E402
@@ -107,6 +108,22 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert not again.outcome.computed
     assert without_timings(again.results) == without_timings(found.results)
     assert len(trained.answers) + len(judged.answers) == len(held_out)
+
+
+def test_texts_longer_than_what_is_drawn(tmp_path: Path, models: Path, texts: Path) -> None:
+    """They are cut where drawn answers are, and the doctor says so; nothing of them is drawn anew for advice."""
+    truth = {"text": {"file": str(texts), "chat": False}, "max_new_tokens": 2}
+    path = spec_of(tmp_path, truth, teacher={"source": str(models / "teacher")})
+    found = {f.code: f for f in hm.doctor(path).findings}
+    part, _ = parts_of(TextFile(file=str(texts)))
+    chosen = rows_of(part, "train", (64, 8))
+    cut = sum(" " in part.answers[i] for i in chosen)  # two words and an end
+    assert 0 < cut < len(chosen)
+    assert found["texts-cut"].what == f"{cut} of {len(chosen)} texts to train on are longer than max_new_tokens 2"
+    assert not {"teacher-is-truth", "prompts-unanswered"} & set(found)
+    cells = metrics_of(hm.run(path, out=tmp_path / "out", overrides=["seeds=1"]).results)
+    assert cells["lm.student.direct.seed0"]["recall"]["value"] > -60  # of whole texts: they are not cut there
+    assert hm.advise(tmp_path / "out").data["expected"]["on"] != "fresh rows"
 
 
 def test_a_teacher_as_it_is_and_prompts_that_nobody_was_trained_on(tmp_path: Path, models: Path) -> None:

@@ -76,9 +76,13 @@ def rows_of(part: Part, which: Literal["train", "validate"], most: tuple[int, in
 
 
 def encode_texts(
-    part: Part, chosen: tuple[int, ...], prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop: int
+    part: Part, chosen: tuple[int, ...], prompts: Prompts, tokenizer: PreTrainedTokenizerBase, end: tuple[int, int]
 ) -> Sequences:
-    """Encode texts behind their prompts, the stop token at the end of each; their log-probability is not known: zero.
+    """Encode texts behind their prompts, as outcomes of the law that is cut; their log-probability is not known: zero.
+
+    Parameters
+    ----------
+    end : the stop token, at the end of each text, and max_new_tokens, at which longer ones are cut.
 
     Raises
     ------
@@ -86,12 +90,13 @@ def encode_texts(
     """
     from hydrometer.models.causal_lm.data.answer_text import prompt_ends
 
-    ends = prompt_ends(prompts, tokenizer)
+    (stop, longest), ends = end, prompt_ends(prompts, tokenizer)
     index = part.prompt_index[list(chosen)]
-    encoded = [[*ends[int(p)].encode(part.answers[i]).ids, stop] for i, p in zip(chosen, index, strict=True)]
+    whole = [[*ends[int(p)].encode(part.answers[i]).ids, stop] for i, p in zip(chosen, index, strict=True)]
+    ended = np.array([len(ids) <= longest for ids in whole], np.bool_)
+    encoded = [ids[:longest] for ids in whole]
     lengths = np.array([len(ids) for ids in encoded], np.int64)
     ids_NT = np.zeros((len(encoded), int(lengths.max())), np.int64)
     for row, ids in zip(ids_NT, encoded, strict=True):
         row[: len(ids)] = ids
-    ended = np.ones(len(encoded), np.bool_)
     return Sequences(prompts.ids, index, ids_NT, lengths, ended, np.zeros(len(encoded)), prompts_are=prompts.are)

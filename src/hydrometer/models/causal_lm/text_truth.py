@@ -51,4 +51,4 @@ def training_texts(chain: CausalLMChain, which: Literal["train", "validate"]) ->
     chosen = rows_of(part, which, (chain.data.train, chain.data.validate_))
     own: object = tokenizer.eos_token_id
     stop = own if isinstance(own, int) and own in stop_ids else stop_ids[0]
-    return encode_texts(part, chosen, prompts, tokenizer, stop)
+    return encode_texts(part, chosen, prompts, tokenizer, (stop, chain.truth.max_new_tokens))

@@ -78,10 +78,14 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
 def _beside_texts(said: list[Sentence], reference: str) -> list[Sentence]:
     """Say what is measured under what, where the truth is texts."""
     text = (
-        "The truth is texts: recall is over texts whose prompts no model was trained on. Texts score nothing, so "
-        f"precision and KL(q‖{reference}) are under the {reference}, whose taste need not be theirs."
+        "The truth is texts: recall is over texts whose prompts no model of this run was trained on. Texts score "
+        f"nothing, so precision and KL(q‖{reference}) are under the {reference}, which may prefer other answers."
     )
-    renamed = [Sentence(s.topic, s.tone, s.text.replace(KL, f"KL(q‖{reference})")) for s in said]
+
+    def named(text: str) -> str:
+        return text.replace(KL, f"KL(q‖{reference})").replace("the truth’s mode", f"the {reference}’s mode")
+
+    renamed = [Sentence(s.topic, s.tone, named(s.text)) for s in said]
     return [*renamed, Sentence("texts", "note", text)]
 
 

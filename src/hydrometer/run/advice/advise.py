@@ -16,7 +16,7 @@ from typing import Any, Literal
 from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.core.io.files import write_atomic
-from hydrometer.run.advice.candidate_table import Field, field_of, unit_of
+from hydrometer.run.advice.candidate_table import Field, field_of, is_on_texts, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
@@ -106,7 +106,8 @@ def advise(
 
 def advise_on(sources: list[Source], need: Need, *, stated: bool, fresh: bool, monitor: Monitor) -> Advice:
     """Advise from opened runs; see `advise`."""
-    fresh = fresh and not any(s.missing for s in sources)
+    # Texts in the place of a truth cannot be drawn anew.
+    fresh = fresh and not any(s.missing or is_on_texts(s) for s in sources)
     books = {resolved(s.folder): s.books for s in sources}
     with ExitStack() as held:
         for folder in books.values() if fresh else ():  # reading alone needs no lock: a run may be in progress

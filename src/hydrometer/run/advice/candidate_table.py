@@ -15,7 +15,7 @@ from hydrometer.stages.statistics.covariance import Arm, Design
 from hydrometer.stages.statistics.decision import Need
 from hydrometer.store.storage_uri import resolved
 
-__all__ = ["Field", "field_of", "unit_of"]
+__all__ = ["Field", "field_of", "is_on_texts", "unit_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,12 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
 
 def _precision(source: Source) -> str:
     """Return the name of precision: a reference's own where the truth is texts."""
-    judges = source.plan.judges_of(source.chain.cells)
-    return "precision_reference" if any(isinstance(n, JudgeGivenNode) for n in judges) else "precision"
+    return "precision_reference" if is_on_texts(source) else "precision"
+
+
+def is_on_texts(source: Source) -> bool:
+    """Whether texts stand in the place of a chain's truth."""
+    return any(isinstance(n, JudgeGivenNode) for n in source.plan.judges_of(source.chain.cells))
 
 
 def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydrometer.core.findings import Finding, note, warning
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
-from hydrometer.models.capabilities import Maps
+from hydrometer.models.capabilities import GivenModels, Maps
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
 
@@ -42,9 +42,14 @@ def examine_design(spec: RunSpec, name: str) -> list[Finding]:
         )
     elif not any(canonical(s) for s in chain.controls):
         found.append(_no_control(chain))
-    if not any(level.role == "teacher" for level in family.levels(chain)):
+    if not any(level.role == "teacher" for level in family.levels(chain)) and not _has_given_teacher(family, chain):
         found.append(_no_gate(family))
     return found
+
+
+def _has_given_teacher(family: Family, chain: ChainSpec) -> bool:
+    """Whether the teacher is a model as it is, and not the truth."""
+    return isinstance(family, GivenModels) and "teacher" in family.given_roles(chain)
 
 
 def _seeds(seeds: int, resample: tuple[str, ...]) -> list[Finding]:

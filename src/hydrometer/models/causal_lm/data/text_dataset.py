@@ -42,10 +42,14 @@ _SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
     "system": "system", "tool": "tool",
 }  # fmt: skip
-_FIX = 'write rows such as {"prompt": TEXT}, {"messages": [{"role": "user", "content": TEXT}]} or {"text": TEXT}'
+_FIX = (
+    'write rows such as {"prompt": TEXT}, {"messages": [{"role": "user", "content": TEXT}]} or {"text": TEXT}, or name '
+    "the columns: columns: {prompt: ...}"
+)
 _FIX_ANSWERS = (
     'write rows such as {"prompt": TEXT, "completion": TEXT}, '
-    '{"messages": [..., {"role": "assistant", ...}]} or {"text": TEXT}'
+    '{"messages": [..., {"role": "assistant", ...}]} or {"text": TEXT}, or name the columns: '
+    "columns: {prompt: ..., completion: ...}"
 )
 
 

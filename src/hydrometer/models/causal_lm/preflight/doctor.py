@@ -21,9 +21,11 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_who
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.networks.network import max_positions
+from hydrometer.models.causal_lm.opening import judged_prompts
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
+from hydrometer.models.causal_lm.text_truth import training_texts
 
 __all__ = ["Subject", "examine"]
 
@@ -78,6 +80,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
         *_sizes(subject),
         *_weights(subject),
         *_rows_per_prompt(subject),
+        *_texts(subject),
     ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
@@ -348,15 +351,38 @@ def _weights(s: Subject) -> list[Finding]:
     ]
 
 
+def _texts(s: Subject) -> list[Finding]:
+    """Texts to train on that are longer than what is drawn."""
+    if s.chain.truth.text is None:
+        return []
+    rows, longest = training_texts(s.chain, "train"), s.chain.truth.max_new_tokens
+    cut = int((~rows.stopped).sum())
+    if not cut:
+        return []
+    return [
+        note(
+            "texts-cut",
+            f"{cut} of {len(rows)} texts to train on are longer than max_new_tokens {longest}",
+            "models learn their first tokens, as students of a teacher learn what it says up to there; recall is over "
+            "whole texts",
+            "raise max_new_tokens if answers are that long in use",
+        )
+    ]
+
+
 def _rows_per_prompt(s: Subject) -> list[Finding]:
-    n, data = len(s.prompts.ids), s.chain.data
-    few = {k: v for k, v in (("train", data.train), ("distill", data.distill), ("evaluate", data.evaluate)) if v < n}
+    data, judged = s.chain.data, judged_prompts(s.chain.truth)
+    asked = len(s.prompts.ids)
+    n = asked if judged is None else len(judged.ids)
+    wanted = [("distill", data.distill, asked), ("evaluate", data.evaluate, n)]
+    wanted += [] if s.chain.truth.text is not None else [("train", data.train, asked)]
+    few = {k: (v, p) for k, v, p in sorted(wanted, reverse=True) if v < p}
     if few:
-        rows = ", ".join(f"data.{k} {v}" for k, v in few.items())
+        rows = " and ".join(f"data.{k} {v} for {p} prompts" for k, (v, p) in few.items())
         return [
             warning(
                 "prompts-unanswered",
-                f"{n} prompts, but {rows}",
+                f"fewer rows than prompts: {rows}",
                 "row i answers prompt i mod P, so the last prompts get no row there and the figures are not about them",
                 "raise these numbers to a multiple of the prompts, or give fewer prompts",
             )
