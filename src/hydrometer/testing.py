@@ -49,9 +49,7 @@ def rows_of(samples: Samples) -> list[Row]:
         return [(float(samples.prompt_index[i]), *samples.row(i).tolist()) for i in range(len(samples))]
     if isinstance(samples, Points):
         return [tuple(cast("list[float]", r)) for r in samples.x.tolist()]
-    raise ContractError(
-        "rows of this type cannot be compared", got=type(samples).__name__, fix="give the case `rows=`"
-    )  # fmt: skip
+    raise ContractError("rows of this type cannot be compared", got=type(samples).__name__, fix="give the case `rows=`")
 
 
 @dataclass(frozen=True, slots=True)

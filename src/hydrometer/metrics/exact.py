@@ -77,9 +77,10 @@ def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
     narrowest = _narrowest(p, q)
     if narrowest < _STEPS[p.n_features][-1]:
         raise InputError(
-            "the densities are too sharp for quadrature", got=f"a component {narrowest:.1e} times as wide as another",
+            "the densities are too sharp for quadrature",
+            got=f"a component {narrowest:.1e} times as wide as another",
             fix="use judge, by Monte Carlo",
-        )  # fmt: skip
+        )
     for step in _STEPS[p.n_features]:
         z, w = _nodes(p.n_features, step)
         total = 0.0
@@ -92,9 +93,10 @@ def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
     gap = abs(found[-1] - found[-2])
     if gap > 1e-6 * (1 + abs(found[-1])):
         raise InputError(
-            "the densities are too sharp for quadrature", got=f"a change of {gap:.1e} at the finest step",
+            "the densities are too sharp for quadrature",
+            got=f"a change of {gap:.1e} at the finest step",
             fix="use judge, by Monte Carlo",
-        )  # fmt: skip
+        )
     return found[-1], gap
 
 
@@ -118,9 +120,7 @@ def expected_log_prob(p: Mixture, q: Mixture) -> tuple[float, float]:
         )
         return value, 0.0
     if p.n_features not in _STEPS:
-        raise InputError(
-            "quadrature is for one or two dimensions", got=p.n_features, fix="use judge, by Monte Carlo"
-        )  # fmt: skip
+        raise InputError("quadrature is for one or two dimensions", got=p.n_features, fix="use judge, by Monte Carlo")
     return _by_quadrature(p, q)
 
 
@@ -240,9 +240,7 @@ def _typicality(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
     }
 
 
-def judge_exact(
-    truth: Mixture | Markov, law: Mixture | Markov, *, strings: int = 1_000_000
-) -> dict[str, Estimate]:  # fmt: skip
+def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int = 1_000_000) -> dict[str, Estimate]:
     """Every figure of `judge` for two mixtures or two n-gram chains, without Monte Carlo error.
 
     Parameters

@@ -103,9 +103,7 @@ def _support(s: Scores, out: dict[str, Estimate]) -> None:
     n, k = int(can_say.size), int(can_say.sum())
     strata = s.truth_rows.strata
     # Where every row can be said, that is recall itself, with its control variates.
-    out["recall_on_support"] = (
-        out["recall"] if k == n else mean_on(can_say, s.law_on_truth, None, "nats", strata)
-    )  # fmt: skip
+    out["recall_on_support"] = out["recall"] if k == n else mean_on(can_say, s.law_on_truth, None, "nats", strata)
     if s.truth_rows.lengths is not None:
         lengths = _lengths(s.truth_rows)
         out["recall_on_support_per_token"] = (
@@ -119,9 +117,7 @@ def _support(s: Scores, out: dict[str, Estimate]) -> None:
     out["truth_mass_outside_support"] = Estimate(share, se, se, n, 0, "mc", "probability")
 
 
-def mean_on(
-    kept: NDArray[np.bool_], values: Floats, per: Floats | None, unit: str, strata: Strata | None
-) -> Estimate:  # fmt: skip
+def mean_on(kept: NDArray[np.bool_], values: Floats, per: Floats | None, unit: str, strata: Strata | None) -> Estimate:
     """Mean over some of the rows, or ratio of their sums.
 
     Where strata are fixed, how many rows of each are among the kept is chance, and moves the mean where strata differ:

@@ -296,9 +296,12 @@ def pool_scores(s: Scores) -> Pooled:
     """Pool the rows of a judged law with the truth's."""
     same = s.law_rows is s.truth_rows
     found = pool(
-        s.law_on_truth - s.truth_on_truth, s.law_on_law - s.truth_on_law, s.truth_rows.strata, s.law_rows.strata,
+        s.law_on_truth - s.truth_on_truth,
+        s.law_on_law - s.truth_on_law,
+        s.truth_rows.strata,
+        s.law_rows.strata,
         same=same,
-    )  # fmt: skip
+    )
     p = None if s.truth_controls is None else s.truth_controls.reference
     q = None if s.law_controls is None else s.law_controls.reference
     if same or p is None or q is None:

@@ -98,7 +98,12 @@ def _umap(rows: NDArray[np.float32], seed: int) -> Floats:
         warnings.simplefilter("ignore")
         umap: Any = import_module("umap")
         reducer = umap.UMAP(
-            n_components=2, n_neighbors=min(_NEIGHBOURS, len(rows) - 1), min_dist=0.1, metric="euclidean", init="pca",
-            random_state=seed, n_jobs=1,
-        )  # fmt: skip
+            n_components=2,
+            n_neighbors=min(_NEIGHBOURS, len(rows) - 1),
+            min_dist=0.1,
+            metric="euclidean",
+            init="pca",
+            random_state=seed,
+            n_jobs=1,
+        )
         return np.asarray(reducer.fit_transform(rows), np.float64)

@@ -89,8 +89,10 @@ def _compile_elsewhere(dispatcher: Any, signature: Any) -> None:
         [sys.executable, "-P", "-c", code],  # -P: no module of the folder that one stands in
         input=pickle.dumps((function.__module__, function.__name__, signature)),
         env=os.environ | {_CHILD: "1", "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 _ONE_AT_A_TIME = threading.RLock()

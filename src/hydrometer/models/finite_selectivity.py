@@ -28,9 +28,10 @@ def refuse_choice(s: Selectivity) -> None:
     one_of(s, Selectivity, "what a law is selected by", "for example Selectivity(temperature=0.8)")
     if s.chooses:
         raise InputError(
-            "best_of and accept choose rows and make no law that can be scored", got=s.label,
+            "best_of and accept choose rows and make no law that can be scored",
+            got=s.label,
             fix="use hydrometer.choose(law, selectivity)",
-        )  # fmt: skip
+        )
 
 
 def power_log_weights(log_weights: NDArray[np.float64], beta: float) -> NDArray[np.float64]:

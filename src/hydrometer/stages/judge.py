@@ -59,9 +59,14 @@ _CURVES = "curves.json"
 
 
 def scores_of(
-    truth: Law, law: Law, truth_rows: Samples, law_rows: Samples, *, truth_on_truth: Floats | None = None,
+    truth: Law,
+    law: Law,
+    truth_rows: Samples,
+    law_rows: Samples,
+    *,
+    truth_on_truth: Floats | None = None,
     law_on_law: Floats | None = None,
-) -> Scores:  # fmt: skip
+) -> Scores:
     """Score both sets of rows under both laws; what is known already is not scored again.
 
     Laws that know expectations along their rows give control variates besides (`models.base.Controlled`).

@@ -143,9 +143,7 @@ def score(node: ScoreNode, bench: ArtifactLoader, folder: Path) -> dict[str, obj
     if isinstance(law, ChosenLaw):  # what rows were chosen from has scores, the choice has none
         base = cast("Law", law.base)
         own = columns_of(base, base, rows)
-        found = Columns(
-            own.own, truth.log_prob(rows), near_edge=own.near_edge, as_if_kept=own.as_if_kept, exact=False
-        )  # fmt: skip
+        found = Columns(own.own, truth.log_prob(rows), near_edge=own.near_edge, as_if_kept=own.as_if_kept, exact=False)
     elif node.side == "truth":
         known = None if node.known is None else load_columns([bench.store.path("score", node.known)]).own
         found = columns_of(truth, law, rows, again=True, own=known)

@@ -100,8 +100,9 @@ def migrate(results: object, where: str = "results.json") -> Results:
     if schema > SCHEMA:
         raise FolderError(
             f"results of schema {min(schema, 10**6)}, which a newer hydrometer wrote; this one reads up to {SCHEMA}",
-            got=where, fix=f"pip install '{_newer(whole)}'",
-        )  # fmt: skip
+            got=where,
+            fix=f"pip install '{_newer(whole)}'",
+        )
     for n, step in enumerate(STEPS[schema - 1 :], start=schema):
         whole = {**step(whole), "schema": min(n + 1, SCHEMA)}
     return whole

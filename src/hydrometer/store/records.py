@@ -142,9 +142,10 @@ class RunFolder:
                 raise FolderError(f"{path.name} in specs/ cannot be read: {why}", fix="restore or remove it") from None
             if content_key(plain(out[-1])) != path.stem:
                 raise FolderError(
-                    "a file in specs/ is not what it was when the run accepted it", got=path.name,
+                    "a file in specs/ is not what it was when the run accepted it",
+                    got=path.name,
                     fix="restore or remove it",
-                )  # fmt: skip
+                )
         return out
 
     def accept(self, spec: Mapping[str, object]) -> None:

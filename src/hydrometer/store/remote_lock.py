@@ -60,9 +60,10 @@ class Lease:
         elif (again := self._object.create(self._body()) or self._object.replace(self._body(), _NO_TAG)) is not None:
             self._object.remove(again)
             raise FolderError(
-                "the store ignores conditions on writes, so that two runs could not be kept apart", got=str(self.url),
+                "the store ignores conditions on writes, so that two runs could not be kept apart",
+                got=str(self.url),
                 fix="keep the run's folder here and its artifacts there: --out FOLDER --cache URL",
-            )  # fmt: skip
+            )
         self._tag = tag
         _held.add(self._token)
         self._thread.start()
@@ -104,9 +105,10 @@ class Lease:
             if silent < DEAD and not _is_gone(holder):
                 shown = {k: holder.get(k) for k in ("host", "pid", "began")}
                 raise FolderError(
-                    f"another run is using {self.url}", got={**shown, "silent_s": round(silent)},
+                    f"another run is using {self.url}",
+                    got={**shown, "silent_s": round(silent)},
                     fix=f"wait, or choose another --out; a killed run lets go after {DEAD / 60:g} minutes",
-                )  # fmt: skip
+                )
             tag = self._object.replace(self._body(), tag)
         if tag is None:
             raise FolderError(f"another run has just begun on {self.url}", fix="wait for it, or choose another --out")
@@ -166,8 +168,9 @@ class _LockObject:
                     )
                 except OSError as e:
                     if isinstance(e, FileNotFoundError) or _code(e) in (
-                        "ConditionalRequestConflict", "PreconditionFailed",
-                    ):  # fmt: skip
+                        "ConditionalRequestConflict",
+                        "PreconditionFailed",
+                    ):
                         return None
                     raise
                 return str(done["ETag"])

@@ -125,9 +125,10 @@ def place_of(value: str | Path | Url) -> Path | Url:
         return Path(text)
     if "@" in rest or "?" in rest or "#" in rest:
         raise FolderError(
-            "a place holds no credentials, query or fragment", got=f"{scheme}://...",
+            "a place holds no credentials, query or fragment",
+            got=f"{scheme}://...",
             fix="credentials come from the environment or a profile",
-        )  # fmt: skip
+        )
     if scheme == "file":
         return _local(rest)
     if scheme not in ("s3", "gs"):
@@ -152,9 +153,10 @@ def _url(scheme: Literal["s3", "gs"], rest: str) -> Url:
     for part in prefix.split("/") if prefix else ():
         if part in (".", "..") or not _PART.fullmatch(part):
             raise FolderError(
-                "each part of a prefix is letters, digits, spaces and any of _ - . , ! ' ( ) = +", got=shown,
+                "each part of a prefix is letters, digits, spaces and any of _ - . , ! ' ( ) = +",
+                got=shown,
                 fix="no empty part, no `.` or `..`",
-            )  # fmt: skip
+            )
     if len(shown.encode()) > _LONGEST:
         raise FolderError("the URL is too long", got=f"{len(shown.encode())} bytes", fix=f"at most {_LONGEST}")
     return Url(scheme, bucket, prefix)
@@ -227,10 +229,14 @@ def object_bytes(fs: Any, path: str, limit: int) -> bytes:
 def _troubles() -> tuple[type[BaseException], ...]:
     """What a store's library raises of itself, of those libraries that are loaded."""
     named = (
-        ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("aiohttp", "ClientError"),
-        ("google.auth.exceptions", "GoogleAuthError"), ("gcsfs.retry", "HttpError"),
-        ("gcsfs.retry", "ChecksumError"), ("fsspec.exceptions", "FSTimeoutError"),
-    )  # fmt: skip
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+        ("aiohttp", "ClientError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+        ("gcsfs.retry", "HttpError"),
+        ("gcsfs.retry", "ChecksumError"),
+        ("fsspec.exceptions", "FSTimeoutError"),
+    )
     return (OSError, *(getattr(sys.modules[m], name) for m, name in named if m in sys.modules))
 
 

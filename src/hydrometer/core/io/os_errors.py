@@ -72,9 +72,10 @@ def refused(error: BaseException, where: object) -> FolderError:
     why = str(error) if number is None else os.strerror(number)
     path = getattr(error, "filename", None)
     return FolderError(
-        f"the machine refuses: {why}", got=os.fsdecode(path) if isinstance(path, str | bytes) else str(where),
+        f"the machine refuses: {why}",
+        got=os.fsdecode(path) if isinstance(path, str | bytes) else str(where),
         fix=_FIX.get(number or 0, "mend that, then run again: it goes on where it stopped"),
-    )  # fmt: skip
+    )
 
 
 def is_panic(error: BaseException) -> bool:

@@ -304,9 +304,13 @@ def mean_estimate(
 
 
 def _adjusted(
-    adjusted: tuple[float, Floats], plain: tuple[float, Floats], strata: Strata | None, unit: str, controls: Controls,
+    adjusted: tuple[float, Floats],
+    plain: tuple[float, Floats],
+    strata: Strata | None,
+    unit: str,
+    controls: Controls,
     of: Combination | None,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """Estimate from adjusted rows, with the plain value and its error beside it; each a value and rows of its error."""
     value, rows = adjusted
     known = controls.known_error(of, rows.size)

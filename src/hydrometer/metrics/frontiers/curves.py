@@ -185,8 +185,12 @@ def prd_curve(rows: Pooled, points: int = 33) -> dict[str, list[float]]:
     found = _alpha(rows, slopes)
     value, se = np.clip(found.value, 0.0, np.minimum(1.0, slopes)), found.se
     columns = {
-        "slope": slopes, "alpha": value, "beta": value / slopes, "alpha_se": se, "beta_se": se / slopes,
-    }  # fmt: skip
+        "slope": slopes,
+        "alpha": value,
+        "beta": value / slopes,
+        "alpha_se": se,
+        "beta_se": se / slopes,
+    }
     return {name: np.round(column, 6).tolist() for name, column in columns.items()}
 
 

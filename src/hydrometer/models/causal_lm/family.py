@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +22,6 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples
-from hydrometer.models.capabilities import TextScores, TextTruth
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, source_digest
 from hydrometer.models.causal_lm.engines import sessions
@@ -32,7 +30,6 @@ from hydrometer.models.causal_lm.loading.libraries import needs_torch, numerics
 from hydrometer.models.causal_lm.opening import (
     judged_prompts,
     open_network,
-    open_source,
     open_tokenizer,
     open_truth,
     outline_of,
@@ -41,8 +38,7 @@ from hydrometer.models.causal_lm.opening import (
     truth_opening,
 )
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain, level_spec
-from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
-from hydrometer.models.causal_lm.text_truth import held_out, text_truth, training_texts
+from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_sequences
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
 from hydrometer.models.work import Device, Lengths, Stage, Work
@@ -67,7 +63,7 @@ REFERENCE = Device(
 )
 
 
-class CausalLMFamily:
+class CausalLMFamily(TextsAndGiven):
     """Causal language models of Hugging Face; implements `models.base.Family`."""
 
     name = "causal_lm"
@@ -173,53 +169,6 @@ class CausalLMFamily:
         lm = open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
-    def asked(self, chain: ChainSpec, law: Law, purpose: Literal["train", "judge"]) -> Law:
-        """Return the law, asked the prompts that models are judged on where those are others."""
-        prompts = judged_prompts(causal_chain(chain).truth) if purpose == "judge" else None
-        return law if prompts is None else replace(_law(law), prompts=prompts)
-
-    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
-        """Open the teacher as it is, under the truth's prompts. Raises ModelError, InputError."""
-        c = causal_chain(chain)
-        if c.given_teacher is None:
-            raise InputError("the chain has no teacher as it is", got=role)
-        return replace(self.truth(c, precision), lm=open_source(c, c.given_teacher, precision))
-
-    def given_roles(self, chain: ChainSpec) -> tuple[str, ...]:
-        """The teacher, where it is taken as it is."""
-        return () if causal_chain(chain).given_teacher is None else ("teacher",)
-
-    def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
-        """Name a model as it is by its content."""
-        c = causal_chain(chain)
-        if c.given_teacher is None:
-            raise InputError("the chain has no teacher as it is", got=role)
-        return dict(load.resolve(c.given_teacher.source, c.given_teacher.revision).identity)
-
-    def text_truth(self, chain: ChainSpec) -> TextTruth | None:
-        """Return the texts in the place of a truth, where there are such."""
-        return text_truth(causal_chain(chain))
-
-    def training_texts(self, chain: ChainSpec, which: Literal["train", "validate"]) -> Sequences:
-        """Return the texts that models are trained on, as rows, or those that choose an epoch."""
-        return training_texts(causal_chain(chain), which)
-
-    def score_texts(self, chain: ChainSpec, law: Law, texts: Samples | range, role: str) -> TextScores:
-        """Score texts in the law's canonical tokenisation. Raises StageError, DataError."""
-        c = causal_chain(chain)
-        if isinstance(texts, range):
-            return score_held_out(_law(law), held_out(c), texts)
-        return score_drawn(_law(law), _sequences(texts), _law(law).prompts, open_tokenizer(c)[0])
-
-    def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
-        """Return the rows' prompts and answers as text."""
-        tokenizer, prompts, _ = open_tokenizer(causal_chain(chain))
-        return answer_texts(_sequences(rows), judged_prompts(causal_chain(chain).truth) or prompts, tokenizer)
-
-    def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
-        """Return which prompt each held-out text answers; None where all follow one."""
-        return held_out(causal_chain(chain)).strata
-
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
         """Return the truth's prompts, ids and text, as a run stores them. Raises DataError, ModelError."""
         truth = causal_chain(chain).truth
@@ -256,11 +205,11 @@ class CausalLMFamily:
         c = causal_chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
             self.release()
-            drawn = law if isinstance(law, ChosenLaw) else _law(law)
+            drawn = law if isinstance(law, ChosenLaw) else as_law(law)
             return drawn.sample_block(n, stream=stream, start=start), {}
         engine, settings = c.drawing
         return draw_by_engine(
-            _law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
+            as_law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
         )
 
     def release(self) -> None:
@@ -302,7 +251,7 @@ class CausalLMFamily:
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write a folder for `from_pretrained`, with law.json beside the weights."""
-        mine = _law(law)
+        mine = as_law(law)
         if mine.selectivity is not None:
             raise InputError("only an unselected law is stored", got=mine.selectivity.label)
         mine.lm.save(folder)
@@ -325,7 +274,7 @@ class CausalLMFamily:
 
     def save_samples(self, samples: Samples, folder: Path) -> None:
         """Write rows as Parquet."""
-        save_sequences(_sequences(samples), folder / ROWS_FILE)
+        save_sequences(as_sequences(samples), folder / ROWS_FILE)
 
     def load_samples(self, folders: list[Path], n: int) -> Sequences:
         """Open the first n rows of blocks, in the order given."""
@@ -337,19 +286,19 @@ class CausalLMFamily:
 
     def take(self, samples: Samples, n: int) -> Sequences:
         """Return the first n rows."""
-        return _sequences(samples).take(slice(0, n))
+        return as_sequences(samples).take(slice(0, n))
 
     def exhibit(
         self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: NDArray[np.float64]
     ) -> Mapping[str, object] | None:
         """Return the first answers as text, with their log-probabilities."""
-        x = _sequences(samples)
+        x = as_sequences(samples)
         prompts, answers = self.texts(chain, law, self.take(x, len(log_prob_truth)))
         return texts_exhibit(x, log_prob_truth, prompts.__getitem__, answers.__getitem__)
 
     def texts(self, chain: ChainSpec, law: Law, x: Sequences) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text."""
-        return _law(law).texts(x)
+        return as_law(law).texts(x)
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Describe the truth in one line."""
@@ -423,17 +372,3 @@ def _unopened() -> Family:
         """The family for a truth that is described, not opened."""
 
     return DescribedCausalLM()
-
-
-def _law(law: Law) -> CausalLaw:
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
-
-    if not isinstance(law, CausalLaw):
-        raise InputError("not a causal LM's law", got=type(law).__name__)
-    return law
-
-
-def _sequences(samples: Samples) -> Sequences:
-    if not isinstance(samples, Sequences):
-        raise InputError("not Sequences", got=type(samples).__name__)
-    return samples

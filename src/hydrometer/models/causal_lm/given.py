@@ -24,7 +24,7 @@ from hydrometer.models.causal_lm.family import CausalLMFamily
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import outline_of
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
-from hydrometer.models.rows.sequences import Sequences
+from hydrometer.models.causal_lm.texts_and_given import as_law, as_sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw
@@ -163,11 +163,18 @@ class GivenModelsFamily(CausalLMFamily):
         return {}
 
     def draw_block(
-        self, chain: ChainSpec, law: Law, role: str, purpose: Literal["train", "judge"], n: int, *, stream: Stream,
+        self,
+        chain: ChainSpec,
+        law: Law,
+        role: str,
+        purpose: Literal["train", "judge"],
+        n: int,
+        *,
+        stream: Stream,
         start: int,
-    ) -> tuple[Samples, Mapping[str, object]]:  # fmt: skip
+    ) -> tuple[Samples, Mapping[str, object]]:
         """Draw a block natively."""
-        return _law(law).sample_block(n, stream=stream, start=start), {}
+        return as_law(law).sample_block(n, stream=stream, start=start), {}
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
         """Operations of a stage, every answer as long as it may be."""
@@ -223,14 +230,14 @@ class GivenModelsFamily(CausalLMFamily):
         if isinstance(texts, range):
             if c.held_out is None:
                 raise InputError("the chain has no held-out texts")
-            return score_held_out(_law(law), c.held_out, texts)
+            return score_held_out(as_law(law), c.held_out, texts)
         writer = c.model(role)
-        return score_drawn(_law(law), _rows(texts), writer.prompts, outline_of(_resolve(writer)).tokenizer)
+        return score_drawn(as_law(law), as_sequences(texts), writer.prompts, outline_of(_resolve(writer)).tokenizer)
 
     def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text."""
         m = _judged(chain).model(role)
-        return answer_texts(_rows(rows), m.prompts, outline_of(_resolve(m)).tokenizer)
+        return answer_texts(as_sequences(rows), m.prompts, outline_of(_resolve(m)).tokenizer)
 
     def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
         """Return which prompt each held-out text answers; None where all follow one."""
@@ -260,17 +267,3 @@ def _judged(chain: ChainSpec) -> JudgedModels:
     if not isinstance(chain, JudgedModels):
         raise InputError("not a chain of given models", got=type(chain).__name__)
     return chain
-
-
-def _law(law: Law) -> CausalLaw:
-    from hydrometer.models.causal_lm.inference.law import CausalLaw
-
-    if not isinstance(law, CausalLaw):
-        raise InputError("not a causal LM's law", got=type(law).__name__)
-    return law
-
-
-def _rows(rows: Samples) -> Sequences:
-    if not isinstance(rows, Sequences):
-        raise InputError("not Sequences", got=type(rows).__name__)
-    return rows

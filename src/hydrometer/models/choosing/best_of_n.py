@@ -130,9 +130,10 @@ class ChosenLaw:
     def log_prob(self, x: Samples) -> Floats:
         """Refuse: there is none. Raises InputError."""
         raise InputError(
-            "rows chosen among candidates have no log-probability that can be computed", got=self.label,
+            "rows chosen among candidates have no log-probability that can be computed",
+            got=self.label,
             fix="distil a student from them, or score them under the candidates' law",
-        )  # fmt: skip
+        )
 
     def select(self, s: Selectivity) -> Law:
         """Refuse: a choice comes last. Raises InputError."""
@@ -325,5 +326,6 @@ class _Block:
             kept, drawn = int(self.kept_n.sum()), int(self.drawn_n.sum())
             raise StageError(
                 f"row {self.first + int(late[0])}: none of {accept.tries} candidates was accepted by {accept.label}",
-                got=f"{kept} accepted of {drawn} drawn in its block", fix="widen accept, or raise accept.tries",
-            )  # fmt: skip
+                got=f"{kept} accepted of {drawn} drawn in its block",
+                fix="widen accept, or raise accept.tries",
+            )

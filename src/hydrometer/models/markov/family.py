@@ -55,9 +55,12 @@ class MarkovFamily(CheapFamily):
         """Fit by counts."""
         level, truth = cast("MarkovLevel", request.level), cast("Markov", request.truth)
         fitted = fit_markov(
-            cast("Sequences", request.data), level.order, smoothing=level.smoothing, vocabulary=truth.vocabulary,
+            cast("Sequences", request.data),
+            level.order,
+            smoothing=level.smoothing,
+            vocabulary=truth.vocabulary,
             max_new_tokens=truth.max_new_tokens,
-        )  # fmt: skip
+        )
         return Fitted(fitted.model, fitted.info)
 
     def save_law(self, law: Law, folder: Path) -> None:

@@ -123,9 +123,14 @@ class Markov:
         width = int(lengths.max()) if n else 0
         stopped = ids[np.arange(n), lengths - 1] == END
         drawn_rows = Sequences(
-            ((),), prompt_index, ids[:, :width], lengths, stopped, scores.sum(axis=1),
+            ((),),
+            prompt_index,
+            ids[:, :width],
+            lengths,
+            stopped,
+            scores.sum(axis=1),
             token_log_prob=scores[:, :width].astype(np.float32),
-        )  # fmt: skip
+        )
         return drawn_rows
 
     def token_log_prob(self, x: Sequences) -> Floats:
@@ -214,9 +219,10 @@ class Markov:
         width, count = self.max_new_tokens, (self.vocabulary + 1) ** self.order
         if width * count * self.vocabulary > MOST_ENTRIES:
             raise InputError(
-                "the powered chain has too many entries", got=width * count * self.vocabulary,
+                "the powered chain has too many entries",
+                got=width * count * self.vocabulary,
                 fix="lower order, vocabulary or max_new_tokens",
-            )  # fmt: skip
+            )
         every: Ints = np.arange(count, dtype=np.int64)
         after = np.stack([self.follow(every, np.array(v)) for v in range(self.vocabulary)], axis=1)
         out = np.empty((width, count, self.vocabulary))

@@ -100,6 +100,4 @@ def _rows(rows: Sequence[Sequence[int]]) -> Sequences:
         except (TypeError, ValueError):
             raise DataError("rows hold whole numbers, the ids of tokens", got=row) from None
     n = len(rows)
-    return Sequences(
-        ((),), np.zeros(n, np.int64), ids, lengths, ids[np.arange(n), lengths - 1] == END, np.zeros(n)
-    )  # fmt: skip
+    return Sequences(((),), np.zeros(n, np.int64), ids, lengths, ids[np.arange(n), lengths - 1] == END, np.zeros(n))

@@ -104,7 +104,7 @@ def _counted(path: str, order: int, max_new_tokens: int, smoothing: float) -> tu
     rows = [[*(ids[c] for c in line[:max_new_tokens]), END][:max_new_tokens] for line in lines]
     model = fit_markov(
         rows, order, smoothing=smoothing, vocabulary=len(symbols) + 1, max_new_tokens=max_new_tokens
-    ).model  # fmt: skip
+    ).model
     return model, symbols
 
 

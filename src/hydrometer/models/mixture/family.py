@@ -125,9 +125,15 @@ def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:
 
     p = cast("MixtureLevel", level)
     return fit_mixture(
-        x, p.n_components, covariance_type=p.covariance_type, n_init=p.n_init, seed=seed, tol=p.tol,
-        max_iter=p.max_iter, reg_covar=p.reg_covar,
-    )  # fmt: skip
+        x,
+        p.n_components,
+        covariance_type=p.covariance_type,
+        n_init=p.n_init,
+        seed=seed,
+        tol=p.tol,
+        max_iter=p.max_iter,
+        reg_covar=p.reg_covar,
+    )
 
 
 def _chain(chain: ChainSpec) -> MixtureChain:

@@ -85,7 +85,8 @@ def symmetric(matrices: Floats, name: str) -> Floats:
     if (apart > RELATIVE_ASYMMETRY * largest).any():
         worst = float((apart / np.maximum(largest, np.finfo(np.float64).tiny)).max())
         raise InputError(
-            f"{name} must be symmetric", got=f"a difference of {worst:.1e} of the largest entry from the transpose",
+            f"{name} must be symmetric",
+            got=f"a difference of {worst:.1e} of the largest entry from the transpose",
             fix="give the symmetric part, (S + S.T) / 2, if that is meant",
-        )  # fmt: skip
+        )
     return matrices / 2 + matrices.swapaxes(-1, -2) / 2

@@ -244,9 +244,10 @@ class MixtureChain(ChainSpec):
     def _sane(self) -> Self:
         if self.exact and self._dimensions() > 2:
             raise PydanticCustomError(
-                "exact", "exact figures are for one or two dimensions; got {d}; leave exact out",
+                "exact",
+                "exact figures are for one or two dimensions; got {d}; leave exact out",
                 {"d": self._dimensions()},
-            )  # fmt: skip
+            )
         for s in (*self.selectivity, *(self.decoding or ())):
             if s.weight_power is None or s.chooses:
                 raise PydanticCustomError("kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label})

@@ -286,9 +286,7 @@ def begin(options: Any, start: Any, centre: Any, scale: float, hard: Any, p: Any
 
 
 @kernel
-def step(
-    options: Any, m: Any, points: Any, centre: Any, scale: float, p: Any, best: Any, state: Any
-) -> int:  # fmt: skip
+def step(options: Any, m: Any, points: Any, centre: Any, scale: float, p: Any, best: Any, state: Any) -> int:
     """After a sweep: end, or move `p` on; returns what the next sweep is to do, or -1 when `p` is the result.
 
     Where `reg_covar`, a floor or a re-seed made the likelihood fall, the result is the best parameters met.
@@ -319,9 +317,23 @@ def step(
 @entry
 @kernel
 def fit_range(
-    first: int, last: int, batch: Any, weight: Any, total: Any, uniforms: Any, n_init: int, kind: int, tol: float,
-    max_iter: int, reg: float, start: Any, log_weight: Any, mean: Any, covariance: Any, state: Any,
-) -> None:  # fmt: skip
+    first: int,
+    last: int,
+    batch: Any,
+    weight: Any,
+    total: Any,
+    uniforms: Any,
+    n_init: int,
+    kind: int,
+    tol: float,
+    max_iter: int,
+    reg: float,
+    start: Any,
+    log_weight: Any,
+    mean: Any,
+    covariance: Any,
+    state: Any,
+) -> None:
     """Fit data sets first .. last of a batch, each from its own starts, and keep the best.
 
     Parameters

@@ -91,11 +91,13 @@ def reference_points(law: GaussianComponents, other: GaussianComponents | None) 
     # Each component has a stretch of the sequence of its own: equal components would else have points of equal density.
     z = iter(_normals(d, most, 1 << (sum(a.size for a in alive) - 1).bit_length()))
     stretch = math.sqrt(1 + 1 / math.sqrt(d))
-    points = np.concatenate([
-        m.component_points(a[j : j + 1], stretch * next(z)[:n])[0]
-        for m, a, n in zip(laws, alive, sizes, strict=False)
-        for j in range(a.size)
-    ])  # fmt: skip
+    points = np.concatenate(
+        [
+            m.component_points(a[j : j + 1], stretch * next(z)[:n])[0]
+            for m, a, n in zip(laws, alive, sizes, strict=False)
+            for j in range(a.size)
+        ]
+    )
     log_t = np.full(len(points), -np.inf)
     for m, n in zip(laws, sizes, strict=False):
         offset, mean, factor, of = m.kernel_parts()
@@ -191,7 +193,7 @@ def _shares(points: Any, i: int, offset: Any, mean: Any, factor: Any, z: Any, sh
 @kernel
 def _gram(
     points: Any, weights: Any, targets: Any, offset: Any, mean: Any, factor: Any, pairs: Any, f: int, out: Any
-) -> None:  # fmt: skip
+) -> None:
     """Add to the lower half of out (G, G) the weighted products of 1, all polynomials, and the targets."""
     (k, d), t = mean.shape, targets.shape[1]
     z, share = np.empty((k, d)), np.empty(k)

@@ -163,11 +163,14 @@ def texts_exhibit(
 
     rows = [
         {
-            "prompt": prompt(i), "answer": answer(i), "finish_reason": x.finish_reason[i],
-            "log_prob_truth": number(log_prob_truth[i]), "log_prob": number(x.log_prob[i]),
+            "prompt": prompt(i),
+            "answer": answer(i),
+            "finish_reason": x.finish_reason[i],
+            "log_prob_truth": number(log_prob_truth[i]),
+            "log_prob": number(x.log_prob[i]),
         }
         for i in range(min(_EXHIBITED, len(x)))
-    ]  # fmt: skip
+    ]
     return {"kind": "texts", "version": 1, "rows": rows}
 
 

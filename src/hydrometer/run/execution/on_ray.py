@@ -165,9 +165,10 @@ def _await_visible(plan: Plan, store: ArtifactStore, keys: list[str]) -> None:
         while not store.has(plan.nodes[key].stage, key):
             if time.monotonic() > deadline:
                 raise FolderError(
-                    "artifacts that workers made are not in the folder as this machine sees it", got=store.location,
+                    "artifacts that workers made are not in the folder as this machine sees it",
+                    got=store.location,
                     fix="put --out, or --cache, on a filesystem that all nodes share",
-                )  # fmt: skip
+                )
             time.sleep(0.2)
 
 
@@ -175,9 +176,15 @@ class _Driver:
     """Sends stages and hears of their ends. Work and memory per stage do not grow with the graph."""
 
     def __init__(
-        self, plan: Plan, store: ArtifactStore, monitor: Monitor, outcome: Outcome, missing: Mapping[str, Node],
-        costs: Mapping[str, float], ended: Ended,
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        store: ArtifactStore,
+        monitor: Monitor,
+        outcome: Outcome,
+        missing: Mapping[str, Node],
+        costs: Mapping[str, float],
+        ended: Ended,
+    ) -> None:
         self.ray: Any = _ray()
         self.ended = ended
         self.plan, self.monitor, self.outcome, self.missing, self.costs = plan, monitor, outcome, missing, costs

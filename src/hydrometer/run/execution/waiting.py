@@ -43,9 +43,12 @@ class Waiting:
         if self.console.is_terminal:
             if self._bar is None:
                 self._bar = Progress(
-                    TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-                    console=self.console, transient=True,
-                )  # fmt: skip
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    TimeElapsedColumn(),
+                    console=self.console,
+                    transient=True,
+                )
                 self._bar.add_task(escape(self._what), total=None)
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], description=escape(self._what))

@@ -107,9 +107,21 @@ def judge_models(
     (0.0, 1.0)
     """
     settings = JudgeSettings(
-        tuple(str(s) for s in students), _text(truth), _text(truth_text), _text(reference), _text(prompts), chat,
-        prompts_are, answers_per_prompt, max_new_tokens, tuple(decodings), seed, dtype, device, base,
-    )  # fmt: skip
+        tuple(str(s) for s in students),
+        _text(truth),
+        _text(truth_text),
+        _text(reference),
+        _text(prompts),
+        chat,
+        prompts_are,
+        answers_per_prompt,
+        max_new_tokens,
+        tuple(decodings),
+        seed,
+        dtype,
+        device,
+        base,
+    )
     make = executor_of(executor, address)
     folder = RunFolder(out)
     check_places(folder.place, cache)

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "Prompts", "checked", "conversations", "conversations_digest", "encode_prompts", "prompts_written", "read_prompts",
-]  # fmt: skip
+    "Prompts",
+    "checked",
+    "conversations",
+    "conversations_digest",
+    "encode_prompts",
+    "prompts_written",
+    "read_prompts",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,14 @@ _QUESTIONS: tuple[Shape, ...] = ("messages", "prompt", "text")
 _ANSWERS = ("completion", "answer", "response", "output")
 _COLUMNS = ("messages", "conversations", "prompt", "instruction", "input", "question", "text", *_ANSWERS)
 _SPEAKERS = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "system": "system", "tool": "tool",
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
 _FIX = (
     'write rows such as {"prompt": TEXT}, {"messages": [{"role": "user", "content": TEXT}]} or {"text": TEXT}, or name '
     "the columns: columns: {prompt: ...}"

@@ -1,0 +1,97 @@
+"""What a causal-LM family does for texts as truth, prompts kept for judging, and models taken as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.errors import InputError
+from hydrometer.core.spec import ChainSpec
+from hydrometer.models.base import Law, Precision, Samples
+from hydrometer.models.capabilities import TextScores, TextTruth
+from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.opening import judged_prompts, open_source, open_tokenizer, truth_opening
+from hydrometer.models.causal_lm.spec import causal_chain
+from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
+from hydrometer.models.causal_lm.text_truth import held_out, text_truth, training_texts
+from hydrometer.models.rows.sequences import Sequences
+
+if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+
+__all__ = ["TextsAndGiven", "as_law", "as_sequences"]
+
+
+class TextsAndGiven:
+    """The capabilities `AsksParts`, `GivenModels` and `TextTruths` of causal language models."""
+
+    def asked(self, chain: ChainSpec, law: Law, purpose: Literal["train", "judge"]) -> Law:
+        """Return the law, asked the prompts that models are judged on where those are others."""
+        prompts = judged_prompts(causal_chain(chain).truth) if purpose == "judge" else None
+        return law if prompts is None else replace(as_law(law), prompts=prompts)
+
+    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
+        """Open the teacher as it is, under the truth's prompts. Raises ModelError, InputError."""
+        from hydrometer.models.causal_lm.inference.law import CausalLaw
+
+        c = causal_chain(chain)
+        if c.given_teacher is None:
+            raise InputError("the chain has no teacher as it is", got=role)
+        _, prompts, stop_ids = truth_opening(c.truth)
+        lm = open_source(c, c.given_teacher, precision)
+        return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
+
+    def given_roles(self, chain: ChainSpec) -> tuple[str, ...]:
+        """The teacher, where it is taken as it is."""
+        return () if causal_chain(chain).given_teacher is None else ("teacher",)
+
+    def given_identity(self, chain: ChainSpec, role: str) -> Mapping[str, object]:
+        """Name a model as it is by its content."""
+        c = causal_chain(chain)
+        if c.given_teacher is None:
+            raise InputError("the chain has no teacher as it is", got=role)
+        return dict(load.resolve(c.given_teacher.source, c.given_teacher.revision).identity)
+
+    def text_truth(self, chain: ChainSpec) -> TextTruth | None:
+        """Return the texts in the place of a truth, where there are such."""
+        return text_truth(causal_chain(chain))
+
+    def training_texts(self, chain: ChainSpec, which: Literal["train", "validate"]) -> Sequences:
+        """Return the texts that models are trained on, as rows, or those that choose an epoch."""
+        return training_texts(causal_chain(chain), which)
+
+    def score_texts(self, chain: ChainSpec, law: Law, texts: Samples | range, role: str) -> TextScores:
+        """Score texts in the law's canonical tokenisation. Raises StageError, DataError."""
+        c = causal_chain(chain)
+        if isinstance(texts, range):
+            return score_held_out(as_law(law), held_out(c), texts)
+        return score_drawn(as_law(law), as_sequences(texts), as_law(law).prompts, open_tokenizer(c)[0])
+
+    def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
+        """Return the rows' prompts and answers as text."""
+        tokenizer, prompts, _ = open_tokenizer(causal_chain(chain))
+        return answer_texts(as_sequences(rows), judged_prompts(causal_chain(chain).truth) or prompts, tokenizer)
+
+    def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
+        """Return which prompt each held-out text answers; None where all follow one."""
+        return held_out(causal_chain(chain)).strata
+
+
+def as_law(law: Law) -> CausalLaw:
+    """Return a causal LM's law. Raises InputError for another."""
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+
+    if not isinstance(law, CausalLaw):
+        raise InputError("not a causal LM's law", got=type(law).__name__)
+    return law
+
+
+def as_sequences(samples: Samples) -> Sequences:
+    """Return sequences. Raises InputError for other samples."""
+    if not isinstance(samples, Sequences):
+        raise InputError("not Sequences", got=type(samples).__name__)
+    return samples
