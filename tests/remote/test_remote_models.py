@@ -63,9 +63,9 @@ def test_judging_resumes_elsewhere(
     local = judge_models([model], out=tmp_path / "local", **asked)
     remote = judge_models([model], out=f"s3://{bucket}/judged", **asked)
     assert local.results["cells"][1]["metrics"] == remote.results["cells"][1]["metrics"]
-    (score, *_) = (o for o in objects("judged/artifacts/score-") if o.endswith("scores.npz"))
-    s3.put_object(Bucket=bucket, Key=score, Body=bytes(objects(score)[score]))
+    (figures, *_) = (o for o in objects("judged/artifacts/judge-") if o.endswith("metrics.json"))
+    s3.put_object(Bucket=bucket, Key=figures, Body=bytes(objects(figures)[figures]))
     elsewhere()
     again = judge_models([model], out=f"s3://{bucket}/judged", **asked)
-    assert dict(again.outcome.computed) == {"score": 1}  # the one that was altered
+    assert dict(again.outcome.computed) == {"judge": 1}  # the one that was altered
     assert again.results["cells"][1]["metrics"] == remote.results["cells"][1]["metrics"]
