@@ -155,6 +155,15 @@ def test_a_teacher_as_it_is_and_prompts_that_nobody_was_trained_on(tmp_path: Pat
     assert kl["df"] <= 4  # five prompts are a sample of others
 
 
+def test_rows_are_chosen_by_the_truth_on_the_prompts_of_their_purpose(tmp_path: Path, models: Path) -> None:
+    """Best of two under the truth: training rows answer the one part, judged rows the other."""
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{3 + i}"}) for i in range(8)))
+    truth = {"source": str(models / "hidden"), "prompts": {"file": str(tmp_path / "p.jsonl"), "evaluate": 0.25}}
+    chain = {"selectivity": [{"temperature": 1.0}, {"best_of": 2, "rank_by": "truth_log_prob"}]}
+    path = spec_of(tmp_path, truth, teacher={"source": str(models / "teacher")}, **chain)
+    metrics_of(hm.run(path, out=tmp_path / "out", overrides=["seeds=1"]).results)
+
+
 def _judged(path: Path) -> list[str]:
     _, judged = parts_of(PromptsFile(file=str(path), evaluate=0.25))
     assert judged is not None
@@ -173,7 +182,7 @@ def _judged(path: Path) -> list[str]:
         ({"text": {"file": "TEXTS", "evaluate": 1.5}}, {}, "less than 1"),
         ({"text": {"file": "TEXTS", "evaluate": {"file": "TEXTS"}}}, {}, "the prompt is in"),
         ({"text": {"file": "TEXTS", "columns": {"prompt": "ask"}}}, {}, "no column ask"),
-        ({"text": "TEXTS"}, {"selectivity": [{"best_of": 2, "rank_by": "log_prob"}]}, "texts score nothing"),
+        ({"text": "TEXTS"}, {"selectivity": [{"best_of": 2, "rank_by": "truth_log_prob"}]}, "texts score nothing"),
     ],
 )  # fmt: skip
 def test_wrong_texts_are_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
-from hydrometer.models.base import Law, Precision, Samples
+from hydrometer.models.base import Family, Law, Precision, Samples
 from hydrometer.models.capabilities import AsksParts, CompactRows, given_models
 from hydrometer.models.choosing.best_of_n import TextFamily, choose, needs_truth
 from hydrometer.models.rows.sequences import Sequences
@@ -86,12 +87,14 @@ class ArtifactLoader:
                     folder = self.store.path("fit", ref.key)
                     self._laws[slot] = context.family.load_law(folder, context.spec, precision)
         law = self._laws[slot]
-        if isinstance(context.family, AsksParts):
-            law = context.family.asked(context.spec, law, purpose)
+        able = _asks_parts(context.family)
+        law = law if able is None else able.asked(context.spec, law, purpose)
         if selectivity is None or not selectivity.chooses:
             return law if selectivity is None else law.select(selectivity)
         family = cast("TextFamily", context.family)  # run.plan has refused others
         truth = context.family.truth(context.spec, precision) if needs_truth(selectivity) else None
+        if truth is not None and able is not None:
+            truth = able.asked(context.spec, truth, purpose)
         return choose(law, selectivity, truth=truth, texts=lambda x: family.texts(context.spec, law, x))
 
     def rows(self, context: Context, rows: Rows) -> Samples:
@@ -171,3 +174,9 @@ class ArtifactLoader:
             x = self.block(context, key, left)
             left -= len(x)
             yield x
+
+
+@cache
+def _asks_parts(family: Family) -> AsksParts | None:
+    """Whether a family has the capability, asked once: opening a cheap law takes less time than the question."""
+    return family if isinstance(family, AsksParts) else None
