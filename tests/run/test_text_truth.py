@@ -145,6 +145,17 @@ def test_a_teacher_as_it_is_and_prompts_that_nobody_was_trained_on(tmp_path: Pat
             rows = load_sequences(tmp_path / "out" / "artifacts" / f"draw-{n.key}" / "rows.parquet")
             drawn.setdefault(n.purpose, set()).add(len(rows.prompt_ids))
     assert drawn == {"train": {15}, "judge": {5}}
+    for part, asked_for, rest in (
+        ("judge", {"stream": "evaluate", "cell": "lm.teacher"}, set(_judged(tmp_path / "p.jsonl"))),
+        (
+            "train",
+            {"selectivity": "temperature=0.5"},
+            {f"w{3 + i}" for i in range(20)} - set(_judged(tmp_path / "p.jsonl")),
+        ),
+    ):
+        hm.export(tmp_path / "out", to=tmp_path / f"{part}.jsonl", **asked_for)
+        rows = [json.loads(line) for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
+        assert {r["prompt"].split()[-1] for r in rows} <= rest
     (tmp_path / "judged.jsonl").write_text("\n".join(json.dumps({"prompt": t}) for t in _judged(tmp_path / "p.jsonl")))
     alone = judge_models(
         [models / "teacher"], truth=models / "hidden", prompts=tmp_path / "judged.jsonl", chat=False,

@@ -300,9 +300,11 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
         )
     from hydrometer.models.causal_lm.data.trl_rows import chat_prompts, text_rows
     from hydrometer.models.causal_lm.inference.opened import vocabulary_hash
-    from hydrometer.models.causal_lm.opening import open_tokenizer
+    from hydrometer.models.causal_lm.opening import judged_prompts, open_tokenizer
 
     tokenizer, prompts, stop_ids = open_tokenizer(spec)
+    if picked.rows.purpose == "judge":
+        prompts = judged_prompts(spec.truth) or prompts
     if form.is_chat:
         chat_prompts(prompts)  # refuses others before rows are read
     x = ArtifactLoader(opened.store).rows(picked.chain.context, picked.rows)
