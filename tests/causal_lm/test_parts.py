@@ -39,6 +39,8 @@ def lines(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") ->
         ({"conversations": [{"from": "human", "value": "do it"}, {"from": "gpt", "value": "a"}]}, TURN, "a",
          "conversations are messages, human the user and gpt the assistant"),
         ({"messages": [{"role": "user", "content": "do it"}, {"role": "assistant", "content": "a"}]}, TURN, "a", None),
+        ({"messages": [{"role": "user", "content": "do it"}, {"role": "assistant", "content": "a"}], "output": "b"},
+         TURN, "a", None),
     ],
 )  # fmt: skip
 def test_columns_as_people_name_them(
@@ -56,6 +58,10 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
     file = lines(tmp_path, [{"ask": "do it", "reply": "a", "prompt": "not this"}])
     named = File(file=file, columns={"prompt": "ask", "completion": "reply"})
     assert [(r.turns, r.answer) for r in read_answers(named)] == [(TURN, "a")]
+    rows = [{"ask": "do it", "question": "not this", "reply": "a"}]
+    named = File(file=lines(tmp_path, rows), columns={"prompt": "ask", "completion": "reply"})
+    assert said_columns(read_answers(named)) is None  # the user said it
+    file = lines(tmp_path, [{"ask": "do it", "reply": "a", "prompt": "not this"}])
     with pytest.raises(DataError, match=r"no column replies; got \['ask', 'prompt', 'reply'\]"):
         read_answers(File(file=file, columns={"prompt": "ask", "completion": "replies"}))
     with pytest.raises(DataError, match="conversations of somebody unknown; got 'robot'"):

@@ -110,6 +110,21 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert len(trained.answers) + len(judged.answers) == len(held_out)
 
 
+def test_columns_of_other_names_are_said(tmp_path: Path, models: Path, texts: Path) -> None:
+    rows = [json.loads(line) for line in texts.read_text().splitlines()]
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(json.dumps({"question": r["prompt"], "response": r["completion"]}) for r in rows))
+    said = "the prompt is the question, the answer the response"
+    teacher = {"source": str(models / "teacher")}
+    for file, wanted in ((other, said), (texts, None)):
+        path = spec_of(tmp_path, {"text": {"file": str(file), "chat": False}}, teacher=teacher)
+        found = {f.code: f.what for f in hm.doctor(path).findings}
+        assert found.get("columns") == wanted
+        judged = judge_models([models / "teacher"], truth_text=file, chat=False, out=tmp_path / f"{file.stem}.out")
+        notes = judged.results["summary"]["chains"]["judge"]["judged"]["notes"]
+        assert (f"{file}: {said}" in notes) is (wanted is not None)
+
+
 def test_texts_longer_than_what_is_drawn(tmp_path: Path, models: Path, texts: Path) -> None:
     """They are cut where drawn answers are, and the doctor says so; nothing of them is drawn anew for advice."""
     truth = {"text": {"file": str(texts), "chat": False}, "max_new_tokens": 2}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.statistics.controls import Controls
 from hydrometer.core.statistics.estimate import Estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Clusters, PromptsAre, Strata
@@ -39,6 +40,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SCORES_FILE, COLUMNS_FILE, EXHIBIT_FILE = "scores.npz", "columns.npz", "exhibit.json"
+_SHOWN = 16  # texts of an exhibit
 
 
 def score_texts(node: ScoreTextsNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
@@ -97,9 +99,6 @@ def judge_given(node: JudgeGivenNode, bench: ArtifactLoader, folder: Path) -> di
     return {"rows": node.law_rows.n}
 
 
-_SHOWN = 16
-
-
 def _against_truth(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
     out = _Found()
     own = _drawn(node, bench)
@@ -150,8 +149,7 @@ def _columns_by_ids(s: Scores) -> dict[str, Column]:
 def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
     """Recall on held-out text, in canonical tokenisation; with a reference, a model's own draws under it."""
     out = _Found()
-    labels = given_models(node.context.family).held_out_strata(node.context.spec)
-    strata = labels if labels is None or node.prompts_are == "fixed" else Clusters(labels)
+    strata = _held_out_strata(node)
     on_text = _load_texts(bench, node.texts.truth_rows_own)
     recall = Column(on_text.log_prob, None, "nats", strata, shared=True, canonical=True)
     out.add({"recall": recall, "recall_per_byte": _per_byte(on_text, strata, shared=True)})
@@ -216,6 +214,10 @@ def _outline(node: JudgeGivenNode, bench: ArtifactLoader, rows: Rows) -> Outline
     return Outline(found.log_prob, found.lengths, _strata_of(found.strata, node.prompts_are))
 
 
+def _held_out_strata(node: JudgeGivenNode) -> Strata | None:
+    return _strata_of(given_models(node.context.family).held_out_strata(node.context.spec), node.prompts_are)
+
+
 def _strata_of(strata: Strata | None, prompts_are: PromptsAre) -> Strata | None:
     labels = strata.labels if isinstance(strata, Clusters) else strata
     return labels if labels is None or prompts_are == "fixed" else Clusters(labels)
@@ -272,16 +274,13 @@ COMPARED = {
 
 def load_exhibit(folder: Path) -> dict[str, object] | None:
     """Return a judged model's exhibit; None where nothing was drawn."""
-    from hydrometer.core.io.yaml_io import artifact_json
-
     path = folder / EXHIBIT_FILE
     return artifact_json(path, dict) if path.is_file() else None
 
 
 def text_rows_of(node: JudgeGivenNode, folder: Path) -> TruthRows:
     """Return the held-out texts that a cell was judged on, as the rows of a truth that scores nothing."""
-    labels = given_models(node.context.family).held_out_strata(node.context.spec)
-    strata = labels if labels is None or node.prompts_are == "fixed" else Clusters(labels)
+    strata = _held_out_strata(node)
     with open_arrays(folder / "rows.npz") as archive:
         tokens: Floats = archive["tokens"]
     return TruthRows(np.zeros(tokens.size), tokens, strata, tokens.size)

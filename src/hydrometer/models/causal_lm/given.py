@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from hydrometer.models.causal_lm.data.parts import Part
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.family import CausalLMFamily
 from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.libraries import numerics
 from hydrometer.models.causal_lm.opening import outline_of
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
 from hydrometer.models.causal_lm.texts_and_given import as_law, as_sequences
@@ -120,16 +120,8 @@ class GivenModelsFamily(CausalLMFamily):
 
     def numerics(self, chain: ChainSpec) -> Mapping[str, object]:
         """Versions, threads, processor class, device and dtype."""
-        import torch
-
         c = _judged(chain)
-        return {
-            **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers", "numba")},
-            "threads": c.threads,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "device": c.device,
-            "dtype": c.dtype,
-        }
+        return {**numerics(c.threads, c.device), "dtype": c.dtype}
 
     def prepare(self, chain: ChainSpec) -> None:
         """Set torch's threads to the chain's."""

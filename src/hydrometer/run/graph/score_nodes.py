@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from hydrometer.core.spec import Selectivity
@@ -10,7 +10,9 @@ from hydrometer.run.graph.stage_graph import ChainNodes
 from hydrometer.stages.given_nodes import ScoreTextsNode
 from hydrometer.stages.nodes import LawRef, Rows, ScoreNode
 
-__all__ = ["plan_scores", "plan_side", "plan_texts"]
+__all__ = ["plan_scores", "plan_side", "plan_texts", "text_blocks"]
+
+_TEXTS = 128  # of a block
 
 
 def plan_scores(
@@ -71,6 +73,12 @@ def plan_side(
         node = ScoreNode(key, planner.context, law, decoding, truth, side, block, i * size, n, own, inputs=inputs)
         keys.append(planner.add(node))
     return tuple(keys)
+
+
+def text_blocks(texts: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the length of every block of held-out texts."""
+    for start in range(0, texts, _TEXTS):
+        yield start, min(_TEXTS, texts - start)
 
 
 def plan_texts(

@@ -8,15 +8,13 @@ from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.capabilities import GivenModels, TextTruth, TextTruths
-from hydrometer.run.graph.score_nodes import plan_side, plan_texts
+from hydrometer.run.graph.score_nodes import plan_side, plan_texts, text_blocks
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
 from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, TextNode, no_rows
 from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
 from hydrometer.store.artifacts import content_key
 
 __all__ = ["TextNodes"]
-
-_BLOCK = 128
 
 
 class TextNodes(ChainNodes):
@@ -71,10 +69,7 @@ class TextNodes(ChainNodes):
         if texts is None:
             raise TypeError("the truth is no text")
         named = {"truth": self.truth.key, "texts": texts.judged}
-        blocks = [
-            (start, min(_BLOCK, texts.evaluate - start), {**named, "start": start})
-            for start in range(0, texts.evaluate, _BLOCK)
-        ]
+        blocks = [(start, n, {**named, "start": start}) for start, n in text_blocks(texts.evaluate)]
         on_text = plan_texts(self, law, decoding, blocks)
         of_own = plan_side(self, law, decoding, "law", own, against=self.anchor)
         parts: dict[str, object] = {

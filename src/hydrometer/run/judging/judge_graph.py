@@ -8,9 +8,9 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.given import GIVEN, GivenModel
 from hydrometer.models.finite_selectivity import canonical
-from hydrometer.run.graph.score_nodes import plan_side, plan_texts
+from hydrometer.run.graph.score_nodes import plan_side, plan_texts, text_blocks
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
-from hydrometer.run.judging.question import BLOCK_ROWS, Question
+from hydrometer.run.judging.question import Question
 from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, no_rows
 from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
@@ -160,11 +160,8 @@ class _JudgePlanner(ChainNodes):
             texts = chain.held_out
             if texts is None:
                 raise ValueError("there are no held-out texts")
-            n, size = len(texts.answers), BLOCK_ROWS
-            named = [
-                (start, min(size, n - start), {"texts": content_key(texts.texts(start, min(size, n - start)))})
-                for start in range(0, n, size)
-            ]
+            blocks = text_blocks(len(texts.answers))
+            named = [(start, n, {"texts": content_key(texts.texts(start, n))}) for start, n in blocks]
             return plan_texts(self, law, decoding, named)
         # Prompts of equal ids may be of different text, behind which answers are decoded and encoded.
         behind = [self.models[ref.role].prompts.written for ref in (law, rows.law)]

@@ -13,7 +13,7 @@ from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.data.law_file import LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, part_of
 from hydrometer.models.causal_lm.data.prompts import Prompts, Turns, conversations_digest
-from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions
+from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions, said_columns
 from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.pretrained.existing import Existing, find_model
@@ -22,11 +22,11 @@ from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import RunFolder
 
-__all__ = ["BLOCK_ROWS", "Question", "pose"]
+__all__ = ["Question", "pose"]
 
 DEFAULT_ROWS = 256
 DEFAULT_TOKENS = 64
-BLOCK_ROWS = 128
+_BLOCK_ROWS = 128
 MAX_DRAWN = 10_000_000
 
 
@@ -122,7 +122,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
         models=given,
         held_out=None if answered is None else part_of(answered),
         rows=rows,
-        block_rows=min(BLOCK_ROWS, rows),
+        block_rows=min(_BLOCK_ROWS, rows),
         threads=threads(),
         dtype=settings.dtype,
         device=settings.device,
@@ -136,7 +136,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
         tuple(settings.settings),
         chat,
         settings.seed,
-        (*_notes(models, labels, stops, own), *odd),
+        (*_columns(settings, asked), *_notes(models, labels, stops, own), *odd),
         rendered,
     )
 
@@ -271,6 +271,12 @@ def _odd_prompts(models: list[Existing], given: tuple[GivenModel, ...], chat: bo
             found = examine_prompts(g.prompts, m.tokenizer, g.stop_ids)
             out += [f"prompts of {g.label}{template}: {f.what}: {f.why}" for f in found]
     return out
+
+
+def _columns(settings: JudgeSettings, rows: list[Answered] | None) -> tuple[str, ...]:
+    """How the columns of a file were read, where they have other names than a prompt and its answer."""
+    said = None if rows is None else said_columns(rows)
+    return () if said is None else (f"{settings.truth_text or settings.prompts}: {said}",)
 
 
 def _notes(

@@ -28,7 +28,7 @@ from hydrometer.models.causal_lm.data.prompts import (
     prompts_written,
     read_prompts,
 )
-from hydrometer.models.causal_lm.data.text_dataset import Answered, Shape, read_answers
+from hydrometer.models.causal_lm.data.text_dataset import Answered, Shape, read_answers, read_questions, said_columns
 from hydrometer.models.causal_lm.truth_spec import File, PromptsFile, TextFile, Truth
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ class Part:
     answers : (N,) texts; empty where a file holds prompts alone.
     prompt_index : (N,) the prompt that each text answers.
     shape : of the file's rows.
+    columns : how the file's columns were read, in a line; None where they are a prompt's and an answer's own.
     """
 
     asked: tuple[tuple[str, Turns], ...]
     answers: tuple[str, ...]
     prompt_index: NDArray[np.int64]
     shape: Shape
+    columns: str | None = None
 
     def texts(self, start: int, n: int) -> Mapping[str, object]:
         """Return the content of a block of texts."""
@@ -131,14 +133,14 @@ def _parts(source: PromptsFile | TextFile) -> tuple[Part, Part | None]:
 def _read(file: File, answered: bool) -> list[Answered]:
     if answered:
         return read_answers(file)
-    return [Answered(turns, "prompt", None, where) for where, turns in conversations(file)]
+    return [replace(r, shape="prompt") for r in read_questions(file, mixed=True)]
 
 
 def part_of(rows: Sequence[Answered]) -> Part:
     """Return rows of a file as prompts and texts. Every row its own prompt where a file holds prompts alone."""
-    shape = rows[0].shape
+    shape, columns = rows[0].shape, said_columns(rows)
     if rows[0].answer is None:
-        return Part(tuple((r.where, r.turns) for r in rows), (), np.zeros(0, np.int64), shape)
+        return Part(tuple((r.where, r.turns) for r in rows), (), np.zeros(0, np.int64), shape, columns)
     first: dict[Turns, int] = {}
     asked: list[tuple[str, Turns]] = []
     index: list[int] = []
@@ -147,7 +149,7 @@ def part_of(rows: Sequence[Answered]) -> Part:
             first[r.turns] = len(asked)
             asked.append((r.where, r.turns))
         index.append(first[r.turns])
-    return Part(tuple(asked), tuple(r.answer or "" for r in rows), np.array(index, np.int64), shape)
+    return Part(tuple(asked), tuple(r.answer or "" for r in rows), np.array(index, np.int64), shape, columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ Other columns are ignored. Needs neither torch nor transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -143,24 +143,23 @@ def _answered(row: dict[str, Any], where: str) -> Answered:
     raise DataError(f"{where}: no column messages, prompt or text", got=_seen(row), fix=_FIX_ANSWERS)
 
 
-def said_columns(rows: list[Answered]) -> str | None:
+def said_columns(rows: Sequence[Answered]) -> str | None:
     """Say in one line how columns were read; None where they are messages, prompt, completion, answer or text."""
     seen = rows[0].columns
-    asked = next(
-        (c for c in ("messages", "conversations", "prompt", "instruction", "question", "text") if c in seen), ""
-    )
-    replied = next((c for c in _ANSWERS if c in seen), None) if rows[0].answer is not None else None
-    if asked in ("messages", "prompt", "text") and replied in (None, "completion", "answer"):
+    asked = next((c for c in ("messages", "conversations", "prompt", "instruction", "question") if c in seen), None)
+    if asked is None or asked == "messages":
         return None
-    prompt = {
-        "conversations": "conversations are messages, human the user and gpt the assistant",
-        "instruction": "the prompt is the instruction" + (" with the input below it" if "input" in seen else ""),
-    }.get(asked, f"the prompt is the {asked}")
-    return prompt + ("" if replied is None or asked == "conversations" else f", the answer the {replied}")
+    if asked == "conversations":
+        return "conversations are messages, human the user and gpt the assistant"
+    replied = next((c for c in _ANSWERS if c in seen), None) if rows[0].answer is not None else None
+    if asked == "prompt" and replied in (None, "completion", "answer"):
+        return None
+    below = " with the input below it" if asked == "instruction" and "input" in seen else ""
+    return f"the prompt is the {asked}{below}" + ("" if replied is None else f", the answer the {replied}")
 
 
 def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
-    """Yield where a row is, its columns under the names that are read, and the names that it has."""
+    """Yield where a row is, its columns under the four names that are used, and the names that were read."""
     renamed = {str(k): v for k, v in source.columns.items()} if isinstance(source, File) else {}
     theirs = {own: mine for mine, own in renamed.items()}
     for where, row in rows_of(source, (*theirs, *_COLUMNS)):
@@ -168,7 +167,7 @@ def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple
             raise DataError(f"{where}: no column {lacking}", got=_seen(row), fix="name columns that the rows have")
         rest = {k: v for k, v in row.items() if k not in theirs and k not in renamed}
         named = rest | {mine: row[own] for own, mine in theirs.items()}
-        yield where, _canonical(named, where), tuple(row)
+        yield where, _canonical(named, where), tuple(named)
 
 
 def _canonical(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.cost.memory import count_parameters
+from hydrometer.models.causal_lm.data.parts import parts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_differ
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
@@ -26,6 +27,7 @@ from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
 from hydrometer.models.causal_lm.text_truth import training_texts
+from hydrometer.models.causal_lm.truth_spec import TextFile
 
 __all__ = ["Subject", "examine"]
 
@@ -81,6 +83,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
         *_weights(subject),
         *_rows_per_prompt(subject),
         *_texts(subject),
+        *_columns(subject),
     ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
@@ -103,6 +106,17 @@ def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
             "take another truth" + ("" if limit is None else f", or keep prompt and answer within {limit} tokens"),
         )
     ]
+
+
+def _columns(s: Subject) -> list[Finding]:
+    """Say how a file's columns were read, where they have other names than a prompt and its answer."""
+    source = s.chain.truth.text or s.chain.truth.prompts
+    said = parts_of(source)[0].columns if isinstance(source, PromptsFile | TextFile) else None
+    if said is None:
+        return []
+    why = "models are asked, and texts are taken, by this reading alone"
+    fix = "nothing if that is meant; else name them: columns: {prompt: ..., completion: ...}"
+    return [note("columns", said, why, fix)]
 
 
 def _vocabularies(s: Subject) -> list[Finding]:
