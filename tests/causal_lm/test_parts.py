@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("torch")
 
 from hydrometer.core.errors import DataError, SpecError
-from hydrometer.models.causal_lm.data.parts import Kept, parts_of, prompts_of
+from hydrometer.models.causal_lm.data import parts
+from hydrometer.models.causal_lm.data.parts import Kept, parts_of, prompts_of, source_digest
+from hydrometer.models.causal_lm.data.prompts import encode_prompts
 from hydrometer.models.causal_lm.data.text_dataset import read_answers, read_questions, said_columns
 from hydrometer.models.causal_lm.truth_spec import File, PromptsFile, TextFile, Truth
 from tiny import make_tokenizer
@@ -140,9 +142,33 @@ def test_prompts_of_both_parts_are_kept(tmp_path: Path) -> None:
     assert judged is not None
     assert (len(trained.ids), len(judged.ids)) == (7, 3)
     assert (trained.are, judged.are) == ("fixed", "sample")  # what nobody was trained on stands for others
-    from hydrometer.models.causal_lm.data.parts import source_digest
-
     kept = Kept.from_json(json.loads(json.dumps(Kept(source_digest(truth), trained, judged).to_json())))
     assert prompts_of(truth.with_kept(kept), make_tokenizer(64)) == (trained, judged)
     alone = Truth(source="m", prompts=PromptsFile(file=file))
     assert prompts_of(alone, tokenizer)[1] is None
+
+
+@pytest.mark.parametrize("evaluate", [None, 0.3])
+def test_a_file_is_read_and_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: float | None
+) -> None:
+    """However often a truth is opened; a file that is written anew is read anew."""
+    rendered: list[int] = []
+
+    def counted(rows: Any, *args: Any, **fields: Any) -> Any:
+        rendered.append(len(rows))
+        return encode_prompts(rows, *args, **fields)
+
+    monkeypatch.setattr(parts, "encode_prompts", counted)
+    tokenizer, expected = make_tokenizer(64), [10] if evaluate is None else [3, 7]
+    file = lines(tmp_path, [{"prompt": f"w{3 + i}"} for i in range(10)])
+    truth = Truth(source="m", prompts=PromptsFile(file=file, evaluate=evaluate))
+    first = prompts_of(truth, tokenizer)
+    kept = truth.with_kept(Kept(source_digest(truth), *first))
+    for again in (truth, kept, truth.model_copy()):
+        assert prompts_of(again, tokenizer) == first
+    assert sorted(rendered) == expected
+    assert prompts_of(truth, make_tokenizer(64)) == first
+    assert sorted(rendered) == sorted(2 * expected)  # another tokenizer renders by itself
+    lines(tmp_path, [{"prompt": f"w{20 + i}"} for i in range(10)])
+    assert prompts_of(kept, tokenizer)[0].texts[0] in {f"w{20 + i}" for i in range(10)}

@@ -15,11 +15,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers  # noq
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from hydrometer.core.errors import StageError  # noqa: E402
+from hydrometer.models.causal_lm.data.parts import encoded, part_of  # noqa: E402
 from hydrometer.models.causal_lm.data.prompts import Prompts  # noqa: E402
 from hydrometer.models.causal_lm.data.text_dataset import Answered  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.inference.retokenize import Texts, asked, canonical, texts_of  # noqa: E402
+from hydrometer.models.causal_lm.inference.retokenize import Texts, canonical, texts_of  # noqa: E402
 from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
@@ -146,8 +147,7 @@ def test_a_text_longer_than_the_model_and_a_model_without_a_stop(law: CausalLaw)
 
 def test_another_tokenizers_prompts_are_its_own() -> None:
     row = Answered((("user", "ab"),), "text", None, "here")
-    one, two = (asked([row], t, chat=False, are="sample") for t in (pieces(), make_tokenizer(64)))
+    one, two = (encoded(part_of([row]), t, False) for t in (pieces(), make_tokenizer(64)))
     assert (one.ids, two.ids) == (((5,),), ((2,),))
-    assert one.are == "sample"
     document = Answered((), "text", "ab", "here")
-    assert asked([document, document], pieces(), chat=False, are="sample").ids == ((0,),)
+    assert encoded(part_of([document, document]), pieces(), False).ids == ((0,),)

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 import hydrometer as hm  # noqa: E402
 from chains import lm_spec, without_timings, write_spec  # noqa: E402
 from hydrometer.core.errors import FolderError, InputError  # noqa: E402
+from hydrometer.models.causal_lm.data import parts  # noqa: E402
 from hydrometer.models.causal_lm.data import prompts as prompts_module  # noqa: E402
 from hydrometer.models.causal_lm.data.templates import render_chat  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
@@ -30,9 +31,10 @@ Day = Callable[[int], None]
 
 @pytest.fixture
 def day(monkeypatch: pytest.MonkeyPatch) -> Day:
-    """Set the day of the month that templates see."""
+    """Set the day of the month that templates see, in what stands for another process: one renders once."""
 
     def set_to(number: int) -> None:
+        parts._read_already.clear()
         at = f"2026-07-{number:02}T12:00:00"
         monkeypatch.setattr(prompts_module, "render_chat", lambda *a, **k: render_chat(*a, **({"at": at} | k)))
 

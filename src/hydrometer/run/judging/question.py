@@ -11,8 +11,8 @@ from hydrometer.core.errors import DataError, InputError, LawMismatchError, Mode
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.causal_lm.data.law_file import LawFile
-from hydrometer.models.causal_lm.data.parts import Kept, part_of
-from hydrometer.models.causal_lm.data.prompts import Prompts, Turns, conversations_digest
+from hydrometer.models.causal_lm.data.parts import Kept, Part, encoded, is_templated, part_of
+from hydrometer.models.causal_lm.data.prompts import Prompts, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions, said_columns
 from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
@@ -81,19 +81,19 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     asked = answered
     if asked is None and settings.prompts is not None:
         asked = read_questions(Path(settings.prompts))
-    distinct = [] if asked is None else asked if answered is None else _distinct(asked)
-    if asked is not None:  # what the files alone say, before a model is opened
-        _what_prompts_are(settings.prompts_are, len(distinct))
-        _rows(settings, len(distinct))
-        _refuse_turns(settings, distinct)
+    part = None if asked is None else part_of(asked)
+    if part is not None:  # what the files alone say, before a model is opened
+        _what_prompts_are(settings.prompts_are, len(part.asked))
+        _rows(settings, len(part.asked))
+        _refuse_turns(settings, part)
     for source in settings.students if named is None else (named, *settings.students):
         locate(source, base=settings.base)
     anchor = None if named is None else find_model(named, settings.base)
     students = [find_model(s, settings.base) for s in settings.students]
     models = students if anchor is None else [anchor, *students]
     own = _brought(students, models) if asked is None else None
-    chat = _chat(settings.chat, asked, models[0])
-    prompts, stops, rendered = _prompts(models, distinct, chat, own, folder)
+    chat = _chat(settings.chat, part, models[0])
+    prompts, stops, rendered = _prompts(models, part, chat, own, folder)
     first = prompts[models[0].vocabulary]
     are = _what_prompts_are(settings.prompts_are, len(first.ids))
     is_drawn = answered is None or anchor is not None
@@ -120,7 +120,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     odd = () if own is not None else _odd_prompts(models, given, chat)
     chain = JudgedModels(
         models=given,
-        held_out=None if answered is None else part_of(answered),
+        held_out=None if answered is None else part,
         rows=rows,
         block_rows=min(_BLOCK_ROWS, rows),
         threads=threads(),
@@ -156,31 +156,17 @@ def _brought(students: list[Existing], models: list[Existing]) -> LawFile | None
     return first
 
 
-def _distinct(rows: list[Answered]) -> list[Answered]:
-    """Rows of distinct prompts."""
-    first: dict[Turns, Answered] = {}
-    for r in rows:
-        first.setdefault(r.turns, r)
-    return list(first.values())
-
-
-def _chat(asked: bool | None, rows: list[Answered] | None, first: Existing) -> bool:
-    if rows is None or not rows[0].turns:
-        if asked:
-            raise InputError("the chat template needs prompts", fix="give --prompts, or leave --chat out")
-        return False
-    if asked is not None:
-        return asked
-    shape = rows[0].shape
-    return shape == "messages" or (shape == "prompt" and first.has_template)
+def _chat(asked: bool | None, part: Part | None, first: Existing) -> bool:
+    if asked and (part is None or not part.asked[0][1]):
+        raise InputError("the chat template needs prompts", fix="give --prompts, or leave --chat out")
+    return part is not None and is_templated(part, asked, has_template=first.has_template)
 
 
 def _prompts(
-    models: list[Existing], rows: list[Answered], chat: bool, own: LawFile | None, folder: RunFolder
+    models: list[Existing], part: Part | None, chat: bool, own: LawFile | None, folder: RunFolder
 ) -> tuple[dict[str, Prompts], dict[str, tuple[int, ...]], dict[str, Mapping[str, object]]]:
     """Prompts and stop set of every vocabulary, made by the first model that has it; and what the folder is to keep."""
     from hydrometer.models.causal_lm.data.prompts import read_prompts
-    from hydrometer.models.causal_lm.inference.retokenize import asked
 
     prompts: dict[str, Prompts] = {}
     stops: dict[str, tuple[int, ...]] = {}
@@ -194,15 +180,15 @@ def _prompts(
         if chat and not m.has_template:
             raise ModelError("the tokenizer has no chat template", got=m.source, fix="use --no-chat")
         stops[m.vocabulary] = m.stop_ids
-        if rows and chat:
-            source = conversations_digest([r.turns for r in rows], chat=chat)
+        if part is not None and chat:
+            source = conversations_digest([turns for _, turns in part.asked], chat=chat)
             name = content_key({"model": dict(m.resolved.identity), "source": source})
             kept = kept_prompts(folder, name, Kept.from_json)
             if kept is None:
-                kept = Kept(source, asked(rows, m.tokenizer, chat=chat, are="fixed"))
+                kept = Kept(source, encoded(part, m.tokenizer, chat))
             prompts[m.vocabulary], rendered[name] = kept.prompts, kept.to_json()
-        elif rows:
-            prompts[m.vocabulary] = asked(rows, m.tokenizer, chat=chat, are="fixed")
+        elif part is not None:
+            prompts[m.vocabulary] = encoded(part, m.tokenizer, chat)
         else:
             prompts[m.vocabulary] = read_prompts(None, m.tokenizer)
     return prompts, stops, rendered
@@ -219,11 +205,11 @@ def _rows(settings: JudgeSettings, n_prompts: int) -> int:
     return rows
 
 
-def _refuse_turns(settings: JudgeSettings, rows: list[Answered]) -> None:
-    if settings.chat and not rows[0].turns:
+def _refuse_turns(settings: JudgeSettings, part: Part) -> None:
+    if settings.chat and not part.asked[0][1]:
         raise InputError("the chat template needs prompts", fix="leave --chat out: the text is whole documents")
-    if settings.chat is False and (several := next((r for r in rows if len(r.turns) > 1), None)) is not None:
-        raise DataError(f"{several.where}: messages need the chat template", fix="leave --no-chat out")
+    if settings.chat is False and (several := next((where for where, t in part.asked if len(t) > 1), None)) is not None:
+        raise DataError(f"{several}: messages need the chat template", fix="leave --no-chat out")
 
 
 def _what_prompts_are(asked: PromptsAre | None, n: int) -> PromptsAre:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import DataError, ModelError
 from hydrometer.core.rng import Stream
+from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.prompts import (
     Prompts,
     Turns,
     checked,
-    conversations,
     conversations_digest,
     encode_prompts,
     prompts_written,
@@ -34,12 +35,12 @@ from hydrometer.models.causal_lm.truth_spec import File, PromptsFile, TextFile, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Kept", "Part", "part_of", "parts_of", "prompts_of", "source_digest"]
+__all__ = ["Kept", "Part", "encoded", "is_templated", "part_of", "parts_of", "prompts_of", "source_digest"]
 
 _STREAM = Stream(0, ("prompts", "evaluate"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Prompts, and the texts that answer them where there are texts.
 
@@ -63,12 +64,20 @@ class Part:
         rows = slice(start, start + n)
         return {"texts": list(self.answers[rows]), "prompts": self.prompt_index[rows].tolist()}
 
+    def some(self, prompts: Sequence[int], texts: Sequence[int]) -> Part:
+        """Return some of its prompts, and those of some of its texts that answer them."""
+        place = {p: i for i, p in enumerate(prompts)}
+        kept = [i for i in texts if int(self.prompt_index[i]) in place]
+        index = np.array([place[int(self.prompt_index[i])] for i in kept], np.int64)
+        asked, answers = tuple(self.asked[p] for p in prompts), tuple(self.answers[i] for i in kept)
+        return replace(self, asked=asked, answers=answers, prompt_index=index)
+
     @property
     def strata(self) -> NDArray[np.int64] | None:
         """Which prompt each text answers, (N,); None where all follow one."""
         return None if len(self.asked) == 1 else self.prompt_index
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of the content."""
         parts = [[turns for _, turns in self.asked], self.answers, self.prompt_index.tolist()]
@@ -82,17 +91,46 @@ def parts_of(source: PromptsFile | TextFile) -> tuple[Part, Part | None]:
     ------
     DataError : a file that cannot be read, a prompt in both parts, or too few prompts to split.
     """
+    return _read_of(source).parts
+
+
+class _Read:
+    """A file as it was read once, and what is made of it: its digest, and its prompts as tokenizers rendered them."""
+
+    def __init__(self, source: PromptsFile | TextFile) -> None:
+        self.source, self.parts = source, _parts(source)
+        self._rendered: dict[int, tuple[object, tuple[Prompts, Prompts | None]]] = {}
+
+    @cached_property
+    def digest(self) -> str:
+        chat, (mine, theirs) = self.source.chat, self.parts
+        if isinstance(self.source, PromptsFile) and theirs is None:
+            return conversations_digest([turns for _, turns in mine.asked], chat=self.source.chat)
+        digests = [None if p is None else p.digest for p in (mine, theirs)]
+        return hashlib.sha256(json.dumps([chat, digests]).encode()).hexdigest()
+
+    def rendered(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Prompts | None]:
+        """Return the prompts of both parts, as a tokenizer renders them the first time that it is asked."""
+        if id(tokenizer) not in self._rendered:
+            chat, (mine, theirs) = self.source.chat, self.parts
+            doing(f"rendering the prompts of {self.source.called}")
+            other = None if theirs is None else encoded(theirs, tokenizer, chat)
+            self._rendered[id(tokenizer)] = tokenizer, (encoded(mine, tokenizer, chat), other)
+        return self._rendered[id(tokenizer)][1]
+
+
+_FILES_KEPT = 8
+_read_already: dict[tuple[object, ...], _Read] = {}
+
+
+def _read_of(source: PromptsFile | TextFile) -> _Read:
     other = source.evaluate if isinstance(source.evaluate, File) else None
     slot = repr(source), _state_of(source), None if other is None else _state_of(other)
     if slot not in _read_already:
         if len(_read_already) >= _FILES_KEPT:
             _read_already.clear()
-        _read_already[slot] = _parts(source)
+        _read_already[slot] = _Read(source)
     return _read_already[slot]
-
-
-_FILES_KEPT = 8
-_read_already: dict[tuple[object, ...], tuple[Part, Part | None]] = {}
 
 
 def _state_of(file: File) -> tuple[object, ...]:
@@ -208,22 +246,35 @@ def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt
     if kept is None or kept.source != source_digest(truth):
         if not isinstance(source, PromptsFile | TextFile):
             return read_prompts(source, tokenizer), None
-        if isinstance(source, PromptsFile) and source.evaluate is None:
-            return read_prompts(source, tokenizer), None
-        chat = source.chat
-        mine, theirs = (None if p is None else _encoded(p, tokenizer, chat) for p in parts_of(source))
-        kept = Kept("", cast("Prompts", mine), theirs)
+        kept = Kept("", *_read_of(source).rendered(tokenizer))
     if kept.evaluate is None:
         return checked(replace(kept.prompts, are=are), source), None
     return kept.prompts, checked(replace(kept.evaluate, are=are), source)
 
 
-def _encoded(part: Part, tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> Prompts:
+def is_templated(part: Part, chat: bool | None, *, has_template: bool) -> bool:
+    """Whether prompts go through the chat template: as asked; else messages do, and prompts where there is one.
+
+    Parameters
+    ----------
+    chat : what is asked for, None for nothing.
+    """
+    if not part.asked[0][1]:  # whole documents follow no prompt
+        return False
+    return part.shape == "messages" or (part.shape == "prompt" and has_template) if chat is None else chat
+
+
+def encoded(part: Part, tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> Prompts:
+    """Turn a part's prompts into a tokenizer's ids; whole documents follow the begin-of-sequence token, all one prompt.
+
+    Raises
+    ------
+    DataError, ModelError : as `read_prompts`.
+    """
     if not part.asked[0][1]:
-        return read_prompts(None, tokenizer)  # whole documents
+        return read_prompts(None, tokenizer)
     template = bool(tokenizer.chat_template)
-    if chat is None:
-        chat = part.shape == "messages" or (part.shape == "prompt" and template)
+    chat = is_templated(part, chat, has_template=template)
     if chat and not template:
         raise ModelError("the tokenizer has no chat template", fix="set chat: false, or use an instruct model")
     return encode_prompts(part.asked, tokenizer, chat=chat, are="fixed")
@@ -231,13 +282,7 @@ def _encoded(part: Part, tokenizer: PreTrainedTokenizerBase, chat: bool | None) 
 
 def source_digest(truth: Truth) -> str:
     """Return the hash of what prompts are rendered from. Raises DataError where a file cannot be read."""
-    if truth.text is not None:
-        digests = [None if p is None else p.digest for p in parts_of(truth.text)]
-        return hashlib.sha256(json.dumps([truth.text.chat, digests]).encode()).hexdigest()
-    prompts = truth.prompts
-    if not isinstance(prompts, PromptsFile):
-        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    if prompts.evaluate is None:
-        return conversations_digest([turns for _, turns in conversations(prompts)], chat=prompts.chat)
-    digests = [None if p is None else p.digest for p in parts_of(prompts)]
-    return hashlib.sha256(json.dumps([prompts.chat, digests]).encode()).hexdigest()
+    source = truth.text or truth.prompts
+    if isinstance(source, PromptsFile | TextFile):
+        return _read_of(source).digest
+    return hashlib.sha256(json.dumps(source).encode()).hexdigest()

@@ -142,7 +142,7 @@ def encode_prompts(
     for where, turns in rows:
         said = [content for _, content in turns]
         if not chat and len(said) > 1:
-            raise DataError(f"{where}: messages need the chat template", fix="set chat: true")
+            raise DataError(f"{where}: messages need the chat template", fix="set chat: true, or give --chat")
         with as_data_error(f"{where}: the tokenizer refuses it", turns):
             text = render_chat(tokenizer, turns, where, opened=True) if chat else said[0]
             # The template writes the special tokens itself.

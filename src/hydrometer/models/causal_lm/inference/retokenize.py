@@ -14,18 +14,15 @@ Shapes: N texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.errors import DataError, StageError
-from hydrometer.core.statistics.sampling_design import PromptsAre
+from hydrometer.core.errors import StageError
 from hydrometer.models.causal_lm.data.answer_text import UNREADABLE, prompt_ends
-from hydrometer.models.causal_lm.data.prompts import Prompts, encode_prompts, read_prompts
-from hydrometer.models.causal_lm.data.text_dataset import Answered
+from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.rows.sequences import Sequences
@@ -33,7 +30,7 @@ from hydrometer.models.rows.sequences import Sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Canonical", "Texts", "asked", "canonical", "texts_of"]
+__all__ = ["Canonical", "Texts", "canonical", "texts_of"]
 
 Floats = NDArray[np.float64]
 
@@ -85,20 +82,6 @@ class Canonical:
     log_prob: Floats
     round_trip: Floats
     spans: Floats
-
-
-def asked(rows: Sequence[Answered], tokenizer: PreTrainedTokenizerBase, *, chat: bool, are: PromptsAre) -> Prompts:
-    """Turn prompts into a tokenizer's ids; whole documents follow the begin-of-sequence token, all one prompt.
-
-    Raises
-    ------
-    DataError, ModelError : as `read_prompts`.
-    """
-    if not rows[0].turns:
-        return read_prompts(None, tokenizer)
-    if not chat and (several := next((r for r in rows if len(r.turns) > 1), None)) is not None:
-        raise DataError(f"{several.where}: messages need the chat template", fix="give --chat")
-    return encode_prompts([(r.where, r.turns) for r in rows], tokenizer, chat=chat, are=are)
 
 
 def texts_of(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Texts:
