@@ -12,7 +12,15 @@ from hydrometer.core.statistics.crossed import crossed_variance
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance, t_interval
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.statistics.seeds import skew_of_mean
-from hydrometer.stages.statistics.contrasts import Group, Judged, TruthRows, combine, contrast, group_figure
+from hydrometer.stages.statistics.contrasts import (
+    Group,
+    Judged,
+    TruthRows,
+    apart,
+    combine,
+    contrast,
+    group_figure,
+)
 from hydrometer.stages.statistics.covariance import Arm, Design, Joint
 
 N = 60
@@ -250,3 +258,40 @@ def test_more_seeds_are_needed_on_the_side_of_the_longer_tail() -> None:
         arms = [Arm(str(g), values[:, g], np.zeros((8, 2)), np.zeros((8, N))) for g in range(2)]
         needed.append(Joint(arms, Design(N, rows_shared=True)).needed(np.array([1.0, 0, -1, 0]), 1.5, 0.025)[0])
     assert needed[0] > needed[1]
+
+
+@pytest.mark.parametrize("metric", ["recall", "entropy"])
+def test_the_error_of_a_gap_between_two_sets_of_prompts_is_what_replication_shows(metric: str) -> None:
+    """Models that differ by seed, more on one set; two samples of prompts, shared by seeds; some answers to each."""
+    seeds, prompts, answers, times = 4, 12, 5, 300
+    labels = np.tile(np.arange(prompts), answers)
+    rows = TruthRows(np.zeros(labels.size), None, Clusters(labels), labels.size)
+    of_model, of_gap = (normals(f"{metric}{k}", times, seeds) for k in ("models", "gaps"))
+    of_prompt = normals(f"{metric}prompts", times, 2, prompts)
+    of_answer = normals(f"{metric}answers", times, 2, seeds, labels.size)
+    values, variances, held = [], [], 0
+    for i in range(times):
+        two: list[Group] = []
+        for side in (0, 1):
+            by_seed: dict[int | None, Judged] = {}
+            for s in range(seeds):
+                level = 3 * of_model[i, s] + (0.5 * of_gap[i, s] if side else 0.0)
+                x = level + of_prompt[i, side][labels] + of_answer[i, side, s]
+                figures = {metric: mean_estimate(x, "nats", rows.strata)}
+                by_seed[s] = Judged(figures, lambda x=x: x, lambda: rows, clustered=lambda: True)
+            two.append(Group("ab"[side], by_seed, False))
+        a, b = two
+        f = apart([(1.0, a)], [(1.0, b)], metric)
+        assert f.value is not None
+        assert f.se is not None
+        assert f.ci95 is not None
+        assert f.value == pytest.approx((group_figure(a, metric).value or 0) - (group_figure(b, metric).value or 0))
+        values.append(f.value)
+        variances.append(f.se**2)
+        held += f.ci95[0] <= 0 <= f.ci95[1]
+    replicated = np.var(values, ddof=1)
+    error = replicated * math.sqrt(2 / times) + np.std(variances) / math.sqrt(times)
+    high = 0.0 if metric == "recall" else 2 / (prompts * answers)  # what answers add shows between seeds, too
+    assert replicated - 5 * error < np.mean(variances) < replicated + high + 5 * error
+    assert held / times > 0.95 - 5 * math.sqrt(0.95 * 0.05 / times)
+    assert f.se < min(group_figure(g, metric).se or 0 for g in two)  # what a seed's model is on both sets drops out

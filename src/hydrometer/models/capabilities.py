@@ -211,6 +211,14 @@ class AsksParts(Protocol):
         """Return the law, asked the prompts of a purpose."""
         ...
 
+    def judged_on_training(self, chain: ChainSpec) -> ChainSpec | None:
+        """Return the chain judged on prompts that all its models are trained on; None where it asks for no such."""
+        ...
+
+    def asked_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Return what rows for judging answer, where the key of the truth does not say it."""
+        ...
+
 
 @runtime_checkable
 class TextTruths(Protocol):

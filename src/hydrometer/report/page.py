@@ -37,6 +37,7 @@ from hydrometer.report.figures.picture_figure import picture_view
 from hydrometer.report.figures.style import LOOKS, inline_svg, render
 from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
+from hydrometer.report.tables.gap_table import gap_table
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.wording import distilled_at, per, setting
 from hydrometer.report.wording import figure as figure_words
@@ -267,6 +268,10 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     extra = tables.group_table(run, chain, extra=True)
     if len(extra.head) > 2:
         found.append(("Further figures", extra, False))
+    if chain.gaps:
+        found.append(
+            ("Generalisation: prompts kept apart minus prompts of training, nats", gap_table(run, chain), False)
+        )
     contrasts = tables.contrast_table(run, chain)
     if contrasts.rows:
         found.append(("Contrasts, a − b", contrasts, False))

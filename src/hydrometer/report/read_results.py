@@ -14,7 +14,20 @@ from typing import Any, cast
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES
 from hydrometer.core.io.yaml_io import is_object, read_plain
-from hydrometer.report.typed_results import Brought, Cell, Chain, Control, Diff, Figure, Gate, Group, Run, Step
+from hydrometer.report.typed_results import (
+    Brought,
+    Cell,
+    Chain,
+    Control,
+    Diff,
+    Figure,
+    Gap,
+    Gate,
+    Group,
+    OnBoth,
+    Run,
+    Step,
+)
 from hydrometer.report.values import (
     Json,
     count,
@@ -154,6 +167,16 @@ def _brought(value: object) -> Brought:
     )
 
 
+def _gap(value: object) -> Gap:
+    g = mapping(value)
+    figures: dict[str, OnBoth] = {}
+    for metric, found in mapping(g.get("figures")).items():
+        m = mapping(found)
+        if (gap := _diff(m.get("gap"))) is not None:
+            figures[metric] = OnBoth(finite(m.get("held_out")), finite(m.get("training_prompts")), gap)
+    return Gap(text(g.get("group")), figures, _diffs(g.get("vs_direct")))
+
+
 def _chain(name: str, value: object) -> Chain:
     c = mapping(value)
     gate, grid = mapping(c.get("gate")), mapping(c.get("map"))
@@ -178,6 +201,7 @@ def _chain(name: str, value: object) -> Chain:
         point=read_point(c.get("point")),
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         adopted=[_brought(b) for b in items(c.get("adopted"))],
+        gaps=[_gap(g) for g in items(c.get("generalisation"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
         advice=mapping(c.get("advice")),
         judged=mapping(c.get("judged")),

@@ -11,7 +11,21 @@ from hydrometer.report.values import (
     Setting,
 )
 
-__all__ = ["Brought", "Cell", "Chain", "Control", "Diff", "Figure", "Gate", "Group", "Reach", "Run", "Step"]
+__all__ = [
+    "Brought",
+    "Cell",
+    "Chain",
+    "Control",
+    "Diff",
+    "Figure",
+    "Gap",
+    "Gate",
+    "Group",
+    "OnBoth",
+    "Reach",
+    "Run",
+    "Step",
+]
 
 Reach = tuple[float, float]
 """How far an interval reaches below and above a value."""
@@ -165,6 +179,24 @@ class Brought:
 
 
 @dataclass(frozen=True, slots=True)
+class OnBoth:
+    """A figure on prompts kept apart and on prompts of training, and the first minus the second."""
+
+    held_out: float | None
+    training_prompts: float | None
+    gap: Diff
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A model's gap of generalisation by metric, and what it is minus the direct student's."""
+
+    group: str
+    figures: dict[str, OnBoth]
+    vs_direct: dict[str, Diff]
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """One chain's part of the summary.
 
@@ -194,6 +226,7 @@ class Chain:
     judged: Json = field(default_factory=dict[str, Any])
     reference: str = ""
     adopted: list[Brought] = field(default_factory=list["Brought"])
+    gaps: list[Gap] = field(default_factory=list["Gap"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from hydrometer.report.values import Setting
 
 __all__ = [
     "KL",
+    "KL_OF_TRUTH",
     "Sentence",
     "Tone",
     "Topic",
@@ -37,9 +38,12 @@ __all__ = [
 ]
 
 Tone = Literal["yes", "no", "open", "note"]
-Topic = Literal["answer", "so far", "gate", "trade-off", "control", "capacity", "adopted", "texts", "advice", "caveat"]
+Topic = Literal[
+    "answer", "so far", "gate", "trade-off", "control", "capacity", "adopted", "gap", "texts", "advice", "caveat"
+]
 
 KL = "KL(q‖p*)"
+KL_OF_TRUTH = "KL(p*‖q)"
 
 MINUS = "−"
 NO_SCORE = "no score"

@@ -298,7 +298,18 @@ class _Books:
             seconds = sum(float(self.store.meta(s, k)["seconds"]) for s, k in stages)
         figures = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
         made = {} if node is None else node.artifacts() | {"truth": self.truths[cell.chain]}
-        return cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
+        record = cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
+        return record if cell.on_training is None else record | {"on_training_prompts": self.again(cell.on_training)}
+
+    def again(self, cell: Cell) -> dict[str, object]:
+        """What results.json holds of a cell judged on prompts of training."""
+        metrics = self.metrics(cell)
+        figures = {} if metrics is None else {k: v.to_json() for k, v in metrics.items()}
+        return {
+            "metrics": figures,
+            "reason": self.outcome.failed.get(cell.judge),
+            "artifact": f"judge-{cell.judge}",
+        }
 
     def judged(self, cell: Cell, bench: ArtifactLoader) -> Judged | None:
         """A cell for comparisons; its rows are read when they are first needed."""

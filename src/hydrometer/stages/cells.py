@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
 from hydrometer.core.distillation import MLE, Distillation
@@ -80,13 +80,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell(Place):
-    """One judged model of a run, before it has figures. Fields as in results.json (docs, Schema)."""
+    """One judged model of a run, before it has figures. Fields as in results.json (docs, Schema).
+
+    Attributes
+    ----------
+    judge, judge_training : keys of the stages that judge it, and that judge it on prompts of training.
+    """
 
     id: str
     group: str
     chain: str
     seed: int | None
     judge: str
+    judge_training: str | None = None
     show: str | None = None
     released: str | None = None
 
@@ -94,6 +100,14 @@ class Cell(Place):
     def at(cls, place: Place, **own: Any) -> Self:
         """Return the cell of a model that stands there; `own` are the fields that a place does not have."""
         return cls(**{f.name: getattr(place, f.name) for f in fields(Place)}, **own)
+
+    @property
+    def on_training(self) -> Cell | None:
+        """The same model judged on prompts of training, where it is."""
+        key = self.judge_training
+        if key is None:
+            return None
+        return replace(self, id=f"{self.id} on training prompts", judge=key, judge_training=None, teacher_cell=None)
 
     @property
     def absence(self) -> dict[str, str]:

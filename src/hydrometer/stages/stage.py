@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, Footprint, Precision
+from hydrometer.models.capabilities import AsksParts
 from hydrometer.models.work import Stage as HasCostModel
 
 __all__ = ["Asked", "Context", "Count", "LawRef", "Node", "Rows"]
@@ -19,11 +21,27 @@ Count = tuple[HasCostModel, str, int, Precision]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The chain a node belongs to."""
+    """The chain a node belongs to.
+
+    Attributes
+    ----------
+    on_training : whether its models are judged on prompts that they are trained on, beside those kept apart.
+    """
 
     name: str
     spec: ChainSpec
     family: Family
+    on_training: bool = False
+
+    def judged_on_training(self) -> Context | None:
+        """Return the chain judged on prompts of training, where it asks for that."""
+        family = self.family
+        spec = family.judged_on_training(self.spec) if isinstance(family, AsksParts) else None
+        return None if spec is None else Context(self.name, spec, family, on_training=True)
+
+    def asked_identity(self) -> Mapping[str, object]:
+        """Return what rows to judge on answer, where that is not what the truth's key says."""
+        return self.family.asked_identity(self.spec) if isinstance(self.family, AsksParts) and self.on_training else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +123,7 @@ class Node(ABC):
     @property
     def label(self) -> str:
         """Its name for people."""
-        return f"{self.context.name}: {self.does()}"
+        return f"{self.context.name}: {self.does()}" + (", on prompts of training" if self.context.on_training else "")
 
     def about(self) -> tuple[str, int]:
         """Return the role of the model that it is about, and how many rows; of none where it is about none."""

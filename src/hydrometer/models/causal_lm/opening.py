@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import platform
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from hydrometer.core.errors import InputError
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.data.parts import parts_of, prompts_of
-from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.causal_lm.data.prompts import Prompts, checked
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.libraries import needs_torch
 from hydrometer.models.causal_lm.spec import CausalLMChain
@@ -49,16 +50,28 @@ def truth_opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]
 
 
 def judged_prompts(truth: Truth) -> Prompts | None:
-    """Return the prompts that models are judged on, where they are others than those they are trained on."""
+    """Return the prompts that models are judged on, where they are others than those they are trained on.
+
+    Raises
+    ------
+    DataError : they are to be a sample, and are one prompt.
+    """
     if truth.evaluate is None:
         return None
-    return prompts_of(truth, outline_of(load.resolve(truth.source, truth.revision)).tokenizer)[1]
+    trained, judged = _both_parts(truth)
+    if truth.of_training is None or judged is None:
+        return judged
+    return checked(replace(trained.take(truth.of_training), are=judged.are), truth.text or truth.prompts)
+
+
+def _both_parts(truth: Truth) -> tuple[Prompts, Prompts | None]:
+    return prompts_of(truth, outline_of(load.resolve(truth.source, truth.revision)).tokenizer)
 
 
 def split_identity(truth: Truth) -> dict[str, object]:
     """Return what a split, and texts, add to what a truth is."""
     out: dict[str, object] = {}
-    if (judged := judged_prompts(truth)) is not None:
+    if truth.evaluate is not None and (judged := _both_parts(truth)[1]) is not None:
         out["evaluate"] = judged.digest
     if truth.text is not None:
         out["text"] = [None if p is None else p.digest for p in parts_of(truth.text)]

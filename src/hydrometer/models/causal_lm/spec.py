@@ -250,6 +250,7 @@ class CausalLMChain(ChainSpec):
     device : "cpu", "cuda", or "auto", which takes cuda where there is one.
     engine : what draws training rows, by name with its settings; None for this package's own sampler (`native`).
     picture : projection of the first seed's answers from the truth's embedding space to the plane; None for none.
+    judge_training_prompts : judge on prompts that the models are trained on, too, beside those kept apart.
     """
 
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
@@ -267,6 +268,15 @@ class CausalLMChain(ChainSpec):
         dict[str, SerializeAsAny[EngineSettings]] | None, BeforeValidator(read_engine), WithJsonSchema(ENGINE_SCHEMA)
     ] = None
     picture: Literal["pca", "umap"] | None = None
+    judge_training_prompts: bool = False
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit a default, so that specifications from before this field stay what they are."""
+        body: dict[str, Any] = handler(self)
+        if not self.judge_training_prompts:
+            body.pop("judge_training_prompts", None)
+        return body
 
     @field_validator("selectivity", "decoding")
     @classmethod
@@ -305,6 +315,14 @@ class CausalLMChain(ChainSpec):
     def _teacher_beside_a_text(self) -> Self:
         if self.truth.text is not None and self.teacher == "truth":
             raise PydanticCustomError("teacher", "a text draws nothing: name a model, teacher: {source: PATH}")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_kept_apart(self) -> Self:
+        if self.judge_training_prompts and self.truth.evaluate is None:
+            raise PydanticCustomError(
+                "judge_training_prompts", "judge_training_prompts needs prompts kept for judging: prompts.evaluate: 0.2"
+            )
         return self
 
     @property

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hydrometer.core.errors import InputError
+import numpy as np
+
+from hydrometer.core.errors import InputError, SpecError
+from hydrometer.core.rng import Stream
 from hydrometer.models.capabilities import TextTruth
 from hydrometer.models.causal_lm.data.parts import Part, parts_of
 from hydrometer.models.causal_lm.opening import open_tokenizer
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.causal_lm.text_rows import encode_texts, rows_of
+from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["held_out", "text_truth", "training_texts"]
+__all__ = ["held_out", "text_truth", "trained_prompts", "training_texts"]
+
+_STREAM = Stream(0, ("prompts", "training"))
 
 
 def held_out(chain: CausalLMChain) -> Part:
@@ -20,7 +26,40 @@ def held_out(chain: CausalLMChain) -> Part:
     if chain.truth.text is None:
         raise InputError("the chain's truth is no text")
     trained, judged = parts_of(chain.truth.text)
+    if chain.truth.of_training is not None:
+        return trained.some(chain.truth.of_training, _trained_on(chain, trained))
     return judged or trained
+
+
+def _trained_on(chain: CausalLMChain, part: Part) -> tuple[int, ...]:
+    return rows_of(part, "train", (chain.data.train, chain.data.validate_))
+
+
+def trained_prompts(chain: CausalLMChain) -> tuple[int, ...]:
+    """Choose the prompts of training to judge on: at most `data.evaluate` of those that all models are trained on.
+
+    Row i answers prompt i mod P, so few rows answer the first prompts alone; of texts, some choose an epoch instead.
+
+    Raises
+    ------
+    SpecError : the models share none.
+    """
+    source, data = chain.truth.text or chain.truth.prompts, chain.data
+    if not isinstance(source, PromptsFile | TextFile):
+        raise InputError("the chain keeps no prompts for judging")
+    part, _ = parts_of(source)
+    if isinstance(source, TextFile):
+        found = sorted({int(part.prompt_index[i]) for i in _trained_on(chain, part)})
+    else:
+        found = list(range(min(len(part.asked), data.train)))
+    found = [p for p in found if p < data.distill]
+    if not found:
+        what = "judge_training_prompts: no prompt is in the rows of the direct and of the distilled students"
+        raise SpecError(what, got=f"data.distill {data.distill}", fix="raise data.distill")
+    if len(found) <= data.evaluate:
+        return tuple(found)
+    order = np.argsort(_STREAM.uniforms(0, len(found), 1)[:, 0], kind="stable")
+    return tuple(sorted(found[int(i)] for i in order[: data.evaluate]))
 
 
 def text_truth(chain: CausalLMChain) -> TextTruth | None:

@@ -17,7 +17,7 @@ from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import judged_prompts, open_source, open_tokenizer, truth_opening
 from hydrometer.models.causal_lm.spec import causal_chain
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
-from hydrometer.models.causal_lm.text_truth import held_out, text_truth, training_texts
+from hydrometer.models.causal_lm.text_truth import held_out, text_truth, trained_prompts, training_texts
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -33,6 +33,19 @@ class TextsAndGiven:
         """Return the law, asked the prompts that models are judged on where those are others."""
         prompts = judged_prompts(causal_chain(chain).truth) if purpose == "judge" else None
         return law if prompts is None else replace(as_law(law), prompts=prompts)
+
+    def judged_on_training(self, chain: ChainSpec) -> ChainSpec | None:
+        """Return the chain, judged on prompts of training, where it asks for that and is not yet."""
+        c = causal_chain(chain)
+        if not c.judge_training_prompts or c.truth.of_training is not None:
+            return None
+        return c.model_copy(update={"truth": c.truth.judged_on(trained_prompts(c))})
+
+    def asked_identity(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Name the prompts of training that models are judged on, where they are; others are part of the truth."""
+        truth = causal_chain(chain).truth
+        judged = None if truth.of_training is None else judged_prompts(truth)
+        return {} if judged is None else {"prompts": judged.digest}
 
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
         """Open the teacher as it is, under the truth's prompts. Raises ModelError, InputError."""

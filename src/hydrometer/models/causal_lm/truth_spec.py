@@ -217,6 +217,7 @@ class Truth(Strict):
     stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
     architecture: dict[str, Any] | None = None
     _kept: object = PrivateAttr(default=None)
+    _of_training: tuple[int, ...] | None = PrivateAttr(default=None)
 
     @property
     def kept_prompts(self) -> object:
@@ -227,6 +228,17 @@ class Truth(Strict):
         """Return the same truth, asked what a run keeps; it goes along to other processes."""
         out = self.model_copy()
         out._kept = kept
+        return out
+
+    @property
+    def of_training(self) -> tuple[int, ...] | None:
+        """The prompts of training that models are judged on in the place of those kept apart; no part of a truth."""
+        return self._of_training
+
+    def judged_on(self, of_training: tuple[int, ...]) -> Self:
+        """Return the same truth, whose models are judged on some of the prompts that they are trained on."""
+        out = self.model_copy()
+        out._of_training = of_training
         return out
 
     @property

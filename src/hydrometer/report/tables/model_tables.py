@@ -32,6 +32,7 @@ __all__ = [
     "setting_table",
     "spread_table",
     "summary_table",
+    "under",
 ]
 
 MAIN = {
@@ -123,14 +124,14 @@ def ordered_groups(run: Run, chain: Chain) -> list[Group]:
     ]
 
 
-def _under(heading: str, reference: str) -> str:
+def under(heading: str, reference: str) -> str:
     """Return a heading of what is measured under a reference, where the truth is texts."""
     under = heading.replace("precision", f"precision under the {reference}", 1)
     return under.replace("KL(q‖p*)", f"KL(q‖{reference})")
 
 
 def _as_of_truth(heading: str) -> str:
-    """Return what `_under` made a heading of."""
+    """Return what `under` made a heading of."""
     for reference in ("teacher", "reference"):
         heading = heading.replace(f" under the {reference}", "").replace(f"KL(q‖{reference})", "KL(q‖p*)")
     return heading
@@ -147,7 +148,7 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     if extra:
         columns |= {m: m for g in groups for m in g.metrics if m.startswith(("user_", "lm_eval_"))}
     if chain.reference:
-        columns = {k: _under(v, chain.reference) for k, v in columns.items()}
+        columns = {k: under(v, chain.reference) for k, v in columns.items()}
     rows: list[list[str]] = []
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")

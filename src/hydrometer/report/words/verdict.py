@@ -30,6 +30,7 @@ from hydrometer.report.wording import (
     span,
 )
 from hydrometer.report.words.adopted_text import adopted_sentences
+from hydrometer.report.words.gap_text import gap_sentences
 from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
 from hydrometer.report.words.judged_text import judged_sentences
 from hydrometer.report.words.seed_text import seed_words
@@ -71,7 +72,7 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
     said += capacity_sentence(run, chain)
     if missing := missing_words(run, chain.name):
         said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
-    said += [*adopted_sentences(chain), *_caveats(run, chain)]
+    said += [*gap_sentences(run, chain), *adopted_sentences(chain), *_caveats(run, chain)]
     return said if not chain.reference else _beside_texts(said, chain.reference)
 
 

@@ -201,4 +201,4 @@ def _stages(plan: Plan, entry: Adopted, cells: Iterable[Cell]) -> list[str]:
         for other in (cell.id, cell.parent, cell.teacher_cell):
             if other in by_id:
                 needed[other] = by_id[other]
-    return [k for c in needed.values() for k in (c.judge, c.show) if k is not None]
+    return [k for c in needed.values() for k in (c.judge, c.judge_training, c.show) if k is not None]

@@ -55,17 +55,22 @@ def pack(plan: Plan, store: ArtifactStore) -> Parcel:
 class _Pickler(pickle.Pickler):
     """Writes a chain as its name: a run has many stages, and few chains."""
 
-    def persistent_id(self, obj: Any) -> str | None:
-        return obj.name if isinstance(obj, Context) else None
+    def persistent_id(self, obj: Any) -> tuple[str, bool] | None:
+        return (obj.name, obj.on_training) if isinstance(obj, Context) else None
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, chains: dict[str, ChainPlan]) -> None:
+    def __init__(self, data: bytes, contexts: dict[tuple[str, bool], Context]) -> None:
         super().__init__(io.BytesIO(data))
-        self.chains = chains
+        self.contexts = contexts
 
-    def persistent_load(self, pid: str) -> Context:
-        return self.chains[pid].context
+    def persistent_load(self, pid: tuple[str, bool]) -> Context:
+        if pid not in self.contexts:
+            again = self.contexts[pid[0], False].judged_on_training()
+            if again is None:
+                raise pickle.UnpicklingError(f"{pid[0]} is not judged on prompts of training")
+            self.contexts[pid] = again
+        return self.contexts[pid]
 
 
 def pack_node(node: Node) -> bytes:
@@ -88,9 +93,11 @@ class Work:
     def __init__(self, parcel: Parcel) -> None:
         known = families()
         self.plan = Plan()
+        self._contexts: dict[tuple[str, bool], Context] = {}
         for name, (spec, family, truth) in parcel.chains.items():
             context = Context(name, spec, known[family] if isinstance(family, str) else family)
             self.plan.chains[name] = ChainPlan(context, truth, {})
+            self._contexts[name, False] = context
         self.bench = ArtifactLoader(parcel.store)
 
         self.cwd, self._unchecked = parcel.cwd, dict(parcel.numerics)
@@ -107,7 +114,7 @@ class Work:
         ------
         InputError : what is made here would not be what its key says: other versions, threads, processor or device.
         """
-        node: Node = _Unpickler(data, self.plan.chains).load()
+        node: Node = _Unpickler(data, self._contexts).load()
         said = self._unchecked.get(node.context.name)
         if said is not None:
             here = dict(node.context.family.numerics(node.context.spec))

@@ -11,10 +11,11 @@ from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.base import Level
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.score_nodes import plan_scores
+from hydrometer.run.graph.stage_graph import Plan
 from hydrometer.run.graph.text_nodes import TextNodes
 from hydrometer.stages.cells import Cell, Place
 from hydrometer.stages.judge import judged_exactly
-from hydrometer.stages.nodes import FitNode, JudgeNode, LawRef, Rows, ShowNode
+from hydrometer.stages.nodes import Context, FitNode, JudgeNode, LawRef, Rows, ShowNode
 
 __all__ = ["Model", "ModelNodes", "TrainingRows"]
 
@@ -40,7 +41,28 @@ class Model:
 
 
 class ModelNodes(TextNodes):
-    """Plans models: how one is fitted, judged, and entered as a cell."""
+    """Plans models: how one is fitted, judged, and entered as a cell.
+
+    Attributes
+    ----------
+    beside : plans the same models judged on prompts of training; None where the chain does not ask for that.
+    """
+
+    def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
+        super().__init__(plan, context, seeds)
+        again = context.judged_on_training()
+        self.beside: ModelNodes | None = None if again is None else ModelNodes(plan, again, seeds)
+
+    def evaluate(self, root: Stream, *names: str) -> Stream:
+        """Return the stream of rows to judge on; rows that answer prompts of training have their own."""
+        return root.child("evaluate", *(("training-prompts",) if self.context.on_training else ()), *names)
+
+    def judge_on(self, seed: int) -> None:
+        """Plan the truth's rows that models are judged on."""
+        stream, n = self.evaluate(self.root("evaluate", seed), "truth"), self.sizes["evaluate"]
+        self.truth_rows[self.seed_of(seed)] = self.rows(self.truth, None, stream, n, "judge")
+        if self.beside is not None:
+            self.beside.judge_on(seed)
 
     def fit(
         self,
@@ -90,13 +112,13 @@ class ModelNodes(TextNodes):
         decoding = canonical(decoding)
         if self.texts is not None:
             root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
-            own = self.rows(law, decoding, root.child("evaluate", "law", group), self.sizes["evaluate"], "judge")
+            own = self.rows(law, decoding, self.evaluate(root, "law", group), self.sizes["evaluate"], "judge")
             return self.judge_on_text(law, decoding, own)
         truth_rows = self.truth_rows[self.seed_of(seed)]
         is_truth = law.kind == "truth" and decoding is None
         root = Stream(0, ("shared",)) if cell_seed is None else Stream(cell_seed)
         # A cell's own rows come from a stream of its own, so that cells are independent given their models.
-        stream = root.child("evaluate", "law", group)
+        stream = self.evaluate(root, "law", group)
         law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, self.sizes["evaluate"], "judge")
         known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
         of_truth, of_law = plan_scores(self, law, decoding, (truth_rows, law_rows), known)
@@ -130,7 +152,16 @@ class ModelNodes(TextNodes):
                 *of_law,
             ),
         )
+        if is_truth:
+            self.truth_judge[cell_seed] = node.key
         return self.add(node)
+
+    def judge_beside(self, law: LawRef, seed: int, group: str, cell_seed: int | None) -> str | None:
+        """Plan the judging of a law, not decoded, on prompts of training, where the chain asks for that."""
+        if self.beside is None:
+            return None
+        self.beside.anchor = self.anchor
+        return self.beside.judge(law, None, seed, group, cell_seed)
 
     def show(self, judge_key: str) -> str:
         """Plan the exhibit of a judged cell."""
@@ -151,8 +182,6 @@ class ModelNodes(TextNodes):
             return model
         self.known_cells[cell_id] = law, place
         key = self.judge(law, place.decoding, seed, group, cell_seed)
-        if law.kind == "truth" and place.decoding is None:
-            self.truth_judge[cell_seed] = key
         is_first = cell_seed in (None, self.seeds[0])
         if place.origin is not None:
             is_first = all(c.group != group for c in self.out.cells)
@@ -164,6 +193,7 @@ class ModelNodes(TextNodes):
                 chain=self.context.name,
                 seed=cell_seed,
                 judge=key,
+                judge_training=self.judge_beside(law, seed, group, cell_seed) if place.decoding is None else None,
                 show=self.show(key) if is_first and self.texts is None else None,
                 released=released,
             )

@@ -166,9 +166,8 @@ class _ChainPlanner(ModelNodes):
 
     def truth_of(self, seed: int) -> tuple[Model, TrainingRows]:
         """Plan the truth's cell, and the rows that models are trained on."""
-        data, evaluate = self.root("data", seed), self.root("evaluate", seed)
-        judged_on = self.rows(self.truth, None, evaluate.child("evaluate", "truth"), self.sizes["evaluate"], "judge")
-        self.truth_rows[self.seed_of(seed)] = judged_on
+        data = self.root("data", seed)
+        self.judge_on(seed)
         truth = self.cell(self.truth, Place(level=0, role="truth"), seed, ())
         train = self.rows(self.truth, None, data.child("train", "truth"), self.sizes["train"], "train")
         return truth, TrainingRows(train, self.validation(self.truth, None, data))

@@ -220,7 +220,9 @@ def look(opened: Opened, plan: Plan, outcome: Outcome) -> None:
             )
         else:
             outcome.left.add(cell.judge)
-    shown = [k for c in plan.cells for k in (c.show, c.released)] + [c.picture for c in plan.chains.values()]
+    shown = [k for c in plan.cells for k in (c.judge_training, c.show, c.released)] + [
+        c.picture for c in plan.chains.values()
+    ]
     outcome.left |= {k for k in shown if k is not None and not store.has(plan.nodes[k].stage, k)}
 
 

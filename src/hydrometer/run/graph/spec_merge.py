@@ -19,6 +19,9 @@ METHODS: dict[str, Callable[[object], Objective | Prefixes]] = {
 }
 
 
+_MAY_CHANGE = ("seeds", "selectivity", "loss", "decoding", "picture", "judge_training_prompts")
+
+
 def strength(s: Selectivity) -> tuple[float, ...]:
     """Sort key from the mildest selectivity to the strongest, by field."""
     return (
@@ -45,7 +48,7 @@ def merge(specs: list[RunSpec]) -> RunSpec:
         if difference:
             raise SpecError(
                 f"the folder holds another experiment: {difference} differs",
-                fix="only seeds, selectivity, loss, decoding and picture may change; choose another --out",
+                fix=f"only {', '.join(_MAY_CHANGE)} may change; choose another --out",
             )
 
     def union(name: str) -> ChainSpec:
@@ -59,6 +62,8 @@ def merge(specs: list[RunSpec]) -> RunSpec:
         picture = next((p for c in chains if (p := getattr(c, "picture", None)) is not None), None)
         if picture is not None:  # it changes no figure, so that a finished run can still be given one
             update["picture"] = picture
+        if any(getattr(c, "judge_training_prompts", False) for c in chains):  # nor does this
+            update["judge_training_prompts"] = True
         return chains[0].model_copy(update=update)
 
     seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
@@ -89,6 +94,7 @@ def experiment(spec: RunSpec) -> dict[str, object]:
         chain.pop("selectivity")
         chain.pop("decoding", None)
         chain.pop("picture", None)
+        chain.pop("judge_training_prompts", None)
         for method in METHODS:
             chain.pop(method, None)
     for name, chain in spec.chains.items():

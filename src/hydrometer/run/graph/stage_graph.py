@@ -144,6 +144,7 @@ class ChainNodes:
             "precision": self.family.precision(self.chain, purpose),
             "block": size,
             **draw_identity(self.family, self.chain, law.role, purpose),
+            **(self.context.asked_identity() if purpose == "judge" else {}),
         }
         blocks: list[str] = []
         identity = {**base, "n": n}

@@ -29,7 +29,10 @@ def part_of(plan: Plan, outcome: Outcome) -> Plan:
     out = Plan(plan.nodes)
     for name, chain in plan.chains.items():
         judged = [c for c in chain.cells if c.judge not in left]
-        cells = [replace(c, show=_there(c.show, left), released=_there(c.released, left)) for c in judged]
+        cells = [
+            replace(c, **{name: _there(getattr(c, name), left) for name in ("judge_training", "show", "released")})
+            for c in judged
+        ]
         if any(c.role == "truth" for c in cells) or (cells and all(c.role != "truth" for c in chain.cells)):
             maps = [m for m in chain.maps if m.key not in left]
             out.chains[name] = replace(chain, cells=cells, maps=maps, picture=_there(chain.picture, left))

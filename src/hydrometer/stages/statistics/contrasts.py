@@ -22,7 +22,18 @@ from hydrometer.core.statistics.estimate import Contrast, Estimate, mean_varianc
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
 
-__all__ = ["ROW_METRICS", "Figure", "Group", "Judged", "TruthRows", "combine", "contrast", "group_figure", "over_seeds"]
+__all__ = [
+    "ROW_METRICS",
+    "Figure",
+    "Group",
+    "Judged",
+    "TruthRows",
+    "apart",
+    "combine",
+    "contrast",
+    "group_figure",
+    "over_seeds",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -96,8 +107,35 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What seeds share of a variance: it does not average out over them, and does not show between them.
+
+    Attributes
+    ----------
+    floor : the least that the whole variance can be.
+    parts, freedom : the variance by which degrees of freedom are counted, and how many it has.
+    """
+
+    variance: float
+    floor: float
+    parts: float
+    freedom: float
+
+    def beside(self, other: Shared) -> Shared:
+        """Return that of a difference of two figures with independent rows."""
+        parts = self.parts + other.parts
+        freedom = welch_satterthwaite([self.parts, other.parts], [self.freedom, other.freedom])
+        return Shared(self.variance + other.variance, self.floor + other.floor, parts, freedom)
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its error, `se_mc` its part from rows, and the skewness that seeds give it (`seeds`)."""
+    """A value with its error, `se_mc` its part from rows, and the skewness that seeds give it (`seeds`).
+
+    Attributes
+    ----------
+    shared : what several seeds share of its variance; None where it is not a mean over seeds.
+    """
 
     value: float | None
     se: float | None
@@ -106,6 +144,7 @@ class Figure:
     n_neg_inf: int = 0
     pairing: str = "seed"
     skew: float = 0.0
+    shared: Shared | None = None
 
     @property
     def ci95(self) -> tuple[float, float] | None:
@@ -138,9 +177,12 @@ def over_seeds(
     s = values.size
     between = float(np.var(values, ddof=1)) / s
     total = max(between + shared, floor)
-    df = welch_satterthwaite([between, shared if parts is None else parts], [s - 1, freedom])
+    parts = shared if parts is None else parts
+    df = welch_satterthwaite([between, parts], [s - 1, freedom])
     skew = skew_of_mean(values, between / total) if total > 0 else 0.0
-    return Figure(float(np.mean(values)), math.sqrt(total), df, se_mc, pairing=pairing, skew=skew)
+    mean = float(np.mean(values))
+    rest = Shared(shared, floor, parts, freedom)
+    return Figure(mean, math.sqrt(total), df, se_mc, pairing=pairing, skew=skew, shared=rest)
 
 
 Terms = Sequence[tuple[float, Group]]
@@ -337,6 +379,34 @@ def _variance_on(kept: NDArray[np.bool_], y: Floats, strata: Strata | None) -> f
     away = np.zeros(kept.size)
     away[kept] = (y - y.mean()) * (kept.size / y.size)
     return mean_variance(away, strata)
+
+
+def apart(a: Terms, b: Terms, metric: str) -> Figure:
+    """Return the combination `a` minus the combination `b` of the same models, judged on independent rows.
+
+    What lies between seeds is that of the difference, for a seed's models are the same in both; what rows add is of
+    each by itself.
+    """
+    one, two = combine(a, metric), combine(b, metric)
+    seeds = seeds_of(a)
+    if one.value is None or two.value is None or seeds != seeds_of(b):
+        return Figure(None, None, None, pairing=one.pairing)
+    value = one.value - two.value
+    if one.se is None or two.se is None or one.df is None or two.df is None:
+        return Figure(value, None, None, pairing=one.pairing)
+    if one.shared is None or two.shared is None:  # one seed, or one cell for all of them
+        df = welch_satterthwaite([one.se**2, two.se**2], [one.df, two.df])
+        se = math.hypot(one.se, two.se)
+        return Figure(value, se, df, se, pairing=one.pairing)
+    both = one.shared.beside(two.shared)
+    values = np.array([_at_seed(a, s, metric) - _at_seed(b, s, metric) for s in seeds])
+    se_mc = math.hypot(one.se_mc or 0.0, two.se_mc or 0.0)
+    floor, parts = both.floor, both.parts
+    return over_seeds(values, both.variance, both.freedom, se_mc=se_mc, floor=floor, parts=parts, pairing=one.pairing)
+
+
+def _at_seed(terms: Terms, seed: int | None, metric: str) -> float:
+    return sum(c * (g.at(seed).metrics[metric].value or 0.0) for c, g in terms)
 
 
 def group_figure(group: Group, metric: str) -> Figure:

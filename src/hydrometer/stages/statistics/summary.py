@@ -22,6 +22,7 @@ from hydrometer.models.finite_selectivity import canonical
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.statistics.chain_groups import ChainFacts, ChainGroups, gather, matched
 from hydrometer.stages.statistics.contrasts import Figure, Group, Judged, as_contrast, group_figure, over_seeds
+from hydrometer.stages.statistics.generalisation import generalisation
 from hydrometer.stages.statistics.spread import NO_SPREAD, Spread, spread_of
 
 __all__ = ["Comparison", "compare_chain", "load_released"]
@@ -78,6 +79,7 @@ def compare_chain(
         "tradeoff": tradeoff,
         "control": control,
         **({"adopted": adopted} if adopted else {}),
+        **({"generalisation": gaps} if (gaps := generalisation(c, cells, judged)) else {}),
     }
     out.contrasts = [x for found in c.pairs.values() for x in found.values()]
     quoted = _as_released(c, cells, released, out)
