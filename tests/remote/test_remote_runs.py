@@ -16,6 +16,7 @@ import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import commands
 from hydrometer.core.errors import FolderError, StoreError, UnreachableError
+from hydrometer.run.results.named_models import named_models
 from hydrometer.store import records
 from hydrometer.store.records import RunFolder
 from hydrometer.store.storage_uri import Url
@@ -57,6 +58,8 @@ def test_as_a_local_run(spec: str, expected: str, bucket: str, objects: Any, tmp
     assert not second.outcome.computed
     assert second.outcome.reused == first.outcome.computed
     assert hm.load_results(place) == second.results == first.results
+    fits = {c["name"]: c["artifacts"]["fit"] for c in second.results["cells"] if "name" in c}
+    assert {m.name: str(m.place) for m in named_models(place)} == {n: f"{place}/artifacts/{f}" for n, f in fits.items()}
     page = hm.build_report([place])
     assert str(page) == place + "/report.html"
     shown = objects("deep/run/")

@@ -36,6 +36,10 @@ def test_a_run_has_every_cell_and_keeps_the_schema(tmp_path: Path) -> None:
     rows = (tmp_path / "out" / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + sum(len(c["metrics"]) for c in result.results["cells"])
     assert not result.failed_cells
+    named = {c["id"]: c["name"] for c in result.results["cells"] if "name" in c}
+    assert named["m.student.distilled-weightpower20.0.seed1"] == "distilled-weightpower20.0-seed1"
+    assert len(set(named.values())) == len(named) == 8  # fits, as they are
+    assert not (tmp_path / "out" / "models").exists()  # language models alone are opened by a folder's name
 
 
 def test_an_interval_stands_beside_every_standard_error(tmp_path: Path) -> None:

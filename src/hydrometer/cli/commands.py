@@ -16,6 +16,7 @@ from hydrometer._version import __version__
 from hydrometer.cli import exchange_commands
 from hydrometer.cli.exit import end_with
 from hydrometer.cli.judge_command import judge_command
+from hydrometer.cli.models_command import models_command
 from hydrometer.cli.options import Address, Artifacts, Executor, Json, Out, Overrides, Recipe, filled
 from hydrometer.cli.plan_command import plan_command
 from hydrometer.cli.result_output import LONGEST, say_drawn, say_results
@@ -175,6 +176,7 @@ def report_command(
     typer.echo(f"report   {page}")
 
 
+app.command("models")(models_command)
 app.command("judge")(judge_command)
 exchange_commands.add_commands(app)
 

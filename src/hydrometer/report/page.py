@@ -53,6 +53,7 @@ __all__ = ["build_report"]
 FORMATS = ("svg", "png", "pdf")
 FAILED_SHOWN = 50
 VISIBLE_PROMPTS = 4
+NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,10 @@ def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
         ("seeds", str(chain.seeds) if chain.seeds else ""),
         ("settings", ", ".join(distilled_at(s, short=True) for s in chain.tradeoff)),
     ]
+    names = [c.name for c in run.cells if c.chain == chain.name and c.name and c.ok]
+    if names:
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        facts.append(("models", f"{', '.join(names[:NAMES_SHOWN])}{more}; `hydrometer models` says where they are"))
     if chain.points:
         axes = [axis_of(chain, key) for key in ("setting", *chain.axes)]
         facts.append(("points of the map", str(len(chain.points))))

@@ -123,6 +123,7 @@ def _cell(value: object) -> Cell:
         text(c.get("reason")),
         values,
         number(c.get("seconds")) or 0.0,
+        text(c.get("name")),
     )
 
 

@@ -124,6 +124,7 @@ class Cell:
     reason: str
     values: dict[str, float | None]
     seconds: float
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.watching import doing
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
+from hydrometer.models.capabilities import GivenModels
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.own_decision import answer
 from hydrometer.run.cost.recorded import keep_seconds
@@ -32,6 +33,7 @@ from hydrometer.run.graph.reopen import training_rows
 from hydrometer.run.preflight.diagnosis import diagnose, keep
 from hydrometer.run.results.engine_records import engine_records
 from hydrometer.run.results.map_records import MapBooks
+from hydrometer.run.results.named_models import link_models
 from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truths, truth_files
@@ -189,6 +191,8 @@ def results_of(
     records += [record for book in maps.values() for record in book.records]
     for record in records:
         folder.put("records", str(record["id"]), record)
+    openable = {name for name, chain in plan.chains.items() if isinstance(chain.context.family, GivenModels)}
+    link_models(folder, [r for r in records if r["chain"] in openable], store)
     contrasts: list[object] = []
     groups: dict[str, object] = {}
     chains: dict[str, dict[str, object]] = {}
@@ -299,6 +303,8 @@ class _Books:
         figures = None if metrics is None else {k: v.to_json() for k, v in metrics.items()}
         made = {} if node is None else node.artifacts() | {"truth": self.truths[cell.chain]}
         record = cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
+        if node is not None and node.law.kind == "fit" and cell.decoding is None:
+            record["name"] = cell.model_name(with_chain=len(self.whole.chains) > 1)
         return record if cell.on_training is None else record | {"on_training_prompts": self.again(cell.on_training)}
 
     def again(self, cell: Cell) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
@@ -16,6 +17,10 @@ ABSENT = (
     "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
     "entropy, recall and both KLs are not"
 )
+
+
+_SHORT_NAMES = {"temperature": "t", "topp": "p", "topk": "k"}
+_SHORT = re.compile(rf"(?<![a-z])({'|'.join(_SHORT_NAMES)})(?=\d)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,28 @@ class Cell(Place):
     def at(cls, place: Place, **own: Any) -> Self:
         """Return the cell of a model that stands there; `own` are the fields that a place does not have."""
         return cls(**{f.name: getattr(place, f.name) for f in fields(Place)}, **own)
+
+    def model_name(self, *, with_chain: bool = False) -> str:
+        """What the model is called in its run, decoded or not; for file names, never parsed back.
+
+        Parameters
+        ----------
+        with_chain : whether the run has several chains.
+
+        Examples
+        --------
+        >>> d = Distillation(Selectivity(temperature=0.7))
+        >>> place = Place(level=2, role="student", training="distilled", distillation=d)
+        >>> Cell.at(place, id="", group="", chain="lm", seed=0, judge="").model_name()
+        'distilled-t0.7-seed0'
+        """
+        parts = [] if self.origin is None else [f"adopted-{self.origin['adopted']}"]
+        parts += [self.role] if self.role != "student" else []
+        parts += [self.training] if self.training is not None else []
+        if self.distillation is not None:
+            parts.append(_SHORT.sub(lambda found: _SHORT_NAMES[found[0]], self.distillation.slug))
+        parts += [f"seed{self.seed}"] if self.seed is not None else []
+        return (f"{self.chain}." if with_chain else "") + "-".join(parts)
 
     @property
     def on_training(self) -> Cell | None:

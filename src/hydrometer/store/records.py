@@ -30,7 +30,7 @@ __all__ = ["MAX_RESULTS_BYTES", "RunFolder", "load_results", "plain"]
 
 MAX_ACCEPTED_BYTES = 16_000_000
 MAX_RESULTS_BYTES = 1_000_000_000
-_PARTS = ("specs", "prompts", "truths", "records", "exhibits", "scores", "adopted", "artifacts", "figures")
+_PARTS = ("specs", "prompts", "truths", "records", "exhibits", "scores", "adopted", "artifacts", "figures", "models")
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 _CSV_MORE = ("plain", "plain_se", "caution")
