@@ -83,6 +83,25 @@ def test_equal_chains_give_equal_findings(sound: Path) -> None:
     assert "draw-dtype" in found(c)
 
 
+def test_prompts_of_training_that_are_judged_on_are_said(sound: Path, tmp_path: Path) -> None:
+    """Where a file has several, and none are kept apart; not of one prompt, twice or alone, nor of none."""
+    fields = jsonl(tmp_path, "w3", "w4", "w4")
+    prompts = fields["truth"]["prompts"]
+
+    def of(**more: Any) -> list[Finding]:
+        return list(CAUSAL_LM.examine_parts(chain(sound, truth={"prompts": prompts | more})))
+
+    (shared,) = of()
+    assert (shared.code, shared.severity) == ("prompts-shared", "warning")
+    assert shared.what == "models are judged on the 2 prompts that they are trained on"
+    assert shared == found(chain(sound, **fields))["prompts-shared"]
+    assert of(evaluate=0.5) == []
+    jsonl(tmp_path, "w3", "w3")
+    assert of() == []
+    for alone in (None, "w3"):
+        assert CAUSAL_LM.examine_parts(chain(sound, truth={"prompts": alone})) == []
+
+
 # -- what files and specification say ----------------------------------------
 
 SPEC_FAULTS: dict[str, tuple[dict[str, Any], str]] = {

@@ -41,6 +41,7 @@ def test_the_way_round_from_the_command_line(world: World, hydrometer: Any, tmp_
     assert json.loads(out)["failed"] == []
     code, out, _ = hydrometer("run", spec, "--out", "out", "--until", "draw")
     assert (code, "hydrometer export out" in out) == (0, True)
+    shared = "warning prompts-shared: lm: models are judged on the 2 prompts that they are trained on"
     code, out, _ = hydrometer(
         "export", "out", "--to", "rows.parquet", "--selectivity", "temperature=0.6", "--text-only"
     )
@@ -56,6 +57,9 @@ def test_the_way_round_from_the_command_line(world: World, hydrometer: Any, tmp_
     code, out, err = hydrometer("adopt", "out", "--model", model, "--name", "trl", "--selectivity", "temperature=0.6")
     assert code == 0, err
     assert f"adopted  {cell}" in out
+    assert [line for line in err.splitlines() if "prompts-shared" in line and line.startswith(shared)] != []
+    assert err.count("prompts-shared") == 1
+    assert "models are judged on the 2 prompts that they are trained on" in (tmp_path / "out/report.html").read_text()
     assert "trl (adopted)" in out
     (tmp_path / "results_1.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.1}}}))
     code, out, _ = hydrometer("scores", "out", "--file", "results_1.json", "--cell", cell)

@@ -231,7 +231,11 @@ def test_language_models_are_paired_by_row_seed_and_prompt(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     out, cache = Path("../out"), Path("../cache")
-    found = by_id(hm.advise(out, hm.Need(max_recall_loss=0.5, per="sequence"), cache=cache))
+    advice = hm.advise(out, hm.Need(max_recall_loss=0.5, per="sequence"), cache=cache)
+    assert advice.data["shared_prompts"] is True
+    (said,) = (n for n in advice_notes(advice.data) if "judged on the prompts that they are trained on" in n)
+    assert said.startswith("Warning: ")
+    found = by_id(advice)
     name = "lm.student.distilled-temperature0.6"
     c = next(
         c for c in hm.load_results(out)["contrasts"]

@@ -7,12 +7,14 @@ from typing import Literal, cast
 
 from hydrometer.core.errors import StoreError, one_line
 
-__all__ = ["FIGURE_CODES", "SEVERITIES", "Finding", "Severity", "fatal", "note", "warning"]
+__all__ = ["FIGURE_CODES", "SEVERITIES", "SHARED_PROMPTS", "Finding", "Severity", "fatal", "note", "warning"]
 
 Severity = Literal["fatal", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fatal", "warning", "note")
 FIGURE_CODES = ("kl-below-zero", "controls-disagree")
 """Codes of findings about figures, made when all is judged; all others are of what is about to be made."""
+SHARED_PROMPTS = "prompts-shared"
+"""Code of the finding that models are judged on the prompts that they are trained on; results and pages say it, too."""
 _TEXTS = ("code", "what", "why", "fix")
 
 

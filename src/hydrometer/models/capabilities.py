@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Family, Law, Level, Precision, Samples
@@ -213,6 +214,10 @@ class AsksParts(Protocol):
 
     def judged_on_training(self, chain: ChainSpec) -> ChainSpec | None:
         """Return the chain judged on prompts that all its models are trained on; None where it asks for no such."""
+        ...
+
+    def examine_parts(self, chain: ChainSpec) -> Sequence[Finding]:
+        """Say that models are judged on the prompts that they are trained on, where there are several."""
         ...
 
     def asked_identity(self, chain: ChainSpec) -> Mapping[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydrometer.core.errors import FolderError
-from hydrometer.core.findings import FIGURE_CODES
+from hydrometer.core.findings import FIGURE_CODES, SHARED_PROMPTS
 from hydrometer.core.io.yaml_io import is_object, read_plain
 from hydrometer.report.typed_results import (
     Brought,
@@ -284,7 +284,7 @@ def parse(results: Json, folder: Path | None = None) -> Run:
         doubts=[
             (text(f.get("chain")), f"{text(f.get('what'))}: {text(f.get('why'))}")
             for f in map(mapping, items(summary.get("findings")))
-            if f.get("code") in FIGURE_CODES
+            if f.get("code") in FIGURE_CODES or (f.get("code") == SHARED_PROMPTS and f.get("severity") == "warning")
         ],
         missing={k: [text(i) for i in items(v)] for k, v in mapping(results.get("partial")).items()},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError
+from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Law, Precision, Samples
 from hydrometer.models.capabilities import TextScores, TextTruth
@@ -46,6 +47,12 @@ class TextsAndGiven:
         truth = causal_chain(chain).truth
         judged = None if truth.of_training is None else judged_prompts(truth)
         return {} if judged is None else {"prompts": judged.digest}
+
+    def examine_parts(self, chain: ChainSpec) -> Sequence[Finding]:
+        """Say that models are judged on the prompts that they are trained on, where they are. Raises DataError."""
+        from hydrometer.models.causal_lm.preflight.prompt_checks import shared_prompts
+
+        return shared_prompts(causal_chain(chain).truth)
 
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
         """Open the teacher as it is, under the truth's prompts. Raises ModelError, InputError."""

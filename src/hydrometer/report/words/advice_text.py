@@ -293,6 +293,11 @@ def advice_notes(data: Json) -> list[str]:
             f"Without fresh rows the sample was split: each seed’s figures are those of the setting that the other "
             f"seeds choose; {agreeing} of {_whole(data.get('seeds'))} choices are the leader."
         )
+    if data.get("shared_prompts") is True:
+        said.append(
+            "Warning: models are judged on the prompts that they are trained on; of other prompts these figures say "
+            "nothing. Keep some for judging: prompts: {file: ..., evaluate: 0.2}."
+        )
     reasons: dict[str, list[str]] = {}
     for x in items(data.get("excluded")):
         c = mapping(x)

@@ -174,6 +174,7 @@ def _data(
         "excluded": [_excluded(x) for x in field.excluded],
         "lacking": field.lacking,
         "missing": [cell for s in sources for cell in s.missing],
+        "shared_prompts": any(s.shared_prompts for s in sources),
         "pilot": None,
     }
 

@@ -20,6 +20,7 @@ from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import reopen
+from hydrometer.run.preflight.diagnosis import shared_prompts
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import FitNode, Rows
 from hydrometer.store.artifacts import ArtifactStore
@@ -41,6 +42,7 @@ class Source:
     cells : records of results.json, by id.
     digest : of results.json; tells whether kept advice is of these results.
     missing : ids of the chain's cells that are not judged yet.
+    shared_prompts : whether models are judged on the prompts that they are trained on, and no description says so.
     """
 
     books: RunFolder
@@ -51,6 +53,7 @@ class Source:
     cells: Mapping[str, Mapping[str, Any]]
     digest: str
     missing: tuple[str, ...] = ()
+    shared_prompts: bool = False
 
     @property
     def folder(self) -> Path | Url:
@@ -170,6 +173,7 @@ def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path |
         cells={c["id"]: c for c in results["cells"]},
         digest=file_digest(books.root / "results.json"),
         missing=tuple(results.get("partial", {}).get(name, [])),
+        shared_prompts=bool(shared_prompts(opened.spec, opened.plan.chains[name])),
     )
 
 

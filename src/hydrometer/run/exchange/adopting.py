@@ -32,6 +32,7 @@ from hydrometer.run.graph.reopen import (
     reopen,
     require_run,
 )
+from hydrometer.run.preflight.diagnosis import shared_prompts
 from hydrometer.stages.cells import Cell
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import load_results
@@ -106,6 +107,8 @@ def adopt(
     with home.hold():
         opened = reopen(home, cache)
         at = chain_named(opened.plan, chain)
+        shared = shared_prompts(opened.spec, at)
+        (monitor or SilentMonitor()).found(shared)
         look(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
         entry = _entry(opened, at, str(model), name, wanted, way, seed)
         known = next((a for a in read_adopted(opened.folder) if a.place == entry.place), None)
@@ -120,7 +123,9 @@ def adopt(
         outcome = execute(closure(plan, _stages(plan, entry, cells)), opened.store, monitor or SilentMonitor())
         opened.folder.create()
         look(opened, plan, outcome)
-        results = results_of(opened.spec.name, opened.folder, plan, opened.store, outcome, opened.findings())
+        before = opened.findings()
+        findings = [*before, *(f for s in shared if (f := s.to_json()) not in before)]
+        results = results_of(opened.spec.name, opened.folder, plan, opened.store, outcome, findings)
         opened.folder.write_results(results)
     run = RunResult(opened.folder.place, load_results(opened.folder.root), outcome)
     return AdoptResult(run, tuple(c.id for c in cells), known is not None)

@@ -15,6 +15,7 @@ from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.findings import SEVERITIES, Finding
 from hydrometer.core.io.yaml_io import is_array
 from hydrometer.core.watching import doing
+from hydrometer.models.capabilities import AsksParts
 from hydrometer.models.families import RunSpec
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.preflight.design import examine_design
@@ -23,9 +24,9 @@ from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_ke
 from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url
 
-__all__ = ["Diagnosis", "diagnose", "keep", "told"]
+__all__ = ["Diagnosis", "diagnose", "keep", "shared_prompts", "told"]
 
-STAGE, VERSION = "examine", 2
+STAGE, VERSION = "examine", 3
 _FILE = "findings.json"
 
 
@@ -92,6 +93,13 @@ def told(spec: RunSpec, found: Iterable[Finding]) -> list[Finding]:
     """Downgrade to notes the warnings that the specification lists as `known`."""
     known = spec.known or ()
     return [replace(f, severity="note") if f.severity == "warning" and f.code in known else f for f in found]
+
+
+def shared_prompts(spec: RunSpec, chain: ChainPlan) -> list[Finding]:
+    """Return the warning that models are judged on the prompts that they are trained on; none where it is known."""
+    family = chain.context.family
+    found = family.examine_parts(chain.context.spec) if isinstance(family, AsksParts) else ()
+    return [replace(f, chain=chain.context.name) for f in told(spec, found) if f.severity == "warning"]
 
 
 def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:

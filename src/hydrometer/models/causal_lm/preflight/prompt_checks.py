@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import DataError
-from hydrometer.core.findings import Finding, note, warning
+from hydrometer.core.findings import SHARED_PROMPTS, Finding, note, warning
+from hydrometer.models.causal_lm.data.parts import parts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.templates import render_chat
 from hydrometer.models.causal_lm.data.text_dataset import Turns, turns_in_text
+from hydrometer.models.causal_lm.truth_spec import PromptsFile, Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["examine_prompts"]
+__all__ = ["examine_prompts", "shared_prompts"]
 
 _RENDERED = 16
 """Most conversations that are rendered again."""
@@ -32,6 +34,23 @@ _TIMES = (
 )
 _WORD = "hydrometer{}word"
 _ASSISTANT = ("assistant", "model")
+
+
+def shared_prompts(truth: Truth) -> list[Finding]:
+    """Say that models are judged on the prompts they are trained on, where a file has several. Raises DataError."""
+    if not isinstance(truth.prompts, PromptsFile) or truth.evaluate is not None:
+        return []
+    n = len({turns for _, turns in parts_of(truth.prompts)[0].asked})
+    if n < 2:
+        return []
+    return [
+        warning(
+            SHARED_PROMPTS,
+            f"models are judged on the {n} prompts that they are trained on",
+            "the figures say nothing of other prompts, on which a student may be worse",
+            "keep some for judging: prompts: {file: ..., evaluate: 0.2}",
+        )
+    ]
 
 
 def examine_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[Finding]:
