@@ -102,6 +102,14 @@ def test_prompts_of_training_that_are_judged_on_are_said(sound: Path, tmp_path: 
         assert CAUSAL_LM.examine_parts(chain(sound, truth={"prompts": alone})) == []
 
 
+def test_an_engine_that_draws_does_not_spare_the_weights(sound: Path) -> None:
+    engine = {"openai": {"base_url": "http://127.0.0.1:1", "model": "m"}}
+    said = found(chain(sound, engine=engine))["weights-opened"]
+    assert said.severity == "note"
+    assert said.what == "engine openai draws training rows, and does not spare opening the weights here"
+    assert "weights-opened" not in found(chain(sound))
+
+
 # -- what files and specification say ----------------------------------------
 
 SPEC_FAULTS: dict[str, tuple[dict[str, Any], str]] = {

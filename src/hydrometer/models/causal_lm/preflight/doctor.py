@@ -85,6 +85,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
         *_rows_per_prompt(subject),
         *_texts(subject),
         *_columns(subject),
+        *_drawn_elsewhere(subject),
     ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
@@ -105,6 +106,22 @@ def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
             "what the network says at a position depends on later ones or on other rows of a batch",
             f"the {' and the '.join(fitted)} would learn another law than the one that is drawn from and judged",
             "take another truth" + ("" if limit is None else f", or keep prompt and answer within {limit} tokens"),
+        )
+    ]
+
+
+def _drawn_elsewhere(s: Subject) -> list[Finding]:
+    """Say that an engine spares drawing alone."""
+    if s.chain.drawing is None:
+        return []
+    engine, _ = s.chain.drawing
+    return [
+        note(
+            "weights-opened",
+            f"engine {engine.name} draws training rows, and does not spare opening the weights here",
+            "this package scores every row itself, and draws what models are judged on, with the weights that the "
+            "specification names",
+            "nothing if they fit here; `hydrometer plan` says what they take",
         )
     ]
 
