@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from hydrometer.models.causal_lm import opening
+from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.spec import Training
 from hydrometer.models.causal_lm.training.trainer import _arguments, _Answers, _collate, _loss_of, _MLETrainer
@@ -72,7 +72,7 @@ def one(kind: str, case: str, bf16: bool, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         args = _arguments(training, len(data), lm, 0, folder)
         if kind == "hydrometer":
-            opening._keep_freed_memory()  # as `run` does
+            keep_freed_memory()  # as `run` does
             trainer: Any = _MLETrainer(lm, _loss_of(lm.law(max_new_tokens=length), training), args, data, clock, None)
         else:
             args.bf16 = bf16

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from hydrometer.models.causal_lm import opening
+from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.training.packed_rows import takes_packed_rows
 from hydrometer.models.causal_lm.training.trainer import _answer_loss, _Answers, _collate
@@ -87,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(_peers.THREADS)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    opening._keep_freed_memory()
+    keep_freed_memory()
     results: list[dict[str, object]] = []
     for case, (layers, prompts, rows) in CASES.items():
         if args.only not in case:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import platform
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
+from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory, keep_freed_memory
 from hydrometer.models.causal_lm.data.parts import parts_of, prompts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts, checked
 from hydrometer.models.causal_lm.loading import load
@@ -113,22 +112,9 @@ def set_threads(c: CausalLMChain) -> None:
     """Set torch's threads to the chain's."""
     import torch
 
-    _keep_freed_memory()
+    keep_freed_memory()
+    bound_freed_memory()
     torch.set_num_threads(c.n_threads)
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory: a step's tensors of 100 MB then need no new pages at the next step.
-
-    Measured on two cores, a fit's step falls from 580 to 440 ms. Does nothing without glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
-    for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**26)):
-        libc.mallopt(option, value)
 
 
 def open_network(path: str, revision: str | None, device: str, precision: Precision) -> CausalLM:

@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
+from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score
@@ -256,6 +257,7 @@ class _Epochs(TrainerCallback):
             self.on_epoch_end(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        bound_freed_memory()
         self.tick(state.global_step, state.max_steps, "steps")
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
