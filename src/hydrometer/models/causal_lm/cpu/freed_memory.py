@@ -1,9 +1,9 @@
 """What happens to memory that torch frees: kept for the next step, and given back once it has grown too much.
 
-Under glibc a block of some size is mapped when it is made and unmapped when it is freed, so every step of a fit pays for
-new pages. `keep_freed_memory` turns that off: on two cores a fit's step falls from 580 to 440 ms. But rows of many
-lengths free blocks of many sizes, between which small ones stay alive; the heap becomes porous and grows, to 13 GB for a
-student of 64 million parameters on 200 prompts of different lengths. `bound_freed_memory` gives the pores back.
+glibc maps a large block when it is made and unmaps it when it is freed, so every step of a fit pays for new pages.
+`keep_freed_memory` turns that off: on two cores a fit's step falls from 580 to 440 ms. But rows of many lengths free
+blocks of many sizes, between which small ones stay alive; the heap becomes porous and grows, to 13 GB for a student of
+64 million parameters on 200 prompts of different lengths. `bound_freed_memory` gives the pores back.
 """
 
 from __future__ import annotations
