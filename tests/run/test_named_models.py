@@ -88,7 +88,7 @@ def test_a_list_serves_where_links_cannot(tmp_path: Path, truth: Path) -> None:
     hm.run(spec, out=tmp_path / "here", overrides=overrides, cache=tmp_path / "local")
     assert not any(link.iterdir())
     said = CliRunner().invoke(app, ["models", str(tmp_path / "here"), "--cache", str(tmp_path / "local"), "--json"])
-    listed = {m["name"]: m["place"] for m in json.loads(said.stdout)}
+    listed = {m["name"]: m["place"] for m in json.loads(said.stdout)["models"]}
     assert list(listed) == ["teacher", "direct-seed0", "distilled-t1.0-seed0"]
     assert Path(listed["direct-seed0"]).parent == tmp_path / "local"
     assert Path(listed["teacher"]) == tmp_path / "here" / "models" / "teacher"

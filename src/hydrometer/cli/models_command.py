@@ -24,7 +24,8 @@ def models_command(
 
     found = named_models(folder, cache=cache)
     if as_json:
-        typer.echo(json.dumps([{"name": m.name, "cell": m.cell, "place": str(m.place)} for m in found]))
+        listed = [{"name": m.name, "cell": m.cell, "place": str(m.place)} for m in found]
+        typer.echo(json.dumps({"models": listed}))
         return
     width = max((len(m.name) for m in found), default=0)
     for m in found:

@@ -54,7 +54,8 @@ def named_models(folder: str | Path | Url, *, cache: str | Path | Url | None = N
     FolderError : no run there, its models are elsewhere, or its results are of a release that gave no names.
     """
     home = place_of(folder)
-    cells = [c for c in load_results(home)["cells"] if (c.get("artifacts") or {}).get("fit") and c["status"] == "ok"]
+    made = [c for c in load_results(home)["cells"] if c["status"] == "ok"]
+    cells = [c for c in made if isinstance(c.get("artifacts"), dict) and c["artifacts"].get("fit")]
     named = [c for c in cells if c.get("name")]
     if cells and not named:
         fix = "`hydrometer run` it again: nothing is made anew"
