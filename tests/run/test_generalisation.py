@@ -176,6 +176,11 @@ def test_it_adds_stages_and_changes_none(tmp_path: Path, models: Path) -> None:
     assert all(known[c["id"]] == c["metrics"] for c in before.results["cells"])
     again = hm.run(spec, out=tmp_path / "out", overrides=without)  # what a folder has, it keeps
     assert without_timings(again.results) == without_timings(after.results)
+    adopted = hm.adopt(tmp_path / "out", model=tmp_path / "out/models/direct-seed0", name="back", training="direct")
+    gaps = entries(adopted.run.results)
+    one, other = (gaps[g]["figures"]["recall"] for g in ("lm.student.direct", "lm.student.direct.adopted-back"))
+    assert other["gap"]["value"] == pytest.approx(one["gap"]["value"])  # the same model on the same rows of the truth
+    assert gaps["lm.student.direct.adopted-back"]["vs_direct"]["recall"]["value"] == pytest.approx(0)
 
     work = Work(pack(both, ArtifactStore(tmp_path / "store")))
     drawn = [n for n in both.nodes.values() if isinstance(n, DrawNode) and n.context.on_training]
