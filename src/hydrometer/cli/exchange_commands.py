@@ -105,8 +105,11 @@ class AdoptOptions:
     ]
     selectivity: Setting = None
     training: Annotated[
-        Literal["direct", "distilled"] | None,
-        typer.Option("--training", help="direct: trained on the truth's rows. [default: distilled]"),
+        Literal["direct", "distilled", "baseline"] | None,
+        typer.Option("--training", help="direct: on the truth's rows; baseline: on other data. [default: distilled]"),
+    ] = None
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="M", help="The model under an adapter, where it names a path.")
     ] = None
     seed: Seed = None
     chain: Chain = None
@@ -131,6 +134,7 @@ def adopt_command(o: AdoptOptions) -> None:
             name=o.name,
             selectivity=o.selectivity,
             training=o.training,
+            base=o.base,
             seed=o.seed,
             chain=o.chain,
             cache=o.cache,
@@ -162,6 +166,10 @@ def scores_command(
     column: Annotated[
         list[str] | None, typer.Option("--column", metavar="NAME", help="A column of scores. Repeatable.")
     ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option("--truth", metavar="NAME", help="A model's name: column logprob is log p of each row under it."),
+    ] = None,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
@@ -175,7 +183,7 @@ def scores_command(
         from hydrometer.report import build_report, missing_sentence
         from hydrometer.run.exchange.scoring import add_scores
 
-        done = add_scores(folder, file=file, cell=cell, columns=column, cache=cache)
+        done = add_scores(folder, file=file, cell=cell, columns=column, truth=truth, cache=cache)
         page = build_report([done.run.folder])
     if as_json:
         added = {c: {m: e.to_json() for m, e in found.items()} for c, found in done.added.items()}

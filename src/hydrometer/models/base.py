@@ -175,7 +175,7 @@ class FitRequest:
     truth : the law of level 0, whose prompts, stop set and layers a level may take over.
     teacher : the unselected law of the level above, or None for a direct student.
     level : the level's parameters, of the family's own type.
-    prefix_source : whose rows the data are: ``truth`` or ``teacher``.
+    prefix_source : whose rows the data are: ``truth``, ``teacher``, or ``text`` of one's own with its own prompts.
     loss : training objective, as a specification names it (`core.distillation.Objective`).
     stream : source of all randomness of the fit.
     tick : progress.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
+from hydrometer.core.spec import Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Family, Law, Level, Precision, Samples
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsksParts",
+    "Baseline",
     "ChecksInputs",
     "CompactRows",
     "Embeds",
@@ -154,11 +156,11 @@ class Maps(Protocol):
 class TrainsElsewhere(Protocol):
     """A family whose models may be trained elsewhere, on rows that a run exported, and come back into the run."""
 
-    def identify(self, source: str) -> Mapping[str, str]:
-        """Return what a model is, by content. Raises ModelError."""
+    def identify(self, source: str, base: str | None = None) -> Mapping[str, str]:
+        """Return what a model is, by content; `base` is the model under an adapter. Raises ModelError."""
         ...
 
-    def adopt(self, chain: ChainSpec, source: str) -> Law:
+    def adopt(self, chain: ChainSpec, source: str, base: str | None = None) -> Law:
         """Open a model as an unselected law over the truth's outcomes. Raises ModelError, LawMismatchError."""
         ...
 
@@ -204,6 +206,24 @@ class TextTruth:
     are: PromptsAre
 
 
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A student that is fitted to a text, beside the direct one.
+
+    Attributes
+    ----------
+    name, level : what it is called, and how it is fitted.
+    train, validate : how many texts are trained on, and choose an epoch.
+    identity : what the texts, and a model that it starts from, are by content.
+    """
+
+    name: str
+    level: Strict
+    train: int
+    validate: int
+    identity: Mapping[str, object]
+
+
 @runtime_checkable
 class AsksParts(Protocol):
     """A family whose models may be judged on other prompts than they are trained on: an optional capability."""
@@ -233,8 +253,17 @@ class TextTruths(Protocol):
         """Return what stands in the place of a truth; None where the truth is a law."""
         ...
 
-    def training_texts(self, chain: ChainSpec, which: Literal["train", "validate"]) -> Samples:
-        """Return texts as rows to learn from, or to choose an epoch by; their log-probability is not known."""
+    def baselines(self, chain: ChainSpec) -> Sequence[Baseline]:
+        """Return the students that are fitted to texts of their own. Raises DataError."""
+        ...
+
+    def training_texts(
+        self, chain: ChainSpec, which: Literal["train", "validate"], baseline: str | None = None
+    ) -> Samples:
+        """Return texts as rows to learn from, or to choose an epoch by; their log-probability is not known.
+
+        The truth's, or those of the baseline that is named.
+        """
         ...
 
 

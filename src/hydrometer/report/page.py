@@ -143,11 +143,11 @@ def _describe(run: Run, chain: Chain) -> str:
     """Describe the plane for screen readers."""
     kinds = plotdata.kinds_of(run, chain)
     words: list[str] = []
-    for kind in ("truth", "teacher", "direct", "distilled"):
+    for kind in ("truth", "teacher", "direct", "baseline", "distilled"):
         for group in kinds[kind][:8]:
             at = f" {setting(plotdata.knob(group, kind), short=True)}" if plotdata.knob(group, kind) else ""
             pair = [figure_words(group.metrics.get(m)) for m in ("recall", "precision")]
-            at += f" {group.method}" if group.method else ""
+            at += f" {group.method or group.baseline}" if group.method or group.baseline else ""
             words.append(f"{kind}{at}: recall {pair[0]}, precision {pair[1]}")
     return "Precision against recall. " + "; ".join(words) + ". All figures are in the tables below."
 

@@ -107,6 +107,7 @@ def _group(name: str, value: object) -> Group:
         text(g.get("adopted")),
         finite(g.get("unseen")),
         read_method(g),
+        text(g.get("baseline")),
     )
 
 
@@ -203,6 +204,7 @@ def _chain(name: str, value: object) -> Chain:
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         adopted=[_brought(b) for b in items(c.get("adopted"))],
         gaps=[_gap(g) for g in items(c.get("generalisation"))],
+        baselines=[_brought(b) for b in items(c.get("baselines"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
         advice=mapping(c.get("advice")),
         judged=mapping(c.get("judged")),

@@ -87,6 +87,7 @@ class Group:
     adopted: str = ""
     unseen: float | None = None
     method: str = ""
+    baseline: str = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -169,7 +170,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """An adopted model, with its contrasts by reference."""
+    """An adopted model or a baseline, with its contrasts by reference."""
 
     group: str
     name: str
@@ -228,6 +229,7 @@ class Chain:
     reference: str = ""
     adopted: list[Brought] = field(default_factory=list["Brought"])
     gaps: list[Gap] = field(default_factory=list["Gap"])
+    baselines: list[Brought] = field(default_factory=list["Brought"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ __all__ = [
 
 Tone = Literal["yes", "no", "open", "note"]
 Topic = Literal[
-    "answer", "so far", "gate", "trade-off", "control", "capacity", "adopted", "gap", "texts", "advice", "caveat"
+    "answer", "so far", "gate", "trade-off", "control", "capacity", "baseline", "adopted", "gap", "texts", "advice",
+    "caveat",
 ]
 
 KL = "KL(q‖p*)"
@@ -222,6 +223,8 @@ def _model(group: Group) -> str:
         return f"{name}, decoded at {setting(group.decoding)}" if group.decoding else name
     if group.training == "direct" and group.role == "student":
         name = "direct"
+    elif group.training == "baseline":
+        name = f"baseline {group.baseline}".rstrip()
     elif group.training == "distilled":
         name = f"distilled at {distilled_at(group)}"
         if group.role != "student":

@@ -30,13 +30,15 @@ class Place:
     Attributes
     ----------
     distillation : of a distilled model; None of all others.
+    baseline : name of the run's own model fitted to a text; None of all others.
     teacher_cell : of the selected teacher that a distilled model learned from.
     """
 
     level: int
     role: str
-    training: Literal["direct", "distilled"] | None = None
+    training: Literal["direct", "distilled", "baseline"] | None = None
     distillation: Distillation | None = None
+    baseline: str | None = None
     decoding: Selectivity | None = None
     parent: str | None = None
     teacher_cell: str | None = None
@@ -48,7 +50,8 @@ class Place:
         """What its group is called within the chain."""
         parts = [self.role]
         if self.training is not None:
-            parts.append(self.training + ("" if self.distillation is None else f"-{self.distillation.slug}"))
+            own = self.baseline if self.distillation is None else self.distillation.slug
+            parts.append(self.training if own is None else f"{self.training}-{own}")
         if self.origin is not None:
             parts.append(f"adopted-{self.origin['adopted']}")
         if self.decoding is not None:
@@ -63,7 +66,7 @@ class Place:
     @property
     def is_selected_teacher(self) -> bool:
         """Whether the model is judged as a teacher: decoded as it draws the rows of the level below."""
-        if self.decoding is None or self.training == "direct":
+        if self.decoding is None or self.training in ("direct", "baseline"):
             return False
         return self.training is None or canonical(self.selectivity) is not None
 
@@ -72,6 +75,8 @@ class Place:
         """Whose rows the model was fitted to; None of a truth and of a selected teacher, and of a map's teacher."""
         if self.is_selected_teacher or self.role == "truth" or (self.training is None and self.point is not None):
             return None
+        if self.training == "baseline":
+            return "text"
         return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
 
     @property
@@ -123,6 +128,7 @@ class Cell(Place):
         parts = [] if self.origin is None else [f"adopted-{self.origin['adopted']}"]
         parts += [self.role] if self.role != "student" else []
         parts += [self.training] if self.training is not None else []
+        parts += [self.baseline] if self.baseline is not None else []
         if self.distillation is not None:
             parts.append(_SHORT.sub(lambda found: _SHORT_NAMES[found[0]], self.distillation.slug))
         parts += [f"seed{self.seed}"] if self.seed is not None else []
@@ -150,6 +156,7 @@ class Cell(Place):
     ) -> dict[str, object]:
         """Return the cell as results.json holds it; without figures it failed, for a reason."""
         where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
+        where |= {} if self.baseline is None else {"baseline": self.baseline}
         where |= {} if self.origin is None else {"origin": dict(self.origin)}
         return {
             "id": self.id,

@@ -42,10 +42,10 @@ def draw(node: DrawNode, bench: ArtifactLoader, folder: Path) -> dict[str, objec
 
 
 def encode_texts(node: TextNode, folder: Path) -> dict[str, object]:
-    """Write the truth's texts, or some of them, as rows to learn from into `folder`. Raises DataError."""
+    """Write texts of the truth or a baseline as rows to learn from into `folder`. Raises DataError."""
     family, chain = node.context.family, node.context.spec
     if not isinstance(family, TextTruths):
         raise TypeError(f"{family.name} has no texts in the place of a truth")
-    rows = family.training_texts(chain, node.which)
+    rows = family.training_texts(chain, node.which, node.baseline)
     family.save_samples(rows, folder)
     return {"rows": len(rows), "tokens": 0 if rows.lengths is None else int(rows.lengths.sum())}

@@ -17,24 +17,27 @@ __all__ = ["JudgeGivenNode", "ScoreTextsNode", "Sides", "TextNode", "no_rows"]
 
 @dataclass(frozen=True, slots=True)
 class TextNode(Node):
-    """Texts in the place of a truth as rows to learn from, where a draw would be.
+    """Texts in the place of a truth, or of a baseline, as rows to learn from, where a draw would be.
 
     Attributes
     ----------
     which : those that are trained on, or those that choose an epoch.
     n : how many they are.
+    baseline : whose texts; None of the truth.
     """
 
     stage, priced = "draw", None
     in_results = False
     which: Literal["train", "validate"]
     n: int
+    baseline: str | None = field(default=None, kw_only=True)
 
     def footprint(self) -> Footprint:  # ids of texts of a few hundred tokens
         return Footprint(disk_most=4_000 * self.n)
 
     def does(self) -> str:
-        return f"encode {self.n} texts of the truth to " + ("train on" if self.which == "train" else "validate by")
+        whose = "the truth" if self.baseline is None else f"baseline {self.baseline}"
+        return f"encode {self.n} texts of {whose} to " + ("train on" if self.which == "train" else "validate by")
 
 
 @dataclass(frozen=True, slots=True)

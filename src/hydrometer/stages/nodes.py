@@ -10,7 +10,7 @@ else tells kinds apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hydrometer.core.distillation import MLE, Distillation
@@ -103,6 +103,7 @@ class FitNode(Node):
     Attributes
     ----------
     distillation : of a distilled model, which has a teacher; None of one that is fitted to the truth's rows alone.
+    baseline : name of a model that is fitted to a text.
     """
 
     stage, priced = "fit", "fit"
@@ -115,8 +116,11 @@ class FitNode(Node):
     teacher: LawRef | None
     distillation: Distillation | None
     stream: Stream
+    baseline: str | None = field(default=None, kw_only=True)
 
     def does(self) -> str:
+        if self.baseline is not None:
+            return f"fit the baseline {self.baseline} on its text"
         how = "" if self.distillation is None or self.distillation.objective == MLE else f" by {self.loss}"
         return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}{how}"
 
@@ -128,6 +132,8 @@ class FitNode(Node):
     @property
     def prefix_source(self) -> str:
         """Whose rows it is fitted to, as keys and results write it."""
+        if self.baseline is not None:
+            return "text"
         return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
 
     def about(self) -> tuple[str, int]:

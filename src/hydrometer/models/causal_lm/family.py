@@ -38,6 +38,7 @@ from hydrometer.models.causal_lm.opening import (
     truth_opening,
 )
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain, level_spec
+from hydrometer.models.causal_lm.text_truth import baseline_part
 from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_sequences
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
@@ -101,6 +102,10 @@ class CausalLMFamily(TextsAndGiven):
         for level in c.level_specs.values():
             if isinstance(level.init, FromSource):
                 load.locate(level.init.source)
+        for b in c.baselines:
+            baseline_part(c, b.name)
+            if isinstance(b.init, FromSource):
+                load.locate(b.init.source)
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
         """Diagnose vocabularies, prompts and stop set, and draw a small probe of the truth."""
@@ -236,18 +241,18 @@ class CausalLMFamily(TextsAndGiven):
 
         return group(causal_chain(chain).device, rank, n_workers, meeting)
 
-    def identify(self, source: str) -> Mapping[str, str]:
+    def identify(self, source: str, base: str | None = None) -> Mapping[str, str]:
         """Return a checkpoint's identity, by content. Raises ModelError."""
         from hydrometer.models.causal_lm.pretrained.adopt import identify
 
-        return identify(source)
+        return identify(source, base)
 
-    def adopt(self, chain: ChainSpec, source: str) -> CausalLaw:
+    def adopt(self, chain: ChainSpec, source: str, base: str | None = None) -> CausalLaw:
         """Open a checkpoint in float32, under the truth's prompts and stop set. Raises ModelError, LawMismatchError."""
         from hydrometer.models.causal_lm.pretrained.adopt import check_adopted, open_adopted
 
-        check_adopted(source, open_tokenizer(causal_chain(chain))[0])
-        return open_adopted(source, self.truth(chain, "float32"))
+        check_adopted(source, base, open_tokenizer(causal_chain(chain))[0])
+        return open_adopted(source, base, self.truth(chain, "float32"))
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write a folder for `from_pretrained`, with law.json beside the weights."""

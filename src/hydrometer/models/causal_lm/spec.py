@@ -28,13 +28,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError
-from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Name, Selectivities, Strict
 from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
-from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, Truth
+from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, PromptsFile, Truth, as_file
 
 __all__ = [
+    "Baseline",
     "CausalLMChain",
     "Data",
     "FromLayers",
@@ -170,6 +171,36 @@ class LevelSpec(Strict):
         return self
 
 
+class Baseline(Strict):
+    """A student that is fitted to a text of one's own, beside the direct and the distilled ones.
+
+    Parameters
+    ----------
+    name : of its cells.
+    text : what it is fitted to. Rows whose prompts models are judged on are left out.
+    init, architecture, training : as of a level; the student's own where they are not given.
+    """
+
+    name: Name
+    text: Annotated[BaselineText, BeforeValidator(as_file)]
+    init: Init | None = None
+    architecture: dict[str, Any] = Field(default_factory=dict)
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _architecture_of_scratch(self) -> Self:
+        if (self.init == "scratch") != bool(self.architecture):
+            raise PydanticCustomError("architecture", "a baseline's architecture goes with its own init scratch only")
+        return self
+
+    def level(self, student: LevelSpec) -> LevelSpec:
+        """Return how it is fitted, where `student` says what it does not say itself."""
+        training = self.training or student.training
+        if self.init is None:
+            return student.model_copy(update={"training": training})
+        return LevelSpec(init=self.init, architecture=self.architecture, training=training)
+
+
 def level_spec(spec: Strict) -> LevelSpec:
     """Return a level's parameters as this family's. Raises InputError."""
     if not isinstance(spec, LevelSpec):
@@ -242,6 +273,7 @@ class CausalLMChain(ChainSpec):
     ----------
     truth, teacher, assistants, student : the levels. `teacher: truth` selects from the truth itself; a teacher that is
         named by its source alone is taken as it is.
+    baselines : students fitted to texts of one's own.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.
     judge_dtype : arithmetic in which evaluation rows are drawn and scored.
@@ -258,6 +290,7 @@ class CausalLMChain(ChainSpec):
     teacher: Teacher
     assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
     student: LevelSpec
+    baselines: Annotated[tuple[Baseline, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -324,6 +357,14 @@ class CausalLMChain(ChainSpec):
                 "judge_training_prompts", "judge_training_prompts needs prompts kept for judging: prompts.evaluate: 0.2"
             )
         return self
+
+    @field_validator("baselines")
+    @classmethod
+    def _distinct(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        names = [b.name for b in value]
+        if len(set(names)) < len(names):
+            raise PydanticCustomError("baselines", "two baselines have one name")
+        return value
 
     @property
     def given_teacher(self) -> FromSource | None:

@@ -1,4 +1,4 @@
-"""Texts in the place of a chain's truth: how many rows they are, and which of them are trained on or judged on."""
+"""Texts in the place of a chain's truth, and of its baselines: how many rows, which are trained on or judged on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import numpy as np
 
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
+from hydrometer.models.capabilities import Baseline as BaselineFacts
 from hydrometer.models.capabilities import TextTruth
-from hydrometer.models.causal_lm.data.parts import Part, parts_of
+from hydrometer.models.causal_lm.data.parts import Part, encoded, part_without, parts_of
+from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import open_tokenizer
-from hydrometer.models.causal_lm.spec import CausalLMChain
+from hydrometer.models.causal_lm.spec import Baseline, CausalLMChain
 from hydrometer.models.causal_lm.text_rows import encode_texts, rows_of
-from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile
+from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, TextFile
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["held_out", "text_truth", "trained_prompts", "training_texts"]
+__all__ = ["baseline_part", "baselines", "held_out", "text_truth", "trained_prompts", "training_texts"]
 
 _STREAM = Stream(0, ("prompts", "training"))
 
@@ -81,12 +83,54 @@ def text_truth(chain: CausalLMChain) -> TextTruth | None:
     )
 
 
-def training_texts(chain: CausalLMChain, which: Literal["train", "validate"]) -> Sequences:
+def baselines(chain: CausalLMChain) -> list[BaselineFacts]:
+    """Return a chain's students that are fitted to texts of their own. Raises DataError, ModelError."""
+    most = chain.data.train, chain.data.validate_
+    found: list[BaselineFacts] = []
+    for b in chain.baselines:
+        part, _ = baseline_part(chain, b.name)
+        train, validate = (len(rows_of(part, which, most)) for which in ("train", "validate"))
+        identity: dict[str, object] = {"text": part.digest, "chat": _chat_of(chain, b)}
+        if isinstance(b.init, FromSource):
+            identity["source"] = dict(load.resolve(b.init.source, b.init.revision).identity)
+        found.append(BaselineFacts(b.name, b.level(chain.student), train, validate, identity))
+    return found
+
+
+def baseline_part(chain: CausalLMChain, name: str) -> tuple[Part, int]:
+    """Return the text of a baseline, and how many of its rows are left out, as models are judged on their prompts.
+
+    Raises
+    ------
+    DataError : a file that cannot be read, or of which nothing is left.
+    """
+    source = chain.truth.text or chain.truth.prompts
+    judged = parts_of(source)[1] if isinstance(source, PromptsFile | TextFile) else None
+    return part_without(_named(chain, name).text, judged)
+
+
+def _named(chain: CausalLMChain, name: str) -> Baseline:
+    return next(b for b in chain.baselines if b.name == name)
+
+
+def _chat_of(chain: CausalLMChain, baseline: Baseline) -> bool | None:
+    """Whether prompts go through the chat template: as the truth's, unless the baseline says."""
+    source = chain.truth.text or chain.truth.prompts
+    if baseline.text.chat is None and isinstance(source, PromptsFile | TextFile):
+        return source.chat
+    return baseline.text.chat
+
+
+def training_texts(chain: CausalLMChain, which: Literal["train", "validate"], baseline: str | None = None) -> Sequences:
     """Return the texts that models are trained on, or those that choose an epoch, as rows. Raises DataError."""
-    if chain.truth.text is None:
-        raise InputError("the chain's truth is no text")
-    part, _ = parts_of(chain.truth.text)
     tokenizer, prompts, stop_ids = open_tokenizer(chain)
+    if baseline is not None:
+        part, _ = baseline_part(chain, baseline)
+        prompts = encoded(part, tokenizer, _chat_of(chain, _named(chain, baseline)))
+    elif chain.truth.text is not None:
+        part, _ = parts_of(chain.truth.text)
+    else:
+        raise InputError("the chain's truth is no text")
     chosen = rows_of(part, which, (chain.data.train, chain.data.validate_))
     own: object = tokenizer.eos_token_id
     stop = own if isinstance(own, int) and own in stop_ids else stop_ids[0]

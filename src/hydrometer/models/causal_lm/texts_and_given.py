@@ -13,12 +13,12 @@ from hydrometer.core.errors import InputError
 from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Law, Precision, Samples
-from hydrometer.models.capabilities import TextScores, TextTruth
+from hydrometer.models.capabilities import Baseline, TextScores, TextTruth
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import judged_prompts, open_source, open_tokenizer, truth_opening
 from hydrometer.models.causal_lm.spec import causal_chain
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
-from hydrometer.models.causal_lm.text_truth import held_out, text_truth, trained_prompts, training_texts
+from hydrometer.models.causal_lm.text_truth import baselines, held_out, text_truth, trained_prompts, training_texts
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -80,9 +80,15 @@ class TextsAndGiven:
         """Return the texts in the place of a truth, where there are such."""
         return text_truth(causal_chain(chain))
 
-    def training_texts(self, chain: ChainSpec, which: Literal["train", "validate"]) -> Sequences:
+    def baselines(self, chain: ChainSpec) -> Sequence[Baseline]:
+        """Return the students that are fitted to texts of their own."""
+        return baselines(causal_chain(chain))
+
+    def training_texts(
+        self, chain: ChainSpec, which: Literal["train", "validate"], baseline: str | None = None
+    ) -> Sequences:
         """Return the texts that models are trained on, as rows, or those that choose an epoch."""
-        return training_texts(causal_chain(chain), which)
+        return training_texts(causal_chain(chain), which, baseline)
 
     def score_texts(self, chain: ChainSpec, law: Law, texts: Samples | range, role: str) -> TextScores:
         """Score texts in the law's canonical tokenisation. Raises StageError, DataError."""

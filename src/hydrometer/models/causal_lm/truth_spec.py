@@ -14,7 +14,18 @@ from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
 
-__all__ = ["MAX_NEW_TOKENS", "Dataset", "Evaluate", "File", "FromSource", "PromptsFile", "TextFile", "Truth"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "BaselineText",
+    "Dataset",
+    "Evaluate",
+    "File",
+    "FromSource",
+    "PromptsFile",
+    "TextFile",
+    "Truth",
+    "as_file",
+]
 
 MAX_NEW_TOKENS = 1_000_000
 
@@ -164,7 +175,19 @@ class TextFile(File):
     evaluate: Evaluate = 0.2
 
 
-def _text_file(value: object) -> object:
+class BaselineText(File):
+    """Prompts with answers, or whole documents, that a baseline is fitted to.
+
+    Parameters
+    ----------
+    chat : put every prompt into the tokenizer's chat template; None as the truth's prompts are.
+    """
+
+    chat: bool | None = None
+
+
+def as_file(value: object) -> object:
+    """Read a file's name as the mapping that it stands for."""
     return {"file": value} if isinstance(value, str) else value
 
 
@@ -212,7 +235,7 @@ class Truth(Strict):
     revision: str | None = None
     max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
     prompts: Prompts = None
-    text: Annotated[TextFile, BeforeValidator(_text_file)] | None = None
+    text: Annotated[TextFile, BeforeValidator(as_file)] | None = None
     reference: Annotated[Literal["teacher"] | FromSource, BeforeValidator(_reference)] | None = None
     stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
     architecture: dict[str, Any] | None = None

@@ -17,8 +17,10 @@ from hydrometer.report.wording import distilled_at, is_neutral, setting
 
 __all__ = ["Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]
 
-Kind = Literal["truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "adopted"]
-KINDS: tuple[Kind, ...] = ("truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "adopted")
+Kind = Literal["truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "baseline", "adopted"]
+KINDS: tuple[Kind, ...] = (
+    *("truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "baseline", "adopted"),
+)
 CLOUD_PER_GROUP = 60
 PanelPoint = tuple[float, float, Reach | None]
 
@@ -105,6 +107,9 @@ def kinds_of(run: Run, chain: Chain) -> dict[Kind, list[Group]]:
         elif group.adopted:
             if not group.decoding or is_neutral(group.decoding):
                 found["adopted"].append(group)
+        elif group.training == "baseline":
+            if not group.decoding or is_neutral(group.decoding):
+                found["baseline"].append(group)
         elif group.training == "direct":
             found["decoded" if group.decoding and not is_neutral(group.decoding) else "direct"].append(group)
         elif not group.decoding or is_neutral(group.decoding):
@@ -150,7 +155,9 @@ def _coldness(group: Group, kind: Kind, order: list[Setting]) -> tuple[int, floa
 def _label(group: Group, kind: Kind) -> str:
     value = knob(group, kind)
     if kind == "adopted":
-        return f"{group.adopted} {setting(group.selectivity, short=True) if group.selectivity else 'direct'}"
+        return f"{group.adopted} {setting(group.selectivity, short=True) if group.selectivity else group.training}"
+    if kind == "baseline":
+        return group.baseline
     if kind == "truth":
         return "truth"
     if value is None:
@@ -208,7 +215,7 @@ def _cloud(run: Run, kinds: dict[Kind, list[Group]], x: str, y: str) -> dict[Kin
         if cell.ok and across is not None and up is not None:
             by_group.setdefault(cell.group, []).append((across, up))
     cloud: dict[Kind, list[tuple[float, float]]] = {}
-    for kind in ("direct", "distilled", "adopted"):
+    for kind in ("direct", "distilled", "baseline", "adopted"):
         for group in kinds[kind]:
             seen = by_group.get(group.id, [])
             if len(seen) > 1:

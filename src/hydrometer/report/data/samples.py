@@ -89,7 +89,9 @@ def visible(value: object, limit: int = MAX_CHARACTERS) -> Markup:
 
 def _shown(run: Run, chain: Chain) -> list[tuple[Kind, Group]]:
     kinds = kinds_of(run, chain)
-    order: tuple[Kind, ...] = ("truth", "teacher", "direct", "distilled", "adopted", "decoded", "decoded_neutral")
+    order: tuple[Kind, ...] = (
+        *("truth", "teacher", "direct", "baseline", "distilled", "adopted", "decoded", "decoded_neutral"),
+    )
     starts = {chain.direct_group, chain.neutral_group}
     return [
         (kind, group)

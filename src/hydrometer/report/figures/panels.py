@@ -147,7 +147,7 @@ def _place_labels(ax: Axes, plane: Plane, rail: float) -> None:
     bounds = (frame.x0, frame.y0, frame.x1, frame.y1)
     figure = ax.get_figure(root=True)
     scale = (figure.dpi if figure is not None else 72) / 72
-    order = ("truth", "distilled", "direct", "teacher", "adopted", "decoded", "decoded_neutral")
+    order = ("truth", "distilled", "direct", "baseline", "teacher", "adopted", "decoded", "decoded_neutral")
     for kind, _, points in sorted(plane.lines, key=lambda line: order.index(line[0])):
         start = _spot(ax, points[0], rail) if points else (0.0, 0.0)
         follows = kind in ("decoded", "decoded_neutral")

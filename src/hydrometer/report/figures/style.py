@@ -57,6 +57,7 @@ LOOKS: Mapping[Kind, Look] = {
     "decoded": Look("#0068a9", "o", (0, (4, 2)), True, "direct, decoded selectively", 5.5),
     "decoded_neutral": Look("#a8528a", "^", (0, (1, 1.6)), True, "distilled neutrally, decoded selectively", 5.5),
     "distilled": Look("#c94f00", "s", "-", False, "distilled selectively", 6),
+    "baseline": Look("#6b4fb3", "X", "none", False, "fitted to a text of one's own", 7),
     "adopted": Look("#8a6d00", "P", "none", False, "trained elsewhere, adopted", 7),
 }
 
@@ -82,6 +83,7 @@ VARIABLES = {
     "#a8528a": "--c-neutral",
     "#c94f00": "--c-distilled",
     "#8a6d00": "--c-adopted",
+    "#6b4fb3": "--c-baseline",
 }
 
 _RC: dict[str, Any] = {

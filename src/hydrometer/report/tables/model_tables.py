@@ -109,6 +109,8 @@ def _order(group: Group, chain: Chain) -> tuple[int, int, int]:
         return role, 300 + place(group.selectivity), place(group.decoding)
     if group.training == "distilled":
         return role, 200 + place(group.selectivity), 0
+    if group.baseline:
+        return role, 150, place(group.decoding)
     return role, 100, place(group.decoding or group.selectivity)
 
 

@@ -1,9 +1,9 @@
-"""Sentences on adopted models: each compared with the run's own model of the same training and setting."""
+"""Sentences on baselines, and on adopted models: each compared with the run's own model that is most like it."""
 
 from __future__ import annotations
 
 from hydrometer.report.typed_results import Brought, Chain, Diff
-from hydrometer.report.wording import KL, Sentence, among, distilled_at, per, recall_of, signed, span
+from hydrometer.report.wording import KL, Sentence, Topic, among, distilled_at, per, recall_of, signed, span
 
 __all__ = ["adopted_sentences"]
 
@@ -16,18 +16,23 @@ _AGAINST = {
 
 
 def adopted_sentences(chain: Chain) -> list[Sentence]:
-    """Write one sentence for each of the first few adopted models."""
-    said = [_sentence(chain, b) for b in chain.adopted[:MOST]]
+    """Write one sentence for each of the first few baselines and adopted models."""
+    said = [_sentence(chain, b, "baseline", f"the baseline {b.name}") for b in chain.baselines[:MOST]]
+    said += [_sentence(chain, b, "adopted", f"{b.name}, {_trained(b)}") for b in chain.adopted[:MOST]]
     if len(chain.adopted) > MOST:
         said.append(Sentence("adopted", "note", f"{len(chain.adopted) - MOST} more are in the tables."))
     return said
 
 
-def _sentence(chain: Chain, b: Brought) -> Sentence:
-    who = f"{b.name}, {'trained directly' if b.training == 'direct' else f'distilled at {distilled_at(b)}'}"
+def _trained(b: Brought) -> str:
+    kinds = {"direct": "trained directly", "baseline": "trained on other data"}
+    return kinds.get(b.training) or f"distilled at {distilled_at(b)}"
+
+
+def _sentence(chain: Chain, b: Brought, topic: Topic, who: str) -> Sentence:
     against = next((key for key in _AGAINST if b.diffs.get(key)), None)
     if against is None:
-        return Sentence("adopted", "open", f"{who}: there is no judged model of the run to compare it with.")
+        return Sentence(topic, "open", f"{who}: there is no judged model of the run to compare it with.")
     diffs = b.diffs[against]
     recall = recall_of(diffs)
     named = [("precision", diffs.get("precision")), (KL, diffs.get("kl_student_truth"))]
@@ -35,7 +40,7 @@ def _sentence(chain: Chain, b: Brought) -> Sentence:
         named.append((recall.metric.replace("_", " "), recall))
     parts = [f"{name} {_size(d)}" for name, d in named if d is not None]
     words = f"{who}, minus {_AGAINST[against]}, {chain.unit} per {per(chain)}: {among(parts)}."
-    return Sentence("adopted", "note" if any(d is not None and d.ci95 for _, d in named) else "open", words)
+    return Sentence(topic, "note" if any(d is not None and d.ci95 for _, d in named) else "open", words)
 
 
 def _size(d: Diff) -> str:

@@ -62,7 +62,10 @@ def _by_id(data: Json, wanted: object) -> Json:
 def _name(data: Json, c: Json) -> str:
     """Name a student: ``the direct student decoded at temperature 0.8``."""
     decoded, adopted = read_setting(c.get("decoding")), text(c.get("adopted"))
-    if c.get("training") == "direct":
+    if c.get("training") == "baseline":
+        words = f"the adopted baseline {adopted}" if adopted else f"the baseline {text(c.get('baseline'))}"
+        words += f" decoded at {setting(decoded)}" if decoded else " as it is"
+    elif c.get("training") == "direct":
         words = f"the adopted direct model {adopted}" if adopted else "the direct student"
         words += f" decoded at {setting(decoded)}" if decoded else " as it is"
     else:
@@ -374,8 +377,9 @@ def advice_table(data: Json) -> FittedTable:
 
 
 def _brief(data: Json, c: Json) -> str:
-    parts = [text(c.get("adopted")), text(c.get("training"))] if c.get("adopted") else [text(c.get("training"))]
-    if c.get("training") != "direct":
+    parts = [text(c.get("adopted")), text(c.get("training")), text(c.get("baseline"))]
+    parts = [p for p in parts if p]
+    if c.get("training") == "distilled":
         parts.append(_distilled_at(c, short=True))
     if decoded := read_setting(c.get("decoding")):
         parts.append("decoded " + setting(decoded, short=True))

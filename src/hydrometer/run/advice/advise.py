@@ -204,6 +204,7 @@ def as_setting(cell: Cell) -> Json:
     return {
         "id": cell.group,
         "training": cell.training,
+        **({} if cell.baseline is None else {"baseline": cell.baseline}),
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
         **({} if cell.distillation is None else cell.distillation.variant),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),

@@ -285,7 +285,8 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
     has_tokens = False
     for cell in cells:
         fit, rows = _training(source, cell)
-        sums["teacher_rows" if cell.training == "distilled" else "truth_rows"] += sum(r.n for r in rows)
+        if cell.training != "baseline":  # whose text the run did not draw
+            sums["teacher_rows" if cell.training == "distilled" else "truth_rows"] += sum(r.n for r in rows)
         for key in (k for r in rows for k in r.blocks):
             need_artifact(source, "draw", key)
             meta = source.store.meta("draw", key)

@@ -63,7 +63,8 @@ def adopt(
     model: str | Path,
     name: str,
     selectivity: str | Selectivity | None = None,
-    training: Literal["direct", "distilled"] | None = None,
+    training: Literal["direct", "distilled", "baseline"] | None = None,
+    base: str | Path | None = None,
     seed: int | None = None,
     chain: str | None = None,
     cache: str | Path | None = None,
@@ -82,7 +83,9 @@ def adopt(
     name : of the way it was trained; models of one name that differ in their seed alone form a group.
     selectivity : at which the teacher drew the rows it was trained on, as text ``temperature=0.8`` or as such. Where
         the run distils by several methods, ``temperature=0.8,loss=mle`` says whose student it stands beside.
-    training : ``direct`` for one trained on the truth's rows; else it is distilled.
+    training : ``direct`` for one trained on the truth's rows, ``baseline`` for one trained on other data; else it is
+        distilled.
+    base : the model under an adapter, where the adapter names a path or none.
     seed : of the run whose rows it was trained on; the run's first by default.
     chain, cache, monitor : as in `run`.
 
@@ -103,20 +106,22 @@ def adopt(
     home = require_run(folder)
     way = _training(training, wanted)
     check_places(home.place)
-    locate(str(model))
+    under = None if base is None else str(base)
+    locate(str(model), base=under)
     with home.hold():
         opened = reopen(home, cache)
         at = chain_named(opened.plan, chain)
         shared = shared_prompts(opened.spec, at)
         (monitor or SilentMonitor()).found(shared)
         look(opened, opened.plan, Outcome())  # refuses figures that this machine could not have made
-        entry = _entry(opened, at, str(model), name, wanted, way, seed)
+        source = _Source(str(model), under)
+        entry = _entry(opened, at, source, name, wanted, way, seed)
         known = next((a for a in read_adopted(opened.folder) if a.place == entry.place), None)
         if known is not None and known.law != entry.law:
             raise FolderError(
                 "other weights have this name, setting and seed already", got=name, fix="give another --name or --seed"
             )
-        _copy_weights(opened, at, str(model), entry)
+        _copy_weights(opened, at, source, entry)
         keep_adopted(opened.folder, entry)
         plan = opened.plan if known is not None else opened.with_adopted(entry)
         cells = [c for c in plan.chains[entry.chain].cells if _is_of(c, entry)]
@@ -131,15 +136,26 @@ def adopt(
     return AdoptResult(run, tuple(c.id for c in cells), known is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A checkpoint, and the model under it if it is an adapter."""
+
+    model: str
+    base: str | None
+
+
 def _training(given: str | None, s: Wanted | None) -> str:
     """How it was trained, where that goes with the selectivity."""
     training = "distilled" if given is None else given
-    if training not in ("direct", "distilled"):
-        raise InputError("--training is direct or distilled", got=training)
+    if training not in ("direct", "distilled", "baseline"):
+        raise InputError("--training is direct, distilled or baseline", got=training)
     if training == "direct" and s is not None:
         raise InputError("a direct model was trained on the truth's rows, which have no selectivity", got=s.label)
+    if training == "baseline" and s is not None:
+        fix = "leave out --selectivity, or leave out --training if it was trained on the teacher's rows"
+        raise InputError("a baseline was not trained on the teacher's rows", got=s.label, fix=fix)
     if training == "distilled" and s is None:
-        fix = "give --selectivity, or --training direct for one trained on the truth's rows"
+        fix = "give --selectivity, or --training direct (on the truth's rows) or baseline (on other data)"
         raise InputError("the selectivity of the rows it was trained on is missing", got=None, fix=fix)
     return training
 
@@ -151,7 +167,7 @@ def _able(family: Family) -> TrainsElsewhere:
 
 
 def _entry(
-    opened: Opened, at: ChainPlan, model: str, name: str, wanted: Wanted | None, training: str, seed: int | None
+    opened: Opened, at: ChainPlan, source: _Source, name: str, wanted: Wanted | None, training: str, seed: int | None
 ) -> Adopted:
     """Return the folder's entry for the model."""
     family, spec = _able(at.context.family), at.context.spec
@@ -160,7 +176,7 @@ def _entry(
     if seed not in opened.spec.seeds and "evaluate" in spec.resample:
         known = ", ".join(map(str, opened.spec.seeds))
         raise InputError("each seed of this run has rows of its own to judge on", got=seed, fix=f"known: {known}")
-    weights = dict(family.identify(model))
+    weights = dict(family.identify(source.model, source.base))
     law = content_key({"stage": "adopt", "format": 1, "truth": at.truth.key, "weights": weights})
     body: dict[str, object] = {
         "chain": at.context.name,
@@ -178,12 +194,12 @@ def _entry(
         raise explain(e, "adopt") from None
 
 
-def _copy_weights(opened: Opened, at: ChainPlan, model: str, entry: Adopted) -> None:
+def _copy_weights(opened: Opened, at: ChainPlan, source: _Source, entry: Adopted) -> None:
     """Write the artifact, unless the same weights exist."""
     if opened.store.has("fit", entry.law):
         return
     family = at.context.family
-    law = _able(family).adopt(at.context.spec, model)
+    law = _able(family).adopt(at.context.spec, source.model, source.base)
     with opened.store.write("fit", entry.law, {"inputs": []}) as (home, info):
         family.save_law(law, home)
         info["adopted"] = dict(entry.weights)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -24,8 +23,11 @@ from hydrometer.core.io.locking import InUseError
 from hydrometer.core.io.yaml_io import is_object, nearest, read_plain
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Strata
+from hydrometer.models.base import Samples
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.exchange.exporting import COLUMNS
+from hydrometer.run.exchange.lm_eval import is_finite, is_number, read_lm_eval
+from hydrometer.run.exchange.truth_scores import one_column, own_scores, under
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
@@ -49,7 +51,6 @@ MAX_COLUMNS = 1000
 MAX_VALUES = 100_000_000
 MAX_LINE_BYTES = 10_000_000
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_STDERR = "_stderr"
 Floats = NDArray[np.float64]
 
 
@@ -71,6 +72,7 @@ def add_scores(
     file: str | Path,
     cell: str | None = None,
     columns: Sequence[str] | None = None,
+    truth: str | None = None,
     cache: str | Path | None = None,
 ) -> ScoresResult:
     """Add externally computed figures to a run's cells.
@@ -80,12 +82,16 @@ def add_scores(
     the run's own figures. Or a results file of lm-evaluation-harness, of the one model that `cell` names, whose values
     and standard errors become ``lm_eval_<task>_<metric>``. A metric of the same name is replaced.
 
+    With `truth` the scores are log-probabilities of the rows under a model that the run cannot open: they become
+    precision and KL under it (`truth_scores`).
+
     Parameters
     ----------
     folder : of the run.
     file : ``.parquet``, ``.jsonl`` or ``.csv`` of scores, or ``.json`` of lm-evaluation-harness.
     cell : the cell's id.
     columns : names of the score columns; by default all numeric ones that an export does not have.
+    truth : what the model is called whose log-probabilities these are: nats, summed over a row's answer tokens.
     cache : where artifacts are, if elsewhere.
 
     Raises
@@ -97,7 +103,9 @@ def add_scores(
     home = require_run(folder)
     raw = _read(path)
     source = f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}"
-    given = _lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns)
+    if truth is not None:
+        columns = [one_column(truth, columns)]
+    given = read_lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns)
     if isinstance(given, CellScores):
         if columns:
             raise InputError("columns are named of files of rows", got=list(columns), fix="leave out --column")
@@ -115,7 +123,7 @@ def add_scores(
         if isinstance(given, CellScores):
             found = {_cell(opened, opened.plan, cell).id: given}
         else:
-            found = _rows(opened, opened.plan, given, source)
+            found = _rows(opened, opened.plan, given, source, truth)
         keep_scores(opened.folder, found)
         if not waiting:
             opened.folder.create()
@@ -189,31 +197,33 @@ def _given(raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | No
     return _Given([str(o) for o in owners], [_row(v, i) for i, v in enumerate(table["row"])], scores)
 
 
-def _rows(opened: Opened, plan: Plan, given: _Given, source: str) -> dict[str, CellScores]:
+def _rows(opened: Opened, plan: Plan, given: _Given, source: str, truth: str | None) -> dict[str, CellScores]:
     owners, rows, scores = given.owners, given.rows, given.scores
     out: dict[str, CellScores] = {}
     for owner in dict.fromkeys(owners):
         at = [i for i, o in enumerate(owners) if o == owner]
-        node, strata, size = _judged(opened, plan, owner)
-        order = _order([rows[i] for i in at], size, owner)
+        node, x = _judged(opened, plan, owner)
+        order = _order([rows[i] for i in at], len(x), owner)
         made = CellScores()
         for name in scores:
-            values = np.empty(size)
+            values = np.empty(len(x))
             values[order] = scores[name][at]
-            metric = f"user_{name}"
-            made.metrics[metric] = _estimate(values, strata)
-            made.rows[metric], made.source[metric] = node.law_rows.key, source
+            mine = own_scores(opened.store, node) if truth is not None else None
+            made.metrics |= (
+                {f"user_{name}": _estimate(values, x.strata)} if truth is None else under(truth, owner, values, mine, x)
+            )
+        made.rows |= dict.fromkeys(made.metrics, node.law_rows.key)
+        made.source |= dict.fromkeys(made.metrics, source)
         out[owner] = made
     return out
 
 
-def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Strata | None, int]:
+def _judged(opened: Opened, plan: Plan, owner: object) -> tuple[JudgeNode, Samples]:
     at = _cell(opened, plan, str(owner))
     node = plan.judge_of(at)
     if node is None or not node.law_rows.blocks:
         raise InputError("the rows of this cell are not kept", got=at.id, fix="name a cell of a language model")
-    x = ArtifactLoader(opened.store).outline(node.context, node.law_rows)
-    return node, x.strata, len(x)
+    return node, ArtifactLoader(opened.store).outline(node.context, node.law_rows)
 
 
 def _estimate(values: Floats, strata: Strata | None) -> Estimate:
@@ -260,26 +270,15 @@ def _score_columns(table: Mapping[str, list[object]], columns: Sequence[str] | N
 def _numbers(values: list[object], name: str) -> Floats:
     out = np.empty(len(values))
     for i, v in enumerate(values):
-        if not isinstance(v, int | float) or not _finite(v):
+        if not isinstance(v, int | float) or not is_finite(v):
             fix = "give every row a finite number; a row without one cannot be left out of a mean"
             raise DataError(f"column {name!r}, line {i + 1}: not a finite number", got=v, fix=fix)
         out[i] = float(v)
     return out
 
 
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the largest float
-        return False
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
-
-
 def _row(value: object, i: int) -> int:
-    if not _is_number(value) or value != int(value):
+    if not is_number(value) or value != int(value):
         raise DataError(f"column 'row', line {i + 1}: not a row's number", got=value, fix="keep what export wrote")
     return int(value)
 
@@ -352,49 +351,3 @@ def _lines(raw: bytes) -> dict[str, list[object]]:
     if len(names) > MAX_COLUMNS:
         raise ValueError(f"its rows have {len(names)} different columns")
     return {name: [r.get(name) for r in rows] for name in names}
-
-
-# lm-evaluation-harness ----------------------------------------------------------------------------------------------
-
-
-def _lm_eval(raw: bytes, name: str, source: str) -> CellScores:
-    """Read ``results``: task -> {"metric,filter": value, "metric_stderr,filter": its error}."""
-    try:
-        body: object = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"the file is not JSON: {e}", got=name, fix="give results_*.json") from None
-    tasks, counts = (body.get("results"), body.get("n-samples")) if is_object(body) else (None, None)
-    if not is_object(tasks) or not tasks:
-        raise DataError("the file holds no results of lm-evaluation-harness", got=name, fix="give results_*.json")
-    made = CellScores()
-    for task, figures in tasks.items():
-        if not is_object(figures):
-            raise DataError("a task's results are no object", got=task, fix="give results_*.json as it was written")
-        n = _count(counts.get(task) if is_object(counts) else None)
-        for metric, estimate in _task(task, figures, n):
-            if metric in made.metrics:
-                raise DataError("two results have one name here", got=metric, fix="rename the task in the file")
-            made.metrics[metric], made.rows[metric], made.source[metric] = estimate, None, source
-    if not made.metrics:
-        raise DataError("the file holds no figure", got=name, fix="give results_*.json as it was written")
-    return made
-
-
-def _task(task: str, figures: dict[str, Any], n: int) -> list[tuple[str, Estimate]]:
-    out: list[tuple[str, Estimate]] = []
-    for key, value in figures.items():
-        metric, _, picked = str(key).partition(",")
-        if not picked or metric.endswith(_STDERR):
-            continue
-        name = "_".join(["lm_eval", task, metric, *([] if picked == "none" else [picked])])
-        if not _is_number(value):
-            raise DataError(f"{task}: {key} is not a finite number", got=value, fix="evaluate the task again")
-        error = figures.get(f"{metric}{_STDERR},{picked}")
-        se = float(error) if _is_number(error) and error >= 0 else None
-        out.append((re.sub(r"[^A-Za-z0-9_]+", "_", name)[:120], Estimate(float(value), se, se, n, 0, "mc", "lm-eval")))
-    return out
-
-
-def _count(value: object) -> int:
-    found = value.get("effective") if is_object(value) else None
-    return found if isinstance(found, int) and 0 < found < 2**53 else 0

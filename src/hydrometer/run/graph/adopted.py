@@ -31,8 +31,9 @@ class Adopted(Strict):
     Attributes
     ----------
     chain, name : where it belongs, and what it is called; seeds of one name form one group.
-    training : whose rows it was trained on: the truth's (`direct`) or the teacher's (`distilled`).
-    selectivity : of the teacher when it drew these; None where direct.
+    training : what it was trained on: the truth's rows (`direct`), the teacher's (`distilled`), or other data
+        (`baseline`).
+    selectivity : of the teacher when it drew these; None of others than distilled models.
     loss, prefix_source : the method of the run's students that it stands beside; None for maximum likelihood on the
         teacher's rows.
     seed : of the run whose rows it was trained on.
@@ -42,7 +43,7 @@ class Adopted(Strict):
 
     chain: Name
     name: Name
-    training: Literal["direct", "distilled"]
+    training: Literal["direct", "distilled", "baseline"]
     selectivity: Selectivity | None = None
     loss: str | None = None
     prefix_source: str | None = None
@@ -52,10 +53,12 @@ class Adopted(Strict):
 
     @model_validator(mode="after")
     def _where_from(self) -> Self:
-        if (self.selectivity is None) != (self.training == "direct"):
-            raise PydanticCustomError("adopted", "a distilled model has a selectivity, a direct one has none")
-        if self.training == "direct" and self._method != (None, None):
-            raise PydanticCustomError("adopted", "a direct model has no loss and no prefix_source")
+        if (self.selectivity is None) != (self.training != "distilled"):
+            raise PydanticCustomError(
+                "adopted", "a distilled model has a selectivity, a direct one or a baseline has none"
+            )
+        if self.training != "distilled" and self._method != (None, None):
+            raise PydanticCustomError("adopted", "a direct model or a baseline has no loss and no prefix_source")
         return self
 
     @property

@@ -71,8 +71,9 @@ class ModelNodes(TextNodes):
         stream: Stream,
         teacher: LawRef | None = None,
         distillation: Distillation | None = None,
+        baseline: str | None = None,
     ) -> LawRef:
-        """Plan a fit: of a distilled model with its teacher, or of a direct one."""
+        """Plan a fit: of a distilled model with its teacher, of a direct one, or of a baseline by its name."""
         node = FitNode(
             "",
             self.context,
@@ -83,6 +84,7 @@ class ModelNodes(TextNodes):
             teacher,
             distillation,
             stream,
+            baseline=baseline,
             inputs=(
                 *rows.data.law.inputs,
                 *rows.data.blocks,
@@ -193,12 +195,16 @@ class ModelNodes(TextNodes):
                 chain=self.context.name,
                 seed=cell_seed,
                 judge=key,
-                judge_training=self.judge_beside(law, seed, group, cell_seed) if place.decoding is None else None,
+                judge_training=self.judge_beside(law, seed, group, cell_seed) if self.has_gap(place) else None,
                 show=self.show(key) if is_first and self.texts is None else None,
                 released=released,
             )
         )
         return model
+
+    def has_gap(self, place: Place) -> bool:
+        """Whether a model is judged on prompts of training, too: not if decoded, nor if it learned from others."""
+        return place.decoding is None and place.training != "baseline"
 
     def decoded(self, model: Model, decoding: Selectivity, seed: int) -> Model:
         """Enter the cell of a planned model, decoded selectively."""

@@ -2,6 +2,7 @@
 
     truth --draw--> D --fit--> teacher --select(s), draw--> D'_s --fit--> student_s
                     D --fit--> direct student
+                 text --fit--> baselines
     every model, and the controls decoded at s, --judge--> one cell each
 
 The students of one s differ in their objectives, and in whose rows they are trained on (`core.distillation`); below
@@ -22,8 +23,8 @@ from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.spec import ChainSpec, Resample
 from hydrometer.core.watching import doing
 from hydrometer.metrics.projection import projection_versions
-from hydrometer.models.base import Family
-from hydrometer.models.capabilities import Maps
+from hydrometer.models.base import Family, Level
+from hydrometer.models.capabilities import Baseline, Maps
 from hydrometer.models.choosing.best_of_n import check_choices
 from hydrometer.models.families import RunSpec, family_of
 from hydrometer.models.finite_selectivity import canonical
@@ -189,11 +190,21 @@ class _ChainPlanner(ModelNodes):
         out: dict[Distillation, Model] = {}
         for d in self.distillations:
             out[d] = self.distilled(above, depth, d, teachers.get(d, above.teacher), direct)
-        for model in (direct, *(m for d, m in out.items() if canonical(d.selectivity) is None)):
+        baselines = [self.baseline(b, above, depth) for b in self.baselines] if depth == len(self.levels) else []
+        for model in (direct, *baselines, *(m for d, m in out.items() if canonical(d.selectivity) is None)):
             for decoding in self.chain.controls:
                 if canonical(decoding) is not None:
                     self.decoded(model, decoding, seed)
         return out
+
+    def baseline(self, b: Baseline, above: _Above, depth: int) -> Model:
+        """Plan a student that is fitted to a text of its own."""
+        level = Level(self.levels[depth - 1].role, b.level)
+        stream = self.root("student", above.seed).child("fit", level.role)
+        rows = TrainingRows(self.baseline_rows(b, "train"), self.baseline_rows(b, "validate"))
+        law = self.fit(level, rows, stream, baseline=b.name)
+        place = Place(level=self.number(depth), role=level.role, training="baseline", baseline=b.name)
+        return self.cell(law, place, above.seed, ("student",))
 
     def distilled(self, above: _Above, depth: int, d: Distillation, teacher: Model, direct: Model) -> Model:
         """Plan a distilled model and its selected teacher."""
@@ -275,7 +286,7 @@ def _plan_adopted(planner: _ChainPlanner, entry: Adopted) -> None:
         c
         for c in planner.out.cells
         if c.level == last
-        and c.training == entry.training
+        and c.training == ("distilled" if entry.training == "distilled" else "direct")  # where a baseline stands
         and c.decoding is None
         and c.origin is None
         and entry.was_distilled(c.distillation)
@@ -298,7 +309,7 @@ def _plan_adopted(planner: _ChainPlanner, entry: Adopted) -> None:
         role=twin.role,
         training=entry.training,
         distillation=twin.distillation,
-        parent=shared(twin.parent),
+        parent=None if entry.training == "baseline" else shared(twin.parent),
         teacher_cell=shared(twin.teacher_cell),
         origin=entry.origin,
     )
@@ -312,5 +323,5 @@ def _plan_adopted(planner: _ChainPlanner, entry: Adopted) -> None:
 def _is_pictured(cell: Cell) -> bool:
     """Truth and teacher as they are, students as they are, and the direct student decoded."""
     if cell.role == "student":
-        return cell.decoding is None or cell.training == "direct"
+        return cell.decoding is None or cell.training in ("direct", "baseline")
     return cell.role in ("truth", "teacher") and cell.decoding is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hydrometer.core.distillation import MLE, TEACHER_ROWS, Objective, Prefixes
 from hydrometer.core.errors import SpecError
@@ -19,7 +20,7 @@ METHODS: dict[str, Callable[[object], Objective | Prefixes]] = {
 }
 
 
-_MAY_CHANGE = ("seeds", "selectivity", "loss", "decoding", "picture", "judge_training_prompts")
+_MAY_CHANGE = ("seeds", "selectivity", "loss", "decoding", "baselines", "picture", "judge_training_prompts")
 
 
 def strength(s: Selectivity) -> tuple[float, ...]:
@@ -64,10 +65,22 @@ def merge(specs: list[RunSpec]) -> RunSpec:
             update["picture"] = picture
         if any(getattr(c, "judge_training_prompts", False) for c in chains):  # nor does this
             update["judge_training_prompts"] = True
+        if baselines := _baselines(chains):
+            update["baselines"] = baselines
         return chains[0].model_copy(update=update)
 
     seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
     return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
+
+
+def _baselines(chains: Sequence[ChainSpec]) -> tuple[Any, ...]:
+    """Join the chains' baselines. Raises SpecError for two of one name."""
+    found: dict[str, Any] = {}
+    for b in (b for c in chains for b in getattr(c, "baselines", ())):
+        known = found.setdefault(b.name, b)
+        if known.model_dump(mode="json", context="key") != b.model_dump(mode="json", context="key"):
+            raise SpecError("the folder holds another baseline of that name", got=b.name, fix="give it another name")
+    return tuple(found.values())
 
 
 def _union_of(
@@ -95,6 +108,7 @@ def experiment(spec: RunSpec) -> dict[str, object]:
         chain.pop("decoding", None)
         chain.pop("picture", None)
         chain.pop("judge_training_prompts", None)
+        chain.pop("baselines", None)
         for method in METHODS:
             chain.pop(method, None)
     for name, chain in spec.chains.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
-from hydrometer.models.capabilities import GivenModels, TextTruth, TextTruths
+from hydrometer.models.capabilities import Baseline, GivenModels, TextTruth, TextTruths
 from hydrometer.run.graph.score_nodes import plan_side, plan_texts, text_blocks
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
 from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, TextNode, no_rows
@@ -25,14 +26,17 @@ class TextNodes(ChainNodes):
     texts : what stands in the place of the truth; None where the truth is a law.
     given : the teacher, where it is a model as it is.
     anchor : the law under which precision is measured beside texts.
+    baselines : students that are fitted to texts of their own.
     """
 
     def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
         super().__init__(plan, context, seeds)
         self.texts: TextTruth | None = None
         self.given: LawRef | None = None
+        self.baselines: Sequence[Baseline] = ()
         if isinstance(self.family, TextTruths):
             self.texts = self.family.text_truth(self.chain)
+            self.baselines = self.family.baselines(self.chain)
         if isinstance(self.family, GivenModels) and "teacher" in self.family.given_roles(self.chain):
             identity = {"truth": self.truth.key, "model": dict(self.family.given_identity(self.chain, "teacher"))}
             self.given = LawRef("given", content_key(identity), "teacher")
@@ -61,6 +65,14 @@ class TextNodes(ChainNodes):
         n = self.texts.train if which == "train" else self.texts.validate
         key = self.key("draw", {"truth": self.truth.key, "texts": dict(self.texts.identity), "which": which, "n": n})
         self.add(TextNode(key, self.context, which, n))
+        return Rows(self.truth, None, Stream(0, ("texts", which)), n, "train", (key,), key)
+
+    def baseline_rows(self, b: Baseline, which: Literal["train", "validate"]) -> Rows:
+        """Plan the texts that a baseline is fitted to, or that choose its epoch, as rows."""
+        n = b.train if which == "train" else b.validate
+        parts: dict[str, object] = {"truth": self.truth.key, "baseline": dict(b.identity), "which": which, "n": n}
+        key = self.key("draw", parts)
+        self.add(TextNode(key, self.context, which, n, baseline=b.name))
         return Rows(self.truth, None, Stream(0, ("texts", which)), n, "train", (key,), key)
 
     def judge_on_text(self, law: LawRef, decoding: Selectivity | None, own: Rows) -> str:

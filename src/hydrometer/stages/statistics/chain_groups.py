@@ -96,6 +96,7 @@ class ChainGroups:
         at_end = {n: c for n, c in mine.items() if c.origin is None}
         plain = {n: c for n, c in at_end.items() if c.decoding is None}
         self.direct = next((n for n, c in plain.items() if c.training == "direct"), None)
+        self.baselines = [n for n, c in plain.items() if c.baseline is not None]
         self.distilled = {c.distillation: n for n, c in plain.items() if c.distillation is not None}
         self.neutrals: dict[tuple[Objective, Prefixes], str] = {}
         for d, name in self.distilled.items():

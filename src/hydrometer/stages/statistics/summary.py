@@ -64,6 +64,7 @@ def compare_chain(
     tradeoff = _tradeoff(c)
     adopted = _adopted(c)
     control = _controls(c)
+    baselines = _baselines(c)
     out.chain = {
         "family": facts.family,
         "truth": facts.truth,
@@ -78,6 +79,7 @@ def compare_chain(
         "gate": _gate(c),
         "tradeoff": tradeoff,
         "control": control,
+        **({"baselines": baselines} if baselines else {}),
         **({"adopted": adopted} if adopted else {}),
         **({"generalisation": gaps} if (gaps := generalisation(c, cells, judged)) else {}),
     }
@@ -116,6 +118,7 @@ def _group_summary(name: str, cell: Cell, group: Group | None, failed: int) -> J
         "role": cell.role,
         "level": cell.level,
         "training": cell.training,
+        **({} if cell.baseline is None else {"baseline": cell.baseline}),
         "selectivity": None if cell.selectivity is None else cell.selectivity.to_json(),
         **({} if cell.distillation is None else cell.distillation.variant),
         "decoding": None if cell.decoding is None else cell.decoding.to_json(),
@@ -172,6 +175,7 @@ def _tradeoff(c: ChainGroups) -> list[Json]:
             "vs_neutral": c.differences(c.distilled[d], c.neutral_of(d)),
             "vs_direct": c.differences(c.distilled[d], c.direct),
             **_between_methods(c, d),
+            **_over_baselines(c, d),
         }
         for d in order
     ]
@@ -183,6 +187,32 @@ def _between_methods(c: ChainGroups, d: Distillation) -> Json:
     others = [c.distilled[e] for e in same[: same.index(d)]]
     found = {other: c.differences(c.distilled[d], other) for other in others}
     return {"vs_methods": found} if found else {}
+
+
+def _over_baselines(c: ChainGroups, d: Distillation) -> Json:
+    """Compare a student with the baselines, where there are some."""
+    found = {n: c.differences(c.distilled[d], n) for n in c.baselines if n in c.groups}
+    return {"vs_baselines": found} if found else {}
+
+
+def _baselines(c: ChainGroups) -> list[Json]:
+    """Compare students that were fitted to texts of their own; decoded, each with itself as it is."""
+    for n, x in c.example.items():
+        if x.baseline is not None and x.decoding is not None and x.origin is None:
+            c.pair(n, c.direct)
+            c.pair(n, next((b for b in c.baselines if c.example[b].baseline == x.baseline), None))
+    return [
+        {
+            "group": n,
+            "name": c.example[n].baseline,
+            "training": c.example[n].training,
+            "vs_direct": c.differences(n, c.direct),
+            "vs_neutral": c.differences(n, c.neutral),
+            **matched(c, n),
+        }
+        for n in c.baselines
+        if n in c.groups
+    ]
 
 
 def _adopted(c: ChainGroups) -> list[Json]:
@@ -211,7 +241,7 @@ def _adopted(c: ChainGroups) -> list[Json]:
         against = {
             "vs_direct": c.direct,
             "vs_neutral": c.neutral_of(d),
-            "vs_native": c.direct if d is None else c.distilled.get(d),
+            "vs_native": c.distilled.get(d) if d is not None else c.direct if x.training == "direct" else None,
             "vs_own_direct": directs.get(_name(x)),
             "vs_own_neutral": next((m for name, e, m in neutrals if name == _name(x) and _is_like(e, d)), None),
             "same_setting": None if x.selectivity is None else c.decoded.get(x.selectivity),

@@ -30,12 +30,22 @@ from hydrometer.models.causal_lm.data.prompts import (
     read_prompts,
 )
 from hydrometer.models.causal_lm.data.text_dataset import Answered, Shape, read_answers, read_questions, said_columns
-from hydrometer.models.causal_lm.truth_spec import File, PromptsFile, TextFile, Truth
+from hydrometer.models.causal_lm.truth_spec import BaselineText, File, PromptsFile, TextFile, Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Kept", "Part", "encoded", "is_templated", "part_of", "parts_of", "prompts_of", "source_digest"]
+__all__ = [
+    "Kept",
+    "Part",
+    "encoded",
+    "is_templated",
+    "part_of",
+    "part_without",
+    "parts_of",
+    "prompts_of",
+    "source_digest",
+]
 
 _STREAM = Stream(0, ("prompts", "evaluate"))
 
@@ -131,6 +141,34 @@ def _read_of(source: PromptsFile | TextFile) -> _Read:
             _read_already.clear()
         _read_already[slot] = _Read(source)
     return _read_already[slot]
+
+
+def part_without(text: BaselineText, judged: Part | None) -> tuple[Part, int]:
+    """Read a text; rows whose prompts models are judged on are left out.
+
+    Returns
+    -------
+    the rest, and how many rows were left out.
+
+    Raises
+    ------
+    DataError : a file that cannot be read, or of which nothing is left.
+    """
+    slot = repr(text), _state_of(text), None if judged is None else judged.digest
+    if slot not in _texts_already:
+        if len(_texts_already) >= _FILES_KEPT:
+            _texts_already.clear()
+        rows = _read(text, answered=True)
+        asked = set[Turns]() if judged is None else {turns for _, turns in judged.asked if turns}
+        kept = [r for r in rows if r.turns not in asked]
+        if not kept:
+            fix = "give a text with other prompts, or lower evaluate"
+            raise DataError("models are judged on every prompt of the text", got=text.called, fix=fix)
+        _texts_already[slot] = part_of(kept), len(rows) - len(kept)
+    return _texts_already[slot]
+
+
+_texts_already: dict[tuple[object, ...], tuple[Part, int]] = {}
 
 
 def _state_of(file: File) -> tuple[object, ...]:

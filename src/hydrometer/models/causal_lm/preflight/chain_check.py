@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Literal
+
 import numpy as np
 from transformers import PretrainedConfig
 
@@ -10,7 +13,7 @@ from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabul
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, truth_opening
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
 from hydrometer.models.causal_lm.text_truth import training_texts
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 
@@ -45,30 +48,38 @@ def check_chain(chain: CausalLMChain) -> None:
             raise LawMismatchError("the teacher's vocabulary is not the truth's", got=source, fix=fix)
         n_above = _n_layers(given.config)
     for role, level in chain.level_specs.items():
-        match level.init:
-            case "scratch":
-                n_above = _n_layers(scratch_config(truth.config, level.architecture))
-            case "truth":
-                n_above = n_truth
-            case "above":
-                pass
-            case FromLayers(layers_of=owner, layers=layers):
-                n = n_truth if owner == "truth" else n_above
-                if max(layers) >= n:
-                    raise SpecError(f"{role}: layers of {owner} are counted from 0 to {n - 1}", got=list(layers))
-                n_above = len(layers)
-            case FromSource(source=source, revision=revision):
-                other = load.outline(load.resolve(source, revision))
-                _check_source(role, source, other, truth)
-                n_above = _n_layers(other.config)
+        n_above = _check_level(role, level, truth, n_above)
+    for baseline in chain.baselines:  # nothing is above it but the truth
+        _check_level(f"baseline {baseline.name}", baseline.level(chain.student), truth, n_truth)
+
+
+def _check_level(role: str, level: LevelSpec, truth: load.Outline, n_above: int) -> int:
+    """Refuse a level that cannot be made of the truth or of `n_above` layers; returns how many it has."""
+    n_truth = _n_layers(truth.config)
+    match level.init:
+        case "scratch":
+            return _n_layers(scratch_config(truth.config, level.architecture))
+        case "truth":
+            return n_truth
+        case "above":
+            return n_above
+        case FromLayers(layers_of=owner, layers=layers):
+            n = n_truth if owner == "truth" else n_above
+            if max(layers) >= n:
+                raise SpecError(f"{role}: layers of {owner} are counted from 0 to {n - 1}", got=list(layers))
+            return len(layers)
+        case FromSource(source=source, revision=revision):
+            other = load.outline(load.resolve(source, revision))
+            _check_source(role, source, other, truth)
+            return _n_layers(other.config)
 
 
 def _check_texts(chain: CausalLMChain, room: int | None) -> None:
     """Refuse texts to train on that the model has no room for. Raises DataError."""
-    if chain.truth.text is None:
-        return
-    for which in ("train", "validate"):
-        rows = training_texts(chain, which)
+    taught = [*([] if chain.truth.text is None else [None]), *(b.name for b in chain.baselines)]
+    whiches: tuple[Literal["train", "validate"], ...] = ("train", "validate")
+    for which, baseline in itertools.product(whiches, taught):
+        rows = training_texts(chain, which, baseline)
         prompts = np.array([len(p) for p in rows.prompt_ids])
         longest = int((prompts[rows.prompt_index] + rows.lengths).max())
         if room is not None and longest > room:

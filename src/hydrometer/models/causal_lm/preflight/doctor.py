@@ -26,7 +26,7 @@ from hydrometer.models.causal_lm.opening import judged_prompts
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts, shared_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
-from hydrometer.models.causal_lm.text_truth import training_texts
+from hydrometer.models.causal_lm.text_truth import baseline_part, training_texts
 from hydrometer.models.causal_lm.truth_spec import TextFile
 
 __all__ = ["Subject", "examine"]
@@ -86,6 +86,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
         *_texts(subject),
         *_columns(subject),
         *_drawn_elsewhere(subject),
+        *_baselines(subject),
     ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
@@ -135,6 +136,18 @@ def _columns(s: Subject) -> list[Finding]:
     why = "models are asked, and texts are taken, by this reading alone"
     fix = "nothing if that is meant; else name them: columns: {prompt: ..., completion: ...}"
     return [note("columns", said, why, fix)]
+
+
+def _baselines(s: Subject) -> list[Finding]:
+    """Say how many rows of a baseline's text are left out."""
+    found: list[Finding] = []
+    for b in s.chain.baselines:
+        part, out = baseline_part(s.chain, b.name)
+        if out:
+            what = f"{out} of {out + len(part.answers)} rows of the text of baseline {b.name} are left out"
+            why = "models are judged on their prompts, and none may be trained on those"
+            found.append(note("baseline-rows-left-out", what, why, "nothing; or give a text with other prompts"))
+    return found
 
 
 def _vocabularies(s: Subject) -> list[Finding]:

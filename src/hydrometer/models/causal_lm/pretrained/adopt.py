@@ -17,8 +17,8 @@ from hydrometer.models.causal_lm.loading import load
 __all__ = ["check_adopted", "identify", "open_adopted"]
 
 
-def identify(source: str) -> dict[str, str]:
-    """Return a checkpoint's identity, by content.
+def identify(source: str, base: str | None) -> dict[str, str]:
+    """Return a checkpoint's identity, by content; `base` is the model under an adapter.
 
     Raises
     ------
@@ -26,10 +26,10 @@ def identify(source: str) -> dict[str, str]:
     """
     if "\0" in source:
         raise ModelError("no such model", got=source, fix="give the folder that save_pretrained wrote")
-    return dict(load.resolve(source).identity)
+    return dict(load.resolve(source, base=base).identity)
 
 
-def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_adopted(source: str, base: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a checkpoint without a tokenizer, or of another vocabulary than the truth's; no weights are opened.
 
     Raises
@@ -44,7 +44,8 @@ def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
             got=source,
             fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
         )
-    theirs, own = vocabulary_hash(load.outline(load.resolve(source)).tokenizer), vocabulary_hash(tokenizer)
+    found = load.outline(load.resolve(source, base=base))
+    theirs, own = vocabulary_hash(found.tokenizer), vocabulary_hash(tokenizer)
     if theirs != own:
         raise LawMismatchError(
             "the checkpoint's vocabulary is not the truth's",
@@ -53,7 +54,7 @@ def check_adopted(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
+def open_adopted(source: str, base: str | None, truth: CausalLaw) -> CausalLaw:
     """Open a checkpoint in float32 as a law over the truth's outcomes.
 
     Its own generation config is ignored: the stop set is the truth's, as for every student.
@@ -61,13 +62,14 @@ def open_adopted(source: str, truth: CausalLaw) -> CausalLaw:
     Parameters
     ----------
     source : any source of `load.resolve`, such as a folder of safetensors.
+    base : the model under an adapter, if not the one that it names.
     truth : the law whose prompts, stop set and max_new_tokens it takes over.
 
     Raises
     ------
     ModelError : it cannot be opened, or a weight is not finite.
     """
-    lm = CausalLM.from_pretrained(source, dtype="float32", device=str(truth.lm.device))
+    lm = CausalLM.from_pretrained(source, base=base, dtype="float32", device=str(truth.lm.device))
     if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):
         raise ModelError("the checkpoint holds weights that are not finite", got=source, fix="train it again")
     lm.model.generation_config = copy.deepcopy(truth.lm.model.generation_config)

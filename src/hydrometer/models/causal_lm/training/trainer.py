@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
 from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
+from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score
@@ -55,14 +57,16 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     Raises
     ------
     FitError : another loss than mle, no rows, or a loss that is not finite.
-    LawMismatchError : rows of other prompts than the truth's.
+    LawMismatchError : rows of other prompts than the truth's; a text brings its own.
     """
     truth, level = _law(request.truth), level_spec(request.level)
     above = truth if request.teacher is None else _law(request.teacher)
     if request.loss != "mle":
         raise FitError("this loss is not implemented for causal_lm", got=request.loss, fix="use mle")
-    data = _rows(request.data, truth)
-    validate = None if request.validate is None else _rows(request.validate, truth)
+    texts = request.data if request.prefix_source == "text" else None
+    asked = truth if texts is None else replace(truth, prompts=_own_prompts(texts))
+    data = _rows(request.data, asked)
+    validate = None if request.validate is None else _rows(request.validate, asked)
     if isinstance(validate, TrainingRows):
         raise InputError("held-out rows are scored, so they are Sequences", got="TrainingRows")
     seed = request.stream.integer()
@@ -75,7 +79,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         held.enter_context(quiet())
         loss = _loss_of(law, training)
         group = join_group(lm, training, loss)
-        epochs = _Epochs(law, validate, training, request.tick, group)
+        epochs = _Epochs(replace(law, prompts=asked.prompts), validate, training, request.tick, group)
         kept = _checkpoints(training, request.partial, epochs, group, held)
         arguments = _arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
         trainer = _MLETrainer(lm, loss, arguments, data, epochs, group)
@@ -381,6 +385,12 @@ def _law(law: object) -> CausalLaw:
     if not isinstance(law, CausalLaw):
         raise InputError("a causal LM is fitted below causal LMs", got=type(law).__name__)
     return law
+
+
+def _own_prompts(x: Samples) -> Prompts:
+    if not isinstance(x, Sequences | TrainingRows):
+        raise InputError("a causal LM is fitted to Sequences", got=type(x).__name__)
+    return Prompts(x.prompt_ids, ("",) * len(x.prompt_ids))
 
 
 def _rows(x: Samples, truth: CausalLaw) -> Sequences | TrainingRows:
