@@ -39,7 +39,17 @@ __all__ = [
 
 Tone = Literal["yes", "no", "open", "note"]
 Topic = Literal[
-    "answer", "so far", "gate", "trade-off", "control", "capacity", "baseline", "adopted", "gap", "texts", "advice",
+    "answer",
+    "so far",
+    "gate",
+    "trade-off",
+    "control",
+    "capacity",
+    "baseline",
+    "adopted",
+    "gap",
+    "texts",
+    "advice",
     "caveat",
 ]
 
