@@ -18,7 +18,7 @@ LM, MIXTURE = RUN.chains["smollm2"], RUN.chains["mixture"]
 
 def test_plane_holds_every_kind_and_paths_start_at_their_model() -> None:
     plane = plotdata.plane_data(RUN, LM)
-    assert set(plane.paths) == set(plotdata.KINDS) - {"adopted"}
+    assert set(plane.paths) == set(plotdata.KINDS) - {"adopted", "baseline"}
     assert (plane.paths["truth"][0].x, plane.paths["truth"][0].y) == (-91.3, -91.3)
     assert [p.label for p in plane.paths["distilled"]] == ["τ=1", "τ=0.8", "τ=0.6"]
     assert plane.paths["decoded"][0].group == LM.direct_group
