@@ -63,8 +63,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     above = truth if request.teacher is None else _law(request.teacher)
     if request.loss != "mle":
         raise FitError("this loss is not implemented for causal_lm", got=request.loss, fix="use mle")
-    texts = request.data if request.prefix_source == "text" else None
-    asked = truth if texts is None else replace(truth, prompts=_own_prompts(texts))
+    asked = replace(truth, prompts=_own_prompts(request.data)) if request.prefix_source == "text" else truth
     data = _rows(request.data, asked)
     validate = None if request.validate is None else _rows(request.validate, asked)
     if isinstance(validate, TrainingRows):
