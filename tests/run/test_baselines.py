@@ -23,6 +23,7 @@ from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile
 from hydrometer.models.rows.sequences import load_prompts
 from hydrometer.report import advice_sentences, build_report
 from hydrometer.report.words.verdict import verdict
+from hydrometer.run.graph.plan import plan_run
 from tiny import make_llama, make_tokenizer
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "results.schema.json").read_text())
@@ -157,6 +158,17 @@ def test_fitted_to_the_direct_students_texts_it_is_the_direct_student(home: Path
     again = hm.run(path, out=tmp_path / "out")
     assert not again.outcome.computed
     assert without_timings(again.results) == without_timings(results)
+
+
+def test_it_has_no_gap_of_generalisation_and_a_name_of_its_own(home: Path, tmp_path: Path) -> None:
+    """It learned from other prompts than those of training that the run's students are judged on."""
+    two = [{"name": n, "text": str(home / "human.jsonl")} for n in ("sft", "other")]
+    path = spec_of(home, tmp_path, judge_training_prompts=True, baselines=two)
+    cells = [c for c in plan_run(hm.load_spec(path)).chains["lm"].cells if c.decoding is None and c.role == "student"]
+    has_gap = {c.training: c.judge_training is not None for c in cells}
+    assert has_gap == {"direct": True, "baseline": False, "distilled": True}
+    names = {c.model_name() for c in cells if c.training == "baseline"}
+    assert names == {f"baseline-{n}-seed{s}" for n in ("sft", "other") for s in (0, 1)}
 
 
 @pytest.mark.parametrize(
