@@ -282,6 +282,10 @@ class GivenModels(Protocol):
         """Return what a model is, by content."""
         ...
 
+    def judges_texts(self, chain: ChainSpec) -> bool:
+        """Whether a given model of another vocabulary is among a chain's, so that all are compared on texts."""
+        ...
+
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> Law:
         """Open a model as a law. Raises ModelError."""
         ...

@@ -209,6 +209,7 @@ def _chain(name: str, value: object) -> Chain:
         advice=mapping(c.get("advice")),
         judged=mapping(c.get("judged")),
         reference=text(c.get("reference")),
+        crossed=[mapping(r) for r in items(c.get("crossed"))],
     )
 
 

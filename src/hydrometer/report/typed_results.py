@@ -204,7 +204,7 @@ class Chain:
 
     A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` says how
     judged models were prompted. `reference` is what precision and KL(q‖p*) are measured under where the truth is
-    texts; else empty.
+    texts; else empty. `crossed` counts the rows of a teacher of another tokenizer.
     """
 
     name: str
@@ -227,6 +227,7 @@ class Chain:
     advice: Json = field(default_factory=dict[str, Any])
     judged: Json = field(default_factory=dict[str, Any])
     reference: str = ""
+    crossed: list[Json] = field(default_factory=list[dict[str, Any]])
     adopted: list[Brought] = field(default_factory=list["Brought"])
     gaps: list[Gap] = field(default_factory=list["Gap"])
     baselines: list[Brought] = field(default_factory=list["Brought"])

@@ -31,7 +31,7 @@ from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.graph.rendered import keep_prompts, with_prompts
 from hydrometer.run.graph.reopen import training_rows
 from hydrometer.run.preflight.diagnosis import diagnose, keep
-from hydrometer.run.results.engine_records import engine_records
+from hydrometer.run.results.engine_records import crossed_records, engine_records
 from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.named_models import link_models
 from hydrometer.run.results.provenance import versions
@@ -41,7 +41,13 @@ from hydrometer.run.results.user_scores import read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
-from hydrometer.stages.judge import from_teacher, load_adjusted, load_law_on_truth, load_metrics
+from hydrometer.stages.judge import (
+    from_teacher,
+    load_adjusted,
+    load_law_on_truth,
+    load_metrics,
+    load_text_on_truth,
+)
 from hydrometer.stages.judge_given import load_exhibit, text_rows_of
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.chain_groups import ChainFacts
@@ -206,7 +212,9 @@ def results_of(
             )
         contrasts += [asdict(c) for c in found.contrasts]
         groups |= found.groups
-        chains[chain_name] = found.chain | engine_records(plan, chain_name, store)
+        chains[chain_name] = (
+            found.chain | engine_records(plan, chain_name, store) | crossed_records(plan, chain_name, store)
+        )
     for cell in plan.cells:
         shown = books.exhibit(cell)
         if shown is not None:
@@ -261,11 +269,13 @@ class _Books:
             max(c.level for c in planned),
             len(chain.cells) == len(planned),
             self.reference(chain),
+            any(isinstance(n, JudgeGivenNode) and n.as_texts for n in self.plan.judges_of(chain.cells)),
         )
 
     def reference(self, chain: ChainPlan) -> str | None:
         """What precision is measured under where the truth is texts: a cell's role."""
-        node = next((n for n in self.plan.judges_of(chain.cells) if isinstance(n, JudgeGivenNode)), None)
+        nodes = (n for n in self.plan.judges_of(chain.cells) if isinstance(n, JudgeGivenNode) and n.held_out)
+        node = next(nodes, None)
         return None if node is None else "teacher" if node.truth.role == "teacher" else "reference"
 
     def metrics(self, cell: Cell) -> dict[str, Estimate] | None:
@@ -329,6 +339,7 @@ class _Books:
             lambda: self.truth_rows(cell, bench),
             lambda: load_adjusted(folder),
             lambda: self.clustered(cell, bench),
+            lambda: load_text_on_truth(folder),
         )
 
     def clustered(self, cell: Cell, bench: ArtifactLoader) -> bool:
@@ -345,7 +356,7 @@ class _Books:
         node = self.plan.judge_of(cell)
         if node is None:
             raise TypeError(f"{cell.id} is not judged by a judge stage")
-        if isinstance(node, JudgeGivenNode):
+        if isinstance(node, JudgeGivenNode) and node.held_out:
             return text_rows_of(node, self.store.path("judge", node.key))
         key = node.truth_rows.key
         if key not in self._truth_rows:
@@ -355,7 +366,8 @@ class _Books:
                 own = bench.law(node.context, node.truth, family.precision(chain, "judge")).log_prob(rows)
             else:
                 own = load_law_on_truth(self.store.path("judge", node.truth_judge or node.key))
-            kept = load_law_on_truth(self.store.path("judge", node.key)).size
+            all_kept = isinstance(node, JudgeGivenNode)  # of the teacher there is no column of ids to count
+            kept = own.size if all_kept else load_law_on_truth(self.store.path("judge", node.key)).size
             lengths = None if rows.lengths is None else rows.lengths[:kept].astype(np.float64)
             strata = None if rows.strata is None else rows.strata[:kept]
             self._truth_rows[key] = TruthRows(own[:kept], lengths, strata, len(rows))

@@ -98,14 +98,16 @@ class JudgeGivenNode(JudgeNode):
     Attributes
     ----------
     held_out : whether texts stand in the place of a truth.
-    prompts_are : what intervals are for.
+    prompts_are : what intervals are for; None as the rows themselves say it.
     texts : keys of the scores as texts.
+    as_texts : whether all models are compared on texts: a chain's whose teacher is of another tokenizer.
     """
 
     stage, priced = "judge", None
     held_out: bool = field(default=False, kw_only=True)
-    prompts_are: PromptsAre = field(default="fixed", kw_only=True)
+    prompts_are: PromptsAre | None = field(default="fixed", kw_only=True)
     texts: Sides = field(default_factory=Sides, kw_only=True)
+    as_texts: bool = field(default=False, kw_only=True)
 
     def does(self) -> str:
         at = "" if self.decoding is None else f" decoded at {self.decoding.label}"

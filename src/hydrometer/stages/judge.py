@@ -39,9 +39,11 @@ __all__ = [
     "judge",
     "judge_laws",
     "judged_exactly",
+    "kept_rows",
     "load_adjusted",
     "load_law_on_truth",
     "load_metrics",
+    "load_text_on_truth",
     "released",
     "rounding_bias",
     "scored_figures",
@@ -236,9 +238,14 @@ def exact_figures(truth: Law, law: Law) -> dict[str, Estimate]:
 
 
 def _write_rows(s: Scores, most: int, folder: Path) -> None:
+    np.savez(folder / "rows.npz", **kept_rows(s, most))
+
+
+def kept_rows(s: Scores, most: int) -> dict[str, Any]:
+    """Return what comparisons need of the first `most` rows of the truth, and of the law's what is shown."""
     kept = s.law_on_truth[:most]
     columns: dict[str, Any] = {"law_on_truth": kept, "truth_on_law": s.truth_on_law[:SHOWN_ROWS]}
-    np.savez(folder / "rows.npz", **columns, **_adjusted(s, len(kept)))
+    return columns | _adjusted(s, len(kept))
 
 
 def _write_chosen(metrics: dict[str, Estimate], on_truth: Floats, folder: Path) -> None:
@@ -348,6 +355,14 @@ def load_adjusted(folder: Path) -> tuple[Floats, Floats, Floats | None] | None:
             return None
         lengths = _column(archive, "adjusted_lengths", folder) if "adjusted_lengths" in archive else None
         return _column(archive, "adjusted_law", folder), _column(archive, "adjusted_truth", folder), lengths
+
+
+def load_text_on_truth(folder: Path) -> tuple[Floats, Floats] | None:
+    """Read log q of the truth's rows as texts, and their bytes; None where they were not scored so."""
+    with open_arrays(folder / "rows.npz") as archive:
+        if "text_on_truth" not in archive:
+            return None
+        return _column(archive, "text_on_truth", folder), _column(archive, "bytes", folder)
 
 
 def _column(archive: Any, name: str, folder: Path) -> Floats:

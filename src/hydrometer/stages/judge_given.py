@@ -29,7 +29,7 @@ from hydrometer.models.capabilities import TextScores, given_models
 from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 from hydrometer.stages.artifact_loader import ArtifactLoader, Outline
 from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode
-from hydrometer.stages.judge import rounding_bias, scored_figures, sequence_figures
+from hydrometer.stages.judge import kept_rows, rounding_bias, scored_figures, sequence_figures
 from hydrometer.stages.score import Columns, load_columns, scores_from
 from hydrometer.stages.stage import Rows
 from hydrometer.stages.statistics.contrasts import TruthRows
@@ -68,13 +68,13 @@ def _load_texts(bench: ArtifactLoader, keys: tuple[str, ...]) -> TextScores:
 
 @dataclass(slots=True)
 class _Found:
-    """Figures, columns that models are compared by, and frontiers."""
+    """Figures, columns that models are compared by, frontiers, and what comparisons within a run need of the rows."""
 
     metrics: dict[str, Estimate] = field(default_factory=dict[str, Estimate])
     columns: dict[str, Column] = field(default_factory=dict[str, Column])
     curves: Mapping[str, object] | None = None
     shown: Floats | None = None
-    texts: TextScores | None = None
+    rows: Mapping[str, Floats] = field(default_factory=dict[str, Floats])
 
     def add(self, columns: Mapping[str, Column], *, compared: bool = True) -> None:
         self.metrics |= {name: c.estimate() for name, c in columns.items()}
@@ -87,8 +87,8 @@ def judge_given(node: JudgeGivenNode, bench: ArtifactLoader, folder: Path) -> di
     found = _on_text(node, bench) if node.held_out else _against_truth(node, bench)
     (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in found.metrics.items()}))
     _save_columns(found, folder)
-    if found.texts is not None:
-        np.savez(folder / "rows.npz", law_on_truth=found.texts.log_prob, tokens=found.texts.tokens)
+    if found.rows:
+        np.savez(folder / "rows.npz", allow_pickle=False, **found.rows)
     if found.shown is not None:
         context = node.context
         rows = bench.head(context, node.law_rows, _SHOWN)
@@ -110,6 +110,7 @@ def _against_truth(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
         out.metrics |= scored_figures(s, x, y)
         out.columns |= _columns_by_ids(s)
         out.shown = s.truth_on_law
+        out.rows = kept_rows(s, len(truth)) if node.as_texts else out.rows
         out.curves = curves(s) if y is not None and x.exact and y.exact else None
     else:
         out.metrics |= sequence_figures(own, None)  # the scorer saw texts, not these ids
@@ -128,6 +129,10 @@ def _against_truth(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
         out.add({"entropy_truth_per_byte": entropy_truth}, compared=False)
         out.metrics |= _round_trips("truth", on_truth, truth.strata) | _round_trips("own", of_own, own.strata)
         out.shown = of_own.log_prob if out.shown is None else out.shown
+        if node.as_texts:
+            out.rows = {**out.rows, "text_on_truth": on_truth.log_prob, "bytes": on_truth.n_bytes}
+        if node.as_texts and not node.truth_scores:
+            out.add({"entropy": _per_answer(on_own, own.strata, sign=-1.0)}, compared=False)
     return out
 
 
@@ -155,7 +160,7 @@ def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
     out.add({"recall": recall, "recall_per_byte": _per_byte(on_text, strata, shared=True)})
     out.add({"recall_per_token": replace(recall, per=on_text.tokens, unit="nats/token")}, compared=False)
     out.metrics |= share_outside(recall) | _round_trips("truth", on_text, strata)
-    out.texts = on_text
+    out.rows = {"law_on_truth": on_text.log_prob, "tokens": on_text.tokens}
     if not node.law_rows.n:
         return out
     own = _drawn(node, bench)
@@ -171,7 +176,21 @@ def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
     )
     out.metrics |= sequence_figures(own, None) | _round_trips("own", theirs, own.strata)
     out.shown = theirs.log_prob
+    if node.as_texts:
+        _by_reference_as_texts(out, own, theirs, mine)
     return out
+
+
+def _by_reference_as_texts(out: _Found, own: Sequences, theirs: TextScores, mine: TextScores) -> None:
+    """Add a law's own draws, as texts, under itself and under the reference, where all models are compared so."""
+    columns = {
+        "precision_reference": _per_answer(theirs, own.strata),
+        "entropy": _per_answer(mine, own.strata, sign=-1.0),
+        "kl_student_reference": Column(mine.log_prob - theirs.log_prob, None, "nats", own.strata, canonical=True),
+    }
+    out.add(columns)
+    lengths = own.lengths.astype(np.float64)
+    out.add({f"{k}_per_token": replace(c, per=lengths, unit="nats/token") for k, c in columns.items()}, compared=False)
 
 
 def _by_reference(out: _Found, own: Sequences, y: Columns) -> None:
@@ -194,6 +213,10 @@ def _by_reference(out: _Found, own: Sequences, y: Columns) -> None:
     out.shown = y.other
 
 
+def _per_answer(scored: TextScores, strata: Strata | None, *, sign: float = 1.0) -> Column:
+    return Column(sign * scored.log_prob, None, "nats", strata, canonical=True)
+
+
 def _per_byte(scored: TextScores, strata: Strata | None, *, shared: bool = False, sign: float = 1.0) -> Column:
     return Column(sign * scored.log_prob, scored.n_bytes, "nats/byte", strata, shared, canonical=True)
 
@@ -206,7 +229,8 @@ def _round_trips(name: str, scored: TextScores, strata: Strata | None) -> dict[s
 
 def _drawn(node: JudgeGivenNode, bench: ArtifactLoader) -> Sequences:
     """Open a model's rows; what its prompts are says how errors are computed, not what was drawn."""
-    return replace(_sequences(bench.texts(node.context, node.law_rows)), prompts_are=node.prompts_are)
+    rows = _sequences(bench.texts(node.context, node.law_rows))
+    return rows if node.prompts_are is None else replace(rows, prompts_are=node.prompts_are)
 
 
 def _outline(node: JudgeGivenNode, bench: ArtifactLoader, rows: Rows) -> Outline:
@@ -218,7 +242,9 @@ def _held_out_strata(node: JudgeGivenNode) -> Strata | None:
     return _strata_of(given_models(node.context.family).held_out_strata(node.context.spec), node.prompts_are)
 
 
-def _strata_of(strata: Strata | None, prompts_are: PromptsAre) -> Strata | None:
+def _strata_of(strata: Strata | None, prompts_are: PromptsAre | None) -> Strata | None:
+    if prompts_are is None:
+        return strata
     labels = strata.labels if isinstance(strata, Clusters) else strata
     return labels if labels is None or prompts_are == "fixed" else Clusters(labels)
 

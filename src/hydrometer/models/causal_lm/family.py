@@ -22,6 +22,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples
+from hydrometer.models.causal_lm.crossing import cross, other_teacher
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, source_digest
 from hydrometer.models.causal_lm.engines import sessions
@@ -119,7 +120,9 @@ class CausalLMFamily(TextsAndGiven):
             if isinstance(level.init, FromSource):
                 source = load.resolve(level.init.source, level.init.revision)
                 load.dequantised(source.base or source)
-        subject = Subject(c, resolved, outline_of(resolved), prompts, stop_ids, configs)
+        if (other := other_teacher(c)) is not None:
+            configs = {role: config for role, config in configs.items() if role != "teacher"}
+        subject = Subject(c, resolved, outline_of(resolved), prompts, stop_ids, configs, other)
         return examine(subject, lambda precision: self.truth(c, precision))
 
     def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
@@ -176,8 +179,10 @@ class CausalLMFamily(TextsAndGiven):
 
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
         """Return the truth's prompts, ids and text, as a run stores them. Raises DataError, ModelError."""
-        truth = causal_chain(chain).truth
-        return Kept(source_digest(truth), truth_opening(truth)[1], judged_prompts(truth)).to_json()
+        c = causal_chain(chain)
+        other = other_teacher(c)
+        teacher = None if other is None else other.kept(c)
+        return Kept(source_digest(c.truth), truth_opening(c.truth)[1], judged_prompts(c.truth), teacher).to_json()
 
     def with_rendered(self, chain: ChainSpec, kept: Mapping[str, object]) -> ChainSpec:
         """Return the chain with the prompts that a run stored. Raises DataError."""
@@ -203,19 +208,28 @@ class CausalLMFamily(TextsAndGiven):
         stream: Stream,
         start: int,
     ) -> tuple[Samples, Mapping[str, object]]:
-        """Draw a block with the chain's engine, or natively. Raises StageError."""
+        """Draw a block with the chain's engine, or natively; a teacher's to train on in the chain's ids.
+
+        Raises StageError, DataError.
+        """
         from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine
         from hydrometer.models.choosing.best_of_n import ChosenLaw
 
         c = causal_chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
             self.release()
-            drawn = law if isinstance(law, ChosenLaw) else as_law(law)
-            return drawn.sample_block(n, stream=stream, start=start), {}
-        engine, settings = c.drawing
-        return draw_by_engine(
-            as_law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
-        )
+            able = law if isinstance(law, ChosenLaw) else as_law(law)
+            drawn, facts = able.sample_block(n, stream=stream, start=start), dict[str, object]()
+        else:
+            engine, settings = c.drawing
+            drawn, facts = draw_by_engine(
+                as_law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
+            )
+        other = other_teacher(c) if role == "teacher" and purpose == "train" else None
+        if other is None:
+            return drawn, facts
+        crossed, counts = cross(c, other, drawn)
+        return crossed, {**facts, **counts}
 
     def release(self) -> None:
         """Close the open engine, if any."""

@@ -202,6 +202,10 @@ class GivenModelsFamily(CausalLMFamily):
         """Return what a model is, by content."""
         return _judged(chain).model(role).identity
 
+    def judges_texts(self, chain: ChainSpec) -> bool:
+        """Never: the question plans its scores of texts itself."""
+        return False
+
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
         """Open a model under its chain's prompts. Raises ModelError, InputError."""
         from hydrometer.models.causal_lm.inference.law import CausalLaw

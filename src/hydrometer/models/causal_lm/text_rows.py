@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hydrometer.core.errors import DataError
 from hydrometer.core.rng import Stream
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.retokenize import Texts
 
-__all__ = ["answer_texts", "encode_texts", "rows_of", "score_drawn", "score_held_out"]
+__all__ = ["answer_texts", "encode_texts", "encoded_rows", "rows_of", "score_drawn", "score_held_out", "stop_of"]
 
 _STREAM = Stream(0, ("text", "validate"))
 
@@ -88,15 +90,47 @@ def encode_texts(
     ------
     DataError : the tokenizer refuses a text, or cannot say one behind its prompt.
     """
+    index = part.prompt_index[list(chosen)]
+    texts = tuple(part.answers[i] for i in chosen)
+    return encoded_rows((texts, index, np.ones(len(texts), np.bool_)), prompts, tokenizer, end)[0]
+
+
+def encoded_rows(
+    texts: tuple[Sequence[str], NDArray[np.int64], NDArray[np.bool_]],
+    prompts: Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+    end: tuple[int, int],
+) -> tuple[Sequences, NDArray[np.bool_]]:
+    """Encode texts as `encode_texts` does, with their prompts, and whether they ended; else no stop token follows.
+
+    Returns
+    -------
+    The rows, and (N,) whether a row's tokens, before they are cut, decode to its text.
+    """
     from hydrometer.models.causal_lm.data.answer_text import prompt_ends
 
+    answers, index, whole = texts
     (stop, longest), ends = end, prompt_ends(prompts, tokenizer)
-    index = part.prompt_index[list(chosen)]
-    whole = [[*ends[int(p)].encode(part.answers[i]).ids, stop] for i, p in zip(chosen, index, strict=True)]
-    ended = np.array([len(ids) <= longest for ids in whole], np.bool_)
-    encoded = [ids[:longest] for ids in whole]
+    found = [ends[int(p)].encode(text) for text, p in zip(answers, index, strict=True)]
+    encoded = [[*x.ids, stop] if over else list(x.ids) for x, over in zip(found, whole, strict=True)]
+    ended = np.array([len(ids) <= longest for ids in encoded], np.bool_) & whole
+    encoded = [ids[:longest] for ids in encoded]
     lengths = np.array([len(ids) for ids in encoded], np.int64)
-    ids_NT = np.zeros((len(encoded), int(lengths.max())), np.int64)
+    ids_NT = np.zeros((len(encoded), int(lengths.max(initial=1))), np.int64)
     for row, ids in zip(ids_NT, encoded, strict=True):
         row[: len(ids)] = ids
-    return Sequences(prompts.ids, index, ids_NT, lengths, ended, np.zeros(len(encoded)), prompts_are=prompts.are)
+    rows = Sequences(prompts.ids, index, ids_NT, lengths, ended, np.zeros(len(encoded)), prompts_are=prompts.are)
+    return rows, np.array([x.round_trip for x in found], np.bool_)
+
+
+def stop_of(tokenizer: PreTrainedTokenizerBase, stop_ids: tuple[int, ...]) -> int:
+    """Return the stop token that ends a text: the tokenizer's end of sequence if it is in the stop set, else the first.
+
+    Raises
+    ------
+    DataError : the stop set is empty.
+    """
+    if not stop_ids:
+        raise DataError("the stop set is empty, so no text ends", got=stop_ids, fix="name its tokens in truth.stop")
+    own: object = tokenizer.eos_token_id
+    return own if isinstance(own, int) and own in stop_ids else stop_ids[0]

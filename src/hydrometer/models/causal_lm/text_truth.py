@@ -14,7 +14,7 @@ from hydrometer.models.causal_lm.data.parts import Part, encoded, part_without, 
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import open_tokenizer
 from hydrometer.models.causal_lm.spec import Baseline, CausalLMChain
-from hydrometer.models.causal_lm.text_rows import encode_texts, rows_of
+from hydrometer.models.causal_lm.text_rows import encode_texts, rows_of, stop_of
 from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, TextFile
 from hydrometer.models.rows.sequences import Sequences
 
@@ -132,6 +132,5 @@ def training_texts(chain: CausalLMChain, which: Literal["train", "validate"], ba
     else:
         raise InputError("the chain's truth is no text")
     chosen = rows_of(part, which, (chain.data.train, chain.data.validate_))
-    own: object = tokenizer.eos_token_id
-    stop = own if isinstance(own, int) and own in stop_ids else stop_ids[0]
-    return encode_texts(part, chosen, prompts, tokenizer, (stop, chain.truth.max_new_tokens))
+    end = stop_of(tokenizer, stop_ids), chain.truth.max_new_tokens
+    return encode_texts(part, chosen, prompts, tokenizer, end)

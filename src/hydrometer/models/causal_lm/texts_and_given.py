@@ -14,8 +14,9 @@ from hydrometer.core.findings import Finding
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Law, Precision, Samples
 from hydrometer.models.capabilities import Baseline, TextScores, TextTruth
+from hydrometer.models.causal_lm.crossing import other_teacher, written_by
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.opening import judged_prompts, open_source, open_tokenizer, truth_opening
+from hydrometer.models.causal_lm.opening import judged_prompts, open_source, truth_opening
 from hydrometer.models.causal_lm.spec import causal_chain
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
 from hydrometer.models.causal_lm.text_truth import baselines, held_out, text_truth, trained_prompts, training_texts
@@ -32,7 +33,12 @@ class TextsAndGiven:
 
     def asked(self, chain: ChainSpec, law: Law, purpose: Literal["train", "judge"]) -> Law:
         """Return the law, asked the prompts that models are judged on where those are others."""
-        prompts = judged_prompts(causal_chain(chain).truth) if purpose == "judge" else None
+        c = causal_chain(chain)
+        other = other_teacher(c)
+        if other is not None and as_law(law).lm.vocabulary_hash == other.vocabulary:
+            prompts = other.judged if purpose == "judge" else None
+        else:
+            prompts = judged_prompts(c.truth) if purpose == "judge" else None
         return law if prompts is None else replace(as_law(law), prompts=prompts)
 
     def judged_on_training(self, chain: ChainSpec) -> ChainSpec | None:
@@ -55,13 +61,14 @@ class TextsAndGiven:
         return shared_prompts(causal_chain(chain).truth)
 
     def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
-        """Open the teacher as it is, under the truth's prompts. Raises ModelError, InputError."""
+        """Open the teacher as it is, under the truth's prompts, in its own ids. Raises ModelError, InputError."""
         from hydrometer.models.causal_lm.inference.law import CausalLaw
 
         c = causal_chain(chain)
         if c.given_teacher is None:
             raise InputError("the chain has no teacher as it is", got=role)
-        _, prompts, stop_ids = truth_opening(c.truth)
+        other = other_teacher(c)
+        prompts, stop_ids = truth_opening(c.truth)[1:] if other is None else (other.prompts, other.stop_ids)
         lm = open_source(c, c.given_teacher, precision)
         return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
 
@@ -74,7 +81,13 @@ class TextsAndGiven:
         c = causal_chain(chain)
         if c.given_teacher is None:
             raise InputError("the chain has no teacher as it is", got=role)
-        return dict(load.resolve(c.given_teacher.source, c.given_teacher.revision).identity)
+        identity = dict(load.resolve(c.given_teacher.source, c.given_teacher.revision).identity)
+        other = other_teacher(c)
+        return identity if other is None else {**identity, **other.identity}
+
+    def judges_texts(self, chain: ChainSpec) -> bool:
+        """Whether the teacher's tokenizer is not the chain's."""
+        return other_teacher(causal_chain(chain)) is not None
 
     def text_truth(self, chain: ChainSpec) -> TextTruth | None:
         """Return the texts in the place of a truth, where there are such."""
@@ -95,12 +108,13 @@ class TextsAndGiven:
         c = causal_chain(chain)
         if isinstance(texts, range):
             return score_held_out(as_law(law), held_out(c), texts)
-        return score_drawn(as_law(law), as_sequences(texts), as_law(law).prompts, open_tokenizer(c)[0])
+        tokenizer, prompts, _ = written_by(c, role, "judge")
+        return score_drawn(as_law(law), as_sequences(texts), prompts, tokenizer)
 
     def answers(self, chain: ChainSpec, role: str, rows: Samples) -> tuple[list[str], list[str]]:
         """Return the rows' prompts and answers as text."""
-        tokenizer, prompts, _ = open_tokenizer(causal_chain(chain))
-        return answer_texts(as_sequences(rows), judged_prompts(causal_chain(chain).truth) or prompts, tokenizer)
+        tokenizer, prompts, _ = written_by(causal_chain(chain), role, "judge")
+        return answer_texts(as_sequences(rows), prompts, tokenizer)
 
     def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
         """Return which prompt each held-out text answers; None where all follow one."""

@@ -30,6 +30,7 @@ from hydrometer.report.wording import (
     span,
 )
 from hydrometer.report.words.adopted_text import adopted_sentences
+from hydrometer.report.words.crossed_text import crossed_sentences
 from hydrometer.report.words.gap_text import gap_sentences
 from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
 from hydrometer.report.words.judged_text import judged_sentences
@@ -72,7 +73,8 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
     said += capacity_sentence(run, chain)
     if missing := missing_words(run, chain.name):
         said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
-    said += [*gap_sentences(run, chain), *adopted_sentences(chain), *_caveats(run, chain)]
+    said += [*gap_sentences(run, chain), *adopted_sentences(chain), *crossed_sentences(chain)]
+    said += _caveats(run, chain)
     return said if not chain.reference else _beside_texts(said, chain.reference)
 
 
@@ -124,8 +126,9 @@ def _gate(chain: Chain) -> Sentence:
     sign = diff.sign if diff is not None else None
     state = chain.gate.passed if sign is None else {1: True, -1: False, 0: None}[sign]
     size, interval = "", ""
+    unit = f"{chain.unit} per byte of text" if diff is not None and diff.metric == "recall_per_byte" else _unit(chain)
     if diff is not None and diff.value is not None:
-        size = f"{num(abs(diff.value), diff.se)} {_unit(chain)}"
+        size = f"{num(abs(diff.value), diff.se)} {unit}"
         interval = f" ({span(diff, -1 if diff.value < 0 and state is False else 1)})"
     if state is True:
         words = f"The teacher gate holds: the teacher’s recall beats the direct student’s by {size or 'some nats'}"
@@ -142,7 +145,7 @@ def _gate(chain: Chain) -> Sentence:
         "gate",
         "open",
         f"The teacher gate is undecided: the teacher’s recall minus the direct student’s is "
-        f"{signed(diff.value, diff.se)} {_unit(chain)} ({span(diff)}). A gain below may be cooling only.",
+        f"{signed(diff.value, diff.se)} {unit} ({span(diff)}). A gain below may be cooling only.",
     )
 
 

@@ -46,7 +46,7 @@ def design_of(source: Source, kept: int) -> tuple[Design, Callable[[int | None],
             by_seed.setdefault(None if shared else c.seed, node.truth_rows)
     node = source.plan.judge_of(first)
     assert node is not None  # maps have no candidates
-    if isinstance(node, JudgeGivenNode):
+    if isinstance(node, JudgeGivenNode) and node.held_out:
         found = text_rows_of(node, need_artifact(source, "judge", node.key))
         return Design(found.n, True, None if found.strata is None else found.strata[:kept]), lambda _: found.lengths
 

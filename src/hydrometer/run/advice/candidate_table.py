@@ -124,7 +124,7 @@ def _precision(source: Source) -> str:
 
 def is_on_texts(source: Source) -> bool:
     """Whether texts stand in the place of a chain's truth."""
-    return any(isinstance(n, JudgeGivenNode) for n in source.plan.judges_of(source.chain.cells))
+    return any(isinstance(n, JudgeGivenNode) and n.held_out for n in source.plan.judges_of(source.chain.cells))
 
 
 def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:

@@ -21,6 +21,7 @@ from hydrometer.run.advice.candidates import Source
 from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.outcome import Monitor
 from hydrometer.run.graph.plan import Plan
+from hydrometer.stages.given_nodes import JudgeGivenNode, Sides
 from hydrometer.stages.judge import load_metrics
 from hydrometer.stages.nodes import DrawNode, JudgeNode, Node, Rows, ScoreNode
 from hydrometer.stages.statistics.covariance import Arm, Linear
@@ -109,6 +110,8 @@ def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tupl
                 "truth_scores": of_truth,
                 "law_scores": of_law,
             }
+            if isinstance(node, JudgeGivenNode):  # candidates are compared by ids
+                new["texts"] = Sides()
             add(replace(node, **new))
         return keys[node.key]
 

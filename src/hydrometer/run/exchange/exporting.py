@@ -298,13 +298,11 @@ def _write(opened: Opened, picked: _Picked, target: Path, form: Form, *, text_on
             got=f"{len(missing)} of {len(picked.rows.blocks)} blocks missing",
             fix="`hydrometer run` the experiment first; --until draw makes no more than training rows",
         )
+    from hydrometer.models.causal_lm.crossing import written_by
     from hydrometer.models.causal_lm.data.trl_rows import chat_prompts, text_rows
     from hydrometer.models.causal_lm.inference.opened import vocabulary_hash
-    from hydrometer.models.causal_lm.opening import judged_prompts, open_tokenizer
 
-    tokenizer, prompts, stop_ids = open_tokenizer(spec)
-    if picked.rows.purpose == "judge":
-        prompts = judged_prompts(spec.truth) or prompts
+    tokenizer, prompts, stop_ids = written_by(spec, picked.rows.law.role, picked.rows.purpose)
     if form.is_chat:
         chat_prompts(prompts)  # refuses others before rows are read
     x = ArtifactLoader(opened.store).rows(picked.chain.context, picked.rows)

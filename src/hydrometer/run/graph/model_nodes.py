@@ -123,7 +123,9 @@ class ModelNodes(TextNodes):
         stream = self.evaluate(root, "law", group)
         law_rows = truth_rows if is_truth else self.rows(law, decoding, stream, self.sizes["evaluate"], "judge")
         known = None if is_truth or not self.family.keeps_draws else self.truth_judge[self.seed_of(seed)]
-        of_truth, of_law = plan_scores(self, law, decoding, (truth_rows, law_rows), known)
+        of_truth, of_law = (), ()
+        if law.kind != "given" or not self.judges_texts:
+            of_truth, of_law = plan_scores(self, law, decoding, (truth_rows, law_rows), known)
         parts: dict[str, object] = {
             "truth": self.truth.key,
             "law": law.key,
@@ -154,9 +156,10 @@ class ModelNodes(TextNodes):
                 *of_law,
             ),
         )
+        key = self.judge_with_texts(node, parts) if self.judges_texts else self.add(node)
         if is_truth:
-            self.truth_judge[cell_seed] = node.key
-        return self.add(node)
+            self.truth_judge[cell_seed] = key
+        return key
 
     def judge_beside(self, law: LawRef, seed: int, group: str, cell_seed: int | None) -> str | None:
         """Plan the judging of a law, not decoded, on prompts of training, where the chain asks for that."""
@@ -196,7 +199,7 @@ class ModelNodes(TextNodes):
                 seed=cell_seed,
                 judge=key,
                 judge_training=self.judge_beside(law, seed, group, cell_seed) if self.has_gap(place) else None,
-                show=self.show(key) if is_first and self.texts is None else None,
+                show=self.show(key) if is_first and self.texts is None and not self.judges_texts else None,
                 released=released,
             )
         )

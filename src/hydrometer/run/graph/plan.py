@@ -241,6 +241,8 @@ class _ChainPlanner(ModelNodes):
         n = min(PICTURE_ROWS, self.sizes["evaluate"])
         models: list[tuple[str, str]] = []
         for cell in self.out.cells:
+            if cell.role == "teacher" and self.judges_texts:
+                continue  # its ids mean nothing to the truth
             if cell.seed in (None, self.seeds[0]) and _is_pictured(cell):
                 rows = self.plan.judge(cell.judge).law_rows
                 key = self.key("embed", {"truth": self.truth.key, "rows": rows.key, "n": n})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Literal
 
 from hydrometer.core.errors import SpecError
@@ -12,7 +13,7 @@ from hydrometer.models.capabilities import Baseline, GivenModels, TextTruth, Tex
 from hydrometer.run.graph.score_nodes import plan_side, plan_texts, text_blocks
 from hydrometer.run.graph.stage_graph import ChainNodes, Plan
 from hydrometer.stages.given_nodes import JudgeGivenNode, Sides, TextNode, no_rows
-from hydrometer.stages.nodes import VERSIONS, Context, LawRef, Rows
+from hydrometer.stages.nodes import VERSIONS, Context, JudgeNode, LawRef, Rows
 from hydrometer.store.artifacts import content_key
 
 __all__ = ["TextNodes"]
@@ -27,6 +28,7 @@ class TextNodes(ChainNodes):
     given : the teacher, where it is a model as it is.
     anchor : the law under which precision is measured beside texts.
     baselines : students that are fitted to texts of their own.
+    judges_texts : whether drawn rows are scored as texts, as the teacher's tokenizer is not the chain's.
     """
 
     def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
@@ -34,6 +36,7 @@ class TextNodes(ChainNodes):
         self.texts: TextTruth | None = None
         self.given: LawRef | None = None
         self.baselines: Sequence[Baseline] = ()
+        self.judges_texts = isinstance(self.family, GivenModels) and self.family.judges_texts(self.chain)
         if isinstance(self.family, TextTruths):
             self.texts = self.family.text_truth(self.chain)
             self.baselines = self.family.baselines(self.chain)
@@ -83,7 +86,11 @@ class TextNodes(ChainNodes):
         named = {"truth": self.truth.key, "texts": texts.judged}
         blocks = [(start, n, {**named, "start": start}) for start, n in text_blocks(texts.evaluate)]
         on_text = plan_texts(self, law, decoding, blocks)
-        of_own = plan_side(self, law, decoding, "law", own, against=self.anchor)
+        of_own = () if self.judges_texts else plan_side(self, law, decoding, "law", own, against=self.anchor)
+        of_texts: tuple[tuple[str, ...], ...] = ((), ())
+        if self.judges_texts:
+            of_texts = self.score_drawn(law, decoding, own), self.score_drawn(self.anchor, None, own)
+        sides = Sides(*of_texts, truth_rows_own=on_text)
         parts: dict[str, object] = {
             "figures": VERSIONS["judge_given"],
             "law": law.key,
@@ -91,7 +98,7 @@ class TextNodes(ChainNodes):
             "anchor": self.anchor.key,
             "prompts_are": texts.are,
             "rows": own.key,
-            "scores": [*on_text, *of_own],
+            "scores": [*on_text, *of_own] if not self.judges_texts else [*sides.all],
         }
         node = JudgeGivenNode(
             self.key("judge", parts),
@@ -106,7 +113,34 @@ class TextNodes(ChainNodes):
             of_own,
             held_out=True,
             prompts_are=texts.are,
-            texts=Sides(truth_rows_own=on_text),
-            inputs=(*law.inputs, *own.blocks, *on_text, *of_own),
+            texts=sides,
+            as_texts=self.judges_texts,
+            inputs=(*law.inputs, *own.blocks, *sides.all, *of_own),
         )
         return self.add(node)
+
+    def score_drawn(self, law: LawRef, decoding: Selectivity | None, rows: Rows) -> tuple[str, ...]:
+        """Plan one law's scores of drawn rows as texts."""
+        size = self.family.block_rows(self.chain)
+        blocks = [(i * size, min(size, rows.n - i * size), block) for i, block in enumerate(rows.blocks)]
+        named = [(start, n, {"truth": self.truth.key, "block": block, "rows": n}) for start, n, block in blocks]
+        return plan_texts(self, law, decoding, named, rows)
+
+    def judge_with_texts(self, node: JudgeNode, parts: Mapping[str, object]) -> str:
+        """Plan the same judging with scores as texts beside those of ids; of the teacher, in whose place they stand.
+
+        Parameters
+        ----------
+        parts : of the node's key.
+        """
+        law, at, own, truth = node.law, node.decoding, node.law_rows, node.truth_rows
+        texts = Sides(
+            self.score_drawn(law, at, own),
+            self.score_drawn(self.truth, None, own),
+            self.score_drawn(law, at, truth),
+            self.score_drawn(self.truth, None, truth),
+        )
+        key = self.key("judge", {**parts, "figures": VERSIONS["judge_given"], "texts": texts.all})
+        kept = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in ("key", "inputs")}
+        inputs = (*node.inputs, *texts.all)
+        return self.add(JudgeGivenNode(key, **kept, prompts_are=None, texts=texts, as_texts=True, inputs=inputs))

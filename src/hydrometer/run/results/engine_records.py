@@ -1,4 +1,8 @@
-"""What the records say of rows that an engine drew: which one, and how far its log-probabilities are from ours."""
+"""What the records say of training rows.
+
+Which engine drew them, and how far its log-probabilities are from ours; how many that crossed to another tokenizer are
+not what was drawn.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["engine_records"]
+__all__ = ["crossed_records", "engine_records"]
+
+
+Blocks = list[tuple[DrawNode, Mapping[str, Any]]]
 
 
 def engine_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, object]:
@@ -19,21 +26,45 @@ def engine_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, ob
 
     One entry for each role and selectivity that was drawn from (docs, Schema).
     """
-    groups: dict[tuple[str, str], list[tuple[DrawNode, Mapping[str, Any]]]] = {}
+    groups = _drawn(plan, chain, store, "engine")
+    return {"engine": [_pooled(blocks) for blocks in groups]} if groups else {}
+
+
+def crossed_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, object]:
+    """Return ``{"crossed": [...]}``, likewise, for rows that crossed to another tokenizer as text."""
+    groups = _drawn(plan, chain, store, "crossed")
+    return {"crossed": [_counted(blocks) for blocks in groups]} if groups else {}
+
+
+def _drawn(plan: Plan, chain: str, store: ArtifactStore, fact: str) -> list[Blocks]:
+    """Blocks of draws that were told a fact, by role and selectivity."""
+    groups: dict[tuple[str, str], Blocks] = {}
     for node in plan.nodes.values():
-        if not isinstance(node, DrawNode) or node.context.name != chain:
+        if not isinstance(node, DrawNode) or node.context.name != chain or node.purpose != "train":
             continue
-        if node.engine() and store.has("draw", node.key):
+        if store.has("draw", node.key):
             info: Mapping[str, Any] = store.meta("draw", node.key)["info"]
             label = "" if node.selectivity is None else node.selectivity.label
-            groups.setdefault((node.law.role, label), []).append((node, info))
-    return {"engine": [_pooled(blocks) for blocks in groups.values()]} if groups else {}
+            if fact in info:
+                groups.setdefault((node.law.role, label), []).append((node, info))
+    return list(groups.values())
 
 
-def _pooled(blocks: list[tuple[DrawNode, Mapping[str, Any]]]) -> dict[str, object]:
+def _counted(blocks: Blocks) -> dict[str, object]:
+    node = blocks[0][0]
+    told: list[Mapping[str, int]] = [info["crossed"] for _, info in blocks]
+    return {
+        "role": node.law.role,
+        "selectivity": None if node.selectivity is None else node.selectivity.to_json(),
+        **{name: sum(int(t[name]) for t in told) for name in ("rows", "changed", "respelled", "cut")},
+    }
+
+
+def _pooled(blocks: Blocks) -> dict[str, object]:
     node, infos = blocks[0][0], [info for _, info in blocks]
     told: list[Mapping[str, Any]] = [info["engine"] for info in infos]
-    tokens, rows = [int(info["tokens"]) for info in infos], sum(int(info["rows"]) for info in infos)
+    tokens = [int(info.get("crossed", info)["tokens"]) for info in infos]  # those that were drawn
+    rows = sum(int(info["rows"]) for info in infos)
     return {
         "name": told[0]["name"],
         "versions": sorted({str(t.get("version")) for t in told}),

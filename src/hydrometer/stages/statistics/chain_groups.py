@@ -29,6 +29,8 @@ Json = dict[str, Any]
 LIKELIHOOD = ("precision", "recall", "recall_on_support", "entropy", "kl_student_truth", "kl_truth_student")
 BY_REFERENCE = ("precision_reference", "kl_student_reference")
 """What stands for precision and KL where the truth is texts."""
+PER_BYTE = ("precision_per_byte", "recall_per_byte", "precision_reference_per_byte")
+"""What models of different tokenizers are compared by."""
 MATCHED = ("precision", "recall", "recall_on_support", "kl_student_truth", "kl_truth_student")
 TEXT = ("length", "eos_rate", "repetition", "distinct_1", "distinct_2", "distinct_3")
 BROUGHT = ("user_", "lm_eval_")
@@ -43,6 +45,7 @@ class ChainFacts:
     ----------
     last : level of its students.
     reference : what precision is measured under where the truth is texts.
+    as_texts : whether the teacher is of another tokenizer than the students.
     is_whole : whether no more of it is to be judged.
     """
 
@@ -54,6 +57,7 @@ class ChainFacts:
     last: int
     is_whole: bool = True
     reference: str | None = None
+    as_texts: bool = False
 
 
 def gather(
@@ -91,6 +95,8 @@ class ChainGroups:
         self.metrics = [*LIKELIHOOD] if facts.reference is None else [*LIKELIHOOD, *BY_REFERENCE]
         if facts.sequences:
             self.metrics += [f"{m}_per_token" for m in self.metrics] + list(TEXT)
+        if facts.as_texts:
+            self.metrics += PER_BYTE
         mine = {n: c for n, c in example.items() if c.level == facts.last and c.training}
         self.adopted = {n: c for n, c in mine.items() if c.origin is not None}
         at_end = {n: c for n, c in mine.items() if c.origin is None}
@@ -136,7 +142,10 @@ class ChainGroups:
         one, two = self.groups[a], self.groups[b]
         out: dict[str, Contrast] = {}
         first, second = one.metrics, two.metrics
-        for metric in [*self.metrics, *(m for m in first if m.startswith(BROUGHT))]:
+        wanted = self.metrics
+        if self.facts.as_texts and "teacher" in (self.example[a].role, self.example[b].role):
+            wanted = [m for m in wanted if m not in TEXT and not m.endswith("_per_token")]  # tokens of two kinds
+        for metric in [*wanted, *(m for m in first if m.startswith(BROUGHT))]:
             if metric in first and metric in second:
                 out[metric] = contrast(one, two, metric)
         return out

@@ -40,6 +40,8 @@ Ints = NDArray[np.int64]
 
 ROW_METRICS = ("recall", "recall_on_support", "kl_truth_student", "entropy_truth")
 """Figures that are means over rows of the truth, which all cells share."""
+BY_BYTES = "recall_per_byte"
+"""Likewise, where the truth's rows are scored as texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Judged:
     truth_rows : those rows.
     adjusted : log q, log p* and lengths of those rows as control variates adjusted them for this cell, or None.
     clustered : whether its rows answer a sample of prompts, the same in all cells and seeds.
+    texts : log q of the truth's rows as texts, and their bytes, where they were scored so.
     """
 
     metrics: dict[str, Estimate]
@@ -77,6 +80,7 @@ class Judged:
     truth_rows: Callable[[], TruthRows]
     adjusted: Callable[[], tuple[Floats, Floats, Floats | None] | None] = lambda: None
     clustered: Callable[[], bool] = lambda: False
+    texts: Callable[[], tuple[Floats, Floats] | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +211,7 @@ def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
     if not seeds:
         return Figure(None, None, None)
     base = metric.removesuffix("_per_token")
-    by_rows = base in ROW_METRICS
+    by_rows = base in ROW_METRICS or (metric == BY_BYTES and all(g.at(s).texts() for _, g in terms for s in seeds))
     n_neg_inf = sum(g.at(s).metrics[metric].n_neg_inf for _, g in terms for s in seeds if metric in g.at(s).metrics)
     if base == "recall_on_support" and any(g.at(s).metrics["recall"].n_neg_inf for _, g in terms for s in seeds):
         return _on_common_support(terms, seeds, slope, metric)
@@ -287,6 +291,9 @@ def _clustered(terms: Terms, seeds: list[int | None]) -> bool:
 
 def _row_values(judged: Judged, metric: str) -> Floats:
     """Per-row contributions whose mean is the figure; ratios linearised."""
+    texts = judged.texts() if metric == BY_BYTES else None
+    if texts is not None:
+        return _linear(*texts)
     base = metric.removesuffix("_per_token")
     found = judged.adjusted()
     if found is None:
@@ -302,8 +309,13 @@ def _row_values(judged: Judged, metric: str) -> Floats:
             values = -log_p
     if metric == base or lengths is None:
         return values
-    ratio = values.sum() / lengths.sum()
-    return (values - ratio * lengths) / lengths.mean() + ratio
+    return _linear(values, lengths)
+
+
+def _linear(values: Floats, per: Floats) -> Floats:
+    """Per-row contributions to a ratio of sums."""
+    ratio = values.sum() / per.sum()
+    return (values - ratio * per) / per.mean() + ratio
 
 
 def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:

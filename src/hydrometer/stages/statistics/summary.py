@@ -141,7 +141,8 @@ def _spread_over(group: Group, metric: str) -> Spread:
 
 def _gate(c: ChainGroups) -> Json:
     """Teacher gate: whether the unselected teacher's recall beats the direct student's."""
-    contrast: Json | None = c.differences(c.teacher, c.direct).get("recall")
+    found = c.differences(c.teacher, c.direct)
+    contrast: Json | None = found.get("recall", found.get("recall_per_byte"))
     if not c.facts.is_whole:  # what is shown by some of the seeds may not be by all
         return {"passed": None, "contrast": contrast, "reason": "not all of the chain is judged yet"}
     if c.teacher is None:

@@ -237,15 +237,18 @@ class Kept:
     source : digest of what they were rendered from, as `source_digest` gives it.
     prompts : as they were rendered.
     evaluate : those that models are judged on, where they are others.
+    teacher : the same in the ids of a teacher of another tokenizer.
     """
 
     source: str
     prompts: Prompts
     evaluate: Prompts | None = None
+    teacher: Kept | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the form in a run's folder."""
-        more = {} if self.evaluate is None else {"evaluate": _rendered(self.evaluate)}
+        more: dict[str, object] = {} if self.evaluate is None else {"evaluate": _rendered(self.evaluate)}
+        more |= {} if self.teacher is None else {"teacher": self.teacher.to_json()}
         return {"version": 1, "source": self.source, **_rendered(self.prompts), **more}
 
     @classmethod
@@ -253,7 +256,8 @@ class Kept:
         """Read `to_json`'s form. Raises DataError."""
         try:
             evaluate = None if value.get("evaluate") is None else _as_rendered(value["evaluate"])
-            return cls(str(value["source"]), _as_rendered(value), evaluate)
+            teacher = None if value.get("teacher") is None else cls.from_json(value["teacher"])
+            return cls(str(value["source"]), _as_rendered(value), evaluate, teacher)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
             raise DataError(f"the kept prompts cannot be read: {e}", fix="restore or remove the file") from None
 

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from hydrometer.core.errors import DataError, LawMismatchError, SpecError
+from hydrometer.models.causal_lm.crossing import check_other, other_teacher
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.networks.network import max_positions
@@ -43,9 +44,8 @@ def check_chain(chain: CausalLMChain) -> None:
     if chain.given_teacher is not None:
         source, revision = chain.given_teacher.source, chain.given_teacher.revision
         given = load.outline(load.resolve(source, revision))
-        if vocabulary_hash(given.tokenizer) != vocabulary_hash(truth.tokenizer):  # where answers end is the truth's
-            fix = "take a teacher of the truth's own tokenizer"
-            raise LawMismatchError("the teacher's vocabulary is not the truth's", got=source, fix=fix)
+        if (other := other_teacher(chain)) is not None:
+            check_other(chain, other)
         n_above = _n_layers(given.config)
     for role, level in chain.level_specs.items():
         n_above = _check_level(role, level, truth, n_above)

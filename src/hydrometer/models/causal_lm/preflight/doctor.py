@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.cost.memory import count_parameters
+from hydrometer.models.causal_lm.crossing import OtherTeacher
 from hydrometer.models.causal_lm.data.parts import parts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_differ
@@ -42,7 +43,8 @@ class Subject:
     Attributes
     ----------
     prompts, stop_ids : of the truth's law.
-    configs : of the truth and of every level, by role.
+    configs : of the truth and of every level, by role; without a teacher of another tokenizer.
+    other : such a teacher.
     """
 
     chain: CausalLMChain
@@ -51,6 +53,7 @@ class Subject:
     prompts: Prompts
     stop_ids: tuple[int, ...]
     configs: Mapping[str, PretrainedConfig]
+    other: OtherTeacher | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -87,6 +90,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
         *_columns(subject),
         *_drawn_elsewhere(subject),
         *_baselines(subject),
+        *_other(subject),
     ]
     if not any(f.is_fatal for f in found):
         probe = take_probe(open_law, subject.chain)
@@ -148,6 +152,15 @@ def _baselines(s: Subject) -> list[Finding]:
             why = "models are judged on their prompts, and none may be trained on those"
             found.append(note("baseline-rows-left-out", what, why, "nothing; or give a text with other prompts"))
     return found
+
+
+def _other(s: Subject) -> list[Finding]:
+    """Say how a teacher's answers come to students of another tokenizer."""
+    if s.other is None:
+        return []
+    what = "the teacher's tokenizer is not the students': its answers cross to them as text, and are encoded anew"
+    why = "what does not come back is trained on as the students' tokenizer writes it; results count it as `crossed`"
+    return [note("teacher-crosses", what, why, "nothing if that is meant; else take a teacher of the same tokenizer")]
 
 
 def _vocabularies(s: Subject) -> list[Finding]:
@@ -366,7 +379,7 @@ def _special_text(s: Subject) -> list[Finding]:
 
 
 def _sizes(s: Subject) -> list[Finding]:
-    teacher = s.configs.get("teacher", s.configs["truth"])
+    teacher = s.configs.get("teacher", s.configs["truth"]) if s.other is None else s.other.outline.config
     n_teacher, n_student = count_parameters(teacher), count_parameters(s.configs["student"])
     if n_student <= n_teacher:
         return []

@@ -33,7 +33,7 @@ from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
-from hydrometer.models.causal_lm.inference.scorer import score
+from hydrometer.models.causal_lm.inference.scorer import score_steps
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training, level_spec
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
@@ -273,7 +273,9 @@ class _Epochs(TrainerCallback):
             if self.group.rank:
                 return
         model = self.law.lm.model.eval()
-        log_p_N = score(self.law, self.validate, rows_together=self.training.per_device_eval_batch_size)
+        # However rows end: a text that was cut in another tokenizer's tokens is a beginning, no outcome of this law.
+        steps = score_steps(self.law, self.validate, rows_together=self.training.per_device_eval_batch_size)
+        log_p_N = steps.selected.sum(-1)
         model.train()
         nats = float(log_p_N.mean())
         if not math.isfinite(nats):
@@ -397,6 +399,6 @@ def _rows(x: Samples, truth: CausalLaw) -> Sequences | TrainingRows:
         raise InputError("a causal LM is fitted to Sequences", got=type(x).__name__)
     if x.prompt_ids != truth.prompts.ids:
         raise LawMismatchError("the rows answer other prompts than the truth's", got=len(x.prompt_ids))
-    if not len(x) or not x.lengths.all():
-        raise FitError("no rows to fit, or rows without a token", got=len(x))
+    if not x.lengths.any():  # an answer that was cut before its first character has none, and teaches nothing
+        raise FitError("no rows to fit, or none with a token", got=len(x))
     return x
