@@ -182,11 +182,13 @@ def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
 
 
 def _by_reference_as_texts(out: _Found, own: Sequences, theirs: TextScores, mine: TextScores) -> None:
-    """Add a law's own draws, as texts, under itself and under the reference, where all models are compared so."""
+    """Add a law's own draws, as texts, under itself and under the reference, where all models are compared so.
+
+    No KL: a difference of two lower bounds bounds nothing.
+    """
     columns = {
         "precision_reference": _per_answer(theirs, own.strata),
         "entropy": _per_answer(mine, own.strata, sign=-1.0),
-        "kl_student_reference": Column(mine.log_prob - theirs.log_prob, None, "nats", own.strata, canonical=True),
     }
     out.add(columns)
     lengths = own.lengths.astype(np.float64)

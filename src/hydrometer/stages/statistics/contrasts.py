@@ -242,7 +242,9 @@ def _own_variance(terms: Terms, seed: int | None, metric: str, slope: float, *, 
             cross = 0.0
             under = "reference" if metric.endswith("_reference") else "truth"
             kl, precision = f"kl_student_{under}", "precision" if under == "truth" else "precision_reference"
-            if metric in (kl, precision):
+            if metric == precision and kl not in m:  # of texts: the covariance is not known, so the largest there is
+                cross = math.copysign(math.sqrt(variance * spread), slope)
+            elif metric in (kl, precision):
                 # precision = -H - KL on the same rows, so the three variances give the covariance of H with KL.
                 h, k, p = ((m[x].se_mc or 0.0) ** 2 for x in ("entropy", kl, precision))
                 with_kl = (p - h - k) / 2
