@@ -79,7 +79,7 @@ def spec_of(folder: Path, world: Path, truth: dict[str, Any] | None = None, **ch
     prompts = {"file": str(world / "prompts.jsonl"), "evaluate": 0.34}
     body: dict[str, Any] = {
         "family": "causal_lm",
-        "truth": {"source": str(world / "truth"), "max_new_tokens": 3} | ({"prompts": prompts} if truth is None else truth),
+        "truth": {"source": str(world / "truth"), "max_new_tokens": 3} | (truth or {"prompts": prompts}),
         "teacher": {"source": str(world / "teacher")},
         "student": {"init": "truth", "training": TRAINING},
         "data": {"train": 32, "validate": 8, "distill": 64, "evaluate": 96},
@@ -170,13 +170,20 @@ def cells_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {c["id"]: c["metrics"] for c in results["cells"]}
 
 
+def every_prompt(law: CausalLaw, chain: Any) -> tuple[tuple[int, ...], ...]:
+    """Prompts of both parts in a law's own ids."""
+    judged = CAUSAL_LM.asked(chain, law, "judge")
+    assert isinstance(judged, CausalLaw)
+    return law.prompts.ids + judged.prompts.ids
+
+
 def near(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return abs(a["value"] - b["value"]) < 5 * np.hypot(a["se"], b["se"])
 
 
 def test_a_run_under_a_model(tmp_path: Path, world: Path) -> None:
     """The teacher's figures are those of `judge`, the students' are of ids and of texts; the gate compares bytes."""
-    path = spec_of(tmp_path, world)
+    path = spec_of(tmp_path, world, judge_training_prompts=True)
     found = hm.run(path, out=tmp_path / "out")
     cells = cells_of(found.results)
     _, judged = parts_of(hm.load_spec(path).chains["lm"].truth.prompts)  # type: ignore[attr-defined]
@@ -210,18 +217,22 @@ def test_a_run_under_a_model(tmp_path: Path, world: Path) -> None:
     assert ("lm.teacher", "lm.student.direct", "length") not in pairs
     assert {c["rows"] for c in chain["crossed"]} == {72}
     assert [c["selectivity"] for c in chain["crossed"]] == [None, {"temperature": 0.5}]
+    of_gap = {g["group"]: g["figures"] for g in chain["generalisation"]}
+    assert {"precision", "recall"} <= set(of_gap["lm.student.direct"])
     page = build_report([tmp_path / "out"]).read_text(encoding="utf-8")
     assert "crossed as text" in page
     assert "per byte of text" in page
+    lm = hm.load_spec(path).chains["lm"]
+    own, mine = CAUSAL_LM.open_given(lm, "teacher", "float32"), CAUSAL_LM.truth(lm, "float32")
+    ids: dict[str, tuple[tuple[int, ...], ...]] = {"train": mine.prompts.ids, "judge": every_prompt(own, lm)}
     for node in plan_run(hm.load_spec(path)).nodes.values():
         if isinstance(node, DrawNode) and node.law.role == "teacher":
             rows = load_sequences(tmp_path / "out" / "artifacts" / f"draw-{node.key}" / "rows.parquet")
-            top = max(t for p in rows.prompt_ids for t in p)
-            assert (top > 5) == (node.purpose == "train")  # merged tokens are the students' own
+            assert set(rows.prompt_ids) <= set(ids[node.purpose])
     hm.export(tmp_path / "out", to=tmp_path / "own.jsonl", stream="evaluate", cell="lm.teacher")
-    own = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
-    assert {r["prompt"] for r in own} == {turns[-1][1] for _, turns in judged.asked}
-    assert any("d" in r["completion"] for r in own)
+    exported = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert {r["prompt"] for r in exported} == {turns[-1][1] for _, turns in judged.asked}
+    assert any("d" in r["completion"] for r in exported)
     advice = hm.advise(tmp_path / "out")
     assert {c["id"] for c in advice.data["candidates"]} >= {"lm.student.distilled-temperature0.5"}
     assert advice.data["expected"]["on"] == "fresh rows"

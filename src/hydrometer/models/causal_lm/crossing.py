@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm.data.parts import Kept, prompts_of, source_dige
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.networks.network import max_positions
-from hydrometer.models.causal_lm.opening import judged_prompts, open_tokenizer, outline_of
+from hydrometer.models.causal_lm.opening import judged_among, judged_prompts, open_tokenizer, outline_of
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers
 from hydrometer.models.causal_lm.text_rows import encoded_rows, stop_of
 from hydrometer.models.rows.sequences import Sequences
@@ -89,7 +89,8 @@ def other_teacher(chain: CausalLMChain) -> OtherTeacher | None:
     if mine is not None:
         mine = replace(mine, source=source_digest(chain.truth)) if mine.source == _source(chain, vocabulary) else None
     try:
-        prompts, judged = prompts_of(chain.truth.with_kept(mine), outline.tokenizer)
+        prompts, apart = prompts_of(chain.truth.with_kept(mine), outline.tokenizer)
+        judged = judged_among(chain.truth, prompts, apart)
     except InputError as e:
         raise type(e)(f"the teacher cannot be asked the prompts: {e}", fix="") from None
     stop_ids = model_stop_ids(outline.generation_config, outline.tokenizer)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.model import CausalLM
 
 __all__ = [
+    "judged_among",
     "judged_prompts",
     "open_network",
     "open_source",
@@ -57,7 +58,11 @@ def judged_prompts(truth: Truth) -> Prompts | None:
     """
     if truth.evaluate is None:
         return None
-    trained, judged = _both_parts(truth)
+    return judged_among(truth, *_both_parts(truth))
+
+
+def judged_among(truth: Truth, trained: Prompts, judged: Prompts | None) -> Prompts | None:
+    """Return the same of both parts, in whichever tokenizer's ids they are. Raises DataError."""
     if truth.of_training is None or judged is None:
         return judged
     return checked(replace(trained.take(truth.of_training), are=judged.are), truth.text or truth.prompts)
