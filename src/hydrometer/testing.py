@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,7 @@ def rows_of(samples: Samples) -> list[Row]:
     if isinstance(samples, Sequences):
         return [(float(samples.prompt_index[i]), *samples.row(i).tolist()) for i in range(len(samples))]
     if isinstance(samples, Points):
-        return [tuple(cast("list[float]", r)) for r in samples.x.tolist()]
+        return [tuple(r) for r in samples.x.tolist()]
     raise ContractError("rows of this type cannot be compared", got=type(samples).__name__, fix="give the case `rows=`")
 
 
@@ -231,4 +230,4 @@ def installed_cases() -> Mapping[str, Callable[[], ContractCase]]:
     >>> all(callable(make) for make in installed_cases().values())
     True
     """
-    return {p.name: cast("Callable[[], Any]", p.load()) for p in entry_points(group="hydrometer.contract_cases")}
+    return {p.name: p.load() for p in entry_points(group="hydrometer.contract_cases")}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from hydrometer.core.errors import StoreError, one_line
+from hydrometer.core.narrowing import is_record
 
 __all__ = ["FIGURE_CODES", "SEVERITIES", "SHARED_PROMPTS", "Finding", "Severity", "fatal", "note", "warning"]
 
@@ -57,13 +58,12 @@ class Finding:
     @staticmethod
     def from_json(value: object) -> Finding:
         """Read what `to_json` gave. Raises StoreError."""
-        if not isinstance(value, dict):
+        if not is_record(value):
             raise StoreError("not a finding", got=value)
-        fields = cast("dict[str, object]", value)
-        chain, severity = fields.get("chain"), fields.get("severity")
-        texts = {k: v for k in _TEXTS if isinstance(v := fields.get(k), str)}
+        chain, severity = value.get("chain"), value.get("severity")
+        texts = {k: v for k in _TEXTS if isinstance(v := value.get(k), str)}
         if len(texts) < len(_TEXTS) or severity not in SEVERITIES or not (chain is None or isinstance(chain, str)):
-            raise StoreError("not a finding", got=fields)
+            raise StoreError("not a finding", got=value)
         return Finding(severity=severity, chain=chain, **texts)
 
 

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError, brief
 from hydrometer.core.io.yaml_io import explain, nearest, parse_yaml
+from hydrometer.core.narrowing import as_tuple
 
 __all__ = [
     "MAX_ROWS",
@@ -64,7 +65,7 @@ class Strict(BaseModel):
     @classmethod
     def _known_keys(cls, data: object) -> object:
         known = [f.alias or name for name, f in cls.model_fields.items()]
-        for key in cast("dict[object, object]", data if isinstance(data, dict) else {}):
+        for key in cast("dict[object, object]", data) if isinstance(data, dict) else ():
             if key not in known:
                 raise PydanticCustomError(
                     "unknown_key",
@@ -83,10 +84,6 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-
-
-def _tuple(value: object) -> object:
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 class Accept(Strict):
@@ -316,7 +313,7 @@ def _distinct(values: tuple[Selectivity, ...]) -> tuple[Selectivity, ...]:
 
 
 Selectivities = Annotated[
-    tuple[Selectivity, ...], Field(max_length=MAX_SETTINGS), BeforeValidator(_tuple), AfterValidator(_distinct)
+    tuple[Selectivity, ...], Field(max_length=MAX_SETTINGS), BeforeValidator(as_tuple), AfterValidator(_distinct)
 ]
 Resample = Literal["data", "teacher", "distill", "student", "evaluate"]
 
@@ -337,8 +334,8 @@ class ChainSpec(Strict):
     family: str
     selectivity: Selectivities = Field(min_length=1)
     decoding: Selectivities | None = None
-    loss: Annotated[tuple[Literal["mle"], ...], Field(max_length=1), BeforeValidator(_tuple)] = ("mle",)
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuple)] = ("distill", "student")
+    loss: Annotated[tuple[Literal["mle"], ...], Field(max_length=1), BeforeValidator(as_tuple)] = ("mle",)
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuple)] = ("distill", "student")
 
     @property
     def controls(self) -> tuple[Selectivity, ...]:

@@ -6,7 +6,6 @@ Shapes: N rows, M n-grams in all of them, G different ones.
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ def text_metrics(rows: Sequences, controls: Controls | None = None) -> dict[str,
             with its size: compare equal numbers of rows only, and lengths beside them.
     """
     strata = rows.strata
-    repetition = np.array([_repetition(cast("list[int]", rows.row(i).tolist())) for i in range(len(rows))])
+    repetition = np.array([_repetition(rows.row(i).tolist()) for i in range(len(rows))])
     return {
         "length": mean_estimate(rows.lengths.astype(np.float64), "tokens", strata, controls),
         "eos_rate": share_estimate(rows.stopped.astype(np.float64), strata),

@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from typing import Any, cast
+from typing import Any
 
 import numba
 import numpy as np
@@ -23,9 +23,10 @@ from hydrometer.core.watching import during
 __all__ = ["bits_of", "entry", "exp32", "exp64", "float_of", "inlined", "kernel", "narrow", "wide"]
 
 # numba has no type information; what leaves this module is arrays that the caller made.
-nb = cast("Any", numba)
-ty = cast("Any", types)
-_intrinsic, _overload = cast("Any", intrinsic), cast("Any", overload)
+nb: Any = numba
+ty: Any = types
+_intrinsic: Any = intrinsic
+_overload: Any = overload
 
 # No flag that lets the compiler assume finite numbers: -inf is a value here.
 
@@ -111,8 +112,10 @@ def float_of(typing_context: Any, bits: Any) -> Any:
     """Read uint32 bits as float32."""
     from llvmlite import ir
 
+    types_of: Any = ir
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], cast("Any", ir).FloatType())
+        return builder.bitcast(args[0], types_of.FloatType())
 
     return ty.float32(ty.uint32), generate
 
@@ -122,8 +125,10 @@ def bits_of(typing_context: Any, x: Any) -> Any:
     """Bits of a float32, as uint32."""
     from llvmlite import ir
 
+    types_of: Any = ir
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], cast("Any", ir).IntType(32))
+        return builder.bitcast(args[0], types_of.IntType(32))
 
     return ty.uint32(ty.float32), generate
 
@@ -133,8 +138,10 @@ def _double_of(typing_context: Any, bits: Any) -> Any:
     """Read uint64 bits as float64."""
     from llvmlite import ir
 
+    types_of: Any = ir
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], cast("Any", ir).DoubleType())
+        return builder.bitcast(args[0], types_of.DoubleType())
 
     return ty.float64(ty.uint64), generate
 
@@ -144,8 +151,10 @@ def _bits_of_double(typing_context: Any, x: Any) -> Any:
     """Bits of a float64, as uint64."""
     from llvmlite import ir
 
+    types_of: Any = ir
+
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], cast("Any", ir).IntType(64))
+        return builder.bitcast(args[0], types_of.IntType(64))
 
     return ty.uint64(ty.float64), generate
 

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, one_line
 from hydrometer.core.findings import Finding
+from hydrometer.core.narrowing import as_tuple
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.spec import MAX_ROWS, ChainSpec, Resample, Selectivity, Strict
 from hydrometer.models.array_files import load_arrays, load_rows, save_arrays, take_rows
@@ -52,10 +53,6 @@ class RowCounts(Strict):
     evaluate: int = Field(default=4000, ge=2, le=MAX_ROWS)
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
-
-
 class CheapChain(ChainSpec):
     """A chain with counts of rows, of which a new seed redraws everything.
 
@@ -63,7 +60,7 @@ class CheapChain(ChainSpec):
     """
 
     data: RowCounts = RowCounts()
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuple)] = EVERYTHING
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuple)] = EVERYTHING
 
 
 def points_of(x: Samples | Floats, n_features: int | None = None) -> Floats:
@@ -184,7 +181,7 @@ class CheapFamily(ABC):
 
     def levels(self, chain: ChainSpec) -> tuple[Level, ...]:
         """Teacher, unless it is the truth; assistants, where the chain has some; student."""
-        c = cast("Any", chain)
+        c: Any = chain
         return chain_levels(c.teacher, getattr(c, "assistants", ()), c.student)
 
     def sizes(self, chain: ChainSpec) -> Mapping[str, int]:

@@ -6,7 +6,6 @@ A new family is one folder and one line in `BUILT_IN`. A third party's family ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError, brief, one_line
 from hydrometer.core.io.yaml_io import explain, nearest
+from hydrometer.core.narrowing import as_tuple, is_list, is_record
 from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
@@ -36,7 +36,7 @@ def _installed() -> tuple[dict[str, Family], dict[str, str]]:
     broken: dict[str, str] = {}
     for point in entry_points(group="hydrometer.families"):
         try:
-            family = cast("Family", point.load())
+            family: Family = point.load()
         except Exception as e:
             broken[point.name] = f"{type(e).__name__}: {e}"
             continue
@@ -71,18 +71,14 @@ def family_of(chain: ChainSpec) -> Family:
     return families()[chain.family]
 
 
-def _tuple(value: object) -> object:
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
-
-
 def _seeds(value: object) -> object:
-    if isinstance(value, list) and len(cast("list[object]", value)) > MAX_SEEDS:
+    if is_list(value) and len(value) > MAX_SEEDS:
         raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
     if isinstance(value, int) and not isinstance(value, bool):
         if not 1 <= value <= MAX_SEEDS:
             raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
         return tuple(range(value))
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+    return as_tuple(value)
 
 
 class RunSpec(Strict):
@@ -98,15 +94,15 @@ class RunSpec(Strict):
 
     name: Name
     description: str = ""
-    known: Annotated[tuple[Name, ...] | None, Field(max_length=64), BeforeValidator(_tuple)] = None
+    known: Annotated[tuple[Name, ...] | None, Field(max_length=64), BeforeValidator(as_tuple)] = None
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     chains: dict[Name, SerializeAsAny[ChainSpec]] = Field(min_length=1)
     _base: Path | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
         """Keep the folder that relative file names refer to; it is no part of what the specification says."""
-        if isinstance(context, Mapping) and "base" in context:
-            self._base = cast("Mapping[str, Path]", context)["base"]
+        if is_record(context) and isinstance(base := context.get("base"), Path):
+            self._base = base
 
     @property
     def base(self) -> Path | None:
@@ -139,10 +135,9 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
     raw = fields.get("chains")
     for name, body in cast("dict[Any, Any]", raw if isinstance(raw, dict) else {}).items():
         where = one_line(f"{origin}: chains.{name if isinstance(name, str) else brief(name)}", 200)
-        if not isinstance(body, dict):
+        if not is_record(body):
             raise SpecError(f"{where} must be a mapping", got=body)
-        chain = cast("dict[str, object]", body)
-        kind = chain.get("family")
+        kind = body.get("family")
         if kind is None:
             raise SpecError(f"{where}: family: this key is missing", fix="known: " + ", ".join(families()))
         if isinstance(kind, str) and kind in _installed()[1] and kind not in families():
@@ -155,9 +150,9 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
                 fix=nearest(kind if isinstance(kind, str) else "", list(families())),
             )
         try:
-            chains[name] = families()[kind].chain_spec.model_validate(chain, context={"base": base or Path.cwd()})
+            chains[name] = families()[kind].chain_spec.model_validate(body, context={"base": base or Path.cwd()})
         except ValidationError as e:
-            raise explain(e, where, chain) from None
+            raise explain(e, where, body) from None
     if isinstance(raw, dict):
         fields["chains"] = chains
     try:

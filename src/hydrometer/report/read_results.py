@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES, SHARED_PROMPTS
 from hydrometer.core.io.yaml_io import is_object, read_plain
+from hydrometer.core.narrowing import is_list, is_record
 from hydrometer.report.typed_results import (
     Brought,
     Cell,
@@ -222,11 +223,10 @@ _STANDS_FOR = {
 
 def _by_reference(value: Any) -> Any:
     """Put figures under a reference in the place of those under a truth, which a chain of texts does not have."""
-    if isinstance(value, list):
-        return [_by_reference(v) for v in cast("list[object]", value)]
-    if isinstance(value, dict):
-        pairs = cast("dict[str, object]", value).items()
-        return {_STANDS_FOR.get(k, k): _by_reference(v) for k, v in pairs}
+    if is_list(value):
+        return [_by_reference(v) for v in value]
+    if is_record(value):
+        return {_STANDS_FOR.get(k, k): _by_reference(v) for k, v in value.items()}
     return _STANDS_FOR.get(value, value) if isinstance(value, str) else value
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.narrowing import of_type
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Family, Law, Precision, Samples
 from hydrometer.models.capabilities import AsksParts, CompactRows, given_models
@@ -91,7 +92,7 @@ class ArtifactLoader:
         law = law if able is None else able.asked(context.spec, law, purpose)
         if selectivity is None or not selectivity.chooses:
             return law if selectivity is None else law.select(selectivity)
-        family = cast("TextFamily", context.family)  # run.plan has refused others
+        family = of_type(TextFamily, context.family)  # run.plan has refused others
         truth = context.family.truth(context.spec, precision) if needs_truth(selectivity) else None
         if truth is not None and able is not None:
             truth = able.asked(context.spec, truth, purpose)

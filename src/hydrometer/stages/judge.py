@@ -14,6 +14,8 @@ from hydrometer.core.arguments import whole
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.core.narrowing import of_type
+from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Controls
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate
 from hydrometer.core.statistics.sampling_design import Strata
@@ -30,7 +32,7 @@ from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 from hydrometer.stages.score import Columns, columns_of, load_columns, scores_from
 
 if TYPE_CHECKING:
-    from hydrometer.core.spec import ChainSpec, Selectivity
+    from hydrometer.core.spec import ChainSpec
 
 __all__ = [
     "exact_figures",
@@ -172,7 +174,7 @@ def _judge_scored(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[
         for keys in (node.truth_scores, node.law_scores)
     )
     if x is None:
-        return _judge_chosen(node, cast("Sequences", rows), cast("Columns", y), folder)
+        return _judge_chosen(node, of_type(Sequences, rows), of_type(Columns, y), folder)
     truth_rows = rows if y is None else bench.outline(node.context, node.truth_rows)
     s = scores_from(truth_rows, rows, x, y)
     _write_metrics(scored_figures(s, x, y), folder)
@@ -195,8 +197,8 @@ def scored_figures(s: Scores, x: Columns, y: Columns | None) -> dict[str, Estima
 
 def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) -> dict[str, object]:
     """Judge what chooses among candidates; it leaves no column for the truth's rows."""
-    choice = cast("Selectivity", node.decoding)
-    rows = cast("Sequences", y.counted(rows))
+    choice = of_type(Selectivity, node.decoding)
+    rows = of_type(Sequences, y.counted(rows))
     metrics = chosen_estimates(rows, y.other, y.own, choice.best_of or 1, accepts=choice.accept is not None)
     if y.other_exact is not None:
         metrics["precision_bias"] = rounding_bias(y.other, y.other_exact, rows.strata, 1.0)
@@ -216,7 +218,7 @@ def _judge_here(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[st
     law_rows = truth_rows if is_truth else bench.rows(node.context, node.law_rows)
     law = truth if is_truth else bench.law(node.context, node.law, precision, node.decoding)
     if isinstance(law, ChosenLaw):
-        rows = cast("Sequences", law_rows)
+        rows = of_type(Sequences, law_rows)
         _write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
         return {"rows": len(rows)}
     s = scores_of(truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob)

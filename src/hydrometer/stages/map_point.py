@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from hydrometer.core.distillation import distillations_of
 from hydrometer.core.errors import StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.core.narrowing import of_type
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.estimate import Estimate
@@ -84,7 +85,7 @@ def map_groups(context: Context, point: MapPoint) -> list[MapGroup]:
 def map_point(node: MapNode, folder: Path, tick: Tick) -> dict[str, object]:
     """Draw, fit and judge a point for all seeds, and write its figures into `folder`."""
     c, seeds, family = node.point.chain, node.seeds, node.context.family
-    fit_all, sizes = cast("Maps", family).fit_all, family.sizes(c)
+    fit_all, sizes = of_type(Maps, family).fit_all, family.sizes(c)
     groups = map_groups(node.context, node.point)
     *teacher, student = (level.spec for level in family.levels(c))
     truth = family.truth(c, family.precision(c, "judge"))

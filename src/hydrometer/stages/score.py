@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import StageError, StoreError
 from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.narrowing import of_type
 from hydrometer.core.statistics.controls import Controls, Reference
 from hydrometer.metrics.frontiers.prefixes import first_tokens
 from hydrometer.metrics.likelihood import Scores
@@ -71,7 +72,7 @@ class Columns:
 
     def counted(self, rows: Samples) -> Samples:
         """Return the rows that were scored, with the steps near an edge as the scorer counts them where it does."""
-        return rows if self.near_edge is None else replace(cast("Sequences", rows), near_edge=self.near_edge)
+        return rows if self.near_edge is None else replace(of_type(Sequences, rows), near_edge=self.near_edge)
 
 
 def columns_of(law: Law, other: Law, rows: Samples, *, again: bool = False, own: Floats | None = None) -> Columns:

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.io.files import file_digest
@@ -28,6 +28,7 @@ from hydrometer.core.io.leftovers import is_abandoned, is_anothers, mark
 from hydrometer.core.io.locking import discard
 from hydrometer.core.io.os_errors import refused
 from hydrometer.core.io.yaml_io import read_json
+from hydrometer.core.narrowing import is_record
 from hydrometer.store.path_safety import inner_file, remove
 
 __all__ = [
@@ -240,9 +241,9 @@ def checked_meta(meta: object, stage: str, key: str) -> dict[str, Any]:
     ------
     ValueError : it is another artifact's, or not what was written. RecursionError : nested too deeply.
     """
-    if not isinstance(meta, dict):
+    if not is_record(meta):
         raise ValueError("it is no object")
-    body = {**cast("dict[str, Any]", meta)}
+    body: dict[str, Any] = {**meta}
     if (body.get("stage"), body.get("key")) != (stage, key):
         raise ValueError("it is of another artifact")
     if body.pop("checksum", None) not in (None, _checksum(body)):  # None: made before there was one
@@ -262,7 +263,7 @@ def is_whole(folder: Path, stage: str, key: str) -> bool:
         if not about.is_file():
             return False
         body = checked_meta(read_json(about, MAX_META_BYTES), stage, key)
-        for file, facts in cast("dict[str, dict[str, Any]]", body["files"]).items():
+        for file, facts in body["files"].items():
             path = inner_file(folder, file)
             found = path.stat()
             if not S_ISREG(found.st_mode) or found.st_size != facts["bytes"]:  # a pipe would be waited for without end

@@ -7,11 +7,12 @@ are never made up or changed here: what an older release did not record becomes 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError
+from hydrometer.core.narrowing import is_list, is_record
 
 __all__ = ["SCHEMA", "STEPS", "migrate"]
 
@@ -28,41 +29,35 @@ def _of_schema_1(results: Results) -> Results:
     """
     out = {**results}
     summary: object = results.get("summary")
-    if isinstance(summary, dict):
-        whole: Results = {"findings": [], **cast("Results", summary)}
+    if is_record(summary):
+        whole: Results = {"findings": [], **summary}
         groups: object = whole.get("groups")
-        if isinstance(groups, dict):
-            found = cast("dict[str, object]", groups)
-            whole["groups"] = {name: _with_spread(g) for name, g in found.items()}
+        if is_record(groups):
+            whole["groups"] = {name: _with_spread(g) for name, g in groups.items()}
         out["summary"] = whole
     cells: object = results.get("cells")
-    if isinstance(cells, list):
-        out["cells"] = [_with_df(c) for c in cast("list[object]", cells)]
+    if is_list(cells):
+        out["cells"] = [_with_df(c) for c in cells]
     return out
 
 
 def _with_spread(group: object) -> object:
-    if not isinstance(group, dict):
+    if not is_record(group):
         return group
-    out: Results = {"unseen": None, **cast("Results", group)}
+    out: Results = {"unseen": None, **group}
     metrics: object = out.get("metrics")
-    if isinstance(metrics, dict):
+    if is_record(metrics):
         none = dict.fromkeys(("median", "q25", "q75", "two_peaks", "few_seeds"))
-        figures = cast("dict[str, object]", metrics).items()
-        out["metrics"] = {k: {**none, **cast("Results", m)} if isinstance(m, dict) else m for k, m in figures}
+        out["metrics"] = {k: {**none, **m} if is_record(m) else m for k, m in metrics.items()}
     return out
 
 
 def _with_df(cell: object) -> object:
-    metrics: object = cast("Results", cell).get("metrics") if isinstance(cell, dict) else None
-    if not isinstance(metrics, dict):
-        return cast("object", cell)
+    metrics = cell.get("metrics") if is_record(cell) else None
+    if not is_record(cell) or not is_record(metrics):
+        return cell
     none = dict.fromkeys(("ci95", "df", "plain", "plain_se", "caution"))
-    figures = {
-        k: {**none, **cast("Results", m)} if isinstance(m, dict) else m
-        for k, m in cast("dict[str, object]", metrics).items()
-    }
-    return {**cast("Results", cell), "metrics": figures}
+    return {**cell, "metrics": {k: {**none, **m} if is_record(m) else m for k, m in metrics.items()}}
 
 
 # One step a schema, none of which changes its argument. It takes what any release wrote of that schema and returns what
@@ -93,10 +88,10 @@ def migrate(results: object, where: str = "results.json") -> Results:
     >>> migrate(old)["summary"]["findings"]
     []
     """
-    schema: object = cast("Mapping[str, object]", results).get("schema") if isinstance(results, dict) else None
-    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+    schema = results.get("schema") if is_record(results) else None
+    if not is_record(results) or isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise FolderError("these are no results that a run wrote: they have no schema", got=where, fix="run it again")
-    whole = cast("Results", results)
+    whole = results
     if schema > SCHEMA:
         raise FolderError(
             f"results of schema {min(schema, 10**6)}, which a newer hydrometer wrote; this one reads up to {SCHEMA}",
@@ -111,7 +106,7 @@ def migrate(results: object, where: str = "results.json") -> Results:
 def _newer(results: Results) -> str:
     """Requirement that reads these results: the release that wrote them where that is newer, else any newer one."""
     versions: object = results.get("versions")
-    wrote: object = cast("Results", versions).get("hydrometer") if isinstance(versions, dict) else None
+    wrote = versions.get("hydrometer") if is_record(versions) else None
     if isinstance(wrote, str) and (found := _RELEASE.fullmatch(wrote)) and _numbers(found[1]) > _numbers(__version__):
         return f"hydrometer>={wrote}"
     return f"hydrometer>{__version__}"

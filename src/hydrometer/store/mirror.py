@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.io.files import file_digest
@@ -89,7 +89,7 @@ class Mirror:
         """First parts of what is below the URL but for the lock, with tags of their content."""
         with asking(self.url):
             try:
-                found = cast("list[dict[str, Any]]", self._fs.ls(self.url.path, detail=True))
+                found: list[dict[str, Any]] = self._fs.ls(self.url.path, detail=True)
             except FileNotFoundError as e:
                 if e.__cause__ is not None:  # the bucket itself
                     raise
@@ -99,7 +99,7 @@ class Mirror:
 
     def _files(self, part: str) -> dict[str, str]:
         with asking(self.url):
-            found = cast("dict[str, dict[str, Any]]", self._fs.find(f"{self.url.path}/{part}", detail=True))
+            found: dict[str, dict[str, Any]] = self._fs.find(f"{self.url.path}/{part}", detail=True)
         names = {p.removeprefix(f"{self.url.path}/{part}/"): _tag(o) for p, o in found.items()}
         return {f"{part}/{n}": tag for n, tag in names.items() if _NAME.fullmatch(n) and n not in (".", "..")}
 

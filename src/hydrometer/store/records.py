@@ -19,6 +19,7 @@ from hydrometer.core.io.leftovers import is_abandoned
 from hydrometer.core.io.locking import hold
 from hydrometer.core.io.os_errors import refused
 from hydrometer.core.io.yaml_io import parse_yaml, read_json, read_plain
+from hydrometer.core.narrowing import is_list
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object
@@ -166,8 +167,7 @@ class RunFolder:
             value: object = read_json(self.root / "specs" / "bases.json", MAX_ACCEPTED_BYTES)
         except (OSError, ValueError):  # of this machine; elsewhere others are tried
             return []
-        found = cast("list[object]", value) if isinstance(value, list) else []
-        return [Path(v) for v in found if isinstance(v, str) and "\0" not in v]
+        return [Path(v) for v in (value if is_list(value) else []) if isinstance(v, str) and "\0" not in v]
 
     def remember_base(self, base: Path) -> None:
         """Keep where relative file names were read from."""

@@ -23,7 +23,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.io.files import file_digest
@@ -228,7 +228,7 @@ class RemoteArtifacts(ArtifactStore):
     def _listing(self, prefix: str) -> dict[str, list[_Attempt]]:
         with asking(self.url):
             try:
-                found = cast("dict[str, dict[str, Any]]", self._fs.find(self.url.path, prefix=prefix, detail=True))
+                found: dict[str, dict[str, Any]] = self._fs.find(self.url.path, prefix=prefix, detail=True)
             except FileNotFoundError as e:
                 if e.__cause__ is not None:  # the bucket itself, not an empty prefix
                     raise
@@ -306,7 +306,7 @@ class RemoteArtifacts(ArtifactStore):
     def _send(self, stage: str, key: str) -> None:
         name, folder = f"{stage}-{key}", self._unsent.path(stage, key)
         meta = self._unsent.meta(stage, key)
-        files = cast("dict[str, dict[str, Any]]", meta["files"])
+        files: dict[str, dict[str, Any]] = meta["files"]
         n_bytes = sum(int(f["bytes"]) for f in files.values())
         attempt = f"{secrets.token_hex(6)}-{len(files)}-{n_bytes}"
         target = f"{self.url.path}/{name}/{attempt}"

@@ -16,9 +16,10 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydrometer.core.errors import FolderError, HydrometerError, UnreachableError
+from hydrometer.core.narrowing import is_record
 from hydrometer.store.storage_uri import Url, asking, filesystem, object_bytes
 
 __all__ = ["Lease", "hold_remote"]
@@ -197,7 +198,7 @@ class _LockObject:
             holder: object = json.loads(raw)
         except (ValueError, RecursionError):
             holder = None
-        return cast("dict[str, Any]", holder) if isinstance(holder, dict) else {}, _tag(found), _changed(found)
+        return holder if is_record(holder) else {}, _tag(found), _changed(found)
 
     def now(self, token: str) -> datetime:
         """Return the store's time: that of an object written for it."""
@@ -205,7 +206,7 @@ class _LockObject:
         with asking(self.url):
             self._fs.pipe_file(path, b"")
             try:
-                return _changed(cast("dict[str, Any]", self._fs.info(path)))
+                return _changed(self._fs.info(path))
             finally:
                 self._fs.rm_file(path)
 
@@ -219,7 +220,7 @@ class _LockObject:
     def _info(self) -> dict[str, Any] | None:
         with asking(self.url):
             try:
-                return cast("dict[str, Any]", self._fs.info(self._path))
+                return self._fs.info(self._path)
             except FileNotFoundError:
                 return None
 
@@ -244,7 +245,7 @@ def hold_remote(url: Url) -> Generator[Lease]:
 
 def _code(error: OSError) -> str:
     """The store's own word for what was wrong."""
-    response = cast("dict[str, dict[str, Any]]", getattr(error.__cause__, "response", None) or {})
+    response: dict[str, dict[str, Any]] = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
 

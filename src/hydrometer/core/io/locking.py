@@ -16,11 +16,11 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.io.os_errors import refused
 from hydrometer.core.io.yaml_io import read_plain
+from hydrometer.core.narrowing import is_record
 
 __all__ = ["InUseError", "claim", "discard", "hold"]
 
@@ -157,7 +157,6 @@ def _holder(path: Path) -> str:
         facts: object = json.loads(read_plain(path, 1000))
     except (OSError, ValueError, RecursionError):
         return "another process"
-    if not isinstance(facts, dict):
+    if not is_record(facts):
         return "another process"
-    known = cast("dict[str, object]", facts)
-    return f"process {known.get('pid')} on {known.get('host')}"
+    return f"process {facts.get('pid')} on {facts.get('host')}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.narrowing import of_type
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.cheap import CheapFamily, Stage
@@ -53,9 +53,9 @@ class MarkovFamily(CheapFamily):
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by counts."""
-        level, truth = cast("MarkovLevel", request.level), cast("Markov", request.truth)
+        level, truth = of_type(MarkovLevel, request.level), of_type(Markov, request.truth)
         fitted = fit_markov(
-            cast("Sequences", request.data),
+            of_type(Sequences, request.data),
             level.order,
             smoothing=level.smoothing,
             vocabulary=truth.vocabulary,
@@ -65,7 +65,7 @@ class MarkovFamily(CheapFamily):
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write the table."""
-        m = cast("Markov", law)
+        m = of_type(Markov, law)
         np.savez(folder / "markov.npz", log_table=m.log_table, shape=np.array([m.order, m.max_new_tokens]))
 
     def load_law(self, folder: Path, chain: ChainSpec, precision: Precision) -> Markov:
@@ -81,7 +81,7 @@ class MarkovFamily(CheapFamily):
         self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
     ) -> Mapping[str, object] | None:
         """Return the first rows as text, with their log-probabilities."""
-        x = cast("Sequences", samples)
+        x = of_type(Sequences, samples)
         prompts, answers = self.texts(chain, law, x.take(slice(0, len(log_prob_truth))))
         return texts_exhibit(x, log_prob_truth, prompts.__getitem__, answers.__getitem__)
 
@@ -99,7 +99,7 @@ class MarkovFamily(CheapFamily):
 
 
 def _chain(chain: ChainSpec) -> MarkovChain:
-    return cast("MarkovChain", chain)
+    return of_type(MarkovChain, chain)
 
 
 MARKOV = MarkovFamily()

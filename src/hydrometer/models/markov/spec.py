@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import DataError, HydrometerError
+from hydrometer.core.narrowing import as_tuples, is_record
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
 from hydrometer.models.cheap import EVERYTHING
@@ -22,10 +22,6 @@ __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 
 _MOST_TEXT = 50_000_000
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in cast("list[Any]", value)) if isinstance(value, list) else value
 
 
 class MarkovTruth(Strict):
@@ -99,7 +95,7 @@ def _counted(path: str, order: int, max_new_tokens: int, smoothing: float) -> tu
     if not lines:
         raise DataError("the text has no lines", got=file.name)
     values, counts = np.unique(np.array(list("".join(lines))), return_counts=True)
-    symbols = "".join(cast("NDArray[np.str_]", values)[np.argsort(-counts, kind="stable")])
+    symbols = "".join(values[np.argsort(-counts, kind="stable")])
     ids = {c: i + 1 for i, c in enumerate(symbols)}
     rows = [[*(ids[c] for c in line[:max_new_tokens]), END][:max_new_tokens] for line in lines]
     model = fit_markov(
@@ -129,21 +125,20 @@ class MarkovChain(ChainSpec):
     family: Literal["markov"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
     truth: MarkovTruth
     teacher: MarkovLevel | Literal["truth"]
-    assistants: Annotated[tuple[MarkovLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuples)] = ()
+    assistants: Annotated[tuple[MarkovLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ()
     student: MarkovLevel
     data: MarkovData = MarkovData()
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = EVERYTHING
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuples)] = EVERYTHING
 
     @field_validator("truth", mode="before")
     @classmethod
     def _beside(cls, value: object, info: ValidationInfo) -> object:
         """Read a relative file name from the specification's folder."""
-        base = cast("dict[str, object]", info.context or {}).get("base")
-        if not isinstance(value, dict):
+        base = info.context.get("base") if is_record(info.context) else None
+        if not is_record(value):
             return value
-        fields = cast("dict[str, object]", value)
-        text = fields.get("text")
-        return fields | {"text": str(base / text)} if isinstance(text, str) and isinstance(base, Path) else fields
+        text = value.get("text")
+        return value | {"text": str(base / text)} if isinstance(text, str) and isinstance(base, Path) else value
 
     @field_validator("teacher", mode="before")
     @classmethod

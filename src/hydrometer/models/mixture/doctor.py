@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from hydrometer.core.findings import Finding, note, warning
+from hydrometer.core.narrowing import of_type
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 
@@ -16,7 +15,7 @@ _POINTS_A_PARAMETER = 2
 def examine(chain: MixtureChain) -> list[Finding]:
     """Return what is found in one chain; of a map, what is found at its points, once each."""
     found: dict[str, Finding] = {}
-    for one in [cast("MixtureChain", p.chain) for p in chain.points()] or [chain]:
+    for one in [of_type(MixtureChain, p.chain) for p in chain.points()] or [chain]:
         # A map is there to go through all sizes.
         for finding in (*(() if chain.grid is not None else (*_sizes(one), *_decoding(one))), *_points(one)):
             found.setdefault(finding.code, finding)

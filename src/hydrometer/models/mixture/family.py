@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.core.narrowing import of_type
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import CheapFamily
+from hydrometer.models.mixture.batch import MixtureBatch
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
@@ -49,9 +51,9 @@ class MixtureFamily(CheapFamily):
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by EM."""
-        fitted = _fit(cast("Points", request.data).x, request.level, request.stream)
+        fitted = _fit(of_type(Points, request.data).x, request.level, request.stream)
         facts = {name: values[0].item() for name, values in asdict(fitted.info).items()}
-        return Fitted(cast("Mixture", fitted.model), facts)
+        return Fitted(of_type(Mixture, fitted.model), facts)
 
     def is_map(self, chain: ChainSpec) -> bool:
         """Whether a chain has a grid."""
@@ -68,12 +70,12 @@ class MixtureFamily(CheapFamily):
 
     def fit_all(self, rows: Sequence[Samples], level: Strict, streams: Sequence[Stream]) -> Sequence[Mixture]:
         """Fit all data sets as one batch."""
-        stacked = np.stack([cast("Points", x).x for x in rows])
-        return list(cast("Sequence[Mixture]", _fit(stacked, level, list(streams)).model))
+        stacked = np.stack([of_type(Points, x).x for x in rows])
+        return list(of_type(MixtureBatch, _fit(stacked, level, list(streams)).model))
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write the parameters as JSON, exact to the last bit."""
-        m = cast("Mixture", law)
+        m = of_type(Mixture, law)
         fields = {
             "log_weights": m.log_weights.tolist(),
             "means": m.means.tolist(),
@@ -94,7 +96,7 @@ class MixtureFamily(CheapFamily):
         self, chain: ChainSpec, truth: Law, law: Law, samples: Samples, log_prob_truth: Floats
     ) -> Mapping[str, object] | None:
         """Log density on a grid around the truth, for contours; planes only."""
-        p_star, m, points = cast("Mixture", truth), cast("Mixture", law), cast("Points", samples)
+        p_star, m, points = of_type(Mixture, truth), of_type(Mixture, law), of_type(Points, samples)
         if p_star.n_features != 2:
             return None
         reach = 4 * float(np.sqrt(np.max(p_star.covariances)))
@@ -123,7 +125,7 @@ class MixtureFamily(CheapFamily):
 def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:
     from hydrometer.models.mixture.em import fit_mixture
 
-    p = cast("MixtureLevel", level)
+    p = of_type(MixtureLevel, level)
     return fit_mixture(
         x,
         p.n_components,
@@ -137,7 +139,7 @@ def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:
 
 
 def _chain(chain: ChainSpec) -> MixtureChain:
-    return cast("MixtureChain", chain)
+    return of_type(MixtureChain, chain)
 
 
 MIXTURE = MixtureFamily()

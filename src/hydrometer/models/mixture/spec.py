@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError
+from hydrometer.core.narrowing import as_tuples
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict
 from hydrometer.models.capabilities import MapPoint
@@ -23,19 +24,15 @@ MAX_POINTS = 10_000
 Nested = float | tuple[float, ...] | tuple[tuple[float, ...], ...] | tuple[tuple[tuple[float, ...], ...], ...]
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in cast("list[Any]", value)) if isinstance(value, list) else value
-
-
 class MixtureTruth(Strict):
     """The truth, given by its parameters.
 
     A scalar or one component's worth of `covariances` stands for all components. `weights` default to equal ones.
     """
 
-    means: Annotated[tuple[tuple[float, ...], ...], BeforeValidator(_tuples)] = Field(min_length=1)
-    covariances: Annotated[Nested, BeforeValidator(_tuples)]
-    weights: Annotated[tuple[float, ...] | None, BeforeValidator(_tuples)] = None
+    means: Annotated[tuple[tuple[float, ...], ...], BeforeValidator(as_tuples)] = Field(min_length=1)
+    covariances: Annotated[Nested, BeforeValidator(as_tuples)]
+    weights: Annotated[tuple[float, ...] | None, BeforeValidator(as_tuples)] = None
     covariance_type: CovarianceType = "spherical"
 
     def law(self) -> Mixture:
@@ -115,9 +112,9 @@ class MixtureGrid(Strict):
     seeds : how many seeds, from 0, in place of the run's: a map is cheap.
     """
 
-    teacher: Annotated[tuple[int, ...], BeforeValidator(_tuples)] = ()
-    student: Annotated[tuple[int, ...], BeforeValidator(_tuples)] = ()
-    separation: Annotated[tuple[float, ...], BeforeValidator(_tuples)] = ()
+    teacher: Annotated[tuple[int, ...], BeforeValidator(as_tuples)] = ()
+    student: Annotated[tuple[int, ...], BeforeValidator(as_tuples)] = ()
+    separation: Annotated[tuple[float, ...], BeforeValidator(as_tuples)] = ()
 
     seeds: int | None = Field(default=None, ge=2, le=100_000)
 
@@ -166,13 +163,13 @@ class MixtureChain(ChainSpec):
     family: Literal["mixture"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
     truth: MixtureTruth | MixtureWorld
     teacher: MixtureLevel | Literal["truth"]
-    assistants: Annotated[tuple[MixtureLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(_tuples)] = ()
+    assistants: Annotated[tuple[MixtureLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ()
     student: MixtureLevel
     data: MixtureData = MixtureData()
     as_released: bool = False
     exact: bool | None = None  # not False: specifications of earlier releases stay what they are
     grid: MixtureGrid | None = None
-    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(_tuples)] = EVERYTHING
+    resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuples)] = EVERYTHING
 
     @field_validator("teacher", mode="before")
     @classmethod

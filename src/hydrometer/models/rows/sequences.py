@@ -22,8 +22,8 @@ __all__ = ["FinishReason", "Sequences", "load_prompts", "load_sequences", "save_
 
 FinishReason = Literal["stop", "length"]
 # pyarrow has no type information; what leaves this module is annotated.
-pa = cast("Any", pyarrow)
-pq = cast("Any", pyarrow.parquet)
+pa: Any = pyarrow
+pq: Any = pyarrow.parquet
 
 _REASONS: tuple[FinishReason, ...] = ("stop", "length")
 _EXHIBITED = 16

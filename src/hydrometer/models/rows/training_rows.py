@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -27,7 +27,7 @@ from hydrometer.models.rows.sequences import load_prompts
 
 __all__ = ["TrainingRows", "load_training_rows"]
 
-pq = cast("Any", pyarrow.parquet)
+pq: Any = pyarrow.parquet
 
 IN_MEMORY = 1 << 28
 """Bytes of token ids that are held in memory; more lie in a file."""
