@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
@@ -15,15 +16,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE / "src"
 ROLES = {"family", "law", "spec", "doctor"}  # what every family has a module of, and the general one beside them
+CROSSED = "modules that a causal-LM chain's `run` calls"
+PUBLIC = "verbs that users call by more than 8 keywords"
 # Bounds that hold and are kept. What is above its aim has none yet.
 BOUNDS = {
     "most files in a folder": 15, "import circles": 0, "module names that stand twice": 0,
-    "prose wider than 120 columns": 0,
+    "prose wider than 120 columns": 0, "functions of more than 8 parameters": 0, PUBLIC: 5,
 }  # fmt: skip
 AIMS = {
     "lines": 30_000, "most files in a folder": 15, "import circles": 0, "module names that stand twice": 0,
-    "files over 400 lines": 0, "functions of more than 8 parameters": 0, "`# fmt: skip`": 40, "`cast(`": 80,
-    "modules that list the kinds of stages": 1,
+    "files over 400 lines": 0, "functions of more than 8 parameters": 0, PUBLIC: 5, "`# fmt: skip`": 40, "`cast(`": 80,
+    "modules that list the kinds of stages": 1, CROSSED: 45,
 }  # fmt: skip
 
 
@@ -62,6 +65,17 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
+def public_names() -> set[str]:
+    """Names that `hydrometer` exports or that a page imports, with their modules: their signatures are users'."""
+    tree = ast.parse((ROOT / "hydrometer" / "__init__.py").read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    found = {f"{node.module}.{a.name}" for node in imports for a in node.names}
+    for page in HERE.glob("docs/*.md"):
+        lines = re.findall(r"^from (hydrometer[\w.]*) import ([\w, ]+)$", page.read_text("utf-8"), flags=re.M)
+        found |= {f"{module}.{name.strip()}" for module, names in lines for name in names.split(",")}
+    return found
+
+
 def wide_prose() -> list[str]:
     """Lines of hand-written pages beyond 120 columns; code, tables and links may be wider."""
     pages = [HERE / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "benchmarks/README.md")]
@@ -92,6 +106,7 @@ def count() -> tuple[dict[str, int], dict[str, list[str]]]:
         for f in files for node in ast.walk(trees[f])
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (n := parameters(node)) > 8
     ]  # fmt: skip
+    public = public_names()
     lists = [
         names[f] for f in files
         if sum(isinstance(n, ast.MatchClass) and ast.unparse(n.cls).endswith("Node") for n in ast.walk(trees[f])) > 1
@@ -101,7 +116,8 @@ def count() -> tuple[dict[str, int], dict[str, list[str]]]:
         "import circles": [" > ".join(c) for c in circles(graph)],
         "module names that stand twice": [s for s, n in stems.items() if n > 1],
         "files over 400 lines": [f"{names[f]} {n}" for f, n in lines.items() if n > 400],
-        "functions of more than 8 parameters": [f"{name} {n}" for name, n in functions],
+        "functions of more than 8 parameters": [f"{name} {n}" for name, n in functions if name not in public],
+        PUBLIC: [f"{name} {n}" for name, n in functions if name in public],
         "modules that list the kinds of stages": lists,
         "prose wider than 120 columns": wide_prose(),
     }
@@ -116,10 +132,18 @@ def count() -> tuple[dict[str, int], dict[str, list[str]]]:
     return counts, details
 
 
+def crossed() -> list[str]:
+    """Modules that one tiny chain goes through; needs torch."""
+    child = [sys.executable, str(HERE / "scripts" / "crossed.py")]
+    return subprocess.run(child, check=True, capture_output=True, text=True).stdout.split()
+
+
 def main() -> int:
     """Print the table, or what is above its bound."""
     counts, details = count()
     if "--check" not in sys.argv[1:]:
+        details[CROSSED] = crossed()
+        counts[CROSSED] = len(details[CROSSED])
         print("| | counted | aim |\n|---|---|---|")
         for name, aim in AIMS.items():
             print(f"| {name} | {counts[name]:,} | {aim:,} |")

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from threading import local
 from typing import Any
@@ -24,12 +23,7 @@ from hydrometer.core.arguments import number, whole
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.models.mixture.batch import MixtureBatch
-from hydrometer.models.mixture.fit_result import MixtureFit, MixtureFitInfo
-from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, moments, padded, params, sweep, work
-from hydrometer.models.mixture.law import CovarianceType
-from hydrometer.models.mixture.real_arrays import real_array, symmetric
-from hydrometer.models.mixture.start import kmeans, width
-from hydrometer.models.mixture.steps import (
+from hydrometer.models.mixture.fit_arrays import (
     CONVERGED,
     DIAG,
     FLOORED,
@@ -40,13 +34,18 @@ from hydrometer.models.mixture.steps import (
     SPHERICAL,
     STATE,
     TIED,
+    DataSets,
+    Fits,
     Options,
+    Settings,
     Start,
-    begin,
-    fit_range,
-    frame,
-    step,
 )
+from hydrometer.models.mixture.fit_result import MixtureFit, MixtureFitInfo
+from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, Points, moments, padded, params, sweep, work
+from hydrometer.models.mixture.law import CovarianceType
+from hydrometer.models.mixture.real_arrays import real_array, symmetric
+from hydrometer.models.mixture.start import kmeans, width
+from hydrometer.models.mixture.steps import begin, fit_range, frame, step
 
 __all__ = ["fit_mixture"]
 
@@ -145,9 +144,9 @@ def fit_mixture(
     """Fit mixtures of Gaussians by maximum likelihood, one or a batch at once.
 
     EM (Dempster, Laird and Rubin 1977) from the better of two greedy k-means++ starts; of a data set of more than
-    65,536 points, k-means sees so many, drawn evenly. More iterations never give a lower likelihood: the best
-    parameters met are returned. A component that loses all its points is given to the point of least density where that
-    raises the likelihood, else it keeps weight zero.
+    65,536 points, k-means sees a sample of that size, drawn evenly. More iterations never give a lower likelihood: the
+    best parameters met are returned. A component that loses all its points is given to the point of least density where
+    that raises the likelihood, else it keeps weight zero.
 
     Parameters
     ----------
@@ -170,7 +169,7 @@ def fit_mixture(
     Raises
     ------
     DataError : points that are not finite or no plain real numbers (masked, complex, text, objects), the wrong shape,
-        more components than points, weights that weigh nothing.
+        more components than points, weights that are all zero.
     InputError : settings or starts out of range.
     FitError : the result leaves the range of float64.
 
@@ -197,10 +196,11 @@ def fit_mixture(
         raise InputError("seed must be one, or a stream for each data set", got=len(streams))
     own = b * n_init // len(streams)
     uniforms = np.concatenate([s.uniforms(0, own, width(n_components)) for s in streams])
-    out = _Out.empty(b, n_components, d, _KINDS[covariance_type])
+    settings = Settings(_KINDS[covariance_type], n_init, float(tol), max_iter, float(reg_covar))
+    out = _empty(b, n_components, d, settings.kind)
     fit = _fit_large if n > _LARGE else _fit_batch
-    fit(batch, weight, total, uniforms, streams, n_init, (tol, max_iter, float(reg_covar)), start, out)
-    models, state = out.models(d, covariance_type), out.state
+    fit(DataSets(batch, weight, total, uniforms), streams, settings, start, out)
+    models, state = _models(out, d, covariance_type), out.state
     info = MixtureFitInfo(
         state[:, LIKELIHOOD].copy(),
         state[:, ITERATIONS].astype(np.int64),
@@ -211,46 +211,34 @@ def fit_mixture(
     return MixtureFit(models[0] if alone else models, info)
 
 
-@dataclass(frozen=True, slots=True)
-class _Out:
-    """What the fits fill."""
+def _empty(b: int, k: int, d: int, kind: int) -> Fits:
+    e = padded(d)
+    covariance = np.zeros((b, k, e, 1 if kind >= DIAG else e))
+    return Fits(np.zeros((b, k)), np.zeros((b, k, d)), covariance, np.zeros((b, STATE)))
 
-    kind: int
-    log_weight: Floats
-    mean: Floats
-    covariance: Floats
-    state: Floats
 
-    @staticmethod
-    def empty(b: int, k: int, d: int, kind: int) -> _Out:
-        e = padded(d)
-        return _Out(
-            kind, np.zeros((b, k)), np.zeros((b, k, d)), np.zeros((b, k, e, 1 if kind >= DIAG else e)),
-            np.zeros((b, STATE)),
-        )  # fmt: skip
-
-    def models(self, d: int, covariance_type: CovarianceType) -> MixtureBatch:
-        finite = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in (self.mean, self.covariance, self.state)]
-        variance = self.covariance[:, :, :d, 0]
-        if self.covariance.shape[3] > 1:
-            variance = np.diagonal(self.covariance, axis1=2, axis2=3)[:, :, :d]
-        held = (variance >= np.finfo(np.float64).tiny).all(axis=(1, 2))
-        bad = np.flatnonzero(~(finite[0] & finite[1] & finite[2] & held))
-        if len(bad):
-            raise FitError(
-                f"the fit of data set {int(bad[0])} left the range of float64",
-                fix="scale the points, lower n_components, or raise reg_covar",
-            )
-        match covariance_type:
-            case "full":
-                covariance = self.covariance[:, :, :d, :d]
-            case "tied":
-                covariance = self.covariance[:, 0, :d, :d]
-            case "diag":
-                covariance = self.covariance[:, :, :d, 0]
-            case "spherical":
-                covariance = self.covariance[:, :, 0, 0]
-        return MixtureBatch(self.log_weight, self.mean, np.ascontiguousarray(covariance), covariance_type)
+def _models(fits: Fits, d: int, covariance_type: CovarianceType) -> MixtureBatch:
+    finite = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in (fits.mean, fits.covariance, fits.state)]
+    variance = fits.covariance[:, :, :d, 0]
+    if fits.covariance.shape[3] > 1:
+        variance = np.diagonal(fits.covariance, axis1=2, axis2=3)[:, :, :d]
+    held = (variance >= np.finfo(np.float64).tiny).all(axis=(1, 2))
+    bad = np.flatnonzero(~(finite[0] & finite[1] & finite[2] & held))
+    if len(bad):
+        raise FitError(
+            f"the fit of data set {int(bad[0])} left the range of float64",
+            fix="scale the points, lower n_components, or raise reg_covar",
+        )
+    match covariance_type:
+        case "full":
+            covariance = fits.covariance[:, :, :d, :d]
+        case "tied":
+            covariance = fits.covariance[:, 0, :d, :d]
+        case "diag":
+            covariance = fits.covariance[:, :, :d, 0]
+        case "spherical":
+            covariance = fits.covariance[:, :, 0, 0]
+    return MixtureBatch(fits.log_weight, fits.mean, np.ascontiguousarray(covariance), covariance_type)
 
 
 def _threads() -> int:
@@ -262,7 +250,7 @@ def _threads() -> int:
 
 
 def _side_by_side(works: list[Callable[[], None]]) -> None:
-    """Run works on all threads; the first error is raised."""
+    """Run all works on threads; the first error is raised."""
     threads = min(_threads(), len(works))
     if threads == 1:
         for work_ in works:
@@ -273,39 +261,32 @@ def _side_by_side(works: list[Callable[[], None]]) -> None:
             future.result()
 
 
-def _fit_batch(
-    batch: Floats, weight: Floats, total: Floats, uniforms: Floats, streams: list[Stream], n_init: int,
-    settings: tuple[float, int, float], start: Start, out: _Out,
-) -> None:  # fmt: skip
+def _fit_batch(data: DataSets, streams: list[Stream], settings: Settings, start: Start, out: Fits) -> None:
     """Fit each data set by one thread."""
-    batch = np.require(batch, requirements="W")  # numba would compile anew, half a minute, for what cannot be written
-    b = len(batch)
+    # numba would compile again, for half a minute, for a read-only array
+    data = data._replace(points=np.require(data.points, requirements="W"))
+    b = len(data.points)
     pieces = min(b, _PIECES * _threads())
     edges = [b * i // pieces for i in range(pieces + 1)]
     _side_by_side(
         [
-            lambda first=first, last=last: fit_range(
-                first, last, batch, weight, total, uniforms, n_init, out.kind, *settings, start, out.log_weight,
-                out.mean, out.covariance, out.state,
-            )
+            lambda first=first, last=last: fit_range(first, last, data, settings, start, out)
             for first, last in pairwise(edges)
         ]
-    )  # fmt: skip
+    )
 
 
-def _fit_large(
-    batch: Floats, weight: Floats, total: Floats, uniforms: Floats, streams: list[Stream], n_init: int,
-    settings: tuple[float, int, float], start: Start, out: _Out,
-) -> None:  # fmt: skip
+def _fit_large(sets: DataSets, streams: list[Stream], settings: Settings, start: Start, out: Fits) -> None:
     """Fit each data set by all threads."""
     k = out.log_weight.shape[1]
-    for b, points in enumerate(batch):
-        w = weight[b] if len(weight) else np.zeros(0)
-        with _Blocks(points, w, k, out.kind, settings[2]) as data:
-            for attempt in range(n_init):
+    for b, points in enumerate(sets.points):
+        w = sets.weight[b] if len(sets.weight) else np.zeros(0)
+        with _Blocks(points, w, k, settings) as data:
+            for attempt in range(settings.n_init):
                 own = streams[0 if len(streams) == 1 else b].child("points", str(b if len(streams) == 1 else 0))
                 own = own.child(str(attempt))
-                p, state = data.fit(settings, float(total[b]), own, uniforms[b * n_init + attempt], start)
+                uniforms = sets.uniforms[b * settings.n_init + attempt]
+                p, state = data.fit(float(sets.total[b]), own, uniforms, start)
                 if attempt == 0 or state[LIKELIHOOD] > out.state[b, LIKELIHOOD]:
                     out.state[b], out.log_weight[b] = state, p.log_weight
                     out.mean[b] = np.asarray(p.mean * data.scale, np.float64) + data.centre
@@ -315,15 +296,16 @@ def _fit_large(
 class _Blocks:
     """One large data set, swept block by block on all threads; a block's points are read, never copied whole."""
 
-    def __init__(self, points: Floats, weight: Floats, k: int, kind: int, reg: float) -> None:
+    def __init__(self, points: Floats, weight: Floats, k: int, settings: Settings) -> None:
         n, d = points.shape
-        self.points, self.weight, self.k, self.d, self.kind = points, weight, k, d, kind
+        self.points, self.weight, self.k, self.d, self.settings = points, weight, k, d, settings
         centre = np.zeros(d)
-        self.scale = float(frame(points, weight, reg, centre))
+        self.scale = float(frame(points, weight, settings.reg, centre))
         self.centre: Floats = centre
+        self._framed = Points(points, weight, centre, self.scale)
         self._blocks = min(_MOST_BLOCKS, -(-n // _BLOCK))
         self._edges = [n * i // self._blocks for i in range(self._blocks + 1)]
-        self._parts: list[Any] = [moments(k, d, kind < DIAG) for _ in range(self._blocks)]
+        self._parts: list[Any] = [moments(k, d, settings.kind < DIAG) for _ in range(self._blocks)]
         self._room = local()
         self._pool = ThreadPoolExecutor(_threads(), "em")
 
@@ -340,10 +322,7 @@ class _Blocks:
             if not hasattr(self._room, "room"):
                 self._room.room = work(self.k, self.d)
             first, last = self._edges[i], self._edges[i + 1]
-            sweep(
-                self.points, first, last, self.centre, self.scale, self.weight, p, what, self._room.room,
-                self._parts[i],
-            )  # fmt: skip
+            sweep(self._framed, first, last, p, what, self._room.room, self._parts[i])
 
         list(self._pool.map(one, range(self._blocks)))
         for name in ("mass", "first", "second"):
@@ -354,13 +333,11 @@ class _Blocks:
         lowest = min(self._parts, key=lambda part: part.ends[1])
         out.ends[:] = sum(part.ends[0] for part in self._parts), lowest.ends[1], lowest.ends[2]
 
-    def fit(
-        self, settings: tuple[float, int, float], total: float, stream: Stream, uniforms: Floats, start: Start
-    ) -> tuple[Any, Floats]:
+    def fit(self, total: float, stream: Stream, uniforms: Floats, start: Start) -> tuple[Any, Floats]:
         """Fit from one start; returns parameters, in scaled units, and the state, in the points'."""
-        tol, max_iter, reg = settings
-        options = Options(self.kind, tol, max_iter, reg / self.scale / self.scale, total)
-        triangular = self.kind < DIAG
+        kind, _, tol, max_iter, reg = self.settings
+        options = Options(kind, tol, max_iter, reg / self.scale / self.scale, total)
+        triangular = kind < DIAG
         p, best = params(self.k, self.d, triangular), params(self.k, self.d, triangular)
         m, state = moments(self.k, self.d, triangular), np.zeros(STATE)
         if len(start.mean):

@@ -23,6 +23,7 @@ __all__ = [
     "CHUNK",
     "Moments",
     "Params",
+    "Points",
     "Work",
     "log_density",
     "moments",
@@ -38,6 +39,20 @@ _LOG_2PI = math.log(2 * math.pi)
 
 NEAREST, RESPONSIBLE, DENSITY = 0, 1, 2
 """What `sweep` does: assign each point to its nearest mean; weigh it by responsibilities; or its density only."""
+
+
+class Points(NamedTuple):
+    """A data set in its frame: what is summed is (point - centre) / scale, in which parameters are meant too.
+
+    Attributes
+    ----------
+    x : (n, d). weight : (n,), or (0,) for ones. centre : (d,). scale : a number.
+    """
+
+    x: Any
+    weight: Any
+    centre: Any
+    scale: float
 
 
 class Params(NamedTuple):
@@ -310,15 +325,11 @@ def _gather(p: Any, m: int, room: Any, out: Any) -> None:
 
 @entry
 @kernel
-def sweep(
-    points: Any, first: int, last: int, centre: Any, scale: float, weight: Any, p: Any, what: int, room: Any, out: Any
-) -> None:
-    """One pass over points first .. last: the moments of an EM step, or of a start, or only the log-likelihood.
+def sweep(points: Any, first: int, last: int, p: Any, what: int, room: Any, out: Any) -> None:
+    """One pass over rows first .. last of `Points`: the moments of an EM step or a start, or the log-likelihood alone.
 
     Parameters
     ----------
-    points : (n, d). weight : (n,), or (0,) for ones.
-    centre, scale : (d,) and a number; what is summed is (point - centre) / scale, in which `p` is meant too.
     what : `NEAREST`, `RESPONSIBLE` or `DENSITY`.
     out : replaced, not added to.
     """
@@ -327,7 +338,7 @@ def sweep(
     rows, resp = room.rows, room.resp
     for begin in range(first, last, CHUNK):
         end = min(begin + CHUNK, last)
-        m = _load(points, begin, end, centre, scale, weight, room)
+        m = _load(points.x, begin, end, points.centre, points.scale, points.weight, room)
         if what == NEAREST:
             _nearest(p, m, room)
             _gather(p, m, room, out)

@@ -7,55 +7,37 @@ Everything is computed on points centred and scaled into [-1, 1], so that values
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hydrometer.models.arithmetic import entry, kernel
-from hydrometer.models.mixture.kernels import DENSITY, NEAREST, RESPONSIBLE, moments, params, sweep, work
+from hydrometer.models.mixture.fit_arrays import (
+    BEFORE,
+    BEST,
+    CONVERGED,
+    DIAG,
+    FLOORED,
+    ITERATIONS,
+    LAST,
+    LIKELIHOOD,
+    RESEEDED,
+    SPHERICAL,
+    STATE,
+    TIED,
+    Options,
+)
+from hydrometer.models.mixture.kernels import DENSITY, NEAREST, RESPONSIBLE, Points, moments, params, sweep, work
 from hydrometer.models.mixture.start import kmeans
 
-__all__ = ["DIAG", "FULL", "SPHERICAL", "TIED", "Options", "Start", "begin", "fit_range", "frame", "step"]
+__all__ = ["begin", "fit_range", "frame", "step"]
 
-FULL, TIED, DIAG, SPHERICAL = 0, 1, 2, 3
 _LOG_2PI = math.log(2 * math.pi)
 _EMPTY = 1e-10
 _PIVOT = 1e-13
 _ROUNDING = 1e-11
 FLOOR = 1e-30
 """Least variance in units of the data's squared reach: below it lies the rounding of the points themselves."""
-
-# What a fit has come to, by place in its state.
-LIKELIHOOD, ITERATIONS, CONVERGED, LAST, FLOORED, RESEEDED, BEFORE, BEST = 0, 1, 2, 3, 4, 5, 6, 7
-STATE = 8
-
-
-class Options(NamedTuple):
-    """What does not change during a fit.
-
-    Attributes
-    ----------
-    kind : `FULL`, `TIED`, `DIAG` or `SPHERICAL`. reg : added to variances, in scaled units. total : sum of weights.
-    """
-
-    kind: int
-    tol: float
-    max_iter: int
-    reg: float
-    total: float
-
-
-class Start(NamedTuple):
-    """What the caller gave to start from; arrays of size zero for what he did not.
-
-    Attributes
-    ----------
-    weight : (K,). mean : (K, d). covariance : (K, d, D), in the points' units.
-    """
-
-    weight: Any
-    mean: Any
-    covariance: Any
 
 
 @kernel
@@ -316,32 +298,11 @@ def step(options: Any, m: Any, points: Any, centre: Any, scale: float, p: Any, b
 
 @entry
 @kernel
-def fit_range(
-    first: int,
-    last: int,
-    batch: Any,
-    weight: Any,
-    total: Any,
-    uniforms: Any,
-    n_init: int,
-    kind: int,
-    tol: float,
-    max_iter: int,
-    reg: float,
-    start: Any,
-    log_weight: Any,
-    mean: Any,
-    covariance: Any,
-    state: Any,
-) -> None:
-    """Fit data sets first .. last of a batch, each from its own starts, and keep the best.
-
-    Parameters
-    ----------
-    batch : (B, n, d). weight : (B, n), or (0, 0) for ones. total : (B,) sums of weights.
-    uniforms : (B n_init, width) of the k-means starts.
-    log_weight : (B, K). mean : (B, K, d). covariance : (B, K, e, D). state : (B, STATE). All filled.
-    """
+def fit_range(first: int, last: int, data: Any, settings: Any, start: Any, out: Any) -> None:
+    """Fit data sets first .. last of `DataSets`, each from its own starts, and keep the best in `Fits`."""
+    kind, n_init, tol, max_iter, reg = settings
+    batch, weight, total, uniforms = data
+    log_weight, mean, covariance, state = out
     k, d = mean.shape[1], mean.shape[2]
     triangular = kind < DIAG
     p, best, m, room = params(k, d, triangular), params(k, d, triangular), moments(k, d, triangular), work(k, d)
@@ -350,6 +311,7 @@ def fit_range(
         points = batch[b]
         w = weight[b] if weight.shape[0] > 0 else np.zeros(0)
         scale = frame(points, w, reg, centre)
+        framed = Points(points, w, centre, scale)
         options = Options(kind, tol, max_iter, reg / scale / scale, total[b])
         for attempt in range(n_init):
             if start.mean.shape[0] > 0:
@@ -358,11 +320,11 @@ def fit_range(
                         p.mean[j, i] = (start.mean[j, i] - centre[i]) / scale
             else:
                 kmeans(points, w, centre, scale, uniforms[b * n_init + attempt], p.mean)
-            sweep(points, 0, points.shape[0], centre, scale, w, p, NEAREST, room, m)
+            sweep(framed, 0, points.shape[0], p, NEAREST, room, m)
             begin(options, start, centre, scale, m, p, own)
             what = RESPONSIBLE
             while what >= 0:
-                sweep(points, 0, points.shape[0], centre, scale, w, p, what, room, m)
+                sweep(framed, 0, points.shape[0], p, what, room, m)
                 what = step(options, m, points, centre, scale, p, best, own)
             own[LIKELIHOOD] -= d * math.log(scale)
             if attempt == 0 or own[LIKELIHOOD] > state[b, LIKELIHOOD]:

@@ -4,7 +4,7 @@
 
 r_k are the mixture's responsibilities, z_k = L_k^-1 (x - mu_k), and g_k is a quadratic in the orthogonal polynomials 1,
 z_i, z_i z_j - d_ij, whose means under the component are 1, 0, 0; so the mean of s is the constants' alone. The g_k of
-all components are fitted together, by weighted least squares over points that stand for the mixture. There are points
+all components are fitted together, by weighted least squares over points that represent the mixture. There are points
 about every component, however light it is: what no row of a sample shows is in the fit all the same.
 
 The points of a component are a Sobol sequence of normals stretched by s^2 = 1 + d^(-1/2): tails carry much of a log
@@ -141,7 +141,7 @@ class Surrogate:
             return Surrogate(of, offset, mean, factor, pairs, np.zeros((k, f, t)))
         centred = targets - np.einsum("m,mt->t", weights, targets)
         gram = np.zeros((1 + k * f + t,) * 2)
-        _gram(points, weights, centred, offset, mean, factor, pairs, f, gram)
+        _gram(points, weights, centred, offset, mean, factor, pairs, gram)
         gram += np.tril(gram, -1).T
         gram = gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:])
         scale = np.sqrt(np.maximum(np.diagonal(gram)[: k * f], np.finfo(np.float64).tiny))
@@ -191,11 +191,10 @@ def _shares(points: Any, i: int, offset: Any, mean: Any, factor: Any, z: Any, sh
 
 
 @kernel
-def _gram(
-    points: Any, weights: Any, targets: Any, offset: Any, mean: Any, factor: Any, pairs: Any, f: int, out: Any
-) -> None:
+def _gram(points: Any, weights: Any, targets: Any, offset: Any, mean: Any, factor: Any, pairs: Any, out: Any) -> None:
     """Add to the lower half of out (G, G) the weighted products of 1, all polynomials, and the targets."""
     (k, d), t = mean.shape, targets.shape[1]
+    f = (out.shape[0] - 1 - t) // k  # polynomials of a component
     z, share = np.empty((k, d)), np.empty(k)
     at, value = np.empty(1 + k * f + t, np.int64), np.empty(1 + k * f + t)
     for i in range(points.shape[0]):
