@@ -1,4 +1,4 @@
-"""Everything that a family of one's own is written with; see docs, Add your own family.
+"""The API for writing a family; see docs, Add your own family.
 
 `Family` and `Law` are the contract. `CheapFamily`, `CheapChain` and `Density` answer most of it for laws whose rows are
 cheap to draw; `hydrometer.testing` holds a family to its promises.

@@ -1,4 +1,4 @@
-"""What callers pass to public functions, held to what it should be: one line, before a library's own error."""
+"""Checks of the arguments of public functions: one line in place of a library's own error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def whole(value: object, name: str, least: int | None = 0, *, fix: str = "") -> 
 
 
 def number(value: object, name: str, least: float = 0.0, most: float = math.inf, *, finite: bool = True) -> None:
-    """Refuse what is no real number from `least` to `most`, NaN always, infinity where it is to be finite.
+    """Refuse anything but a real number from `least` to `most`; NaN always, infinity if `finite`.
 
     Raises
     ------
@@ -66,6 +66,6 @@ def number(value: object, name: str, least: float = 0.0, most: float = math.inf,
 
 
 def one_of(value: object, kind: type, name: str, fix: str) -> None:
-    """Refuse what is of another type. Raises InputError."""
+    """Refuse a value of another type. Raises InputError."""
     if not isinstance(value, kind):
         raise InputError(f"{name} is no {kind.__name__}", got=value, fix=fix)

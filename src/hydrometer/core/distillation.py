@@ -135,7 +135,7 @@ class Distillation:
 
     @property
     def slug(self) -> str:
-        """For file names; never parsed back. Of maximum likelihood on the teacher's rows that of the selectivity."""
+        """For file names; never parsed back. For maximum likelihood on the teacher's rows, the selectivity's slug."""
         parts = [self.selectivity.slug]
         parts += [] if self.objective == MLE else [self.objective.slug]
         parts += [] if self.prefixes == TEACHER_ROWS else [f"on-{self.prefixes.slug}"]
@@ -158,7 +158,7 @@ class Distillation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Distillation:
-        """Read what `to_json` returns; parts that are not there are the usual ones. Raises SpecError."""
+        """Read what `to_json` returns; missing parts take their defaults. Raises SpecError."""
         selectivity = Selectivity(**value["selectivity"])
         objective = Objective.from_json(value.get("loss") or MLE.to_json())
         return cls(selectivity, objective, Prefixes.from_json(value.get("prefix_source") or TEACHER_ROWS.to_json()))
@@ -178,7 +178,7 @@ class Wanted:
         return Distillation(self.selectivity, self.objective or MLE, self.prefixes or TEACHER_ROWS).label
 
     def is_method_of(self, d: Distillation) -> bool:
-        """Whether `d` is of the objective and the source that are named."""
+        """Whether `d` has the objective and the source named here."""
         return self.objective in (None, d.objective) and self.prefixes in (None, d.prefixes)
 
 

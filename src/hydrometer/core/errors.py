@@ -1,7 +1,7 @@
-"""The named tree of errors. Every message is one line: what is wrong, what was got, how to fix it.
+"""Error classes. Every message is one line: what is wrong, the value received, how to fix it.
 
-The library raises these; the command line prints them and turns them into exit codes. `InputError` is the person's to
-mend (exit 2), `StageError` makes one cell of a run fail (exit 1) while the rest goes on.
+The library raises these; the command line prints them and turns them into exit codes. `InputError` is for the caller to
+fix (exit code 2); `StageError` fails one cell of a run while the rest continues (exit code 1).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LONGEST_DIGITS = 40
 
 
 class _Brief(reprlib.Repr):
-    """The repr of a small value; of a huge one, only the beginning, at a cost that its size does not change."""
+    """The repr of a small value; of a huge one, only the beginning, at constant cost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Brief(reprlib.Repr):
     def repr_instance(self, x: Any, level: int) -> str:
         try:
             return repr(x)
-        except Exception:  # somebody else's repr; the message that it is for must still appear
+        except Exception:  # a foreign __repr__ may raise anything; the message must still appear
             return f"<{type(x).__name__}>"
 
 
@@ -81,8 +81,7 @@ def brief(value: object) -> str:
 def one_line(text: str, limit: int = 1000) -> str:
     """Fold white space and control characters so that a message stays one harmless line.
 
-    Whatever is not printable, terminal escapes and characters that turn the reading direction among them, is shown by
-    its code point.
+    Non-printable characters, such as terminal escapes and bidirectional controls, are shown by their code points.
     """
     folded = " ".join(text[: 16 * limit].split())
     safe = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in folded)
@@ -100,7 +99,7 @@ class HydrometerError(Exception):
 
     Attributes
     ----------
-    said : what is wrong and what was got, for those who print the fix elsewhere.
+    said : the message without the fix, for callers that print the fix elsewhere.
     """
 
     def __init__(self, what: str, *, got: object = ..., fix: str = "") -> None:
@@ -110,7 +109,7 @@ class HydrometerError(Exception):
 
 
 class InputError(HydrometerError):
-    """What the caller gave is wrong. Exit code 2."""
+    """The caller's input is wrong. Exit code 2."""
 
 
 class SpecError(InputError):
@@ -146,7 +145,7 @@ class FitError(StageError):
 
 
 class PeerLostError(FitError):
-    """A process of a fit that several make together lost another: why the fit failed, only that other knows."""
+    """A process of a distributed fit lost another one, which alone knows why the fit failed."""
 
 
 class StoreError(HydrometerError):
@@ -154,4 +153,4 @@ class StoreError(HydrometerError):
 
 
 class UnreachableError(HydrometerError):
-    """A remote store does not answer. The run ends, for nothing more could be kept; what is finished stays."""
+    """A remote store does not answer. The run ends, since nothing more could be stored; finished artifacts stay."""

@@ -1,4 +1,4 @@
-"""What an examination finds: one `Finding` each, with what is found, why it spoils the result, and what to do."""
+"""Findings of an examination before a run: what was found, why it spoils the result, and what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TEXTS = ("code", "what", "why", "fix")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found.
+    """One result of an examination.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Finding:
     what : what is found, with its figures.
     why : what it does to the result.
     fix : what to do.
-    chain : the chain it is about; None for the run as a whole, and until whoever examines fills it in.
+    chain : the chain it is about; None for the run as a whole, and until the caller fills it in.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class Finding:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether a run is refused for it."""
+        """Whether it keeps a run from starting."""
         return self.severity == "fatal"
 
     def to_json(self) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Narrowing of values of which nothing is known yet: what YAML or JSON held, what a contract passes on as its base."""
+"""Type narrowing: guards for parsed YAML and JSON, and a check for what a contract passes as its base type."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 A stream is a root seed and a path of names, for example ``Stream(3).child("distill", "teacher")``. Its numbers are
 Philox-4x64-10 words (Salmon et al., SC 2011) under a 128-bit key hashed from seed and path, so streams with other names
-are disjoint for all purposes, and row `i` of a stream is the same whoever draws it, in whatever order, in blocks of
-whatever size.
+are disjoint for all purposes, and row `i` of a stream is the same in whatever order and blocks rows are drawn.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Stream:
 
     Raises
     ------
-    InputError : a seed that is no whole number.
+    InputError : a seed that is not a whole number.
 
     Examples
     --------
@@ -74,7 +73,7 @@ class Stream:
 
         Raises
         ------
-        InputError : n or start is no whole number of at least 0.
+        InputError : n or start is not a whole number of at least 0.
         """
         n, start = whole(n, "n, the number of rows,"), whole(start, "start, the first row,")
         if width < 1:

@@ -59,7 +59,7 @@ class Strict(BaseModel):
             except ValidationError as e:
                 raise explain(e, type(self).__name__, fields) from None
 
-        __init__.__pydantic_base_init__ = True  # as in RootModel: validation goes past it, and tells where a key stands
+        __init__.__pydantic_base_init__ = True  # as in RootModel: validation bypasses it and keeps the key's location
 
     @model_validator(mode="before")
     @classmethod
@@ -141,7 +141,7 @@ def _rank(value: str) -> str:
 
 
 class Selectivity(Strict):
-    """How strongly a law prefers what it holds likely: the knob on the teacher.
+    """How a law is sharpened before it is drawn from: the knob on the teacher.
 
     Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
     transformers does (vLLM applies min_p before top_k and top_p), or `weight_power`, applied to the weights of a

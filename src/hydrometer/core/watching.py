@@ -1,7 +1,7 @@
-"""What is being done now, said to whoever watches: models and stores do not know who that is.
+"""Activity messages of models and stores, for a listener that they do not know.
 
-No figure depends on it, so it is no argument of what computes: it is said into the context, where nobody listens unless
-`watched_by` is entered. A thread or process that is started there is not listened to.
+No figure depends on them, so they travel by context and not as an argument. Without `watched_by` nobody listens;
+threads and processes started inside it are not heard.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _last: ContextVar[str] = ContextVar("last", default="")
 
 
 def doing(what: str) -> None:
-    """Say what begins now and may take more than a second.
+    """Report the start of something that may take more than a second.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def doing(what: str) -> None:
 
 @contextmanager
 def during(what: str) -> Generator[None]:
-    """Say what is done while this is entered; then again what was being done before."""
+    """Report an activity while the body runs, and the previous one again afterwards."""
     before = _last.get()
     doing(what)
     try:
@@ -49,7 +49,7 @@ def during(what: str) -> Generator[None]:
 
 @contextmanager
 def watched_by(listener: Callable[[str], None]) -> Generator[None]:
-    """Let `listener` hear what is done while this is entered."""
+    """Report activities to `listener` while the body runs."""
     token = _listener.set(listener)
     try:
         yield

@@ -1,1 +1,1 @@
-"""What is on disk: artifacts, records, the lock. Knows nothing of models."""
+"""Artifacts, records and locks, on disk or in an object store. Knows nothing of models."""

@@ -1,11 +1,11 @@
-"""Artifacts: folders named by what went into them.
+"""Artifacts: folders named by a hash of their inputs.
 
 An artifact's key is a hash of its stage, the stage's version, the keys of its inputs, its parameters and the numerics
-class; whoever has the same key has the same content. It is written into a temporary folder beside its place, its
+class; equal keys mean equal content. It is written into a temporary folder beside its place, its
 `meta.json` last, and renamed when whole, so a name that exists is a finished artifact. Its files' checksums are
 verified when it is first opened in a process, and `meta.json` has one of its own: a truncated or flipped file makes the
-artifact absent, and it is computed again; one that cannot be read just now is left alone. No fsync is needed for that,
-which keeps thousands of small artifacts cheap.
+artifact absent, and it is computed again; one that cannot be read at the moment is left alone. So no fsync is needed,
+and thousands of small artifacts are cheap.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ META = "meta.json"
 MAX_META_BYTES = 64_000_000
 _KEY_LENGTH = 32
 _SMALL = 1 << 16  # bytes of a file that is read at once; hashlib takes a buffer four times that for any
-_FEW = 100  # artifacts that are asked for one by one: a shared cache may hold a million others
+_FEW = 100  # artifacts checked one by one, since a shared cache may hold a million others
 _HOLE = "\x00"
 
 
@@ -61,7 +61,7 @@ def content_key(value: object) -> str:
 
 
 def content_keys(value: Mapping[str, object], name: str, numbers: Iterable[int]) -> list[str]:
-    """Return `content_key` of a mapping with each of some whole numbers under `name`; the rest is written once.
+    """Return `content_key` of a mapping for each of several whole numbers under `name`; the rest is serialised once.
 
     Examples
     --------
@@ -98,19 +98,19 @@ class ArtifactStore:
 
     @property
     def location(self) -> str:
-        """Where it is, as `open_store` takes it in another process or on another machine."""
+        """Its location, as `open_store` takes it in another process or on another machine."""
         return str(self.root.absolute())
 
     def __getstate__(self) -> dict[str, object]:
-        """Another process may stand in another folder, and verifies for itself."""
+        """Another process may have another working directory, and verifies for itself."""
         return {**self.__dict__, "root": self.root.absolute(), "_verified": set[str]()}
 
     def partial(self, stage: str, key: str) -> Path:
-        """Return where work on an artifact may leave what it needs to go on after being killed; need not exist."""
+        """Return the folder where unfinished work on an artifact may keep its state; it need not exist."""
         return self.root / f".partial-{stage}-{key}"
 
     def discard_partial(self, stage: str, key: str) -> None:
-        """Remove what was left on the way to an artifact that is whole now, unless another run is still on that way."""
+        """Remove the partial work on an artifact that is complete now, unless another run still uses it."""
         discard(self.partial(stage, key), self.root / f".tmp-partial-{key}-{mark()}")
 
     def path(self, stage: str, key: str) -> Path:
@@ -134,11 +134,11 @@ class ArtifactStore:
         return meta
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether the artifact is there and whole. A damaged one is removed, so that it is made again.
+        """Whether the artifact exists and is intact. A damaged one is removed, so that it is made again.
 
         Raises
         ------
-        FolderError : it cannot be read for a reason that is not its own, or not be removed.
+        FolderError : it cannot be read for a reason outside itself, or cannot be removed.
         """
         name = f"{stage}-{key}"
         if name in self._verified:
@@ -148,7 +148,7 @@ class ArtifactStore:
             return False
         try:
             whole = is_whole(folder, stage, key)
-        except OSError as e:  # no descriptor left, no permission, a disk that does not answer: no reason to remove it
+        except OSError as e:  # no descriptor, no permission, a hung disk: not the artifact's fault
             raise refused(e, folder) from None
         if whole:
             self._verified.add(name)
@@ -157,7 +157,7 @@ class ArtifactStore:
         return whole
 
     def absent(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return those (stage, key) that are not there; as `has`, for many at once: the folder is listed once."""
+        """Return the missing (stage, key) pairs; as `has`, for many at once: the folder is listed once."""
         there: set[str] | None = None
         if len(names) > _FEW:
             with suppress(OSError):  # then `has` says what is wrong
@@ -165,15 +165,15 @@ class ArtifactStore:
         return [n for n in names if (there is not None and f"{n[0]}-{n[1]}" not in there) or not self.has(*n)]
 
     def damaged(self, names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return those that are there and cannot be read as they were written; here `has` has seen to that."""
+        """Return those that exist but are damaged; none here, since `has` removes them."""
         return [n for n in names if not self.has(*n)]
 
     def restore(self, stage: str, key: str) -> bool:
-        """Put back what was finished and did not arrive; in a local folder nothing is on its way."""
+        """Send what was finished but not sent; nothing in a local folder."""
         return False
 
     def _take_away(self, folder: Path) -> None:
-        """Take a damaged artifact away at once, so that another run never meets half of it."""
+        """Remove a damaged artifact atomically, so that no other run sees half of it."""
         away = self.root / f".tmp-{folder.name}-{mark()}"
         try:
             folder.replace(away)
@@ -185,7 +185,7 @@ class ArtifactStore:
 
     @contextmanager
     def write(self, stage: str, key: str, facts: Mapping[str, object]) -> Generator[tuple[Path, dict[str, object]]]:
-        """Make an artifact: yields a temporary folder to fill and a dict for facts learnt on the way.
+        """Make an artifact: yields a temporary folder to fill and a dict for facts about it.
 
         Nothing remains if the body raises. `facts` (the keys of its inputs) goes into `meta.json`.
 
@@ -220,8 +220,8 @@ class ArtifactStore:
     def sweep(self, *, shared: bool = False) -> None:
         """Remove what killed runs left half-written: while holding the folder's lock, or of a shared cache.
 
-        In a shared cache that is what processes of this machine left which have ended. Under the lock it is all but
-        what living ones of this machine work on: a run elsewhere may name this folder as its cache.
+        In a shared cache, only leftovers of ended processes of this machine. Under the lock, everything but the work of
+        living processes of this machine: a run elsewhere may use this folder as its cache.
         """
         for leftover in self.root.glob(".tmp-*"):
             gone = is_abandoned(leftover.name) if shared else not is_anothers(leftover.name)
@@ -239,7 +239,7 @@ def checked_meta(meta: object, stage: str, key: str) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError : it is another artifact's, or not what was written. RecursionError : nested too deeply.
+    ValueError : it is another artifact's, or was changed. RecursionError : nested too deeply.
     """
     if not is_record(meta):
         raise ValueError("it is no object")
@@ -252,11 +252,11 @@ def checked_meta(meta: object, stage: str, key: str) -> dict[str, Any]:
 
 
 def is_whole(folder: Path, stage: str, key: str) -> bool:
-    """Whether a folder is the artifact that its name says, file by file. Nothing is changed.
+    """Whether a folder holds the artifact of its name, intact, by all its files. Nothing is changed.
 
     Raises
     ------
-    OSError : it cannot be read for a reason that is not its own.
+    OSError : it cannot be read for a reason outside itself.
     """
     try:
         about = inner_file(folder, META)
@@ -266,7 +266,7 @@ def is_whole(folder: Path, stage: str, key: str) -> bool:
         for file, facts in body["files"].items():
             path = inner_file(folder, file)
             found = path.stat()
-            if not S_ISREG(found.st_mode) or found.st_size != facts["bytes"]:  # a pipe would be waited for without end
+            if not S_ISREG(found.st_mode) or found.st_size != facts["bytes"]:  # reading a pipe would block for ever
                 return False
             if file_digest(path) != facts["sha256"]:
                 return False
@@ -329,13 +329,13 @@ _sorted_json = json.JSONEncoder(sort_keys=True).encode
 
 
 def _signed(meta: Mapping[str, object]) -> bytes:
-    """JSON with its own checksum, of the rest as who reads it will write it again."""
+    """JSON with a checksum of its other fields, as `_checksum` serialises them on reading."""
     body = _sorted_json(json.loads(_sorted_json(meta)))
     return f'{{"checksum": "{_digest_of(body)}", {body[1:]}'.encode()
 
 
 def _checksum(read: Mapping[str, object]) -> str:
-    """The checksum of what was read, without the one that it brought."""
+    """Checksum of the fields of a `meta.json`, its own left out."""
     return _digest_of(_sorted_json(read))
 
 
@@ -349,4 +349,4 @@ def _put(temporary: str, final: str) -> None:
     except OSError as e:
         if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(temporary)  # another run that shares this cache was faster; equal keys mean equal content
+        shutil.rmtree(temporary)  # another run with this cache was faster; equal keys mean equal content

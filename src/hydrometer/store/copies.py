@@ -1,4 +1,4 @@
-"""Copies on this machine of artifacts that are kept elsewhere: whole or absent, checked, and bounded."""
+"""A cache on this machine of artifacts that are kept elsewhere: whole or absent, verified, and bounded in size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hydrometer.store.storage_uri import copies_bound
 
 __all__ = ["Copies"]
 
-_IN_USE = 3600.0  # seconds since it was last asked for; what a reader may still have open is not removed
-_FORGOTTEN = 86400.0  # seconds after which a half-made copy has no maker any more
+_IN_USE = 3600.0  # seconds since its last use; a reader may still have it open
+_FORGOTTEN = 86400.0  # seconds after which a half-made copy is abandoned
 _LEFT = 0.8  # of the bound, when room is made
 
 
@@ -35,7 +35,7 @@ class Copies(ArtifactStore):
         self._size: int | None = None  # bytes; None until they are counted
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether a whole copy is here; it counts as used."""
+        """Whether a complete copy exists; it counts as used."""
         found = super().has(stage, key)
         if found:
             try:
@@ -57,8 +57,8 @@ class Copies(ArtifactStore):
             shutil.rmtree(folder, ignore_errors=True)
 
     def take(self, stage: str, key: str, folder: Path) -> None:
-        """Move a whole, checked folder to its place. A whole copy that is there already stays."""
-        if not self.has(stage, key):  # one that is there and damaged is removed
+        """Move a complete, verified folder to its place. An existing complete copy stays."""
+        if not self.has(stage, key):  # removes a damaged one
             with suppress(OSError):  # another process was faster; what it put there is checked when it is asked for
                 folder.replace(self.path(stage, key))
                 self._verified.add(f"{stage}-{key}")
@@ -67,7 +67,7 @@ class Copies(ArtifactStore):
             self._size += _bytes_in(self.path(stage, key))
 
     def trim(self) -> None:
-        """Remove the least recently used copies where all together are above the bound."""
+        """Remove the least recently used copies if the total exceeds the bound."""
         if self._size is not None and self._size <= self.bound:
             return
         found: list[tuple[float, int, Path]] = []
@@ -88,7 +88,7 @@ class Copies(ArtifactStore):
             self._size -= n_bytes
 
     def sweep(self, *, shared: bool = True) -> None:
-        """Remove copies that a killed process left half-made."""
+        """Remove half-made copies of killed processes."""
         for leftover in self.root.glob(".tmp-*"):
             with suppress(FileNotFoundError):
                 if time.time() - leftover.stat().st_mtime > _FORGOTTEN:

@@ -1,7 +1,7 @@
-"""results.json of every schema there was, brought to the present one on reading.
+"""Migration of results.json from every earlier schema to the present one, on reading.
 
-Readers get what the present release writes, whatever release wrote the file, and need not know what came when. Figures
-are never made up or changed here: what an older release did not record becomes null or empty.
+Readers get what the present release writes, whatever release wrote the file. No figure is invented or changed: what an
+older release did not record becomes null or empty.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RELEASE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6}){2})(?:(?:a|b|rc)[0-9]{1,4})?
 
 
 def _of_schema_1(results: Results) -> Results:
-    """Add what schema 1 gained while it stood: findings, degrees of freedom and intervals of cells, the seeds' spread.
+    """Add the fields that schema 1 gained in its lifetime: findings, degrees of freedom, intervals, seeds' spread.
 
     Before there were findings nothing was examined; before a figure had degrees of freedom, all intervals of one cell
     had n - 1, which is what null stands for.
@@ -60,8 +60,8 @@ def _with_df(cell: object) -> object:
     return {**cell, "metrics": {k: {**none, **m} if is_record(m) else m for k, m in metrics.items()}}
 
 
-# One step a schema, none of which changes its argument. It takes what any release wrote of that schema and returns what
-# the next schema's step takes; the last returns what the present release writes.
+# One step per schema, a pure function from what any release wrote of that schema to what the next step takes; the last
+# returns what the present release writes.
 STEPS: tuple[Callable[[Results], Results], ...] = (_of_schema_1,)
 SCHEMA = len(STEPS)
 
@@ -80,7 +80,7 @@ def migrate(results: object, where: str = "results.json") -> Results:
 
     Raises
     ------
-    FolderError : no results of a run, or of a schema that a newer release brought.
+    FolderError : not results of a run, or of a newer release's schema.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def migrate(results: object, where: str = "results.json") -> Results:
 
 
 def _newer(results: Results) -> str:
-    """Requirement that reads these results: the release that wrote them where that is newer, else any newer one."""
+    """Requirement whose releases read these results: the one that wrote them if newer, else any newer one."""
     versions: object = results.get("versions")
     wrote = versions.get("hydrometer") if is_record(versions) else None
     if isinstance(wrote, str) and (found := _RELEASE.fullmatch(wrote)) and _numbers(found[1]) > _numbers(__version__):

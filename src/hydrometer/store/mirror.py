@@ -1,7 +1,7 @@
-"""A run's books that are kept in an object store: brought here to be worked on, and sent back where they changed.
+"""A local mirror of a run's records in an object store: fetched to be worked on, and sent back where they changed.
 
-The books are small and many readers expect files, so they are worked on in a folder of this machine that lasts as long
-as its owner. What makes a run finished, `results.json`, is sent last. Artifacts are no books: see `remote`.
+Records are small and many readers expect files, so they are kept in a local folder that lasts as long as its owner.
+`results.json`, which marks a run as finished, is sent last. For artifacts see `remote`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[^/\\\x00-\x1f]{1,255}")
 
 
 class Mirror:
-    """A local folder with the books of a run at a URL.
+    """A local folder with the records of a run at a URL.
 
     Parameters
     ----------
@@ -43,14 +43,14 @@ class Mirror:
         weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
         self.root = home / url.name  # named as the run is: pages and messages show it
         self.root.mkdir()
-        self._sent: dict[str, str] = {}  # digests, by name, of what is there as it is here
+        self._sent: dict[str, str] = {}  # digests by name of what is equal here and there
         self._tags: dict[str, str] = {}
         self.pull()
 
     def pull(self) -> None:
-        """Bring the books as they are now; what is here and was not changed there is not brought again."""
+        """Fetch the records as they are now; what has not changed there is not fetched again."""
         names = self._names()
-        if names.keys() - {"artifacts"} and "specs" not in names:  # a run that was killed early has artifacts alone
+        if names.keys() - {"artifacts"} and "specs" not in names:  # a run that was killed early has only artifacts
             fix = "choose an empty or new --out"
             raise FolderError("the place is not empty and holds no run", got=str(self.url), fix=fix)
         there = {n: names[n] for n in _LAST if n in names}
@@ -68,11 +68,11 @@ class Mirror:
         self._tags = there
 
     def push(self) -> None:
-        """Send what changed since it was brought or last sent."""
+        """Send what changed since it was fetched or last sent."""
         here = [f"{p}/{f.name}" for p in PARTS for f in sorted((self.root / p).glob("[!.]*")) if f.is_file()]
         changed = self._changed(here)
         with asking(self.url):
-            for first in (True, False):  # a place that has books and no specification is taken for something else
+            for first in (True, False):  # a place with records but no specification would be refused as something else
                 at_once(self._put, [n for n in changed if n.startswith("specs/") is first])
             for name in self._changed([n for n in _LAST if (self.root / n).is_file()]):
                 self._put(name)
@@ -86,7 +86,7 @@ class Mirror:
         self._sent[name] = digest
 
     def _names(self) -> dict[str, str]:
-        """First parts of what is below the URL but for the lock, with tags of their content."""
+        """First path parts below the URL, the lock excepted, with tags of their content."""
         with asking(self.url):
             try:
                 found: list[dict[str, Any]] = self._fs.ls(self.url.path, detail=True)
@@ -105,7 +105,7 @@ class Mirror:
 
 
 def _tag(facts: dict[str, Any]) -> str:
-    """What changes when an object does."""
+    """A tag that changes when an object does."""
     return " ".join(str(facts.get(k)) for k in ("ETag", "etag", "generation", "size", "LastModified", "mtime"))
 
 

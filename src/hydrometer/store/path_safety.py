@@ -1,4 +1,4 @@
-"""What a folder on disk may do to whoever reads or mends it: nothing outside itself.
+"""Checks that reading or repairing a folder touches nothing outside it.
 
 Run folders are passed around. A link in one of them, or a name that climbs out of it, must not lead a reader to another
 file, nor a program that removes what is damaged to another folder.
@@ -26,7 +26,7 @@ def remove(path: Path) -> None:
 
 
 def inner_file(folder: Path, name: str) -> Path:
-    """Return a file inside a folder, by the relative name that somebody wrote down.
+    """Return a file inside a folder by an untrusted relative name.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def inner_file(folder: Path, name: str) -> Path:
 
 
 def refuse_links(root: Path, names: tuple[str, ...]) -> None:
-    """Refuse a run folder whose parts are links: what is written there would be written elsewhere.
+    """Refuse a run folder whose parts are links: writes would go elsewhere.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def refuse_links(root: Path, names: tuple[str, ...]) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or made where it is not there; nothing is made.
+    """Refuse a folder that cannot be written, or made if missing; nothing is made.
 
     Raises
     ------

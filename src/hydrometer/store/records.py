@@ -1,4 +1,4 @@
-"""The run folder's books: accepted specifications, one record a cell, exhibits, results.json and results.csv."""
+"""A run folder's records: accepted specifications, one record per cell, exhibits, results.json and results.csv."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class RunFolder:
 
     Attributes
     ----------
-    root : the folder on this machine that has the books; of a URL a mirror, as long as this object lives.
-    artifacts : where artifacts are, unless they are kept apart.
+    root : the local folder that has the records; for a URL a mirror, which lives as long as this object.
+    artifacts : where artifacts are, unless they have a place of their own.
     """
 
     def __init__(self, place: str | Path | Url) -> None:
@@ -93,7 +93,7 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Make the folder and its parts; nothing that is there is touched."""
+        """Make the folder and its parts; existing ones are left alone."""
         try:
             for part in ("specs", "prompts", "records", "exhibits"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Generator[None]:
-        """Hold the folder's lock; the books are then as they are now. Raises FolderError where another run does."""
+        """Hold the folder's lock, with records up to date. Raises FolderError if another run holds it."""
         if self._mirror is None:
             with hold(self.root):
                 yield
@@ -125,7 +125,7 @@ class RunFolder:
                 self._lease = None
 
     def push(self) -> None:
-        """Send what changed to where the folder is kept; a local folder is there already."""
+        """Send changes to where the folder is kept; a no-op for a local folder."""
         if self._mirror is not None:
             if self._lease is not None:
                 self._lease.check()
@@ -165,12 +165,12 @@ class RunFolder:
         """Folders that relative file names of the accepted specifications were read from, newest first."""
         try:
             value: object = read_json(self.root / "specs" / "bases.json", MAX_ACCEPTED_BYTES)
-        except (OSError, ValueError):  # of this machine; elsewhere others are tried
+        except (OSError, ValueError):  # of another machine
             return []
         return [Path(v) for v in (value if is_list(value) else []) if isinstance(v, str) and "\0" not in v]
 
     def remember_base(self, base: Path) -> None:
-        """Keep where relative file names were read from."""
+        """Remember the folder that relative file names were read from."""
         old = self.bases()
         if old[:1] != [base]:
             kept = [str(b) for b in dict.fromkeys([base, *old])][:8]
@@ -203,7 +203,7 @@ class RunFolder:
 def _bytes(path: Path) -> bytes | None:
     try:
         return read_plain(path, MAX_RESULTS_BYTES)
-    except OSError:  # what cannot be read is written again
+    except OSError:  # an unreadable one is written again
         return None
 
 
@@ -235,7 +235,7 @@ def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
 
 
 def load_results(folder: Path | str | Url) -> dict[str, Any]:
-    """Read a run's results.json, of whatever release, from a folder or a URL, as the present one writes it.
+    """Read a run's results.json, of any release, from a folder or a URL, in the present schema.
 
     Raises
     ------

@@ -3,8 +3,8 @@
     <place>/<stage>-<key>/<attempt>/<files>      attempt = <12 hex>-<files>-<bytes>
     <place>/<stage>-<key>/<attempt>/meta.json    put last
 
-An object store has no rename, so a writer's files go under a name of their own, and its `meta.json`, one object and put
-last, makes them an artifact. The attempt's name says how many files and bytes belong to it: a listing alone tells a
+An object store has no rename, so a writer's files get a prefix of their own, and `meta.json`, put last, makes them an
+artifact. The attempt's name says how many files and bytes belong to it: a listing alone tells a
 whole artifact from a half one. Two writers of one key make two whole attempts, of which every reader takes the first by
 name. Checksums are verified when files are copied to this machine, and when a copy is first used in a process.
 
@@ -36,7 +36,7 @@ __all__ = ["RemoteArtifacts", "open_store"]
 Name = tuple[str, str]
 
 _ATTEMPT = re.compile(r"[0-9a-f]{12}-(\d{1,9})-(\d{1,15})")
-_SINGLES = 8  # artifacts asked for one by one before all are listed at once
+_SINGLES = 8  # artifacts checked one by one before all are listed
 _SURVEY_LASTS = 60.0  # seconds before all are listed again
 
 
@@ -96,9 +96,9 @@ class RemoteArtifacts(ArtifactStore):
         self._copies = Copies(home / "copies")
         self._unsent = ArtifactStore(home / "unsent")
         self._index: dict[str, str] = {}
-        self._refused: set[str] = set()  # attempts whose files are not what they should be
+        self._refused: set[str] = set()  # damaged attempts
         self._metas: dict[str, dict[str, Any]] = {}
-        self._wanted: set[Name] = set()  # whose meta.json are read together
+        self._wanted: set[Name] = set()  # whose meta.json files are read together
         self._asked, self._surveyed = 0, -_SURVEY_LASTS
         self._guard = threading.Lock()
 
@@ -113,11 +113,11 @@ class RemoteArtifacts(ArtifactStore):
     # what is there ---------------------------------------------------------------------------------------------------
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether the artifact is there, and whole by names and sizes."""
+        """Whether the artifact exists, complete by names and sizes."""
         return self._seek(f"{stage}-{key}")
 
     def absent(self, names: Sequence[Name]) -> list[Name]:
-        """Return those that are not there now: few are asked for each, many by one listing of all."""
+        """Return the missing ones: few are looked up one by one, many by one listing of all."""
         self._wanted = set(names)
         if len(names) > _SINGLES:
             self._survey()
@@ -126,7 +126,7 @@ class RemoteArtifacts(ArtifactStore):
         return [(s, k) for s, k in names if f"{s}-{k}" not in self._index]
 
     def damaged(self, names: Sequence[Name]) -> list[Name]:
-        """Copy these to this machine, smallest first while half of the cache's bound lasts; return those not whole."""
+        """Copy these to this machine, smallest first, up to half of the cache's bound; return the damaged ones."""
         sizes = {n: _bytes(self._index.get(f"{n[0]}-{n[1]}", "")) for n in names if not self._copies.has(*n)}
         room, wanted = self._copies.bound // 2, list[Name]()
         for name in sorted(sizes, key=lambda n: sizes[n]):
@@ -177,12 +177,12 @@ class RemoteArtifacts(ArtifactStore):
             return
         try:
             self._metas[name] = self._read_meta(stage, key, self._index[name])
-        except StoreError:  # asked for once more with its files; if it is damaged, it is no artifact any more
+        except StoreError:  # read once more with its files; if still damaged, it is discarded
             if self._fetch(stage, key):
                 self._metas[name] = self._copies.meta(stage, key)
 
     def _read_meta(self, stage: str, key: str, attempt: str) -> dict[str, Any]:
-        """Bring an attempt's `meta.json`, held to its checksum. Raises StoreError."""
+        """Fetch an attempt's `meta.json` and verify its checksum. Raises StoreError."""
         path = f"{self.url.path}/{stage}-{key}/{attempt}/{META}"
         try:
             with asking(self.url):
@@ -199,7 +199,7 @@ class RemoteArtifacts(ArtifactStore):
     # the index -------------------------------------------------------------------------------------------------------
 
     def _seek(self, name: str) -> bool:
-        """Whether an artifact is known, or there when asked now. A store is read after writes, so a miss is true."""
+        """Whether an artifact is known, or found by a look-up now. Stores read their own writes: a miss is final."""
         if name not in self._index:
             if self._asked >= _SINGLES and time.monotonic() - self._surveyed > _SURVEY_LASTS:
                 self._survey()
@@ -238,7 +238,7 @@ class RemoteArtifacts(ArtifactStore):
     # copies ----------------------------------------------------------------------------------------------------------
 
     def _fetch(self, stage: str, key: str) -> bool:
-        """Copy an artifact here, checked; one that is twice not what it should be is no artifact any more."""
+        """Copy an artifact here and verify it; one that fails twice is discarded."""
         name = f"{stage}-{key}"
         if not self._seek(name):
             return False
@@ -273,7 +273,7 @@ class RemoteArtifacts(ArtifactStore):
             (folder / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
 
     def _refuse(self, name: str, attempt: str) -> None:
-        """Take back what made an attempt an artifact."""
+        """Remove an attempt's `meta.json`, which made it an artifact."""
         with self._guard:
             self._refused.add(f"{name}/{attempt}")
             self._index.pop(name, None)
@@ -297,7 +297,7 @@ class RemoteArtifacts(ArtifactStore):
         self._send(stage, key)
 
     def restore(self, stage: str, key: str) -> bool:
-        """Send an artifact that was finished here and has not arrived; False where there is none."""
+        """Send an artifact that was finished here but not sent; False if there is none."""
         if not self._unsent.path(stage, key).is_dir() or not self._unsent.has(stage, key):
             return False
         self._send(stage, key)
@@ -325,9 +325,9 @@ class RemoteArtifacts(ArtifactStore):
         self._copies.trim()
 
     def sweep(self, *, shared: bool = False) -> None:
-        """Remove what killed writers left half-sent, and second attempts at one key. Only while holding the lock.
+        """Remove half-sent attempts of killed writers, and second attempts at one key. Only while holding the lock.
 
-        In a shared cache only what they left on this machine: whose writer still lives cannot be seen from here.
+        In a shared cache, only what they left on this machine: whether a remote writer still lives is unknown.
         """
         self._unsent.sweep(shared=True)  # no lock is of this machine's folders
         self._copies.sweep()

@@ -1,8 +1,8 @@
-"""One run at a time on one place of an object store: a lock object that its holder keeps beating.
+"""A lock on a place of an object store: an object that its holder renews by heartbeats.
 
 The object is made by a write that fails where it exists, and renewed once a minute by a write that fails where another
 changed it. One that was not renewed for five minutes, by the store's own clock, is taken over; so is, at once, one
-whose holder ran on this machine and is gone. A process that finds its lock taken over writes no more books.
+whose holder ran on this machine and is gone. A process that finds its lock taken over writes no more records.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Lease", "hold_remote"]
 BEAT = 60.0  # seconds between renewals
 DEAD = 300.0  # seconds without one, by the store's clock, after which the holder is gone
 MAX_LOCK_BYTES = 100_000
-_NO_TAG = '"00000000000000000000000000000000"'  # no object has it
+_NO_TAG = '"00000000000000000000000000000000"'  # no object has this tag
 
 _held: set[str] = set()  # tokens of this process's locks
 
@@ -49,7 +49,7 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name="hydrometer-lock", daemon=True)
 
     def take(self) -> None:
-        """Take the lock, or say who holds it.
+        """Take the lock.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Lease:
     def check(self) -> None:
         """Renew the lock; raise FolderError where another run has taken it over.
 
-        The beats alone would say so too late: a machine that slept goes on where it was, before the next one is due.
+        Heartbeats alone would notice too late: a machine that slept resumes before the next one is due.
         """
         self._renew()
         if self._lost:
@@ -82,7 +82,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Let go, where it is still ours."""
+        """Release the lock if it is still ours."""
         self._ended.set()
         _held.discard(self._token)
         self._thread.join(timeout=2 * BEAT)
@@ -96,11 +96,11 @@ class Lease:
 
     def _take_over(self) -> str:
         found = self._object.read()
-        if found is None:  # let go of just now
+        if found is None:  # just released
             tag = self._object.create(self._body())
         else:
             holder, tag, changed = found
-            if holder.get("token") == self._token:  # made by us; the answer was lost, and the request tried again
+            if holder.get("token") == self._token:  # ours: the response was lost, and the request retried
                 return tag
             silent = (self._object.now(self._token) - changed).total_seconds()
             if silent < DEAD and not _is_gone(holder):
@@ -117,17 +117,17 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._lost and not self._ended.wait(BEAT):
-            # A store that does not answer is asked again at the next beat; the run itself will say so.
+            # If the store does not answer, the next heartbeat tries again; the run itself will report it.
             with suppress(HydrometerError):
                 self._renew()
 
     def _renew(self) -> None:
-        """Write the lock anew, or find that it is another's."""
+        """Renew the lock, or find that it was taken over."""
         with self._renewing:
             if self._lost:
                 return
             tag = self._object.replace(self._body(), self._tag)
-            if tag is None:  # another's, or ours where an answer was lost
+            if tag is None:  # taken over, or ours if a response was lost
                 found = self._object.read()
                 if found is None or found[0].get("token") != self._token:
                     self._lost = True
@@ -143,7 +143,7 @@ class _LockObject:
         self.url, self._path, self._fs = url, (url / ".lock").path, filesystem(url)
 
     def create(self, body: bytes) -> str | None:
-        """Make it; None where it exists."""
+        """Create it; None if it exists."""
         with asking(self.url):
             try:
                 self._fs.pipe_file(self._path, body, mode="create")
@@ -157,9 +157,9 @@ class _LockObject:
         return None if found is None else _tag(found)
 
     def replace(self, body: bytes, tag: str) -> str | None:
-        """Write it anew if it is as it was; None where another changed it.
+        """Overwrite it if unchanged; None if another process changed it.
 
-        Only S3 has one request for this in its library; elsewhere it is looked at first.
+        Only s3fs has a conditional request for this; elsewhere the tag is compared first.
         """
         with asking(self.url):
             if self.url.scheme == "s3":
@@ -183,14 +183,14 @@ class _LockObject:
         return None if found is None else _tag(found)
 
     def read(self) -> tuple[dict[str, Any], str, datetime] | None:
-        """Return who holds it, its tag, and when it was last written; None where it is gone."""
+        """Return its holder, its tag, and when it was last written; None if it is gone."""
         with asking(self.url):
             found = self._info()
             try:
                 raw = object_bytes(self._fs, self._path, MAX_LOCK_BYTES)
             except FileNotFoundError:
                 return None
-            except ValueError:  # no lock that was made here
+            except ValueError:  # not a lock of ours
                 raw = b""
         if found is None:
             return None
@@ -201,7 +201,7 @@ class _LockObject:
         return holder if is_record(holder) else {}, _tag(found), _changed(found)
 
     def now(self, token: str) -> datetime:
-        """Return the store's time: that of an object written for it."""
+        """Return the store's clock, from an object written for it."""
         path = f"{self._path}-clock-{token}"
         with asking(self.url):
             self._fs.pipe_file(path, b"")
@@ -211,7 +211,7 @@ class _LockObject:
                 self._fs.rm_file(path)
 
     def remove(self, tag: str) -> None:
-        """Remove it if it is as it was."""
+        """Remove it if unchanged."""
         with asking(self.url), suppress(FileNotFoundError):
             found = self._info()
             if found is not None and _tag(found) == tag:
@@ -238,13 +238,13 @@ def hold_remote(url: Url) -> Generator[Lease]:
     try:
         yield lease
     finally:
-        # What was to be kept is kept, or its error is on its way; a lock that is not let go of ends by itself.
+        # Results are stored, or their error is being raised; an unreleased lock expires by itself.
         with suppress(UnreachableError):
             lease.release()
 
 
 def _code(error: OSError) -> str:
-    """The store's own word for what was wrong."""
+    """The store's error code."""
     response: dict[str, dict[str, Any]] = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
@@ -270,7 +270,7 @@ def _process(pid: int) -> str | None:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder ran under this very kernel and namespace and does not any more, or is an earlier call here."""
+    """Whether the holder ran in this boot and PID namespace and has ended, or is an earlier call of this process."""
     name, pid, mine = holder.get("process"), holder.get("pid"), _process(os.getpid())
     if not isinstance(name, str) or not isinstance(pid, int) or mine is None:
         return False

@@ -1,7 +1,7 @@
 """Where runs are kept: a local folder, or a prefix in an object store that fsspec reaches.
 
-A place is a `Path` or a `Url`. Credentials are never part of one: the environment or a profile of the store's own
-library has them.
+A place is a `Path` or a `Url`. Credentials are never part of one: they come from the environment or a profile of the
+store's library.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Url:
 
 
 def place_of(value: str | Path | Url) -> Path | Url:
-    """Read where something is.
+    """Parse a location.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def _url(scheme: Literal["s3", "gs"], rest: str) -> Url:
 
 
 def filesystem(url: Url) -> Any:
-    """Open the store's file system. Nothing is asked of the store yet, and no listing is ever kept by fsspec.
+    """Open the store's file system. No request is sent yet, and fsspec caches no listings.
 
     Raises
     ------
@@ -192,14 +192,14 @@ def filesystem(url: Url) -> Any:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message of asyncio's says what we do not: aiohttp leaves behind what a lost connection cost it."""
+    """Whether to show a message of asyncio's: aiohttp reports lost connections that are handled here."""
     aiohttp = sys.modules.get("aiohttp")
     error = record.exc_info[1] if record.exc_info else None
     return aiohttp is None or not isinstance(error, aiohttp.ClientError)
 
 
 def bring(fs: Any, path: str, file: Path) -> None:
-    """Copy an object here. One that breaks off is asked for again, for botocore tries no more after the headers."""
+    """Copy an object here. A broken download is retried, since botocore does not retry after the headers."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             fs.get_file(path, str(file))
@@ -215,7 +215,7 @@ def object_bytes(fs: Any, path: str, limit: int) -> bytes:
 
     Raises
     ------
-    ValueError : more than `limit`; it was brought to this machine's disk, and not into memory.
+    ValueError : more than `limit` bytes; they went to disk, not into memory.
     """
     with tempfile.TemporaryDirectory(prefix="hydrometer-") as folder:
         file = Path(folder, "object")
@@ -227,7 +227,7 @@ def object_bytes(fs: Any, path: str, limit: int) -> bytes:
 
 
 def _troubles() -> tuple[type[BaseException], ...]:
-    """What a store's library raises of itself, of those libraries that are loaded."""
+    """Error classes of the stores' libraries that are loaded."""
     named = (
         ("botocore.exceptions", "BotoCoreError"),
         ("botocore.exceptions", "ClientError"),
@@ -241,7 +241,7 @@ def _troubles() -> tuple[type[BaseException], ...]:
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether the store knows us not, or does not let us; gcsfs says so by numbers and words."""
+    """Whether the store refused authentication or access; gcsfs reports it by status codes and words."""
     if isinstance(error, PermissionError) or _WHO.search(type(error).__name__):
         return True
     code: object = getattr(error, "code", None)
@@ -250,7 +250,7 @@ def _is_refused(error: BaseException) -> bool:
 
 @contextmanager
 def asking(url: Url) -> Generator[None]:
-    """Turn what a store's library raises into one line that says which place it was, and holds no secret.
+    """Turn errors of a store's library into one line that names the place and holds no secret.
 
     Raises
     ------
@@ -288,17 +288,17 @@ def at_once(do: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
 
 
 def resolved(place: Path | Url) -> Path | Url:
-    """Return the same place under the one name that it has: a path absolute and without links."""
+    """Return a place in canonical form: a path absolute and without links."""
     return place.resolve() if isinstance(place, Path) else place
 
 
 def copies_home(url: Url) -> Path:
-    """Return the folder of this machine that keeps copies of what is at a place."""
+    """Return this machine's folder for copies of a place's artifacts."""
     return cache_home().absolute() / "remote" / hashlib.sha256(str(url).encode()).hexdigest()[:24]
 
 
 def copies_bound() -> int:
-    """Return how many bytes of copies a place may keep on this machine: ``HYDROMETER_CACHE_BYTES``, else 20 GB.
+    """Return the bound of a place's copies on this machine, in bytes: ``HYDROMETER_CACHE_BYTES``, else 20 GB.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Arrays from a file that may have been written by anybody: numbers alone, and no more of them than the file holds."""
+"""Arrays from untrusted .npz files: plain numbers only, and no more of them than the file holds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_arrays(path: Path) -> Generator[Any]:
             for member in archive.infolist():
                 _check_member(archive, member)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as e:
-        if refused_errno(e) is not None:  # the machine's doing, and no reason to delete anything
+        if refused_errno(e) is not None:  # the machine's fault: deleting the file would not help
             raise
         raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
     try:
@@ -63,7 +63,7 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
             raise ValueError(f"an array of format {version}")
         try:
             shape, _, dtype = _HEADERS[version](cast("Any", f), max_header_size=10_000)
-        except Exception as e:  # what Python's own parsers raise on such text has no common base
+        except Exception as e:  # Python's parsers raise errors without a common base class
             raise ValueError(f"an array without a header: {type(e).__name__}") from None
         if dtype.kind not in _PLAIN:
             raise ValueError(f"an array of {dtype}")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, named by their content, and where this machine keeps what can be made again."""
+"""Atomic writes, digests of files, and this machine's cache folder."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Yield a free name beside a file, which takes the file's place when the body is through, and else is removed.
+    """Yield an unused path beside a file, which replaces the file if the body succeeds and is removed otherwise.
 
-    It bears this process's mark, by which what a killed one left is swept, and nobody can lay a link at it beforehand.
+    Its name has this process's mark, so that leftovers of killed processes can be swept, and cannot be predicted, so
+    that nobody can plant a link there.
     """
     temporary = path.with_name(f".{path.name}.{mark()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -49,7 +50,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
     Raises
     ------
-    FolderError : the machine refuses.
+    FolderError : the operating system refuses.
     """
     try:
         with replacing(path) as temporary, temporary.open("xb") as f:

@@ -1,7 +1,7 @@
-"""Names for what is not finished yet, so that what a killed process left can be told from another's work in progress.
+"""Names of unfinished files, which tell leftovers of killed processes from work in progress of others.
 
-A mark is the process id and the place that gives it its meaning, one boot of one kernel and one namespace of process
-ids, so that two containers on one shared folder are not taken for each other.
+A mark is a process id with the boot and the PID namespace in which it is valid, so that two containers that share a
+folder are not mistaken for each other.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def mark() -> str:
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether a name bears the mark of a process of this place that has ended. False where that cannot be known."""
+    """Whether a name has the mark of a process of this PID namespace that has ended; False if that is unknown."""
     pid = _owner(name)
     return pid is not None and not _lives(pid)
 
 
 def is_anothers(name: str) -> bool:
-    """Whether a name bears the mark of another process of this place, which lives. False where that cannot be known."""
+    """Whether a name has the mark of another living process of this PID namespace; False if that is unknown."""
     pid = _owner(name)
     return pid is not None and pid != os.getpid() and _lives(pid)
 
 
 def _owner(name: str) -> int | None:
-    """Return the process whose mark a name bears; None where there is none, or it is another place's."""
+    """Return the process whose mark a name has; None without a mark, or if it is of another PID namespace."""
     found = _MARK.search(name)
     return None if found is None or found[2] != _place() else int(found[1])
 
@@ -51,7 +51,7 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it lives, and is another user's
+    except OSError:  # alive, and owned by another user
         return True
     return True
 

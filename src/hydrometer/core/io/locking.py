@@ -1,7 +1,7 @@
-"""Who works in a folder that several processes may want: the kernel knows, and lets go when a process ends, however.
+"""Exclusive locks on folders: file locks of the kernel, which are released when a process ends, however it ends.
 
-A lock is on a file, and a file may be removed and made again under its name: what was taken counts only while it is
-still the file of that name, and a folder is renamed before it is removed, by who has it.
+A lock file may be removed and made again under the same name, so a lock counts only while the locked file still has
+that name; the holder renames a folder before removing it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["InUseError", "claim", "discard", "hold"]
 
 _LOCK = ".lock"
 _LOOK = 0.2  # seconds between tries
-_TRIES = 100  # at a folder that is always gone again
+_TRIES = 100  # attempts at a folder that keeps disappearing
 _LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -36,12 +36,12 @@ class InUseError(FolderError):
 
 @contextmanager
 def hold(folder: Path) -> Generator[None]:
-    """Hold a run's folder, so that one run at a time works on it; who holds it stands in the lock's file.
+    """Lock a run's folder, so that only one run at a time works on it; the lock file names the holder.
 
     Raises
     ------
     InUseError : another process holds it; the message says which.
-    FolderError : the machine refuses, or the file system has no locks.
+    FolderError : the operating system refuses, or the file system has no locks.
     """
     path = folder / _LOCK
     try:
@@ -65,9 +65,9 @@ def hold(folder: Path) -> Generator[None]:
 
 @contextmanager
 def claim(folder: Path, patience: float) -> Generator[bool]:
-    """Have a folder to this process while the body runs, made where it is missing; yields False where another has it.
+    """Hold an exclusive lock on `folder` while the body runs; yields False if another process holds it.
 
-    On a file system without locks nobody can be told from nobody, and everybody has it.
+    A missing folder is made. On a file system without locks every process gets the lock.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def claim(folder: Path, patience: float) -> Generator[bool]:
 
 
 def discard(folder: Path, away: Path) -> None:
-    """Remove a folder, unless a process has it, or it cannot be known whether one does.
+    """Remove a folder, unless a process holds it or that cannot be determined.
 
     Parameters
     ----------
@@ -114,19 +114,19 @@ def discard(folder: Path, away: Path) -> None:
 
 
 def _taken(folder: Path) -> int | None:
-    """Return the lock's handle, or None where another process has it."""
+    """Return the lock's handle, or None if another process holds it."""
     for left in reversed(range(_TRIES)):
         try:
             folder.mkdir(exist_ok=True)
             return _locked(folder / _LOCK, or_lockless=True)
-        except FileNotFoundError:  # who had it has removed it since
+        except FileNotFoundError:  # the previous holder removed it meanwhile
             if not left:
                 raise
     return None
 
 
 def _locked(path: Path, *, or_lockless: bool = False) -> int | None:
-    """Open a file and lock it, or None where another process has it. Raises FileNotFoundError where it was removed."""
+    """Open a file and lock it; None if another process holds it. Raises FileNotFoundError if it was removed."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         if _take(handle, or_lockless=or_lockless):
@@ -152,7 +152,7 @@ def _take(handle: int, *, or_lockless: bool) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """Say who holds the lock, as far as the file tells; it is only about to be written where a run just began."""
+    """Name the holder of the lock as far as the file tells: a run that just began may not have written it yet."""
     try:
         facts: object = json.loads(read_plain(path, 1000))
     except (OSError, ValueError, RecursionError):

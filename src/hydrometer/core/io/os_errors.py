@@ -1,4 +1,4 @@
-"""What the machine refuses: no space, no permission, no more descriptors, no memory. Libraries say it in many ways."""
+"""Errors of the operating system: no space, permission, descriptors or memory. Libraries report them in many ways."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FIX = {
 
 
 def refused_errno(error: BaseException) -> int | None:
-    """Return the errno of a refusal by the machine that this error is, or that it was raised over; else None.
+    """Return the errno of the operating system's error in an error's chain of causes, else None.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def refused_errno(error: BaseException) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is, or was raised over, memory that could not be had; torch says so by a RuntimeError."""
+    """Whether memory ran out, by an error's chain of causes; torch raises a RuntimeError for it."""
     for e in raised_over(error):
         if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
             return True
@@ -61,12 +61,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def refused(error: BaseException, where: object) -> FolderError:
-    """Put a refusal by the machine into one line: which file or folder, why, and what to do.
+    """Describe an operating system's error in one line: which file or folder, why, and what to do.
 
     Parameters
     ----------
-    error : an OSError, or what a library made of one.
-    where : the folder that was worked in, named where the error names no file.
+    error : an OSError, or a library's error in its place.
+    where : the folder that was worked in, named if the error names no file.
     """
     number = error.errno if isinstance(error, OSError) and error.errno else refused_errno(error)
     why = str(error) if number is None else os.strerror(number)
@@ -79,12 +79,12 @@ def refused(error: BaseException, where: object) -> FolderError:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust gave up over its input: what it raises then is no Exception."""
+    """Whether a library written in Rust panicked; what it raises is not an Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def raised_over(error: BaseException) -> Generator[BaseException]:
-    """Yield the error and what it was raised over, each once."""
+    """Yield an error and its causes and contexts, each once."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:

@@ -1,4 +1,4 @@
-"""Documents that people write: safe YAML, overrides, and one line about what is wrong with them."""
+"""Safe YAML and JSON, overrides, and one-line messages about what is wrong in them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def read_plain(path: Path, limit: int) -> bytes:
-    """Return a file's first bytes, one more than `limit` at most, so that a reader sees that there are more.
+    """Return a file's first bytes, at most `limit` + 1, so that the caller can tell a larger file.
 
     Raises
     ------
@@ -58,12 +58,12 @@ def read_plain(path: Path, limit: int) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError("it is no plain file")
     with path.open("rb") as f:
-        # No more than is there: a read of so many bytes first takes memory for as many.
+        # Bounded by the file's size, since read(n) allocates n bytes first.
         return f.read(min(limit, os.fstat(f.fileno()).st_size) + 1)
 
 
 def user_path(text: str) -> Path:
-    """Return a path with ``~`` and ``~NAME`` replaced by the home they mean, and left as they are where they mean none.
+    """Return a path with ``~`` and ``~NAME`` expanded; names of unknown users stay as they are.
 
     Examples
     --------
@@ -77,12 +77,12 @@ def user_path(text: str) -> Path:
 
 
 def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
-    """Read a JSON file that may have been written by anybody.
+    """Read a JSON file from an untrusted source.
 
     Parameters
     ----------
     limit : bytes read at most.
-    unique : refuse an object that holds a key twice, of which different readers take different ones.
+    unique : refuse duplicate keys, which readers resolve differently.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def is_array(value: object) -> TypeGuard[list[Any]]:
 
 
 def artifact_json(path: Path, *kinds: type) -> Any:
-    """Read a JSON file of an artifact: its checksum says that it is what was written, not that a stage wrote it.
+    """Read a JSON file of an artifact, whose checksum does not prove that a stage wrote it.
 
     Parameters
     ----------
@@ -127,14 +127,14 @@ def artifact_json(path: Path, *kinds: type) -> Any:
 
     Raises
     ------
-    StoreError : it cannot be read, or holds something else. OSError : the machine refuses.
+    StoreError : it cannot be read, or holds something else. OSError : the operating system refuses.
     """
     try:
         value: object = read_json(path, MAX_ARTIFACT_JSON_BYTES)
         if not isinstance(value, kinds):
             raise ValueError(f"it holds no {kinds[0].__name__}")
     except (OSError, ValueError) as e:
-        if refused_errno(e) is not None:  # no reason to delete anything
+        if refused_errno(e) is not None:  # deleting the folder would not help
             raise
         fix = "delete its folder, then run again"
         raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix=fix) from None
@@ -193,7 +193,7 @@ _BoundedLoader.add_constructor("tag:yaml.org,2002:int", _BoundedLoader.construct
 
 
 def _spread(value: object, open_: set[int], known: dict[int, int]) -> int:
-    """Count values as often as aliases repeat them. Raises ValueError for one that holds itself, or is too deep."""
+    """Count values with aliases expanded. Raises ValueError for a recursive alias, RecursionError beyond the depth."""
     if not isinstance(value, dict | list | tuple | set):
         return 1
     at = id(cast("object", value))
@@ -292,11 +292,11 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
 
 
 def explain(error: ValidationError, origin: str, body: object = None) -> SpecError:
-    """Turn pydantic's first complaint into one line: where, what, got.
+    """Turn pydantic's first error into one line: where, what, got.
 
     Parameters
     ----------
-    body : what was validated, by which keys are told from the parts of its own that pydantic puts between them.
+    body : what was validated; tells its keys from the names of union members that pydantic puts between them.
     """
     first = error.errors(include_url=False)[0]
     given = cast("object", first["input"])
@@ -305,7 +305,7 @@ def explain(error: ValidationError, origin: str, body: object = None) -> SpecErr
     where = one_line(".".join(p[:MAX_WORD] if isinstance(p, str) else brief(p) for p in keys), MAX_WORD)
     message = "this key is missing" if is_missing else first["msg"].replace("a valid tuple", "a list")
     text = f"{origin}: {where}: {message}" if where else f"{origin}: {message}"
-    # Of a whole mapping, and of what it names itself, the message says what matters.
+    # A whole mapping, or a value that the message already quotes, would only repeat it.
     is_whole = isinstance(first["input"], Mapping) and len(brief(given)) > MAX_GOT
     if first["type"] in ("missing", "unknown_key") or is_whole or f" {brief(given)};" in message:
         return SpecError(text)
@@ -313,7 +313,7 @@ def explain(error: ValidationError, origin: str, body: object = None) -> SpecErr
 
 
 def _keys(loc: tuple[int | str, ...], body: object, given: object, *, missing: bool) -> tuple[int | str, ...]:
-    """Leave out of a place the names of alternatives and of types: the most of it that leads to what was given."""
+    """Drop names of union members and types from a location: keep the longest part that leads to the value."""
     tail = loc[-1:] if missing else ()
     path = loc[: len(loc) - len(tail)]
     for dropped in range(len(path) + 1) if len(path) <= MAX_PLACE else ():

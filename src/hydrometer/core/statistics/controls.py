@@ -1,14 +1,14 @@
-"""Control variates: functions of the rows whose mean is known to be zero, regressed out of every figure alike.
+"""Control variates: functions of the rows with known mean zero, regressed out of every figure in the same way.
 
 Row i becomes ``v_i - C_i b``. Its mean is that of v, since that of C is zero; its spread is smaller where C explains v.
 Everything depends on where b comes from:
 
-- From the law itself, where it offers a `Reference`, points that stand for it (mixtures do). Then b is a constant:
+- From the law itself, where it offers a `Reference`, points that represent it (mixtures do). Then b is a constant:
   the mean is exactly unbiased whatever the number of rows, its error is known rather than estimated, and a component
   that no row has met counts in both (Owen 2013, section 8.9: the optimal coefficient).
 - From the rows elsewhere. Then b is fitted within strata and without row i (Avramidis and Wilson 1993), which keeps the
   mean unbiased and makes the rows' own spread the jackknife's. Where one row alone would carry a coefficient, or the
-  columns' own means lie further from zero than chance allows, nothing is adjusted: such rows do not stand for their
+  columns' own means lie further from zero than chance allows, nothing is adjusted: such rows do not represent their
   law, and coefficients fitted to them are noise that shifts all rows alike, which no spread shows.
 
 Both adjustments are linear in v, and the same for every figure over the same rows: identities between figures, such as
@@ -38,7 +38,7 @@ Combination = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """Weighted points that stand for a law: an expectation under it is their weighted mean, whatever the rows are.
+    """Weighted points that represent a law: an expectation under it is their weighted mean, whatever the rows are.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Reference:
 
     def centred(self, values: Floats) -> Floats:
         """Return values (M, ...) less their mean under the law."""
-        return values - np.einsum("m,m...->...", self.weights, values)  # not by BLAS, whose threads show in the bits
+        return values - np.einsum("m,m...->...", self.weights, values)  # not by BLAS, whose bits depend on its threads
 
 
 class Controls:
@@ -64,11 +64,11 @@ class Controls:
     ----------
     columns : (N, K) zero-mean functions of the rows, of order one: what varies by less than 1e-6 is taken for rounding.
     strata : (N,), `Clusters`, or None.
-    reference : points that stand for the law; coefficients are then constants, and strata play no part in them.
+    reference : points that represent the law; coefficients are then constants, independent of strata.
 
     Attributes
     ----------
-    active : whether anything should be adjusted: False where the rows are too few, or do not stand for their law.
+    active : whether to adjust: False if the rows are too few, or do not represent their law.
     inflation : what the standard error of adjusted rows is multiplied with for the coefficients fitted to them.
 
     Examples
@@ -86,7 +86,7 @@ class Controls:
     # What is explained to the last digit may owe its error to rounding, or to rows too rare to be in the sample. A
     # coefficient short by a hundredth leaves a hundredth of the plain error to be seen, and costs nothing elsewhere.
     _TRUST = 0.99
-    # Of samples that stand for their law one in ten thousand has column means this far from zero.
+    # Of samples that represent their law, one in ten thousand has column means this far from zero.
     _CHANCE = 1e-4
     # A row with more leverage than that decides its coefficient by itself.
     _MOST_LEVERAGE = 0.5

@@ -1,4 +1,4 @@
-"""What would spoil a chain of n-grams."""
+"""Findings about a chain of n-grams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _orders(chain: MarkovChain) -> list[Finding]:
 
 
 def _ends(chain: MarkovChain) -> list[Finding]:
-    # Contexts that are never met have rows of their own, so the table does not say it; drawing is cheap.
+    # The table cannot tell: contexts that never occur have rows, too. Drawing is cheap.
     if chain.truth.law().sample(_PROBE, seed=Stream(0, ("doctor",))).stopped.any():
         return []
     return [

@@ -46,7 +46,7 @@ class MarkovFamily(CheapFamily):
         return Footprint(memory_least=8 * rows * _chain(chain).truth.max_new_tokens)
 
     def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
-        """The table, by content: wherever its text lies."""
+        """The table by content, wherever its text is."""
         law = _chain(chain).truth.law()
         digest = hashlib.sha256(np.ascontiguousarray(law.log_table).tobytes()).hexdigest()
         return {"table": digest, "order": law.order, "max_new_tokens": law.max_new_tokens}

@@ -1,4 +1,4 @@
-"""n-gram chains with an end of sequence: the family of sequences in which every figure can be computed.
+"""n-gram chains with an end of sequence: the sequence family in which every figure can be computed exactly.
 
     p(y) = prod_t p_t(y_t | y_{t-m} .. y_{t-1}),   stopped at the first end of sequence or after L tokens
 
@@ -64,7 +64,7 @@ class Markov:
     __slots__ = ("log_table", "max_new_tokens", "order", "vocabulary")
 
     score_kind: ScoreKind = "exact"
-    block_rows: int | None = None  # a row's bits do not depend on those drawn with it
+    block_rows: int | None = None  # a row's bits do not depend on the rows drawn with it
     n_prompts: int = 1
 
     def __init__(self, log_table: ArrayLike, *, order: int, max_new_tokens: int) -> None:
@@ -100,7 +100,7 @@ class Markov:
         return self.draw(as_stream(seed).uniforms(start, n, self.max_new_tokens), np.zeros(n, np.int64))
 
     def draw(self, uniforms: Floats, prompt_index: Ints) -> Sequences:
-        """Draw a row from each row of uniforms (N, L), whatever stream they are of; there is one prompt, number 0."""
+        """Draw one row from each row of uniforms (N, L); there is one prompt, number 0."""
         u, n = uniforms, len(uniforms)
         ids = np.zeros((n, self.max_new_tokens), np.int64)
         scores = np.zeros((n, self.max_new_tokens))
@@ -145,7 +145,7 @@ class Markov:
         return np.where(x.within, scores, 0.0)
 
     def log_prob(self, x: Samples) -> Floats:
-        """Log-probability of each row as the stopped process says it, (N,) nats; -inf where it cannot."""
+        """Log-probability of each row under the stopped process, (N,) nats; -inf for impossible rows."""
         if not isinstance(x, Sequences):
             raise DataError("a chain scores Sequences", got=type(x).__name__)
         return self.token_log_prob(x).sum(axis=1)

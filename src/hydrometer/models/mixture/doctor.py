@@ -1,4 +1,4 @@
-"""What would spoil a chain of mixtures. The specification alone says it; nothing is drawn."""
+"""Findings about a chain of mixtures, from the specification alone; nothing is drawn."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _POINTS_A_PARAMETER = 2
 
 
 def examine(chain: MixtureChain) -> list[Finding]:
-    """Return what is found in one chain; of a map, what is found at its points, once each."""
+    """Return the findings of one chain; of a map, those of its points, once each."""
     found: dict[str, Finding] = {}
     for one in [of_type(MixtureChain, p.chain) for p in chain.points()] or [chain]:
-        # A map is there to go through all sizes.
+        # A map is meant to go through all sizes.
         for finding in (*(() if chain.grid is not None else (*_sizes(one), *_decoding(one))), *_points(one)):
             found.setdefault(finding.code, finding)
     return list(found.values())

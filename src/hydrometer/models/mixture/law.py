@@ -59,7 +59,7 @@ class Mixture:
     Raises
     ------
     InputError : shapes that do not fit, NaN, weights that do not sum to 1, a covariance that is not symmetric or not
-        positive definite; masked, complex or text values, objects, or what else is no plain real number.
+        positive definite; anything but plain real numbers (masked, complex or text values, objects).
 
     Examples
     --------
@@ -230,7 +230,7 @@ class Mixture:
 
         Raises
         ------
-        DataError : another shape, NaN, or what is no plain real number.
+        DataError : another shape, NaN, or anything but plain real numbers.
         """
         from hydrometer.models.mixture.kernels import log_density
 
@@ -356,7 +356,7 @@ class Mixture:
 
         Raises
         ------
-        InputError : one that was not fitted, or whose parameters are none of a mixture's.
+        InputError : it was not fitted, or its parameters are not those of a mixture.
         """
         source: Any = fitted
         try:

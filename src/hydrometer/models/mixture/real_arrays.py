@@ -1,4 +1,4 @@
-"""What a mixture takes for an array: plain real numbers, as float64; and for a covariance: symmetric up to rounding."""
+"""Checks of arrays: plain real numbers, as float64; covariances symmetric up to rounding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def real_array(value: object, name: str, error: type[InputError] = DataError) ->
     """Return an array of plain real numbers as float64: booleans, integers and floats of any width.
 
     Anything that numpy reads as an array of them is taken, also lists, tensors and data frames. NaN and infinities
-    pass; whoever calls knows whether they may.
+    pass; the caller decides about them.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def real_array(value: object, name: str, error: type[InputError] = DataError) ->
         raise error(f"{name} must not be sparse", got=type(value).__name__, fix="convert it with toarray()")
     try:
         found = np.asarray(cast("Any", value))
-    except Exception as e:  # whatever somebody else's conversion raises; a ragged list is a ValueError
+    except Exception as e:  # a foreign conversion may raise anything; a ragged list is a ValueError
         raise error(f"{name} must be an array of numbers: {e}", got=type(value).__name__) from None
     if found.dtype.kind not in "biuf":
         what, fix = _WRONG.get(found.dtype.kind, (f"values of type {found.dtype}", "convert it to float64"))
@@ -63,7 +63,7 @@ def real_array(value: object, name: str, error: type[InputError] = DataError) ->
 
 
 def _masked(value: object) -> bool:
-    """Whether a value is masked, or holds what is; a list of masked arrays would lose its masks without a word."""
+    """Whether a value is or holds a masked array; a list of them would lose its masks silently."""
     if isinstance(value, np.ma.MaskedArray):
         return bool(np.ma.getmaskarray(cast("Any", value)).any())
     if isinstance(value, list | tuple):

@@ -167,7 +167,7 @@ class MixtureChain(ChainSpec):
     student: MixtureLevel
     data: MixtureData = MixtureData()
     as_released: bool = False
-    exact: bool | None = None  # not False: specifications of earlier releases stay what they are
+    exact: bool | None = None  # not False, so that keys of earlier specifications do not change
     grid: MixtureGrid | None = None
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuples)] = EVERYTHING
 
@@ -181,7 +181,7 @@ class MixtureChain(ChainSpec):
     @field_validator("truth", mode="before")
     @classmethod
     def _truth(cls, value: object) -> object:
-        # One kind or the other, so that a message speaks of the one that was meant.
+        # One kind or the other, so that an error is about the one that was meant.
         if not isinstance(value, dict):
             return value
         return (MixtureWorld if "n_components" in value else MixtureTruth).model_validate(value)
