@@ -1,4 +1,4 @@
-"""The contract of families, as checks that anyone can run against their own.
+"""Checks of the contract of families, to run against your own family.
 
     import pytest
     from hydrometer.testing import CHECKS
@@ -53,11 +53,11 @@ def rows_of(samples: Samples) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class ContractCase:
-    """What the checks need to know of a family.
+    """What the checks need to know about a family.
 
     Attributes
     ----------
-    family : the object that its entry point names.
+    family : the object named by its entry point.
     law : an unselected law of it, such as a fit makes, and that its chain's student can be fitted to.
     neutral : a selectivity that changes nothing.
     cold : one that sharpens, under which no row of `law` is more than some hundred times as likely: normalisation is
@@ -88,7 +88,7 @@ def _close(a: NDArray[np.float64], b: NDArray[np.float64], within: float, what: 
 
 
 def check_the_family_is_whole(case: ContractCase, folder: Path) -> None:
-    """Nothing of the contract is missing, and what goes into keys is JSON that does not change."""
+    """The contract is complete, and parts of keys are JSON that does not change."""
     f, c = case.family, case.chain
     _demand(not missing_methods(f), "the family lacks methods", missing_methods(f))
     _demand(isinstance(c, f.chain_spec), "the chain is not of the family's chain_spec", type(c).__name__)
@@ -164,7 +164,7 @@ def check_a_cold_law_is_normalised_and_has_less_entropy(case: ContractCase, fold
 
 
 def check_laws_over_other_outcomes_are_refused(case: ContractCase, folder: Path) -> None:
-    """`compatible` takes the law itself and its selections, and refuses what is no law at all."""
+    """`compatible` accepts the law itself and its selections, and refuses what is not a law."""
     case.law.compatible(case.law.select(case.cold))
     try:
         case.law.compatible(object())

@@ -1,4 +1,4 @@
-"""What can be said of rows chosen among candidates: their cost, and how far they lie from the candidates' law.
+"""Figures of rows chosen among candidates: their cost, and their divergence from the candidates' law.
 
 With acceptance rate a and the best of n, for the chosen law b and the candidates' law p:
 
@@ -76,7 +76,7 @@ def chosen_metrics(draws: Ints, best_of: int, strata: Strata | None, *, accept: 
     psi: NDArray[np.float64] = np.asarray(digamma(np.append(draws, best_of)), np.float64)
     each = psi[:-1] - psi[-1]
     gap = mean_estimate(each, "nats", strata)
-    if rate.value == 1.0:  # nothing was rejected: a small share of rejections is as likely to be seen as none
+    if rate.value == 1.0:  # nothing was rejected, which a small share of rejections could also give
         se = wilson_se(1.0, n * best_of)
         rate, gap = replace(rate, se=se, se_mc=se), replace(gap, se=se, se_mc=se)
     if gap.value is not None and best_of > 1:

@@ -1,4 +1,4 @@
-"""Collapse: a law that wins precision by saying little.
+"""Collapse: a law that gains precision by losing variety.
 
 Precision rewards a law for staying where the truth is likeliest, and most of all a point mass there. A law is called
 collapsed where two things are shown at 95 % each:

@@ -1,7 +1,7 @@
-"""What a picture of embedded rows invites one to claim, as figures with errors, in the whole space.
+"""Figures with errors, in the whole space, for the two claims that a picture of embedded rows suggests.
 
-A picture of students beside the truth suggests two claims: that a student's answers are less varied (`spread_ratio`),
-and that they cluster among themselves in place of mixing with the truth's (`mixing`). Neither is read off a projection.
+Beside the truth's, a student's answers may look less varied (`spread_ratio`),
+or may cluster among themselves instead of mixing with the truth's (`mixing`). Neither is read off a projection.
 
 Shapes: N rows, D dimensions. Rows i of two models answer the same prompt (stratum).
 """
@@ -76,7 +76,7 @@ def spread_ratio(model: Embedding, truth: Embedding, strata: Ints | None = None)
     if a.value is None or b.value is None or b.value == 0:
         return Ratio(None, None, None)
     ratio = a.value / b.value
-    if a.value == 0 or a.se is None or b.se is None:  # all answers are one: no rows tell how well that is known
+    if a.value == 0 or a.se is None or b.se is None:  # all answers are equal: the rows give no error
         return Ratio(ratio, None, None)
     parts = [(a.se / a.value) ** 2, (b.se / b.value) ** 2]
     se = math.sqrt(sum(parts))

@@ -3,8 +3,8 @@
     E_p log q = sum_k a_k integral phi(z) log q(mu_k + L_k z) dz
 
 Each integral is a trapezoid sum over z in [-8.5, 8.5]^d, which converges faster than any power of the step for a smooth
-integrand with Gaussian tails (Trefethen and Weideman 2014); the step is halved until the sum stands still, and until no
-component of q is narrow enough to lie between two nodes. For q of
+integrand with Gaussian tails (Trefethen and Weideman 2014); the step is halved until the sum no longer changes, and
+until no component of q is narrow enough to lie between two nodes. For q of
 one component N(m, S) it is closed, -1/2 [d log 2 pi + log|S| + tr S^-1 (C + (mu - m)(mu - m)')], by p's mean mu and
 covariance C.
 """
@@ -145,8 +145,8 @@ def _on_nodes(p: Mixture, q: Mixture, step: float) -> Outcomes:
 def _frontiers(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
     """Frontier by quadrature; none above two dimensions.
 
-    Its integrands have kinks, at which a trapezoid sum errs by the square of the step: the steps end where figures
-    stand still to 1e-5, or at about a million nodes a law.
+    Its integrands have kinks, at which a trapezoid sum errs by the square of the step: refinement ends when figures
+    change by less than 1e-5, or at about a million nodes a law.
     """
     components = truth.n_components + law.n_components
     before: dict[str, Estimate] = {}
@@ -283,7 +283,7 @@ def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int 
     cross["kl_student_truth"] = -cross["entropy"] - cross["precision"]
     cross["kl_truth_student"] = -cross["entropy_truth"] - cross["recall"]
     out = {name: Estimate(value, 0.0, 0.0, 0, 0, "exact", "nats") for name, value in cross.items()}
-    out["recall_on_support"] = out["recall"]  # a mixture says every point
+    out["recall_on_support"] = out["recall"]  # a mixture has a positive density everywhere
     out["truth_mass_outside_support"] = Estimate(0.0, 0.0, 0.0, 0, 0, "exact", "probability")
     out |= mode_metrics(truth, law)
     if truth.n_features in _STEPS:

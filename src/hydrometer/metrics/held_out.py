@@ -1,4 +1,4 @@
-"""Figures of models that exist: on held-out text, against a reference, and across tokenizers.
+"""Figures of existing models: on held-out text, against a reference, and across tokenizers.
 
 Where two models share a vocabulary, figures are of token ids, as everywhere (`metrics.likelihood`). Where they do not,
 a text is scored in each model's canonical tokenisation and figures are nats per byte of the text; these are lower

@@ -1,7 +1,7 @@
-"""Figures that cannot be right: findings about what was judged, not about the models.
+"""Implausible figures: findings about the judgement, not about the models.
 
-Each of these says that rows and law do not agree, whatever made them disagree: too few rows, a law that was misread, or
-a defect. They are looked for in every run and every judgement.
+Each says that rows and law do not agree: too few rows, a law that was misread, or a defect. Every run and every
+judgement is checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAMED = 3
 
 
 def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list[Finding]:
-    """Look through the figures of one chain.
+    """Check the figures of one chain.
 
     Parameters
     ----------

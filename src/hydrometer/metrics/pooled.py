@@ -1,9 +1,9 @@
 """Expectations over two laws from the rows of both, where both densities are known at every row.
 
 Every quantity of `frontiers.curves` and `frontiers.typicality` is an integral ``G = integral g(p, q)`` with g
-homogeneous of degree one: ``min(q, l p)``, ``(q - p)+``, ``q log(q / r)``. It could be had from the rows of either
-law alone, as ``E_q[g(p/q, 1)]`` or ``E_p[g(1, q/p)]``, but each has its ratio at the mercy of the other law. All n =
-N + M rows together are a stratified draw from the mixture
+homogeneous of degree one: ``min(q, l p)``, ``(q - p)+``, ``q log(q / r)``. The rows of either law alone would do, as
+``E_q[g(p/q, 1)]`` or ``E_p[g(1, q/p)]``, but each has its ratio at the mercy of the other law. All n = N + M rows
+together are a stratified draw from the mixture
 
     m = (N p + M q) / n           G = E_m[ g(a, b) ]       a = p / m,  b = q / m,  (N a + M b) / n = 1
 
@@ -61,7 +61,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PooledReference:
-    """Points that stand for both laws, those of either for both of them.
+    """Points that represent both laws, those of either law used for both.
 
     A narrow law's points say what a wide one has where the narrow one lies, which is what the rows of both compare.
 
@@ -124,7 +124,7 @@ class Pooled:
     sizes : N, M.
     same : whether the two laws are one and the same: every figure is then known.
     clusters : (n,) which prompt a row answers, 0 to G - 1, where prompts are a sample of many; or None.
-    reference : points that stand for both laws, where they know some: errors and coefficients are then theirs; or None.
+    reference : points that represent both laws, where available: errors and coefficients then come from them; or None.
     """
 
     a: Floats

@@ -1,4 +1,4 @@
-"""Brings rows of a space of many dimensions to the plane, for pictures: by principal components, or by UMAP.
+"""Projection of embedded rows to the plane, for pictures: by principal components, or by UMAP.
 
 Either is fitted once, to the rows of all models pooled, and every picture of a chain is in these coordinates. Fitted to
 the truth's rows alone, UMAP would place any other row beside its nearest truth rows, however far from them it lies, and
@@ -59,7 +59,7 @@ def projection_versions(method: Method) -> dict[str, str]:
 
 
 def project(rows: NDArray[np.float32], method: Method, *, seed: int = 0) -> Projection:
-    """Bring rows to the plane.
+    """Project rows to the plane.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _pca(rows: NDArray[np.float32]) -> Projection:
 
 def _umap(rows: NDArray[np.float32], seed: int) -> Floats:
     with warnings.catch_warnings():
-        # umap warns of its optional network, which is not used, and its libraries of one another.
+        # umap warns about an optional dependency that is not used, and its libraries about one another.
         warnings.simplefilter("ignore")
         umap: Any = import_module("umap")
         reducer = umap.UMAP(

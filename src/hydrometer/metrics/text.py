@@ -1,4 +1,4 @@
-"""What sequences look like: length, how they end, how much they repeat. For people's eyes beside the likelihoods.
+"""Descriptive figures of sequences beside the likelihoods: length, how they end, how much they repeat.
 
 Shapes: N rows, M n-grams in all of them, G different ones.
 """

@@ -1,4 +1,4 @@
-"""Everything that two exact densities say of each other beyond likelihoods: frontiers, typicality, collapse, curves."""
+"""Figures of two exact densities beyond likelihoods: frontiers, typicality, collapse, curves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def density_metrics(s: Scores, likelihood: dict[str, Estimate]) -> dict[str, Est
 
 
 def curves(s: Scores) -> dict[str, object]:
-    """Frontiers for people: of whole rows, and of the first m tokens where they are at hand.
+    """Frontiers for drawing: of whole rows, and of the first m tokens where these were scored.
 
     Returns
     -------

@@ -115,7 +115,7 @@ def _slope(above_p: Floats, above_q: Floats, level: float, err: float, value: fl
 
 
 def _by_reference(known: PooledReference, at: float, level: float, value: float) -> Settled:
-    """P_a with its error, its threshold at `at` nats, from points that stand for both laws."""
+    """P_a with its error, its threshold at `at` nats, from points that represent both laws."""
     order = np.argsort(-known.log_p)
     mass = known.mass[order]
     above_p, above_q, _ = roc(known.log_p[order], known.a[order] * mass, known.b[order] * mass, TIE)

@@ -16,7 +16,7 @@ The components of the other law have points for the same reason.
 
 Compiled, one thread: sums by a library may be those of its number of threads in the last digit.
 
-Shapes: N points, K components, d dimensions, F polynomials of a component, T target functions, M points that stand for
+Shapes: N points, K components, d dimensions, F polynomials of a component, T target functions, M points that represent
 the law, G = 1 + K F + T.
 """
 
@@ -58,7 +58,7 @@ def _normals(d: int, m: int, k: int) -> Floats:
 
 
 class GaussianComponents(Protocol):
-    """What is needed of a mixture: `models.mixture.law.Mixture`."""
+    """The parts of `models.mixture.law.Mixture` that surrogates need."""
 
     @property
     def n_features(self) -> int: ...
@@ -74,7 +74,7 @@ class GaussianComponents(Protocol):
 
 
 def reference_points(law: GaussianComponents, other: GaussianComponents | None) -> tuple[Floats, Floats, Floats]:
-    """Return points (M, d) and weights (M,), summing to 1, that stand for a mixture; and its log density there, (M,).
+    """Return points (M, d) and weights (M,), summing to 1, that represent a mixture; and its log density there, (M,).
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def reference_points(law: GaussianComponents, other: GaussianComponents | None) 
         log_t = np.logaddexp(log_t, found)
     log_p = law.log_prob(points)
     weights = np.exp(log_p - log_t)
-    kept = weights > 0  # the other's components may lie where this law has no density that a number could hold
+    kept = weights > 0  # this law's density may underflow at the other's components
     return points[kept], weights[kept] / weights[kept].sum(), log_p[kept]
 
 
@@ -132,7 +132,7 @@ class Surrogate:
 
     @staticmethod
     def fit(law: GaussianComponents, points: Floats, weights: Floats, targets: Floats) -> Surrogate:
-        """Fit to `targets` (M, T) at points that stand for the law."""
+        """Fit to `targets` (M, T) at points that represent the law."""
         offset, mean, factor, of = law.kernel_parts()
         pairs = _pairs(len(of), law.n_features)
         k, f, t = len(of), 1 if pairs is None else 1 + law.n_features + len(pairs), targets.shape[1]
@@ -229,7 +229,7 @@ def _solve(gram: Any, found: Any) -> None:
     """Turn right-hand sides (n, T) into least-squares coefficients; gram (n, n), of diagonal 1 or 0, is overwritten.
 
     Cholesky's with the largest pivot first. Columns that others make up have coefficient 0: shares sum to one, and
-    components may coincide. By hand, since the library's bits are those of its number of threads.
+    components may coincide. By hand, since a library's bits depend on its number of threads.
     """
     n, t = found.shape
     order: Ints = np.arange(n, dtype=np.int64)

@@ -41,7 +41,7 @@ class Sequences:
     ----------
     prompt_ids : (P,) tuples of token ids; row i answers ``prompt_ids[prompt_index[i]]``.
     prompt_index : (N,) int64
-    ids : (N, T) int64, the answer's tokens; what lies at or beyond a row's length is 0 and means nothing.
+    ids : (N, T) int64, the answer's tokens; 0 at and beyond a row's length.
     lengths : (N,) int64 tokens drawn, the stop token included.
     stopped : (N,) bool, True where the row ended with a stop token ("stop"), False where it was cut ("length").
     log_prob : (N,) float64 nats, under the law and numerics that drew the row.

@@ -83,7 +83,8 @@ def load_training_rows(paths: Sequence[Path], n: int, scratch: Path) -> Training
     Parameters
     ----------
     paths : of the blocks, in order.
-    scratch : folder for a file without a name, made where the ids exceed `IN_MEMORY` bytes; it goes with the process.
+    scratch : folder for a file without a name, made where the ids exceed `IN_MEMORY` bytes; it is deleted when the
+    process ends.
 
     Raises
     ------
