@@ -82,3 +82,14 @@ def parse(chain: dict[str, Any]) -> None:
     from hydrometer.models.families import parse_run_spec
 
     parse_run_spec({"name": "x", "chains": {"m": chain}}, "x.yaml")
+
+
+def test_a_family_refuses_what_is_not_its_own() -> None:
+    from hydrometer.core.arguments import of_type
+    from hydrometer.models.families import families
+
+    assert of_type(hm.Mixture, MIXTURE) is MIXTURE
+    with pytest.raises(hm.InputError, match=r"not a Markov; got 'Mixture'"):
+        of_type(hm.Markov, MIXTURE)
+    with pytest.raises(hm.InputError, match=r"not a MarkovChain; got 'MixtureChain'"):
+        families()["markov"].examine(families()["mixture"].chain_spec.model_construct())

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError, one_line
 from hydrometer.core.io.yaml_io import apply_overrides, explain, parse_yaml
-from hydrometer.core.spec import Selectivity
+from hydrometer.core.spec import Selectivity, as_tuple, as_tuples
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,9 @@ def test_messages_are_one_harmless_line() -> None:
     hostile = "a\nb\x1b[31m\u202ec"
     assert one_line(hostile).isprintable()
     assert "\n" not in str(SpecError("x", got=hostile))
+
+
+def test_lists_become_tuples() -> None:
+    assert as_tuple([1, [2]]) == (1, [2])
+    assert as_tuples([1, [2, [3]]]) == (1, (2, (3,)))
+    assert as_tuple("ab") == as_tuples("ab") == "ab"

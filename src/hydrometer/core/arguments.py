@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from numbers import Real
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from hydrometer.core.errors import InputError
 
-__all__ = ["number", "one_of", "whole"]
+__all__ = ["number", "of_type", "one_of", "whole"]
+
+T = TypeVar("T")
 
 
 def whole(value: object, name: str, least: int | None = 0, *, fix: str = "") -> int:
@@ -69,3 +71,20 @@ def one_of(value: object, kind: type, name: str, fix: str) -> None:
     """Refuse a value of another type. Raises InputError."""
     if not isinstance(value, kind):
         raise InputError(f"{name} is no {kind.__name__}", got=value, fix=fix)
+
+
+def of_type(kind: type[T], value: object) -> T:
+    """Return a value that must be of a type, such as the chain, law or rows that a family is given.
+
+    Raises
+    ------
+    InputError : it is of another type.
+
+    Examples
+    --------
+    >>> of_type(str, "a")
+    'a'
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"not a {kind.__name__}", got=type(value).__name__)
+    return value

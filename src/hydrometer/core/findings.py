@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from hydrometer.core.errors import StoreError, one_line
-from hydrometer.core.narrowing import is_record
+from hydrometer.core.io.yaml_io import is_object
 
 __all__ = ["FIGURE_CODES", "SEVERITIES", "SHARED_PROMPTS", "Finding", "Severity", "fatal", "note", "warning"]
 
@@ -58,7 +58,7 @@ class Finding:
     @staticmethod
     def from_json(value: object) -> Finding:
         """Read what `to_json` gave. Raises StoreError."""
-        if not is_record(value):
+        if not is_object(value):
             raise StoreError("not a finding", got=value)
         chain, severity = value.get("chain"), value.get("severity")
         texts = {k: v for k in _TEXTS if isinstance(v := value.get(k), str)}

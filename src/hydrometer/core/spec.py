@@ -21,8 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError, brief
-from hydrometer.core.io.yaml_io import explain, nearest, parse_yaml
-from hydrometer.core.narrowing import as_tuple
+from hydrometer.core.io.yaml_io import explain, is_array, nearest, parse_yaml
 
 __all__ = [
     "MAX_ROWS",
@@ -33,6 +32,8 @@ __all__ = [
     "Resample",
     "Selectivity",
     "Strict",
+    "as_tuple",
+    "as_tuples",
     "parse_selectivity",
 ]
 
@@ -84,6 +85,22 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+
+
+def as_tuple(value: object) -> object:
+    """Return a list as a tuple and anything else as it is: what pydantic validates for a frozen model."""
+    return tuple(value) if is_array(value) else value
+
+
+def as_tuples(value: object) -> object:
+    """Return nested lists as nested tuples.
+
+    Examples
+    --------
+    >>> as_tuples([[1, 2], 3])
+    ((1, 2), 3)
+    """
+    return tuple(as_tuples(v) for v in value) if is_array(value) else value
 
 
 class Accept(Strict):

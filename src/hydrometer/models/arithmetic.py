@@ -107,56 +107,20 @@ _exact = _compiled({"contract"})
 f32, u32, u16 = np.float32, np.uint32, np.uint16
 
 
-@_intrinsic
-def float_of(typing_context: Any, bits: Any) -> Any:
-    """Read uint32 bits as float32."""
-    from llvmlite import ir
+def _bitcast(source: Any, target: Any) -> Any:
+    """Make the intrinsic that reads the bits of a `source` as a `target` of the same width."""
 
-    types_of: Any = ir
+    def reinterpret(typing_context: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(target))
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], types_of.FloatType())
+        return target(source), generate
 
-    return ty.float32(ty.uint32), generate
-
-
-@_intrinsic
-def bits_of(typing_context: Any, x: Any) -> Any:
-    """Bits of a float32, as uint32."""
-    from llvmlite import ir
-
-    types_of: Any = ir
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], types_of.IntType(32))
-
-    return ty.uint32(ty.float32), generate
+    return _intrinsic(reinterpret)
 
 
-@_intrinsic
-def _double_of(typing_context: Any, bits: Any) -> Any:
-    """Read uint64 bits as float64."""
-    from llvmlite import ir
-
-    types_of: Any = ir
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], types_of.DoubleType())
-
-    return ty.float64(ty.uint64), generate
-
-
-@_intrinsic
-def _bits_of_double(typing_context: Any, x: Any) -> Any:
-    """Bits of a float64, as uint64."""
-    from llvmlite import ir
-
-    types_of: Any = ir
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], types_of.IntType(64))
-
-    return ty.uint64(ty.float64), generate
+float_of, bits_of = _bitcast(ty.uint32, ty.float32), _bitcast(ty.float32, ty.uint32)
+_double_of, _bits_of_double = _bitcast(ty.uint64, ty.float64), _bitcast(ty.float64, ty.uint64)
 
 
 def wide(x: Any) -> Any:

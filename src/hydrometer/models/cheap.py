@@ -18,9 +18,8 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, one_line
 from hydrometer.core.findings import Finding
-from hydrometer.core.narrowing import as_tuple
 from hydrometer.core.rng import Stream, as_stream
-from hydrometer.core.spec import MAX_ROWS, ChainSpec, Resample, Selectivity, Strict
+from hydrometer.core.spec import MAX_ROWS, ChainSpec, Resample, Selectivity, Strict, as_tuple
 from hydrometer.models.array_files import load_arrays, load_rows, save_arrays, take_rows
 from hydrometer.models.base import (
     FitRequest,

@@ -15,9 +15,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, Valida
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import SpecError, brief, one_line
-from hydrometer.core.io.yaml_io import explain, nearest
-from hydrometer.core.narrowing import as_tuple, is_list, is_record
-from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict
+from hydrometer.core.io.yaml_io import explain, is_array, is_object, nearest
+from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict, as_tuple
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
 from hydrometer.models.markov.family import MARKOV
@@ -72,7 +71,7 @@ def family_of(chain: ChainSpec) -> Family:
 
 
 def _seeds(value: object) -> object:
-    if is_list(value) and len(value) > MAX_SEEDS:
+    if is_array(value) and len(value) > MAX_SEEDS:
         raise PydanticCustomError("seeds", "seeds must be a number from 1 to {n}, or a list", {"n": MAX_SEEDS})
     if isinstance(value, int) and not isinstance(value, bool):
         if not 1 <= value <= MAX_SEEDS:
@@ -101,7 +100,7 @@ class RunSpec(Strict):
 
     def model_post_init(self, context: Any, /) -> None:
         """Keep the folder that relative file names refer to; it is no part of what the specification says."""
-        if is_record(context) and isinstance(base := context.get("base"), Path):
+        if is_object(context) and isinstance(base := context.get("base"), Path):
             self._base = base
 
     @property
@@ -135,7 +134,7 @@ def parse_run_spec(data: dict[str, object], origin: str, base: Path | None = Non
     raw = fields.get("chains")
     for name, body in cast("dict[Any, Any]", raw if isinstance(raw, dict) else {}).items():
         where = one_line(f"{origin}: chains.{name if isinstance(name, str) else brief(name)}", 200)
-        if not is_record(body):
+        if not is_object(body):
             raise SpecError(f"{where} must be a mapping", got=body)
         kind = body.get("family")
         if kind is None:

@@ -13,8 +13,7 @@ from typing import Any
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES, SHARED_PROMPTS
-from hydrometer.core.io.yaml_io import is_object, read_plain
-from hydrometer.core.narrowing import is_list, is_record
+from hydrometer.core.io.yaml_io import is_array, is_object, read_plain
 from hydrometer.report.typed_results import (
     Brought,
     Cell,
@@ -223,9 +222,9 @@ _STANDS_FOR = {
 
 def _by_reference(value: Any) -> Any:
     """Put figures under a reference in the place of those under a truth, which a chain of texts does not have."""
-    if is_list(value):
+    if is_array(value):
         return [_by_reference(v) for v in value]
-    if is_record(value):
+    if is_object(value):
         return {_STANDS_FOR.get(k, k): _by_reference(v) for k, v in value.items()}
     return _STANDS_FOR.get(value, value) if isinstance(value, str) else value
 

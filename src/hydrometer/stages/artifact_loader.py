@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.narrowing import of_type
+from hydrometer.core.arguments import of_type
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Family, Law, Precision, Samples
 from hydrometer.models.capabilities import AsksParts, CompactRows, given_models

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.arguments import whole
+from hydrometer.core.arguments import of_type, whole
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
-from hydrometer.core.narrowing import of_type
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Controls
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from hydrometer.core.arguments import of_type
 from hydrometer.core.distillation import distillations_of
 from hydrometer.core.errors import StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
-from hydrometer.core.narrowing import of_type
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.estimate import Estimate

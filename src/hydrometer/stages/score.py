@@ -20,9 +20,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import of_type
 from hydrometer.core.errors import StageError, StoreError
 from hydrometer.core.io.arrays import open_arrays
-from hydrometer.core.narrowing import of_type
 from hydrometer.core.statistics.controls import Controls, Reference
 from hydrometer.metrics.frontiers.prefixes import first_tokens
 from hydrometer.metrics.likelihood import Scores

@@ -27,8 +27,7 @@ from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.leftovers import is_abandoned, is_anothers, mark
 from hydrometer.core.io.locking import discard
 from hydrometer.core.io.os_errors import refused
-from hydrometer.core.io.yaml_io import read_json
-from hydrometer.core.narrowing import is_record
+from hydrometer.core.io.yaml_io import is_object, read_json
 from hydrometer.store.path_safety import inner_file, remove
 
 __all__ = [
@@ -241,7 +240,7 @@ def checked_meta(meta: object, stage: str, key: str) -> dict[str, Any]:
     ------
     ValueError : it is another artifact's, or was changed. RecursionError : nested too deeply.
     """
-    if not is_record(meta):
+    if not is_object(meta):
         raise ValueError("it is no object")
     body: dict[str, Any] = {**meta}
     if (body.get("stage"), body.get("key")) != (stage, key):

@@ -12,7 +12,7 @@ from typing import Any
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError
-from hydrometer.core.narrowing import is_list, is_record
+from hydrometer.core.io.yaml_io import is_array, is_object
 
 __all__ = ["SCHEMA", "STEPS", "migrate"]
 
@@ -29,35 +29,35 @@ def _of_schema_1(results: Results) -> Results:
     """
     out = {**results}
     summary: object = results.get("summary")
-    if is_record(summary):
+    if is_object(summary):
         whole: Results = {"findings": [], **summary}
         groups: object = whole.get("groups")
-        if is_record(groups):
+        if is_object(groups):
             whole["groups"] = {name: _with_spread(g) for name, g in groups.items()}
         out["summary"] = whole
     cells: object = results.get("cells")
-    if is_list(cells):
+    if is_array(cells):
         out["cells"] = [_with_df(c) for c in cells]
     return out
 
 
 def _with_spread(group: object) -> object:
-    if not is_record(group):
+    if not is_object(group):
         return group
     out: Results = {"unseen": None, **group}
     metrics: object = out.get("metrics")
-    if is_record(metrics):
+    if is_object(metrics):
         none = dict.fromkeys(("median", "q25", "q75", "two_peaks", "few_seeds"))
-        out["metrics"] = {k: {**none, **m} if is_record(m) else m for k, m in metrics.items()}
+        out["metrics"] = {k: {**none, **m} if is_object(m) else m for k, m in metrics.items()}
     return out
 
 
 def _with_df(cell: object) -> object:
-    metrics = cell.get("metrics") if is_record(cell) else None
-    if not is_record(cell) or not is_record(metrics):
+    metrics = cell.get("metrics") if is_object(cell) else None
+    if not is_object(cell) or not is_object(metrics):
         return cell
     none = dict.fromkeys(("ci95", "df", "plain", "plain_se", "caution"))
-    return {**cell, "metrics": {k: {**none, **m} if is_record(m) else m for k, m in metrics.items()}}
+    return {**cell, "metrics": {k: {**none, **m} if is_object(m) else m for k, m in metrics.items()}}
 
 
 # One step per schema, a pure function from what any release wrote of that schema to what the next step takes; the last
@@ -88,8 +88,8 @@ def migrate(results: object, where: str = "results.json") -> Results:
     >>> migrate(old)["summary"]["findings"]
     []
     """
-    schema = results.get("schema") if is_record(results) else None
-    if not is_record(results) or isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+    schema = results.get("schema") if is_object(results) else None
+    if not is_object(results) or isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise FolderError("these are no results that a run wrote: they have no schema", got=where, fix="run it again")
     whole = results
     if schema > SCHEMA:
@@ -106,7 +106,7 @@ def migrate(results: object, where: str = "results.json") -> Results:
 def _newer(results: Results) -> str:
     """Requirement whose releases read these results: the one that wrote them if newer, else any newer one."""
     versions: object = results.get("versions")
-    wrote = versions.get("hydrometer") if is_record(versions) else None
+    wrote = versions.get("hydrometer") if is_object(versions) else None
     if isinstance(wrote, str) and (found := _RELEASE.fullmatch(wrote)) and _numbers(found[1]) > _numbers(__version__):
         return f"hydrometer>={wrote}"
     return f"hydrometer>{__version__}"

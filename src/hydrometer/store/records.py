@@ -18,8 +18,7 @@ from hydrometer.core.io.files import write_atomic
 from hydrometer.core.io.leftovers import is_abandoned
 from hydrometer.core.io.locking import hold
 from hydrometer.core.io.os_errors import refused
-from hydrometer.core.io.yaml_io import parse_yaml, read_json, read_plain
-from hydrometer.core.narrowing import is_list
+from hydrometer.core.io.yaml_io import is_array, parse_yaml, read_json, read_plain
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object
@@ -167,7 +166,7 @@ class RunFolder:
             value: object = read_json(self.root / "specs" / "bases.json", MAX_ACCEPTED_BYTES)
         except (OSError, ValueError):  # of another machine
             return []
-        return [Path(v) for v in (value if is_list(value) else []) if isinstance(v, str) and "\0" not in v]
+        return [Path(v) for v in (value if is_array(value) else []) if isinstance(v, str) and "\0" not in v]
 
     def remember_base(self, base: Path) -> None:
         """Remember the folder that relative file names were read from."""

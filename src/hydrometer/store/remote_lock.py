@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrometer.core.errors import FolderError, HydrometerError, UnreachableError
-from hydrometer.core.narrowing import is_record
+from hydrometer.core.io.yaml_io import is_object
 from hydrometer.store.storage_uri import Url, asking, filesystem, object_bytes
 
 __all__ = ["Lease", "hold_remote"]
@@ -198,7 +198,7 @@ class _LockObject:
             holder: object = json.loads(raw)
         except (ValueError, RecursionError):
             holder = None
-        return holder if is_record(holder) else {}, _tag(found), _changed(found)
+        return holder if is_object(holder) else {}, _tag(found), _changed(found)
 
     def now(self, token: str) -> datetime:
         """Return the store's clock, from an object written for it."""

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.io.os_errors import refused
-from hydrometer.core.io.yaml_io import read_plain
-from hydrometer.core.narrowing import is_record
+from hydrometer.core.io.yaml_io import is_object, read_plain
 
 __all__ = ["InUseError", "claim", "discard", "hold"]
 
@@ -157,6 +156,6 @@ def _holder(path: Path) -> str:
         facts: object = json.loads(read_plain(path, 1000))
     except (OSError, ValueError, RecursionError):
         return "another process"
-    if not is_record(facts):
+    if not is_object(facts):
         return "another process"
     return f"process {facts.get('pid')} on {facts.get('host')}"

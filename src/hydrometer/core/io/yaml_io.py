@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from hydrometer.core.errors import SpecError, StoreError, brief, one_line
 from hydrometer.core.io.os_errors import refused_errno
-from hydrometer.core.narrowing import is_list, is_record
 
 __all__ = [
     "MAX_YAML_BYTES",
@@ -246,7 +245,7 @@ def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> d
     finally:
         if loader is not None:
             loader.dispose()  # pyright: ignore[reportUnknownMemberType]
-    if not is_record(value) or not value:
+    if not is_object(value) or not value:
         got = "nothing" if value is None else type(value).__name__
         raise SpecError(f"{origin} must be a YAML mapping of keys to values", got=got, fix=fix)
     return value
@@ -271,7 +270,7 @@ def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, 
         here: object = data
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
-            if is_list(here):
+            if is_array(here):
                 if not (part.isascii() and part.isdecimal() and len(part) < 10) or int(part) >= len(here):
                     raise SpecError(
                         f"--set {shown}: no item {brief(part)}", got=f"{len(here)} items", fix="count from 0"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import of_type
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
-from hydrometer.core.narrowing import of_type
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.cheap import CheapFamily, Stage

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import DataError, HydrometerError
-from hydrometer.core.narrowing import as_tuples, is_record
+from hydrometer.core.io.yaml_io import is_object
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict, as_tuples
 from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
@@ -134,8 +134,8 @@ class MarkovChain(ChainSpec):
     @classmethod
     def _beside(cls, value: object, info: ValidationInfo) -> object:
         """Read a relative file name from the specification's folder."""
-        base = info.context.get("base") if is_record(info.context) else None
-        if not is_record(value):
+        base = info.context.get("base") if is_object(info.context) else None
+        if not is_object(value):
             return value
         text = value.get("text")
         return value | {"text": str(base / text)} if isinstance(text, str) and isinstance(base, Path) else value

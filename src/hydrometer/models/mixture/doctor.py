@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hydrometer.core.arguments import of_type
 from hydrometer.core.findings import Finding, note, warning
-from hydrometer.core.narrowing import of_type
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 

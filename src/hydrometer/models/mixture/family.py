@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.arguments import of_type
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
-from hydrometer.core.narrowing import of_type
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples

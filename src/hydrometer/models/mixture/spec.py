@@ -11,9 +11,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError
-from hydrometer.core.narrowing import as_tuples
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict, as_tuples
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.mixture.law import CovarianceType, Mixture
