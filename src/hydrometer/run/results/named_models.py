@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrometer.core.errors import FolderError
+from hydrometer.core.io.yaml_io import is_object
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.path_safety import refuse_links
 from hydrometer.store.records import RunFolder, load_results
@@ -55,7 +56,7 @@ def named_models(folder: str | Path | Url, *, cache: str | Path | Url | None = N
     """
     home = place_of(folder)
     made = [c for c in load_results(home)["cells"] if c["status"] == "ok"]
-    cells = [c for c in made if isinstance(c.get("artifacts"), dict) and c["artifacts"].get("fit")]
+    cells = [c for c in made if is_object(a := c.get("artifacts")) and a.get("fit")]
     named = [c for c in cells if c.get("name")]
     if cells and not named:
         fix = "`hydrometer run` it again: nothing is made anew"
