@@ -15,6 +15,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.engines import sessions  # noqa: E402
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings  # noqa: E402
 from hydrometer.models.causal_lm.engines.openai import OPENAI, OpenAISettings  # noqa: E402
+from hydrometer.models.causal_lm.engines.served_model import Served, ServedModel  # noqa: E402
 from hydrometer.models.causal_lm.engines.vllm import PYTHON, VLLM, VllmSettings  # noqa: E402
 from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.served_law import ServedLaw, ServedLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.served_source import ServedSource, find_source, served_outline  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from naive import all_strings, as_sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
@@ -159,6 +163,26 @@ def test_vllm_served_draws_the_law_whatever_its_defaults(server: tuple[str, Caus
     settings = OpenAISettings(base_url=url, model="tiny", concurrency=16, timeout=120)
     kinds = {follows_the_law(lm, OPENAI, settings, s)["log_probs"] for s in SETTINGS}
     assert len(kinds) == 1
+
+
+@pytest.mark.parametrize("server", ["raw_logprobs", "processed_logprobs"], indirect=True)
+def test_vllm_scores_prompts_as_the_network_does(server: tuple[str, CausalLM], tmp_path: Path) -> None:
+    """All strings of two prompts, to 1e-4 nats a token; and rows that it draws cold, under the law without it."""
+    url, lm = server
+    lm.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    at = {"base_url": url, "model": "tiny", "tokenizer": str(tmp_path / "tokenizer"), "concurrency": 16, "timeout": 120}
+    model = ServedModel.model_validate(at)
+    source = find_source(Served(served=model))
+    assert isinstance(source, ServedSource)
+    like = lm.law(["w3", "w4 w5"], max_new_tokens=3)
+    there = ServedLM(model, served_outline(source), "cpu")
+    law = ServedLaw(there, like.prompts, like.stop_ids, like.max_new_tokens, None, like.block_rows)
+    strings = all_strings(like)
+    for prompt in range(2):
+        x = replace(as_sequences(like, strings), prompt_index=np.full(len(strings), prompt))
+        np.testing.assert_allclose(law.token_log_prob(x), like.score_steps(x).selected, atol=1e-4)
+    cold, _ = law.select(Selectivity(temperature=0.5)).draw_block(64, stream=Stream(3), start=0)
+    np.testing.assert_allclose(cold.log_prob, like.log_prob(cold), atol=1e-3)
 
 
 def test_a_run_whose_truth_and_fitted_teacher_vllm_draws_from(tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ __all__ = [
     "Baseline",
     "ChecksInputs",
     "CompactRows",
+    "DrawsUnscored",
     "Embeds",
     "FitsTogether",
     "GivenModels",
     "KeepsTruth",
+    "KnowsItsRows",
     "MapPoint",
     "Maps",
     "TextScores",
@@ -303,6 +305,24 @@ class GivenModels(Protocol):
 
     def held_out_strata(self, chain: ChainSpec) -> NDArray[np.int64] | None:
         """Return which prompt each held-out text answers, (N,); None where they are whole documents."""
+        ...
+
+
+@runtime_checkable
+class KnowsItsRows(Protocol):
+    """A law of a model that may be exchanged for another while it is asked: an optional capability."""
+
+    def score_own(self, x: Samples) -> NDArray[np.float64]:
+        """Score rows that it drew, (N,) nats. Raises StageError where they bear other log-probabilities."""
+        ...
+
+
+@runtime_checkable
+class DrawsUnscored(Protocol):
+    """A family with models that draw under a selectivity, and score without one alone: an optional capability."""
+
+    def unscored_roles(self, chain: ChainSpec) -> frozenset[str]:
+        """Return the roles of a chain's models that are so."""
         ...
 
 

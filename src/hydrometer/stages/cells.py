@@ -17,6 +17,10 @@ ABSENT = (
     "rows chosen among candidates have no log-probability that can be computed: precision, texts and cost are known, "
     "entropy, recall and both KLs are not"
 )
+ABSENT_SERVED = (
+    "a served model draws under a selectivity, and scores rows without one alone: precision, texts and a bound of the "
+    "entropy are known, entropy, recall and KLs are not"
+)
 
 
 _SHORT_NAMES = {"temperature": "t", "topp": "p", "topk": "k"}
@@ -95,6 +99,7 @@ class Cell(Place):
     Attributes
     ----------
     judge, judge_training : keys of the stages that judge it, and that judge it on prompts of training.
+    unscored : whether the model draws so decoded, and scores as it is alone.
     """
 
     id: str
@@ -105,6 +110,7 @@ class Cell(Place):
     judge_training: str | None = None
     show: str | None = None
     released: str | None = None
+    unscored: bool = False
 
     @classmethod
     def at(cls, place: Place, **own: Any) -> Self:
@@ -145,7 +151,9 @@ class Cell(Place):
     @property
     def absence(self) -> dict[str, str]:
         """Why figures that other cells have are absent, where they are; as results.json holds it."""
-        return {"absent": ABSENT} if self.decoding is not None and self.decoding.chooses else {}
+        if self.decoding is not None and self.decoding.chooses:
+            return {"absent": ABSENT}
+        return {"absent": ABSENT_SERVED} if self.unscored else {}
 
     def record(
         self,

@@ -26,7 +26,7 @@ from hydrometer.models.base import Law, Samples
 from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.judge_best_of_n import chosen_estimates, chosen_figures
+from hydrometer.stages.judge_best_of_n import chosen_estimates, chosen_figures, unscored_estimates
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 from hydrometer.stages.score import Columns, columns_of, load_columns, scores_from
 
@@ -195,10 +195,13 @@ def scored_figures(s: Scores, x: Columns, y: Columns | None) -> dict[str, Estima
 
 
 def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) -> dict[str, object]:
-    """Judge what chooses among candidates; it leaves no column for the truth's rows."""
+    """Judge what chooses among candidates, or is selected elsewhere; it leaves no column for the truth's rows."""
     choice = of_type(Selectivity, node.decoding)
     rows = of_type(Sequences, y.counted(rows))
-    metrics = chosen_estimates(rows, y.other, y.own, choice.best_of or 1, accepts=choice.accept is not None)
+    if choice.chooses:
+        metrics = chosen_estimates(rows, y.other, y.own, choice.best_of or 1, accepts=choice.accept is not None)
+    else:
+        metrics = unscored_estimates(rows, y.other, y.own)
     if y.other_exact is not None:
         metrics["precision_bias"] = rounding_bias(y.other, y.other_exact, rows.strata, 1.0)
     _write_chosen(metrics, y.other, folder)

@@ -13,7 +13,7 @@ from hydrometer.models.base import Law
 from hydrometer.models.choosing.best_of_n import ChosenLaw
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["chosen_estimates", "chosen_figures"]
+__all__ = ["chosen_estimates", "chosen_figures", "unscored_estimates"]
 
 Floats = NDArray[np.float64]
 
@@ -61,6 +61,21 @@ def chosen_estimates(
     """
     if rows.draws is None:
         raise StageError("rows of a law that chooses lack the number of their candidates", fix="draw them again")
+    out = unscored_estimates(rows, on_truth, on_base)
+    return out | chosen_metrics(rows.draws, best_of, rows.strata, accept=accepts)
+
+
+def unscored_estimates(rows: Sequences, on_truth: Floats, on_base: Floats) -> dict[str, Estimate]:
+    """Return the figures of rows whose own law has no log-probability.
+
+    Parameters
+    ----------
+    on_truth, on_base : (N,) log-probability under p* and under the law that they were chosen or selected from, nats.
+
+    Raises
+    ------
+    StageError : NaN.
+    """
     for name, column in (("truth_on_law", on_truth), ("candidates_on_law", on_base)):
         if np.isnan(column).any() or np.isposinf(column).any():
             raise StageError(f"scores {name} hold NaN or +inf", fix="the model diverged: lower its learning rate")
@@ -69,5 +84,4 @@ def chosen_estimates(
     for name, column in (("precision", on_truth), ("entropy_bound", -on_base)):
         out[name] = mean_estimate(column, "nats", rows.strata)
         out[f"{name}_per_token"] = ratio_estimate(column, lengths, "nats/token", rows.strata)
-    out |= chosen_metrics(rows.draws, best_of, rows.strata, accept=accepts)
     return out | text_metrics(rows) | drawn_metrics(rows, on_base)

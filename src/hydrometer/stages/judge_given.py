@@ -152,8 +152,15 @@ def _columns_by_ids(s: Scores) -> dict[str, Column]:
 
 
 def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
-    """Recall on held-out text, in canonical tokenisation; with a reference, a model's own draws under it."""
+    """Recall on held-out text, in canonical tokenisation; with a reference, a model's own draws under it.
+
+    Of a model that is scored without its decoding alone there is no recall, and of its own draws no entropy.
+    """
     out = _Found()
+    if not node.texts.truth_rows_own:
+        y = load_columns([bench.store.path("score", k) for k in node.law_scores])
+        _by_reference(out, _drawn(node, bench), y, is_scored=False)
+        return out
     strata = _held_out_strata(node)
     on_text = _load_texts(bench, node.texts.truth_rows_own)
     recall = Column(on_text.log_prob, None, "nats", strata, shared=True, canonical=True)
@@ -195,8 +202,11 @@ def _by_reference_as_texts(out: _Found, own: Sequences, theirs: TextScores, mine
     out.add({f"{k}_per_token": replace(c, per=lengths, unit="nats/token") for k, c in columns.items()}, compared=False)
 
 
-def _by_reference(out: _Found, own: Sequences, y: Columns) -> None:
-    """Add a law's own draws under itself and under a named reference, which is not the truth."""
+def _by_reference(out: _Found, own: Sequences, y: Columns, *, is_scored: bool = True) -> None:
+    """Add a law's own draws under itself and under a named reference, which is not the truth.
+
+    Where it `is_scored` without its decoding alone, its log-probability bounds the entropy.
+    """
     counted = _sequences(y.counted(own))
     controls = Controls.of(y.controls, own.strata, y.reference)
     columns = {
@@ -204,13 +214,16 @@ def _by_reference(out: _Found, own: Sequences, y: Columns) -> None:
         "entropy": Column(-y.own, None, "nats", own.strata, controls=controls, of=(-1.0, 0.0)),
         "kl_student_reference": Column(y.own - y.other, None, "nats", own.strata, controls=controls, of=(1.0, -1.0)),
     }
+    if not is_scored:
+        columns = {"precision_reference": columns["precision_reference"], "entropy_bound": columns["entropy"]}
     out.add(columns)
     lengths = own.lengths.astype(np.float64)
     per_token = {f"{k}_per_token": replace(c, per=lengths, unit="nats/token") for k, c in columns.items()}
     out.add(per_token, compared=False)
     out.metrics |= sequence_figures(counted, y.own, controls)
-    if y.own_exact is not None and y.other_exact is not None:
+    if y.other_exact is not None:
         out.metrics["precision_reference_bias"] = rounding_bias(y.other, y.other_exact, own.strata, 1.0)
+    if y.own_exact is not None:
         out.metrics["entropy_bias"] = rounding_bias(y.own, y.own_exact, own.strata, -1.0)
     out.shown = y.other
 

@@ -27,7 +27,8 @@ from hydrometer.core.statistics.controls import Controls, Reference
 from hydrometer.metrics.frontiers.prefixes import first_tokens
 from hydrometer.metrics.likelihood import Scores
 from hydrometer.models.base import Controlled, Law, Samples
-from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
+from hydrometer.models.capabilities import KnowsItsRows
+from hydrometer.models.choosing.best_of_n import candidates_of
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import ScoreNode
@@ -96,7 +97,9 @@ def columns_of(law: Law, other: Law, rows: Samples, *, again: bool = False, own:
         if found.own_steps is None or found.other_steps is None:
             return out
         return replace(out, own_first=first_tokens(found.own_steps), other_first=first_tokens(found.other_steps))
-    mine = law.log_prob(rows) if own is None else own
+    if own is None:
+        own = law.score_own(rows) if isinstance(law, KnowsItsRows) else law.log_prob(rows)
+    mine = own
     return Columns(mine, mine if other is law else other.log_prob(rows), exact=exact)
 
 
@@ -141,8 +144,8 @@ def score(node: ScoreNode, bench: ArtifactLoader, folder: Path) -> dict[str, obj
     law = truth if node.is_truth() else bench.law(context, node.law, precision, node.decoding)
     law.compatible(truth)
     rows = bench.block(context, node.block, node.n)
-    if isinstance(law, ChosenLaw):  # what rows were chosen from has scores, the choice has none
-        base = cast("Law", law.base)
+    if law.score_kind == "none":  # what rows were chosen or selected from has scores, they themselves have none
+        base = cast("Law", candidates_of(law))
         own = columns_of(base, base, rows)
         found = Columns(own.own, truth.log_prob(rows), near_edge=own.near_edge, as_if_kept=own.as_if_kept, exact=False)
     elif node.side == "truth":
@@ -164,10 +167,10 @@ def score(node: ScoreNode, bench: ArtifactLoader, folder: Path) -> dict[str, obj
 def _in_float32(node: ScoreNode, bench: ArtifactLoader, found: Columns, rows: Samples) -> Columns:
     """Score the first rows once more as the laws are, not as bfloat16 rounds them."""
     truth = bench.law(node.context, node.truth, "float32")
-    law = cast("Law", candidates_of(bench.law(node.context, node.law, "float32", node.decoding)))
+    judged = bench.law(node.context, node.law, "float32", node.decoding)
+    law, is_unscored = cast("Law", candidates_of(judged)), judged.score_kind == "none"
     own, other = (truth, law) if node.side == "truth" else (law, truth)
-    chosen = node.decoding is not None and node.decoding.chooses
-    mine = None if chosen else own.log_prob(rows)
+    mine = None if node.side == "law" and is_unscored else own.log_prob(rows)
     return replace(found, own_exact=mine, other_exact=mine if other is own else other.log_prob(rows))
 
 

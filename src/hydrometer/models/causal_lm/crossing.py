@@ -79,10 +79,11 @@ def other_teacher(chain: CausalLMChain) -> OtherTeacher | None:
     if named is None:
         return None
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids
+    from hydrometer.models.causal_lm.inference.served_source import find_source
 
-    outline = outline_of(load.resolve(named.source, named.revision))
+    outline = outline_of(find_source(named.source, named.revision))
     vocabulary = _vocabulary(outline.tokenizer)
-    if vocabulary == _vocabulary(outline_of(load.resolve(chain.truth.source, chain.truth.revision)).tokenizer):
+    if vocabulary == _vocabulary(outline_of(find_source(chain.truth.source, chain.truth.revision)).tokenizer):
         return None
     kept = cast("Kept | None", chain.truth.kept_prompts)
     mine = None if kept is None else kept.teacher

@@ -5,7 +5,6 @@ Every fit takes prompts, stop set E, max_new_tokens L and tokenizer from the tru
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -30,9 +29,9 @@ from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.libraries import needs_torch, numerics
 from hydrometer.models.causal_lm.opening import (
     judged_prompts,
+    open_law,
     open_network,
     open_tokenizer,
-    open_truth,
     outline_of,
     set_threads,
     split_identity,
@@ -40,7 +39,7 @@ from hydrometer.models.causal_lm.opening import (
 )
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain, level_spec
 from hydrometer.models.causal_lm.text_truth import baseline_part
-from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_sequences
+from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_opened, as_sequences
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
 from hydrometer.models.work import Device, Lengths, Stage, Work
@@ -48,6 +47,7 @@ from hydrometer.models.work import Device, Lengths, Stage, Work
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.cost.operations import Subject
     from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
 __all__ = ["CAUSAL_LM", "CausalLMFamily"]
 
@@ -97,9 +97,11 @@ class CausalLMFamily(TextsAndGiven):
         c = causal_chain(chain)
         needs_torch()
         source_digest(c.truth)
-        load.locate(c.truth.source)
-        if c.given_teacher is not None:
-            load.locate(c.given_teacher.source)
+        from hydrometer.models.causal_lm.inference.served_source import locate_source
+
+        for named in (c.truth, c.given_teacher):
+            if named is not None:
+                locate_source(named.source, named.revision)
         for level in c.level_specs.values():
             if isinstance(level.init, FromSource):
                 load.locate(level.init.source)
@@ -130,7 +132,7 @@ class CausalLMFamily(TextsAndGiven):
         from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
 
         c = causal_chain(chain)
-        truth = outline_of(load.resolve(c.truth.source, c.truth.revision)).config
+        truth = outline_of(truth_opening(c.truth)[0]).config
         configs = level_configs(truth, c.level_specs, c.given_teacher)
         return footprint(c, configs, stage, role, rows)
 
@@ -166,16 +168,10 @@ class CausalLMFamily(TextsAndGiven):
             **split_identity(c.truth),
         }
 
-    def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw:
+    def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw | ServedLaw:
         """Make the truth's law."""
-        from hydrometer.models.causal_lm.inference.law import CausalLaw
-
         c = causal_chain(chain)
-        resolved, prompts, stop_ids = truth_opening(c.truth)
-        set_threads(c)
-        source = str(resolved.gguf or resolved.path)
-        lm = open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), c.device, precision)
-        return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
+        return open_law(c, c.truth, precision)
 
     def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
         """Return the truth's prompts, ids and text, as a run stores them. Raises DataError, ModelError."""
@@ -213,17 +209,22 @@ class CausalLMFamily(TextsAndGiven):
         Raises StageError, DataError.
         """
         from hydrometer.models.causal_lm.inference.draw_block import draw_by_engine
+        from hydrometer.models.causal_lm.inference.served_law import ServedLaw
         from hydrometer.models.choosing.best_of_n import ChosenLaw
 
         c = causal_chain(chain)
         if c.drawing is None or purpose == "judge" or not c.drawing[1].draws(role):
             self.release()
             able = law if isinstance(law, ChosenLaw) else as_law(law)
-            drawn, facts = able.sample_block(n, stream=stream, start=start), dict[str, object]()
+            drawn, facts = (
+                able.draw_block(n, stream=stream, start=start)
+                if isinstance(able, ServedLaw)
+                else (able.sample_block(n, stream=stream, start=start), dict[str, object]())
+            )
         else:
             engine, settings = c.drawing
             drawn, facts = draw_by_engine(
-                as_law(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
+                as_opened(law), engine, settings, dtype=self.precision(c, purpose), n=n, stream=stream, start=start
             )
         other = other_teacher(c) if role == "teacher" and purpose == "train" else None
         if other is None:
@@ -270,7 +271,7 @@ class CausalLMFamily(TextsAndGiven):
 
     def save_law(self, law: Law, folder: Path) -> None:
         """Write a folder for `from_pretrained`, with law.json beside the weights."""
-        mine = as_law(law)
+        mine = as_opened(law)
         if mine.selectivity is not None:
             raise InputError("only an unselected law is stored", got=mine.selectivity.label)
         mine.lm.save(folder)
@@ -321,8 +322,10 @@ class CausalLMFamily(TextsAndGiven):
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Describe the truth in one line."""
+        from hydrometer.models.causal_lm.inference.served_source import find_source
+
         truth = causal_chain(chain).truth
-        model = load.resolve(truth.source, truth.revision).description
+        model = find_source(truth.source, truth.revision).description
         return model if truth.text is None else f"texts ({truth.text.called}); reference: {model}"
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
@@ -349,11 +352,14 @@ class CausalLMFamily(TextsAndGiven):
         return None if at_hand(c.truth) else _unopened()
 
     def lengths(self, chain: ChainSpec) -> Lengths:
-        """Mean length of a few answers drawn from the truth."""
+        """Mean length of a few answers drawn from the truth; at most `max_new_tokens` where it is served."""
         from hydrometer.models.causal_lm.planning import expected_lengths
 
         c = causal_chain(chain)
-        return expected_lengths(c, self.truth(c, c.draw_dtype))
+        if c.truth.is_served:  # a plan asks no server
+            most = c.truth.max_new_tokens
+            return Lengths(float(most), most, "max_new_tokens: the truth is served")
+        return expected_lengths(c, as_opened(self.truth(c, c.draw_dtype)))
 
     def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
         """Time random networks of the chain's shapes and few layers, through the sampler, scorer and trainer."""

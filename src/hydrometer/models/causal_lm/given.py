@@ -27,7 +27,9 @@ from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, sco
 from hydrometer.models.causal_lm.texts_and_given import as_law, as_sequences
 
 if TYPE_CHECKING:
+    from hydrometer.models.causal_lm.engines.served_model import Served
     from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
 __all__ = ["GIVEN", "GivenModel", "GivenModelsFamily", "JudgedModels", "threads"]
 
@@ -40,6 +42,7 @@ class GivenModel:
     ----------
     label : its short name.
     source, base : as the caller named it, and the model under its adapter.
+    served : where it is served, or None for one that is opened.
     identity : what it is, by content.
     size : parameters, roughly.
     prompts, stop_ids, max_new_tokens : what it answers, where its answers end, where they are cut.
@@ -53,6 +56,7 @@ class GivenModel:
     prompts: Prompts
     stop_ids: tuple[int, ...]
     max_new_tokens: int
+    served: Served | None = None
 
     @property
     def role(self) -> str:
@@ -141,14 +145,13 @@ class GivenModelsFamily(CausalLMFamily):
         """The first model's law."""
         return _judged(chain).models[0].law
 
-    def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw:
+    def truth(self, chain: ChainSpec, precision: Precision) -> CausalLaw | ServedLaw:
         """Open the first model."""
         return self.open_given(chain, _judged(chain).models[0].role, precision)
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the first model for what it is."""
-        m = _judged(chain).models[0]
-        return load.resolve(m.source, base=m.base).description
+        return _resolve(_judged(chain).models[0]).description
 
     def draw_identity(self, chain: ChainSpec, role: str, purpose: Literal["train", "judge"]) -> Mapping[str, object]:
         """The native sampler alone draws."""
@@ -165,7 +168,11 @@ class GivenModelsFamily(CausalLMFamily):
         stream: Stream,
         start: int,
     ) -> tuple[Samples, Mapping[str, object]]:
-        """Draw a block natively."""
+        """Draw a block natively, or by the server."""
+        from hydrometer.models.causal_lm.inference.served_law import ServedLaw
+
+        if isinstance(law, ServedLaw):
+            return law.draw_block(n, stream=stream, start=start)
         return as_law(law).sample_block(n, stream=stream, start=start), {}
 
     def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
@@ -206,15 +213,23 @@ class GivenModelsFamily(CausalLMFamily):
         """Never: the question plans its scores of texts itself."""
         return False
 
-    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
+    def unscored_roles(self, chain: ChainSpec) -> frozenset[str]:
+        """Served models: they draw under a selectivity, and score without one alone."""
+        return frozenset(m.role for m in _judged(chain).models if m.served is not None)
+
+    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw | ServedLaw:
         """Open a model under its chain's prompts. Raises ModelError, InputError."""
         from hydrometer.models.causal_lm.inference.law import CausalLaw
         from hydrometer.models.causal_lm.inference.model import CausalLM
+        from hydrometer.models.causal_lm.inference.served_law import ServedLaw, ServedLM
 
         c = _judged(chain)
         if precision == "float64":
             raise InputError("a causal LM runs in float32 or bfloat16", got=precision)
         m = c.model(role)
+        if m.served is not None:
+            there = ServedLM(m.served.served, outline_of(_resolve(m)), c.device)
+            return ServedLaw(there, m.prompts, m.stop_ids, m.max_new_tokens, None, c.block_rows)
         doing(f"opening the weights of {m.source}")
         lm = CausalLM.open(_resolve(m), dtype=precision, device=c.device)
         lm.frozen = True  # drawn from and scored, never trained
@@ -253,7 +268,9 @@ def threads() -> int:
 
 def _resolve(m: GivenModel) -> load.Resolved:
     """Find a model again. Raises ModelError where it is another by now."""
-    found = load.resolve(m.source, base=m.base)
+    from hydrometer.models.causal_lm.inference.served_source import find_source
+
+    found = find_source(m.served or m.source, base=m.base)
     if dict(found.identity) != dict(m.identity):
         raise ModelError("the model has changed since it was found", got=m.source, fix="judge it again")
     return found

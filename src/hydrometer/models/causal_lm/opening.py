@@ -16,18 +16,20 @@ from hydrometer.models.causal_lm.data.prompts import Prompts, checked
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.libraries import needs_torch
 from hydrometer.models.causal_lm.spec import CausalLMChain
-from hydrometer.models.causal_lm.truth_spec import FromSource, Truth
+from hydrometer.models.causal_lm.truth_spec import GivenSource, Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.model import CausalLM
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
 __all__ = [
     "judged_among",
     "judged_prompts",
+    "open_law",
     "open_network",
-    "open_source",
     "open_tokenizer",
     "open_truth",
     "outline_of",
@@ -41,8 +43,9 @@ def truth_opening(truth: Truth) -> tuple[load.Resolved, Prompts, tuple[int, ...]
     """Return the truth's source, the prompts that models are trained on, and the stop set: its law but the network."""
     needs_torch()
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, stop_set
+    from hydrometer.models.causal_lm.inference.served_source import find_source
 
-    resolved = load.resolve(truth.source, truth.revision)
+    resolved = find_source(truth.source, truth.revision)
     outline = outline_of(resolved)
     prompts, _ = prompts_of(truth, outline.tokenizer)
     own = model_stop_ids(outline.generation_config, outline.tokenizer)
@@ -69,7 +72,9 @@ def judged_among(truth: Truth, trained: Prompts, judged: Prompts | None) -> Prom
 
 
 def _both_parts(truth: Truth) -> tuple[Prompts, Prompts | None]:
-    return prompts_of(truth, outline_of(load.resolve(truth.source, truth.revision)).tokenizer)
+    from hydrometer.models.causal_lm.inference.served_source import find_source
+
+    return prompts_of(truth, outline_of(find_source(truth.source, truth.revision)).tokenizer)
 
 
 def split_identity(truth: Truth) -> dict[str, object]:
@@ -82,12 +87,35 @@ def split_identity(truth: Truth) -> dict[str, object]:
     return out
 
 
-def open_source(chain: CausalLMChain, named: FromSource, precision: Precision) -> CausalLM:
-    """Open a model that a chain takes as it is. Raises ModelError, InputError."""
+def open_law(
+    chain: CausalLMChain,
+    named: GivenSource | Truth,
+    precision: Precision,
+    asked: tuple[Prompts, tuple[int, ...]] | None = None,
+) -> CausalLaw | ServedLaw:
+    """Open a model that a chain takes as it is, or one that is served, under the truth's prompts and stop set.
+
+    Parameters
+    ----------
+    asked : prompts and stop set of a model of another tokenizer.
+
+    Raises
+    ------
+    ModelError, InputError
+    """
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw, ServedLM
+    from hydrometer.models.causal_lm.inference.served_source import ServedSource, find_source
+
     set_threads(chain)
-    resolved = load.resolve(named.source, named.revision)
+    prompts, stop_ids = truth_opening(chain.truth)[1:] if asked is None else asked
+    resolved = find_source(named.source, named.revision)
+    of = prompts, stop_ids, chain.truth.max_new_tokens, None, chain.block_rows
+    if isinstance(resolved, ServedSource) and resolved.served is not None:
+        return ServedLaw(ServedLM(resolved.served, outline_of(resolved), chain.device), *of)
     source = str(resolved.gguf or resolved.path)
-    return open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), chain.device, precision)
+    lm = open_truth(source, resolved.revision, json.dumps(dict(resolved.identity)), chain.device, precision)
+    return CausalLaw(lm, *of)
 
 
 def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Prompts, tuple[int, ...]]:
@@ -98,6 +126,10 @@ def open_tokenizer(chain: CausalLMChain) -> tuple[PreTrainedTokenizerBase, Promp
 
 def outline_of(resolved: load.Resolved) -> load.Outline:
     """Return a model without its weights; cached."""
+    from hydrometer.models.causal_lm.inference.served_source import ServedSource, served_outline
+
+    if isinstance(resolved, ServedSource):
+        return served_outline(resolved)
     base = resolved.base
     under = None if base is None else (base.path, base.revision, json.dumps(dict(base.identity)))
     return _read_outline(resolved.path, resolved.revision, json.dumps(dict(resolved.identity)), under)

@@ -16,6 +16,7 @@ from hydrometer.models.base import Footprint
 from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
 from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
 from hydrometer.models.causal_lm.data.prompts import conversations
+from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
@@ -37,6 +38,8 @@ def at_hand(truth: Truth) -> bool:
     if truth.architecture is None:
         return True
     source = truth.source
+    if isinstance(source, Served):
+        return True  # its weights are nowhere here, and no stage needs them
     if load.HUB_ID.fullmatch(source) and source not in load.ALIASES and not user_path(source).exists():
         from huggingface_hub import try_to_load_from_cache
 

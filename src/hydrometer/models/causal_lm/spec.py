@@ -32,7 +32,8 @@ from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Name, Selectiv
 from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
-from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, PromptsFile, Truth, as_file
+from hydrometer.models.causal_lm.engines.served_model import Served
+from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, GivenSource, PromptsFile, Truth, as_file
 
 __all__ = [
     "Baseline",
@@ -40,6 +41,7 @@ __all__ = [
     "Data",
     "FromLayers",
     "FromSource",
+    "GivenSource",
     "Init",
     "LevelSpec",
     "PromptsFile",
@@ -235,7 +237,7 @@ _NO_TEACHER = "teacher is `truth`, a model as it is, {source: PATH}, or a level 
 Teacher = Annotated[
     Annotated[
         Annotated[Literal["truth"], Tag("<name>")]
-        | Annotated[FromSource, Tag("<source>")]
+        | Annotated[GivenSource, Tag("<source>")]
         | Annotated[LevelSpec, Tag("<level>")],
         Discriminator(_teacher_kind, custom_error_type="teacher", custom_error_message=_NO_TEACHER),
     ],
@@ -252,7 +254,8 @@ def _named(model: object) -> Mapping[str, Any] | None:
     if isinstance(model, str):
         return {"source": model} if model != "truth" else None
     known = cast("Mapping[str, Any]", model) if isinstance(model, Mapping) else {}
-    return known if isinstance(known.get("source"), str) else _named(known["init"]) if "init" in known else None
+    is_named = isinstance(known.get("source"), str | Mapping | Served)
+    return known if is_named else _named(known["init"]) if "init" in known else None
 
 
 class Data(Strict):
@@ -367,11 +370,17 @@ class CausalLMChain(ChainSpec):
         return value
 
     @property
-    def given_teacher(self) -> FromSource | None:
+    def given_teacher(self) -> GivenSource | None:
         """The teacher where it is a model as it is, and not the truth itself."""
         t = self.teacher
         same = (self.truth.source, self.truth.revision) if self.truth.text is None else None
-        return t if isinstance(t, FromSource) and (t.source, t.revision) != same else None
+        return t if isinstance(t, GivenSource) and (t.source, t.revision) != same else None
+
+    @property
+    def served_roles(self) -> frozenset[str]:
+        """Truth, or the reference beside a text, and teacher, as far as they are served."""
+        found = {"truth"} if self.truth.is_served else set[str]()
+        return frozenset(found | ({"teacher"} if self.given_teacher and self.given_teacher.is_served else set[str]()))
 
     @property
     def levels(self) -> tuple[Level, ...]:

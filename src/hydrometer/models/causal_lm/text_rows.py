@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.retokenize import Texts
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
 __all__ = ["answer_texts", "encode_texts", "encoded_rows", "rows_of", "score_drawn", "score_held_out", "stop_of"]
 
 _STREAM = Stream(0, ("text", "validate"))
 
 
-def score_held_out(law: CausalLaw, part: Part, rows: range) -> TextScores:
+def score_held_out(law: CausalLaw | ServedLaw, part: Part, rows: range) -> TextScores:
     """Score some of a part's texts under a law that is asked its prompts. Raises StageError, DataError."""
     from hydrometer.models.causal_lm.inference.retokenize import Texts
 
@@ -34,14 +35,16 @@ def score_held_out(law: CausalLaw, part: Part, rows: range) -> TextScores:
     return _score(law, whole.block(rows.start, len(rows)))
 
 
-def score_drawn(law: CausalLaw, rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> TextScores:
+def score_drawn(
+    law: CausalLaw | ServedLaw, rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase
+) -> TextScores:
     """Score rows as texts, drawn after `prompts` by a model of `tokenizer`. Raises StageError, DataError."""
     from hydrometer.models.causal_lm.inference.retokenize import texts_of
 
     return _score(law, texts_of(rows, prompts, tokenizer))
 
 
-def _score(law: CausalLaw, texts: Texts) -> TextScores:
+def _score(law: CausalLaw | ServedLaw, texts: Texts) -> TextScores:
     from hydrometer.models.causal_lm.inference.retokenize import canonical
 
     found = canonical(texts, law)

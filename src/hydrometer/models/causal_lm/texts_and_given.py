@@ -15,8 +15,7 @@ from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Law, Precision, Samples
 from hydrometer.models.capabilities import Baseline, TextScores, TextTruth
 from hydrometer.models.causal_lm.crossing import other_teacher, written_by
-from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.opening import judged_prompts, open_source, truth_opening
+from hydrometer.models.causal_lm.opening import judged_prompts, open_law
 from hydrometer.models.causal_lm.spec import causal_chain
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
 from hydrometer.models.causal_lm.text_truth import baselines, held_out, text_truth, trained_prompts, training_texts
@@ -24,8 +23,9 @@ from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
-__all__ = ["TextsAndGiven", "as_law", "as_sequences"]
+__all__ = ["TextsAndGiven", "as_law", "as_opened", "as_sequences"]
 
 
 class TextsAndGiven:
@@ -60,17 +60,17 @@ class TextsAndGiven:
 
         return shared_prompts(causal_chain(chain).truth)
 
-    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw:
+    def open_given(self, chain: ChainSpec, role: str, precision: Precision) -> CausalLaw | ServedLaw:
         """Open the teacher as it is, under the truth's prompts, in its own ids. Raises ModelError, InputError."""
-        from hydrometer.models.causal_lm.inference.law import CausalLaw
-
         c = causal_chain(chain)
         if c.given_teacher is None:
             raise InputError("the chain has no teacher as it is", got=role)
         other = other_teacher(c)
-        prompts, stop_ids = truth_opening(c.truth)[1:] if other is None else (other.prompts, other.stop_ids)
-        lm = open_source(c, c.given_teacher, precision)
-        return CausalLaw(lm, prompts, stop_ids, c.truth.max_new_tokens, None, c.block_rows)
+        return open_law(c, c.given_teacher, precision, None if other is None else (other.prompts, other.stop_ids))
+
+    def unscored_roles(self, chain: ChainSpec) -> frozenset[str]:
+        """Served models: they draw under a selectivity, and score without one alone."""
+        return causal_chain(chain).served_roles
 
     def given_roles(self, chain: ChainSpec) -> tuple[str, ...]:
         """The teacher, where it is taken as it is."""
@@ -81,7 +81,9 @@ class TextsAndGiven:
         c = causal_chain(chain)
         if c.given_teacher is None:
             raise InputError("the chain has no teacher as it is", got=role)
-        identity = dict(load.resolve(c.given_teacher.source, c.given_teacher.revision).identity)
+        from hydrometer.models.causal_lm.inference.served_source import find_source
+
+        identity = dict(find_source(c.given_teacher.source, c.given_teacher.revision).identity)
         other = other_teacher(c)
         return identity if other is None else {**identity, **other.identity}
 
@@ -121,12 +123,22 @@ class TextsAndGiven:
         return held_out(causal_chain(chain)).strata
 
 
-def as_law(law: Law) -> CausalLaw:
+def as_law(law: Law) -> CausalLaw | ServedLaw:
     """Return a causal LM's law. Raises InputError for another."""
+    from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.served_law import ServedLaw
+
+    if not isinstance(law, CausalLaw | ServedLaw):
+        raise InputError("not a causal LM's law", got=type(law).__name__)
+    return law
+
+
+def as_opened(law: Law) -> CausalLaw:
+    """Return the law of a model whose weights are open. Raises InputError for another."""
     from hydrometer.models.causal_lm.inference.law import CausalLaw
 
     if not isinstance(law, CausalLaw):
-        raise InputError("not a causal LM's law", got=type(law).__name__)
+        raise InputError("not the law of an opened causal LM", got=type(law).__name__)
     return law
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self, cast
 
-from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
+from hydrometer.models.causal_lm.engines.served_model import Served
 
 __all__ = [
     "MAX_NEW_TOKENS",
@@ -21,6 +22,7 @@ __all__ = [
     "Evaluate",
     "File",
     "FromSource",
+    "GivenSource",
     "PromptsFile",
     "TextFile",
     "Truth",
@@ -34,11 +36,47 @@ def _tuple(value: object) -> object:
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
+def _source_kind(value: object) -> str | None:
+    match value:
+        case str():
+            return "<name>"
+        case Served() | Mapping():
+            return "<served>"
+        case _:
+            return None
+
+
+_NO_SOURCE = "a source is a folder, a GGUF file, a hub id, an alias, or {served: {base_url: ..., model: ..., ...}}"
+_KIND = Discriminator(_source_kind, custom_error_type="source", custom_error_message=_NO_SOURCE)
+
+
 class FromSource(Strict):
     """Start from another pretrained model of the same vocabulary."""
 
     source: str = Field(min_length=1)
     revision: str | None = None
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _weights_at_hand(cls, value: object) -> object:
+        if isinstance(value, Mapping | Served) and cls is FromSource:
+            raise PydanticCustomError(
+                "init", "a served model has no weights here to start from; name a folder or a hub id, {source: PATH}"
+            )
+        return value
+
+
+class GivenSource(FromSource):
+    """A model that is taken as it is, by its place or as it is served."""
+
+    source: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+        Annotated[str, Field(min_length=1), Tag("<name>")] | Annotated[Served, Tag("<served>")], _KIND
+    ]
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its weights are elsewhere."""
+        return isinstance(self.source, Served)
 
 
 class Dataset(Strict):
@@ -219,8 +257,8 @@ class Truth(Strict):
 
     Parameters
     ----------
-    source : alias (``smollm2-135m-instruct``), folder, GGUF file, or hub id. Beside `text` the reference's, which gives
-        tokenizer and stop set to all levels.
+    source : alias (``smollm2-135m-instruct``), folder, GGUF file, hub id, or a model that is served. Beside `text` the
+        reference's, which gives tokenizer and stop set to all levels.
     revision : branch, tag or commit of a hub id.
     max_new_tokens : L, tokens after which a drawn sequence is cut.
     prompts : what is answered.
@@ -231,16 +269,21 @@ class Truth(Strict):
         nothing else reads it.
     """
 
-    source: str = ""
+    source: Annotated[Annotated[str, Tag("<name>")] | Annotated[Served, Tag("<served>")], _KIND] = ""
     revision: str | None = None
     max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
     prompts: Prompts = None
     text: Annotated[TextFile, BeforeValidator(as_file)] | None = None
-    reference: Annotated[Literal["teacher"] | FromSource, BeforeValidator(_reference)] | None = None
+    reference: Annotated[Literal["teacher"] | GivenSource, BeforeValidator(_reference)] | None = None
     stop: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)] | str, ...], BeforeValidator(_tuple)] | None = None
     architecture: dict[str, Any] | None = None
     _kept: object = PrivateAttr(default=None)
     _of_training: tuple[int, ...] | None = PrivateAttr(default=None)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the model's weights, the reference's beside a text, are elsewhere."""
+        return isinstance(self.source, Served)
 
     @property
     def kept_prompts(self) -> object:

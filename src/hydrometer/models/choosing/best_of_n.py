@@ -147,8 +147,8 @@ class ChosenLaw:
 
 
 def candidates_of(law: object) -> object:
-    """Return the law that rows are chosen from, or the law itself where nothing is chosen."""
-    return law.base if isinstance(law, ChosenLaw) else law
+    """Return the law that rows are chosen, or selected, from where they cannot be scored; else the law itself."""
+    return getattr(law, "base") if getattr(law, "score_kind", None) == "none" else law  # noqa: B009  (of any such law)
 
 
 def choose(law: Law, s: Selectivity, *, truth: Law | None = None, texts: Texts | None = None) -> Law:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, Precision
-from hydrometer.models.capabilities import FitsTogether
+from hydrometer.models.capabilities import DrawsUnscored, FitsTogether
 from hydrometer.models.families import RunSpec
 from hydrometer.models.work import Device, HasCostModel, Lengths, Part, Work
 from hydrometer.run.cost.calibration import kind_of, trial, trial_name
@@ -225,6 +225,9 @@ class Pricing:
         else:
             found = kept_length(truth) or Lengths(float(most), most, "max_new_tokens: the truth was not asked")
         self.lengths[chain.name] = found
+        family = self.plan.chains[chain.name].context.family
+        if isinstance(family, DrawsUnscored) and (served := family.unscored_roles(chain.spec)):
+            self.note(f"{chain.name}: the time of what is served ({', '.join(sorted(served))}) is not counted")
         self.note(f"{chain.name}: answers of {found.mean:.3g} tokens expected, {found.most} at most ({found.source})")
         return found
 

@@ -340,12 +340,13 @@ def _record(
         column = getattr(x, name)
         nats[name] = None if column is None else [float(v) for v in column[i, :n]]
     plain = x.token_log_prob_unselected
+    told = plain is None or x.token_log_prob is not None  # a served model's selected rows bear the unselected one alone
     return {
         **text,
         **whole,
         "prompt_ids": prompt,
         "completion_ids": ids,
-        "log_prob": float(x.log_prob[i]),
+        "log_prob": float(x.log_prob[i]) if told else None,
         "log_prob_unselected": None if plain is None else float(plain[i, :n].astype("float64").sum()),
         **nats,
         "finish_reason": x.finish_reason[i],

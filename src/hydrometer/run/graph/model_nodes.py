@@ -201,6 +201,7 @@ class ModelNodes(TextNodes):
                 judge_training=self.judge_beside(law, seed, group, cell_seed) if self.has_gap(place) else None,
                 show=self.show(key) if is_first and self.texts is None and not self.judges_texts else None,
                 released=released,
+                unscored=self.is_unscored(law, place.decoding),
             )
         )
         return model

@@ -28,12 +28,14 @@ def plan_scores(
 
     Returns
     -------
-    Two empty tuples where draws are made again. A law that chooses among candidates has no scores of the truth's rows.
+    Two empty tuples where draws are made again. A law that chooses among candidates, and a selected one
+    that is served, has no scores of the truth's rows.
     """
     truth_rows, law_rows = rows
-    chosen = decoding is not None and decoding.chooses
     of_truth = () if known is None else planner.plan.judge(known).truth_scores
-    first = () if chosen else plan_side(planner, law, decoding, "truth", truth_rows, of_truth)
+    first = (
+        () if planner.is_unscored(law, decoding) else plan_side(planner, law, decoding, "truth", truth_rows, of_truth)
+    )
     return first, () if law_rows == truth_rows else plan_side(planner, law, decoding, "law", law_rows)
 
 

@@ -11,6 +11,7 @@ from hydrometer.core.distillation import distillations_of
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
+from hydrometer.models.capabilities import DrawsUnscored
 from hydrometer.models.choosing.best_of_n import choice_identity
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.finite_selectivity import canonical
@@ -85,6 +86,8 @@ class ChainNodes:
         self.truth_rows: dict[int | None, Rows] = {}
         self.out = plan.chains.setdefault(context.name, ChainPlan(context, self.truth, identity))
         self.distillations = distillations_of(self.chain)
+        able = self.family
+        self.unscored = able.unscored_roles(self.chain) if isinstance(able, DrawsUnscored) else frozenset[str]()
         self.known_cells: dict[str, tuple[LawRef, Place]] = {}
         self.known_rows: dict[tuple[str, str | None, Stream, int, str], Rows] = {}
 
@@ -97,6 +100,10 @@ class ChainNodes:
     def seed_of(self, seed: int, *what: Resample) -> int | None:
         """Return the seed where any of `what` is redrawn with it, else None: one cell serves all seeds."""
         return seed if any(w in self.chain.resample for w in (*what, "evaluate")) else None
+
+    def is_unscored(self, law: LawRef, decoding: Selectivity | None) -> bool:
+        """Whether rows of a law so decoded are scored without the decoding alone."""
+        return decoding is not None and (decoding.chooses or law.role in self.unscored)
 
     # nodes -----------------------------------------------------------------------------------------------------------
 

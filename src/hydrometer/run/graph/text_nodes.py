@@ -85,7 +85,7 @@ class TextNodes(ChainNodes):
             raise TypeError("the truth is no text")
         named = {"truth": self.truth.key, "texts": texts.judged}
         blocks = [(start, n, {**named, "start": start}) for start, n in text_blocks(texts.evaluate)]
-        on_text = plan_texts(self, law, decoding, blocks)
+        on_text = () if self.is_unscored(law, decoding) else plan_texts(self, law, decoding, blocks)
         of_own = () if self.judges_texts else plan_side(self, law, decoding, "law", own, against=self.anchor)
         of_texts: tuple[tuple[str, ...], ...] = ((), ())
         if self.judges_texts:

@@ -14,6 +14,7 @@ from hydrometer.models.causal_lm.data.law_file import LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, Part, encoded, is_templated, part_of
 from hydrometer.models.causal_lm.data.prompts import Prompts, conversations_digest
 from hydrometer.models.causal_lm.data.text_dataset import Answered, read_answers, read_questions, said_columns
+from hydrometer.models.causal_lm.engines.served_model import source_of
 from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.pretrained.existing import Existing, find_model
@@ -87,10 +88,13 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
         _rows(settings, len(part.asked))
         _refuse_turns(settings, part)
     for source in settings.students if named is None else (named, *settings.students):
-        locate(source, base=settings.base)
+        where = source_of(source)
+        if isinstance(where, str):
+            locate(where, base=settings.base)
     anchor = None if named is None else find_model(named, settings.base)
     students = [find_model(s, settings.base) for s in settings.students]
     models = students if anchor is None else [anchor, *students]
+    _refuse_decoded(settings, students)
     own = _brought(students, models) if asked is None else None
     chat = _chat(settings.chat, part, models[0])
     prompts, stops, rendered = _prompts(models, part, chat, own, folder)
@@ -112,6 +116,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
             prompts[m.vocabulary],
             stops[m.vocabulary],
             longest,
+            m.served,
         )
         for m, label in zip(models, labels, strict=True)
     )
@@ -154,6 +159,14 @@ def _brought(students: list[Existing], models: list[Existing]) -> LawFile | None
         what = "the prompts that the students bring along are ids of one vocabulary, and another is judged beside"
         raise LawMismatchError(what, got=models[0].source, fix="give --prompts")
     return first
+
+
+def _refuse_decoded(settings: JudgeSettings, students: list[Existing]) -> None:
+    served = next((s for s in students if s.served is not None), None)
+    decoded = next((s for s in settings.settings if s is not None), None)
+    if served is not None and decoded is not None:
+        what = f"{served.source} is served, and scores rows as it is alone"
+        raise InputError(what, got=f"--decoding {decoded.label}", fix="leave --decoding out, or give a model to open")
 
 
 def _chat(asked: bool | None, part: Part | None, first: Existing) -> bool:
@@ -223,7 +236,9 @@ def _labels(sources: list[str]) -> list[str]:
     """Short names, told apart by a number where two are alike; they go into file names."""
     out: list[str] = []
     for source in sources:
-        stem = Path(source.rstrip("/")).name.removesuffix(".gguf")
+        stem = Path(source.rstrip("/")).name
+        for suffix in (".gguf", ".yaml", ".yml"):
+            stem = stem.removesuffix(suffix)
         safe = (
             "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in stem)[:48].strip("-.") or "model"
         )
@@ -272,6 +287,9 @@ def _notes(
     if own is not None:
         out.append(f"prompts, stop set and max_new_tokens are those that {labels[-1]} was fitted with")
     for m, label in zip(models, labels, strict=True):
+        if m.served is not None:
+            at = m.served.served
+            out.append(f"{label} is {at.model}, served at {at.base_url}: plain means, without control variates")
         if m.caveat is not None:
             out.append(f"{label}: {m.caveat}")
         if m.stop_ids != stops[m.vocabulary]:

@@ -14,8 +14,14 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from hydrometer.models.base import Footprint
-from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
+from hydrometer.models.causal_lm.engines.served_model import Served
+from hydrometer.models.causal_lm.inference.served_source import (
+    ServedConfig,
+    ServedSource,
+    find_source,
+    served_outline,
+)
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, GivenSource, LevelSpec
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
 from hydrometer.models.rows.training_rows import IN_MEMORY
@@ -29,7 +35,7 @@ _JUDGED = 26_000
 
 
 def level_configs(
-    truth: PretrainedConfig, levels: Mapping[str, LevelSpec], teacher: FromSource | None = None
+    truth: PretrainedConfig, levels: Mapping[str, LevelSpec], teacher: GivenSource | None = None
 ) -> dict[str, PretrainedConfig]:
     """Return the configuration of the truth, of a teacher that is taken as it is, and of every level, by role."""
     configs = {"truth": truth}
@@ -52,15 +58,19 @@ def level_configs(
     return configs
 
 
-def _config_of(source: str, revision: str | None) -> PretrainedConfig:
-    resolved = load.resolve(source, revision)
+def _config_of(source: str | Served, revision: str | None) -> PretrainedConfig:
+    resolved = find_source(source, revision)
+    if isinstance(resolved, ServedSource):
+        return served_outline(resolved).config
     resolved = resolved.base or resolved  # an adapter's network is its base's
     options: dict[str, Any] = {"revision": resolved.revision} if resolved.revision else {}
     return AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **options)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Return how many parameters the network has, tied ones once."""
+    """Return how many parameters the network has, tied ones once; of one that is served, none are here."""
+    if isinstance(config, ServedConfig):
+        return 0
     return sum(p.numel() for p in empty_network(config).parameters())
 
 
@@ -95,7 +105,7 @@ def footprint(
         case "draw":
             width = BYTES[dtype] if dtype else max(BYTES[chain.draw_dtype], BYTES[chain.judge_dtype])
             cache = chain.block_rows * longest * _keys_and_values(own) * width
-            logits = chain.block_rows * _vocabulary(own) * width
+            logits = 0 if isinstance(own, ServedConfig) else chain.block_rows * _vocabulary(own) * width
             return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
         case "fit":
             level = chain.level_specs.get(role)
@@ -148,6 +158,8 @@ def _vocabulary(config: PretrainedConfig) -> int:
 
 def _keys_and_values(config: PretrainedConfig) -> int:
     """Numbers per position and row in an attention cache."""
+    if isinstance(config, ServedConfig):
+        return 0
     text = config.get_text_config()
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     kept = int(getattr(text, "num_key_value_heads", None) or heads)

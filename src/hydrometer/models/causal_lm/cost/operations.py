@@ -25,6 +25,7 @@ from hydrometer.models.causal_lm.cost.memory import BYTES, footprint, judge_byte
 from hydrometer.models.causal_lm.cpu.thread_pool import MAX_THREADS
 from hydrometer.models.causal_lm.inference.hidden_state_cache import MAX_BYTES
 from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS
+from hydrometer.models.causal_lm.inference.served_source import ServedConfig
 from hydrometer.models.causal_lm.spec import CausalLMChain, LevelSpec, Training
 from hydrometer.models.causal_lm.training.layers import empty_network
 from hydrometer.models.causal_lm.training.packed_rows import learns_packed, packed_size
@@ -81,7 +82,9 @@ class Shape:
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
-    """Count a configuration's network. Raises ModelError where none can be built of it."""
+    """Count a configuration's network, a served one's as nothing. Raises ModelError where none can be built of it."""
+    if isinstance(config, ServedConfig):
+        return Shape(0, 0, int(config.get_text_config().vocab_size), 0, 0, 0, 0, packs=False)
     network: Any = empty_network(config)
     text = config.get_text_config()
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
@@ -131,6 +134,10 @@ class Subject:
     shapes: Mapping[str, Shape]
     levels: Mapping[str, LevelSpec]
     prompts: tuple[int, ...]
+
+    def is_served(self, role: str) -> bool:
+        """Whether a role's model computes elsewhere."""
+        return self.shapes[role].layers == 0
 
     @property
     def prompt(self) -> float:
@@ -214,7 +221,7 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
     takes = footprint(subject.chain, subject.configs, likes, role, rows, dtype=dtype, anywhere=True)
     match stage:
         case "draw":
-            parts = _draw(subject, subject.shapes[role], precision, rows, mean)
+            parts = () if subject.is_served(role) else _draw(subject, subject.shapes[role], precision, rows, mean)
             return Work(tokens, row_bytes(rows, mean), takes.memory_least, parts)
         case "judge":  # joins what was scored: no model is opened
             return Work(0.0, judge_bytes(rows), float(rows * longest * _GRAM_TOKEN))
@@ -282,6 +289,10 @@ def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str)
     tokens = rows * mean
     units = spread(tokens, workers_of(s.chain))
     ids = tokens * truth.vocabulary * _ID_BYTES
+    if s.is_served(role):
+        return ()
+    if s.is_served("truth"):
+        side = "score own"
     if side == "score own":
         head = 2.0 * own.width * own.vocabulary * tokens
         return (

@@ -70,8 +70,9 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
     """
     bench = _Bench(subject, mean)
     chain, out = subject.chain, dict(known)
-    truth = subject.configs["truth"]
-    for role, config in subject.configs.items():
+    here = {role: config for role, config in subject.configs.items() if not subject.is_served(role)}
+    truth = here.get("truth", here["student"])
+    for role, config in here.items():
         shape = subject.shapes[role]
         for dtype in sorted({chain.draw_dtype, chain.judge_dtype}):
             names = [p.name for p in stage_work(subject, "draw", role, chain.block_rows, mean, dtype).parts]
@@ -83,7 +84,7 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
         judged = [p.name for p in both.parts]
         dtype = chain.judge_dtype
         beside = [n for n in judged if n.startswith("beside")]
-        layers = [out[score_names(subject, subject.shapes[r], dtype)[0]] for r in ("truth", role)]
+        layers = [out[score_names(subject, subject.shapes[r], dtype)[0]] for r in ("truth", role) if r in here]
         bench.add(out, beside, lambda c=config, d=dtype, x=layers: (bench.beside(truth, c, d, sum(x)),))
         if role in subject.levels:
             fitted = [p.name for p in stage_work(subject, "fit", role, 1, mean, chain.draw_dtype).parts]
@@ -96,13 +97,16 @@ def measure(subject: Subject, mean: float, known: Mapping[str, float]) -> dict[s
 def machine(subject: Subject) -> dict[str, float]:
     """Return rates at the truth's width, in FLOP/s, and of memory copies, bytes/s; an accelerator's memory besides.
 
+    Where the truth is served, the width is the student's.
+
     A matrix of the width and four times that meets as many tokens as make a billion operations: square products of a
     thousand, which processors with matrix units do twenty times faster, say nothing of a network that is 576 wide.
     `train` is the share of that rate that forward and backward of such a layer with its activation reach, in the
     arithmetic of the student's training. On the processor it is the processor's seconds of one thread that count, which
     other work on the machine hardly changes, and threads are taken to add up.
     """
-    chain, width = subject.chain, subject.shapes["truth"].width
+    chain = subject.chain
+    width = subject.shapes["student" if subject.is_served("truth") else "truth"].width
     where = pick_device(chain.device if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
     try:

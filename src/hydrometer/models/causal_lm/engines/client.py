@@ -22,6 +22,8 @@ _SAID = 300  # characters shown of a server's message
 _TOO_DEEP = "JSON nested too deep"
 _TRIES = 5
 _LONGEST_WAIT = 60.0
+_LONGEST_PAUSE = 10.0  # between questions to a server that may be starting
+_LEAST_PAUSE = 0.01  # counted as waited, whatever the server says, so that the patience ends
 # Not 504: a gateway gives up on long answers, and retrying until an answer is short changes the law.
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503})
 
@@ -81,11 +83,13 @@ class Server:
     base : URL without ``/v1``.
     timeout : seconds for a whole answer.
     key : sent as bearer token; a server's answers go through `masked` before they are shown or stored.
+    patience : seconds for which a server that is away, busy or failing is asked again; five times at least.
     """
 
     base: str
     timeout: float
     key: str | None = field(default=None, repr=False)
+    patience: float = 0.0
 
     def ask(self, path: str, body: Mapping[str, object] | None = None, *, most_bytes: int = MOST_BYTES) -> Any:
         """Send one request and return the JSON of its answer. Raises Refusal."""
@@ -114,18 +118,24 @@ class Server:
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Any:
-        """Ask up to five times with growing waits while the server is busy, failing or away. Raises Refusal.
+        """Ask again with growing waits while the server is busy, failing or away. Raises Refusal.
 
-        A timeout is not retried: that would select short answers.
+        Up to five times, and on until `patience` has been waited. A timeout is not retried: that would select short
+        answers.
         """
-        for attempt in range(_TRIES):
+        waited, attempt = 0.0, 0
+        while True:
             try:
                 return self.ask(path, body, most_bytes=most_bytes)
             except Refusal as e:
-                if not e.again or attempt + 1 == _TRIES:
+                attempt += 1
+                if not e.again or (attempt >= _TRIES and waited >= self.patience):
                     raise
-                sleep(min(_LONGEST_WAIT, 0.5 * 2**attempt if e.after is None else e.after))
-        raise AssertionError("unreachable")
+                pause = min(_LONGEST_WAIT, 0.5 * 2 ** min(attempt - 1, 10) if e.after is None else e.after)
+                if attempt >= _TRIES and e.after is None:
+                    pause = min(pause, _LONGEST_PAUSE, self.patience - waited)
+                sleep(pause)
+                waited += max(pause, _LEAST_PAUSE)
 
     def masked(self, value: Any) -> Any:
         """Return a text or JSON with the key masked."""

@@ -28,6 +28,7 @@ __all__ = [
     "Session",
     "as_tuple",
     "own_settings",
+    "refuse_other_law",
     "refuse_other_laws",
     "selectivities_drawn",
 ]
@@ -246,11 +247,21 @@ def refuse_other_laws(settings: EngineSettings, chain: DrawnChain, name: str) ->
             fix = f"write for: [{', '.join(settings.can)}]"
             raise SpecError(f"engine {name} cannot draw from the {role}", got=list(settings.roles), fix=fix)
     for s in selectivities_drawn(settings, chain):
-        if s.chooses:
-            raise SpecError(f"engine {name} does not choose among candidates", got=s.label, fix=native)
-        if s.min_p and s.top_p not in (None, 1):
-            what = f"engine {name} applies min_p before top_p; this package applies it last, which is another law"
-            raise SpecError(what, got=s.label, fix=native)
-        if s.temperature is not None and s.temperature < LEAST_TEMPERATURE:
-            what = f"engine {name} draws no colder than temperature {LEAST_TEMPERATURE:g}"
-            raise SpecError(what, got=s.label, fix=native)
+        refuse_other_law(s, f"engine {name}", native)
+
+
+def refuse_other_law(s: Selectivity, who: str, fix: str) -> None:
+    """Refuse a selectivity under which vLLM's sampler, and its followers, draw from another law than ours.
+
+    Raises
+    ------
+    SpecError : `who` cannot draw from it; `fix` is what to do.
+    """
+    if s.chooses:
+        raise SpecError(f"{who} does not choose among candidates", got=s.label, fix=fix)
+    if s.min_p and s.top_p not in (None, 1):
+        what = f"{who} applies min_p before top_p; this package applies it last, which is another law"
+        raise SpecError(what, got=s.label, fix=fix)
+    if s.temperature is not None and s.temperature < LEAST_TEMPERATURE:
+        what = f"{who} draws no colder than temperature {LEAST_TEMPERATURE:g}"
+        raise SpecError(what, got=s.label, fix=fix)

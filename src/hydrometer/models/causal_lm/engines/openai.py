@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.errors import InputError, MissingDependencyError, StageError, one_line
+from hydrometer.core.spec import Strict
 from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base
 from hydrometer.models.causal_lm.engines.engine import (
     MOST_LOG_PROB,
@@ -33,15 +34,28 @@ from hydrometer.models.causal_lm.engines.engine import (
 )
 from hydrometer.models.causal_lm.engines.temperature_probe import COLD, log_prob_kind, top_log_probs
 
-__all__ = ["OPENAI", "OpenAISettings"]
+__all__ = [
+    "BYTES_A_TOKEN",
+    "OPENAI",
+    "OpenAISession",
+    "OpenAISettings",
+    "ServerSettings",
+    "check_ids",
+    "failed",
+    "log_probs_told",
+    "served_facts",
+]
 
-_BYTES_A_TOKEN = 2048  # upper bound of an answer's id, log-probability and text
+AskedT = TypeVar("AskedT")
+AnswerT = TypeVar("AnswerT")
+
+BYTES_A_TOKEN = 2048  # upper bound of an answer's id, log-probability and text
 _POSITIVE = 1e-3  # nats by which rounding may lift a log-probability above 0
 _VLLM = "serve the truth with vLLM 0.11 or later"
 
 
-class OpenAISettings(EngineSettings):
-    """A served model: the truth, and so a teacher that is the truth.
+class ServerSettings(Strict):
+    """Where a model is served, and how it is asked.
 
     Parameters
     ----------
@@ -52,9 +66,6 @@ class OpenAISettings(EngineSettings):
     timeout : seconds for a whole answer.
     concurrency : concurrent requests.
     """
-
-    places: ClassVar[frozenset[str]] = frozenset({"base_url", "api_key_env", "timeout", "concurrency", "for"})
-    can: ClassVar[tuple[Drawable, ...]] = ("truth",)
 
     base_url: str
     model: str = Field(min_length=1, max_length=512)
@@ -78,6 +89,23 @@ class OpenAISettings(EngineSettings):
             raise PydanticCustomError("key", "the key's variable is named HYDROMETER_ and capitals, digits or _")
         return value
 
+    def server(self, *, patience: float = 0.0) -> Server:
+        """Return the server, with its key. Raises MissingDependencyError."""
+        key = None
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env)
+            if not key or not key.isascii() or not key.isprintable():
+                fix = "set it to the server's key before the run"
+                raise MissingDependencyError("engine openai: no key in the environment", got=self.api_key_env, fix=fix)
+        return Server(server_base(self.base_url), self.timeout, key, patience)
+
+
+class OpenAISettings(ServerSettings, EngineSettings):
+    """A served model that draws: the truth, and so a teacher that is the truth."""
+
+    places: ClassVar[frozenset[str]] = frozenset({"base_url", "api_key_env", "timeout", "concurrency", "for"})
+    can: ClassVar[tuple[Drawable, ...]] = ("truth",)
+
 
 class _OpenAI:
     """The engine `openai`."""
@@ -93,30 +121,25 @@ class _OpenAI:
         """Return the model's name: a key must not depend on whether the server is up."""
         return settings.identity()
 
-    def open(self, settings: EngineSettings, place: Place) -> _Session:
+    def open(self, settings: EngineSettings, place: Place) -> OpenAISession:
         """Check what the server serves. Raises StageError."""
         s = own_settings(settings, OpenAISettings)
-        key = None
-        if s.api_key_env is not None:
-            key = os.environ.get(s.api_key_env)
-            if not key or not key.isascii() or not key.isprintable():
-                fix = "set it to the server's key before the run"
-                raise MissingDependencyError("engine openai: no key in the environment", got=s.api_key_env, fix=fix)
-        server = Server(server_base(s.base_url), s.timeout, key)
+        server = s.server()
         try:
-            return _Session(s, server, _served(server, s.model, place))
+            return OpenAISession(s, server, served_facts(server, s.model, place.longest))
         except Refusal as e:
-            raise _failed(e, server) from None
+            raise failed(e, server) from None
 
 
 OPENAI = _OpenAI()
 
 
-class _Session:
+class OpenAISession:
     """A server that serves the model."""
 
-    def __init__(self, settings: OpenAISettings, server: Server, facts: dict[str, object]) -> None:
+    def __init__(self, settings: ServerSettings, server: Server, facts: dict[str, object]) -> None:
         self._settings, self._server, self._facts = settings, server, facts
+        self.room: int | None = room if isinstance(room := facts.pop("room", None), int) else None
         self._kind: LogProbsAre | None = None
 
     @property
@@ -127,25 +150,32 @@ class _Session:
     def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
         """Draw one row a request, concurrently. Raises StageError."""
         try:
-            kind = self._log_probs(order)
-            pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
-            try:
-                rows = list(pool.map(partial(self._row, order), range(len(order.prompts))))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            return self._drawn(order)
         except Refusal as e:
-            raise _failed(e, self._server) from None
-        return rows, kind
+            raise failed(e, self._server) from None
 
     def close(self) -> None:
         """Nothing is held."""
 
+    def _drawn(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
+        kind = self._log_probs(order)
+        return self._concurrently(partial(self._row, order), range(len(order.prompts))), kind
+
+    def _concurrently(self, ask: Callable[[AskedT], AnswerT], of: Iterable[AskedT]) -> list[AnswerT]:
+        pool = ThreadPoolExecutor(max_workers=self._settings.concurrency)
+        try:
+            return list(pool.map(ask, of))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _top(self, prompt: Sequence[int], temperature: float) -> dict[str, float]:
+        """Request the log-probabilities of the likeliest next tokens. Raises Refusal."""
+        return top_log_probs(self._server.ask_patiently, self._settings.model, prompt, temperature)
+
     def _log_probs(self, order: Order) -> LogProbsAre:
         """Determine once which law the server's log-probabilities are of; a neutral selectivity needs no probe."""
         if self._kind is None:
-            prompt = order.prompts[0]
-            ask, model = self._server.ask_patiently, self._settings.model
-            warm, cold = (top_log_probs(ask, model, prompt, t) for t in (1.0, COLD))
+            warm, cold = (self._top(order.prompts[0], t) for t in (1.0, COLD))
             found, _ = log_prob_kind(warm, cold)
             if found == "logits":
                 fix = "serve with --logprobs-mode processed_logprobs"
@@ -161,7 +191,7 @@ class _Session:
         raise Refusal("the server's log-probabilities are neither raw nor processed", self._settings.model, fix)
 
     def _row(self, order: Order, i: int) -> Answer:
-        most = 65_536 + _BYTES_A_TOKEN * (order.max_new_tokens + len(order.prompts[i]))
+        most = 65_536 + BYTES_A_TOKEN * (order.max_new_tokens + len(order.prompts[i]))
         body: dict[str, object] = {
             "model": self._settings.model,
             "prompt": list(order.prompts[i]),
@@ -188,8 +218,8 @@ class _Session:
         return _answer(self._server.ask_patiently("/v1/completions", body, most_bytes=most), order, i)
 
 
-def _served(server: Server, model: str, place: Place) -> dict[str, object]:
-    """Find the model in the server's list; return the server's version."""
+def served_facts(server: Server, model: str, longest: int) -> dict[str, object]:
+    """Find the model in the server's list, with room for `longest` tokens; return the server's version."""
     listed = server.ask_patiently("/v1/models")
     try:
         models = {str(m["id"]): m for m in listed["data"]}
@@ -199,14 +229,14 @@ def _served(server: Server, model: str, place: Place) -> dict[str, object]:
         fix = "known there: " + one_line(", ".join(models) or "none", 120)
         raise Refusal("the server does not serve that model", model, fix)
     room = models[model].get("max_model_len")
-    if isinstance(room, int) and room < place.longest:
-        fix = f"serve it with --max-model-len {place.longest} or more"
-        raise Refusal("the server's max_model_len is shorter than prompt and answer", (room, place.longest), fix)
+    if isinstance(room, int) and room < longest:
+        fix = f"serve it with --max-model-len {longest} or more"
+        raise Refusal("the server's max_model_len is shorter than prompt and answer", (room, longest), fix)
     try:
         version = one_line(server.masked(str(server.ask_patiently("/version")["version"])), 40)
     except (Refusal, KeyError, TypeError):  # servers other than vLLM need not report it
         version = "not told"
-    return {"version": version}
+    return {"version": version, **({"room": room} if isinstance(room, int) else {})}
 
 
 def _answer(found: Any, order: Order, i: int) -> Answer:
@@ -219,6 +249,12 @@ def _answer(found: Any, order: Order, i: int) -> Answer:
     prompt, ids = choice.get("prompt_token_ids"), choice.get("token_ids")
     if not isinstance(prompt, list) or not isinstance(ids, list):
         raise Refusal("the server does not return token ids (return_token_ids)", sorted(choice), _VLLM)
+    check_ids(prompt, ids, order, i)
+    return Answer(tuple(ids), _log_probs_of(choice, len(ids)))
+
+
+def check_ids(prompt: object, ids: Sequence[object], order: Order, i: int) -> None:
+    """Refuse another prompt than row i's, and an answer that is none of the tokenizer's. Raises Refusal."""
     if prompt != list(order.prompts[i]):
         what = "the server answers another prompt than the one it was sent (special tokens added, or cut short)"
         raise Refusal(what, prompt, "serve it so that prompts of token ids are taken as they are")
@@ -228,7 +264,6 @@ def _answer(found: Any, order: Order, i: int) -> Answer:
     if not 1 <= len(ids) <= order.max_new_tokens:
         what = f"the server draws a row that is not of 1 to {order.max_new_tokens} tokens"
         raise Refusal(what, len(ids), "check its own limits on tokens")
-    return Answer(tuple(ids), _log_probs_of(choice, len(ids)))
 
 
 def _log_probs_of(choice: Mapping[str, Any], n: int) -> tuple[float, ...]:
@@ -236,6 +271,11 @@ def _log_probs_of(choice: Mapping[str, Any], n: int) -> tuple[float, ...]:
     values = told.get("token_logprobs") if isinstance(told, dict) else None
     if not isinstance(values, list) or len(values) != n:
         raise Refusal("the server does not return a log-probability for every token", told, _VLLM)
+    return log_probs_told(values)
+
+
+def log_probs_told(values: Iterable[Any]) -> tuple[float, ...]:
+    """Return a server's log-probabilities, nats. Raises Refusal for what can be none."""
     out: list[float] = []
     for v in values:
         if type(v) not in (int, float) or not -MOST_LOG_PROB <= v <= _POSITIVE:
@@ -244,5 +284,6 @@ def _log_probs_of(choice: Mapping[str, Any], n: int) -> tuple[float, ...]:
     return tuple(out)
 
 
-def _failed(e: Refusal, server: Server) -> StageError:
+def failed(e: Refusal, server: Server) -> StageError:
+    """Return a refusal as the error of a stage, in one line."""
     return StageError(f"engine openai: {server.masked(e.what)}", got=server.masked(e.got), fix=server.masked(e.fix))

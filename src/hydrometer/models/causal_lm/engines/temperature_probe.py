@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from hydrometer.models.causal_lm.engines.client import Refusal
 
-__all__ = ["COLD", "LogProbKind", "log_prob_kind", "top_log_probs"]
+__all__ = ["COLD", "DROPPED", "TOP", "LogProbKind", "finite_log_probs", "log_prob_kind", "top_log_probs"]
 
-_TOP = 5
+TOP = 5
 COLD = 0.5
 _SAME = 0.02  # nats by which a server's repeated answer may differ: bfloat16 networks in other batches
 _TELLS = 0.2  # nats that two tokens must differ by for the ratio to tell
-_DROPPED = -9999.0  # vLLM's answer for minus infinity: an id that its top_k, top_p or min_p dropped
+DROPPED = -9999.0  # vLLM's answer for minus infinity: an id that its top_k, top_p or min_p dropped
 
 LogProbKind = Literal["raw", "processed", "logits", "flat", "other"]
 
@@ -37,7 +37,7 @@ def top_log_probs(
         "max_tokens": 1,
         "temperature": temperature,
         "top_p": 1.0,
-        "logprobs": _TOP,
+        "logprobs": TOP,
         "seed": 0,
     }
     if not isinstance(prompt, str):  # ids come from a drawing engine: no default of the server may apply
@@ -48,7 +48,12 @@ def top_log_probs(
         found = {str(k): float(v) for k, v in top.items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         found = {}
-    finite = {k: v for k, v in found.items() if math.isfinite(v) and v > _DROPPED}
+    return finite_log_probs(found, answer)
+
+
+def finite_log_probs(found: Mapping[str, float], answer: object) -> dict[str, float]:
+    """Return the finite ones of a server's log-probabilities, by token. Raises Refusal where it has none."""
+    finite = {k: v for k, v in found.items() if math.isfinite(v) and v > DROPPED}
     if not finite:
         fix = "serve it with log-probabilities, at least 5"
         raise Refusal("the server returns no log-probabilities", answer, fix)

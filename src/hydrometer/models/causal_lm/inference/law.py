@@ -10,7 +10,7 @@ Row i answers prompt i mod P.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
-from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.causal_lm.inference.opened import Asked
-from hydrometer.models.finite_selectivity import refuse_choice
+from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -71,15 +70,6 @@ class CausalLaw(Asked):
 
         return draw_rows(self, uniforms, prompt_index)
 
-    def texts(self, x: Samples) -> tuple[list[str], list[str]]:
-        """Return the rows' prompts and answers as text, without special tokens."""
-        from hydrometer.models.causal_lm.data.answer_text import prompt_ends
-
-        x = self._answers(x)
-        ends = prompt_ends(self.prompts, self.lm.tokenizer)
-        answers = [ends[int(p)].decode(x.row(i).tolist()) for i, p in enumerate(x.prompt_index)]
-        return [self.prompts.texts[int(p)] for p in x.prompt_index], answers
-
     def log_prob(self, x: Samples) -> NDArray[np.float64]:
         """Log-probability of each row, (N,) float64, nats.
 
@@ -93,6 +83,15 @@ class CausalLaw(Asked):
         from hydrometer.models.causal_lm.inference.scorer import score
 
         return score(self, self._answers(x))
+
+    def token_log_prob(self, x: Sequences) -> NDArray[np.float64]:
+        """Log-probability of each token under the selected law, (N, T) nats; zero beyond a row. Limits do not count."""
+        return self.score_steps(x).selected
+
+    @property
+    def room(self) -> int | None:
+        """Positions that the network has, None if its configuration does not say."""
+        return max_positions(self.lm.model.config)
 
     def score_beside(self, x: Samples, other: Law, *, again: bool = False) -> PairedScores:
         """Score rows that this law drew under it and under `other`, with both martingales as control variates.
@@ -162,33 +161,6 @@ class CausalLaw(Asked):
         from hydrometer.models.causal_lm.inference.embedder import embed
 
         return embed(self, self._answers(x))
-
-    def _answers(self, x: Samples) -> Sequences:
-        """Rows that are Sequences and answer this law's prompts."""
-        if not isinstance(x, Sequences):
-            raise InputError("a causal LM reads Sequences", got=type(x).__name__)
-        if x.prompt_ids != self.prompts.ids:
-            raise LawMismatchError("the rows answer other prompts than this law's", got=len(x.prompt_ids))
-        return x
-
-    def select(self, s: Selectivity) -> CausalLaw:
-        """Return the law under a token selectivity.
-
-        Temperatures compose; any other selectivity of an already selected law has no single meaning and is refused.
-        """
-        refuse_choice(s)
-        if not s.is_token:
-            raise InputError("a language model takes token selectivities", got=s.label, fix="use temperature or top_p")
-        if s.is_neutral:
-            return self
-        old = self.selectivity
-        if old is not None:
-            if not (set(old.to_json()) == set(s.to_json()) == {"temperature"}):
-                raise InputError(
-                    "the law is already selected", got=f"{old.label}, then {s.label}", fix="select the unselected law"
-                )
-            s = Selectivity(temperature=(old.temperature or 1) * (s.temperature or 1))
-        return replace(self, selectivity=s)
 
 
 def learns_from_whole_rows(law: CausalLaw) -> bool:

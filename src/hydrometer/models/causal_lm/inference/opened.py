@@ -20,12 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hydrometer.core.errors import InputError, LawMismatchError, ModelError, SpecError
-from hydrometer.core.spec import Selectivity
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.cpu.llama import Llama
-from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.tokenizer_file import difference
 from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache
+from hydrometer.models.causal_lm.inference.outcome_law import Outcomes
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.networks.decoders import Way
@@ -207,25 +206,15 @@ class OpenedLM:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
-    """A model with its prompts, stop set and length: the input of sampler, scorer and embedder.
+class Asked(Outcomes):
+    """An opened model with its prompts, stop set and length: the input of sampler, scorer and embedder.
 
     Parameters
     ----------
-    lm : network and tokenizer.
-    prompts : P prompts.
-    stop_ids : E, sorted.
-    max_new_tokens : L.
-    selectivity : token selectivity, or None.
-    block_rows : rows drawn together; the bits of a draw depend on it.
+    lm : network and tokenizer. The others are those of `Outcomes`.
     """
 
-    lm: OpenedLM
-    prompts: Prompts
-    stop_ids: tuple[int, ...]
-    max_new_tokens: int
-    selectivity: Selectivity | None = None
-    block_rows: int = 128
+    lm: OpenedLM  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -250,31 +239,6 @@ class Asked:
         found = self.lm.running.way(self.longest)
         assert found is not None  # refused in __post_init__
         return found
-
-    @property
-    def longest(self) -> int:
-        """Maximum positions of prompt and answer."""
-        return max(len(p) for p in self.prompts.ids) + self.max_new_tokens
-
-    @property
-    def n_prompts(self) -> int:
-        """P: row i answers prompt i mod P."""
-        return len(self.prompts.ids)
-
-    def compatible(self, other: object) -> None:
-        """Raise LawMismatchError unless both are laws over the same outcomes: vocabulary, prompts, E and L."""
-        if not isinstance(other, Asked):
-            raise LawMismatchError("a causal LM is compared with causal LMs", got=type(other).__name__)
-        differ = {
-            "vocabularies": (self.lm.vocabulary_hash[:12], other.lm.vocabulary_hash[:12]),
-            "prompts": (self.prompts.digest[:12], other.prompts.digest[:12]),
-            "stop sets": (self.stop_ids, other.stop_ids),
-            "max_new_tokens": (self.max_new_tokens, other.max_new_tokens),
-        }
-        for what, (mine, theirs) in differ.items():
-            if mine != theirs:
-                fix = "judge models of one tokenizer under the same prompts, stop set and max_new_tokens"
-                raise LawMismatchError(f"the laws differ in their {what}", got=(mine, theirs), fix=fix)
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

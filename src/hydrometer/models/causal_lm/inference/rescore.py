@@ -33,8 +33,9 @@ from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.law import CausalLaw
+    from hydrometer.models.causal_lm.inference.outcome_law import Outcomes
 
-__all__ = ["Rescored", "rescore"]
+__all__ = ["MOST_GAP", "Rescored", "drawn_rows", "refuse_repeats", "rescore"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -84,7 +85,7 @@ def rescore(
     ------
     StageError : rows that are impossible under the law, or not drawn from it.
     """
-    rows = _sequences(law, prompt_index, answers)
+    rows = drawn_rows(law, prompt_index, answers)
     steps = law.score_steps(rows, entropy=True)
     within = rows.within
     if np.isnan(steps.selected[within]).any() or np.isnan(steps.unselected[within]).any():
@@ -105,7 +106,7 @@ def rescore(
     moves = np.where(within & ~edge, selected + entropy, 0.0)
     surprise = ratio_estimate(moves.sum(-1), lengths, "nats/token", rows.strata)
     log_prob = np.where(within, selected, 0.0).sum(-1)
-    _refuse_repeats(rows, log_prob)
+    refuse_repeats(rows, log_prob)
     _refuse_gap(gap, float(lengths.sum()), law.selectivity, dtype)
     _refuse_surprise(moves[within], entropy[within], law.lm.vocab_size, dtype)
     scored = replace(
@@ -118,7 +119,7 @@ def rescore(
     return Rescored(scored, gap, float(np.abs(off).max(initial=0.0)), surprise, int(edge.sum()))
 
 
-def _sequences(law: CausalLaw, prompt_index: Ints, answers: Sequence[Answer]) -> Sequences:
+def drawn_rows(law: Outcomes, prompt_index: Ints, answers: Sequence[Answer]) -> Sequences:
     """Rows of ids, without log-probabilities yet. Raises StageError for impossible rows."""
     longest, stops, n = law.max_new_tokens, set(law.stop_ids), len(prompt_index)
     if len(answers) != n:
@@ -180,7 +181,7 @@ def _refuse_surprise(moves_M: Floats, entropy_M: Floats, n_ids: int, dtype: str)
         )
 
 
-def _refuse_repeats(rows: Sequences, log_prob: Floats) -> None:
+def refuse_repeats(rows: Sequences, log_prob: Floats) -> None:
     """Refuse answers that repeat more often than chance allows, as from a server that draws every row with one seed.
 
     Of m answers to a prompt, c are equal to one of log-probability l with a probability of at most

@@ -24,7 +24,7 @@ from hydrometer.core.errors import StageError
 from hydrometer.models.causal_lm.data.answer_text import UNREADABLE, prompt_ends
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw
-from hydrometer.models.causal_lm.networks.network import max_positions
+from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def texts_of(rows: Sequences, prompts: Prompts, tokenizer: PreTrainedTokenizerBa
     return Texts(tuple(texts), rows.stopped, rows.prompt_index, unreadable)
 
 
-def canonical(texts: Texts, law: CausalLaw) -> Canonical:
+def canonical(texts: Texts, law: CausalLaw | ServedLaw) -> Canonical:
     """Encode texts with the law's tokenizer after their prompts, and score them.
 
     A text that ended gets one stop token: the tokenizer's end of sequence if it is in the stop set, else its least id.
@@ -128,21 +128,21 @@ def canonical(texts: Texts, law: CausalLaw) -> Canonical:
     rows = Sequences(
         law.prompts.ids, texts.prompt_index, ids_NT, lengths, texts.ended, zeros, prompts_are=law.prompts.are
     )
-    log_prob = law.score_steps(rows).selected.sum(-1)
+    log_prob = law.token_log_prob(rows).sum(-1)
     if np.isnan(log_prob).any() or np.isposinf(log_prob).any():
         raise StageError("scores of texts hold NaN or +inf", fix="the model diverged or its weights are broken")
     return Canonical(replace(rows, log_prob=log_prob), log_prob, round_trip, spans)
 
 
-def _stop(law: CausalLaw) -> int:
+def _stop(law: CausalLaw | ServedLaw) -> int:
     if not law.stop_ids:
         raise StageError("the model has no stop token, so no text ends under it", fix="give a model with one")
     own: object = law.lm.tokenizer.eos_token_id
     return own if isinstance(own, int) and own in law.stop_ids else law.stop_ids[0]
 
 
-def _check_room(law: CausalLaw, lengths: NDArray[np.int64], texts: Texts) -> None:
-    room = max_positions(law.lm.model.config)
+def _check_room(law: CausalLaw | ServedLaw, lengths: NDArray[np.int64], texts: Texts) -> None:
+    room = law.room
     if room is None:
         return
     prompt = np.array([len(p) for p in law.prompts.ids], np.int64)[texts.prompt_index]

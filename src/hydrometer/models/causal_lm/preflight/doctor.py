@@ -19,7 +19,10 @@ from hydrometer.models.causal_lm.crossing import OtherTeacher
 from hydrometer.models.causal_lm.data.parts import parts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.tokenizer_file import difference, prompts_differ
+from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
+from hydrometer.models.causal_lm.inference.served_law import ServedLaw
+from hydrometer.models.causal_lm.inference.served_source import ServedConfig
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.networks.network import max_positions
@@ -66,7 +69,7 @@ class Subject:
         return max(self.tokenizer.get_vocab().values()) + 1
 
 
-def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> list[Finding]:
+def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw | ServedLaw]) -> list[Finding]:
     """Examine one chain.
 
     Parameters
@@ -91,11 +94,37 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw]) -> lis
         *_drawn_elsewhere(subject),
         *_baselines(subject),
         *_other(subject),
+        *_served(subject),
     ]
-    if not any(f.is_fatal for f in found):
-        probe = take_probe(open_law, subject.chain)
+    if not any(f.is_fatal for f in found) and not subject.chain.truth.is_served:
+        probe = take_probe(lambda precision: _opened(open_law(precision)), subject.chain)
         found += [*examine_probe(probe, subject.chain), *_learnt(subject, probe.law)]
     return found
+
+
+def _opened(law: CausalLaw | ServedLaw) -> CausalLaw:
+    if not isinstance(law, CausalLaw):
+        raise TypeError("a probe of hidden states and entropies needs an opened model")
+    return law
+
+
+def _served(s: Subject) -> list[Finding]:
+    """Say which models are served; no server is asked, as it may be started later."""
+    out: list[Finding] = []
+    named = {"truth": s.chain.truth, "teacher": s.chain.given_teacher}
+    for role in sorted(s.chain.served_roles, reverse=True):
+        model = named[role]
+        if model is None or not isinstance(model.source, Served):
+            continue
+        at = model.source.served
+        called = "reference" if role == "truth" and s.chain.truth.text is not None else role
+        what = f"the {called} is {at.model}, served at {at.base_url}; nothing of its weights is opened here"
+        why = (
+            "its draws and scores are the server's, so figures under it are plain means without control variates, and "
+            "under a selectivity it draws, but gives no entropy and no recall; it is told apart by its name alone"
+        )
+        out.append(note("served-model", what, why, "start the server before the run; other weights need another name"))
+    return out
 
 
 def _learnt(s: Subject, law: CausalLaw) -> list[Finding]:
@@ -126,7 +155,8 @@ def _drawn_elsewhere(s: Subject) -> list[Finding]:
             f"engine {engine.name} draws training rows, and does not spare opening the weights here",
             "this package scores every row itself, and draws what models are judged on, with the weights that the "
             "specification names",
-            "nothing if they fit here; `hydrometer plan` says what they take",
+            "nothing if they fit here, which `hydrometer plan` says; else name a model that is served alone, source: "
+            "{served: ...}",
         )
     ]
 
@@ -380,6 +410,8 @@ def _special_text(s: Subject) -> list[Finding]:
 
 def _sizes(s: Subject) -> list[Finding]:
     teacher = s.configs.get("teacher", s.configs["truth"]) if s.other is None else s.other.outline.config
+    if isinstance(teacher, ServedConfig):
+        return []
     n_teacher, n_student = count_parameters(teacher), count_parameters(s.configs["student"])
     if n_student <= n_teacher:
         return []

@@ -12,6 +12,7 @@ from hydrometer.core.io.yaml_io import user_path
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import vocabulary_hash
+from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.loading import load
 
 __all__ = ["check_adopted", "identify", "open_adopted"]
@@ -54,7 +55,7 @@ def check_adopted(source: str, base: str | None, tokenizer: PreTrainedTokenizerB
         )
 
 
-def open_adopted(source: str, base: str | None, truth: CausalLaw) -> CausalLaw:
+def open_adopted(source: str, base: str | None, truth: CausalLaw | ServedLaw) -> CausalLaw:
     """Open a checkpoint in float32 as a law over the truth's outcomes.
 
     Its own generation config is ignored: the stop set is the truth's, as for every student.
@@ -72,5 +73,6 @@ def open_adopted(source: str, base: str | None, truth: CausalLaw) -> CausalLaw:
     lm = CausalLM.from_pretrained(source, base=base, dtype="float32", device=str(truth.lm.device))
     if not all(bool(torch.isfinite(p).all()) for p in lm.model.parameters()):
         raise ModelError("the checkpoint holds weights that are not finite", got=source, fix="train it again")
-    lm.model.generation_config = copy.deepcopy(truth.lm.model.generation_config)
+    if isinstance(truth, CausalLaw):
+        lm.model.generation_config = copy.deepcopy(truth.lm.model.generation_config)
     return CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)

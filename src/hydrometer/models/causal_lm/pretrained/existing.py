@@ -14,6 +14,7 @@ from hydrometer.core.errors import ModelError
 from hydrometer.core.io.yaml_io import read_json
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
+from hydrometer.models.causal_lm.engines.served_model import Served, source_of
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.libraries import needs_torch
 from hydrometer.models.causal_lm.truth_spec import MAX_NEW_TOKENS
@@ -42,6 +43,7 @@ class Existing:
     room : positions that the network has, or None where its config does not say.
     own : its law.json, if this package fitted it, or None.
     caveat : one line, if its tokenizer differs from its tokenizer.json.
+    served : where it is served, or None for one that is opened.
     """
 
     source: str
@@ -54,6 +56,7 @@ class Existing:
     room: int | None
     own: LawFile | None
     caveat: str | None = None
+    served: Served | None = None
 
 
 def _size(source: str, config: Any, name: str) -> float:
@@ -66,6 +69,8 @@ def _size(source: str, config: Any, name: str) -> float:
 def find_model(source: str, base: str | None = None) -> Existing:
     """Find a model by alias, folder, adapter folder, GGUF file or hub id; no weights are opened but a GGUF file's.
 
+    A YAML file ``served: {base_url: ..., model: ..., tokenizer: ...}`` names a served one, which is not asked.
+
     Raises
     ------
     ModelError, MissingDependencyError : see `load.resolve`.
@@ -75,6 +80,8 @@ def find_model(source: str, base: str | None = None) -> Existing:
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
     from hydrometer.models.causal_lm.networks.network import max_positions
 
+    if isinstance(served := source_of(source), Served):
+        return _find_served(source, served)
     resolved = load.resolve(source, base=base)
     load.dequantised(resolved.base or resolved)  # refuse an unreadable file early
     doing(f"opening the tokenizer of {source}")
@@ -94,6 +101,28 @@ def find_model(source: str, base: str | None = None) -> Existing:
         room=max_positions(config),
         own=_law_file(Path(resolved.path), ids_known) if resolved.revision is None else None,
         caveat=None if differs is None else differs.what,
+    )
+
+
+def _find_served(source: str, served: Served) -> Existing:
+    """Open the tokenizer of a served model. Raises ModelError."""
+    from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
+    from hydrometer.models.causal_lm.inference.served_source import ServedSource, find_source, served_outline
+
+    resolved = find_source(served)
+    assert isinstance(resolved, ServedSource)
+    found = served_outline(resolved)
+    return Existing(
+        source=source,
+        resolved=resolved,
+        tokenizer=found.tokenizer,
+        vocabulary=vocabulary_hash(found.tokenizer),
+        stop_ids=model_stop_ids(found.generation_config, found.tokenizer),
+        size=0.0,
+        has_template=bool(found.tokenizer.chat_template),
+        room=None,
+        own=None,
+        served=served,
     )
 
 

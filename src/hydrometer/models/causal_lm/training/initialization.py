@@ -12,6 +12,7 @@ from hydrometer.core.errors import LawMismatchError, ModelError, SpecError, one_
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
+from hydrometer.models.causal_lm.inference.served_law import ServedLM
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
 from hydrometer.models.causal_lm.networks.per_layer import first_fields, settable
 from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
@@ -20,14 +21,14 @@ from hydrometer.models.causal_lm.training.layers import fresh_network, with_laye
 __all__ = ["init_model", "scratch_config"]
 
 
-def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) -> CausalLM:
+def init_model(level: LevelSpec, truth: OpenedLM | ServedLM, above: OpenedLM | ServedLM, seed: int) -> CausalLM:
     """Make a new float32 model for a level, which shares nothing with `truth` or `above`.
 
     Parameters
     ----------
     level : see `LevelSpec.init`.
     truth : gives tokenizer, stop set, the config of scratch models, and layers.
-    above : the level above, gives layers.
+    above : the level above, gives layers. Served models give no config and no layers.
     seed : of the fresh weights.
 
     Raises
@@ -38,13 +39,14 @@ def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) ->
     """
     match level.init:
         case "scratch":
-            model = fresh_network(scratch_config(truth.model.config, level.architecture), seed)
+            like = _opened(truth)
+            model = fresh_network(scratch_config(like.model.config, level.architecture), seed)
         case "truth":
-            return with_layers(truth, None)
+            return with_layers(_opened(truth), None)
         case "above":
-            return with_layers(above, None)
+            return with_layers(_opened(above), None)
         case FromLayers(layers_of=owner, layers=layers):
-            return with_layers(truth if owner == "truth" else above, layers)
+            return with_layers(_opened(truth if owner == "truth" else above), layers)
         case FromSource(source=source, revision=revision):
             lm = CausalLM.from_pretrained(source, dtype="float32", device=str(truth.device), revision=revision)
             if lm.vocabulary_hash != truth.vocabulary_hash or lm.stop_ids != truth.stop_ids:
@@ -54,8 +56,15 @@ def init_model(level: LevelSpec, truth: OpenedLM, above: OpenedLM, seed: int) ->
                     fix="use a model of one tokenizer",
                 )
             return lm
-    model.generation_config = copy.deepcopy(truth.model.generation_config)
-    return CausalLM(_to(model, truth), truth.tokenizer)
+    model.generation_config = copy.deepcopy(like.model.generation_config)
+    return CausalLM(_to(model, like), like.tokenizer)
+
+
+def _opened(lm: OpenedLM | ServedLM) -> OpenedLM:
+    if isinstance(lm, ServedLM):
+        fix = "start from a model that is here, init: {source: PATH}"
+        raise SpecError("a served model gives neither layers nor a configuration", got=lm.served.model, fix=fix)
+    return lm
 
 
 def scratch_config(base: PretrainedConfig, overrides: Mapping[str, Any]) -> PretrainedConfig:

@@ -34,6 +34,7 @@ from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score_steps
+from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training, level_spec
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
@@ -382,8 +383,8 @@ def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str | Pa
     return arguments
 
 
-def _law(law: object) -> CausalLaw:
-    if not isinstance(law, CausalLaw):
+def _law(law: object) -> CausalLaw | ServedLaw:
+    if not isinstance(law, CausalLaw | ServedLaw):
         raise InputError("a causal LM is fitted below causal LMs", got=type(law).__name__)
     return law
 
@@ -394,7 +395,7 @@ def _own_prompts(x: Samples) -> Prompts:
     return Prompts(x.prompt_ids, ("",) * len(x.prompt_ids))
 
 
-def _rows(x: Samples, truth: CausalLaw) -> Sequences | TrainingRows:
+def _rows(x: Samples, truth: CausalLaw | ServedLaw) -> Sequences | TrainingRows:
     if not isinstance(x, Sequences | TrainingRows):
         raise InputError("a causal LM is fitted to Sequences", got=type(x).__name__)
     if x.prompt_ids != truth.prompts.ids:
