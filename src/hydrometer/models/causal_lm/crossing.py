@@ -21,7 +21,6 @@ from hydrometer.core.errors import InputError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.data.parts import Kept, prompts_of, source_digest
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.loading import load
-from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_among, judged_prompts, open_tokenizer, outline_of
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers
 from hydrometer.models.causal_lm.text_rows import encoded_rows, stop_of
@@ -190,6 +189,8 @@ def check_other(chain: CausalLMChain, other: OtherTeacher) -> None:
     if rows <= (last := max(other.tokenizer.get_vocab().values())):
         what = "the teacher has fewer output rows than its tokenizer has ids"
         raise LawMismatchError(what, got=(rows, last + 1), fix="give it its own tokenizer")
+    from hydrometer.models.causal_lm.networks.network import max_positions
+
     room = max_positions(other.outline.config)
     asked = (*other.prompts.ids, *(() if other.judged is None else other.judged.ids))
     longest = max(len(p) for p in asked) + chain.truth.max_new_tokens
