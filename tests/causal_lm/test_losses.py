@@ -12,15 +12,16 @@ from torch.nn import functional as F  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training import losses  # noqa: E402
+from hydrometer.models.causal_lm.training.evaluations import Evaluations  # noqa: E402
 from hydrometer.models.causal_lm.training.losses import linear_cross_entropy  # noqa: E402
+from hydrometer.models.causal_lm.training.optimised import Optimised  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import (  # noqa: E402
     _Answers,
-    _arguments,
     _collate,
-    _Epochs,
     _loss_of,
     _MLETrainer,
 )
+from hydrometer.models.causal_lm.training.trainer_settings import trainer_arguments  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
 V, W, D = 700, 720, 24
@@ -121,11 +122,12 @@ def train(lm: CausalLM, x, kind: str) -> list[float]:
     training = Training(
         num_train_epochs=1, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=5e-3, bf16=False
     )
-    args = _arguments(training, len(x), lm, 0, "/nonexistent")
+    args = trainer_arguments(training, len(x), lm, 0, "/nonexistent")
     if kind == "ours":
         law = lm.law("w5", max_new_tokens=6)
-        epochs = _Epochs(law, None, training, lambda *_: None, None)
-        trainer = _MLETrainer(lm, _loss_of(law, training), args, x, epochs, None)
+        own = Optimised(lm, torch.float32)
+        evaluations = Evaluations(law, own, None, training, len(x), lambda *_: None, None)
+        trainer = _MLETrainer(lm, _loss_of(law, training), args, x, evaluations, None)
     else:
         trainer = Trainer(model=lm.model, args=args, train_dataset=_Answers(x), data_collator=_collate)
     inner, out = trainer.training_step, []

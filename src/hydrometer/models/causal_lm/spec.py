@@ -1,12 +1,10 @@
 """Specification of a causal-LM chain. Imports without torch and transformers.
 
-Architecture and training fields have the names and meanings of transformers (`PretrainedConfig`, `TrainingArguments`),
-except the ratios of the warmup-stable-decay schedule.
+Architecture fields have the names and meanings of transformers' `PretrainedConfig`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
@@ -16,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    SerializationInfo,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     Tag,
@@ -33,6 +30,7 @@ from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
+from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, GivenSource, PromptsFile, Truth, as_file
 
 __all__ = [
@@ -52,7 +50,6 @@ __all__ = [
 ]
 
 MAX_LAYERS = 4096
-_MANY = 10**9
 
 
 class FromLayers(Strict):
@@ -87,64 +84,6 @@ Init = Annotated[
 ]
 
 
-class Training(Strict):
-    """How a level is fitted: AdamW under a warmup-stable-decay schedule with linear ramps.
-
-    Names and meanings are those of `transformers.TrainingArguments`. `bf16` is autocast over float32 master weights;
-    `warmup_ratio` and `decay_ratio` are shares of all steps. After each epoch the held-out rows are scored in float32,
-    and the best epoch is kept.
-
-    `num_workers` processes (Ray's `ScalingConfig` has the name) share every batch by rows, under `strategy`: each holds
-    the whole model (ddp), or a share of its weights, gradients and optimizer states (fsdp). Batch sizes stay those of
-    all workers together. `save_steps` is the interval of checkpoints, None for none; it changes no result and is not
-    part of a fit's key.
-    """
-
-    num_train_epochs: int = Field(default=3, ge=1, le=_MANY)
-    learning_rate: float = Field(default=1e-3, gt=0, lt=math.inf)
-    per_device_train_batch_size: int = Field(default=32, ge=1, le=_MANY)
-    per_device_eval_batch_size: int = Field(default=64, ge=1, le=_MANY)
-    gradient_accumulation_steps: int = Field(default=1, ge=1, le=_MANY)
-    weight_decay: float = Field(default=0.0, ge=0, lt=math.inf)
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
-    max_grad_norm: float = Field(default=1.0, gt=0, lt=math.inf)
-    warmup_ratio: float = Field(default=0.01, ge=0, le=1)
-    decay_ratio: float = Field(default=0.2, ge=0, le=1)
-    bf16: bool = True
-    num_workers: int = Field(default=1, ge=1, le=4096)
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    save_steps: int | None = Field(default=None, ge=1)
-
-    @model_serializer(mode="wrap")
-    def _said(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Omit defaults, so that keys from before these fields stay valid; and in a key, fields that change no result.
-
-        Keys are made with the context "key".
-        """
-        body: dict[str, Any] = handler(self)
-        if self.num_workers == 1:
-            body.pop("num_workers", None)
-            body.pop("strategy", None)
-        if self.save_steps is None or info.context == "key":
-            body.pop("save_steps", None)
-        return body
-
-    @model_validator(mode="after")
-    def _whole_checkpoints(self) -> Self:
-        if self.num_workers > 1 and self.strategy == "fsdp" and self.save_steps is not None:
-            raise PydanticCustomError(
-                "save_steps", "save_steps needs strategy ddp: with fsdp no worker holds the whole optimizer state"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _ratios(self) -> Self:
-        if self.warmup_ratio + self.decay_ratio > 1:
-            raise PydanticCustomError("ratios", "warmup_ratio and decay_ratio together must not exceed 1")
-        return self
-
-
 class LevelSpec(Strict):
     """One fitted level.
 
@@ -170,6 +109,12 @@ class LevelSpec(Strict):
             raise PydanticCustomError(
                 "architecture", "an architecture goes with init scratch only; weights bring theirs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_over_weights(self) -> Self:
+        if self.init == "scratch" and self.training.lora is not None:
+            raise PydanticCustomError("lora", "lora adapts a model that exists: give init, for example {source: PATH}")
         return self
 
 

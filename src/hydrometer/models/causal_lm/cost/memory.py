@@ -24,11 +24,25 @@ from hydrometer.models.causal_lm.inference.served_source import (
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, GivenSource, LevelSpec
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
+from hydrometer.models.causal_lm.training.optimised import adapter_parameters
+from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.rows.training_rows import IN_MEMORY
 
-__all__ = ["BYTES", "count_parameters", "footprint", "judge_bytes", "level_configs", "on_accelerator", "row_bytes"]
+__all__ = [
+    "BYTES",
+    "MOMENTS",
+    "count_parameters",
+    "footprint",
+    "judge_bytes",
+    "level_configs",
+    "on_accelerator",
+    "row_bytes",
+    "trained_parameters",
+]
 
 BYTES = {"float32": 4, "bfloat16": 2}
+MOMENTS = {"adamw_torch_fused": 2, "adamw_torch": 2, "adafactor": 0, "sgd": 0}
+"""Numbers that an optimizer keeps of a parameter; adafactor keeps those of rows and columns."""
 _CHUNK = 1024  # rows of logits that the loss holds at once
 _PARQUET = 6000  # bytes of a file's own, and of its prompts'
 _JUDGED = 26_000
@@ -92,7 +106,7 @@ def footprint(
     dtype : precision of a draw or a score; None takes the widest that the stage may use.
     anywhere : also count an accelerator's memory.
 
-    Sources: `trainer` for what a fit holds (float32 master weights, gradients, two moments of AdamW, the best epoch),
+    Sources: `trainer` for what a fit holds (master weights, gradients, the optimizer's state, the best evaluation),
     `losses` for the output matrix's products, `decoders` for keys and values.
     """
 
@@ -109,11 +123,13 @@ def footprint(
             return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
         case "fit":
             level = chain.level_specs.get(role)
-            fitted = 20 * n + _loss(own, 2 if level is None or level.training.bf16 else 4)
+            t = Training() if level is None else level.training
+            fitted = _trained(own, n, t) + _loss(own, 2 if t.bf16 else 4, learnt=t.lora is None)
             fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0
-            return Footprint(4 * n, 4 * n + _tokenizer_bytes(own), held(fitted), scratch)
+            stored = 4 * n + _adapter_bytes(own, n, level)
+            return Footprint(stored, stored + _tokenizer_bytes(own), held(fitted), scratch)
         case "judge":
             both = n if role == "truth" else n + count_parameters(truth)
             # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
@@ -145,11 +161,35 @@ def judge_bytes(rows: int) -> int:
     return 32 * rows + _JUDGED
 
 
-def _loss(config: PretrainedConfig, width: int) -> int:
-    """The output matrix's gradient, its product and a chunk of logits."""
+def trained_parameters(config: PretrainedConfig, training: Training) -> int:
+    """Return how many parameters are trained: all, or those of adapters."""
+    network = empty_network(config)
+    return count_parameters(config) if training.lora is None else adapter_parameters(network, training.lora)
+
+
+def _trained(config: PretrainedConfig, n: int, t: Training) -> int:
+    """Weights, gradients, the optimizer's state, the law's network where it is another, and the best evaluation."""
+    learnt, width = trained_parameters(config, t), BYTES[t.torch_dtype]
+    own = width if t.lora is None else 4  # adapters are float32 over any base
+    apart = 0 if t.lora is None and width == 4 else width * n
+    if t.lora is not None:
+        apart += 4 * learnt
+    return 4 * n + apart + learnt * own * (1 + MOMENTS[t.optim]) + 4 * learnt
+
+
+def _adapter_bytes(config: PretrainedConfig, n: int, level: LevelSpec | None) -> int:
+    """A stored adapter, and its base where no one else has it."""
+    if level is None or level.training.lora is None:
+        return 0
+    base = 0 if isinstance(level.init, FromSource) else 4 * n + _tokenizer_bytes(config)
+    return 4 * trained_parameters(config, level.training) + base
+
+
+def _loss(config: PretrainedConfig, width: int, *, learnt: bool = True) -> int:
+    """The output matrix's gradient, if it is learnt, its product and a chunk of logits."""
     text = config.get_text_config()
     matrix = _vocabulary(config) * int(getattr(text, "hidden_size", 0))
-    return matrix * (4 + width) + _CHUNK * _vocabulary(config) * width
+    return matrix * (4 + width if learnt else width) + _CHUNK * _vocabulary(config) * width
 
 
 def _vocabulary(config: PretrainedConfig) -> int:

@@ -21,7 +21,15 @@ import numpy as np
 from torch import nn
 from transformers import PretrainedConfig
 
-from hydrometer.models.causal_lm.cost.memory import BYTES, footprint, judge_bytes, on_accelerator, row_bytes
+from hydrometer.models.causal_lm.cost.memory import (
+    BYTES,
+    MOMENTS,
+    footprint,
+    judge_bytes,
+    on_accelerator,
+    row_bytes,
+    trained_parameters,
+)
 from hydrometer.models.causal_lm.cpu.thread_pool import MAX_THREADS
 from hydrometer.models.causal_lm.inference.hidden_state_cache import MAX_BYTES
 from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS
@@ -50,7 +58,7 @@ _LAUNCHES = 16  # operations of a decoder layer
 _BATCHES = 8  # of training, whose packs are counted
 _SCORED = 1500  # bytes of an artifact of scores beside its columns
 _GRAM_TOKEN = 88  # bytes that a token of judged rows takes while distinct n-grams are counted: `metrics.text`
-_ADAMW_BYTES = 40  # a parameter and step: weights, gradient, two moments, read and written; the norm for clipping
+_STEP_BYTES = 24  # a parameter and step: weights and gradient, read and written; the norm for clipping
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +235,7 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
             return Work(0.0, judge_bytes(rows), float(rows * longest * _GRAM_TOKEN))
         case "fit":
             parts = _fit(subject, role, rows, mean)
-            epochs = 1 if training is None else training.num_train_epochs
+            epochs = 1.0 if training is None else _epochs(training, rows)
             held = min(rows * longest * 2, IN_MEMORY)  # more of them are mapped
             return Work(tokens * epochs, takes.disk_most, takes.memory_least + held, parts)
         case _:
@@ -314,40 +322,69 @@ def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str)
 
 def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
     own, training = s.shapes[role], s.levels[role].training
-    epochs, dtype = training.num_train_epochs, "bfloat16" if training.bf16 else "float32"
+    epochs, dtype = _epochs(training, rows), "bfloat16" if training.bf16 else "float32"
     batch, width = padded_batch(s, training)
     longest = s.chain.truth.max_new_tokens
     share = training_positions(s, own, batch, mean, most=len(s.prompts), longest=longest) / (batch * width)
+    learnt = trained_parameters(s.configs[role], training)
     packs = "" if share == 1 else f" {share:.2f}"
-    name = f"{own.label} {dtype} {batch}x{width}{packs}"
+    name = f"{own.label} {dtype} {batch}x{width}{packs}{_manner(training, learnt)}"
     positions, answers = share * rows * width * epochs, rows * mean * epochs
+    again, adapted = float(training.gradient_checkpointing), training.lora is not None
+    # Forward, the gradients of states, and those of weights; adapters have only their own.
+    matrices = 2.0 * own.layer * (2.0 + again if adapted else 3.0 + again)
+    adapters = 6.0 * learnt * positions if adapted else 0.0
     layer = Part(
         f"train.layer {name}",
         own.layers * positions,
         "train",
-        3.0 * own.layers * positions * (2.0 * own.layer + 2.0 * own.attention * width),
+        own.layers * positions * (matrices + (3.0 + again) * 2.0 * own.attention * width) + adapters,
         0.0,
         dtype,
     )
     steps = epochs * rows / (batch * training.gradient_accumulation_steps)
     matrix = own.width * own.vocabulary
+    moved = (_STEP_BYTES + 8 * MOMENTS[training.optim]) * BYTES["float32" if adapted else training.torch_dtype] / 4
     rest = Part(
         f"train.rest {name}",
         answers,
         "train",
-        6.0 * matrix * answers,
-        steps * own.parameters * _ADAMW_BYTES + answers * own.vocabulary * _ID_BYTES,
+        (4.0 if adapted else 6.0) * matrix * answers,
+        steps * learnt * moved + answers * own.vocabulary * _ID_BYTES,
         dtype,
     )
-    held = s.chain.data.validate_ * mean
-    judged = "float32"  # what is trained has float32 weights, whatever models are judged in
+    held, times = s.chain.data.validate_ * mean, _evaluations(training, rows)
+    judged = "float32"  # what is trained is scored in float32, whatever models are judged in
     scored = Part(
         score_names(s, own, judged)[1],
-        epochs * spread(held, workers_of(s.chain)),
+        times * spread(held, workers_of(s.chain)),
         "score",
-        epochs * 2.0 * matrix * held,
-        epochs * held * own.vocabulary * _ID_BYTES,
+        times * 2.0 * matrix * held,
+        times * held * own.vocabulary * _ID_BYTES,
         judged,
     )
     kept = Part("save", own.parameters, "train", loaded=4.0 * own.parameters)
-    return layer, rest, _layers(s, own, judged, held, mean, epochs), scored, kept
+    return layer, rest, _layers(s, own, judged, held, mean, times), scored, kept
+
+
+def _epochs(training: Training, rows: int) -> float:
+    """How often the rows are learnt, if nothing stops the fit early."""
+    epoch, steps = training.steps(rows)
+    return steps / epoch
+
+
+def _evaluations(training: Training, rows: int) -> int:
+    """Evaluations of the held-out rows."""
+    epoch, steps = training.steps(rows)
+    return -(-steps // (training.eval_steps or epoch))
+
+
+def _manner(training: Training, learnt: int) -> str:
+    """What besides shapes changes the seconds of a step, as part of a name; empty for defaults."""
+    said = {
+        f"lora{learnt}": training.lora is not None,
+        "recomputed": training.gradient_checkpointing,
+        "rounded": training.torch_dtype != "float32",
+        training.optim: training.optim != Training().optim,
+    }
+    return "".join(f" {word}" for word, is_so in said.items() if is_so)

@@ -282,6 +282,8 @@ class _Bench:
                 "num_train_epochs": 1,
                 "num_workers": 1,
                 "save_steps": None,
+                "max_steps": None,
+                "eval_steps": None,
             }
         )
         truth = self.law(self.lm(config, _SHALLOW, "float32"), longest)

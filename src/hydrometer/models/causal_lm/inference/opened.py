@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ __all__ = ["Asked", "OpenedLM", "model_stop_ids", "pick_device", "stop_set", "vo
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+class Saves(Protocol):
+    """What is written beside a model."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into the model's folder."""
+        ...
+
+
 class OpenedLM:
     """A causal language model: network and tokenizer.
 
@@ -54,6 +62,7 @@ class OpenedLM:
     has_cache : whether keys and values can be cached; else every step runs the whole prefix.
     is_llama : whether `Llama` can run it.
     frozen : whether the weights are final; their packed form and hidden states are then cached.
+    adapter : what was trained, where the weights hold it merged; written beside them.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class OpenedLM:
         self._vocabulary_hash = vocabulary_hash(tokenizer)
         self.network = Network(self.model, None if bool(known.all()) else (~known).nonzero()[:, 0])
         self.frozen: bool = False
+        self.adapter: Saves | None = None
         self._engine: Llama | None = None
         self.hidden_states: HiddenStateCache | None = None
         doing("checking how the network runs")
@@ -153,6 +163,8 @@ class OpenedLM:
         with quiet(), network_errors(self.model, "writing the model"):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+        if self.adapter is not None:
+            self.adapter.save(Path(folder))
 
     def float32(self) -> Self:
         """Return the float32 model: itself, or read again from its source, as rounding is not reversible."""

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from hydrometer.core.errors import DataError, LawMismatchError, SpecError
+from hydrometer.models.causal_lm.cost.memory import level_configs
 from hydrometer.models.causal_lm.crossing import check_other, other_teacher
 from hydrometer.models.causal_lm.engines.engine import refuse_other_law
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
@@ -19,6 +20,8 @@ from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, trut
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
 from hydrometer.models.causal_lm.text_truth import training_texts
 from hydrometer.models.causal_lm.training.initialization import scratch_config
+from hydrometer.models.causal_lm.training.layers import empty_network
+from hydrometer.models.causal_lm.training.optimised import check_adapters
 
 __all__ = ["check_chain"]
 
@@ -58,6 +61,7 @@ def check_chain(chain: CausalLMChain) -> None:
         n_above = _check_level(role, level, truth, (n_truth, n_above))
     for baseline in chain.baselines:  # nothing is above it but the truth
         _check_level(f"baseline {baseline.name}", baseline.level(chain.student), truth, (n_truth, n_truth))
+    _check_adapters(chain, truth)
 
 
 def _check_level(role: str, level: LevelSpec, truth: load.Outline, layers: tuple[int | None, int | None]) -> int:
@@ -115,6 +119,16 @@ def _check_served(chain: CausalLMChain) -> None:
     if chain.picture is not None and "truth" in served:
         what = "a served truth gives no hidden states, in whose space a picture is"
         raise SpecError(what, got=chain.picture, fix="leave picture out")
+
+
+def _check_adapters(chain: CausalLMChain, truth: load.Outline) -> None:
+    """Refuse adapters on modules that a level's network does not have."""
+    adapted = {role: level.training.lora for role, level in chain.level_specs.items() if level.training.lora}
+    if not adapted:
+        return
+    configs = level_configs(truth.config, chain.level_specs, chain.given_teacher)
+    for role, lora in adapted.items():
+        check_adapters(empty_network(configs[role]), lora)
 
 
 def _check_texts(chain: CausalLMChain, room: int | None) -> None:

@@ -74,11 +74,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         h, w = states.detach().to(dtype), weight.detach().to(dtype)
         b = None if bias is None else bias.detach().to(dtype)
         d_states = torch.empty_like(h)
-        d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device)
+        learnt = ctx.needs_input_grad[1]  # adapters leave the output matrix as it is
+        d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device) if learnt else None
         d_bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=w.device)
         pool = ThreadPool(len(h) if h.device.type == "cpu" else 1)
         room = torch.empty(min(_CHUNK, len(h)), len(w), dtype=dtype, device=w.device)
-        product = torch.empty_like(w)
+        product = torch.empty_like(w) if learnt else None
         total = 0.0
         with torch.no_grad():
             for at in range(0, len(h), _CHUNK):
@@ -100,6 +101,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
                 def through_ids(part: slice, h_m: Tensor = h_m, g: Tensor = g, first: bool = at == 0) -> None:
                     """Gradient of the output matrix, each worker over its own range of ids."""
+                    assert d_weight is not None
+                    assert product is not None
                     torch.mm(g[:, part].t(), h_m, out=product[part])
                     if first:
                         d_weight[part] = product[part]
@@ -107,11 +110,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         d_weight[part] += product[part]
 
                 total += sum(pool.each(through_rows, pool.split(len(h_m))))
-                pool.each(through_ids, pool.split(len(w)))
+                if learnt:
+                    pool.each(through_ids, pool.split(len(w)))
                 if d_bias is not None:
                     d_bias += g.sum(0, dtype=torch.float32)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
-        ctx.gradients = (d_states.to(states.dtype), d_weight.to(weight.dtype), last)
+        ctx.gradients = (d_states.to(states.dtype), None if d_weight is None else d_weight.to(weight.dtype), last)
         return torch.tensor(total / settings.n_items, dtype=torch.float32, device=states.device)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Fits a level by maximum likelihood, in the loop of transformers' Trainer, with our loss and choice of epoch.
+"""Fits a level by maximum likelihood, in the loop of transformers' Trainer, with our loss and choice of weights.
 
 Shapes: B rows, T positions, M answer tokens of a batch, D width, V ids.
 
@@ -12,7 +12,6 @@ padding, and each of its prompts once (`packed_rows`).
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,26 +22,27 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
-from hydrometer.models.base import FitRequest, Fitted, Samples, Tick
-from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
+from hydrometer.models.base import FitRequest, Fitted, Samples
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
-from hydrometer.models.causal_lm.inference.scorer import score_steps
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training, level_spec
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.training.determinism import reproducible
 from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, join_group
+from hydrometer.models.causal_lm.training.evaluations import Evaluations
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.losses import linear_cross_entropy
+from hydrometer.models.causal_lm.training.optimised import optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
+from hydrometer.models.causal_lm.training.trainer_settings import trainer_arguments
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 
@@ -78,20 +78,24 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         held.enter_context(reproducible(seed))
         held.enter_context(quiet())
         loss = _loss_of(law, training)
+        own = held.enter_context(optimised(lm, level, seed))
         group = join_group(lm, training, loss)
-        epochs = _Epochs(replace(law, prompts=asked.prompts), validate, training, request.tick, group)
-        kept = _checkpoints(training, request.partial, epochs, group, held)
-        arguments = _arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
-        trainer = _MLETrainer(lm, loss, arguments, data, epochs, group)
-        trainer.train(resume_from_checkpoint=_goes_on_from(trainer, kept, epochs, group))
-    epochs.restore_best()
+        evaluations = Evaluations(
+            replace(law, prompts=asked.prompts), own, validate, training, len(data), request.tick, group
+        )
+        kept = _checkpoints(training, request.partial, evaluations, group, held)
+        arguments = trainer_arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
+        trainer = _MLETrainer(own.trained, loss, arguments, data, evaluations, group)
+        start = _goes_on_from(trainer, kept, evaluations, group)
+        if not evaluations.is_over:  # a checkpoint of the last step before an early stop
+            trainer.train(resume_from_checkpoint=start)
+    evaluations.restore_best()
     lm.model.eval()
     info: dict[str, object] = {
-        **epochs.notes,
-        "validation": epochs.held_out,
-        "best_epoch": epochs.best,
-        "steps": int(trainer.state.global_step),
-        "tokens": int(data.lengths.sum()) * level.training.num_train_epochs,
+        **evaluations.notes,
+        **evaluations.info,
+        "steps": evaluations.step,
+        "tokens": int(data.lengths.sum()) * evaluations.step // training.steps(len(data))[0],
         "n_parameters": lm.n_parameters,
     }
     return Fitted(law, info)
@@ -188,12 +192,12 @@ class _MLETrainer(Trainer):
         loss: Loss,
         args: TrainingArguments,
         data: Sequences | TrainingRows,
-        epochs: _Epochs,
+        evaluations: Evaluations,
         group: Distributed | None,
     ) -> None:
         model = lm.model if group is None else group.trained.model
         super().__init__(
-            model=model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[epochs]
+            model=model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[evaluations]
         )
         self.remove_callback(PrinterCallback)
         self.lm, self.loss, self.group = lm, loss, group
@@ -242,73 +246,12 @@ class _MLETrainer(Trainer):
         load_model(self.lm.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
 
-class _Epochs(TrainerCallback):
-    """After each epoch: held-out likelihood of the law itself; the best epoch's weights are kept in memory."""
-
-    def __init__(
-        self, law: CausalLaw, validate: Sequences | None, training: Training, tick: Tick, group: Distributed | None
-    ) -> None:
-        self.law, self.validate, self.training, self.tick, self.group = law, validate, training, tick, group
-        self.notes: dict[str, object] = {}
-        self.held_out: list[dict[str, float]] = []
-        self.best = training.num_train_epochs
-        self._best_nats = -math.inf
-        self._best_weights: dict[str, Tensor] | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A checkpoint at an epoch's last step was written before that epoch was scored.
-        if state.global_step * self.training.num_train_epochs // state.max_steps > len(self.held_out):
-            self.on_epoch_end(args, state, control)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        bound_freed_memory()
-        self.tick(state.global_step, state.max_steps, "steps")
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.validate is None:
-            if self.group is not None:
-                self.group.gather()
-            return
-        if self.group is not None:
-            self.group.gather()
-            if self.group.rank:
-                return
-        model = self.law.lm.model.eval()
-        # However rows end: a text that was cut in another tokenizer's tokens is a beginning, no outcome of this law.
-        steps = score_steps(self.law, self.validate, rows_together=self.training.per_device_eval_batch_size)
-        log_p_N = steps.selected.sum(-1)
-        model.train()
-        nats = float(log_p_N.mean())
-        if not math.isfinite(nats):
-            raise FitError("the held-out likelihood is not finite", got=nats, fix="lower the learning rate")
-        per_token = float(log_p_N.sum() / self.validate.lengths.sum())
-        self.held_out.append({"epoch": len(self.held_out) + 1, "nats": nats, "nats_per_token": per_token})
-        if nats > self._best_nats:
-            self._best_nats, self.best = nats, len(self.held_out)
-            self._best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """Return the history and the best epoch's weights."""
-        nats = None if self._best_weights is None else self._best_nats
-        return {"held_out": self.held_out, "best": self.best, "best_nats": nats}, self._best_weights
-
-    def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
-        """Restore the state of an earlier process."""
-        self.held_out, self.best = list(history["held_out"]), int(history["best"])
-        if weights is not None:
-            device = self.law.lm.device
-            self._best_nats = float(history["best_nats"])
-            self._best_weights = {k: v.to(device) for k, v in weights.items()}
-
-    def restore_best(self) -> None:
-        """Restore the best epoch's weights."""
-        if self._best_weights is not None and self.best != len(self.held_out):
-            self.law.lm.model.load_state_dict(self._best_weights)
-        self._best_weights = None
-
-
 def _checkpoints(
-    training: Training, folder: Path | None, epochs: _Epochs, group: Distributed | None, held: contextlib.ExitStack
+    training: Training,
+    folder: Path | None,
+    evaluations: Evaluations,
+    group: Distributed | None,
+    held: contextlib.ExitStack,
 ) -> Checkpoints | None:
     """Return the fit's checkpoints; None if disabled, or while another run makes the same fit."""
     if training.save_steps is None or folder is None:
@@ -317,17 +260,19 @@ def _checkpoints(
     if group is None or group.rank == 0:
         mine = held.enter_context(claim(folder, 0))
         if not mine:
-            epochs.tick(0, 1, "waiting for another run that makes the same fit")
+            evaluations.tick(0, 1, "waiting for another run that makes the same fit")
             mine = held.enter_context(claim(folder, _LEASE))
     if not (mine if group is None else group.broadcast(mine)):
-        epochs.notes["checkpoints"] = "none: another run is making the same fit"
-        epochs.tick(0, 1, "no checkpoints: another run is making the same fit")
+        evaluations.notes["checkpoints"] = "none: another run is making the same fit"
+        evaluations.tick(0, 1, "no checkpoints: another run is making the same fit")
         return None
     barrier = None if group is None else group.barrier
-    return Checkpoints(folder, epochs, barrier, writes=group is None or group.rank == 0)
+    return Checkpoints(folder, evaluations, barrier, writes=group is None or group.rank == 0)
 
 
-def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, group: Distributed | None) -> str | None:
+def _goes_on_from(
+    trainer: Trainer, kept: Checkpoints | None, evaluations: Evaluations, group: Distributed | None
+) -> str | None:
     """Restore the newest checkpoint and return its path, or None."""
     if kept is None:
         return None
@@ -335,52 +280,13 @@ def _goes_on_from(trainer: Trainer, kept: Checkpoints | None, epochs: _Epochs, g
     path = kept.newest() if kept.writes else None
     path = path if group is None else group.broadcast(path)
     if kept.discarded:
-        epochs.notes["discarded"] = kept.discarded
-        epochs.tick(0, 1, kept.discarded[0])
+        evaluations.notes["discarded"] = kept.discarded
+        evaluations.tick(0, 1, kept.discarded[0])
     if path is None:
         return None
     kept.open(path)
-    epochs.notes["resumed"] = path.name
+    evaluations.notes["resumed"] = path.name
     return str(path)
-
-
-def _arguments(t: Training, rows: int, lm: CausalLM, seed: int, folder: str | Path | None) -> TrainingArguments:
-    """The Trainer's own settings; `folder` is that of checkpoints, None where none are kept."""
-    batches = math.ceil(rows / t.per_device_train_batch_size)
-    steps = math.ceil(batches / t.gradient_accumulation_steps) * t.num_train_epochs
-    # Rounded down: the first step of a linear warm-up has rate zero, which a short fit cannot afford.
-    warmup = int(t.warmup_ratio * steps)
-    decay = min(math.ceil(t.decay_ratio * steps), steps - warmup)
-    arguments = TrainingArguments(
-        # Made if missing, and not written into where nothing is kept; one of its own would stay behind a killed fit.
-        output_dir=str(folder or Path(__file__).parent),
-        num_train_epochs=t.num_train_epochs,
-        per_device_train_batch_size=t.per_device_train_batch_size,
-        gradient_accumulation_steps=t.gradient_accumulation_steps,
-        learning_rate=t.learning_rate,
-        weight_decay=t.weight_decay,
-        adam_beta1=t.adam_beta1,
-        adam_beta2=t.adam_beta2,
-        max_grad_norm=t.max_grad_norm,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": decay, "decay_type": "linear"},
-        warmup_steps=warmup,
-        bf16=False,  # autocast is entered in the loss, where body and head are called
-        seed=seed,
-        data_seed=seed,
-        use_cpu=lm.device.type == "cpu",
-        dataloader_pin_memory=lm.device.type != "cpu",
-        remove_unused_columns=False,
-        save_strategy="no" if folder is None or t.save_steps is None else "steps",
-        save_steps=t.save_steps or 500,
-        logging_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    # Of several accelerators here the Trainer would take all, by threads: other batches than the specification's.
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
-    return arguments
 
 
 def _law(law: object) -> CausalLaw | ServedLaw:

@@ -1,0 +1,141 @@
+"""Held-out likelihood in the midst of a fit, and the weights of the best evaluation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hydrometer.core.errors import FitError
+from hydrometer.models.base import Tick
+from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
+from hydrometer.models.causal_lm.inference.law import CausalLaw
+from hydrometer.models.causal_lm.inference.scorer import score_steps
+from hydrometer.models.causal_lm.training.distributed import Distributed
+from hydrometer.models.causal_lm.training.optimised import Optimised
+from hydrometer.models.causal_lm.training_spec import Training
+from hydrometer.models.rows.sequences import Sequences
+
+__all__ = ["Evaluations"]
+
+
+class Evaluations(TrainerCallback):
+    """Scores the held-out rows under the law itself, and keeps the best evaluation's weights in memory.
+
+    Parameters
+    ----------
+    law : of the network that is fitted. own : brings that network up to date. rows : how many are learnt.
+    group : the processes of the fit; rank 0 evaluates.
+
+    Attributes
+    ----------
+    held_out : one record an evaluation: epoch or step, nats (the mean of a row's log-probability), nats per token.
+    best : which evaluation, from 1. step : the last one made. notes : what is to be said of the fit.
+    """
+
+    def __init__(
+        self,
+        law: CausalLaw,
+        own: Optimised,
+        validate: Sequences | None,
+        training: Training,
+        rows: int,
+        tick: Tick,
+        group: Distributed | None,
+    ) -> None:
+        self.law, self.own, self.validate, self.training = law, own, validate, training
+        self.tick, self.group = tick, group
+        self.notes: dict[str, object] = {}
+        self.held_out: list[dict[str, float]] = []
+        epoch, self.steps = training.steps(rows)
+        self.every = training.eval_steps or epoch
+        self.step = 0
+        self.best = self._evaluations(self.steps)
+        self._best_nats = -math.inf
+        self._best_weights: dict[str, Tensor] | None = None
+
+    def _evaluations(self, step: int) -> int:
+        """Evaluations up to a step: at every interval, and at the last step."""
+        return step // self.every + (step == self.steps and step % self.every > 0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether so many evaluations in a row were no better than the best as end the fit."""
+        patience = self.training.early_stopping_patience
+        return patience is not None and bool(self.held_out) and len(self.held_out) - self.best >= patience
+
+    @property
+    def info(self) -> dict[str, object]:
+        """The history, and which evaluation is kept."""
+        if self.training.eval_steps is None:
+            return {"validation": self.held_out, "best_epoch": self.best}
+        best = min(self.best * self.every, self.steps)
+        return {"validation": self.held_out, "best_step": best}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Make the evaluation that a checkpoint lacks: older ones were written before that of their step."""
+        self.step = state.global_step
+        if self._evaluations(state.global_step) > len(self.held_out):
+            self._evaluate(state.global_step, control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Evaluate where that is due, before the step's checkpoint is written."""
+        self.step = state.global_step
+        bound_freed_memory()
+        self.tick(state.global_step, state.max_steps, "steps")
+        if state.global_step % self.every == 0 or state.global_step == self.steps:
+            self._evaluate(state.global_step, control)
+
+    def _evaluate(self, step: int, control: TrainerControl) -> None:
+        """Score the held-out rows. Called by all processes."""
+        if self.group is not None:
+            self.group.gather()
+        self.own.gather()
+        if self.validate is None:
+            return
+        if self.group is None or self.group.rank == 0:
+            self._score(step, self.validate)
+        over = self.is_over
+        if self.group is not None and self.training.early_stopping_patience is not None:
+            over = bool(self.group.broadcast(over))
+        if over:
+            control.should_training_stop = True
+
+    def _score(self, step: int, validate: Sequences) -> None:
+        model = self.law.lm.model.eval()
+        # However rows end: a text that was cut in another tokenizer's tokens is a beginning, no outcome of this law.
+        steps = score_steps(self.law, validate, rows_together=self.training.per_device_eval_batch_size)
+        log_p_N = steps.selected.sum(-1)
+        model.train()
+        nats = float(log_p_N.mean())
+        if not math.isfinite(nats):
+            raise FitError("the held-out likelihood is not finite", got=nats, fix="lower the learning rate")
+        per_token = float(log_p_N.sum() / validate.lengths.sum())
+        by_step = self.training.eval_steps is not None
+        at = {"step": step} if by_step else {"epoch": len(self.held_out) + 1}
+        self.held_out.append({**at, "nats": nats, "nats_per_token": per_token})
+        if nats > self._best_nats:
+            self._best_nats, self.best = nats, len(self.held_out)
+            self._best_weights = self.own.state()
+
+    def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Return the history and the best evaluation's weights."""
+        nats = None if self._best_weights is None else self._best_nats
+        return {"held_out": self.held_out, "best": self.best, "best_nats": nats}, self._best_weights
+
+    def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """Restore the state of an earlier process."""
+        self.held_out, self.best = list(history["held_out"]), int(history["best"])
+        self.step = min(len(self.held_out) * self.every, self.steps)
+        if weights is not None:
+            device = self.law.lm.device
+            self._best_nats = float(history["best_nats"])
+            self._best_weights = {k: v.to(device) for k, v in weights.items()}
+
+    def restore_best(self) -> None:
+        """Restore the best evaluation's weights."""
+        if self._best_weights is not None and self.best != len(self.held_out):
+            self.own.restore(self._best_weights)
+        self._best_weights = None

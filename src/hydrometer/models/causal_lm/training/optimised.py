@@ -1,0 +1,263 @@
+"""What a fit trains, beside the float32 network of the law that is scored and stored.
+
+They are one network, unless weights are rounded or adapters are trained in their place (Hu et al. 2021):
+
+    W' = W + s B A,    s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`
+
+The law's network holds W', merged in float32, so that every law is a plain network wherever it is opened. The adapter
+is stored in a folder beside it, and its base too where the base has no name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import warnings
+from collections.abc import Callable, Generator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hydrometer.core.errors import MissingDependencyError, SpecError
+from hydrometer.models.causal_lm.inference.model import CausalLM
+from hydrometer.models.causal_lm.loading.adapter import WEIGHTS
+from hydrometer.models.causal_lm.loading.model_files import quiet
+from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG
+from hydrometer.models.causal_lm.networks.network import Network
+from hydrometer.models.causal_lm.spec import FromSource, LevelSpec
+from hydrometer.models.causal_lm.training_spec import Lora
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["ADAPTER", "BASE", "Adapted", "Optimised", "adapter_parameters", "check_adapters", "optimised"]
+
+ADAPTER, BASE = "adapter", "base"
+"""Folders beside a stored model: its adapter, and what the adapter is over."""
+
+
+@contextlib.contextmanager
+def optimised(lm: CausalLM, level: LevelSpec, seed: int) -> Generator[Optimised]:
+    """Make what the loop trains; on exit the law's network is as any other. As `check_adapters` raises."""
+    training, dtype = level.training, getattr(torch, level.training.torch_dtype)
+    if training.lora is None:
+        own = Optimised(lm, dtype)
+    else:
+        named = level.init.source if isinstance(level.init, FromSource) else None
+        own = Adapted(lm, training.lora, dtype, seed, named)
+    network: Any = own.trained.model
+    if not training.gradient_checkpointing:
+        yield own
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # later releases also have another name for it
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield own
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            network.gradient_checkpointing_disable()
+
+
+def check_adapters(network: PreTrainedModel, lora: Lora) -> None:
+    """Refuse targets that are no linear modules of a network. Raises SpecError, MissingDependencyError."""
+    _targets(network, lora)
+    if find_spec("peft") is None:
+        raise MissingDependencyError("training adapters needs the package peft", fix="pip install 'hydrometer[peft]'")
+
+
+def adapter_parameters(network: PreTrainedModel, lora: Lora) -> int:
+    """Return how many parameters are trained. `network` is not run and needs no storage. Raises SpecError."""
+    targets = _targets(network, lora)
+    factors = sum(lora.r * sum(m.weight.shape) for m in targets.values())
+    magnitudes = sum(m.weight.shape[1 if isinstance(m, Conv1D) else 0] for m in targets.values())
+    owners = {"none": [], "lora_only": list(targets.values()), "all": list(network.modules())}[lora.bias]
+    biases = sum(b.numel() for m in owners if (b := getattr(m, "bias", None)) is not None)
+    return factors + (magnitudes if lora.use_dora else 0) + biases
+
+
+class Optimised:
+    """All weights of a network, in float32 or rounded to bfloat16 after every step.
+
+    Parameters
+    ----------
+    lm : the law's, float32. dtype : of the weights that are trained.
+
+    Attributes
+    ----------
+    trained : the network in the loop: `lm` itself, or a copy.
+    """
+
+    def __init__(self, lm: CausalLM, dtype: torch.dtype) -> None:
+        self.lm, self.trained = lm, lm
+        network: Any = lm.model
+        network.requires_grad_(True)
+        if dtype != torch.float32:
+            self.trained = _around(lm, _rounded(lm.model, dtype))
+            self.gather()
+
+    def gather(self) -> None:
+        """Bring the law's network up to date."""
+        if self.trained is not self.lm:
+            self.lm.model.load_state_dict(self.trained.model.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of what `restore` takes."""
+        return {k: v.detach().clone() for k, v in self.lm.model.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Set the law's network to an earlier state."""
+        self.lm.model.load_state_dict(state)
+
+
+class Adapted(Optimised):
+    """Low-rank adapters over a network that stays.
+
+    Parameters
+    ----------
+    seed : of the fresh adapters. named : the base, as `peft` finds it; None to store it with the adapter.
+
+    Raises
+    ------
+    SpecError : a target that is no linear module of the decoder layers.
+    MissingDependencyError : peft is not installed.
+    """
+
+    def __init__(self, lm: CausalLM, lora: Lora, dtype: torch.dtype, seed: int, named: str | None) -> None:
+        network = _rounded(lm.model, dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.adapter = _attached(network, lora)
+        self.lm, self.trained, self.named = lm, _around(lm, network), named
+        self._copy(lambda name, value: True)
+        self.gather()
+        lm.adapter = self
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Merge the adapters into the law's network, in float32; what is trained is left as it is."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        law = self.lm.model.state_dict()
+        self._copy(lambda name, value: value.requires_grad)
+        for name, module in self.trained.model.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                layer: Any = module
+                weight = layer.get_base_layer().weight
+                kept = weight.data
+                weight.data = kept.float().clone()
+                layer.merge()
+                law[f"{name}.weight"].copy_(weight)
+                layer.unmerge()
+                weight.data = kept  # exactly: adding and subtracting leaves rounding errors
+
+    def _copy(self, which: Callable[[str, Tensor], bool]) -> None:
+        """Copy parameters of the network itself to the law's."""
+        law = self.lm.model.state_dict()
+        with torch.no_grad():
+            for name, value in self.trained.model.named_parameters():
+                if "lora_" not in name and which(name, value):
+                    law[_plain(name)].copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of what is trained."""
+        learnt = ((k, v) for k, v in self.trained.model.named_parameters() if v.requires_grad)
+        return {k: v.detach().clone() for k, v in learnt}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Set the adapters to an earlier state, and merge them."""
+        with torch.no_grad():
+            for name, value in self.trained.model.named_parameters():
+                if name in state:
+                    value.copy_(state[name])
+        self.gather()
+
+    def save(self, folder: Path) -> None:
+        """Write the folder `adapter` for peft, and `base` for a base without a name."""
+        from peft import get_peft_model_state_dict
+
+        at = folder / ADAPTER
+        at.mkdir()
+        tensors: dict[str, Tensor] = get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
+        save_file({k: v.detach().contiguous() for k, v in sorted(tensors.items())}, at / WEIGHTS)
+        fields = self.adapter.peft_config["default"].to_dict() | {
+            "base_model_name_or_path": self.named or f"../{BASE}",
+            "inference_mode": True,
+        }
+        # peft keeps sets, whose order is not that of the names.
+        plain = {k: sorted(v) if isinstance(v, set) else getattr(v, "value", v) for k, v in fields.items()}
+        (at / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True), encoding="utf-8")
+        if self.named is None:
+            base: Any = copy.deepcopy(self.lm.model)
+            weights = self.trained.model.state_dict()
+            base.load_state_dict({_plain(k): v for k, v in weights.items() if "lora_" not in k})
+            with quiet():
+                base.save_pretrained(folder / BASE)
+                self.lm.tokenizer.save_pretrained(folder / BASE)
+
+
+def _plain(name: str) -> str:
+    """Name of a parameter as the network has it without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy with parameters of that type; buffers, such as angles, stay float32."""
+    network: Any = copy.deepcopy(model)
+    for p in network.parameters():
+        p.data = p.data.to(dtype)
+    return network.requires_grad_(True)
+
+
+def _around(lm: CausalLM, model: PreTrainedModel) -> CausalLM:
+    """Return the same model around another network of its architecture, without the kernels for plain networks."""
+    other = copy.copy(lm)
+    other.model, other.network, other.is_llama = model, Network(model, lm.holes), False
+    return other
+
+
+def _attached(network: PreTrainedModel, lora: Lora) -> PeftModel:
+    """Put fresh adapters into a network; all else is frozen."""
+    check_adapters(network, lora)
+    import peft
+
+    names = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType]  (a number, as its formula says)
+        lora_dropout=lora.lora_dropout,
+        target_modules=names,
+        bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about transposed weights, which it then handles
+        return peft.get_peft_model(network, config)  # pyright: ignore[reportReturnType]
+
+
+def _targets(network: PreTrainedModel, lora: Lora) -> dict[str, Any]:
+    """Return the modules that get adapters, by name. Raises SpecError."""
+    net: Any = network
+    head = net.get_output_embeddings()
+    linear = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    if lora.target_modules == "all-linear":
+        return linear
+    chosen: dict[str, Any] = {}
+    for wanted in lora.target_modules:
+        found = {n: m for n, m in linear.items() if n == wanted or n.endswith(f".{wanted}")}
+        if not found:
+            there = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linear}))
+            what = "lora.target_modules names no linear module of the decoder layers"
+            raise SpecError(what, got=wanted, fix=f"take all-linear, or some of {there}")
+        chosen |= found
+    return chosen
