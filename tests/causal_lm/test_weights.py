@@ -141,7 +141,7 @@ def test_no_way_to_open_a_model_leads_around_it(tmp_path: Path, llama_folder: Pa
         lambda: CausalLM.from_pretrained(folder, dtype="bfloat16"),
         lambda: CAUSAL_LM.truth(chain, "float32"),
         lambda: CAUSAL_LM.load_law(stored, chain, "float32"),
-        lambda: open_adopted(str(folder), truth),
+        lambda: open_adopted(str(folder), None, truth),
         lambda: GIVEN.open_given(judged, "model bad", "float32"),
     ]  # fmt: skip
     for way in ways:

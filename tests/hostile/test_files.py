@@ -23,7 +23,8 @@ from hydrometer.models.causal_lm.data import row_files
 from hydrometer.models.causal_lm.data.text_dataset import read_answers, read_questions
 from hydrometer.run.exchange import scoring
 from hydrometer.run.exchange.exporting import _writer
-from hydrometer.run.exchange.scoring import _lm_eval, _numbers, _read, _row, _table
+from hydrometer.run.exchange.lm_eval import read_lm_eval
+from hydrometer.run.exchange.scoring import _numbers, _read, _row, _table
 
 pa: Any = pyarrow
 QUIET = settings(
@@ -78,7 +79,7 @@ def test_scores_of_any_kind(value: Any, line_of: Any) -> None:
         return
     tasks = {"results": {"t": {"acc,none": value, "acc_stderr,none": value}}}
     jobs: list[Any] = [lambda kind=kind: _table(raw, Path(f"a.{kind}")) for kind in ("jsonl", "csv", "parquet")]
-    jobs += [lambda: _lm_eval(raw, "a", "x"), lambda: _lm_eval(json.dumps(tasks).encode(), "a", "x")]
+    jobs += [lambda: read_lm_eval(raw, "a", "x"), lambda: read_lm_eval(json.dumps(tasks).encode(), "a", "x")]
     for work in (*jobs, lambda: _numbers([value], "score"), lambda: _row(value, 0)):
         try:
             work()

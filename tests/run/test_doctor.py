@@ -113,9 +113,10 @@ def test_warnings_that_a_description_tells_of_are_notes(tmp_path: Path) -> None:
 
     assert (severity(), severity(known=["few-rows"]), severity(known=["one-seed"])) == ("warning", "warning", "note")
     shipped = hm.load_spec("quickstart")
-    assert shipped.known == ("one-seed", "truncated")
+    assert shipped.known == ("one-seed", "truncated", "prompts-shared")
     assert "One seed" in shipped.description
     assert "cut at 24 tokens" in shipped.description
+    assert "trained and judged on four short instructions" in shipped.description
 
 
 def test_no_fix_is_said_twice(tmp_path: Path) -> None:
