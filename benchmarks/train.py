@@ -21,7 +21,9 @@ import transformers
 from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.spec import Training
-from hydrometer.models.causal_lm.training.trainer import _arguments, _Answers, _collate, _loss_of, _MLETrainer
+from hydrometer.models.causal_lm.training.answer_loss import Answers, loss_of
+from hydrometer.models.causal_lm.training.trainer import _MLETrainer
+from hydrometer.models.causal_lm.training.trainer_settings import trainer_arguments
 from hydrometer.models.rows.sequences import Sequences
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
@@ -70,18 +72,18 @@ def one(kind: str, case: str, bf16: bool, steps: int) -> dict[str, Any]:
     losses: list[float] = []
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        args = _arguments(training, len(data), lm, 0, folder)
+        args = trainer_arguments(training, len(data), lm, 0, folder)
         if kind == "hydrometer":
             keep_freed_memory()  # as `run` does
-            trainer: Any = _MLETrainer(lm, _loss_of(lm.law(max_new_tokens=length), training), args, data, clock, None)
+            trainer: Any = _MLETrainer(lm, loss_of(lm.law(max_new_tokens=length), training), args, data, clock, None)
         else:
             args.bf16 = bf16
 
             def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-                return _collate(rows)
+                return collate(rows)
 
             trainer = Trainer(
-                model=lm.model, args=args, train_dataset=_Answers(data), data_collator=collate, callbacks=[clock]
+                model=lm.model, args=args, train_dataset=Answers(data), data_collator=collate, callbacks=[clock]
             )
         inner = trainer.training_step
 

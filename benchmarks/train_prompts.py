@@ -21,7 +21,7 @@ import torch
 from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.training.packed_rows import takes_packed_rows
-from hydrometer.models.causal_lm.training.trainer import _answer_loss, _Answers, _collate
+from hydrometer.models.causal_lm.training.answer_loss import Answers, answer_loss, collate
 from hydrometer.models.rows.sequences import Sequences
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -53,16 +53,16 @@ def batches(prompts: int, rows: int) -> Iterator[dict[str, torch.Tensor]]:
     texts = tuple(tuple(rng.integers(5, IDS, n).tolist()) for n in rng.integers(54, 67, prompts))
     lengths = rng.integers(18, 25, ROWS)
     ids = rng.integers(5, IDS, (ROWS, 24)) * (np.arange(24) < lengths[:, None])
-    x = _Answers(Sequences(texts, np.arange(ROWS) % prompts, ids, lengths, np.zeros(ROWS, np.bool_), np.zeros(ROWS)))
+    x = Answers(Sequences(texts, np.arange(ROWS) % prompts, ids, lengths, np.zeros(ROWS, np.bool_), np.zeros(ROWS)))
     while True:
         order = rng.permutation(ROWS)
         for at in range(0, ROWS, rows):
-            yield _collate([x[int(i)] for i in order[at : at + rows]])
+            yield collate([x[int(i)] for i in order[at : at + rows]])
 
 
 def learn(lm: CausalLM, batch: dict[str, torch.Tensor], packs: bool, dtype: torch.dtype) -> torch.Tensor:
     n = float((batch["labels"] != -100).sum())
-    loss = _answer_loss(lm, batch["input_ids"], batch["labels"], n, dtype=dtype, packs=packs)
+    loss = answer_loss(lm, batch["input_ids"], batch["labels"], n, dtype=dtype, packs=packs)
     loss.backward()
     return loss.detach()
 

@@ -26,8 +26,9 @@ from hydrometer.models.causal_lm.inference.law import learns_from_whole_rows  # 
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.networks.per_layer import chosen_fields  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.training.answer_loss import answer_loss, collate  # noqa: E402
 from hydrometer.models.causal_lm.training.initialization import init_model, scratch_config  # noqa: E402
-from hydrometer.models.causal_lm.training.trainer import _answer_loss, _collate, fit  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*keeps no attention cache:UserWarning")
@@ -183,9 +184,9 @@ def test_loss_held_out_and_judged_score_are_one(kind, tmp_path: Path):
         {"input_ids": [*p, *a], "labels": [-100] * len(p) + a}
         for p, a in ((x.prompt_ids[int(j)], x.row(i).tolist()) for i, j in enumerate(x.prompt_index))
     ]
-    batch = _collate(rows)
+    batch = collate(rows)
     with torch.no_grad():
-        loss = float(_answer_loss(lm, batch["input_ids"], batch["labels"], 1.0))
+        loss = float(answer_loss(lm, batch["input_ids"], batch["labels"], 1.0))
     held_out = law.log_prob(x)
     lm.save(tmp_path)
     judged = CausalLM.from_pretrained(tmp_path, device="cpu").law(PROMPTS, max_new_tokens=5, block_rows=6).log_prob(x)
@@ -329,7 +330,7 @@ def test_an_error_of_a_network_is_one_line_that_says_what_was_done(monkeypatch: 
         lambda: law.sample(2),
         lambda: law.log_prob(x),
         lambda: law.embed(x),
-        lambda: _answer_loss(lm, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long), 1.0),
+        lambda: answer_loss(lm, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long), 1.0),
         lambda: CausalLM(lm.model, lm.tokenizer),
     ):
         with pytest.raises(ModelError, match=r"running .* failed: no such place; got 'GPT2LMHeadModel'"):

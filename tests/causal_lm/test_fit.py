@@ -21,8 +21,9 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.inference.opened import pick_device  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.training.answer_loss import Answers, collate  # noqa: E402
 from hydrometer.models.causal_lm.training.initialization import init_model, scratch_config  # noqa: E402
-from hydrometer.models.causal_lm.training.trainer import _Answers, _collate, fit  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 SCRATCH = {"init": "scratch", "architecture": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}}
@@ -108,11 +109,11 @@ def test_float32_and_accumulation_follow_the_same_path(request_: FitRequest):
 def test_the_stop_token_is_learned_and_the_prompt_is_not(request_: FitRequest, truth: CausalLaw):
     x = request_.data
     i = int(np.flatnonzero(x.stopped)[0])
-    row = _Answers(x)[i]
+    row = Answers(x)[i]
     prompt = truth.prompts.ids[x.prompt_index[i]]
     assert row["labels"][: len(prompt)] == [-100] * len(prompt)
     assert row["labels"][-1] == truth.stop_ids[0] == truth.lm.tokenizer.pad_token_id
-    batch = _collate([row, {"input_ids": [3], "labels": [3]}])
+    batch = collate([row, {"input_ids": [3], "labels": [3]}])
     assert batch["labels"][0, len(row["labels"]) - 1] == truth.stop_ids[0]
     assert batch["attention_mask"][1].sum() == 1
     assert (batch["labels"][1, 1:] == -100).all()

@@ -12,15 +12,11 @@ from torch.nn import functional as F  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training import losses  # noqa: E402
+from hydrometer.models.causal_lm.training.answer_loss import Answers, collate, loss_of  # noqa: E402
 from hydrometer.models.causal_lm.training.evaluations import Evaluations  # noqa: E402
 from hydrometer.models.causal_lm.training.losses import linear_cross_entropy  # noqa: E402
 from hydrometer.models.causal_lm.training.optimised import Optimised  # noqa: E402
-from hydrometer.models.causal_lm.training.trainer import (  # noqa: E402
-    _Answers,
-    _collate,
-    _loss_of,
-    _MLETrainer,
-)
+from hydrometer.models.causal_lm.training.trainer import _MLETrainer  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer_settings import trainer_arguments  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
@@ -127,9 +123,9 @@ def train(lm: CausalLM, x, kind: str) -> list[float]:
         law = lm.law("w5", max_new_tokens=6)
         own = Optimised(lm, torch.float32)
         evaluations = Evaluations(law, own, None, training, len(x), lambda *_: None, None)
-        trainer = _MLETrainer(lm, _loss_of(law, training), args, x, evaluations, None)
+        trainer = _MLETrainer(lm, loss_of(law, training), args, x, evaluations, None)
     else:
-        trainer = Trainer(model=lm.model, args=args, train_dataset=_Answers(x), data_collator=_collate)
+        trainer = Trainer(model=lm.model, args=args, train_dataset=Answers(x), data_collator=collate)
     inner, out = trainer.training_step, []
 
     def recording(*a, **k):

@@ -16,7 +16,9 @@ from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.networks.network import Network  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec  # noqa: E402
-from hydrometer.models.causal_lm.training import packed_rows, trainer  # noqa: E402
+from hydrometer.models.causal_lm.training import answer_loss as answer_loss_module  # noqa: E402
+from hydrometer.models.causal_lm.training import packed_rows  # noqa: E402
+from hydrometer.models.causal_lm.training.answer_loss import answer_loss, collate  # noqa: E402
 from hydrometer.models.causal_lm.training.packed_rows import (  # noqa: E402
     IGNORED,
     learns_packed,
@@ -24,7 +26,7 @@ from hydrometer.models.causal_lm.training.packed_rows import (  # noqa: E402
     packed_size,
     takes_packed_rows,
 )
-from hydrometer.models.causal_lm.training.trainer import _answer_loss, _collate, fit  # noqa: E402
+from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 PROMPTS = [(5,), (6, 7, 8, 9, 10, 11, 12), (6, 7, 8), (20, 21, 22, 23, 24, 25, 26, 27, 28, 29)]
@@ -39,7 +41,7 @@ def batch(of, lengths, seed: int = 0):
         {"input_ids": [*PROMPTS[u], *a], "labels": [IGNORED] * len(PROMPTS[u]) + a}
         for u, a in zip(of, answers, strict=True)
     ]
-    return _collate(rows)
+    return collate(rows)
 
 
 MANY = batch([1, 3, 0, 1, 1, 3, 2, 3, 1, 3, 1, 3, 2, 3], [4, 1, 7, 3, 6, 2, 5, 8, 1, 3, 4, 2, 6, 5])
@@ -48,7 +50,7 @@ MANY = batch([1, 3, 0, 1, 1, 3, 2, 3, 1, 3, 1, 3, 2, 3], [4, 1, 7, 3, 6, 2, 5, 8
 def learned(lm: CausalLM, rows, *, packs: bool, n_items: float = 31.0):
     """The loss and the gradients of it, in training mode."""
     lm.model.train().zero_grad()
-    loss = _answer_loss(lm, rows["input_ids"], rows["labels"], n_items, packs=packs)
+    loss = answer_loss(lm, rows["input_ids"], rows["labels"], n_items, packs=packs)
     loss.backward()
     return float(loss.detach()), {n: p.grad.clone() for n, p in lm.model.named_parameters() if p.grad is not None}
 
@@ -174,11 +176,11 @@ def test_a_fit_packs_what_shares_and_learns_the_same(request_: FitRequest, monke
         seen.append(pack(*rows))
         return seen[-1]
 
-    monkeypatch.setattr(trainer, "pack", watching)
+    monkeypatch.setattr(answer_loss_module, "pack", watching)
     packed = fit(request_).model.lm.model.state_dict()
     assert len(seen) == 6
     assert None not in seen
-    monkeypatch.setattr(trainer, "takes_packed_rows", lambda network: False)
+    monkeypatch.setattr(answer_loss_module, "takes_packed_rows", lambda network: False)
     padded = fit(request_).model.lm.model.state_dict()
     assert len(seen) == 6
     for name, p in padded.items():

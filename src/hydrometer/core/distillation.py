@@ -216,7 +216,13 @@ def distillations_of(chain: ChainSpec) -> tuple[Distillation, ...]:
     """
     objectives = [Objective.from_json(o) for o in chain.loss]
     prefixes = [Prefixes.from_json(p) for p in getattr(chain, "prefixes", ("teacher",))]
-    found = [Distillation(s, o, p) for s in chain.selectivity for o in objectives for p in prefixes]
+    found = [
+        Distillation(s, o, p)
+        for s in chain.selectivity
+        for o in objectives
+        for p in prefixes
+        if (o, p) != (MLE, TRUTH_ROWS)  # the direct student, which every chain has
+    ]
     for i, d in enumerate(found):
         if d in found[:i]:
             raise SpecError("a way to distil is listed twice", got=d.label, fix="name each loss once")

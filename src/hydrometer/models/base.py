@@ -177,6 +177,7 @@ class FitRequest:
     level : the level's parameters, of the family's own type.
     prefix_source : whose rows the data are: ``truth``, ``teacher``, or ``text`` of one's own with its own prompts.
     loss : training objective, as a specification names it (`core.distillation.Objective`).
+    selectivity : of the teacher, where the objective sees it; None for maximum likelihood, which sees rows alone.
     stream : source of all randomness of the fit.
     tick : progress.
     partial : folder that outlives a killed fit, not yet made, for what it needs to go on; None for none.
@@ -192,6 +193,7 @@ class FitRequest:
     stream: Stream
     tick: Tick = no_progress
     partial: Path | None = None
+    selectivity: Selectivity | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
             level=node.level.spec,
             prefix_source=node.prefix_source,
             loss=node.loss,
+            selectivity=node.matched,
             stream=node.stream,
             tick=tick,
             partial=bench.store.partial(node.stage, node.key),

@@ -136,6 +136,12 @@ class FitNode(Node):
             return "text"
         return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
 
+    @property
+    def matched(self) -> Selectivity | None:
+        """The teacher's selectivity, where the objective sees the teacher itself."""
+        d = self.distillation
+        return None if d is None or d.objective == MLE else d.selectivity
+
     def about(self) -> tuple[str, int]:
         return self.level.role, self.data.n
 

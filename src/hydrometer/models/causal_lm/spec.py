@@ -24,12 +24,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.errors import InputError
+from hydrometer.core.distillation import Objective
+from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Name, Selectivities, Strict
 from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
+from hydrometer.models.causal_lm.objective_spec import divergence_of, refuse_infinite
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, GivenSource, PromptsFile, Truth, as_file
 
@@ -222,6 +224,8 @@ class CausalLMChain(ChainSpec):
     truth, teacher, assistants, student : the levels. `teacher: truth` selects from the truth itself; a teacher that is
         named by its source alone is taken as it is.
     baselines : students fitted to texts of one's own.
+    loss : objectives, each with every selectivity; see `objective_spec`.
+    prefixes : whose rows the objectives are taken on: the teacher's, or the truth's.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.
     judge_dtype : arithmetic in which evaluation rows are drawn and scored.
@@ -239,6 +243,10 @@ class CausalLMChain(ChainSpec):
     assistants: Annotated[tuple[LevelSpec, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
     student: LevelSpec
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
+    loss: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ("mle",)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+    prefixes: Annotated[
+        tuple[Literal["teacher", "truth"], ...], Field(min_length=1, max_length=2), BeforeValidator(as_tuple)
+    ] = ("teacher",)
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -253,10 +261,12 @@ class CausalLMChain(ChainSpec):
 
     @model_serializer(mode="wrap")
     def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit a default, so that specifications from before this field stay what they are."""
+        """Omit defaults, so that specifications from before these fields stay what they are."""
         body: dict[str, Any] = handler(self)
         if not self.judge_training_prompts:
             body.pop("judge_training_prompts", None)
+        if self.prefixes == ("teacher",):
+            body.pop("prefixes", None)
         return body
 
     @field_validator("selectivity", "decoding")
@@ -270,6 +280,32 @@ class CausalLMChain(ChainSpec):
                     {"s": s.label},
                 )
         return value
+
+    @field_validator("loss")
+    @classmethod
+    def _known_objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            found = [Objective.from_json(v) for v in value]
+            for o in found:
+                divergence_of(o)
+        except SpecError as e:
+            raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
+        return tuple(o.to_json() for o in found)
+
+    @model_validator(mode="after")
+    def _finite_objectives(self) -> Self:
+        try:
+            for o in map(Objective.from_json, self.loss):
+                for s in self.selectivity:
+                    refuse_infinite(o, s)
+        except SpecError as e:
+            raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
+        if "truth" in self.prefixes and self.loss == ("mle",):
+            what = (
+                "maximum likelihood on the truth's rows is the direct student, which every chain has: name other losses"
+            )
+            raise PydanticCustomError("prefixes", what)
+        return self
 
     @model_validator(mode="before")
     @classmethod

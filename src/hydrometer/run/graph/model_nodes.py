@@ -103,6 +103,7 @@ class ModelNodes(TextNodes):
                 "teacher": None if teacher is None else teacher.key,
                 "prefix_source": node.prefix_source,
                 "loss": node.loss,
+                **({} if node.matched is None else {"selectivity": node.matched.to_json()}),
                 "stream": [stream.seed, *stream.path],
             },
         )

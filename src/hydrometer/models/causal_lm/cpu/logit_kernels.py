@@ -22,7 +22,7 @@ import numpy as np
 
 from hydrometer.models.arithmetic import bits_of, exp32, float_of, kernel, wide
 
-__all__ = ["LEAST", "NEAR_EDGE", "WEIGHTY", "cross_rows", "draw_rows", "score_rows"]
+__all__ = ["LEAST", "NEAR_EDGE", "WEIGHTY", "cross_rows", "draw_rows", "score_rows", "scratch_of"]
 
 f32, i32, u32 = np.float32, np.int32, np.uint32
 _INF = f32(np.inf)
@@ -158,7 +158,7 @@ def _nucleus(xs: Any, count: Any, floor: Any, top_p: Any, mass: Any) -> Any:
 
 
 @kernel
-def _scratch(n: Any) -> Any:
+def scratch_of(n: Any) -> Any:
     """Make the buffers for rows of n ids: `cdf`, `ids` and `xs` of `select_row`."""
     return np.empty((n + CHUNK - 1) // CHUNK), np.empty(n + 1, np.int32), np.empty(n + 1, np.float32)
 
@@ -265,7 +265,7 @@ def draw_rows(logits: Any, n: Any, u: Any, s: Any, out: Any, log_p: Any, near: A
     near : (M,) bool, filled: whether rounding could show in the selected log-probability, see NEAR_EDGE.
     """
     rate, _, _, _ = s
-    scratch = _scratch(n)
+    scratch = scratch_of(n)
     cdf, ids, xs = scratch
     for r in range(logits.shape[0]):
         row = logits[r]
@@ -313,7 +313,7 @@ def score_rows(logits: Any, n: Any, ids_in: Any, s: Any, log_p: Any, near: Any, 
     entropy : (M,) float64, filled with the entropy of the selected law, nats; (0,) where it is not wanted.
     """
     rate, _, _, _ = s
-    scratch = _scratch(n)
+    scratch = scratch_of(n)
     for r in range(logits.shape[0]):
         row = logits[r]
         m, edge, log_kept, log_all, _, low, high = select_row(row, n, s, scratch)
@@ -341,7 +341,7 @@ def cross_rows(a: Any, b: Any, n: Any, s_a: Any, s_b: Any, cross: Any) -> None:
     Infinite where a keeps an id that b drops.
     """
     rate_a, rate_b = s_a[0], s_b[0]
-    scratch = _scratch(n)
+    scratch = scratch_of(n)
     for r in range(a.shape[0]):
         row_a, row_b = a[r], b[r]
         m_a, edge_a, log_a, _, _, _, _ = select_row(row_a, n, s_a, scratch)

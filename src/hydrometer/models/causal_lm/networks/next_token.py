@@ -22,7 +22,7 @@ from hydrometer.models.causal_lm.cpu import logit_kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature, selected_log_weights
 
-__all__ = ["BF16_ERROR", "TokenScores", "cross_entropy", "draw", "score", "score_dropped"]
+__all__ = ["BF16_ERROR", "TokenScores", "cross_entropy", "draw", "score", "score_dropped", "terms_of"]
 
 Logits = NDArray[np.float32] | NDArray[np.uint16] | Tensor
 _CHUNK = 256
@@ -49,7 +49,7 @@ class TokenScores:
     entropy: NDArray[np.float64]
 
 
-def _terms(s: Selectivity | None) -> tuple[np.float32, int, float, np.float32]:
+def terms_of(s: Selectivity | None) -> tuple[np.float32, int, float, np.float32]:
     """Return rate, top_k, top_p and log min_p for the kernels."""
     if s is None:
         return np.float32(1), 0, 1.0, np.float32(-np.inf)
@@ -86,7 +86,7 @@ def draw(
         return _draw_by_torch(torch.as_tensor(logits_MW)[:, :vocab_size].float(), s, u_M)
     m = len(rows)
     ids, log_p, near = np.empty(m, np.int64), np.empty((m, 2)), np.empty(m, np.bool_)
-    logit_kernels.draw_rows(rows, vocab_size, u_M, _terms(s), ids, log_p, near)
+    logit_kernels.draw_rows(rows, vocab_size, u_M, terms_of(s), ids, log_p, near)
     return ids, TokenScores(log_p[:, 0], log_p[:, 1], near, np.empty(0))
 
 
@@ -100,7 +100,7 @@ def score(
         return _score_by_torch(logits, s, torch.from_numpy(ids_M).to(logits.device), entropy=entropy)
     m = len(rows)
     log_p, near, h = np.empty((m, 2)), np.empty(m, np.bool_), np.empty(m if entropy else 0)
-    logit_kernels.score_rows(rows, vocab_size, ids_M, _terms(s), log_p, near, h)
+    logit_kernels.score_rows(rows, vocab_size, ids_M, terms_of(s), log_p, near, h)
     return TokenScores(log_p[:, 0], log_p[:, 1], near, h)
 
 
@@ -131,7 +131,7 @@ def cross_entropy(
     if rows_a.dtype != rows_b.dtype:
         rows_a, rows_b = (_as_float32(x) for x in (rows_a, rows_b))
     out = np.empty(len(rows_a))
-    logit_kernels.cross_rows(rows_a, rows_b, vocab_size, _terms(s_a), _terms(s_b), out)
+    logit_kernels.cross_rows(rows_a, rows_b, vocab_size, terms_of(s_a), terms_of(s_b), out)
     return out
 
 

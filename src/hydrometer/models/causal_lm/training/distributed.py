@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hydrometer.core.errors import FitError
 from hydrometer.models.causal_lm.inference.model import CausalLM
-from hydrometer.models.causal_lm.inference.opened import pick_device
+from hydrometer.models.causal_lm.inference.opened import OpenedLM, pick_device
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.spec import Training
 
 __all__ = ["PATIENCE", "Distributed", "Loss", "group", "join_group", "lost_peer"]
 
-Loss = Callable[[CausalLM, Tensor, Tensor, float], Tensor]
+Loss = Callable[[OpenedLM, Tensor, Tensor, float], Tensor]
 """Maps model, ids, labels and the step's number of answer tokens to the loss of these rows."""
 
 PATIENCE = timedelta(days=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -28,10 +29,12 @@ class Evaluations(TrainerCallback):
     ----------
     law : of the network that is fitted. own : brings that network up to date. rows : how many are learnt.
     group : the processes of the fit; rank 0 evaluates.
+    objective : its value on rows, nats a token, where it is not likelihood: the best evaluation has the lowest.
 
     Attributes
     ----------
-    held_out : one record an evaluation: epoch or step, nats (the mean of a row's log-probability), nats per token.
+    held_out : one record an evaluation: epoch or step, nats (the mean of a row's log-probability), nats per token, and
+        the objective where it is not likelihood.
     best : which evaluation, from 1. step : the last one made. notes : what is to be said of the fit.
     """
 
@@ -44,16 +47,17 @@ class Evaluations(TrainerCallback):
         rows: int,
         tick: Tick,
         group: Distributed | None,
+        objective: Callable[[Sequences], float] | None = None,
     ) -> None:
         self.law, self.own, self.validate, self.training = law, own, validate, training
-        self.tick, self.group = tick, group
+        self.tick, self.group, self.objective = tick, group, objective
         self.notes: dict[str, object] = {}
         self.held_out: list[dict[str, float]] = []
         epoch, self.steps = training.steps(rows)
         self.every = training.eval_steps or epoch
         self.step = 0
         self.best = self._evaluations(self.steps)
-        self._best_nats = -math.inf
+        self._best_value = -math.inf
         self._best_weights: dict[str, Tensor] | None = None
 
     def _evaluations(self, step: int) -> int:
@@ -108,21 +112,24 @@ class Evaluations(TrainerCallback):
         # However rows end: a text that was cut in another tokenizer's tokens is a beginning, no outcome of this law.
         steps = score_steps(self.law, validate, rows_together=self.training.per_device_eval_batch_size)
         log_p_N = steps.selected.sum(-1)
+        value = None if self.objective is None else self.objective(validate)
         model.train()
         nats = float(log_p_N.mean())
-        if not math.isfinite(nats):
-            raise FitError("the held-out likelihood is not finite", got=nats, fix="lower the learning rate")
+        goodness = nats if value is None else -value
+        if not math.isfinite(goodness):
+            raise FitError("the held-out objective is not finite", got=goodness, fix="lower the learning rate")
         per_token = float(log_p_N.sum() / validate.lengths.sum())
         by_step = self.training.eval_steps is not None
         at = {"step": step} if by_step else {"epoch": len(self.held_out) + 1}
-        self.held_out.append({**at, "nats": nats, "nats_per_token": per_token})
-        if nats > self._best_nats:
-            self._best_nats, self.best = nats, len(self.held_out)
+        more = {} if value is None else {"objective": value}
+        self.held_out.append({**at, "nats": nats, "nats_per_token": per_token, **more})
+        if goodness > self._best_value:
+            self._best_value, self.best = goodness, len(self.held_out)
             self._best_weights = self.own.state()
 
     def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         """Return the history and the best evaluation's weights."""
-        nats = None if self._best_weights is None else self._best_nats
+        nats = None if self._best_weights is None else self._best_value
         return {"held_out": self.held_out, "best": self.best, "best_nats": nats}, self._best_weights
 
     def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
@@ -131,7 +138,7 @@ class Evaluations(TrainerCallback):
         self.step = min(len(self.held_out) * self.every, self.steps)
         if weights is not None:
             device = self.law.lm.device
-            self._best_nats = float(history["best_nats"])
+            self._best_value = float(history["best_nats"])
             self._best_weights = {k: v.to(device) for k, v in weights.items()}
 
     def restore_best(self) -> None:

@@ -10,6 +10,7 @@ over a chunk. On the CPU threads share a chunk: by rows for the states' gradient
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +19,33 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.cpu.loss_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
+from hydrometer.models.causal_lm.objective_spec import Divergence
+from hydrometer.models.causal_lm.training.divergences import to_gradient
 
-__all__ = ["linear_cross_entropy"]
+__all__ = ["TeacherRows", "linear_cross_entropy", "linear_divergence"]
 
 _CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """Arguments of the loss that have no gradient; see `linear_cross_entropy`."""
+    """What a loss is besides its differentiable arguments.
 
+    Attributes
+    ----------
+    gradient : turns the logits of some rows, which it gets with where they are among all, into the gradient of their
+        summed loss, in place, and returns that sum.
+    """
+
+    gradient: Callable[[Tensor, slice], float]
     n_items: float
-    vocab_size: int
     holes: Tensor | None
     dtype: torch.dtype
+    chunk: int = _CHUNK
 
 
 def linear_cross_entropy(
@@ -60,34 +71,128 @@ def linear_cross_entropy(
     holes : ids below V that do not exist.
     dtype : of the products; None takes that of the states. Sums over the vocabulary are float32 and float64.
     """
-    apply: Any = _LinearCrossEntropy.apply
-    settings = _Settings(n_items, vocab_size, holes, dtype or states_MD.dtype)
-    return apply(states_MD, weight_WD, bias_W, ids_M, settings)
+
+    def gradient(logits_mW: Tensor, rows: slice) -> float:
+        return _to_gradient(logits_mW, ids_M[rows], vocab_size, 1 / n_items)
+
+    apply: Any = _LinearLoss.apply
+    return apply(states_MD, weight_WD, bias_W, _Settings(gradient, n_items, holes, dtype or states_MD.dtype, _CHUNK))
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherRows:
+    """A teacher's next-token laws at M positions.
+
+    Attributes
+    ----------
+    states : (M, D') hidden states, D' need not be the student's width; or (M, W') logits where there is no `weight`.
+    weight, bias : its output matrix, (W', D'), and bias.
+    holes : ids that do not exist.
+    selectivity : of the law that is matched.
+    """
+
+    states: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    holes: Tensor | None = None
+    selectivity: Selectivity | None = None
+
+    def to(self, dtype: torch.dtype) -> TeacherRows:
+        """Return the same in another dtype, without gradients."""
+        weight, bias = (None if x is None else x.detach().to(dtype) for x in (self.weight, self.bias))
+        return TeacherRows(self.states.detach().to(dtype), weight, bias, self.holes, self.selectivity)
+
+    def logits(self, rows: slice) -> Tensor:
+        """Logits of some rows, (m, W')."""
+        made = self.states[rows] if self.weight is None else self.states[rows] @ self.weight.t()
+        if self.bias is not None:
+            made += self.bias
+        return made if self.holes is None else made.index_fill(-1, self.holes, -torch.inf)
+
+
+def linear_divergence(
+    states_MD: Tensor,
+    head: tuple[Tensor, Tensor | None] | None,
+    ids_M: Tensor,
+    target: tuple[TeacherRows, Divergence],
+    *,
+    n_items: float,
+    vocab_size: int,
+    holes: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Divergence between a teacher's next-token laws and ``softmax(states @ weight.T + bias)``, nats.
+
+    Summed over rows and divided by `n_items`. The teacher's logits are made chunk by chunk, beside the student's; the
+    gradient flows to the student alone. The other parameters are those of `linear_cross_entropy`.
+
+    Parameters
+    ----------
+    head : output matrix, (W, D), and bias; None where `states_MD` are the logits themselves, (M, W).
+    ids_M : the rows' own tokens, for the share of maximum likelihood in a mix.
+    target : what is matched, and how far from it is measured.
+    """
+    made = dtype or states_MD.dtype
+    teacher, divergence = target
+    theirs = teacher.to(made)
+
+    def gradient(logits_mW: Tensor, rows: slice) -> float:
+        share = divergence.mle
+        own = logits_mW.clone() if share else logits_mW
+        args = theirs.logits(rows), vocab_size, teacher.selectivity, divergence, (1 - share) / n_items
+        found = (1 - share) * to_gradient(logits_mW, *args)
+        if share:
+            found += share * _to_gradient(own, ids_M[rows], vocab_size, share / n_items)
+            logits_mW += own
+        return found
+
+    if head is None:
+        apply: Any = _LogitsLoss.apply
+        return apply(states_MD, gradient, n_items)
+    apply = _LinearLoss.apply
+    return apply(states_MD, *head, _Settings(gradient, n_items, holes, made, _CHUNK // 2))
+
+
+class _LogitsLoss(torch.autograd.Function):
+    """The same for a network whose output is logits that no one product makes of its states."""
+
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, settings: _Settings
-    ) -> Tensor:
-        holes, dtype = settings.holes, settings.dtype
+    def forward(ctx: Any, logits: Tensor, gradient: Callable[[Tensor, slice], float], n_items: float) -> Tensor:
+        made = logits.detach().clone(memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            total = gradient(made, slice(0, len(made)))
+        ctx.gradient = made
+        return torch.tensor(total / n_items, dtype=torch.promote_types(made.dtype, torch.float32), device=made.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        made, ctx.gradient = ctx.gradient, None
+        return made.mul_(float(grad_outputs[0])), None, None
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
+        holes, dtype, size = settings.holes, settings.dtype, settings.chunk
         h, w = states.detach().to(dtype), weight.detach().to(dtype)
         b = None if bias is None else bias.detach().to(dtype)
         d_states = torch.empty_like(h)
+        made = torch.promote_types(dtype, torch.float32)
         learnt = ctx.needs_input_grad[1]  # adapters leave the output matrix as it is
-        d_weight = torch.empty(w.shape, dtype=torch.float32, device=w.device) if learnt else None
-        d_bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=w.device)
+        d_weight = torch.empty(w.shape, dtype=made, device=w.device) if learnt else None
+        d_bias = None if b is None else torch.zeros(b.shape, dtype=made, device=w.device)
         pool = ThreadPool(len(h) if h.device.type == "cpu" else 1)
-        room = torch.empty(min(_CHUNK, len(h)), len(w), dtype=dtype, device=w.device)
+        room = torch.empty(min(size, len(h)), len(w), dtype=dtype, device=w.device)
         product = torch.empty_like(w) if learnt else None
         total = 0.0
         with torch.no_grad():
-            for at in range(0, len(h), _CHUNK):
-                chunk = slice(at, min(at + _CHUNK, len(h)))
-                h_m, ids_m, d_m = h[chunk], ids[chunk], d_states[chunk]
+            for at in range(0, len(h), size):
+                chunk = slice(at, min(at + size, len(h)))
+                h_m, d_m = h[chunk], d_states[chunk]
                 g = room[: len(h_m)]
 
-                def through_rows(part: slice, h_m: Tensor = h_m, ids_m: Tensor = ids_m, d_m: Tensor = d_m) -> float:
+                def through_rows(part: slice, h_m: Tensor = h_m, d_m: Tensor = d_m, at: int = at) -> float:
                     """Logits, their gradient in place, and the gradient of the states."""
                     own = room[part]
                     torch.mm(h_m[part], w.t(), out=own)
@@ -95,7 +200,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         own += b
                     if holes is not None:
                         own[:, holes] = -torch.inf
-                    loss = _to_gradient(own, ids_m[part], settings.vocab_size, 1 / settings.n_items)
+                    loss = settings.gradient(own, slice(at + part.start, at + part.stop))
                     torch.mm(own, w, out=d_m[part])
                     return loss
 
@@ -113,10 +218,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if learnt:
                     pool.each(through_ids, pool.split(len(w)))
                 if d_bias is not None:
-                    d_bias += g.sum(0, dtype=torch.float32)
+                    d_bias += g.sum(0, dtype=d_bias.dtype)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
         ctx.gradients = (d_states.to(states.dtype), None if d_weight is None else d_weight.to(weight.dtype), last)
-        return torch.tensor(total / settings.n_items, dtype=torch.float32, device=states.device)
+        return torch.tensor(total / settings.n_items, dtype=made, device=states.device)
 
     @staticmethod
     @once_differentiable
@@ -125,7 +230,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = None
         if scale != 1:
             gradients = tuple(None if g is None else g.mul_(scale) for g in gradients)
-        return (*gradients, None, None)
+        return (*gradients, None)
 
 
 def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:

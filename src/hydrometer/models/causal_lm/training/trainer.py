@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -34,14 +32,14 @@ from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training, level_spec
+from hydrometer.models.causal_lm.training.answer_loss import Answers, collate, held_out_value, loss_of, matched_by
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.training.determinism import reproducible
 from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, join_group
 from hydrometer.models.causal_lm.training.evaluations import Evaluations
 from hydrometer.models.causal_lm.training.initialization import init_model
-from hydrometer.models.causal_lm.training.losses import linear_cross_entropy
 from hydrometer.models.causal_lm.training.optimised import optimised
-from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
+from hydrometer.models.causal_lm.training.packed_rows import IGNORED
 from hydrometer.models.causal_lm.training.trainer_settings import trainer_arguments
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
@@ -57,13 +55,12 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
 
     Raises
     ------
-    FitError : another loss than mle, no rows, or a loss that is not finite.
+    SpecError : an objective that there is not, or an infinite one.
+    FitError : an objective without the teacher that it needs, no rows, or a loss that is not finite.
     LawMismatchError : rows of other prompts than the truth's; a text brings its own.
     """
     truth, level = _law(request.truth), level_spec(request.level)
     above = truth if request.teacher is None else _law(request.teacher)
-    if request.loss != "mle":
-        raise FitError("this loss is not implemented for causal_lm", got=request.loss, fix="use mle")
     asked = replace(truth, prompts=_own_prompts(request.data)) if request.prefix_source == "text" else truth
     data = _rows(request.data, asked)
     validate = None if request.validate is None else _rows(request.validate, asked)
@@ -77,11 +74,19 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     with contextlib.ExitStack() as held:
         held.enter_context(reproducible(seed))
         held.enter_context(quiet())
-        loss = _loss_of(law, training)
+        matched = matched_by(request, training, data, validate)
+        loss = loss_of(law, training, matched)
         own = held.enter_context(optimised(lm, level, seed))
         group = join_group(lm, training, loss)
         evaluations = Evaluations(
-            replace(law, prompts=asked.prompts), own, validate, training, len(data), request.tick, group
+            replace(law, prompts=asked.prompts),
+            own,
+            validate,
+            training,
+            len(data),
+            request.tick,
+            group,
+            None if matched is None else held_out_value(law, training, loss),
         )
         kept = _checkpoints(training, request.partial, evaluations, group, held)
         arguments = trainer_arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
@@ -112,77 +117,6 @@ def _refuse_what_looks_ahead(law: CausalLaw) -> None:
         )
 
 
-class _Answers(Dataset[dict[str, list[int]]]):
-    """Prompt and answer of each row, with labels on the answer alone."""
-
-    def __init__(self, x: Sequences | TrainingRows) -> None:
-        self.x = x
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, i: int) -> dict[str, list[int]]:
-        if i < 0:  # an uncounted row; see `distributed`
-            row = self[-1 - i]
-            return {**row, "labels": [IGNORED] * len(row["labels"])}
-        prompt = list(self.x.prompt_ids[int(self.x.prompt_index[i])])
-        answer: list[int] = self.x.row(i).tolist()
-        return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
-
-
-def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Pad on the right; mask and labels mark padding, never an id."""
-    width = max(len(r["input_ids"]) for r in rows)
-
-    def padded(key: str, value: int) -> Tensor:
-        return torch.tensor([r[key] + [value] * (width - len(r[key])) for r in rows])
-
-    mask_BT = torch.tensor([[True] * len(r["input_ids"]) + [False] * (width - len(r["input_ids"])) for r in rows])
-    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORED), "attention_mask": mask_BT}
-
-
-def _loss_of(law: CausalLaw, training: Training) -> Loss:
-    """The loss of a batch of rows. Packs are used on the CPU only, where they were measured."""
-    lm = law.lm
-    packs = lm.device.type == "cpu" and takes_packed_rows(lm.network)
-    return partial(_answer_loss, dtype=torch.bfloat16 if training.bf16 else torch.float32, packs=packs)
-
-
-def _answer_loss(
-    lm: CausalLM,
-    ids_BT: Tensor,
-    labels_BT: Tensor,
-    n_items: float,
-    *,
-    dtype: torch.dtype = torch.float32,
-    packs: bool = False,
-) -> Tensor:
-    """Negative log-likelihood of the answer tokens, divided by `n_items`; nats. `packs`: rows may share prompts."""
-    rows = pack(ids_BT, labels_BT) if packs else None
-    wanted_BT = labels_BT[:, 1:] != IGNORED
-    ids_M = labels_BT[:, 1:][wanted_BT]
-    with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        # Padded rows need no mask: padding is on the right, and no answer token attends to it.
-        states_MD = lm.network.body(ids_BT)[:, :-1][wanted_BT] if rows is None else packed_states(lm.network, rows)
-    if not len(ids_M):  # nothing to learn, but every parameter needs a gradient, here zero
-        last = lm.network.head(states_MD.float()) if lm.is_split else states_MD
-        return last.float().sum() * 0.0
-    if lm.is_split:
-        head = lm.network.head
-        return linear_cross_entropy(
-            states_MD,
-            head.weight,
-            head.bias,
-            ids_M,
-            n_items=n_items,
-            vocab_size=lm.vocab_size,
-            holes=lm.holes,
-            dtype=dtype,
-        )
-    logits_MV = lm.network.logits(states_MD)[:, : lm.vocab_size].float()
-    return F.cross_entropy(logits_MV, ids_M, reduction="sum") / n_items
-
-
 class _MLETrainer(Trainer):
     """The Trainer with our loss. Final."""
 
@@ -197,7 +131,7 @@ class _MLETrainer(Trainer):
     ) -> None:
         model = lm.model if group is None else group.trained.model
         super().__init__(
-            model=model, args=args, train_dataset=_Answers(data), data_collator=_collate, callbacks=[evaluations]
+            model=model, args=args, train_dataset=Answers(data), data_collator=collate, callbacks=[evaluations]
         )
         self.remove_callback(PrinterCallback)
         self.lm, self.loss, self.group = lm, loss, group
@@ -228,7 +162,7 @@ class _MLETrainer(Trainer):
         if self.group is None:
             return super().get_train_dataloader()
         data: Any = self.train_dataset
-        return self.group.loader(data, _collate, self.args.per_device_train_batch_size, int(self.args.seed))
+        return self.group.loader(data, collate, self.args.per_device_train_batch_size, int(self.args.seed))
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         """With several processes, use the module that exchanges gradients."""

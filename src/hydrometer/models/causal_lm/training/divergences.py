@@ -1,0 +1,113 @@
+"""Divergences between the next-token laws of a teacher and a student.
+
+Shapes: m rows, V ids that exist, W >= V rows of an output matrix. p is the teacher's law, q the student's.
+
+Their formulas are in `objective_spec`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.causal_lm.cpu import divergence_kernels as kernels
+from hydrometer.models.causal_lm.cpu.llama import as_array
+from hydrometer.models.causal_lm.networks.next_token import terms_of
+from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights
+from hydrometer.models.causal_lm.objective_spec import Divergence
+
+__all__ = ["KINDS", "to_gradient"]
+
+KINDS = {
+    "kl_teacher_student": kernels.FORWARD,
+    "kl_student_teacher": kernels.REVERSE,
+    "jsd": kernels.JSD,
+    "jsd_scaled": kernels.JSD,
+    "skew_kl_teacher_student": kernels.SKEW_FORWARD,
+    "skew_kl_student_teacher": kernels.SKEW_REVERSE,
+    "total_variation": kernels.TOTAL_VARIATION,
+}
+
+
+def to_gradient(
+    student_mW: Tensor, teacher_mW: Tensor, vocab_size: int, s: Selectivity | None, d: Divergence, scale: float
+) -> float:
+    """Turn the student's logits into ``scale`` times their divergence's gradient, in place.
+
+    Parameters
+    ----------
+    student_mW, teacher_mW : logits; -inf where an id does not exist.
+    s : the teacher's selectivity.
+
+    Returns
+    -------
+    The sum of the rows' divergences, nats; infinite where the teacher's selectivity makes it so.
+    """
+    if student_mW.device.type != "cpu" or student_mW.dtype == torch.float64:
+        return _to_gradient_by_torch(student_mW, teacher_mW, vocab_size, s, d, scale)
+    value = np.empty(len(student_mW))
+    terms = KINDS[d.kind], float(d.weight), np.float32(1 / d.temperature)
+    kernels.divergence_rows(
+        as_array(student_mW),
+        as_array(teacher_mW),
+        vocab_size,
+        terms_of(s),
+        terms,
+        np.float32(scale * d.factor),
+        value,
+    )
+    return float(value.sum()) * d.factor
+
+
+def _to_gradient_by_torch(
+    student_mW: Tensor, teacher_mW: Tensor, vocab_size: int, s: Selectivity | None, d: Divergence, scale: float
+) -> float:
+    wide = torch.promote_types(student_mW.dtype, torch.float32)
+    kept_mV = selected_log_weights(teacher_mW[:, :vocab_size].to(wide), s).log_weights
+    log_p_mV = (kept_mV / d.temperature).log_softmax(-1)
+    log_q_mV = (student_mW[:, :vocab_size].to(wide) / d.temperature).log_softmax(-1)
+    value_mV, slope_mV = _terms(d, log_p_mV, log_q_mV)
+    gradient_mV = slope_mV - log_q_mV.exp() * slope_mV.sum(-1, keepdim=True)
+    student_mW[:, :vocab_size] = (gradient_mV * (scale * d.factor / d.temperature)).to(student_mW.dtype)
+    student_mW[:, vocab_size:] = 0
+    return float(value_mV.double().sum()) * d.factor
+
+
+def _terms(d: Divergence, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return phi and s = q dphi/dq of every id, up to a multiple of q."""
+    p, q, w = log_p.exp(), log_q.exp(), d.weight
+
+    def where(weight: Tensor, log_ratio: Tensor) -> Tensor:
+        return torch.where(weight > 0, weight * log_ratio, 0.0)
+
+    def mixed(a: float) -> Tensor:
+        """Log of a p + (1 - a) q."""
+        return torch.logaddexp(log_p + _log(a), log_q + _log(1 - a))
+
+    match d.kind:
+        case "kl_teacher_student":
+            return where(p, log_p - log_q), -p
+        case "kl_student_teacher":
+            found = where(q, log_q - log_p)
+            return found, torch.where(torch.isfinite(found), found, 0.0)
+        case "jsd" | "jsd_scaled":
+            log_m = mixed(w)
+            of_q = (1 - w) * where(q, log_q - log_m)
+            return w * where(p, log_p - log_m) + of_q, of_q
+        case "skew_kl_teacher_student":
+            log_m = mixed(w)
+            return where(p, log_p - log_m), -(1 - w) * where(p, (log_q - log_m).exp())
+        case "skew_kl_student_teacher":
+            log_m = mixed(1 - w)
+            found = where(q, log_q - log_m)
+            return found, found - w * where(q, (log_q - log_m).exp())
+        case _:
+            return (p - q).abs() / 2, q * torch.sign(q - p) / 2
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf

@@ -1,0 +1,183 @@
+"""Divergences between next-token laws: values and gradients against autograd on the dense form, and their limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hydrometer.core.spec import Selectivity  # noqa: E402
+from hydrometer.models.causal_lm.objective_spec import Divergence  # noqa: E402
+from hydrometer.models.causal_lm.training import losses  # noqa: E402
+from hydrometer.models.causal_lm.training.divergences import (  # noqa: E402
+    KINDS,
+    _to_gradient_by_torch,
+    to_gradient,
+)
+from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence  # noqa: E402
+
+V, W = 300, 310
+TEACHER_KEEPS_ALL = [None, Selectivity(temperature=0.6)]
+TRUNCATED = [Selectivity(temperature=0.8, top_k=7), Selectivity(top_p=0.7), Selectivity(min_p=0.1)]
+
+
+def logits(seed: int, m: int = 12, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(m, W, generator=g, dtype=torch.float64)).to(dtype)
+
+
+def dense(d: Divergence, student, teacher, s: Selectivity | None):
+    """The formulas of the papers, by autograd over all logits."""
+    x = teacher[:, :V].double()
+    if s is not None:
+        x = x / (s.temperature or 1.0)
+        if s.top_k is not None:
+            x = torch.where(x < x.topk(s.top_k, -1).values[:, -1:], -torch.inf, x)
+        if s.top_p is not None:
+            ordered, at = x.softmax(-1).sort(-1, descending=True)
+            last = (ordered.cumsum(-1) < s.top_p).sum(-1, keepdim=True)
+            x = torch.where(x < x.gather(-1, at.gather(-1, last)), -torch.inf, x)  # ties are kept
+        if s.min_p is not None:
+            x = torch.where(x.softmax(-1) < s.min_p * x.softmax(-1).amax(-1, keepdim=True), -torch.inf, x)
+    p = (x / d.temperature).softmax(-1)
+    z = student[:, :V].detach().double().requires_grad_()
+    q = (z / d.temperature).softmax(-1)
+    w = d.weight
+
+    def kl(a, b):
+        return torch.where(a > 0, a * ((a + (a == 0)).log() - b.log()), 0.0).sum()
+
+    value = {
+        "kl_teacher_student": lambda: kl(p, q),
+        "kl_student_teacher": lambda: kl(q, p),
+        "jsd": lambda: w * kl(p, w * p + (1 - w) * q) + (1 - w) * kl(q, w * p + (1 - w) * q),
+        "skew_kl_teacher_student": lambda: kl(p, w * p + (1 - w) * q),
+        "skew_kl_student_teacher": lambda: kl(q, (1 - w) * p + w * q),
+        "total_variation": lambda: (p - q).abs().sum() / 2,
+    }[d.kind.removesuffix("_scaled")]() * d.temperature**2
+    if d.kind == "jsd_scaled":
+        value = value / (w * (1 - w))
+    value.backward()
+    return value.item(), z.grad
+
+
+def cases():
+    for kind in KINDS:
+        allowed = TEACHER_KEEPS_ALL if kind == "kl_student_teacher" else TEACHER_KEEPS_ALL + TRUNCATED
+        for s in allowed:
+            for weight in (0.1, 0.5) if kind in ("jsd", "jsd_scaled") or "skew" in kind else (0.5,):
+                for temperature in (1.0, 2.0):
+                    yield Divergence(kind, weight, temperature), s
+
+
+@pytest.mark.parametrize(("d", "s"), list(cases()))
+def test_value_and_gradient_are_those_of_autograd(d, s):
+    student, teacher = logits(1), logits(2)
+    value, gradient = dense(d, student, teacher, s)
+    mine = student.clone()
+    assert to_gradient(mine, teacher, V, s, d, 0.5) == pytest.approx(value, rel=1e-9)
+    torch.testing.assert_close(mine[:, :V], gradient / 2, rtol=1e-9, atol=1e-9)
+    assert not mine[:, V:].any()
+
+
+@pytest.mark.parametrize(("d", "s"), list(cases()))
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
+def test_kernels_make_the_same_in_float32_and_bfloat16(d, s, dtype, near):
+    student, teacher = logits(1, dtype=dtype), logits(2, dtype=dtype)
+    value, gradient = dense(d, student, teacher, s)
+    mine = student.clone()
+    assert to_gradient(mine, teacher, V, s, d, 1.0) == pytest.approx(value, rel=3e-6)
+    largest = float(gradient.abs().max())
+    torch.testing.assert_close(mine[:, :V].double(), gradient, rtol=near, atol=near * largest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_laws_have_no_divergence_and_no_gradient(kind):
+    for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        mine = logits(3, dtype=dtype)
+        assert abs(to_gradient(mine, logits(3, dtype=dtype), V, None, Divergence(kind, 0.3), 1.0)) <= near
+        assert float(mine.abs().max()) <= near
+
+
+def value_of(kind: str, weight: float) -> float:
+    return to_gradient(logits(1), logits(2), V, None, Divergence(kind, weight), 1.0)
+
+
+def test_the_ends_of_the_weights():
+    forward, reverse = value_of("kl_teacher_student", 0.5), value_of("kl_student_teacher", 0.5)
+    assert value_of("jsd_scaled", 1e-9) == pytest.approx(forward, rel=1e-4)
+    assert value_of("jsd_scaled", 1 - 1e-9) == pytest.approx(reverse, rel=1e-4)
+    assert value_of("skew_kl_teacher_student", 0.0) == pytest.approx(forward, rel=1e-12)
+    assert value_of("skew_kl_student_teacher", 0.0) == pytest.approx(reverse, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_teacher_that_drops_what_the_student_may_say_is_infinitely_far(dtype):
+    mine = logits(1, dtype=dtype)
+    s = Selectivity(top_k=5)
+    assert to_gradient(mine, logits(2, dtype=dtype), V, s, Divergence("kl_student_teacher"), 1.0) == math.inf
+
+
+def test_holes_of_the_vocabulary_have_no_part():
+    for dtype in (torch.float32, torch.float64):
+        student, teacher = logits(1, dtype=dtype), logits(2, dtype=dtype)
+        holes = [3, 70]
+        student[:, holes] = teacher[:, holes] = -torch.inf
+        rest = [v for v in range(V) if v not in holes]
+        for kind in KINDS:
+            mine, other = student.clone(), student[:, rest].clone()
+            a = to_gradient(mine, teacher, V, None, Divergence(kind), 1.0)
+            b = to_gradient(other, teacher[:, rest].clone(), len(rest), None, Divergence(kind), 1.0)
+            assert a == pytest.approx(b, rel=1e-6)
+            assert not mine[:, holes].any()
+            torch.testing.assert_close(mine[:, rest], other, rtol=1e-5, atol=1e-7)
+
+
+def test_one_direction_covers_and_the_other_seeks():
+    """A two-mode teacher, and a student that is a discretised Gaussian: a vocabulary of eight."""
+    v = torch.arange(8, dtype=torch.float64)
+    teacher = torch.logaddexp(-((v - 1) ** 2) * 2, -((v - 6) ** 2) * 2 - 0.3)[None]
+
+    def fitted(kind: str) -> tuple[float, float]:
+        theta = torch.tensor([3.0, 0.0], dtype=torch.float64, requires_grad=True)
+        step = torch.optim.Adam([theta], lr=0.05)
+        for _ in range(1500):
+            z = -((v - theta[0]) ** 2) * theta[1].exp()
+            gradient = z.detach()[None].clone()
+            _to_gradient_by_torch(gradient, teacher.clone(), 8, None, Divergence(kind), 1.0)
+            step.zero_grad()
+            z.backward(gradient[0])
+            step.step()
+        q = z.detach().softmax(-1)
+        return float(q[[0, 1, 2]].sum()), float(q[[5, 6, 7]].sum())
+
+    left, right = fitted("kl_teacher_student")
+    assert min(left, right) > 0.25
+    left, right = fitted("kl_student_teacher")
+    assert left > 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_states_and_output_matrix(kind, threads, monkeypatch):
+    """Through two heads of different widths, in chunks, against autograd over all logits in float64."""
+    monkeypatch.setattr(losses, "_CHUNK", 64)
+    torch.set_num_threads(threads)
+    g = torch.Generator().manual_seed(5)
+    m, n, d, s = 150, 90.0, Divergence(kind, 0.3, 1.5), Selectivity(temperature=0.7)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    h, w, b = (x.requires_grad_() for x in (normal(m, 24), normal(W, 24) * 0.5, normal(W)))
+    teacher = TeacherRows(normal(m, 40), normal(W, 40) * 0.4, normal(W), None, s)
+    loss = linear_divergence(h, (w, b), torch.zeros(m, dtype=torch.long), (teacher, d), n_items=n, vocab_size=V)
+    (3 * loss).backward()
+    student_logits = (h @ w.t() + b).detach()
+    value, gradient = dense(d, student_logits, teacher.states @ teacher.weight.t() + teacher.bias, s)
+    assert loss.item() == pytest.approx(value / n, rel=1e-9)
+    gradient = torch.nn.functional.pad(gradient, (0, W - V)) * 3 / n
+    for mine, theirs in ((h.grad, gradient @ w), (w.grad, gradient.t() @ h), (b.grad, gradient.sum(0))):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
