@@ -10,12 +10,17 @@ from __future__ import annotations
 import _peers  # first: it pins the threads
 
 import json
+import os
+import statistics
+import subprocess
 import sys
 import time
 from typing import Any
 
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
 import torch
-from hydrometer.models.causal_lm import opening
+from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
 from hydrometer.models.causal_lm.objective_spec import Divergence
 from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence
 from trl.experimental.gkd import GKDTrainer
@@ -23,6 +28,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 M, V, WIDE = 2048, 49152, 576
 KINDS = {"kl_teacher_student": 0.0, "kl_student_teacher": 1.0, "jsd": 0.5}
+MAKERS = ("hydrometer", "trl chunked", "trl")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -48,7 +54,7 @@ def loss_of(maker: str, kind: str, h: Any, w: Any, th: Any, tw: Any) -> torch.Te
 
 def one(maker: str, kind: str, width: int, dtype: str, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(_peers.THREADS)
-    opening._keep_freed_memory()  # as `run` does
+    keep_freed_memory()  # as `run` does
     x = leaves(width, DTYPES[dtype])
     loss_of(maker, kind, *x).backward()  # compiles
     seconds: list[float] = []
@@ -65,7 +71,7 @@ def one(maker: str, kind: str, width: int, dtype: str, repeats: int) -> dict[str
 def check() -> None:
     for kind in KINDS:
         found = []
-        for maker in ("hydrometer", "trl chunked", "trl"):
+        for maker in MAKERS:
             x = leaves(64, torch.float32)
             (loss := loss_of(maker, kind, *x)).backward()
             found.append((loss.detach(), x[0].grad, x[1].grad))
@@ -77,10 +83,34 @@ def check() -> None:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 and sys.argv[1].startswith("["):
         print(json.dumps(one(*json.loads(sys.argv[1]))))
         return
+    args = _peers.arguments(__doc__ or "")
     check()
+    results = []
+    for kind in KINDS:
+        for dtype in DTYPES:
+            for width in (256, WIDE):
+                title = f"{kind}, width {width}, {dtype}"
+                if args.only not in title:
+                    continue
+                rates: dict[str, list[float]] = {maker: [] for maker in MAKERS}
+                peaks: dict[str, list[float]] = {maker: [] for maker in MAKERS}
+                for _ in range(args.repeats):
+                    for maker in MAKERS:
+                        found = child(maker, kind, width, dtype)
+                        rates[maker].append(M / statistics.median(found["seconds"]))
+                        peaks[maker].append(found["peak"])
+                results.append(_peers.report(title, rates, "positions/s") | {"peaks": peaks})
+                print("  peak MB: " + ", ".join(f"{m} {statistics.median(v):.0f}" for m, v in peaks.items()))
+    _peers.finish(results, args.json)
+
+
+def child(maker: str, kind: str, width: int, dtype: str) -> dict[str, Any]:
+    asked = json.dumps([maker, kind, width, dtype, 2])
+    done = subprocess.run([sys.executable, __file__, asked], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

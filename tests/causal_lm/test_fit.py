@@ -133,7 +133,8 @@ def test_a_student_learns_to_stop(truth: CausalLaw, request_: FitRequest):
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
-        ({"loss": "reverse"}, FitError, "not implemented"),
+        ({"loss": "reverse"}, SpecError, "no such objective"),
+        ({"loss": "jsd"}, FitError, "needs a teacher"),
         ({"level": Training()}, InputError, "LevelSpec"),
         ({"data": None}, InputError, "Sequences"),
     ],

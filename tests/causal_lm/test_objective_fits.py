@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from campaign import kinds  # noqa: E402
 from hydrometer.core.distillation import Objective  # noqa: E402
 from hydrometer.core.errors import SpecError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
@@ -17,7 +18,7 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.objective_spec import WEIGHTS, divergence_of, refuse_infinite  # noqa: E402
+from hydrometer.models.causal_lm.objective_spec import divergence_of, refuse_infinite  # noqa: E402
 from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.training import teacher_laws  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
@@ -26,7 +27,12 @@ from tiny import make_llama, make_tokenizer  # noqa: E402
 
 V = 24
 COLD = Selectivity(temperature=0.7)
-NAMES = [*WEIGHTS, "jsd(mle=0.3)", "kl_teacher_student(temperature=2.0)"]
+NAMES = kinds(
+    "kl_student_teacher",
+    "jsd(mle=0.3)",
+    campaign="kl_teacher_student jsd jsd_scaled skew_kl_teacher_student skew_kl_student_teacher total_variation "
+    "kl_teacher_student(temperature=2.0)",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from transformers import PretrainedConfig
 
+from hydrometer.core.distillation import MLE
 from hydrometer.core.errors import DataError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.cost.memory import level_configs
 from hydrometer.models.causal_lm.crossing import check_other, other_teacher
@@ -46,6 +47,7 @@ def check_chain(chain: CausalLMChain) -> None:
         raise SpecError("prompt and answer exceed the truth's max_position_embeddings", got=(longest, room), fix=fix)
     _check_texts(chain, room)
     _check_served(chain)
+    _check_objectives(chain)
     n_truth = n_above = None if chain.truth.is_served else _n_layers(truth.config)
     if chain.given_teacher is not None:
         given = outline_of(find_source(chain.given_teacher.source, chain.given_teacher.revision))
@@ -99,6 +101,19 @@ def _at_hand(role: str, init: str, layers: int | None) -> int:
             f"{role}: a served model gives neither layers nor a configuration", got=f"init: {init}", fix=fix
         )
     return layers
+
+
+def _check_objectives(chain: CausalLMChain) -> None:
+    """Refuse objectives between next-token laws where the teacher's cannot be had. Raises SpecError."""
+    matched = [o for o in chain.loss if o != MLE.to_json()]
+    if not matched:
+        return
+    fix = "loss: [mle], or name a teacher of the students' tokenizer to open"
+    if ("truth" if chain.teacher == "truth" else "teacher") in chain.served_roles:
+        raise SpecError("a served teacher gives no next-token laws to match", got=f"loss: {matched[0]}", fix=fix)
+    if other_teacher(chain) is not None:
+        what = "a teacher of another tokenizer has no next-token laws over the students' tokens"
+        raise SpecError(what, got=f"loss: {matched[0]}", fix=fix)
 
 
 def _check_served(chain: CausalLMChain) -> None:
