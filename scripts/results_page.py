@@ -12,7 +12,14 @@ from hydrometer.report import verdict
 from hydrometer.report.wording import with_error
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
-COLUMNS = ("precision", "recall", "entropy", "kl_student_truth", "kl_truth_student")
+COLUMNS = {
+    "precision": "precision", "recall": "recall", "entropy": "H(q)", "kl_student_truth": "KL(q‖p\\*)",
+    "kl_truth_student": "KL(p\\*‖q)",
+}  # fmt: skip
+BESIDE_TEXTS = {
+    "precision_reference": "precision under the {}", "recall": "recall", "entropy": "H(q)",
+    "kl_student_reference": "KL(q‖{})",
+}  # fmt: skip
 
 
 def label(group: dict[str, Any]) -> str:
@@ -37,11 +44,13 @@ def page(folder: Path, command: str, commit: str) -> str:
         if facts["seeds"] > 1:
             over = f"mean over {facts['seeds']} seeds ± total standard error"
         out.append(f"## {chain}\n\nTruth: {facts['truth']}. Nats per {unit}, {over}.\n")
+        columns = COLUMNS if facts.get("reference") is None else BESIDE_TEXTS
         if "map" not in facts:
-            out.append("| model | precision | recall | H(q) | KL(q‖p\\*) | KL(p\\*‖q) |\n|---|---|---|---|---|---|")
+            heads = " | ".join(head.format("teacher") for head in columns.values())
+            out.append(f"| model | {heads} |\n|---{'|---' * len(columns)}|")
         for group in results["summary"]["groups"].values():
             if group["chain"] == chain and "map" not in facts:
-                found = [group["metrics"].get(c) or {"value": None, "se": None} for c in COLUMNS]
+                found = [group["metrics"].get(c) or {"value": None, "se": None} for c in columns]
                 cells = " | ".join(with_error(m["value"], m["se"]) for m in found)
                 out.append(f"| {label(group)} | {cells} |")
         out.append("\nWhat the report says:\n")
