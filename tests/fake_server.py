@@ -112,6 +112,8 @@ class Fake:
         known = {"input_ids", "sampling_params", "return_logprob", "top_logprobs_num", "stream", "logprob_start_len"}
         s, prompt, top = dict(asked["sampling_params"]), asked["input_ids"], asked["top_logprobs_num"]
         n = s["max_new_tokens"]
+        if s.get("ignore_eos"):  # as SGLang does
+            s["stop_token_ids"] = []
         if set(asked) - known or asked["return_logprob"] is not True or len(prompt) + n > self.room:
             return {"error": {"message": "bad request"}}
         meta: dict[str, Any] = {"id": "x", "prompt_tokens": len(prompt), "finish_reason": {"type": "length"}}

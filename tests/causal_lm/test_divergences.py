@@ -181,3 +181,24 @@ def test_gradients_of_states_and_output_matrix(kind, threads, monkeypatch):
     gradient = torch.nn.functional.pad(gradient, (0, W - V)) * 3 / n
     for mine, theirs in ((h.grad, gradient @ w), (w.grad, gradient.t() @ h), (b.grad, gradient.sum(0))):
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_logit_that_is_no_number_makes_a_value_that_is_none(kind, dtype, whose):
+    student, teacher = logits(1, dtype=dtype), logits(2, dtype=dtype)
+    (student if whose == "student" else teacher)[3, 17] = torch.nan
+    assert math.isnan(to_gradient(student, teacher, V, None, Divergence(kind), 1.0))
+
+
+def test_a_mixture_of_weight_0_is_the_law_itself_far_below_its_maximum():
+    for kind, plain in (
+        ("skew_kl_teacher_student", "kl_teacher_student"),
+        ("skew_kl_student_teacher", "kl_student_teacher"),
+    ):
+        student, teacher = torch.tensor([[0.0, -100.0]]), torch.tensor([[0.0, 0.0]])
+        again = student.clone()
+        value = to_gradient(student, teacher, 2, None, Divergence(kind, 0.0), 1.0)
+        assert value == to_gradient(again, teacher, 2, None, Divergence(plain), 1.0)
+        assert torch.equal(student, again)

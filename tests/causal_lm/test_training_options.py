@@ -21,6 +21,7 @@ from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.training.evaluations import Evaluations  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
+from tiny import make_llama, make_tokenizer  # noqa: E402
 
 ROWS, EPOCH = 40, 3  # rows, and steps of an epoch
 RATE = 0.01
@@ -279,3 +280,32 @@ def _killed_at(request: FitRequest, step: int) -> None:
 
     with pytest.raises(Killed):
         fit(replace(request, tick=tick))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora": {"r": 2}},
+        {"torch_dtype": "bfloat16"},
+        {"max_steps": 4, "lr_scheduler_type": "constant", "eval_steps": 4},
+    ],
+)
+def test_a_fit_killed_after_its_last_step_is_stored_as_it_was(
+    monkeypatch, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    if "lora" in fields:
+        pytest.importorskip("peft")
+    llama = CausalLM(make_llama(64, layers=3), make_tokenizer(64))
+    fields = {"save_steps": 2, **({} if "max_steps" in fields else {"num_train_epochs": 1}), **fields}
+    whole = fit(_request(llama, **fields))
+
+    def killed(_: Evaluations) -> None:
+        raise Killed
+
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(Evaluations, "restore_best", killed)
+        fit(_request(llama, tmp_path, **fields))
+    again = fit(_request(llama, tmp_path, **fields))
+    assert "resumed" in again.info
+    assert _equal(whole, again)
+    assert (again.info["steps"], again.info["validation"]) == (whole.info["steps"], whole.info["validation"])

@@ -22,13 +22,15 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
     """
     family, chain = node.context.family, node.context.spec
     precision = family.precision(chain, "judge")
+    # An objective sees the teacher's law itself, which is the float32 one; else the teacher gives a start at most.
+    above = precision if node.matched is None else "float32"
     fitted = family.fit(
         FitRequest(
             # Not in `folder`: a network file system gives the file a name there, and it would count as the law's.
             data=bench.training_rows(node.context, node.data, bench.store.root),
             validate=None if node.validate is None else bench.rows(node.context, node.validate),
             truth=bench.law(node.context, node.truth, precision, purpose="train"),
-            teacher=None if node.teacher is None else bench.law(node.context, node.teacher, precision, purpose="train"),
+            teacher=None if node.teacher is None else bench.law(node.context, node.teacher, above, purpose="train"),
             level=node.level.spec,
             prefix_source=node.prefix_source,
             loss=node.loss,

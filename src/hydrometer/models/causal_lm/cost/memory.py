@@ -126,6 +126,9 @@ def footprint(
             t = Training() if level is None else level.training
             fitted = _trained(own, n, t) + _loss(own, 2 if t.bf16 else 4, learnt=t.lora is None)
             fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
+            teacher = configs.get("teacher")
+            if role != "teacher" and teacher is not None and not isinstance(teacher, ServedConfig):
+                fitted += BYTES[chain.judge_dtype] * count_parameters(teacher)  # opened beside every distilled model
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0
             stored = 4 * n + _adapter_bytes(own, n, level)

@@ -60,7 +60,8 @@ def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scal
     n : V ; s : the teacher's selectivity, as in `logit_kernels.select_row`.
     terms : kind, weight, sharpness. sharpness : float32, 1 / temperature of the loss, of both laws.
     scale : float32.
-    value : (M,) float64, filled with the divergences, nats; infinite where the teacher drops what it must not.
+    value : (M,) float64, filled with the divergences, nats; infinite where the teacher drops what it must not,
+        NaN where a logit is.
     """
     kind, weight, sharpness = terms
     rate, top_k, top_p, log_min_p = s
@@ -148,7 +149,8 @@ def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scal
                     q[j] = q_j
             found += np.float64(f)
             mean += np.float64(g)
-        value[r] = np.inf if outside > 0 else found
+        known = math.isfinite(log_q) and math.isfinite(log_p)  # not where a logit is NaN or +inf
+        value[r] = np.nan if not known else np.inf if outside > 0 else found
         step, middle = scale * sharpness, f32(mean)
         for j in range(n):
             row[j] = narrow((slope[j] - q[j] * middle) * step, row[j])

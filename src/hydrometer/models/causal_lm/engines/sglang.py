@@ -65,7 +65,9 @@ class SGLangSession(VllmSession):
         drawn = told.get("output_token_logprobs")
         if not isinstance(drawn, list):
             raise Refusal("the server returns no log-probabilities of what it draws", told, _FIX)
-        pairs = _pairs(drawn)
+        pairs = _pairs(drawn)  # with ignore_eos SGLang heeds no stop ids either: a row ends at its first, here
+        end = next((k for k, (_, t) in enumerate(pairs, 1) if t in order.stop_ids), len(pairs))
+        pairs = pairs[:end]
         ids = [i for _, i in pairs]
         check_ids(list(order.prompts[i]), ids, order, i)
         return Answer(tuple(ids), log_probs_told([v for v, _ in pairs]))

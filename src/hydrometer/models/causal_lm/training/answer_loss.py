@@ -76,10 +76,14 @@ def _packs(lm: OpenedLM) -> bool:
 
 
 class Matched(NamedTuple):
-    """A teacher's laws that a student is to match, and how it is measured how far it is from them."""
+    """A teacher's laws that a student is to match, and how it is measured how far it is from them.
+
+    `held_out` are the same laws in float32, as students are scored.
+    """
 
     laws: TeacherLaws
     divergence: Divergence
+    held_out: TeacherLaws
 
 
 def matched_by(
@@ -100,16 +104,22 @@ def matched_by(
         raise FitError("this objective needs a teacher that is opened here", got=request.loss, fix="use mle")
     if request.selectivity is not None:
         refuse_infinite(objective, request.selectivity)
-    dtype, lm = _dtype(training), request.teacher.lm
-    laws = TeacherLaws(request.teacher, request.selectivity, partial(_answer_states, dtype=dtype, packs=_packs(lm)))
-    for x in (data, validate):
+    teacher, size = request.teacher, training.per_device_train_batch_size
+
+    def laws(x: Sequences | TrainingRows | None, dtype: torch.dtype) -> TeacherLaws:
+        states = partial(_answer_states, dtype=dtype, packs=_packs(teacher.lm))
+        out = TeacherLaws(teacher, request.selectivity, states)
         if x is not None:
-            laws.remember(_batches(x, training.per_device_train_batch_size, lm.device), int(x.lengths.sum()), dtype)
-    return Matched(laws, divergence)
+            out.remember(_batches(x, size, teacher.lm.device), int(x.lengths.sum()), dtype)
+        return out
+
+    return Matched(laws(data, _dtype(training)), divergence, laws(validate, torch.float32))
 
 
-def held_out_value(law: CausalLaw, training: Training, loss: Loss) -> Callable[[Sequences], float]:
-    """Return what gives the objective on held-out rows, nats a token."""
+def held_out_value(law: CausalLaw, training: Training, matched: Matched) -> Callable[[Sequences], float]:
+    """Return what gives the objective on held-out rows in float32, nats a token."""
+    in_float32 = matched._replace(laws=matched.held_out)
+    loss = partial(answer_loss, packs=_packs(law.lm), matched=in_float32)
 
     @torch.no_grad()
     def value(x: Sequences) -> float:
@@ -155,7 +165,7 @@ def answer_loss(
     ids_M = labels_BT[:, 1:][labels_BT[:, 1:] != IGNORED]
     states_MD = _answer_states(lm, ids_BT, labels_BT, dtype=dtype, packs=packs)
     if not len(ids_M):  # nothing to learn, but every parameter needs a gradient, here zero
-        last = lm.network.head(states_MD.float()) if lm.is_split else states_MD
+        last = lm.network.head(states_MD.to(lm.network.head.weight.dtype)) if lm.is_split else states_MD
         return last.float().sum() * 0.0
     head = lm.network.head if lm.is_split else None
     if matched is not None:

@@ -33,6 +33,9 @@ KINDS = {
 }
 
 
+_PLAIN = {"skew_kl_teacher_student": kernels.FORWARD, "skew_kl_student_teacher": kernels.REVERSE}
+
+
 def to_gradient(
     student_mW: Tensor, teacher_mW: Tensor, vocab_size: int, s: Selectivity | None, d: Divergence, scale: float
 ) -> float:
@@ -50,7 +53,9 @@ def to_gradient(
     if student_mW.device.type != "cpu" or student_mW.dtype == torch.float64:
         return _to_gradient_by_torch(student_mW, teacher_mW, vocab_size, s, d, scale)
     value = np.empty(len(student_mW))
-    terms = KINDS[d.kind], float(d.weight), np.float32(1 / d.temperature)
+    # With weight 0 the mixture is one of the laws, which underflows where its logarithm does not.
+    kind = _PLAIN.get(d.kind, KINDS[d.kind]) if d.weight == 0 else KINDS[d.kind]
+    terms = kind, float(d.weight), np.float32(1 / d.temperature)
     kernels.divergence_rows(
         as_array(student_mW),
         as_array(teacher_mW),
@@ -74,7 +79,8 @@ def _to_gradient_by_torch(
     gradient_mV = slope_mV - log_q_mV.exp() * slope_mV.sum(-1, keepdim=True)
     student_mW[:, :vocab_size] = (gradient_mV * (scale * d.factor / d.temperature)).to(student_mW.dtype)
     student_mW[:, vocab_size:] = 0
-    return float(value_mV.double().sum()) * d.factor
+    unknown = log_p_mV.isnan().any() | log_q_mV.isnan().any()
+    return math.nan if bool(unknown) else float(value_mV.double().sum()) * d.factor
 
 
 def _terms(d: Divergence, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:

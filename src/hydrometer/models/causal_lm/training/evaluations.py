@@ -92,6 +92,14 @@ class Evaluations(TrainerCallback):
         if state.global_step % self.every == 0 or state.global_step == self.steps:
             self._evaluate(state.global_step, control)
 
+    def finish(self, step: int) -> None:
+        """Bring the law up to date with the checkpoint of the last step. Called by all processes."""
+        self.step = step
+        if self._evaluations(step) > len(self.held_out):
+            self._evaluate(step, TrainerControl())
+        else:
+            self.own.gather()
+
     def _evaluate(self, step: int, control: TrainerControl) -> None:
         """Score the held-out rows. Called by all processes."""
         if self.group is not None:
@@ -116,7 +124,7 @@ class Evaluations(TrainerCallback):
         model.train()
         nats = float(log_p_N.mean())
         goodness = nats if value is None else -value
-        if not math.isfinite(goodness):
+        if not math.isfinite(goodness) or math.isnan(nats):
             raise FitError("the held-out objective is not finite", got=goodness, fix="lower the learning rate")
         per_token = float(log_p_N.sum() / validate.lengths.sum())
         by_step = self.training.eval_steps is not None

@@ -107,7 +107,7 @@ class TeacherRows:
         made = self.states[rows] if self.weight is None else self.states[rows] @ self.weight.t()
         if self.bias is not None:
             made += self.bias
-        return made if self.holes is None else made.index_fill(-1, self.holes, -torch.inf)
+        return made if self.holes is None else made.index_fill(-1, self.holes.to(made.device), -torch.inf)
 
 
 def linear_divergence(

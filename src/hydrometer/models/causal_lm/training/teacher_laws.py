@@ -46,7 +46,7 @@ class TeacherLaws:
         if tokens * width * dtype.itemsize > MAX_BYTES:
             return
         for ids_BT, labels_BT in batches:
-            states_MD = self._made(ids_BT, labels_BT).to(dtype)
+            states_MD = self._made(ids_BT, labels_BT).to("cpu", dtype)
             at = 0
             for key, n in _rows(ids_BT, labels_BT):
                 self._known[key] = states_MD[at : at + n].clone()

@@ -86,13 +86,16 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
             len(data),
             request.tick,
             group,
-            None if matched is None else held_out_value(law, training, loss),
+            None if matched is None else held_out_value(law, training, matched),
         )
         kept = _checkpoints(training, request.partial, evaluations, group, held)
         arguments = trainer_arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
         trainer = _MLETrainer(own.trained, loss, arguments, data, evaluations, group)
         start = _goes_on_from(trainer, kept, evaluations, group)
-        if not evaluations.is_over:  # a checkpoint of the last step before an early stop
+        if start is not None and (at := int(start.rpartition("-")[2])) >= evaluations.steps:
+            trainer.load(start)  # killed after the last step, before the law was stored
+            evaluations.finish(at)
+        elif not evaluations.is_over:  # a checkpoint of the last step before an early stop
             trainer.train(resume_from_checkpoint=start)
     evaluations.restore_best()
     lm.model.eval()
@@ -175,6 +178,10 @@ class _MLETrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.lm.model, str(folder / _WEIGHTS))
+
+    def load(self, checkpoint: str) -> None:
+        """Set the network to a checkpoint's weights."""
+        self._load_from_checkpoint(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.lm.model, Path(resume_from_checkpoint) / _WEIGHTS)
