@@ -25,6 +25,7 @@ from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, Init, LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.training import initialization  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
 
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 ROWS = 40
 LORA = {"r": 3, "lora_alpha": 5}
+
+
+OPEN = CausalLM.from_pretrained
 
 
 class Killed(BaseException):
@@ -232,3 +236,19 @@ def test_adapters_are_equal_for_equal_requests(llama: CausalLM) -> None:
     before = llama.model.state_dict()
     assert not all(torch.equal(v, before[k]) for k, v in first.items())
     assert np.isfinite(float(first["lm_head.weight"].sum()))
+
+
+def test_a_model_under_an_adapter_is_learnt_further(llama: CausalLM, llama_folder: Path, tmp_path: Path) -> None:
+    """All weights of what a merged adapter gives are trained."""
+    adapted = fit(_request(llama, LORA, FromSource(source=str(llama_folder)), num_train_epochs=1))
+    CAUSAL_LM.save_law(adapted.model, tmp_path)
+    request = _request(llama, LORA, FromSource(source=str(tmp_path / "adapter")), num_train_epochs=1)
+    level = request.level.model_copy(update={"training": request.level.training.model_copy(update={"lora": None})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            initialization.CausalLM,
+            "from_pretrained",
+            lambda source, **options: OPEN(source, **{**options, "base": str(llama_folder)}),
+        )
+        after = _weights(fit(replace(request, level=level)))
+    assert not any(torch.equal(v, after[k]) for k, v in _weights(adapted).items())
