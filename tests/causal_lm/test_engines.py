@@ -15,6 +15,8 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
+import hydrometer as hm  # noqa: E402
+from chains import write_spec  # noqa: E402
 from fake_server import serving  # noqa: E402
 from hydrometer.core.errors import (  # noqa: E402
     HydrometerError,
@@ -309,6 +311,23 @@ def test_a_notebooks_loop_is_no_obstacle(small: CausalLM) -> None:
 def test_what_is_no_base_url_is_refused(url: str) -> None:
     with pytest.raises(InputError):
         server_base(url)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"base_url": "http://u:sesame@h", "model": "m"},
+        {"base_url": "ftp://u:sesame@h", "model": "m"},
+        {"base_url": "http://h/v1?api_key=sesame", "model": "m"},
+        {"base_url": "http://h", "model": "m", "api_key_env": "sesame"},
+    ],
+)
+def test_a_secret_in_a_wrong_place_is_not_shown(settings: dict[str, str], tmp_path: Path) -> None:
+    body = hm.load_spec("instruct").model_dump(mode="json", exclude_none=True)
+    body["chains"]["instruct"]["engine"] = {"openai": settings}
+    with pytest.raises(SpecError) as e:
+        hm.load_spec(write_spec(body, tmp_path))
+    assert "sesame" not in str(e.value)
 
 
 # -- the edge of a kept set --------------------------------------------------------------------------------------------

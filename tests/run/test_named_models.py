@@ -119,3 +119,20 @@ def test_names_are_as_different_as_cells() -> None:
     names = [c.model_name(with_chain=True) for c in cells]
     assert len(set(names)) == len(names)
     assert all(set(n) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for n in names)
+
+
+@pytest.mark.parametrize("name", [7, "../../lnk", "/tmp/lnk", "\u001b]0;owned\u0007", "x" * 300])
+def test_names_from_elsewhere_lead_nowhere(tmp_path: Path, truth: Path, name: object) -> None:
+    """Results are a file that somebody else may have written."""
+    out = tmp_path / "out"
+    hm.run(begin(tmp_path, truth), out=out)
+    link = out / "models" / "direct-seed0"
+    own = link.resolve()
+    link.unlink()
+    link.symlink_to(truth)  # no model of this run
+    assert {m.name: m.place for m in named_models(out)}["direct-seed0"].resolve() == own
+    results = json.loads((out / "results.json").read_text())
+    next(c for c in results["cells"] if c.get("name") == "direct-seed0")["name"] = name
+    (out / "results.json").write_text(json.dumps(results))
+    with pytest.raises(FolderError, match="name a model as no run does"):
+        named_models(out)

@@ -13,7 +13,7 @@ from hydrometer.cli.result_output import say_results
 
 __all__ = ["judge_command"]
 
-_MODEL = "Hub id, folder, GGUF file, PEFT adapter folder, or smollm2-135m-instruct."
+_MODEL = "Hub id, folder, GGUF file, PEFT adapter folder, YAML of a served model, or smollm2-135m-instruct."
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,9 @@ class JudgeOptions:
     truth: Annotated[str | None, typer.Option("--truth", metavar="M", help=_MODEL)] = None
     truth_text: Annotated[
         Path | None,
-        typer.Option("--truth-text", metavar="FILE", help="Held-out text in the place of a truth; JSONL or Parquet."),
+        typer.Option(
+            "--truth-text", metavar="FILE", help="Held-out text in the place of a truth; JSONL, Parquet or CSV."
+        ),
     ] = None
     reference: Annotated[
         str | None,
@@ -32,7 +34,7 @@ class JudgeOptions:
     ] = None
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="JSONL or Parquet with a column prompt, messages or text."),
+        typer.Option("--prompts", metavar="FILE", help="JSONL, Parquet or CSV with a column prompt, messages or text."),
     ] = None
     chat: Annotated[
         bool | None,

@@ -306,7 +306,8 @@ def explain(error: ValidationError, origin: str, body: object = None) -> SpecErr
     text = f"{origin}: {where}: {message}" if where else f"{origin}: {message}"
     # A whole mapping, or a value that the message already quotes, would only repeat it.
     is_whole = isinstance(first["input"], Mapping) and len(brief(given)) > MAX_GOT
-    if first["type"] in ("missing", "unknown_key") or is_whole or f" {brief(given)};" in message:
+    # and a value of type "secret" may be one that was put in a wrong place.
+    if first["type"] in ("missing", "unknown_key", "secret") or is_whole or f" {brief(given)};" in message:
         return SpecError(text)
     return SpecError(text, got=given)
 

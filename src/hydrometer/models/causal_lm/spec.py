@@ -267,6 +267,8 @@ class CausalLMChain(ChainSpec):
             body.pop("judge_training_prompts", None)
         if self.prefixes == ("teacher",):
             body.pop("prefixes", None)
+        if not self.baselines:
+            body.pop("baselines", None)
         return body
 
     @field_validator("selectivity", "decoding")

@@ -107,6 +107,9 @@ def add_scores(
         columns = [one_column(truth, columns)]
     given = read_lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns)
     if isinstance(given, CellScores):
+        if truth is not None:
+            fix = "give .parquet, .jsonl or .csv"
+            raise InputError("--truth is for log-probabilities by row", got=path.name, fix=fix)
         if columns:
             raise InputError("columns are named of files of rows", got=list(columns), fix="leave out --column")
         _named(cell)

@@ -34,8 +34,8 @@ _SURE = 5.0  # standard errors
 
 def one_column(truth: str, columns: Sequence[str] | None) -> str:
     """Return the column of log-probabilities. Raises InputError."""
-    if not _NAME.fullmatch(truth):
-        fix = "use letters, digits and _, 40 at most, a letter first"
+    if not _NAME.fullmatch(truth) or truth.endswith("_per_token"):
+        fix = "use letters, digits and _, 40 at most, a letter first, not _per_token last"
         raise InputError("this cannot name the model of --truth", got=truth, fix=fix)
     if columns is not None and len(columns) > 1:
         raise InputError("with --truth there is one column of log-probabilities", got=list(columns))

@@ -7,6 +7,7 @@ model's artifact, which everything opens that opens a model's folder; an object 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from hydrometer.store.storage_uri import Url, place_of
 __all__ = ["FOLDER", "NamedModel", "link_models", "named_models"]
 
 FOLDER = "models"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+()-]{0,239}")
+_ARTIFACT = re.compile(r"fit-[0-9a-f]{8,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +58,35 @@ def named_models(folder: str | Path | Url, *, cache: str | Path | Url | None = N
     FolderError : no run there, its models are elsewhere, or its results are of a release that gave no names.
     """
     home = place_of(folder)
-    made = [c for c in load_results(home)["cells"] if c["status"] == "ok"]
+    made = [c for c in load_results(home)["cells"] if c.get("status") == "ok"]
     cells = [c for c in made if is_object(a := c.get("artifacts")) and a.get("fit")]
     named = [c for c in cells if c.get("name")]
     if cells and not named:
         fix = "`hydrometer run` it again: nothing is made anew"
         raise FolderError("the results are of a release that gave models no names", got=str(folder), fix=fix)
+    if bad := next(
+        (c["name"] for c in named if not isinstance(c["name"], str) or not _NAME.fullmatch(c["name"])), None
+    ):
+        raise FolderError(
+            "the results name a model as no run does", got=bad, fix="restore results.json, or run it again"
+        )
     place = home / "artifacts" if cache is None else place_of(cache)
     keys = [("fit", str(c["artifacts"]["fit"]).removeprefix("fit-")) for c in named]
     if keys and (gone := open_store(place).absent(list(dict.fromkeys(keys)))):
         what = f"{len(gone)} of {len(keys)} models are not there"
         raise FolderError(what, got=str(place), fix="give --cache, if the run had one, or run it again")
     return [
-        NamedModel(c["name"], c["id"], _linked(home, c["name"]) or place / f"fit-{key}")
+        NamedModel(c["name"], str(c["id"]), _linked(home, c["name"], place / f"fit-{key}"))
         for c, (_, key) in zip(named, keys, strict=True)
     ]
 
 
-def _linked(home: Path | Url, name: str) -> Path | None:
-    link = None if isinstance(home, Url) else home / FOLDER / name
-    return link if link is not None and link.is_symlink() and link.is_dir() else None
+def _linked(home: Path | Url, name: str, model: Path | Url) -> Path | Url:
+    """Return the model's link where it leads to the model, else the model's own folder."""
+    if isinstance(home, Url) or isinstance(model, Url):
+        return model
+    link = home / FOLDER / name
+    return link if link.is_symlink() and link.resolve() == model.resolve() else model
 
 
 def link_models(folder: RunFolder, records: Iterable[Mapping[str, Any]], store: ArtifactStore) -> None:
@@ -96,7 +108,7 @@ def link_models(folder: RunFolder, records: Iterable[Mapping[str, Any]], store: 
 
 def _link(link: Path, target: Path) -> None:
     if link.is_symlink():
-        if link.readlink() == target:
+        if link.readlink() == target or not _ARTIFACT.fullmatch(link.readlink().name):
             return
         link.unlink()
     if not link.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -67,7 +68,8 @@ def server_base(url: str) -> str:
         parts, port_is_good = urlsplit(""), False
     plain = not (parts.query or parts.fragment) and url.isascii() and url.isprintable() and " " not in url
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good or not plain:
-        raise InputError("not the URL of a server", got=url, fix="give for example http://localhost:8000")
+        shown = re.sub(r"//[^/@]*@", "//***@", re.split(r"[?#]", url)[0])  # neither credentials nor a key
+        raise InputError("not the URL of a server", got=shown, fix="give for example http://localhost:8000")
     if parts.username is not None or parts.password is not None:
         fix = "leave them out; a key is read from the environment (api_key_env)"
         raise InputError("the URL of a server holds credentials", got=parts.hostname, fix=fix)

@@ -79,14 +79,14 @@ class ServerSettings(Strict):
         try:
             server_base(value)
         except InputError as e:
-            raise PydanticCustomError("url", "{why}", {"why": str(e)}) from None
+            raise PydanticCustomError("secret", "{why}", {"why": str(e)}) from None
         return value
 
     @field_validator("api_key_env")
     @classmethod
     def _is_ours(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"HYDROMETER_[A-Z0-9_]{1,100}", value):
-            raise PydanticCustomError("key", "the key's variable is named HYDROMETER_ and capitals, digits or _")
+            raise PydanticCustomError("secret", "the key's variable is named HYDROMETER_ and capitals, digits or _")
         return value
 
     def server(self, *, patience: float = 0.0) -> Server:

@@ -89,7 +89,8 @@ def read_engine(value: object) -> object:
     try:
         return {str(name): settings.model_validate(body or {})}
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
+        errors = e.errors(include_url=False)
+        first, kind = errors[0], "secret" if any(x["type"] == "secret" for x in errors) else "engine"
         where = ".".join((str(name), *(str(p) for p in first["loc"])))
         message = "this key is missing" if first["type"] == "missing" else first["msg"]
-        raise PydanticCustomError("engine", "{where}: {message}", {"where": where, "message": message}) from None
+        raise PydanticCustomError(kind, "{where}: {message}", {"where": where, "message": message}) from None

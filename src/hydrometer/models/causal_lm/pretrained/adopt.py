@@ -18,7 +18,7 @@ from hydrometer.models.causal_lm.loading import load
 __all__ = ["check_adopted", "identify", "open_adopted"]
 
 
-def identify(source: str, base: str | None) -> dict[str, str]:
+def identify(source: str, base: str | None = None) -> dict[str, str]:
     """Return a checkpoint's identity, by content; `base` is the model under an adapter.
 
     Raises

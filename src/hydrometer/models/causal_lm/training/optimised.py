@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hydrometer.core.errors import MissingDependencyError, SpecError
+from hydrometer.core.io.yaml_io import user_path
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.loading.adapter import WEIGHTS
 from hydrometer.models.causal_lm.loading.model_files import quiet
@@ -50,7 +51,7 @@ def optimised(lm: CausalLM, level: LevelSpec, seed: int) -> Generator[Optimised]
     if training.lora is None:
         own = Optimised(lm, dtype)
     else:
-        named = level.init.source if isinstance(level.init, FromSource) else None
+        named = level.init if isinstance(level.init, FromSource) else None
         own = Adapted(lm, training.lora, dtype, seed, named)
     network: Any = own.trained.model
     if not training.gradient_checkpointing:
@@ -65,6 +66,12 @@ def optimised(lm: CausalLM, level: LevelSpec, seed: int) -> Generator[Optimised]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             network.gradient_checkpointing_disable()
+
+
+def _found(source: str) -> str:
+    """Return a model's name wherever one stands: of a folder or a file its whole path."""
+    path = user_path(source)
+    return str(path.resolve()) if path.exists() else source
 
 
 def check_adapters(network: PreTrainedModel, lora: Lora) -> None:
@@ -131,7 +138,7 @@ class Adapted(Optimised):
     MissingDependencyError : peft is not installed.
     """
 
-    def __init__(self, lm: CausalLM, lora: Lora, dtype: torch.dtype, seed: int, named: str | None) -> None:
+    def __init__(self, lm: CausalLM, lora: Lora, dtype: torch.dtype, seed: int, named: FromSource | None) -> None:
         network = _rounded(lm.model, dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -189,7 +196,8 @@ class Adapted(Optimised):
         tensors: dict[str, Tensor] = get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
         save_file({k: v.detach().contiguous() for k, v in sorted(tensors.items())}, at / WEIGHTS)
         fields = self.adapter.peft_config["default"].to_dict() | {
-            "base_model_name_or_path": self.named or f"../{BASE}",
+            "base_model_name_or_path": f"../{BASE}" if self.named is None else _found(self.named.source),
+            "revision": None if self.named is None else self.named.revision,
             "inference_mode": True,
         }
         # peft keeps sets, whose order is not that of the names.
