@@ -58,7 +58,7 @@ def members(cls: type, name: str) -> Iterator[str]:
     """Yield a class and its public members, but for those inherited from other packages."""
     if issubclass(cls, BaseModel):  # its signature shows validators
         yield f"{name}({', '.join(cls.model_fields)})"
-    elif issubclass(cls, BaseException):
+    elif issubclass(cls, BaseException | dict):
         yield f"{name}({cls.__bases__[0].__name__})"
     else:
         yield f"{name}{'' if getattr(cls, '_is_protocol', False) else inspect.signature(cls)}"

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.main import get_command
@@ -19,12 +20,23 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    found = blocks(ROOT / "README.md", "python")
-    assert found
-    for code in found:
-        exec(compile(code, "README.md", "exec"), {})
+def test_the_readmes_python_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    known: dict[str, object] = {}
+    for code in blocks(ROOT / "README.md", "python"):
+        exec(compile(code, "README.md", "exec"), known)
     assert "kl_truth_student" in capsys.readouterr().out
+    groups = hm.load_results("runs/sweep")["summary"]["groups"].values()
+    at = {g["selectivity"]["weight_power"]: g["metrics"]["precision"] for g in groups if g["training"] == "distilled"}
+    found = known["distilled"]
+    assert [found.weight_power.tolist(), found.precision.tolist()] == [[*at], [m["value"] for m in at.values()]]  # type: ignore[attr-defined]
+    bars = known["right"].collections[0].get_segments()  # type: ignore[attr-defined]
+    ends = np.array([m["ci95"] for m in at.values()])
+    assert np.allclose([bar[:, 1] for bar in bars], ends)
+    assert Path("sweep.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

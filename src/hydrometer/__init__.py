@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hydrometer.core.rng import Stream
     from hydrometer.core.spec import Selectivity
     from hydrometer.core.statistics.estimate import Contrast, Estimate
+    from hydrometer.core.statistics.judged_figures import Figures
     from hydrometer.metrics.exact import judge_exact
     from hydrometer.models.base import Family, FitRequest, Fitted, Law
     from hydrometer.models.causal_lm.inference.law import CausalLaw
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from hydrometer.models.work import Device
     from hydrometer.report import build_report
     from hydrometer.run.advice.advise import Advice, advise
-    from hydrometer.run.api import RunResult, run
+    from hydrometer.run.api import run
     from hydrometer.run.cost.cost_plan import CostPlan, plan
     from hydrometer.run.exchange.adopting import AdoptResult, adopt
     from hydrometer.run.exchange.exporting import Exported, export
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from hydrometer.run.pilot import advise_pilot
     from hydrometer.run.preflight.diagnosis import Diagnosis
     from hydrometer.run.preflight.doctor import doctor
+    from hydrometer.run.results.run_result import RunResult, load_run
     from hydrometer.stages.judge import judge_laws as judge
     from hydrometer.stages.statistics.decision import Need
     from hydrometer.store.records import load_results
@@ -74,6 +76,7 @@ __all__ = [
     "Estimate",
     "Exported",
     "Family",
+    "Figures",
     "Finding",
     "FitError",
     "FitRequest",
@@ -113,6 +116,7 @@ __all__ = [
     "judge",
     "judge_exact",
     "load_results",
+    "load_run",
     "load_spec",
     "plan",
     "recipes",
@@ -123,6 +127,7 @@ _HOMES = {
     "core.errors": "DataError FitError FolderError HydrometerError InputError LawMismatchError MissingDependencyError"
     " ModelError SpecError StageError StoreError UnreachableError",
     "core.statistics.estimate": "Contrast Estimate",
+    "core.statistics.judged_figures": "Figures",
     "core.findings": "Finding",
     "core.rng": "Stream",
     "core.spec": "Selectivity",
@@ -142,11 +147,12 @@ _HOMES = {
     "report": "build_report",
     "run.exchange.adopting": "AdoptResult adopt",
     "run.advice.advise": "Advice advise",
-    "run.api": "RunResult run",
+    "run.api": "run",
     "run.cost.cost_plan": "CostPlan plan",
     "run.preflight.diagnosis": "Diagnosis",
     "run.preflight.doctor": "doctor",
     "run.exchange.exporting": "Exported export",
+    "run.results.run_result": "RunResult load_run",
     "run.pilot": "advise_pilot",
     "run.exchange.scoring": "ScoresResult add_scores",
     "run.graph.recipes": "load_spec recipes",

@@ -23,6 +23,7 @@ from scipy.special import expit, ndtr  # pyright: ignore[reportUnknownVariableTy
 
 from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.judged_figures import Figures
 from hydrometer.metrics.chains import judge_chain
 from hydrometer.metrics.collapse import collapse_metrics
 from hydrometer.metrics.frontiers.outcomes import Outcomes, chain_outcomes, outcome_frontiers, outcome_metrics
@@ -240,7 +241,7 @@ def _typicality(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
     }
 
 
-def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int = 1_000_000) -> dict[str, Estimate]:
+def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int = 1_000_000) -> Figures:
     """Every figure of `judge` for two mixtures or two n-gram chains, without Monte Carlo error.
 
     Parameters
@@ -251,7 +252,7 @@ def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int 
 
     Returns
     -------
-    dict of `Estimate` by metric name, method "exact", nats. Theory, eqs. 5 to 10, 19, 20. Frontiers of chains with more
+    Figures : by metric name, method "exact", nats. Theory, eqs. 5 to 10, 19, 20. Frontiers of chains with more
     strings have two figures each instead, ``..._lower`` and ``..._upper``, between which the figure lies for certain.
     Frontiers and typicality of mixtures are right to about 1e-5 in one dimension and 1e-4 in two; above two they are
     left out.
@@ -271,7 +272,7 @@ def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int 
         for m, found in chain_outcomes(truth, law, strings) if strings else ():
             part = outcome_metrics(found)
             out |= part if m == truth.max_new_tokens else _of_prefix(part, m)
-        return out | collapse_metrics(out, sequences=True)
+        return Figures(out | collapse_metrics(out, sequences=True))
     if isinstance(truth, Markov) or isinstance(law, Markov):
         raise LawMismatchError("a chain is compared with its like", got=(type(truth).__name__, type(law).__name__))
     cross = {
@@ -288,7 +289,7 @@ def judge_exact(truth: Mixture | Markov, law: Mixture | Markov, *, strings: int 
     out |= mode_metrics(truth, law)
     if truth.n_features in _STEPS:
         out |= _frontiers(truth, law) | _typicality(truth, law)
-    return out | collapse_metrics(out, sequences=False)
+    return Figures(out | collapse_metrics(out, sequences=False))
 
 
 def _of_prefix(found: dict[str, Estimate], m: int) -> dict[str, Estimate]:

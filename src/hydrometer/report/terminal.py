@@ -13,6 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from hydrometer.core.shown import html_table
+
 __all__ = ["FittedTable"]
 
 _BREAK = re.compile(r" (?![=≤≥\d−(])")  # a number stays with the word before it
@@ -56,6 +58,10 @@ class FittedTable:
         yield self._fitted(console, options) or Text("\n").join(self._turned(options.max_width))
         if self.caption:
             yield Text(self.caption, style="italic dim")
+
+    def html(self) -> str:
+        """Return the table for a notebook."""
+        return html_table(self.head, self.rows, self.title, [self.caption] if self.caption else [])
 
     def _fitted(self, console: Console, options: ConsoleOptions) -> Table | None:
         names = [self.head[0], *(row[0] for row in self.rows)]

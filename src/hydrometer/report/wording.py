@@ -16,6 +16,7 @@ from hydrometer.report.values import Setting
 __all__ = [
     "KL",
     "KL_OF_TRUTH",
+    "NEUTRAL",
     "Sentence",
     "Tone",
     "Topic",
@@ -59,7 +60,7 @@ KL_OF_TRUTH = "KL(p*‖q)"
 MINUS = "−"
 NO_SCORE = "no score"
 WITHOUT_SCORES = frozenset({"recall", "entropy", "kl_student_truth", "kl_truth_student"})
-_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0, "sequence_power": 1.0}
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "weight_power": 1.0, "sequence_power": 1.0}
 _WORDS = {
     "temperature": "temperature",
     "weight_power": "β =",
@@ -182,7 +183,7 @@ def span(diff: Diff, sign: int = 1) -> str:
 
 def is_neutral(selectivity: Setting | None) -> bool:
     """Whether a setting changes nothing."""
-    return not selectivity or all(_NEUTRAL.get(k) == v for k, v in selectivity.items())
+    return not selectivity or all(NEUTRAL.get(k) == v for k, v in selectivity.items())
 
 
 def _plain(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from hydrometer.run.results.engine_records import crossed_records, engine_record
 from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.named_models import link_models
 from hydrometer.run.results.provenance import versions
+from hydrometer.run.results.run_result import RunResult
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truths, truth_files
 from hydrometer.run.results.user_scores import read_scores
@@ -57,34 +58,13 @@ from hydrometer.store.artifacts import ArtifactStore, content_key
 from hydrometer.store.migrate import SCHEMA
 from hydrometer.store.records import RunFolder, load_results, plain
 from hydrometer.store.remote import open_store
-from hydrometer.store.storage_uri import Url, place_of
+from hydrometer.store.storage_uri import place_of
 
 __all__ = [
     "RunResult",
     "results_of",
     "run",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What `run` returns.
-
-    Attributes
-    ----------
-    folder : where everything is: a path, or a URL.
-    results : the content of results.json.
-    outcome : stages computed, reused, failed.
-    """
-
-    folder: Path | Url
-    results: dict[str, Any]
-    outcome: Outcome
-
-    @property
-    def failed_cells(self) -> list[str]:
-        """Ids of cells without figures."""
-        return [c["id"] for c in self.results["cells"] if c["status"] == "failed"]
 
 
 def run(
@@ -160,7 +140,7 @@ def run(
         if until == "draw":
             outcome = make(training_rows(plan), store, watch)
             keep_seconds(plan, store, outcome, watch)
-            return RunResult(folder.place, {"name": spec.name, "cells": []}, outcome)
+            return RunResult(folder.place, {"schema": SCHEMA, "name": spec.name, "cells": []}, outcome)
         findings = [f.to_json() for f in diagnosis.lasting]
         keep_truths(folder, plan)
 

@@ -17,6 +17,7 @@ from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Controls
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate
+from hydrometer.core.statistics.judged_figures import Figures
 from hydrometer.core.statistics.sampling_design import Strata
 from hydrometer.metrics.frontiers.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
@@ -115,7 +116,7 @@ def from_teacher(teacher: dict[str, Estimate], student: dict[str, Estimate]) -> 
     return out if gap is None else out | {"capacity_gap": gap}
 
 
-def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> dict[str, Estimate]:
+def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> Figures:
     """Draw `n` rows of each law and return every figure of the second against the first.
 
     Parameters
@@ -126,8 +127,9 @@ def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> 
 
     Returns
     -------
-    dict of `Estimate` by metric name, nats per row, with ``_per_token`` companions for sequences. Theory, eqs. 5 to 10.
-    Of a law that chooses among candidates only what can be said without its probabilities (`stages.judge_best_of_n`).
+    Figures : a dict of `Estimate` by metric name, nats per row, with ``_per_token`` companions for sequences. Theory,
+    eqs. 5 to 10. Of a law that chooses among candidates only what can be said without its probabilities
+    (`stages.judge_best_of_n`).
 
     Raises
     ------
@@ -151,10 +153,10 @@ def judge_laws(truth: Law, law: Law, *, n: int | None = None, seed: int = 0) -> 
             raise InputError(f"{name} is no law: it lacks sample, log_prob or select", got=given, fix=fix)
     root = Stream(seed)
     if isinstance(law, ChosenLaw):
-        return chosen_figures(truth, law, law.sample(n, seed=root.child("evaluate", "law")))[0]
+        return Figures(chosen_figures(truth, law, law.sample(n, seed=root.child("evaluate", "law")))[0])
     truth_rows = truth.sample(n, seed=root.child("evaluate", "truth"))
     law_rows = law.sample(n, seed=root.child("evaluate", "law"))
-    return figures(scores_of(truth, law, truth_rows, law_rows), truth, law)
+    return Figures(figures(scores_of(truth, law, truth_rows, law_rows), truth, law))
 
 
 def judge(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:

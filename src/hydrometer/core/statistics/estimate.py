@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.shown import html_table
 from hydrometer.core.statistics.controls import Combination, Controls
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 
@@ -30,6 +31,7 @@ __all__ = [
     "Estimate",
     "Method",
     "carried_by",
+    "interval_words",
     "mean_estimate",
     "mean_variance",
     "ratio_estimate",
@@ -50,7 +52,7 @@ FEW = 6.0
 """Rows that must carry an error for its interval to be trusted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
     """One figure of one cell.
 
@@ -111,10 +113,28 @@ class Estimate:
         if self.se == 0 or self.method == "exact":
             error = " (exact)"
         elif self.se is not None and math.isfinite(self.se):
-            digits = min(max(1 - math.floor(math.log10(self.se)), 0), 15)
-            shown, error = (f"{x:.{digits}f}" for x in (self.value, self.se))
+            shown, error = (_with_digits(x, self.se) for x in (self.value, self.se))
             error = f" +- {error}"
         return f"{shown}{error} {self.unit}" + (" (few rows)" if self.caution else "")
+
+    def __repr__(self) -> str:
+        return f"<Estimate {self}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            ["", ""], [["value", str(self)], ["95 % interval", interval_words(self)], ["draws", str(self.n)]]
+        )
+
+
+def _with_digits(value: float, se: float) -> str:
+    """Write a value with two digits of its standard error."""
+    return f"{value:.{min(max(1 - math.floor(math.log10(se)), 0), 15)}f}"
+
+
+def interval_words(e: Estimate) -> str:
+    """Return the 95 % interval in words; empty where there is none to show."""
+    ends = e.interval() if e.se and math.isfinite(e.se) else None
+    return "" if ends is None or not e.se else " to ".join(_with_digits(end, e.se) for end in ends)
 
 
 @dataclass(frozen=True, slots=True)

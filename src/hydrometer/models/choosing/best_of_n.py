@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError, SpecError, StageError
 from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Accept, ChainSpec, Selectivity
 from hydrometer.models.base import Family, Law, Samples, ScoreKind
 from hydrometer.models.choosing.rankers import Scorer, Texts, check_score, score_identity, scorer
@@ -80,8 +81,8 @@ class TextFamily(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChosenLaw:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ChosenLaw(Shown):
     """The law of rows chosen among candidates. It draws; `log_prob` raises. Made by `choose`.
 
     Parameters
@@ -99,6 +100,9 @@ class ChosenLaw:
     accept: Accept | None
     test: Scorer | None
     label: str
+
+    def _facts(self) -> dict[str, object]:
+        return {"choice": self.label, "candidates": self.base}
 
     @property
     def score_kind(self) -> ScoreKind:

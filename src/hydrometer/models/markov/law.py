@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
@@ -40,7 +41,7 @@ def contexts(ids: Ints, order: int, vocabulary: int) -> Ints:
     return out
 
 
-class Markov:
+class Markov(Shown):
     """A chain of order m over V ids, immutable.
 
     Parameters
@@ -81,6 +82,9 @@ class Markov:
             raise InputError("the rows of a chain must sum to 1", got=f"off by {off:.1e}")
         self.log_table: Floats = table
         self.order, self.vocabulary, self.max_new_tokens = order, vocabulary, max_new_tokens
+
+    def _facts(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("order", "vocabulary", "max_new_tokens")}
 
     def step_table(self, t: int) -> Floats:
         """Log-probabilities (C, V) at step t."""

@@ -9,12 +9,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     pass
+from hydrometer.core.shown import Shown
 from hydrometer.models.mixture.law import CovarianceType, Floats, Mixture
 
 __all__ = ["MixtureBatch"]
 
 
-class MixtureBatch(Sequence[Mixture]):
+class MixtureBatch(Shown, Sequence[Mixture]):
     """B mixtures as stacked arrays; a `Mixture` is made when it is asked for.
 
     Attributes
@@ -31,6 +32,10 @@ class MixtureBatch(Sequence[Mixture]):
     ) -> None:
         self.log_weights, self.means, self.covariances = log_weights, means, covariances
         self.covariance_type: CovarianceType = covariance_type
+
+    def _facts(self) -> dict[str, object]:
+        b, k, d = self.means.shape
+        return {"mixtures": b, "components": k, "dimensions": d, "covariance_type": self.covariance_type}
 
     def __len__(self) -> int:
         return len(self.means)

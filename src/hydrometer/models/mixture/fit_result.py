@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.shown import Shown
 from hydrometer.models.mixture.batch import MixtureBatch
 from hydrometer.models.mixture.law import Mixture
 
@@ -15,8 +16,8 @@ __all__ = ["MixtureFit", "MixtureFitInfo"]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class MixtureFitInfo:
+@dataclass(frozen=True, slots=True, repr=False)
+class MixtureFitInfo(Shown):
     """How EM went.
 
     Attributes
@@ -33,6 +34,9 @@ class MixtureFitInfo:
     converged: NDArray[np.bool_]
     floored: NDArray[np.int64]
     reseeded: NDArray[np.int64]
+
+    def _facts(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("log_likelihood", "n_iter", "converged", "floored", "reseeded")}
 
 
 @dataclass(frozen=True, slots=True)

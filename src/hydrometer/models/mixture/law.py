@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
 from hydrometer.core.rng import Stream, as_stream
+from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Reference
 from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
@@ -45,7 +46,7 @@ def _covariance_shape(kind: CovarianceType, k: int, d: int) -> tuple[int, ...]:
             return (k,)
 
 
-class Mixture:
+class Mixture(Shown):
     """A mixture of Gaussians, immutable.
 
     Parameters
@@ -103,6 +104,14 @@ class Mixture:
             self._log_weights: Floats = np.log(w / w.sum())
         self._scales: Floats = self._cholesky()
         self._factor, self._log_norm = self._inverses()
+
+    def _facts(self) -> dict[str, object]:
+        k, d = self.means.shape
+        shown = {
+            name: np.array2string(getattr(self, name), precision=4, threshold=20, separator=", ")
+            for name in ("weights", "means", "covariances")
+        }
+        return {"components": k, "dimensions": d, "covariance_type": self.covariance_type, **shown}
 
     def _inverses(self) -> tuple[Floats, Floats]:
         """Return what `kernels` takes: inverse factors (K, e, D), and log N(mu_k; mu_k, S_k), (K,)."""

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.shown import Shown
+
 __all__ = ["Points"]
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Points:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Points(Shown):
     """Points drawn from a density: ``x`` (N, d) and ``log_prob`` (N,) nats."""
 
     x: Floats
     log_prob: Floats
+
+    def _facts(self) -> dict[str, object]:
+        return {"rows": len(self), "dimensions": int(self.x.shape[1])}
 
     def __len__(self) -> int:
         return int(self.x.shape[0])

@@ -16,6 +16,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
+from hydrometer.core.shown import Shown
 from hydrometer.core.statistics.sampling_design import Clusters, PromptsAre, Strata
 
 __all__ = ["FinishReason", "Sequences", "load_prompts", "load_sequences", "save_sequences", "texts_exhibit"]
@@ -33,8 +34,8 @@ _PER_ROW = {"near_edge": np.int32, "draws": np.int64}
 _REPEATING = ["prompt", "ids.list.element", "finish_reason", *_PER_ROW]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sequences:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Sequences(Shown):
     """Rows of token ids drawn after prompts.
 
     Attributes
@@ -76,6 +77,9 @@ class Sequences:
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
+
+    def _facts(self) -> dict[str, object]:
+        return {"rows": len(self), "prompts": len(self.prompt_ids), "longest": self.ids.shape[1]}
 
     @property
     def finish_reason(self) -> tuple[FinishReason, ...]:

@@ -24,7 +24,15 @@ from hydrometer.report.data.grid_data import Axis, Sheet, Tile
 from hydrometer.report.figures.style import FAINT, INK, LOOKS, PAPER, QUIET, drawing
 from hydrometer.report.typed_results import Diff
 
-__all__ = ["column_figure", "gap_figure", "scale_figure", "sheet_figure", "sheets_figure", "single_figure"]
+__all__ = [
+    "column_figure",
+    "gap_figure",
+    "panel_title",
+    "scale_figure",
+    "sheet_figure",
+    "sheets_figure",
+    "single_figure",
+]
 
 WIDE, HIGH = 0.46, 0.34  # of a tile, inches
 KEY = [("open", "", "undecided"), ("none", "no bracket", "no equal entropy"), ("none", "", "nothing to compare")]
@@ -112,7 +120,8 @@ def _named(axis: Axis, i: int) -> str:
     return f"{axis.name} {axis.labels[i]}" if axis.name == axis.key else f"{axis.name} = {axis.labels[i]}"
 
 
-def _title(sheet: Sheet, row: int, column: int) -> str:
+def panel_title(sheet: Sheet, row: int, column: int) -> str:
+    """Name a panel by its column and row; empty where there is one alone."""
     return ", ".join(w for w in (_named(sheet.columns, column), _named(sheet.rows, row)) if w)
 
 
@@ -128,7 +137,7 @@ def column_figure(sheet: Sheet, column: int, scale: tuple[float, float]) -> Figu
         axes = figure.subplots(len(sheet.rows.values), 1, squeeze=False)[:, 0]
         for r, ax in enumerate(axes):
             last = r == len(axes) - 1
-            draw_tiles(ax, sheet, sheet.panels[r][column], scale, _title(sheet, r, column), last)
+            draw_tiles(ax, sheet, sheet.panels[r][column], scale, panel_title(sheet, r, column), last)
     return figure
 
 
@@ -187,7 +196,7 @@ def sheet_figure(sheet: Sheet, scale: tuple[float, float]) -> Figure:
         for r in range(rows):
             for c in range(columns):
                 ax = figure.add_subplot(grid[r, c])
-                draw_tiles(ax, sheet, sheet.panels[r][c], scale, _title(sheet, r, c), r == rows - 1)
+                draw_tiles(ax, sheet, sheet.panels[r][c], scale, panel_title(sheet, r, c), r == rows - 1)
         draw_scale(figure.add_subplot(grid[rows, :]), scale, sheet.unit, max(wide, 6.9), notes=True)
     return figure
 

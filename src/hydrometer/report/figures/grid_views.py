@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from hydrometer.report.data.capacity_gap import gap_points
+from hydrometer.report.data.capacity_gap import GapPoint, gap_points
 from hydrometer.report.data.grid_data import Sheet, counted, largest, sheets, spread
 from hydrometer.report.figures import grid_tiles
 from hydrometer.report.figures.explore import SIDE, Explorer, explorer
 from hydrometer.report.typed_results import Chain, Run
 
-__all__ = ["ExplorerView", "FigureView", "explorer_view", "gap_view", "map_views", "script_hash"]
+__all__ = ["ExplorerView", "FigureView", "explorer_view", "gap_data", "gap_view", "map_views", "script_hash"]
 
 JOINED = 16  # points of a map up to which their settings are joined by lines
 Panel = Callable[[Figure, str], Markup]
@@ -132,13 +132,24 @@ def map_views(run: Run, chain: Chain, stem: str, save: Save, panel: Panel) -> li
     return views
 
 
-def gap_view(run: Run, chain: Chain, stem: str, save: Save, panel: Panel) -> list[FigureView]:
-    """Draw what is gained against the capacity gap; nothing where fewer than two gaps were measured."""
+def gap_data(run: Run, chain: Chain) -> tuple[list[GapPoint], list[str], bool]:
+    """Return the points of the gap's charts, their metrics (none below two gaps), and whether to join the settings."""
     found = gap_points(run, chain)
     if len({p.gap for p in found}) < 2:
-        return []
+        return found, [], False
     joined = len({tuple(sorted(p.point.items())) for p in found}) <= JOINED
-    metrics = ["precision", *(["recall"] if any(p.recall and p.recall.value is not None for p in found) else [])]
+    return (
+        found,
+        ["precision", *(["recall"] if any(p.recall and p.recall.value is not None for p in found) else [])],
+        joined,
+    )
+
+
+def gap_view(run: Run, chain: Chain, stem: str, save: Save, panel: Panel) -> list[FigureView]:
+    """Draw what is gained against the capacity gap; nothing where fewer than two gaps were measured."""
+    found, metrics, joined = gap_data(run, chain)
+    if not metrics:
+        return []
     save(f"{stem}-gap", grid_tiles.gap_figure(found, metrics, joined))
     shown = [
         panel(grid_tiles.gap_figure(found, [m], joined), f"{m} gained against the capacity gap, {len(found)} marks")

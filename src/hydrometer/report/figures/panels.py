@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from hydrometer.report.data.plotdata import KINDS, Curves, Kind, Panel, Plane, Point
 from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, Look, drawing, look_of, settle
 
-__all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "plane_figure", "single"]
+__all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "handles_of", "plane_figure", "single"]
 
 HALO = [withStroke(linewidth=2.4, foreground=PAPER)]
 # Where a label may stand around its point: offset in points, horizontal and vertical alignment.
@@ -308,7 +308,8 @@ def single(width: float, height: float, draw: Any, *data: Any) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, kinds: Iterable[Kind], methods: Iterable[str] = (), extra: list[Any] | None = None) -> None:
+def handles_of(kinds: Iterable[Kind], methods: Iterable[str] = ()) -> list[Any]:
+    """Return a legend's entries."""
     handles: list[Any] = []
     order: list[tuple[Kind, str]] = [(k, "") for k in KINDS if k in set(kinds)]
     methods = list(dict.fromkeys(methods))
@@ -319,7 +320,11 @@ def _legend(figure: Figure, kinds: Iterable[Kind], methods: Iterable[str] = (), 
         marks["linestyle"] = "none" if kind in ("truth", "direct") else look.line
         marks["markerfacecolor"] = PAPER if look.hollow else look.color
         handles.append(Line2D([], [], color=look.color, label=look.label, **marks))
-    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=3)
+    return handles
+
+
+def _legend(figure: Figure, handles: list[Any]) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
 def plane_figure(plane: Plane, entropy: Plane) -> Figure:
@@ -327,7 +332,7 @@ def plane_figure(plane: Plane, entropy: Plane) -> Figure:
     with drawing(9.2, 4.6) as figure:
         left, right = figure.subplots(1, 2)
         tie = [Line2D([], [], color=QUIET, marker="x", markersize=4.5, label="equal entropy")] if plane.ties else []
-        _legend(figure, [*plane.paths, *entropy.paths], [*plane.methods, *entropy.methods], tie)
+        _legend(figure, handles_of([*plane.paths, *entropy.paths], [*plane.methods, *entropy.methods]) + tie)
         labels = [draw_plane(left, plane), draw_entropy_plane(right, entropy)]
         settle(figure)
         for write in labels:
@@ -341,5 +346,5 @@ def curves_figure(curves: Curves) -> Figure:
         kinds: set[Kind] = {k for p in curves.panels for k in (*p.series, *p.levels)}
         for ax, panel in zip(figure.subplots(2, 2).flat, curves.panels, strict=True):
             draw_panel(ax, curves, panel)
-        _legend(figure, kinds, [m for p in curves.panels for m in p.methods])
+        _legend(figure, handles_of(kinds, [m for p in curves.panels for m in p.methods]))
     return figure

@@ -31,6 +31,7 @@ __all__ = [
     "released_table",
     "setting_table",
     "spread_table",
+    "summary_parts",
     "summary_table",
     "under",
 ]
@@ -313,8 +314,12 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
     ------
     FolderError : where the schema is a newer release's.
     """
-    run = parse(results)
-    parts: list[RenderableType] = []
+    return Renderables(*summary_parts(parse(results)))
+
+
+def summary_parts(run: Run, *, whole: bool = False) -> list[FittedTable | Text]:
+    """Return the summary's tables and texts; `whole` with all main figures, also those too many for a terminal."""
+    parts: list[FittedTable | Text] = []
     for chain in run.chains.values():
         if chain.judged:
             parts += [judged_table(run, chain), _verdict_text(sentences(run, chain))]
@@ -326,12 +331,14 @@ def summary_table(results: dict[str, Any]) -> RenderableType:
             what = f"{chain.unit} per {per(chain)}, ± standard error, below it the 95 % interval"
         title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
         # What a terminal of 80 columns holds; the page has the rest.
-        shown = [i for i, name in enumerate(data.head) if i == 0 or _as_of_truth(name) in TERMINAL or chain.points]
+        every = whole or chain.points
+        shown = [i for i, name in enumerate(data.head) if i == 0 or _as_of_truth(name) in TERMINAL or every]
         rows = [
             ["\n".join(one_line(x, 200) for x in row[i].replace(", ", "\n" if i else ", ").split("\n")) for i in shown]
             for row in data.rows
         ]
-        parts += [FittedTable([data.head[i] for i in shown], rows, title), _verdict_text(sentences(run, chain))]
+        more = f"and {data.left_out} more" if data.left_out else ""
+        parts += [FittedTable([data.head[i] for i in shown], rows, title, more), _verdict_text(sentences(run, chain))]
     if (missing := missing_words(run)) and run.missing.keys() - run.chains.keys():  # those that have figures say it
         parts.insert(0, Text(one_line(missing) + "\n", style="yellow"))
-    return Renderables(*parts) if parts else Text("no chains in these results")
+    return parts or [Text("no chains in these results")]

@@ -367,11 +367,11 @@ def advice_table(data: Json) -> FittedTable:
         mark = " *" if c.get("id") == data.get("take") else ""
         cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
         cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)] if cost else ["–", "–"]
-        rows.append([one_line(x, 200) for x in cells])
+        rows.append(["\n".join(one_line(x, 200) for x in cell.split("\n")) for cell in cells])
     base = _name(data, _candidate(data, "baseline"))
     caption = (
-        f"Precision gained and recall lost, {_unit(data)}, against {base}, ± standard error, on the run’s own rows; "
-        "draws of the teacher, and seconds of drawing and fitting, a seed."
+        f"Precision gained and recall lost, {_unit(data)}, against {base}, ± standard error, below it the 95 % "
+        "interval, on the run’s own rows; draws of the teacher, and seconds of drawing and fitting, a seed."
     )
     return FittedTable(heads, rows, caption=one_line(caption))
 
@@ -391,7 +391,8 @@ def _brief(data: Json, c: Json) -> str:
 def _short(value: object) -> str:
     f = mapping(value)
     x, se = number(f.get("value")), number(f.get("se"))
-    return with_error(x, se)
+    ends = [num(number(e), se) for e in items(f.get("ci95"))] if se else []
+    return "\n".join([with_error(x, se), *(["…".join(ends)] if ends else [])])
 
 
 def tone_of(data: Json) -> Tone:

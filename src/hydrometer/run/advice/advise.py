@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.core.io.files import write_atomic
+from hydrometer.core.shown import html_table
+from hydrometer.report.words.advice_text import advice_notes, advice_sentences, advice_table
 from hydrometer.run.advice.candidate_table import Field, field_of, is_on_texts, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again
@@ -52,7 +54,11 @@ class Advice:
     take: str | None
     leader: str
     runner_up: str | None
-    data: Json
+    data: Json = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        words = [*advice_sentences(self.data), *advice_notes(self.data)]
+        return html_table([], [], "", words) + advice_table(self.data).html()
 
 
 def advise(

@@ -31,7 +31,7 @@ from hydrometer.store.storage_uri import place_of
 __all__ = ["JudgeResult", "judge_models"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class JudgeResult(RunResult):
     """What `judge_models` returns."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["CausalLaw", "learns_from_whole_rows"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CausalLaw(Asked):
     """The law of what a model answers; see `opened.Asked` for its parameters."""
 

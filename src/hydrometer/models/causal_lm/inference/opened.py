@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hydrometer.core.errors import InputError, LawMismatchError, ModelError, SpecError
+from hydrometer.core.shown import Shown
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.data.tokenizer_file import difference
@@ -44,7 +45,7 @@ class Saves(Protocol):
         ...
 
 
-class OpenedLM:
+class OpenedLM(Shown):
     """A causal language model: network and tokenizer.
 
     Parameters
@@ -90,6 +91,11 @@ class OpenedLM:
         if not self.is_llama and not self.has_cache:
             what = f"{type(self.model).__name__} keeps no attention cache that can be extended"
             warnings.warn(f"{what}: every drawn token runs its whole prefix again, which is slow", stacklevel=2)
+
+    def _facts(self) -> dict[str, object]:
+        where = "" if self.source is None else self.source.description
+        weights = sum(p.numel() for p in self.model.parameters())
+        return {"source": where, "network": type(self.model).__name__, "weights": f"{weights:,}"}
 
     @classmethod
     def from_pretrained(
@@ -217,7 +223,7 @@ class OpenedLM:
         self.network.holes = ids
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Asked(Outcomes):
     """An opened model with its prompts, stop set and length: the input of sampler, scorer and embedder.
 

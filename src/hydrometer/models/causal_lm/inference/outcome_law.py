@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.errors import InputError, LawMismatchError
+from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Samples
 from hydrometer.models.causal_lm.data.prompts import Prompts
@@ -45,8 +46,8 @@ class Spoken(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcomes:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Outcomes(Shown):
     """A model with its prompts, stop set and length.
 
     Parameters
@@ -65,6 +66,15 @@ class Outcomes:
     max_new_tokens: int
     selectivity: Selectivity | None = None
     block_rows: int = 128
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "model": self.lm,
+            "selectivity": "" if self.selectivity is None else self.selectivity.label,
+            "prompts": len(self.prompts.ids),
+            "max_new_tokens": self.max_new_tokens,
+            "stop_ids": self.stop_ids,
+        }
 
     @property
     def longest(self) -> int:

@@ -73,7 +73,7 @@ class ServedLM:
         return opened_session(self.served)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ServedLaw(Outcomes):
     """The law of what a served model answers; see `Outcomes` for its parameters."""
 
