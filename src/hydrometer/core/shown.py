@@ -64,4 +64,4 @@ class Shown:
 
 
 def _said(value: object) -> str:
-    return value if isinstance(value, str) else brief(value)
+    return one_line(value, _LONGEST) if isinstance(value, str) else brief(value)

@@ -128,5 +128,9 @@ class Results(Shown):
         first = [f"{name}: {answer(run, chain).text}" for name, chain in run.chains.items()]
         made = [html_table([], [], repr(self), first)]
         for part in summary_parts(run, whole=True):
-            made.append(html_table([], [], "", part.plain.split("\n")) if isinstance(part, Text) else part.html())
+            if isinstance(part, Text):  # a topic, two blanks, a sentence
+                lines = [line.strip().replace("  ", ": ", 1) for line in part.plain.split("\n")]
+                made.append(html_table([], [], "", lines))
+            else:
+                made.append(part.html())
         return "".join(made)

@@ -122,7 +122,8 @@ class Estimate:
 
     def _repr_html_(self) -> str:
         return html_table(
-            ["", ""], [["value", str(self)], ["95 % interval", interval_words(self)], ["draws", str(self.n)]]
+            ["", ""],
+            [["value", str(self).replace("+-", "±")], ["95 % interval", interval_words(self)], ["draws", str(self.n)]],
         )
 
 

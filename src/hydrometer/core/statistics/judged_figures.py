@@ -26,4 +26,5 @@ class Figures(dict[str, Estimate]):
         return "\n".join(f"{a:{wide[0]}}  {b:{wide[1]}}  {c}".rstrip() for a, b, c in rows) or "no figures"
 
     def _repr_html_(self) -> str:
-        return html_table(["figure", "value ± standard error", "95 % interval"], self._rows())
+        rows = [[name, value.replace("+-", "±"), ends] for name, value, ends in self._rows()]
+        return html_table(["figure", "value ± standard error", "95 % interval"], rows)
