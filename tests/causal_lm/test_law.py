@@ -43,6 +43,17 @@ def test_probabilities_of_all_strings_sum_to_one_and_draws_follow_them(small: Ca
     assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
 
 
+def test_a_law_shows_its_model_setting_and_sizes_in_a_line(small: CausalLM) -> None:
+    law = small.law(["The sea"] * 500, max_new_tokens=3, selectivity=Selectivity(temperature=0.8))
+    assert repr(law).startswith("<CausalLaw model=<CausalLM source=")
+    assert "selectivity=temperature 0.8 prompts=500 max_new_tokens=3" in repr(law)
+    assert len(repr(law)) <= 300
+    weights = sum(p.numel() for p in small.model.parameters())
+    assert f"weights={weights:,}" in repr(small)
+    assert "temperature 0.8" in law._repr_html_()
+    assert len(repr(law.sample(600, seed=0))) < 100
+
+
 @pytest.mark.parametrize("selectivity", SETTINGS, ids=slug)
 def test_sampler_scorer_and_naive_forward_agree(any_lm: CausalLM, selectivity):
     law = any_lm.law(PROMPTS, max_new_tokens=12, selectivity=selectivity, block_rows=32)
