@@ -58,6 +58,10 @@ def test_as_a_local_run(spec: str, expected: str, bucket: str, objects: Any, tmp
     assert not second.outcome.computed
     assert second.outcome.reused == first.outcome.computed
     assert hm.load_results(place) == second.results == first.results
+    opened = hm.load_run(place)
+    assert (opened.folder, opened.results) == (first.folder, first.results)
+    assert opened.charts() == hm.load_run(tmp_path / "local").charts()  # those of exhibits too
+    assert "density: truth p*" in opened.charts()
     fits = {c["name"]: c["artifacts"]["fit"] for c in second.results["cells"] if "name" in c}
     assert {m.name: str(m.place) for m in named_models(place)} == {n: f"{place}/artifacts/{f}" for n, f in fits.items()}
     page = hm.build_report([place])
