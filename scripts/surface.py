@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import hydrometer
 import hydrometer.family
+import hydrometer.integrations
 import hydrometer.testing
 from hydrometer.cli import app
 from hydrometer.store.migrate import SCHEMA
@@ -30,7 +31,7 @@ def surface(spec_schema: dict[str, Any]) -> str:
     parts = {
         "python": [
             line
-            for module in (hydrometer, hydrometer.family, hydrometer.testing)
+            for module in (hydrometer, hydrometer.family, hydrometer.testing, hydrometer.integrations)
             for line in python(module, module.__name__)
         ],
         "entry point groups": list(ENTRY_POINTS),

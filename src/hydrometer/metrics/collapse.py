@@ -13,16 +13,21 @@ density's entropy has none, and depends on the unit of length; its difference do
 volume the law fills by that of the truth, and one twentieth is what 95 % of the truth being out of reach comes to.
 Both limits are conventions. A cooled law, at temperature 0.8 say, is too typical without having lost its variety; a
 bad law may have lost it elsewhere, which precision shows. Neither is called collapsed.
+
+In the midst of a training a law is compared with itself: it collapses where it has lost half of the entropy that it had
+at an earlier evaluation, and is shown to lie further from the truth than then, KL(p* || q). A fit that narrows a wide
+law down to the truth loses entropy too, but comes nearer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hydrometer.core.statistics.crossed import welch_satterthwaite
 from hydrometer.core.statistics.estimate import Estimate, t_interval
 
-__all__ = ["LEAST_KEPT", "LEAST_VOLUME", "collapse_metrics"]
+__all__ = ["LEAST_KEPT", "LEAST_VOLUME", "collapse_metrics", "is_collapsing"]
 
 LEAST_KEPT = 0.5
 LEAST_VOLUME = 0.05
@@ -76,6 +81,44 @@ def collapse_metrics(figures: dict[str, Estimate], *, sequences: bool) -> dict[s
     error = 0.0 if method == "exact" else None
     out["collapsed"] = Estimate(float(collapsed), error, error, n, 0, method, "flag")
     return out
+
+
+def is_collapsing(entropy: Sequence[Estimate], divergence: Sequence[Estimate], *, level: float = 0.01) -> bool:
+    """Whether the last of a training's evaluations shows a collapse, beside any of those before it.
+
+    Both halves are one-sided tests, so a pair of evaluations of which either half does not hold is taken for a collapse
+    with probability 6 / (pi^2 k^3) `level` at most, k the number of pairs of the last evaluation. Over all pairs of a
+    training, however long, that is `level` (Bonferroni).
+
+    Parameters
+    ----------
+    entropy, divergence : of a law of sequences, and of the truth from it, at each evaluation, in order.
+    level : of a false alarm in the whole training.
+
+    Examples
+    --------
+    >>> def known(*values: float) -> list[Estimate]:
+    ...     return [Estimate(x, 0.1, 0.1, 64, 0, "mc", "nats") for x in values]
+    >>> is_collapsing(known(20.0, 9.0, 4.0), known(5.0, 4.0, 9.0))
+    True
+    >>> is_collapsing(known(20.0, 9.0, 4.0), known(5.0, 4.0, 3.0))  # narrower, and nearer
+    False
+    """
+    if len(entropy) < 2:
+        return False
+    *earlier, last = zip(entropy, divergence, strict=True)
+    pair = level * 6 / (math.pi**2 * len(earlier) ** 3)
+    return any(
+        _difference(last[0], before[0], LEAST_KEPT, pair)[1] < 0 < _difference(last[1], before[1], 1.0, pair)[0]
+        for before in earlier
+    )
+
+
+def _difference(a: Estimate, b: Estimate, share: float, tail: float) -> tuple[float, float]:
+    """Bounds of `a` minus a share of `b`, each exceeded with that probability; none where either has no error."""
+    if a.value is None or b.value is None or a.se is None or b.se is None:
+        return -math.inf, math.inf
+    return t_interval(a.value - share * b.value, math.hypot(a.se, share * b.se), min(_df(a), _df(b)), 1 - 2 * tail)
 
 
 def _df(e: Estimate) -> float:

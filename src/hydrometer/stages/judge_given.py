@@ -34,7 +34,7 @@ from hydrometer.stages.score import Columns, load_columns, scores_from
 from hydrometer.stages.stage import Rows
 from hydrometer.stages.statistics.contrasts import TruthRows
 
-__all__ = ["judge_given", "load_compared", "load_exhibit", "score_texts", "text_rows_of"]
+__all__ = ["judge_given", "load_compared", "load_exhibit", "score_texts", "text_figures", "text_rows_of"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -161,12 +161,8 @@ def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
         y = load_columns([bench.store.path("score", k) for k in node.law_scores])
         _by_reference(out, _drawn(node, bench), y, is_scored=False)
         return out
-    strata = _held_out_strata(node)
     on_text = _load_texts(bench, node.texts.truth_rows_own)
-    recall = Column(on_text.log_prob, None, "nats", strata, shared=True, canonical=True)
-    out.add({"recall": recall, "recall_per_byte": _per_byte(on_text, strata, shared=True)})
-    out.add({"recall_per_token": replace(recall, per=on_text.tokens, unit="nats/token")}, compared=False)
-    out.metrics |= share_outside(recall) | _round_trips("truth", on_text, strata)
+    _recall(out, on_text, _held_out_strata(node))
     out.rows = {"law_on_truth": on_text.log_prob, "tokens": on_text.tokens}
     if not node.law_rows.n:
         return out
@@ -186,6 +182,27 @@ def _on_text(node: JudgeGivenNode, bench: ArtifactLoader) -> _Found:
     if node.as_texts:
         _by_reference_as_texts(out, own, theirs, mine)
     return out
+
+
+def text_figures(on_text: TextScores, strata: Strata | None, own: Sequences, y: Columns) -> dict[str, Estimate]:
+    """Return a model's figures on held-out texts and beside a reference of its vocabulary.
+
+    Parameters
+    ----------
+    on_text, strata : scores of the texts under the model, and which prompt each answers.
+    own, y : rows that the model drew, under it and under the reference.
+    """
+    out = _Found()
+    _recall(out, on_text, strata)
+    _by_reference(out, own, y)
+    return out.metrics
+
+
+def _recall(out: _Found, on_text: TextScores, strata: Strata | None) -> None:
+    recall = Column(on_text.log_prob, None, "nats", strata, shared=True, canonical=True)
+    out.add({"recall": recall, "recall_per_byte": _per_byte(on_text, strata, shared=True)})
+    out.add({"recall_per_token": replace(recall, per=on_text.tokens, unit="nats/token")}, compared=False)
+    out.metrics |= share_outside(recall) | _round_trips("truth", on_text, strata)
 
 
 def _by_reference_as_texts(out: _Found, own: Sequences, theirs: TextScores, mine: TextScores) -> None:

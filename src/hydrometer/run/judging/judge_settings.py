@@ -17,7 +17,7 @@ MOST = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class JudgeSettings:
-    """What is asked; fields as in `judge_models`."""
+    """What is asked; fields as in `judge_models`. Without students it is the anchor alone."""
 
     students: tuple[str, ...]
     truth: str | None = None
@@ -35,8 +35,6 @@ class JudgeSettings:
     base: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.students:
-            raise InputError("no student to judge", fix="give at least one --student")
         if (self.truth is None) == (self.truth_text is None):
             got = "both" if self.truth is not None else "neither"
             raise InputError("the truth is a model or a text", got=got, fix="give one of --truth and --truth-text")

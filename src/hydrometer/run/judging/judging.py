@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hydrometer.core.errors import FolderError
+from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.run.api import RunResult
@@ -106,6 +106,8 @@ def judge_models(
     >>> cell["kl_student_truth"]["value"], cell["recall"]["df"]
     (0.0, 1.0)
     """
+    if not students:
+        raise InputError("no student to judge", fix="give at least one --student")
     settings = JudgeSettings(
         tuple(str(s) for s in students),
         _text(truth),
