@@ -226,15 +226,15 @@ def test_false_alarms_of_a_training_are_below_the_level() -> None:
 
 def test_what_cannot_be_judged_is_refused(world: World, tmp_path: Path) -> None:
     args = trainer_of(tmp_path / "t", world.rows, []).args
+    other: dict[str, Any] = {"model": make_llama(vocab=80), "processing_class": make_tokenizer(80)}
     with pytest.raises(LawMismatchError, match="another vocabulary"):
-        other: dict[str, Any] = {"model": make_llama(vocab=80), "processing_class": make_tokenizer(80)}
         plane(world).on_train_begin(args, begun(), TrainerControl(), **other)
     for name, value in {"fsdp": ["full_shard"], "deepspeed": "zero3.json", "world_size": 2}.items():
         parts: Any = SimpleNamespace(**{"fsdp": [], "deepspeed": None, "world_size": 1, name: value})
         with pytest.raises(InputError, match="got"):
             plane(world, stop_on_collapse=True).on_train_begin(parts, begun(), TrainerControl())
+    no_reference = JudgeSettings((), truth_text=str(world.prompts))
     with pytest.raises(InputError, match="reference"):
-        no_reference = JudgeSettings((), truth_text=str(world.prompts))
         stand(no_reference, 4, tmp_path / "kept")
     with pytest.raises(InputError, match="every"):
         plane(world, every=0)

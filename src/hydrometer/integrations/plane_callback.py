@@ -120,7 +120,7 @@ class PlaneCallback(TrainerCallback):
             self._student = self._standing.asked(CausalLM(network, tokenizer))
         known = [int(h[PREFIX + "every"]) for h in state.log_history if PREFIX + "every" in h]
         self._chosen = self.every or next(reversed(known), None)
-        self._first = state.global_step
+        self._first, self._seconds = state.global_step, 0.0
         if state.global_step == 0:
             self._evaluate(args, state, control)
 

@@ -103,9 +103,9 @@ def stand(settings: JudgeSettings, rows: int, place: Path) -> StandingTruth:
     question = pose(settings, folder)
     chain = question.chain.model_copy(update={"rows": rows, "block_rows": min(rows, question.chain.block_rows)})
     question = replace(question, chain=chain)
-    law = GIVEN.open_given(chain, chain.models[0].role, chain.dtype)
+    first = chain.models[0].role
     if chain.held_out is not None:
-        return StandingTruth(question, law, None, None)
+        return StandingTruth(question, GIVEN.open_given(chain, first, chain.dtype), None, None)
     plan = plan_judgement(question)
     node = plan.judge(plan.cells[0].judge)
     folder.create()
@@ -118,4 +118,5 @@ def stand(settings: JudgeSettings, rows: int, place: Path) -> StandingTruth:
             raise StageError("the truth's rows could not be made", got=next(iter(outcome.failed.values())))
         drawn = of_type(Sequences, ArtifactLoader(store).texts(node.context, node.truth_rows))
         scores = load_columns([store.path("score", key) for key in node.truth_scores])
+    law = GIVEN.open_given(chain, first, chain.dtype)  # after the stages, which let go of theirs
     return StandingTruth(question, law, replace(drawn, prompts_are=question.prompts_are), scores.own)
