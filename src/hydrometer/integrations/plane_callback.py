@@ -56,7 +56,7 @@ class PlaneCallback(TrainerCallback):
     prompts : a file of prompts that are not trained on; None for the begin-of-sequence token, or the texts' own.
     reference : the model that precision is measured under where texts are the truth.
     every : steps between evaluations. None: after 10 steps, the smallest of 1, 2, 5, 10, 20, ... by which all
-        evaluations take 5 % of the training's time at most.
+        evaluations take 5 % of the training's time at most; the one at the start is made in any case.
     n : answers an evaluation; of more prompts, or texts, the first `n`.
     max_new_tokens : L, where an answer is cut. None: 64.
     stop_on_collapse : end the training where a collapse is flagged (``hydrometer/collapse`` is 1).
