@@ -22,6 +22,7 @@ from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.loading import load  # noqa: E402
+from hydrometer.models.causal_lm.preflight.prompt_checks import examine_parts  # noqa: E402
 from hydrometer.models.causal_lm.preflight.truth_probe import take_probe  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from hydrometer.models.causal_lm.training.layers import layers_config  # noqa: E402
@@ -100,6 +101,33 @@ def test_prompts_of_training_that_are_judged_on_are_said(sound: Path, tmp_path: 
     assert of() == []
     for alone in (None, "w3"):
         assert CAUSAL_LM.examine_parts(chain(sound, truth={"prompts": alone})) == []
+
+
+def test_few_judged_prompts_and_what_trains_are_said(sound: Path, tmp_path: Path) -> None:
+    """Of a sample of prompts only, and not of thirty; the remedy leaves thirty to judge on."""
+
+    def of(n: int, **more: Any) -> dict[str, str]:
+        prompts = jsonl(tmp_path, *(f"w{3 + i % 5} w{3 + i // 5 % 5} w{3 + i // 25}" for i in range(n)))["truth"][
+            "prompts"
+        ]
+        c = chain(sound, truth={"prompts": prompts | more}, data={"train": 50, "validate": 16, "evaluate": 64})
+        return {f.code: f"{f.what}; {f.fix}" for f in examine_parts(c)}
+
+    few = of(60, evaluate=0.2)
+    assert few["few-prompts"] == (
+        "12 prompts carry every interval; judge on 30 prompts or more: give 150 at evaluate: 0.2, or set evaluate: 0.5"
+    )
+    assert few["parts"].startswith(
+        "answers to 48 prompts train and answers to 16 of them choose the epoch; models are judged on 12 others;"
+    )
+    assert set(of(60, evaluate=0.5)) == {"parts"}
+    assert set(of(60, evaluate=0.2, are="fixed")) == {"parts"}
+    assert of(29, are="sample")["few-prompts"].startswith(
+        "29 prompts carry every interval; judge on 30 prompts or more"
+    )
+    assert of(30, are="sample") == of(20) == {}
+    prompts = jsonl(tmp_path, *(f"w3 w{3 + i}" for i in range(5)))["truth"]["prompts"]
+    assert found(chain(sound, truth={"prompts": prompts | {"evaluate": 0.4}}))["few-prompts"].severity == "warning"
 
 
 def test_an_engine_that_draws_does_not_spare_the_weights(sound: Path) -> None:
@@ -327,6 +355,24 @@ def test_the_footprint_brackets_what_is_written(sound: Path, tmp_path: Path) -> 
     assert most[2] - most[1] == most[1] - most[0] > 0  # rows, beside what every block has of its own
     elsewhere = c.model_copy(update={"device": "cuda"})
     assert CAUSAL_LM.footprint(elsewhere, "fit", "teacher", 64).memory_least == 0
+
+
+def test_a_fit_that_matches_its_teacher_holds_the_teachers_states(sound: Path) -> None:
+    """32 numbers of float32 or bfloat16 a token, where they are kept; the teacher itself only where it is used."""
+
+    def held(rows: int, **more: Any) -> int:
+        return CAUSAL_LM.footprint(chain(sound, **more), "fit", "student", rows).memory_least
+
+    plain = {"init": {"layers_of": "truth", "layers": [0]}, "training": {"bf16": False}}
+    teacher = 4 * count_parameters(make_llama(vocab=8, layers=2).config)
+    by_kl: dict[str, Any] = {"loss": ["mle", "kl_teacher_student"]}
+    assert held(64, student=plain, **by_kl) - held(64, student=plain) == teacher + 32 * 24 * (64 * 4 + 16 * 4)
+    narrow = plain | {"training": {"bf16": True}}
+    assert held(64, student=narrow, **by_kl) - held(64, student=narrow) == teacher + 32 * 24 * (64 * 2 + 16 * 4)
+    many = 2**30 // (32 * 24 * 4) + 1
+    assert held(many, student=plain, **by_kl) - held(many, student=plain) == teacher + 32 * 24 * 16 * 4
+    above = plain | {"init": {"layers_of": "above", "layers": [0]}}
+    assert held(64, student=above) - held(64, student=plain) == teacher
 
 
 def test_a_model_that_fits_no_tokenizer_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

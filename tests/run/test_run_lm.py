@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,11 @@ import hydrometer as hm
 from campaign import kinds
 from chains import lm_spec, without_timings, write_spec
 from hydrometer.core.errors import DataError, FolderError, InputError, LawMismatchError, ModelError, SpecError
+from hydrometer.models.base import FitRequest
+from hydrometer.models.causal_lm.family import CAUSAL_LM
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.stages.fit import fit
+from hydrometer.stages.nodes import FitNode, LawRef
 
 pytest.importorskip("torch")
 
@@ -16,6 +22,48 @@ TRAINING = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "learning_
 
 def run(spec: dict[str, Any], tmp_path: Path, out: str = "out") -> hm.RunResult:
     return hm.run(write_spec(spec, tmp_path), out=tmp_path / out)
+
+
+@pytest.mark.parametrize(
+    ("init", "loss", "is_opened"),
+    [
+        ({"layers_of": "truth", "layers": [0]}, "mle", False),
+        ({"layers_of": "above", "layers": [0]}, "mle", True),
+        ("above", "mle", True),
+        ({"layers_of": "truth", "layers": [0]}, "kl_teacher_student", True),
+    ],
+)
+def test_a_fit_opens_its_teacher_only_where_it_needs_it(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, init: Any, loss: str, is_opened: bool
+) -> None:
+    class Fitting(Exception):
+        pass
+
+    def fitting(_: Any, request: FitRequest) -> None:
+        raise Fitting(request.teacher)
+
+    class Bench:
+        store = SimpleNamespace(root=tmp_path, partial=lambda *_: None)
+
+        def law(self, _: Any, law: LawRef, *args: Any, **kwargs: Any) -> str:
+            return law.role
+
+        def rows(self, *_: Any) -> None:
+            return None
+
+        training_rows = rows
+
+    monkeypatch.setattr(type(CAUSAL_LM), "fit", fitting)
+    student = {"init": init, "training": TRAINING}
+    spec = lm_spec(tiny_models["llama"], student=student, loss=[loss], selectivity=[{"temperature": 0.6}])
+    plan = plan_run(hm.load_spec(write_spec(spec, tmp_path)))
+    fits = [n for n in plan.nodes.values() if isinstance(n, FitNode) and n.distillation is not None]
+    assert fits
+    for node in fits:
+        assert node.teacher is not None
+        with pytest.raises(Fitting) as e:
+            fit(node, Bench(), tmp_path, None)  # type: ignore[arg-type]
+        assert e.value.args == ("teacher" if is_opened else None,)
 
 
 @pytest.mark.parametrize("name", kinds("llama", campaign="gpt2 gpt2-untied qwen2-padded"))

@@ -173,7 +173,8 @@ class FitRequest:
     data : rows to fit; of families with a compact form of stored rows (`CompactRows`) that, in a run.
     validate : held-out rows of the same law, or None.
     truth : the law of level 0, whose prompts, stop set and layers a level may take over.
-    teacher : the unselected law of the level above, or None for a direct student.
+    teacher : the unselected law of the level above; None for a direct student, and where nothing of it is needed
+        (`StartsAlone`).
     level : the level's parameters, of the family's own type.
     prefix_source : whose rows the data are: ``truth``, ``teacher``, or ``text`` of one's own with its own prompts.
     loss : training objective, as a specification names it (`core.distillation.Objective`).

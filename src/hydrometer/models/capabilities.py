@@ -33,6 +33,7 @@ __all__ = [
     "KnowsItsRows",
     "MapPoint",
     "Maps",
+    "StartsAlone",
     "TextScores",
     "TextTruth",
     "TextTruths",
@@ -102,6 +103,15 @@ class FitsTogether(Protocol):
 
     def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
         """Join a group on this machine, which meets at a file that is not there yet."""
+        ...
+
+
+@runtime_checkable
+class StartsAlone(Protocol):
+    """A family whose fits by maximum likelihood may need no model above, which is then not opened: optional."""
+
+    def starts_above(self, level: Level) -> bool:
+        """Whether a fit of the level takes anything of the model above; else `FitRequest.teacher` is None."""
         ...
 
 

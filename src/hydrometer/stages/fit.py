@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.models.base import FitRequest, Tick
+from hydrometer.models.capabilities import StartsAlone
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.nodes import FitNode
+from hydrometer.stages.nodes import FitNode, LawRef
 
 __all__ = ["fit"]
 
@@ -23,14 +24,14 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
     family, chain = node.context.family, node.context.spec
     precision = family.precision(chain, "judge")
     # An objective sees the teacher's law itself, which is the float32 one; else the teacher gives a start at most.
-    above = precision if node.matched is None else "float32"
+    above, teacher = precision if node.matched is None else "float32", _teacher(node)
     fitted = family.fit(
         FitRequest(
             # Not in `folder`: a network file system gives the file a name there, and it would count as the law's.
             data=bench.training_rows(node.context, node.data, bench.store.root),
             validate=None if node.validate is None else bench.rows(node.context, node.validate),
             truth=bench.law(node.context, node.truth, precision, purpose="train"),
-            teacher=None if node.teacher is None else bench.law(node.context, node.teacher, above, purpose="train"),
+            teacher=None if teacher is None else bench.law(node.context, teacher, above, purpose="train"),
             level=node.level.spec,
             prefix_source=node.prefix_source,
             loss=node.loss,
@@ -42,3 +43,11 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
     )
     family.save_law(fitted.model, folder)
     return dict(fitted.info)
+
+
+def _teacher(node: FitNode) -> LawRef | None:
+    """Return the model above, if the fit sees it or starts from it."""
+    family = node.context.family
+    if node.matched is None and isinstance(family, StartsAlone) and not family.starts_above(node.level):
+        return None
+    return node.teacher

@@ -246,6 +246,10 @@ class CausalLMFamily(TextsAndGiven):
         """Set torch's threads to the chain's."""
         set_threads(causal_chain(chain))
 
+    def starts_above(self, level: Level) -> bool:
+        """Whether weights of the model above are copied."""
+        return level_spec(level.spec).starts_above
+
     def workers(self, level: Level) -> int:
         """`num_workers` of the level's training."""
         return level_spec(level.spec).training.num_workers

@@ -100,6 +100,11 @@ class LevelSpec(Strict):
     architecture: dict[str, Any] = Field(default_factory=dict)
     training: Training = Training()
 
+    @property
+    def starts_above(self) -> bool:
+        """Whether the weights are those of the level above."""
+        return self.init == "above" or (isinstance(self.init, FromLayers) and self.init.layers_of == "above")
+
     @model_validator(mode="after")
     def _architecture_of_scratch(self) -> Self:
         if self.init == "scratch" and not self.architecture:
@@ -347,9 +352,9 @@ class CausalLMChain(ChainSpec):
     @field_validator("baselines")
     @classmethod
     def _distinct(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
-        names = [b.name for b in value]
+        names = [b.name.lower() for b in value]  # files and links bear them, also where case says nothing
         if len(set(names)) < len(names):
-            raise PydanticCustomError("baselines", "two baselines have one name")
+            raise PydanticCustomError("baselines", "two baselines have one name, but for its case")
         return value
 
     @property

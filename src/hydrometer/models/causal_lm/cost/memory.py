@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from hydrometer.core.distillation import MLE
 from hydrometer.models.base import Footprint
 from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.inference.served_source import (
@@ -25,6 +26,7 @@ from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSour
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
 from hydrometer.models.causal_lm.training.optimised import adapter_parameters
+from hydrometer.models.causal_lm.training.teacher_laws import MAX_BYTES
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.rows.training_rows import IN_MEMORY
 
@@ -126,18 +128,28 @@ def footprint(
             t = Training() if level is None else level.training
             fitted = _trained(own, n, t) + _loss(own, 2 if t.bf16 else 4, learnt=t.lora is None)
             fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
-            teacher = configs.get("teacher")
-            if role != "teacher" and teacher is not None and not isinstance(teacher, ServedConfig):
-                fitted += BYTES[chain.judge_dtype] * count_parameters(teacher)  # opened beside every distilled model
+            teacher, kept = configs.get("teacher", truth), 0
+            matched = role != "teacher" and any(o != MLE.to_json() for o in chain.loss)
+            if matched:
+                kept = _remembered(teacher, rows * longest, 2 if t.bf16 else 4)
+                kept += _remembered(teacher, chain.data.validate_ * longest, 4)
+            if role != "teacher" and "teacher" in configs and (matched or level is None or level.starts_above):
+                fitted += BYTES[chain.judge_dtype] * count_parameters(teacher)
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0
             stored = 4 * n + _adapter_bytes(own, n, level)
-            return Footprint(stored, stored + _tokenizer_bytes(own), held(fitted), scratch)
+            return Footprint(stored, stored + _tokenizer_bytes(own), held(fitted) + kept, scratch)
         case "judge":
             both = n if role == "truth" else n + count_parameters(truth)
             # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
             columns = 4 + 2 * (1 + math.ceil(math.log2(longest)))
             return Footprint(16 * rows, 8 * columns * rows, held(both * BYTES[dtype or chain.judge_dtype]))
+
+
+def _remembered(teacher: PretrainedConfig, tokens: int, width: int) -> int:
+    """A teacher's states along rows, which are kept where they are few."""
+    n_bytes = tokens * int(teacher.get_text_config().hidden_size) * width
+    return n_bytes if n_bytes <= MAX_BYTES else 0
 
 
 def on_accelerator(chain: CausalLMChain) -> bool:

@@ -27,7 +27,7 @@ from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import as_data_error
 from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_prompts
-from hydrometer.models.causal_lm.preflight.prompt_checks import examine_prompts, shared_prompts
+from hydrometer.models.causal_lm.preflight.prompt_checks import examine_parts, examine_prompts, shared_prompts
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, PromptsFile
 from hydrometer.models.causal_lm.text_truth import baseline_part, training_texts
@@ -84,6 +84,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw | Served
         *_padding(subject),
         *_prompts(subject),
         *shared_prompts(subject.chain.truth),
+        *examine_parts(subject.chain),
         *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
         *_special_text(subject),
         *_sizes(subject),

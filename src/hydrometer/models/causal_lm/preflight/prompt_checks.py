@@ -7,6 +7,7 @@ place of messages, and with an answer appended.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,12 +18,17 @@ from hydrometer.models.causal_lm.data.parts import parts_of
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.templates import render_chat
 from hydrometer.models.causal_lm.data.text_dataset import Turns, turns_in_text
-from hydrometer.models.causal_lm.truth_spec import PromptsFile, Truth
+from hydrometer.models.causal_lm.spec import CausalLMChain
+from hydrometer.models.causal_lm.text_truth import text_truth
+from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile, Truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["examine_prompts", "shared_prompts"]
+__all__ = ["examine_parts", "examine_prompts", "shared_prompts"]
+
+_ENOUGH = 30
+"""Prompts from which an interval clustered by prompt is nearly what it says (docs, Uncertainty)."""
 
 _RENDERED = 16
 """Most conversations that are rendered again."""
@@ -51,6 +57,40 @@ def shared_prompts(truth: Truth) -> list[Finding]:
             "keep some for judging: prompts: {file: ..., evaluate: 0.2}",
         )
     ]
+
+
+def examine_parts(chain: CausalLMChain) -> list[Finding]:
+    """Say what trains, chooses an epoch and is judged on; warn where few prompts are. Raises DataError."""
+    source = chain.truth.text or chain.truth.prompts
+    if not isinstance(source, PromptsFile | TextFile):
+        return []
+    trained, judged = parts_of(source)
+    found: list[Finding] = []
+    if judged is not None:
+        texts, n = text_truth(chain), len(trained.asked)
+        if texts is None:
+            of, chosen = min(n, chain.data.train), min(n, chain.data.validate_)
+            what = (
+                f"answers to {of} prompts train and answers to {chosen} of them choose the epoch; models are judged on "
+            )
+            what += f"{len(judged.asked)} others"
+        else:
+            what = f"{texts.train} texts train and {texts.validate} choose the epoch; models are judged on "
+            what += f"{texts.evaluate} others" + (f", of {len(judged.asked)} prompts" if judged.asked[0][1] else "")
+        why = "few to train on teach little, and by few an epoch is chosen by chance"
+        fix = "nothing if that is meant; else change evaluate, data.train, data.validate, or the file"
+        found.append(note("parts", what, why, fix))
+    n = len({turns for _, turns in (judged or trained).asked})
+    if source.are == "sample" and 1 < n < _ENOUGH:
+        fix, share = f"judge on {_ENOUGH} prompts or more", source.evaluate
+        if isinstance(share, float):
+            fix += f": give {math.ceil(_ENOUGH / share - 1e-9)} at evaluate: {share:g}"
+            n_all = n + len(trained.asked)
+            fix += f", or set evaluate: {math.ceil(100 * _ENOUGH / n_all) / 100:g}" if n_all >= 2 * _ENOUGH else ""
+        why = f"prompts are a sample, so intervals have {n - 1} degrees of freedom: they are wide, and hold less often "
+        why += "than they say where prompts differ much"
+        found.append(warning("few-prompts", f"{n} prompts carry every interval", why, fix))
+    return found
 
 
 def examine_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> list[Finding]:
