@@ -177,6 +177,7 @@ def test_it_has_no_gap_of_generalisation_and_a_name_of_its_own(home: Path, tmp_p
         ([{"name": "a", "text": "none.jsonl"}], "none.jsonl"),
         ([{"name": "a", "text": "judged.jsonl"}], "models are judged on every prompt of the text"),
         ([{"name": "a", "text": "human.jsonl"}, {"name": "a", "text": "human.jsonl"}], "two baselines have one name"),
+        ([{"name": "SFT", "text": "human.jsonl"}, {"name": "sft", "text": "human.jsonl"}], "but for its case"),
         ([{"name": "a", "text": "human.jsonl", "init": "scratch"}], "init scratch only"),
         (
             [{"name": "a", "text": "human.jsonl", "init": {"layers_of": "truth", "layers": [9]}}],

@@ -222,6 +222,26 @@ def test_wrong_texts_are_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_whole_documents_are_a_sample_of_documents(tmp_path: Path, models: Path) -> None:
+    """Whatever `are` says: they follow no prompt, so each counts by itself, as `judge` counts them."""
+    rng = np.random.default_rng(3)
+    rows = [{"text": " ".join(f"w{j}" for j in rng.integers(3, 20, 1 + k % 4))} for k in range(40)]
+    file, held = tmp_path / "documents.jsonl", tmp_path / "held.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in rows))
+    path = spec_of(tmp_path, {"text": str(file)}, teacher={"source": str(models / "teacher")}, decoding=[])
+    said = {f.code: f.what for f in hm.doctor(path).findings}
+    assert said["parts"] == "29 texts train and 3 choose the epoch; models are judged on 8 others"
+    assert "few-prompts" not in said
+    cells = metrics_of(hm.run(path, out=tmp_path / "out", overrides=["seeds=1"]).results)
+    _, judged = parts_of(TextFile(file=str(file)))
+    assert judged is not None
+    held.write_text("\n".join(json.dumps({"text": t}) for t in judged.answers))
+    alone = judge_models([models / "teacher"], truth_text=held, out=tmp_path / "judged")
+    recall = alone.results["cells"][0]["metrics"]["recall"]
+    for key in ("value", "se", "df"):
+        assert cells["lm.teacher"]["recall"][key] == pytest.approx(recall[key], rel=1e-5)
+
+
 def _replaced(text: str, known: dict[str, str]) -> str:
     for name, value in known.items():
         text = text.replace(f'"{name}"', json.dumps(value))

@@ -10,7 +10,7 @@ from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.models.capabilities import Baseline as BaselineFacts
 from hydrometer.models.capabilities import TextTruth
-from hydrometer.models.causal_lm.data.parts import Part, encoded, part_without, parts_of
+from hydrometer.models.causal_lm.data.parts import Part, are_of, encoded, part_without, parts_of
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import open_tokenizer
 from hydrometer.models.causal_lm.spec import Baseline, CausalLMChain
@@ -79,7 +79,7 @@ def text_truth(chain: CausalLMChain) -> TextTruth | None:
         identity={"text": part.digest},
         judged=judged.digest,
         by_teacher=chain.truth.reference == "teacher",
-        are=chain.truth.text.are,
+        are=are_of(chain.truth.text),
     )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.errors import DataError, ModelError
 from hydrometer.core.rng import Stream
+from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.data.prompts import (
     Prompts,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Kept",
     "Part",
+    "are_of",
     "encoded",
     "is_templated",
     "part_of",
@@ -283,7 +285,7 @@ def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt
     DataError, ModelError : as `read_prompts`.
     """
     source = truth.text or truth.prompts
-    are = source.are if isinstance(source, File) else "fixed"
+    are = are_of(source) if isinstance(source, PromptsFile | TextFile) else "fixed"
     kept = cast("Kept | None", truth.kept_prompts)
     if kept is None or kept.source != source_digest(truth):
         if not isinstance(source, PromptsFile | TextFile):
@@ -292,6 +294,11 @@ def prompts_of(truth: Truth, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompt
     if kept.evaluate is None:
         return checked(replace(kept.prompts, are=are), source), None
     return kept.prompts, checked(replace(kept.evaluate, are=are), source)
+
+
+def are_of(source: PromptsFile | TextFile) -> PromptsAre:
+    """Return what the prompts are. Whole documents follow none: each is drawn by itself, whatever `are` says."""
+    return source.are if parts_of(source)[0].asked[0][1] else "fixed"
 
 
 def is_templated(part: Part, chat: bool | None, *, has_template: bool) -> bool:
