@@ -140,6 +140,22 @@ def test_a_base_that_is_not_to_be_had_is_named(adapter: Path, monkeypatch: pytes
         load.resolve(str(adapter))
 
 
+@pytest.mark.parametrize("revision", [None, "abc123"])
+def test_a_base_is_opened_at_the_revision_that_the_adapter_names(
+    adapter: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def at_hand(source: str, revision: str | None) -> load.Resolved:
+        asked.append((source, revision))
+        return load.resolve(str(llama_folder))
+
+    monkeypatch.setattr(load, "_resolve_hub", at_hand)
+    change(adapter, revision=revision)
+    assert load.resolve(str(adapter)).base == load.resolve(str(llama_folder))
+    assert asked == [("somebody/base", revision)]
+
+
 def test_another_base_is_refused_and_the_right_one_named(adapter: Path, tmp_path: Path) -> None:
     CausalLM(make_llama(hidden_size=16), make_tokenizer(64)).save(tmp_path / "narrow")
     with pytest.raises(ModelError, match=r"does not fit.*made for 'somebody/base'"):

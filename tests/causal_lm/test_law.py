@@ -11,6 +11,8 @@ from scipy import stats
 
 torch = pytest.importorskip("torch")
 
+from transformers import AutoModelForCausalLM  # noqa: E402
+
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
@@ -228,6 +230,17 @@ def test_bfloat16_draws_record_their_own_law(llama_folder):
     x = lm.law(PROMPTS, max_new_tokens=6).sample(30, seed=2)
     assert np.isfinite(x.log_prob).all()
     assert lm.float32().dtype == torch.float32
+
+
+def test_bfloat16_rounds_what_transformers_rounds(llama_folder):
+    """Weights, and not the rotary frequencies, which are computed in float32."""
+    mine = CausalLM.from_pretrained(llama_folder, dtype="bfloat16", device="cpu").model
+    theirs = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16)
+    for kind in ("named_parameters", "named_buffers"):
+        found, wanted = dict(getattr(mine, kind)()), dict(getattr(theirs, kind)())
+        assert found.keys() == wanted.keys()
+        assert all(found[n].dtype == w.dtype and torch.equal(found[n], w) for n, w in wanted.items())
+    assert mine.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_a_network_that_diverged_scores_nan_not_impossible(llama: CausalLM) -> None:

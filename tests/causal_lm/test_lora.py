@@ -117,11 +117,11 @@ def test_other_architectures_and_biases(make: Any, tmp_path: Path) -> None:
 
 
 def test_a_named_base_is_named_and_not_stored(llama: CausalLM, llama_folder: Path, tmp_path: Path) -> None:
-    fitted = fit(_request(llama, LORA, FromSource(source=str(llama_folder))))
+    fitted = fit(_request(llama, LORA, FromSource(source=str(llama_folder), revision="v1.0")))
     CAUSAL_LM.save_law(fitted.model, tmp_path)
     assert not (tmp_path / "base").exists()
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(llama_folder)
+    assert (config["base_model_name_or_path"], config["revision"]) == (str(llama_folder), "v1.0")
     again = CausalLM.from_pretrained(tmp_path / "adapter", base=str(llama_folder))
     for name, value in again.model.state_dict().items():
         assert torch.allclose(value, _weights(fitted)[name], atol=1e-6)

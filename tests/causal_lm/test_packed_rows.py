@@ -47,10 +47,10 @@ def batch(of, lengths, seed: int = 0):
 MANY = batch([1, 3, 0, 1, 1, 3, 2, 3, 1, 3, 1, 3, 2, 3], [4, 1, 7, 3, 6, 2, 5, 8, 1, 3, 4, 2, 6, 5])
 
 
-def learned(lm: CausalLM, rows, *, packs: bool, n_items: float = 31.0):
+def learned(lm: CausalLM, rows, *, packs: bool, n_items: float = 31.0, dtype=torch.float32):
     """The loss and the gradients of it, in training mode."""
     lm.model.train().zero_grad()
-    loss = answer_loss(lm, rows["input_ids"], rows["labels"], n_items, packs=packs)
+    loss = answer_loss(lm, rows["input_ids"], rows["labels"], n_items, packs=packs, dtype=dtype)
     loss.backward()
     return float(loss.detach()), {n: p.grad.clone() for n, p in lm.model.named_parameters() if p.grad is not None}
 
@@ -194,12 +194,18 @@ def test_in_bfloat16_too_a_fit_is_a_function_of_its_request(request_: FitRequest
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
-def test_a_part_of_a_batch_without_an_answer_learns_nothing():
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize(
+    ("weights", "dtype"), [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
+)
+def test_a_part_of_a_batch_without_an_answer_learns_nothing(weights: str, dtype: str, packs: bool):
     rows = batch([1, 1], [3, 4])
     rows["labels"][:] = IGNORED
-    loss, gradients = learned(tiny(), rows, packs=True)
+    lm = tiny()
+    lm.model.to(getattr(torch, weights))
+    loss, gradients = learned(lm, rows, packs=packs, dtype=getattr(torch, dtype))
     assert loss == 0.0
-    assert gradients
+    assert gradients.keys() == dict(lm.model.named_parameters()).keys()
     assert not any(g.any() for g in gradients.values())
 
 

@@ -134,8 +134,13 @@ class OpenedLM(Shown):
     def open(cls, resolved: load.Resolved, *, dtype: Dtype = "auto", device: str = "auto") -> Self:
         """Open what `load.resolve` found. Raises ModelError."""
         network: Any = load.read_weights(resolved)
-        model = network.to(device=pick_device(device), dtype=torch_dtype(dtype))
-        return cls(model, load.outline(resolved).tokenizer, source=resolved)
+        network.to(device=pick_device(device))
+        # Computed once in float32 and used so, as by transformers: rotary frequencies among them.
+        computed = [(m, n, m._buffers[n]) for m in network.modules() for n in m._non_persistent_buffers_set]
+        network.to(dtype=torch_dtype(dtype))
+        for module, name, values in computed:
+            module._buffers[name] = values
+        return cls(network, load.outline(resolved).tokenizer, source=resolved)
 
     @property
     def device(self) -> torch.device:
