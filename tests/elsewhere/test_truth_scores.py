@@ -58,6 +58,12 @@ def own_scores(folder: Path, cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     return np.concatenate([f["own"] for f in found]), np.concatenate([f["other"] for f in found])
 
 
+def truth_scores(folder: Path, cell: dict[str, Any]) -> np.ndarray:
+    """What the run itself scored: log p* and log q of the truth's rows, (2, N)."""
+    found = [np.load(folder / "artifacts" / name / "scores.npz") for name in cell["artifacts"]["scores"]["truth"]]
+    return np.concatenate([np.stack([f["own"], f["other"]]) for f in found], axis=1)
+
+
 def test_scores_of_the_truth_itself_are_the_runs_own_figures(
     world: World, rows: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
@@ -115,6 +121,7 @@ def test_what_is_no_sum_of_log_probabilities_in_nats_is_one_line(
     refused([{**r, "logprob": r["logprob"] / math.log(10)} for r in mine], "nor log10")
     refused([*mine[:-1], {**mine[-1], "logprob": 0.5}], "row 47 of lm.student.direct.seed0: a log-probability is at")
     refused([{**r, "logprob": -r["logprob"]} for r in mine], "at most 0")
+    refused([{**r, "logprob": False} for r in mine], "line 1: not a finite number")
     refused(mine[:-1], "row 47 is the first without")
     refused([*mine, mine[3]], "row 3 of lm.student.direct.seed0 is there twice")
     refused([*mine[:-1], {**mine[-1], "logprob": -math.inf}], "not a finite number")
@@ -122,6 +129,72 @@ def test_what_is_no_sum_of_log_probabilities_in_nats_is_one_line(
     refused(mine, "cannot name the model", truth="my big/model")
     refused(mine, "there is one column of log-probabilities", columns=["logprob", "other"])
     assert contents(folder) == before
+
+
+def test_answers_of_the_truth_give_the_runs_own_recall(
+    world: World, rows: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """As its own program would bring them: prompt, answer, log-probability, and whether the answer was cut."""
+    folder = world.copy(tmp_path)
+    before = {c["id"]: c for c in hm.load_results(folder)["cells"]}
+    drawn = hm.export(folder, to=tmp_path / "drawn.jsonl", cell=TRUTH, text_only=True).path
+    own = [json.loads(line) for line in drawn.read_text().splitlines()]
+    # A text has no special tokens, which this truth draws, too: ids 0 to 2, but for an end.
+    said = np.array([min([9, *r["completion_ids"][: -1 if r["ends_with_stop"] else None]]) > 2 for r in own])
+    said &= np.array([r["completion_ids"] != [1] for r in own])
+    own = [r for r, is_text in zip(own, said, strict=True) if is_text]
+    strata = np.array([r["prompt_index"] for r in own])
+    tokens = np.array([len(r["completion_ids"]) for r in own])
+    scored = {name: truth_scores(folder, c)[:, said] for name, c in before.items()}
+    brought = [
+        {"prompt": r["prompt"], "answer": r["completion"].removesuffix(" <eos>"), "logprob": float(p)}
+        | {k: r[k] for k in ("ends_with_stop",) if not r[k]}
+        for r, p in zip(own, scored[TRUTH][0], strict=True)
+    ]
+    assert 0 < sum("ends_with_stop" in r for r in brought) < len(brought)
+    done = hm.add_scores(folder, file=write(tmp_path / "answers.jsonl", brought), truth="big")
+    after = {c["id"]: c["metrics"] for c in done.run.results["cells"]}
+    assert set(done.added) == set(before)
+    for cell, (log_p, log_q) in scored.items():
+        for name, values in (("user_recall_big", log_q), ("user_kl_big_student", log_p - log_q)):
+            got, per_token = after[cell][name], after[cell][f"{name}_per_token"]
+            assert got["value"] == pytest.approx(values.mean(), abs=1e-9)
+            assert got["se"] == pytest.approx(math.sqrt(mean_variance(values, strata)), abs=1e-9)
+            assert per_token["value"] == pytest.approx(values.sum() / tokens.sum(), abs=1e-9)
+    gap = {(c["a"], c["b"]): c["value"] for c in done.run.results["contrasts"] if c["metric"] == "user_recall_big"}
+    means = [after[c]["user_recall_big"]["value"] for c in CELLS]
+    found = gap["lm.student.distilled-temperature0.6", "lm.student.direct"]
+    assert found == pytest.approx(np.mean([means[2] - means[0], means[3] - means[1]]))
+    held = contents(folder)
+    for changed, said in (
+        ({"prompt": "w9"}, "models are not judged on this prompt"),
+        ({"answer": ""}, "the answer is empty"),
+        ({"answer": "w7 <eos>"}, "the answer's text has the end token in it"),
+        ({"logprob": True}, "not a finite number"),
+        ({"logprob": 0.5}, "a log-probability is at most 0"),
+    ):
+        with pytest.raises(InputError, match=said) as e:
+            hm.add_scores(folder, file=write(tmp_path / "bad.jsonl", [{**brought[0], **changed}]), truth="big")
+        assert "\n" not in str(e.value)
+    in_bits = [{**r, "logprob": r["logprob"] / math.log(2)} for r in brought]
+    with pytest.raises(InputError, match="no KL is below 0; bring answers that the model drew"):
+        hm.add_scores(folder, file=write(tmp_path / "bad.jsonl", in_bits), truth="big", cell=TRUTH)
+    assert contents(folder) == held
+
+
+def test_a_column_of_scores_and_a_truth_of_one_name_are_refused(
+    world: World, rows: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder = world.copy(tmp_path)
+    back = write(tmp_path / "back.jsonl", [{**r, "precision_big": 1.5, "precision_other": 0.5} for r in rows[CELLS[0]]])
+    hm.add_scores(folder, file=back, truth="big")
+    before = contents(folder)
+    with pytest.raises(InputError, match="have one name; got 'user_precision_big'"):
+        hm.add_scores(folder, file=back, columns=["precision_big"])
+    assert contents(folder) == before
+    hm.add_scores(folder, file=back, columns=["precision_other"])
+    with pytest.raises(InputError, match="have one name; got 'user_precision_other'"):
+        hm.add_scores(folder, file=back, truth="other")
 
 
 def test_the_command_takes_a_name_and_a_column(

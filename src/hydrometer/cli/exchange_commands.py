@@ -168,7 +168,9 @@ def scores_command(
     ] = None,
     truth: Annotated[
         str | None,
-        typer.Option("--truth", metavar="NAME", help="A model's name: column logprob is log p of each row under it."),
+        typer.Option(
+            "--truth", metavar="NAME", help="A model's name: column logprob is log p of each row, or answer, under it."
+        ),
     ] = None,
     cache: Cache = None,
     as_json: Json = False,

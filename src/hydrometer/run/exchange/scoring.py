@@ -23,11 +23,13 @@ from hydrometer.core.io.locking import InUseError
 from hydrometer.core.io.yaml_io import is_object, nearest, read_plain
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Strata
+from hydrometer.core.watching import doing
 from hydrometer.models.base import Samples
+from hydrometer.models.causal_lm.data.text_dataset import read_answers
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.exchange.exporting import COLUMNS
 from hydrometer.run.exchange.lm_eval import is_finite, is_number, read_lm_eval
-from hydrometer.run.exchange.truth_scores import one_column, own_scores, under
+from hydrometer.run.exchange.truth_scores import TruthAnswers, of_answers, one_column, own_scores, under
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.graph.reopen import Opened, look, reopen, require_run
@@ -83,7 +85,8 @@ def add_scores(
     and standard errors become ``lm_eval_<task>_<metric>``. A metric of the same name is replaced.
 
     With `truth` the scores are log-probabilities of the rows under a model that the run cannot open: they become
-    precision and KL under it (`truth_scores`).
+    precision and KL under it (`truth_scores`). A JSONL file without `row` holds answers that this model drew itself,
+    with their prompts: the run's models score them here, which gives recall and the other KL.
 
     Parameters
     ----------
@@ -105,7 +108,7 @@ def add_scores(
     source = f"{path.name} sha256:{hashlib.sha256(raw).hexdigest()}"
     if truth is not None:
         columns = [one_column(truth, columns)]
-    given = read_lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns)
+    given = read_lm_eval(raw, path.name, source) if path.suffix == ".json" else _given(raw, path, cell, columns, truth)
     if isinstance(given, CellScores):
         if truth is not None:
             fix = "give .parquet, .jsonl or .csv"
@@ -125,6 +128,8 @@ def add_scores(
         look(opened, opened.plan, outcome)
         if isinstance(given, CellScores):
             found = {_cell(opened, opened.plan, cell).id: given}
+        elif isinstance(given, TruthAnswers):
+            found = _answers(opened, given, source, truth or "", cell)
         else:
             found = _rows(opened, opened.plan, given, source, truth)
         keep_scores(opened.folder, found)
@@ -178,12 +183,18 @@ class _Given:
     scores: dict[str, Floats]
 
 
-def _given(raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | None) -> _Given:
-    """Read a file of rows, without opening the run."""
+def _given(
+    raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | None, truth: str | None
+) -> _Given | TruthAnswers:
+    """Read a file of rows, or of a model's own answers, without opening the run."""
     table = _table(raw, path)
     n = max((len(v) for v in table.values()), default=0)
     if n == 0:
         raise DataError("the file holds no row", got=path.name)
+    if truth is not None and path.suffix == ".jsonl" and table.keys().isdisjoint(("row", "cell")):
+        (name,) = _score_columns(table, columns)
+        ended = [e is not False for e in table.get("ends_with_stop", [True] * n)]
+        return TruthAnswers(read_answers(path), _numbers(table[name], name, flags=False), np.array(ended))
     if "row" not in table:
         raise DataError("the file has no column `row`", got=sorted(table), fix="keep the column that export wrote")
     owners = table.get("cell") if cell is None else [cell] * n
@@ -196,7 +207,7 @@ def _given(raw: bytes, path: Path, cell: str | None, columns: Sequence[str] | No
     if any(not isinstance(o, str) for o in owners):
         raise DataError("column 'cell' must be text", got=next(o for o in owners if not isinstance(o, str)))
     names = _score_columns(table, columns)
-    scores = {name: _numbers(table[name], name) for name in names}
+    scores = {name: _numbers(table[name], name, flags=truth is None) for name in names}
     return _Given([str(o) for o in owners], [_row(v, i) for i, v in enumerate(table["row"])], scores)
 
 
@@ -218,6 +229,23 @@ def _rows(opened: Opened, plan: Plan, given: _Given, source: str, truth: str | N
         made.rows |= dict.fromkeys(made.metrics, node.law_rows.key)
         made.source |= dict.fromkeys(made.metrics, source)
         out[owner] = made
+    return out
+
+
+def _answers(opened: Opened, given: TruthAnswers, source: str, truth: str, cell: str | None) -> dict[str, CellScores]:
+    """Let all judged models of the run score a model's own answers, or that of one cell."""
+    bench, out = ArtifactLoader(opened.store), dict[str, CellScores]()
+    cells = opened.plan.cells if cell is None else [_cell(opened, opened.plan, cell)]
+    for at in cells:
+        node = opened.plan.judge_of(at)
+        if node is None or not node.law_rows.blocks or not opened.store.has(node.stage, node.key):
+            continue
+        doing(f"scoring the answers of {truth} under {at.id}")
+        if (metrics := of_answers(truth, at.id, given, node, bench)) is not None:
+            rows: dict[str, str | None] = dict.fromkeys(metrics, node.law_rows.key)
+            out[at.id] = CellScores(rows, metrics, dict.fromkeys(metrics, source))
+    if not out:
+        raise InputError("no judged model of this run scores texts", got=cell, fix="name a cell of a language model")
     return out
 
 
@@ -270,10 +298,11 @@ def _score_columns(table: Mapping[str, list[object]], columns: Sequence[str] | N
     return names
 
 
-def _numbers(values: list[object], name: str) -> Floats:
+def _numbers(values: list[object], name: str, *, flags: bool = True) -> Floats:
+    """Return a column. `flags`: true and false are numbers, too."""
     out = np.empty(len(values))
     for i, v in enumerate(values):
-        if not isinstance(v, int | float) or not is_finite(v):
+        if not isinstance(v, int | float) or not is_finite(v) or (isinstance(v, bool) and not flags):
             fix = "give every row a finite number; a row without one cannot be left out of a mean"
             raise DataError(f"column {name!r}, line {i + 1}: not a finite number", got=v, fix=fix)
         out[i] = float(v)

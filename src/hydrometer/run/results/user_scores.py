@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydrometer.core.errors import FolderError, brief
+from hydrometer.core.errors import FolderError, InputError, brief
 from hydrometer.core.io.files import write_atomic
 from hydrometer.core.io.locking import hold
 from hydrometer.core.io.yaml_io import read_json
@@ -78,6 +78,14 @@ def read_scores(folder: RunFolder) -> dict[str, CellScores]:
     return out
 
 
+def _same_kind(old: CellScores, new: CellScores) -> None:
+    """Refuse a column of scores under the name of a log-probability's figure, and the reverse. Raises InputError."""
+    for name in old.metrics.keys() & new.metrics.keys():
+        if old.metrics[name].unit.startswith("nats") != new.metrics[name].unit.startswith("nats"):
+            fix = "rename the column, or give --truth another name"
+            raise InputError("a column of scores and a figure of --truth have one name", got=name, fix=fix)
+
+
 def _figure(value: dict[str, Any]) -> Estimate:
     """Make a figure of what a file says. Raises ValueError, TypeError, KeyError."""
     for key in ("value", "se", "se_mc", "df"):
@@ -92,11 +100,13 @@ def _figure(value: dict[str, Any]) -> Estimate:
 
 
 def keep_scores(folder: RunFolder, new: Mapping[str, CellScores]) -> None:
-    """Add figures to what the folder holds. Raises FolderError where another process is adding some."""
+    """Add figures to what the folder holds. Raises FolderError where another process is adding some, InputError."""
     home = folder.root / "scores"
     home.mkdir(exist_ok=True)
     with hold(home) if isinstance(folder.place, Path) else nullcontext():
         old = read_scores(folder)
+        for cell, scores in new.items():
+            _same_kind(old.get(cell, CellScores()), scores)
         for cell, scores in new.items():
             whole = old.get(cell, CellScores()).joined(scores)
             metrics = {
