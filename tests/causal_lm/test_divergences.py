@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hydrometer.core.spec import Selectivity  # noqa: E402
-from hydrometer.models.causal_lm.objective_spec import Divergence  # noqa: E402
+from hydrometer.models.causal_lm.objective_spec import WEIGHTS, Divergence  # noqa: E402
 from hydrometer.models.causal_lm.training import losses  # noqa: E402
 from hydrometer.models.causal_lm.training.divergences import (  # noqa: E402
     KINDS,
@@ -19,6 +19,7 @@ from hydrometer.models.causal_lm.training.divergences import (  # noqa: E402
 from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence  # noqa: E402
 
 V, W = 300, 310
+WEIGHTED = [kind for kind, usual in WEIGHTS.items() if usual is not None]
 TEACHER_KEEPS_ALL = [None, Selectivity(temperature=0.6)]
 TRUNCATED = [Selectivity(temperature=0.8, top_k=7), Selectivity(top_p=0.7), Selectivity(min_p=0.1)]
 
@@ -42,6 +43,9 @@ def dense(d: Divergence, student, teacher, s: Selectivity | None):
         if s.min_p is not None:
             x = torch.where(x.softmax(-1) < s.min_p * x.softmax(-1).amax(-1, keepdim=True), -torch.inf, x)
     p = (x / d.temperature).softmax(-1)
+    if d.kind == "generalised_kl":
+        whole = (teacher[:, :V].double() / ((s.temperature if s else None) or 1.0) / d.temperature).softmax(-1)
+        p = torch.where(x == -torch.inf, 0.0, whole)
     z = student[:, :V].detach().double().requires_grad_()
     q = (z / d.temperature).softmax(-1)
     w = d.weight
@@ -55,6 +59,9 @@ def dense(d: Divergence, student, teacher, s: Selectivity | None):
         "jsd": lambda: w * kl(p, w * p + (1 - w) * q) + (1 - w) * kl(q, w * p + (1 - w) * q),
         "skew_kl_teacher_student": lambda: kl(p, w * p + (1 - w) * q),
         "skew_kl_student_teacher": lambda: kl(q, (1 - w) * p + w * q),
+        "skew_kl_student_teacher_detached": lambda: kl(q, (1 - w) * p + w * q.detach()),
+        "adaptive_kl": lambda: adaptive(p, q, w),
+        "generalised_kl": lambda: kl(p, q) + (q - p)[x > -torch.inf].sum(),
         "total_variation": lambda: (p - q).abs().sum() / 2,
     }[d.kind.removesuffix("_scaled")]() * d.temperature**2
     if d.kind == "jsd_scaled":
@@ -63,11 +70,23 @@ def dense(d: Divergence, student, teacher, s: Selectivity | None):
     return value.item(), z.grad
 
 
+def adaptive(p, q, mass):
+    """Row by row, as the paper has it: its algorithm's weights are constants."""
+    value = 0.0
+    for a, b in zip(p, q, strict=True):
+        order = a.argsort(descending=True)
+        head = a >= a[order[int((a[order].cumsum(0) < mass).sum())]]  # ties are kept
+        gap = (a - b.detach()).abs()
+        share = gap[head].sum() / gap.sum()
+        value = value + share * (a * (a / b).log()).sum() + (1 - share) * (b * (b / a).log()).sum()
+    return value
+
+
 def cases():
     for kind in KINDS:
-        allowed = TEACHER_KEEPS_ALL if kind == "kl_student_teacher" else TEACHER_KEEPS_ALL + TRUNCATED
+        allowed = TEACHER_KEEPS_ALL if kind in ("kl_student_teacher", "adaptive_kl") else TEACHER_KEEPS_ALL + TRUNCATED
         for s in allowed:
-            for weight in (0.1, 0.5) if kind in ("jsd", "jsd_scaled") or "skew" in kind else (0.5,):
+            for weight in (0.1, 0.5) if kind in WEIGHTED else (0.5,):
                 for temperature in (1.0, 2.0):
                     yield Divergence(kind, weight, temperature), s
 
@@ -111,13 +130,44 @@ def test_the_ends_of_the_weights():
     assert value_of("jsd_scaled", 1 - 1e-9) == pytest.approx(reverse, rel=1e-4)
     assert value_of("skew_kl_teacher_student", 0.0) == pytest.approx(forward, rel=1e-12)
     assert value_of("skew_kl_student_teacher", 0.0) == pytest.approx(reverse, rel=1e-12)
+    assert value_of("skew_kl_student_teacher_detached", 0.0) == pytest.approx(reverse, rel=1e-12)
+    assert value_of("generalised_kl", 0.5) == pytest.approx(forward, rel=1e-12)
+    # All ids are the head.
+    assert value_of("adaptive_kl", 1 - 1e-15) == pytest.approx(forward, rel=1e-6)
+
+
+def test_a_detached_mixture_has_the_value_of_the_other_and_its_own_gradient():
+    student, other = logits(1), logits(1)
+    values = [
+        to_gradient(z, logits(2), V, None, Divergence(kind, 0.3), 1.0)
+        for z, kind in ((student, "skew_kl_student_teacher"), (other, "skew_kl_student_teacher_detached"))
+    ]
+    assert values[0] == values[1]
+    assert float((student - other).abs().max()) > 0.01
+
+
+def test_a_generalised_kl_leaves_the_mass_that_a_teacher_drops_alone():
+    """Zero, with its gradient, where the student has the teacher's own probabilities of the ids that it keeps."""
+    teacher, s = logits(2), Selectivity(top_k=9)
+    student = teacher.clone()
+    dropped = student < student[:, :V].topk(9, -1).values[:, -1:]
+    student[:, :V][dropped[:, :V]] = (
+        (teacher[:, :V].exp() * dropped[:, :V])
+        .sum(-1, keepdim=True)
+        .div(dropped[:, :V].sum(-1, keepdim=True))
+        .log()
+        .expand(-1, V)[dropped[:, :V]]
+    )  # the rest spread evenly
+    assert abs(to_gradient(student, teacher, V, s, Divergence("generalised_kl"), 1.0)) < 1e-9
+    assert float(student.abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_teacher_that_drops_what_the_student_may_say_is_infinitely_far(dtype):
     mine = logits(1, dtype=dtype)
     s = Selectivity(top_k=5)
-    assert to_gradient(mine, logits(2, dtype=dtype), V, s, Divergence("kl_student_teacher"), 1.0) == math.inf
+    for kind in ("kl_student_teacher", "adaptive_kl"):
+        assert to_gradient(mine.clone(), logits(2, dtype=dtype), V, s, Divergence(kind), 1.0) == math.inf
 
 
 def test_holes_of_the_vocabulary_have_no_part():
@@ -196,6 +246,7 @@ def test_a_mixture_of_weight_0_is_the_law_itself_far_below_its_maximum():
     for kind, plain in (
         ("skew_kl_teacher_student", "kl_teacher_student"),
         ("skew_kl_student_teacher", "kl_student_teacher"),
+        ("skew_kl_student_teacher_detached", "kl_student_teacher"),
     ):
         student, teacher = torch.tensor([[0.0, -100.0]]), torch.tensor([[0.0, 0.0]])
         again = student.clone()

@@ -30,8 +30,9 @@ COLD = Selectivity(temperature=0.7)
 NAMES = kinds(
     "kl_student_teacher",
     "jsd(mle=0.3)",
+    "skew_kl_student_teacher_detached(weight=0.4)",
     campaign="kl_teacher_student jsd jsd_scaled skew_kl_teacher_student skew_kl_student_teacher total_variation "
-    "kl_teacher_student(temperature=2.0)",
+    "adaptive_kl generalised_kl kl_teacher_student(temperature=2.0)",
 )
 
 

@@ -11,6 +11,8 @@ import pytest
 import hydrometer as hm
 from chains import lm_spec, write_spec
 from hydrometer.core.errors import SpecError
+from hydrometer.run.graph.plan import plan_run
+from hydrometer.stages.nodes import FitNode
 
 pytest.importorskip("torch")
 
@@ -27,7 +29,7 @@ def run(spec: dict[str, Any], tmp_path: Path) -> hm.RunResult:
 
 def test_a_run_has_a_student_of_each_and_is_extended_by_more(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     first = run(spec_of(tiny_models["llama"]), tmp_path)
-    methods = {"loss": ["mle", "jsd", "kl_student_teacher"], "prefixes": ["teacher", "truth"]}
+    methods = {"loss": ["mle", "jsd", "policy_gradient_token"], "prefixes": ["teacher", "truth", "student"]}
     more = run(spec_of(tiny_models["llama"], **methods), tmp_path)
     assert not more.failed_cells
     cells = {c["id"]: c for c in more.results["cells"]}
@@ -36,7 +38,7 @@ def test_a_run_has_a_student_of_each_and_is_extended_by_more(tmp_path: Path, tin
     distilled = {c["group"]: c for c in cells.values() if c["training"] == "distilled" and c["decoding"] is None}
     said = {(c["loss"], c["prefix_source"], c["selectivity"]["temperature"]) for c in distilled.values()}
     sources = {("mle", "teacher"), ("jsd", "teacher"), ("jsd", "truth")}
-    sources |= {("kl_student_teacher", "teacher"), ("kl_student_teacher", "truth")}
+    sources |= {("jsd", "student"), ("policy_gradient_token", "student")}
     assert said == {(loss, rows, t) for loss, rows in sources for t in (1.0, 0.6)}
     precisions = {name: c["metrics"]["precision"]["value"] for name, c in distilled.items()}
     assert len(set(precisions.values())) == len(precisions)
@@ -46,6 +48,31 @@ def test_a_run_has_a_student_of_each_and_is_extended_by_more(tmp_path: Path, tin
     assert run(spec_of(tiny_models["llama"], **methods), tmp_path).results["cells"] == more.results["cells"]
 
 
+def test_a_plan_counts_what_a_student_draws_and_what_its_teacher_runs(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    more = {"loss": ["mle", "jsd"], "prefixes": ["teacher", "student", "teacher(student=0.5)"]}
+    spec = hm.load_spec(write_spec(spec_of(tiny_models["llama"], selectivity=[{"temperature": 1}], **more), tmp_path))
+    chain: Any = spec.chains["lm"]
+    data, training = chain.data, chain.student.training
+    nodes = [n for n in plan_run(spec).nodes.values() if isinstance(n, FitNode) and n.level.role == "student"]
+    found = {(n.loss, n.prefix_source): dict((c[:2], c[2]) for c in n.asked().counts[1:]) for n in nodes}
+    epochs = training.num_train_epochs
+    batch = training.per_device_train_batch_size
+    steps = {n: epochs * -(-n // batch) for n in (data.train, data.distill)}
+    held_out = data.validate_ * epochs
+    own = steps[data.train] * batch + held_out
+    half = round(steps[data.distill] * batch / 2) + held_out
+    teacher, draw = ("score own", "teacher"), ("draw", "student")
+    assert found == {
+        ("mle", "truth"): {},
+        ("mle", "teacher"): {},
+        ("jsd", "teacher"): {teacher: data.distill + data.validate_},
+        ("jsd", "student"): {draw: own, teacher: own},
+        ("jsd", "teacher(student=0.5)"): {draw: half, teacher: data.distill + data.validate_ + half},
+    }
+
+
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
@@ -53,7 +80,11 @@ def test_a_run_has_a_student_of_each_and_is_extended_by_more(tmp_path: Path, tin
         ({"loss": ["jsd(weight=2)"]}, "between 0 and 1"),
         ({"loss": ["kl_student_teacher"], "selectivity": [{"top_k": 5}]}, "drops tokens"),
         ({"prefixes": ["truth"]}, "direct student"),
-        ({"loss": ["jsd"], "prefixes": ["student"]}, "prefixes"),
+        ({"loss": ["jsd"], "prefixes": ["studnet"]}, "did you mean 'student'"),
+        ({"loss": ["jsd"], "prefixes": ["teacher(share=0.5)"]}, "no such parameter"),
+        ({"prefixes": ["student"]}, "the teacher's rows alone"),
+        ({"loss": ["policy_gradient_token"]}, "on the student's alone"),
+        ({"loss": ["adaptive_kl"], "selectivity": [{"top_p": 0.5}]}, "drops tokens"),
     ],
 )
 def test_one_line(tmp_path: Path, tiny_models: dict[str, Path], chain: dict[str, Any], said: str) -> None:

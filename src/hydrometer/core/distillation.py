@@ -16,6 +16,7 @@ from hydrometer.core.spec import ChainSpec, Selectivity, parse_selectivity
 
 __all__ = [
     "MLE",
+    "STUDENT_ROWS",
     "TEACHER_ROWS",
     "TRUTH_ROWS",
     "Distillation",
@@ -23,6 +24,7 @@ __all__ = [
     "Prefixes",
     "Wanted",
     "distillations_of",
+    "learns_from",
     "parse_wanted",
 ]
 
@@ -88,12 +90,42 @@ class Objective(_Named):
 
 @dataclass(frozen=True, slots=True)
 class Prefixes(_Named):
-    """The source of the rows that a student is trained on: the truth, the teacher, or the student itself."""
+    """The source of the rows that a student is trained on: the truth, the teacher, or the student itself.
+
+    Examples
+    --------
+    >>> Prefixes.from_json("teacher(student=0.5)").own, Prefixes("student").own, Prefixes("truth").own
+    (0.5, 1.0, 0.0)
+    """
+
+    @property
+    def own(self) -> float:
+        """Share of the steps that learn from rows which the student drew (lambda of Agarwal et al., 2306.13649)."""
+        return 1.0 if self.name == "student" else dict(self.parameters).get("student", 0.0)
+
+    @property
+    def every(self) -> int:
+        """For how many steps the student draws rows at once."""
+        return int(dict(self.parameters).get("every", 1))
 
 
 MLE = Objective("mle")
 TEACHER_ROWS = Prefixes("teacher")
 TRUTH_ROWS = Prefixes("truth")
+STUDENT_ROWS = Prefixes("student")
+
+
+def learns_from(objective: Objective, prefixes: Prefixes) -> bool:
+    """Whether an objective teaches anything on such rows, that no other student of a chain learns.
+
+    Maximum likelihood has the teacher's rows: the truth's are the direct student's, and of its own rows a student
+    learns nothing. A policy gradient is unbiased on rows of the student as it is, drawn for one step.
+    """
+    if objective == MLE:
+        return prefixes != TRUTH_ROWS and not prefixes.own
+    if objective.name.startswith("policy_gradient"):
+        return prefixes == STUDENT_ROWS
+    return not (prefixes.own and dict(objective.parameters).get("mle"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,19 +242,21 @@ def parse_wanted(given: str | Selectivity | None) -> Wanted | None:
 
 
 def distillations_of(chain: ChainSpec) -> tuple[Distillation, ...]:
-    """Return a chain's distillations: every selectivity with every objective, on the rows of every source.
+    """Return a chain's distillations: every selectivity with every objective, on the rows of every source it suits.
 
-    The teacher's rows alone, where the family's chains have no field `prefixes`. Raises SpecError for repetitions.
+    The teacher's rows alone, where the family's chains have no field `prefixes`. Raises SpecError for repetitions, and
+    for an objective or a source without the other.
     """
     objectives = [Objective.from_json(o) for o in chain.loss]
     prefixes = [Prefixes.from_json(p) for p in getattr(chain, "prefixes", ("teacher",))]
     found = [
-        Distillation(s, o, p)
-        for s in chain.selectivity
-        for o in objectives
-        for p in prefixes
-        if (o, p) != (MLE, TRUTH_ROWS)  # the direct student, which every chain has
+        Distillation(s, o, p) for s in chain.selectivity for o in objectives for p in prefixes if learns_from(o, p)
     ]
+    for x in (*objectives, *prefixes):
+        if not any(x in d.method for d in found):
+            what = "mle is taken on the teacher's rows alone (on the truth's it is the direct student), "
+            what += "a policy_gradient on the student's alone"
+            raise SpecError(what, got=x.to_json(), fix="name a loss, or a source of rows, that suits it")
     for i, d in enumerate(found):
         if d in found[:i]:
             raise SpecError("a way to distil is listed twice", got=d.label, fix="name each loss once")

@@ -176,8 +176,11 @@ class FitRequest:
     teacher : the unselected law of the level above; None for a direct student, and where nothing of it is needed
         (`StartsAlone`).
     level : the level's parameters, of the family's own type.
-    prefix_source : whose rows the data are: ``truth``, ``teacher``, or ``text`` of one's own with its own prompts.
-    loss : training objective, as a specification names it (`core.distillation.Objective`).
+    prefix_source : where prefixes come from (`core.distillation.Prefixes`): the data's rows, of the ``truth`` or the
+        ``teacher``, or of a ``text`` of one's own with its own prompts; a share of steps takes rows that the student
+        draws after the data's prompts, under ``student`` all.
+    loss : training objective, as a specification names it (`core.distillation.Objective`); its target at every
+        position is `teacher` at `selectivity`.
     selectivity : of the teacher, where the objective sees it; None for maximum likelihood, which sees rows alone.
     stream : source of all randomness of the fit.
     tick : progress.

@@ -25,6 +25,7 @@ __all__ = [
     "Baseline",
     "ChecksInputs",
     "CompactRows",
+    "DrawsInFits",
     "DrawsUnscored",
     "Embeds",
     "FitsTogether",
@@ -112,6 +113,15 @@ class StartsAlone(Protocol):
 
     def starts_above(self, level: Level) -> bool:
         """Whether a fit of the level takes anything of the model above; else `FitRequest.teacher` is None."""
+        ...
+
+
+@runtime_checkable
+class DrawsInFits(Protocol):
+    """A family whose students draw rows of their own while they are fitted: an optional capability."""
+
+    def own_rows(self, chain: ChainSpec, level: Level, rows: int, share: float) -> int:
+        """Return how many rows a student draws in a fit to so many, evaluations included; `share` is of the steps."""
         ...
 
 

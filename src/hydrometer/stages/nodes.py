@@ -17,7 +17,7 @@ from hydrometer.core.distillation import MLE, Distillation
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
-from hydrometer.models.capabilities import FitsTogether, MapPoint
+from hydrometer.models.capabilities import DrawsInFits, FitsTogether, MapPoint
 from hydrometer.models.choosing.best_of_n import needs_truth
 from hydrometer.models.drawing import draw_identity
 from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
@@ -122,7 +122,8 @@ class FitNode(Node):
         if self.baseline is not None:
             return f"fit the baseline {self.baseline} on its text"
         how = "" if self.distillation is None or self.distillation.objective == MLE else f" by {self.loss}"
-        return f"fit the {self.level.role} on the {self.data.law.role}'s rows{_at(self.data.selectivity)}{how}"
+        whose = "its own" if self.prefix_source.startswith("student") else f"the {self.data.law.role}'s"
+        return f"fit the {self.level.role} on {whose} rows{_at(self.data.selectivity)}{how}"
 
     @property
     def loss(self) -> str:
@@ -146,7 +147,18 @@ class FitNode(Node):
         return self.level.role, self.data.n
 
     def asked(self) -> Asked:
-        return Asked((("fit", *self.about(), self.precision()),))
+        """The fit, what the student draws itself, and the teacher's pass over what it matches."""
+        counts: list[Count] = [("fit", *self.about(), self.precision())]
+        if self.distillation is not None and self.teacher is not None and self.matched is not None:
+            share, family = self.distillation.prefixes.own, self.context.family
+            given = self.data.n + (0 if self.validate is None else self.validate.n) if share < 1 else 0
+            own = 0
+            if isinstance(family, DrawsInFits):
+                own = family.own_rows(self.context.spec, self.level, self.data.n, share)
+            if own:
+                counts.append(("draw", self.level.role, own, "float32"))
+            counts.append(("score own", self.teacher.role, given + own, "float32"))
+        return Asked(tuple(counts))
 
     def workers(self) -> int:
         family = self.context.family

@@ -254,6 +254,13 @@ class CausalLMFamily(TextsAndGiven):
         """`num_workers` of the level's training."""
         return level_spec(level.spec).training.num_workers
 
+    def own_rows(self, chain: ChainSpec, level: Level, rows: int, share: float) -> int:
+        """A batch of every such step, and at every evaluation as many as are held out."""
+        training, held_out = level_spec(level.spec).training, causal_chain(chain).data.validate_
+        epoch, steps = training.steps(rows)
+        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return round(share * steps * batch) + (held_out * -(-steps // (training.eval_steps or epoch)) if share else 0)
+
     def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
         """Join a group on this machine: gloo on the processor, nccl on cuda."""
         from hydrometer.models.causal_lm.training.distributed import group

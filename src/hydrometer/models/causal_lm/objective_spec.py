@@ -11,7 +11,22 @@ p is the teacher's next-token law, q the student's, w the weight.
 | `jsd_scaled` | `jsd` / (w (1 - w)): KL(p, q) as w goes to 0, KL(q, p) as it goes to 1 | |
 | `skew_kl_teacher_student` | KL(p, w p + (1 - w) q) | Ko et al., DistiLLM, 2402.03898 |
 | `skew_kl_student_teacher` | KL(q, (1 - w) p + w q) | the same |
+| `skew_kl_student_teacher_detached` | the same, the mixture held fixed in its gradient | DistiLLM-2, 2503.07067 |
+| `adaptive_kl` | h KL(p, q) + (1 - h) KL(q, p), h held fixed in the gradient | Wu et al., 2404.02657 |
+| `generalised_kl` | sum over kept ids of p log(p / q) - p + q, p not normalised again | Csiszar 1975 |
 | `total_variation` | sum of abs(p - q) / 2 | Wen et al., 2307.15190 |
+
+h is the head's share of the sum of abs(p - q). The head is the fewest likeliest ids of p that hold `head` of its mass
+(the paper's mu), ties included.
+
+Two more are estimates of a gradient, -A times that of log q of every token of rows that the student drew:
+
+| objective | A | what it estimates without bias |
+|---|---|---|
+| `policy_gradient_token` | log p - log q of that token | gradient of KL(q, p) at each position, prefixes fixed |
+| `policy_gradient_reward_to_go` | the sum of these to the row's end | gradient of KL between the laws of whole rows |
+
+Most programs' "on-policy distillation" is the first; the second is MiniLLM's, 2306.08543.
 """
 
 from __future__ import annotations
@@ -19,12 +34,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hydrometer.core.distillation import MLE, Objective
+from hydrometer.core.distillation import MLE, Objective, Prefixes
 from hydrometer.core.errors import SpecError
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.spec import Selectivity
 
-__all__ = ["WEIGHTS", "Divergence", "divergence_of", "refuse_infinite"]
+__all__ = ["WEIGHTS", "Divergence", "PolicyGradient", "check_prefixes", "divergence_of", "refuse_infinite"]
 
 WEIGHTS: dict[str, float | None] = {
     "kl_teacher_student": None,
@@ -33,9 +48,12 @@ WEIGHTS: dict[str, float | None] = {
     "jsd_scaled": 0.5,
     "skew_kl_teacher_student": 0.1,
     "skew_kl_student_teacher": 0.1,
+    "skew_kl_student_teacher_detached": 0.1,
+    "adaptive_kl": 0.5,
+    "generalised_kl": None,
     "total_variation": None,
 }
-"""The divergences, and the usual weight of those that have one."""
+"""The divergences, and the usual weight of those that have one; `adaptive_kl` calls it `head`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,7 @@ class Divergence:
     Attributes
     ----------
     kind : of `WEIGHTS`.
-    weight : w, of those that have one.
+    weight : w, or the head's mass, of those that have one.
     temperature : of the loss: both laws are raised to the power 1 / temperature, and the value is multiplied by its
         square, so that gradients keep their size (Hinton et al. 2015). Apart from the teacher's selectivity.
     mle : share of the row's own negative log-likelihood in a mix of both.
@@ -63,8 +81,30 @@ class Divergence:
         return self.temperature**2 / (w * (1 - w) if self.kind == "jsd_scaled" else 1.0)
 
 
-def divergence_of(objective: Objective) -> Divergence | None:
-    """Return an objective as a divergence; None for maximum likelihood.
+@dataclass(frozen=True, slots=True)
+class PolicyGradient:
+    """The gradient of a reverse KL estimated from the student's own tokens: -A(x_t) times that of log q(x_t).
+
+    Attributes
+    ----------
+    to_go : A is the sum of log p - log q from the token to the row's end; else that of the token alone.
+    baseline : subtract what is expected of the token's own term, -KL(q, p) at its position.
+    length_normalised : divide the sum by its number of tokens.
+    """
+
+    to_go: bool
+    baseline: bool = False
+    length_normalised: bool = False
+
+
+_GRADIENTS = {
+    "policy_gradient_token": {"baseline"},
+    "policy_gradient_reward_to_go": {"baseline", "length_normalised"},
+}
+
+
+def divergence_of(objective: Objective) -> Divergence | PolicyGradient | None:
+    """Return an objective as a divergence, or as an estimate of its gradient; None for maximum likelihood.
 
     Raises
     ------
@@ -77,24 +117,30 @@ def divergence_of(objective: Objective) -> Divergence | None:
     """
     if objective == MLE:
         return None
-    if objective.name not in WEIGHTS:
-        raise SpecError("no such objective", got=objective.name, fix=nearest(objective.name, ["mle", *WEIGHTS]))
-    usual = WEIGHTS[objective.name]
-    known = {"temperature", "mle"} | ({"weight"} if usual is not None else set())
+    if objective.name not in WEIGHTS and objective.name not in _GRADIENTS:
+        names = ["mle", *WEIGHTS, *_GRADIENTS]
+        raise SpecError("no such objective", got=objective.name, fix=nearest(objective.name, names))
+    usual = WEIGHTS.get(objective.name)
+    weight = "head" if objective.name == "adaptive_kl" else "weight"
+    known = _GRADIENTS.get(objective.name) or {"temperature", "mle"} | ({weight} if usual is not None else set())
     given = dict(objective.parameters)
     if unknown := [k for k in given if k not in known]:
         raise SpecError(
             f"{objective.name} has no such parameter", got=unknown[0], fix="it has " + ", ".join(sorted(known))
         )
+    if objective.name in _GRADIENTS:
+        if any(v not in (0, 1) for v in given.values()):
+            raise SpecError("an option of a policy gradient is 0 or 1", got=objective.to_json())
+        return PolicyGradient(objective.name.endswith("to_go"), **{k: bool(v) for k, v in given.items()})
     found = Divergence(
         objective.name,
-        given.get("weight", 0.5 if usual is None else usual),
+        given.get(weight, 0.5 if usual is None else usual),
         given.get("temperature", 1.0),
         given.get("mle", 0.0),
     )
-    open_below = objective.name.startswith("jsd")
+    open_below = not objective.name.startswith("skew")
     if not (0 < found.weight < 1 or (found.weight == 0 and not open_below)):
-        raise SpecError("a weight lies between 0 and 1", got=found.weight)
+        raise SpecError(f"a {weight} lies between 0 and 1", got=found.weight)
     if not (0 < found.temperature < math.inf) or not 0 <= found.mle < 1:
         fix = "temperature above 0, mle at least 0 and below 1"
         raise SpecError(f"a parameter of {objective.name} is out of range", got=objective.to_json(), fix=fix)
@@ -104,8 +150,12 @@ def divergence_of(objective: Objective) -> Divergence | None:
 def refuse_infinite(objective: Objective, s: Selectivity) -> None:
     """Refuse an objective that is infinite under a teacher that drops tokens. Raises SpecError."""
     d = divergence_of(objective)
-    reverse = d is not None and (
-        d.kind == "kl_student_teacher" or (d.kind == "skew_kl_student_teacher" and d.weight == 0)
+    reverse = isinstance(d, PolicyGradient) or (
+        d is not None
+        and (
+            d.kind in ("kl_student_teacher", "adaptive_kl")
+            or (d.kind.startswith("skew_kl_student_teacher") and d.weight == 0)
+        )
     )
     if reverse and (s.top_k is not None or (s.top_p or 1.0) < 1 or (s.min_p or 0.0) > 0):
         raise SpecError(
@@ -113,3 +163,26 @@ def refuse_infinite(objective: Objective, s: Selectivity) -> None:
             got=s.label,
             fix="select by temperature alone, or take jsd or a skew_kl",
         )
+
+
+def check_prefixes(text: str) -> Prefixes:
+    """Read a source of rows: ``teacher`` or ``truth``, each with a share of own rows, or ``student``. Raises SpecError.
+
+    Examples
+    --------
+    >>> check_prefixes("truth(student=.5, every=4)").to_json()
+    'truth(every=4.0, student=0.5)'
+    """
+    found = Prefixes.from_json(text)
+    given = dict(found.parameters)
+    if found.name not in ("teacher", "truth", "student"):
+        fix = nearest(found.name, ["teacher", "truth", "student"])
+        raise SpecError("prefixes are the teacher's, the truth's, or the student's", got=text, fix=fix)
+    known = {"every"} if found.name == "student" else {"student", "every"} if "student" in given else {"student"}
+    if unknown := [k for k in given if k not in known]:
+        fix = "student(every=4), teacher(student=0.5) or teacher(student=0.5, every=4)"
+        raise SpecError(f"prefixes {found.name} have no such parameter", got=unknown[0], fix=fix)
+    if not 0 < given.get("student", 0.5) < 1 or given.get("every", 1) not in range(1, 10**6 + 1):
+        fix = "a share `student` between 0 and 1, and whole steps `every`"
+        raise SpecError("a parameter of prefixes is out of range", got=text, fix=fix)
+    return found

@@ -24,14 +24,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.distillation import Objective
+from hydrometer.core.distillation import Objective, Prefixes, distillations_of
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Name, Selectivities, Strict
 from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
-from hydrometer.models.causal_lm.objective_spec import divergence_of, refuse_infinite
+from hydrometer.models.causal_lm.objective_spec import check_prefixes, divergence_of, refuse_infinite
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, GivenSource, PromptsFile, Truth, as_file
 
@@ -230,7 +230,7 @@ class CausalLMChain(ChainSpec):
         named by its source alone is taken as it is.
     baselines : students fitted to texts of one's own.
     loss : objectives, each with every selectivity; see `objective_spec`.
-    prefixes : whose rows the objectives are taken on: the teacher's, or the truth's.
+    prefixes : whose rows the objectives are taken on: the teacher's, the truth's, the student's own, or a mix.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.
     judge_dtype : arithmetic in which evaluation rows are drawn and scored.
@@ -249,9 +249,9 @@ class CausalLMChain(ChainSpec):
     student: LevelSpec
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ()
     loss: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = ("mle",)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
-    prefixes: Annotated[
-        tuple[Literal["teacher", "truth"], ...], Field(min_length=1, max_length=2), BeforeValidator(as_tuple)
-    ] = ("teacher",)
+    prefixes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = (
+        "teacher",
+    )
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -299,19 +299,33 @@ class CausalLMChain(ChainSpec):
             raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
         return tuple(o.to_json() for o in found)
 
+    @field_validator("prefixes")
+    @classmethod
+    def _known_prefixes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(check_prefixes(v).to_json() for v in value)
+        except SpecError as e:
+            raise PydanticCustomError("prefixes", "{problem}", {"problem": str(e)}) from None
+
     @model_validator(mode="after")
     def _finite_objectives(self) -> Self:
         try:
             for o in map(Objective.from_json, self.loss):
                 for s in self.selectivity:
                     refuse_infinite(o, s)
+            distillations_of(self)
         except SpecError as e:
             raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
-        if "truth" in self.prefixes and self.loss == ("mle",):
-            what = (
-                "maximum likelihood on the truth's rows is the direct student, which every chain has: name other losses"
-            )
-            raise PydanticCustomError("prefixes", what)
+        return self
+
+    @model_validator(mode="after")
+    def _levels_allow_own_rows(self) -> Self:
+        try:
+            for every in (p.every for p in map(Prefixes.from_json, self.prefixes) if p.own):
+                for level in (*self.assistants, self.student):
+                    level.training.check_own_rows(every)
+        except SpecError as e:
+            raise PydanticCustomError("prefixes", "{problem}", {"problem": str(e)}) from None
         return self
 
     @model_validator(mode="before")

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import Strict
 from hydrometer.models.causal_lm.engines.engine import as_tuple
 
@@ -238,6 +239,15 @@ class Training(Strict):
             if self.warmup_ratio + self.decay_ratio > 1:
                 raise PydanticCustomError("ratios", "warmup_ratio and decay_ratio together must not exceed 1")
         return self
+
+    def check_own_rows(self, every: int) -> None:
+        """Refuse what rows that a student draws itself, for so many steps at once, do not allow. Raises SpecError."""
+        if self.num_workers > 1:
+            what = "rows that a student draws itself need a fit of one process"
+            raise SpecError(what, got=f"num_workers: {self.num_workers}", fix="num_workers: 1")
+        if (self.save_steps or every) % every:
+            what = f"checkpoints lie between steps whose rows a student draws at once, {every} of them"
+            raise SpecError(what, got=f"save_steps: {self.save_steps}", fix=f"a multiple of {every}")
 
     def steps(self, rows: int) -> tuple[int, int]:
         """Return the steps of an epoch of so many rows, and of the fit if nothing stops it early."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hydrometer.core.distillation import TRUTH_ROWS, Distillation
+from hydrometer.core.distillation import Distillation
 from hydrometer.core.errors import FolderError, SpecError
 from hydrometer.core.spec import ChainSpec, Resample
 from hydrometer.core.watching import doing
@@ -212,7 +212,7 @@ class _ChainPlanner(ModelNodes):
         selected = teacher if canonical(s) is None else self.decoded(teacher, s, seed)
         root = self.root("distill", seed)
         rows = above.rows
-        if d.prefixes != TRUTH_ROWS:
+        if d.prefixes.name == "teacher":  # of rows that a student draws itself, the truth's give prompts alone
             stream = root.child("distill", teacher.law.role)
             data = self.rows(teacher.law, s, stream, self.sizes["distill"], "train")
             rows = TrainingRows(data, self.validation(teacher.law, s, root))

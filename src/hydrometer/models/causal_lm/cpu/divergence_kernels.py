@@ -21,16 +21,20 @@ from hydrometer.models.arithmetic import kernel, log32, narrow, wide
 from hydrometer.models.causal_lm.cpu.logit_kernels import CHUNK, f32, row_maximum, scratch_of, select_row, weight_at
 
 __all__ = [
+    "ADAPTIVE",
     "FORWARD",
+    "GENERALISED",
     "JSD",
     "REVERSE",
     "SKEW_FORWARD",
     "SKEW_REVERSE",
+    "SKEW_REVERSE_DETACHED",
     "TOTAL_VARIATION",
     "divergence_rows",
 ]
 
 FORWARD, REVERSE, JSD, SKEW_FORWARD, SKEW_REVERSE, TOTAL_VARIATION = range(6)
+SKEW_REVERSE_DETACHED, ADAPTIVE, GENERALISED = range(6, 9)
 _LEAST_MASS = f32(1.2e-38)  # the least normal float32
 _DROPPED = f32(-1e30)
 
@@ -51,6 +55,20 @@ def _law(row: Any, n: Any, m: Any, rate: Any, edge: Any, sharpness: Any, mass: A
 
 
 @kernel
+def _head_share(row: Any, n: Any, m: Any, rate: Any, edge: Any, p: Any, q: Any) -> Any:
+    """Return the share of sum over v of abs(p - q) that lies in the head, the ids with (logit - m) rate >= edge."""
+    mass_p, z_p = p
+    mass_q, z_q = q
+    head, whole = 0.0, 0.0
+    for j in range(n):
+        gap = np.float64(abs(mass_p[j] * z_p - mass_q[j] * z_q))
+        whole += gap
+        if (wide(row[j]) - m) * rate >= edge:
+            head += gap
+    return f32(head / whole) if whole > 0.0 else f32(0.5)
+
+
+@kernel
 def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scale: Any, value: Any) -> None:
     """Turn each row of the student's logits into `scale` times the gradient of its divergence, in place.
 
@@ -58,7 +76,8 @@ def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scal
     ----------
     student : (M, W), overwritten; columns from n on with zeros. teacher : (M, W') logits.
     n : V ; s : the teacher's selectivity, as in `logit_kernels.select_row`.
-    terms : kind, weight, sharpness. sharpness : float32, 1 / temperature of the loss, of both laws.
+    terms : kind, weight, sharpness. weight : of `ADAPTIVE` the head's mass. sharpness : float32, 1 / temperature of the
+        loss, of both laws.
     scale : float32.
     value : (M,) float64, filled with the divergences, nats; infinite where the teacher drops what it must not,
         NaN where a logit is.
@@ -68,7 +87,8 @@ def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scal
     a, b = f32(weight), f32(1.0 - weight)
     p, q, slope = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
     whole = top_k == 0 and top_p >= 1.0 and log_min_p == f32(-np.inf)
-    scratch = scratch_of(1 if whole else n)
+    scratch = scratch_of(1 if whole and kind != ADAPTIVE else n)
+    held, fixed = kind == SKEW_REVERSE_DETACHED, f32(0.0)
     for r in range(student.shape[0]):
         row, other = student[r], teacher[r]
         m_q = row_maximum(row, n)
@@ -77,10 +97,15 @@ def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scal
             m_p, edge = row_maximum(other, n), f32(-np.inf)
         else:
             m_p, edge, _, _, _, _, _ = select_row(other, n, s, scratch)
-        log_p = f32(_law(other, n, m_p, rate, edge, sharpness, p))
+        over = f32(-np.inf) if kind == GENERALISED else edge  # mass of the dropped is not shared out
+        log_p = f32(_law(other, n, m_p, rate, over, sharpness, p))
         z_p, z_q = f32(math.exp(-np.float64(log_p))), f32(math.exp(-np.float64(log_q)))
         found, mean = 0.0, 0.0
         outside = 0
+        share = f32(0.5)
+        if kind == ADAPTIVE and math.isfinite(log_p):
+            _, head, _, _, _, _, _ = select_row(other, n, (rate * sharpness, 0, weight, f32(-np.inf)), scratch)
+            share = _head_share(other, n, m_p, rate * sharpness, head, (p, z_p), (q, z_q))
         for k in range((n + CHUNK - 1) // CHUNK):
             start, stop = k * CHUNK, min(n, (k + 1) * CHUNK)
             f, g = f32(0.0), f32(0.0)
@@ -128,13 +153,36 @@ def divergence_rows(student: Any, teacher: Any, n: Any, s: Any, terms: Any, scal
                     slope[j] = t
                     g += t
                     q[j] = q_j
-            elif kind == SKEW_REVERSE:
+            elif kind == SKEW_REVERSE or held:
                 for j in range(start, stop):
                     p_j, q_j = p[j] * z_p, q[j] * z_q
                     m_j = max(a * q_j + b * p_j, _LEAST_MASS)
                     of_q = ((wide(row[j]) - m_q) * sharpness - log_q - log32(m_j)) * q_j if q_j > f32(0.0) else f32(0.0)
                     f += of_q
-                    t = of_q - (a * q_j) * (q_j / m_j)
+                    t = of_q - (fixed if held else (a * q_j) * (q_j / m_j))
+                    slope[j] = t
+                    g += t
+                    q[j] = q_j
+            elif kind == ADAPTIVE:
+                for j in range(start, stop):
+                    p_j, q_j = p[j] * z_p, q[j] * z_q
+                    x = (wide(other[j]) - m_p) * rate
+                    kept = x >= edge and x > _DROPPED
+                    gap = ((wide(row[j]) - m_q) - x) * sharpness - (log_q - log_p)
+                    of_q = (f32(1.0) - share) * q_j * gap if kept and q_j > f32(0.0) else f32(0.0)
+                    outside += q_j > f32(0.0) and not kept
+                    f += of_q - share * p_j * gap if p_j > f32(0.0) else of_q
+                    t = of_q - share * p_j
+                    slope[j] = t
+                    g += t
+                    q[j] = q_j
+            elif kind == GENERALISED:
+                for j in range(start, stop):
+                    p_j, q_j = p[j] * z_p, q[j] * z_q
+                    x = (wide(other[j]) - m_p) * rate
+                    gap = (x - (wide(row[j]) - m_q)) * sharpness - (log_p - log_q)
+                    t = q_j - p_j if x >= edge and x > _DROPPED else f32(0.0)
+                    f += t + p_j * gap if x >= edge and p_j > f32(0.0) else t
                     slope[j] = t
                     g += t
                     q[j] = q_j

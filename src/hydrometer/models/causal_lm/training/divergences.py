@@ -29,11 +29,18 @@ KINDS = {
     "jsd_scaled": kernels.JSD,
     "skew_kl_teacher_student": kernels.SKEW_FORWARD,
     "skew_kl_student_teacher": kernels.SKEW_REVERSE,
+    "skew_kl_student_teacher_detached": kernels.SKEW_REVERSE_DETACHED,
+    "adaptive_kl": kernels.ADAPTIVE,
+    "generalised_kl": kernels.GENERALISED,
     "total_variation": kernels.TOTAL_VARIATION,
 }
 
 
-_PLAIN = {"skew_kl_teacher_student": kernels.FORWARD, "skew_kl_student_teacher": kernels.REVERSE}
+_PLAIN = {
+    "skew_kl_teacher_student": kernels.FORWARD,
+    "skew_kl_student_teacher": kernels.REVERSE,
+    "skew_kl_student_teacher_detached": kernels.REVERSE,
+}
 
 
 def to_gradient(
@@ -72,8 +79,11 @@ def _to_gradient_by_torch(
     student_mW: Tensor, teacher_mW: Tensor, vocab_size: int, s: Selectivity | None, d: Divergence, scale: float
 ) -> float:
     wide = torch.promote_types(student_mW.dtype, torch.float32)
-    kept_mV = selected_log_weights(teacher_mW[:, :vocab_size].to(wide), s).log_weights
-    log_p_mV = (kept_mV / d.temperature).log_softmax(-1)
+    kept = selected_log_weights(teacher_mW[:, :vocab_size].to(wide), s)
+    log_p_mV = (kept.log_weights / d.temperature).log_softmax(-1)
+    if d.kind == "generalised_kl":  # mass of the dropped is not shared out
+        whole_mV = (kept.tempered / d.temperature).log_softmax(-1)
+        log_p_mV = torch.where(kept.log_weights == -torch.inf, -torch.inf, whole_mV)
     log_q_mV = (student_mW[:, :vocab_size].to(wide) / d.temperature).log_softmax(-1)
     value_mV, slope_mV = _terms(d, log_p_mV, log_q_mV)
     gradient_mV = slope_mV - log_q_mV.exp() * slope_mV.sum(-1, keepdim=True)
@@ -107,10 +117,22 @@ def _terms(d: Divergence, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]
         case "skew_kl_teacher_student":
             log_m = mixed(w)
             return where(p, log_p - log_m), -(1 - w) * where(p, (log_q - log_m).exp())
-        case "skew_kl_student_teacher":
+        case "skew_kl_student_teacher" | "skew_kl_student_teacher_detached":
             log_m = mixed(1 - w)
             found = where(q, log_q - log_m)
-            return found, found - w * where(q, (log_q - log_m).exp())
+            of_m = 0.0 if d.kind.endswith("detached") else w * where(q, (log_q - log_m).exp())
+            return found, found - of_m
+        case "adaptive_kl":
+            gap = (p - q).abs()
+            in_head = selected_log_weights(log_p, Selectivity(top_p=w)).log_weights > -torch.inf
+            share = torch.where(in_head, gap, 0.0).sum(-1, keepdim=True) / gap.sum(-1, keepdim=True)
+            share = share.nan_to_num(0.5)  # equal laws
+            found = (1 - share) * where(q, log_q - log_p)
+            slope = torch.where(torch.isfinite(found), found, 0.0) - share * p
+            return share * where(p, log_p - log_q) + found, slope
+        case "generalised_kl":
+            beside = torch.where(log_p == -torch.inf, 0.0, q - p)
+            return where(p, log_p - log_q) + beside, beside
         case _:
             return (p - q).abs() / 2, q * torch.sign(q - p) / 2
 

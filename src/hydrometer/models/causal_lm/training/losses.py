@@ -26,7 +26,7 @@ from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.objective_spec import Divergence
 from hydrometer.models.causal_lm.training.divergences import to_gradient
 
-__all__ = ["TeacherRows", "linear_cross_entropy", "linear_divergence"]
+__all__ = ["TeacherRows", "linear_cross_entropy", "linear_divergence", "linear_policy_gradient"]
 
 _CHUNK = 1024
 
@@ -146,11 +146,44 @@ def linear_divergence(
             logits_mW += own
         return found
 
+    return _through(states_MD, head, _Settings(gradient, n_items, holes, made, _CHUNK // 2))
+
+
+def linear_policy_gradient(
+    states_MD: Tensor,
+    head: tuple[Tensor, Tensor | None] | None,
+    ids_M: Tensor,
+    target: tuple[Tensor, Tensor],
+    *,
+    n_items: float,
+    vocab_size: int,
+    holes: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Estimate KL(q, p) from the rows' own tokens, with the policy gradient in the place of the value's.
+
+    Summed over rows and divided by `n_items`. The other parameters are those of `linear_divergence`.
+
+    Parameters
+    ----------
+    target : log p - log q of each token, and its advantage: what the gradient of -log q is multiplied by, (M,) each.
+    """
+    log_ratio_M, advantage_M = target
+
+    def gradient(logits_mW: Tensor, rows: slice) -> float:
+        _to_gradient(logits_mW, ids_M[rows], vocab_size, 1 / n_items)
+        logits_mW *= advantage_M[rows, None].to(logits_mW.dtype)
+        return -float(log_ratio_M[rows].sum())
+
+    return _through(states_MD, head, _Settings(gradient, n_items, holes, dtype or states_MD.dtype, _CHUNK))
+
+
+def _through(states_MD: Tensor, head: tuple[Tensor, Tensor | None] | None, settings: _Settings) -> Tensor:
     if head is None:
         apply: Any = _LogitsLoss.apply
-        return apply(states_MD, gradient, n_items)
+        return apply(states_MD, settings.gradient, settings.n_items)
     apply = _LinearLoss.apply
-    return apply(states_MD, *head, _Settings(gradient, n_items, holes, made, _CHUNK // 2))
+    return apply(states_MD, *head, settings)
 
 
 class _LogitsLoss(torch.autograd.Function):

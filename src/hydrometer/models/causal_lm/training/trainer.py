@@ -12,6 +12,7 @@ padding, and each of its prompts once (`packed_rows`).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
@@ -32,7 +33,15 @@ from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training, level_spec
-from hydrometer.models.causal_lm.training.answer_loss import Answers, collate, held_out_value, loss_of, matched_by
+from hydrometer.models.causal_lm.training.answer_loss import (
+    Answers,
+    OwnRows,
+    collate,
+    held_out_value,
+    loss_of,
+    matched_by,
+    own_rows_of,
+)
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.training.determinism import reproducible
 from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, join_group
@@ -77,6 +86,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         matched = matched_by(request, training, data, validate)
         loss = loss_of(law, training, matched)
         own = held.enter_context(optimised(lm, level, seed))
+        drawn = own_rows_of(request, replace(law, prompts=asked.prompts), own.gather, training, data.prompt_index)
         group = join_group(lm, training, loss)
         evaluations = Evaluations(
             replace(law, prompts=asked.prompts),
@@ -86,14 +96,16 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
             len(data),
             request.tick,
             group,
-            None if matched is None else held_out_value(law, training, matched),
+            None if matched is None else held_out_value(law, training, matched, drawn),
         )
         kept = _checkpoints(training, request.partial, evaluations, group, held)
         arguments = trainer_arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
         trainer = _MLETrainer(own.trained, loss, arguments, data, evaluations, group)
+        trainer.drawn = drawn
         start = _goes_on_from(trainer, kept, evaluations, group)
         if start is not None and (at := int(start.rpartition("-")[2])) >= evaluations.steps:
             trainer.load(start)  # killed after the last step, before the law was stored
+            trainer.state = TrainerState.load_from_json(str(Path(start) / "trainer_state.json"))
             evaluations.finish(at)
         elif not evaluations.is_over:  # a checkpoint of the last step before an early stop
             trainer.train(resume_from_checkpoint=start)
@@ -103,7 +115,9 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         **evaluations.notes,
         **evaluations.info,
         "steps": evaluations.step,
-        "tokens": int(data.lengths.sum()) * evaluations.step // training.steps(len(data))[0],
+        "tokens": int(data.lengths.sum()) * evaluations.step // training.steps(len(data))[0]
+        if drawn is None
+        else trainer.state.num_input_tokens_seen,
         "n_parameters": lm.n_parameters,
     }
     return Fitted(law, info)
@@ -138,6 +152,7 @@ class _MLETrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.lm, self.loss, self.group = lm, loss, group
+        self.drawn: OwnRows | None = None
         # The loss divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
         self.model_accepts_loss_kwargs = True
 
@@ -159,6 +174,20 @@ class _MLETrainer(Trainer):
         if not torch.isfinite(loss):
             raise FitError("the loss is not finite", got=loss.item(), fix="lower the learning rate")
         return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Batches of a step: the data's, or the student's own rows in their place."""
+        given, n = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.drawn is None:
+            return given, n
+        step = self.state.global_step
+        if given and self.drawn.takes(step):
+            given = [own for _, own in zip(given, self.drawn.step(step), strict=False)]
+            n = sum(int((batch["labels"] != IGNORED).sum()) for batch in given)
+        self.state.num_input_tokens_seen += int(n or 0)  # kept with checkpoints
+        return given, n
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Every row of a batch, or this process's."""
