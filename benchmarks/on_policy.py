@@ -81,7 +81,7 @@ def by_hydrometer(lm: CausalLM, steps: int, losses: list[float]) -> list[float]:
     ours.fit(
         FitRequest(
             prompts_only, None, law, law, level, "student", "kl_student_teacher", Stream(0), tick,
-            selectivity=Selectivity(),
+            selectivity=Selectivity(temperature=1.0),
         )
     )  # fmt: skip
     return at

@@ -30,9 +30,8 @@ COLD = Selectivity(temperature=0.7)
 NAMES = kinds(
     "kl_student_teacher",
     "jsd(mle=0.3)",
-    "skew_kl_student_teacher_detached(weight=0.4)",
     campaign="kl_teacher_student jsd jsd_scaled skew_kl_teacher_student skew_kl_student_teacher total_variation "
-    "adaptive_kl generalised_kl kl_teacher_student(temperature=2.0)",
+    "generalised_kl kl_teacher_student(temperature=2.0)",
 )
 
 
@@ -94,10 +93,22 @@ def objective(name: str, log_p, log_q, own):
         "jsd_scaled": lambda: (w * kl(p, m) + (1 - w) * kl(q, m)) / (w * (1 - w)),
         "skew_kl_teacher_student": lambda: kl(p, m),
         "skew_kl_student_teacher": lambda: kl(q, (1 - w) * p + w * q),
+        "skew_kl_student_teacher_detached": lambda: kl(q, (1 - w) * p + w * q.detach()),
+        "adaptive_kl": lambda: adaptive(p, q, w),
+        "generalised_kl": lambda: kl(p, q),
         "total_variation": lambda: (p - q).abs().sum(-1).mean() / 2,
     }[d.kind]()
     likelihood = log_q.gather(-1, own[:, None]).mean()
     return (1 - d.mle) * t**2 * value - d.mle * likelihood
+
+
+def adaptive(p, q, mass):
+    """Both directions, weighed by head and tail as the paper has it."""
+    ranked, order = p.sort(-1, descending=True)
+    gap = (p - q.detach()).abs().gather(-1, order)
+    share = (gap * (ranked.cumsum(-1) - ranked < mass)).sum(-1) / gap.sum(-1)
+    forward, reverse = ((a * (a.log() - b.log())).sum(-1) for a, b in ((p, q), (q, p)))
+    return (share * forward + (1 - share) * reverse).mean()
 
 
 def optimum(name: str, log_p, before, own) -> float:
@@ -129,6 +140,24 @@ def test_each_objective_ends_at_its_exact_optimum(truth, table, name, source):
     log_q, *_ = laws(fitted.model.lm.model, asked.data)
     reached = float(objective(name, log_p, log_q, own))
     assert reached <= optimum(name, log_p, before, own) + (5e-3 if name == "total_variation" else 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:LlamaForCausalLM keeps no attention cache")
+@pytest.mark.parametrize("name", ["skew_kl_student_teacher_detached(weight=0.4)", "adaptive_kl"])
+def test_where_a_part_is_held_fixed_a_fit_ends_at_rest(truth, table, name):
+    """Such a gradient is that of no value, so there is no optimum to compare with: it vanishes."""
+    asked = request(truth, name, "teacher")
+    log_p, before, own = laws(truth.lm.model, asked.data, COLD.temperature)
+    log_q, *_ = laws(fit(asked).model.lm.model, asked.data)
+    ends = torch.zeros(V, V, dtype=torch.float64)
+    ends[before] = log_q
+
+    def size(start) -> float:
+        found = start.clone().requires_grad_()
+        objective(name, log_p, found.log_softmax(-1)[before], own).backward()
+        return float(found.grad.norm())
+
+    assert size(ends) < 0.05 * size(torch.zeros_like(ends))
 
 
 def plain(truth: CausalLaw, loss: str, **fields: object) -> FitRequest:

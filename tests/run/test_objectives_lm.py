@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 import hydrometer as hm
@@ -15,6 +16,9 @@ from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.nodes import FitNode
 
 pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[2]
+PREFIXES = ["teacher", "truth", "student", "teacher(student=0.5)"]
 
 
 def spec_of(model: Path, **chain: Any) -> dict[str, Any]:
@@ -29,16 +33,17 @@ def run(spec: dict[str, Any], tmp_path: Path) -> hm.RunResult:
 
 def test_a_run_has_a_student_of_each_and_is_extended_by_more(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     first = run(spec_of(tiny_models["llama"]), tmp_path)
-    methods = {"loss": ["mle", "jsd", "policy_gradient_token"], "prefixes": ["teacher", "truth", "student"]}
+    methods = {"loss": ["mle", "jsd", "policy_gradient_token"], "prefixes": PREFIXES}
     more = run(spec_of(tiny_models["llama"], **methods), tmp_path)
     assert not more.failed_cells
+    jsonschema.validate(more.results, json.loads((ROOT / "docs" / "results.schema.json").read_text()))
     cells = {c["id"]: c for c in more.results["cells"]}
     for cell in first.results["cells"]:  # what was there stays what it was
         assert cells[cell["id"]]["metrics"] == cell["metrics"]
     distilled = {c["group"]: c for c in cells.values() if c["training"] == "distilled" and c["decoding"] is None}
     said = {(c["loss"], c["prefix_source"], c["selectivity"]["temperature"]) for c in distilled.values()}
     sources = {("mle", "teacher"), ("jsd", "teacher"), ("jsd", "truth")}
-    sources |= {("jsd", "student"), ("policy_gradient_token", "student")}
+    sources |= {("jsd", "student"), ("jsd", "teacher(student=0.5)"), ("policy_gradient_token", "student")}
     assert said == {(loss, rows, t) for loss, rows in sources for t in (1.0, 0.6)}
     precisions = {name: c["metrics"]["precision"]["value"] for name, c in distilled.items()}
     assert len(set(precisions.values())) == len(precisions)
