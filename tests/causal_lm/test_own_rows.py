@@ -196,6 +196,27 @@ def test_rows_are_those_that_the_student_draws_with_its_weights_of_that_step(tru
     assert fit(asked(truth, "kl_student_teacher", "student")).info["validation"] == found.info["validation"]
 
 
+def test_adapters_and_accumulated_batches_learn_from_own_rows(truth, monkeypatch):
+    pytest.importorskip("peft")
+    sizes: list[list[int]] = []
+    real = losses.OwnRows.step
+
+    def step(self: losses.OwnRows, step: int):
+        batches = list(real(self, step))
+        sizes.append([len(b["labels"]) for b in batches])
+        return iter(batches)
+
+    monkeypatch.setattr(losses.OwnRows, "step", step)
+    request = asked(truth, "jsd", "student", per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    settings = request.level.training.model_dump() | {"lora": {"r": 4}, "num_train_epochs": 8}
+    level = LevelSpec(init="truth", training=Training.model_validate(settings))
+    found = fit(replace(request, level=level))
+    # Twelve rows make three batches: of what the last step of an epoch draws it learns one.
+    assert sizes == [[4, 4]] * 16
+    objective = [e["objective"] for e in found.info["validation"]]
+    assert min(objective) < 0.8 * objective[0]
+
+
 def test_every_prompt_of_the_data_is_answered_once_before_any_again(truth):
     request = asked(truth, "jsd", "student", per_device_train_batch_size=5)
     data = request.data.take(np.arange(12))
