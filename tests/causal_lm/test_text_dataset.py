@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hydrometer.core.errors import DataError
-from hydrometer.models.causal_lm.data.text_dataset import MAX_ROWS, read_answers, read_questions
+from hydrometer.models.causal_lm.data.row_files import rows_of
+from hydrometer.models.causal_lm.data.text_dataset import MAX_ROWS, guessed_columns, read_answers, read_questions
 
 TURNS = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
 REPLY = {"role": "assistant", "content": "a"}
@@ -129,3 +130,52 @@ def test_files_that_are_no_text_or_too_large(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1]}), path)
     with pytest.raises(DataError, match="no column that is read"):
         read_questions(path)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_list_of_objects_is_read_row_by_row(tmp_path: Path, indent: int | None, mark: bytes) -> None:
+    """As Alpaca's file; rows longer than what is read at once, and brackets in texts."""
+    rows = [{"instruction": "é" * (i * 977 % 90_000), "input": f"], [{i}", "output": "a]"} for i in range(60)]
+    path = tmp_path / "alpaca.json"
+    path.write_bytes(mark + json.dumps(rows, indent=indent, ensure_ascii=False).encode())
+    assert [r for _, r in rows_of(path, ())] == rows
+    found = read_answers(path)
+    assert [(a.turns[0][1], a.answer) for a in found[:1]] == [("], [0", "a]")]
+    assert found[59].where == "alpaca.json, row 60"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "holds no row"),
+        ("[", "after row 0 comes no JSON object"),
+        ('[{"prompt": "q"}', "after row 1 comes no JSON object"),
+        ('[{"prompt": "q"}, ]', "after row 1 comes no JSON object"),
+        ('[{"prompt": "q"} {"prompt": "q"}]', "after row 1 comes no JSON object"),
+        ('["q"]', "row 1: a row must be a JSON object"),
+        ("[" * 100_000, "after row 0 comes no JSON object"),
+        ('[{"prompt": "' + "q" * 2_000_000 + '"}]', "at most 1000000 bytes"),
+        ("[" + ", ".join(['{"prompt": "q"}'] * (MAX_ROWS + 1)) + "]", f"more than {MAX_ROWS}"),
+    ],
+)
+def test_a_broken_list_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "guess"),
+    [
+        ({"Prompt": "q", "Completion": "a"}, {"prompt": "Prompt", "completion": "Completion"}),
+        ({"Answer": "a", "Question": "q"}, {"prompt": "Question", "completion": "Answer"}),
+        ({"id": "7", "Frage": "q", "n": 3, "Antwort": "a"}, {"prompt": "Frage", "completion": "Antwort"}),
+        ({"Messages": [{"role": "user", "content": "q"}], "source": "x"}, {"messages": "Messages"}),
+        ({"Frage": "q"}, {"prompt": "Frage"}),
+        ({"a": 1, "b": "2"}, {}),
+    ],
+)
+def test_columns_without_a_known_name_are_guessed(tmp_path: Path, row: Any, guess: dict[str, str]) -> None:
+    assert guessed_columns(lines(tmp_path, row)) == guess

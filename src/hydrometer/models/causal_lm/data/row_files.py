@@ -1,4 +1,4 @@
-"""Rows of a person's file or data set, as dictionaries, under limits: JSON lines, Parquet, CSV, or what datasets opens.
+"""Rows of a person's file or data set, as dictionaries, under limits: JSON, Parquet, CSV, or what datasets opens.
 
 Needs neither torch nor transformers; the library datasets only where a data set is named.
 """
@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,6 +26,7 @@ MAX_LINE_BYTES = 1_000_000
 MAX_FILE_BYTES = 256_000_000
 MAX_ROWS = 100_000
 _PARQUET_ROWS = 256
+_PIECE = 65_536
 _MOST_VALUES = 100 * MAX_ROWS  # of a column: turns of all conversations together
 pq = cast("Any", pyarrow.parquet)
 
@@ -52,12 +54,14 @@ def rows_of(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, dic
         return
     try:
         with _open(source) as f:
-            is_parquet = f.read(4) == b"PAR1"
+            head = f.read(64)
             f.seek(0)
-            if is_parquet:
+            if head.startswith(b"PAR1"):
                 yield from _parquet(f, name, columns)
             elif name.lower().endswith(".csv"):
                 yield from _csv(f, name)
+            elif name.lower().endswith(".json") and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                yield from _list(f, name)
             else:
                 yield from _lines(f, name)
     except (OSError, ValueError) as e:  # a name with NUL
@@ -89,6 +93,36 @@ def _lines(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write one JSON object a line")
         keyed = cast("dict[str, Any]", row)
         yield where, keyed
+
+
+def _list(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of one JSON list, parsed one by one."""
+    text = io.TextIOWrapper(f, encoding="utf-8-sig")
+    decode, rest, before, number = json.JSONDecoder().raw_decode, "", "[", 0
+    try:
+        while not (before == "," and rest.startswith("]")):
+            inner = rest[1:].lstrip()
+            if rest.startswith("[") and before == "[" and inner.startswith("]"):
+                return
+            row, end = None, 0
+            with suppress(ValueError, RecursionError):  # a row of which only a part is read yet is no JSON
+                row, end = decode(inner) if rest.startswith(before) else (None, 0)
+            if end:
+                number += 1
+                _count(number, name)
+                where = f"{name}, row {number}"
+                if not isinstance(row, dict):
+                    raise DataError(f"{where}: a row must be a JSON object", got=row, fix="write a list of objects")
+                yield where, cast("dict[str, Any]", row)
+                rest, before = inner[end:].lstrip(), ","
+                continue
+            piece = text.read(_PIECE) if len(rest) <= MAX_LINE_BYTES else ""
+            if not piece:
+                what = f"{name}: after row {number} comes no JSON object of at most {MAX_LINE_BYTES} bytes"
+                raise DataError(what, got=rest[:80], fix="write a list of objects, or one object a line")
+            rest = (rest + piece).lstrip()
+    finally:
+        text.detach()  # the file is closed by whoever opened it
 
 
 def _csv(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -28,12 +28,23 @@ from hydrometer.core.errors import DataError
 from hydrometer.models.causal_lm.data.row_files import MAX_LINE_BYTES, MAX_ROWS, Source, name_of, rows_of
 from hydrometer.models.causal_lm.truth_spec import File
 
-__all__ = ["MAX_ROWS", "Answered", "Shape", "Turns", "read_answers", "read_questions", "said_columns", "turns_in_text"]
+__all__ = [
+    "MAX_ROWS",
+    "Answered",
+    "Shape",
+    "Turns",
+    "guessed_columns",
+    "read_answers",
+    "read_questions",
+    "said_columns",
+    "turns_in_text",
+]
 
 Turns = tuple[tuple[str, str], ...]
 """(role, content) of a conversation's messages."""
 
 Shape = Literal["prompt", "messages", "text"]
+Column = Literal["messages", "prompt", "completion", "text"]
 
 _QUESTIONS: tuple[Shape, ...] = ("messages", "prompt", "text")
 _ANSWERS = ("completion", "answer", "response", "output")
@@ -156,6 +167,24 @@ def said_columns(rows: Sequence[Answered]) -> str | None:
         return None
     below = " with the input below it" if asked == "instruction" and "input" in seen else ""
     return f"the prompt is the {asked}{below}" + ("" if replied is None else f", the answer the {replied}")
+
+
+def guessed_columns(source: Source) -> dict[Column, str]:
+    """Guess what a file's columns are where none has a name that is read: a known name otherwise spelt, else the order.
+
+    Empty where nothing can be guessed. Raises DataError.
+    """
+    _, first = next(rows_of(source, _COLUMNS), ("", dict[str, Any]()))
+    spelt = {str(c).strip().lower(): str(c) for c in first}
+    for name in ("messages", "conversations"):
+        if name in spelt:
+            return {"messages": spelt[name]}
+    texts = [str(c) for c, v in first.items() if isinstance(v, str) and v.strip() and not v.strip().isnumeric()]
+    asked = next((spelt[n] for n in ("prompt", "question", "instruction") if n in spelt), *texts[:1] or [None])
+    rest = [c for c in texts if c != asked]
+    replied = next((spelt[n] for n in _ANSWERS if n in spelt), *rest[:1] or [None])
+    guessed: dict[Column, str | None] = {"prompt": asked, "completion": replied}
+    return {what: own for what, own in guessed.items() if own is not None}
 
 
 def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
