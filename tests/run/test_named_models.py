@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import jsonschema  # noqa: E402
+import yaml  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import hydrometer as hm  # noqa: E402
@@ -23,6 +24,7 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.report import build_report  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
+from hydrometer.run.results.model_card import model_card  # noqa: E402
 from hydrometer.run.results.named_models import named_models  # noqa: E402
 from hydrometer.stages.cells import Cell, Place  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
@@ -49,14 +51,17 @@ def test_a_model_is_opened_by_its_name(tmp_path: Path, truth: Path) -> None:
     assert {p.name for p in (out / "models").iterdir()} == {*STUDENTS, "teacher"}
     named = {m.name: m for m in named_models(out)}
     for cell in found.results["cells"]:
-        own = cell["decoding"] is None and cell["role"] != "truth"
-        assert ("name" in cell) is own
-        if own:
+        is_named = cell["decoding"] is None and cell["role"] != "truth"
+        assert ("name" in cell) is is_named
+        if is_named:
             assert named[cell["name"]].cell == cell["id"]
             fit = (out / "artifacts" / cell["artifacts"]["fit"]).resolve()
-            assert fit == named[cell["name"]].place.resolve() == (out / "models" / cell["name"]).resolve()
+            own = out / "models" / cell["name"]
+            assert named[cell["name"]].place == own
+            links = [p for p in own.iterdir() if p.name != "README.md"]
+            assert {p.resolve() for p in links} == {p for p in fit.iterdir() if p.name != "meta.json"}
+            assert not any(p.readlink().is_absolute() for p in links)  # the folder can be moved
     link = out / "models" / "distilled-t0.6-seed1"
-    assert not link.readlink().is_absolute()  # the folder can be moved
     judged = judge_models([link], truth=truth, answers_per_prompt=64, out=tmp_path / "judged")
     assert judged.results["cells"][1]["model"] == "distilled-t0.6-seed1"
     here = next(c for c in found.results["cells"] if c.get("name") == link.name)["metrics"]["precision"]
@@ -69,6 +74,55 @@ def test_a_model_is_opened_by_its_name(tmp_path: Path, truth: Path) -> None:
     assert "direct-seed0" in build_report([out]).read_text(encoding="utf-8")
     hm.adopt(out, model=link, name="trl", selectivity="temperature=0.6")
     assert (out / "models" / "adopted-trl-distilled-t0.6-seed0").is_dir()
+    check_cards(out, truth, found.results)
+
+
+def check_cards(out: Path, truth: Path, results: dict[str, Any]) -> None:
+    """A card says whose student it is, its figures as the results have them, and what makes it again."""
+    cards = {p.parent.name: p.read_text("utf-8") for p in (out / "models").glob("*/README.md")}
+    assert cards.keys() == {*STUDENTS, "teacher", "adopted-trl-distilled-t0.6-seed0"}
+    for cell in results["cells"]:
+        if "name" in cell:
+            _, front, body = cards[cell["name"]].split("---\n", 2)
+            assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["distillation", "hydrometer"]}
+            low, high = cell["metrics"]["recall"]["ci95"]
+            assert f"| recall | {cell['metrics']['recall']['value']:.5g} | {low:.5g} to {high:.5g} | nats |" in body
+            assert cell["artifacts"]["fit"] in body
+    body = cards["distilled-t0.6-seed1"]
+    assert '| teacher\'s setting | {"temperature": 0.6} |' in body
+    assert "| trained on | the teacher's rows |" in body
+    assert "| trained on | the truth's rows |" in cards["direct-seed1"]
+    assert '| starts from | {"layers_of": "above", "layers": [0]} |' in body
+    assert f"| base | {truth} |" in body
+    assert f"| torch | {torch.__version__} |" in body
+    said = yaml.safe_load(body.rpartition("```yaml\n")[2].rpartition("```")[0])
+    assert said == results["specs"][-1]
+    assert f"`{results['spec_hashes'][-1]}.yaml`" in body
+    assert '"adopted": "trl"' in cards["adopted-trl-distilled-t0.6-seed0"]
+
+
+GIVEN = {"source": "org/teacher"}
+
+
+@pytest.mark.parametrize(
+    ("init", "teacher", "training", "base"),
+    [
+        ("scratch", GIVEN, "distilled", None),
+        ("truth", GIVEN, "distilled", "org/truth"),
+        ("above", GIVEN, "distilled", "org/teacher"),
+        ("above", GIVEN, "direct", "org/truth"),
+        ({"layers_of": "above", "layers": [0]}, {"init": {"source": "org/other"}}, "distilled", "org/other"),
+        ("above", {"init": "scratch"}, "distilled", None),
+        ({"source": "org/small"}, "truth", "direct", "org/small"),
+        ({"source": "./small"}, "truth", "direct", None),
+    ],
+)
+def test_a_card_names_a_base_on_a_hub(init: object, teacher: object, training: str, base: str | None) -> None:
+    chain = {"truth": {"source": "org/truth"}, "teacher": teacher, "student": {"init": init}}
+    record = {"name": "x", "id": "y", "role": "student", "metrics": {}, "artifacts": {"fit": "fit-0"}}
+    record["training"] = training
+    front = yaml.safe_load(model_card(record, chain, "org/truth", {}, {}).split("---\n")[1])
+    assert front.get("base_model") == base
 
 
 def test_a_list_serves_where_links_cannot(tmp_path: Path, truth: Path) -> None:
@@ -82,8 +136,8 @@ def test_a_list_serves_where_links_cannot(tmp_path: Path, truth: Path) -> None:
     assert "give --cache" in str(caught.value)
     hm.run(spec, out=tmp_path / "here", overrides=overrides, cache=tmp_path / "local")
     link = tmp_path / "here" / "models" / "direct-seed0"
-    assert link.resolve().parent == tmp_path / "local"
-    link.unlink()
+    assert (link / "config.json").resolve().parents[1] == tmp_path / "local"
+    shutil.rmtree(link)
     link.mkdir()  # somebody's own: nothing is written there
     hm.run(spec, out=tmp_path / "here", overrides=overrides, cache=tmp_path / "local")
     assert not any(link.iterdir())
@@ -127,8 +181,8 @@ def test_names_from_elsewhere_lead_nowhere(tmp_path: Path, truth: Path, name: ob
     out = tmp_path / "out"
     hm.run(begin(tmp_path, truth), out=out)
     link = out / "models" / "direct-seed0"
-    own = link.resolve()
-    link.unlink()
+    own = (link / "config.json").resolve().parent
+    shutil.rmtree(link)
     link.symlink_to(truth)  # no model of this run
     assert {m.name: m.place for m in named_models(out)}["direct-seed0"].resolve() == own
     results = json.loads((out / "results.json").read_text())

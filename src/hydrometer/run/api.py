@@ -33,6 +33,7 @@ from hydrometer.run.graph.reopen import training_rows
 from hydrometer.run.preflight.diagnosis import diagnose, keep
 from hydrometer.run.results.engine_records import crossed_records, engine_records
 from hydrometer.run.results.map_records import MapBooks
+from hydrometer.run.results.model_card import cards
 from hydrometer.run.results.named_models import link_models
 from hydrometer.run.results.provenance import versions
 from hydrometer.run.results.run_result import RunResult
@@ -178,7 +179,8 @@ def results_of(
     for record in records:
         folder.put("records", str(record["id"]), record)
     openable = {name for name, chain in plan.chains.items() if isinstance(chain.context.family, GivenModels)}
-    link_models(folder, [r for r in records if r["chain"] in openable], store)
+    accepted = {content_key(plain(a)): a for a in folder.accepted()}
+    link_models(folder, [r for r in records if r["chain"] in openable], store, cards(plan, accepted))
     contrasts: list[object] = []
     groups: dict[str, object] = {}
     chains: dict[str, dict[str, object]] = {}
@@ -209,12 +211,11 @@ def results_of(
     for chain_name, chain in plan.chains.items():
         found_advice = answer(folder, name, plan, chain, store, by_id, missing.get(chain_name, ()))
         chains[chain_name] |= {} if found_advice is None else {"advice": found_advice}
-    accepted = folder.accepted()
     return {
         "schema": SCHEMA,
         "name": name,
-        "specs": [a["spec"] for a in accepted],
-        "spec_hashes": [content_key(plain(a)) for a in accepted],
+        "specs": [a["spec"] for a in accepted.values()],
+        "spec_hashes": list(accepted),
         "versions": versions(),
         **({"partial": missing} if missing else {}),
         "cells": records,

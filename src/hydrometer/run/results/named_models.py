@@ -1,22 +1,26 @@
 """Models of a run by name: `distilled-t0.7-seed0` in place of an artifact's key.
 
-A cell's record has its model's name (`stages.cells.Cell.model_name`). In a folder `models/NAME` is a link to a language
-model's artifact, which everything opens that opens a model's folder; an object store has no links, and the list alone.
+A cell's record has its model's name (`stages.cells.Cell.model_name`). In a folder `models/NAME` holds the model's card,
+and links to the files of a language model's artifact: everything opens it that opens a model's folder. The card is not
+in the artifact, which other runs may share and judge otherwise. An object store has no links, and the list alone.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydrometer.core.errors import FolderError
+from hydrometer.core.io.files import replacing
 from hydrometer.core.io.yaml_io import is_object
-from hydrometer.store.artifacts import ArtifactStore
+from hydrometer.run.results.model_card import CARD
+from hydrometer.store.artifacts import META, ArtifactStore
 from hydrometer.store.path_safety import refuse_links
 from hydrometer.store.records import RunFolder, load_results
 from hydrometer.store.remote import RemoteArtifacts, open_store
@@ -82,17 +86,25 @@ def named_models(folder: str | Path | Url, *, cache: str | Path | Url | None = N
 
 
 def _linked(home: Path | Url, name: str, model: Path | Url) -> Path | Url:
-    """Return the model's link where it leads to the model, else the model's own folder."""
+    """Return the model's folder of links where they lead to the model, else the model's own folder."""
     if isinstance(home, Url) or isinstance(model, Url):
         return model
-    link = home / FOLDER / name
-    return link if link.is_symlink() and link.resolve() == model.resolve() else model
+    folder = home / FOLDER / name
+    if folder.is_symlink():  # as runs of earlier releases have it
+        return folder if folder.resolve() == model.resolve() else model
+    found = _links(folder)
+    return folder if found and all(p.resolve() == model.resolve() / p.name for p in found) else model
 
 
-def link_models(folder: RunFolder, records: Iterable[Mapping[str, Any]], store: ArtifactStore) -> None:
-    """Link ``models/NAME`` to every judged model's artifact, where both are folders; what else is there is left alone.
+def link_models(
+    folder: RunFolder,
+    records: Iterable[Mapping[str, Any]],
+    store: ArtifactStore,
+    card: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Link ``models/NAME/FILE`` to every judged model's files, with its card; what else is there is left alone.
 
-    A file system without links has none: `named_models` says where models are.
+    Only where run and artifacts are folders; on a file system without links `named_models` alone says where models are.
     """
     if not isinstance(folder.place, Path) or isinstance(store, RemoteArtifacts):
         return
@@ -103,13 +115,38 @@ def link_models(folder: RunFolder, records: Iterable[Mapping[str, Any]], store: 
             key = str(record["artifacts"]["fit"]).removeprefix("fit-")
             with suppress(OSError):
                 home.mkdir(exist_ok=True)
-                _link(home / record["name"], Path(os.path.relpath(store.path("fit", key), home)))
+                if _link(home / record["name"], store.path("fit", key)):
+                    folder.keep(f"{FOLDER}/{record['name']}", CARD, card(record).encode())
 
 
-def _link(link: Path, target: Path) -> None:
-    if link.is_symlink():
-        if link.readlink() == target or not _ARTIFACT.fullmatch(link.readlink().name):
-            return
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(target, target_is_directory=True)
+def _links(folder: Path) -> list[Path]:
+    """Return the links of a folder that holds links to an artifact's files, and a card, alone; else nothing."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    held = [p for p in folder.iterdir() if p.name != CARD]
+    ours = all(p.is_symlink() and _ARTIFACT.fullmatch(p.readlink().parent.name) for p in held)
+    return held if ours else []
+
+
+def _link(folder: Path, model: Path) -> bool:
+    """Make a folder of links to a model's files, in the place of one to another model; whether it is there then."""
+    files = [p for p in model.iterdir() if p.name != META]
+    wanted = {folder / p.name: Path(os.path.relpath(p, folder)) for p in files}
+    found = _links(folder)
+    if found and {p: p.readlink() for p in found} == wanted:
+        return True
+    if folder.is_symlink() and _ARTIFACT.fullmatch(folder.readlink().name):  # of an earlier release
+        folder.unlink()
+    elif found:
+        shutil.rmtree(folder)  # removes links, not what they lead to
+    if folder.exists() or folder.is_symlink():
+        return False
+    with replacing(folder) as made:
+        made.mkdir()
+        try:
+            for link, target in wanted.items():
+                (made / link.name).symlink_to(target)
+        except OSError:
+            shutil.rmtree(made)
+            raise
+    return True
