@@ -1,7 +1,7 @@
-"""Write, or with --check compare, the files in docs/ that are generated from the code.
+"""Write, or with --check compare, the files that are generated from the code.
 
 docs/cli.md             every command's help
-docs/spec.schema.json   JSON schema of a specification
+src/hydrometer/recipes/spec.schema.json  JSON schema of a specification; docs/spec.schema.json is a link to it
 docs/public-surface.txt all public names
 """
 
@@ -24,6 +24,7 @@ COMMANDS = (
     ["run"],
     ["plan"],
     ["doctor"],
+    ["init"],
     ["recipes"],
     ["report"],
     ["judge"],
@@ -75,7 +76,7 @@ def main() -> int:
     """Write or compare; the exit status of the comparison."""
     made = {
         ROOT / "docs" / "cli.md": cli_page(),
-        ROOT / "docs" / "spec.schema.json": spec_schema(),
+        ROOT / "src" / "hydrometer" / "recipes" / "spec.schema.json": spec_schema(),
         ROOT / "docs" / "public-surface.txt": surface(json.loads(spec_schema())),
     }
     stale = [p for p, text in made.items() if not p.is_file() or p.read_text() != text]

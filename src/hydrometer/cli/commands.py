@@ -15,9 +15,10 @@ import typer
 from hydrometer._version import __version__
 from hydrometer.cli import exchange_commands
 from hydrometer.cli.exit import end_with
+from hydrometer.cli.init_command import init_command
 from hydrometer.cli.judge_command import judge_command
 from hydrometer.cli.models_command import models_command
-from hydrometer.cli.options import Address, Artifacts, Executor, Json, Out, Overrides, Recipe, filled
+from hydrometer.cli.options import Address, Artifacts, Executor, Json, Out, Overrides, Recipe, filled, recipe_names
 from hydrometer.cli.plan_command import plan_command
 from hydrometer.cli.result_output import LONGEST, say_drawn, say_results
 from hydrometer.core.errors import InputError, one_line
@@ -27,7 +28,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Measure and steer LLM distillation.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -93,7 +93,10 @@ def run_command(
 @app.command("doctor")
 def doctor_command(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.", autocompletion=recipe_names
+        ),
     ] = None,
     out: Out = None,
     overrides: Overrides = None,
@@ -128,6 +131,7 @@ def doctor_command(
 
 
 app.command("plan")(plan_command)
+app.command("init")(init_command)
 
 
 @app.command("recipes")

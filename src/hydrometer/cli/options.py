@@ -9,11 +9,24 @@ from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import typer
 
-__all__ = ["Address", "Artifacts", "Executor", "Json", "Out", "Overrides", "Recipe", "filled"]
+__all__ = ["Address", "Artifacts", "Executor", "Json", "Out", "Overrides", "Recipe", "filled", "recipe_names"]
 
 T = TypeVar("T")
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.")]
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Return the recipes whose names begin so, for a shell that completes; it completes files itself."""
+    from hydrometer.run.graph.recipes import recipes
+
+    return [name for name in recipes() if name.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|FILE.yaml", help="A recipe's name, or a specification.", autocompletion=recipe_names
+    ),
+]
 Out = Annotated[
     str | None,
     typer.Option("--out", metavar="DIR|URL", help="The run's folder, or s3://bucket/prefix. [default: runs/NAME]"),
