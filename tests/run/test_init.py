@@ -18,6 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 import hydrometer as hm  # noqa: E402
 from hydrometer.cli.commands import app  # noqa: E402
 from hydrometer.core.errors import DataError, InputError  # noqa: E402
+from hydrometer.integrations import PlaneCallback  # noqa: E402
 from hydrometer.models.causal_lm.drafting.drafts import begin, guesses_of  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
@@ -190,16 +191,11 @@ def test_the_command_line_of_judge_judges(models: Path, tmp_path: Path) -> None:
 def test_the_callback_takes_what_is_written(models: Path, tmp_path: Path) -> None:
     messages(tmp_path / "chats.jsonl")
     draft = begin([str(tmp_path / "chats.jsonl"), str(models / "large")], "callback", tmp_path / "callback.py")
-    given: dict[str, object] = {}
-
-    class PlaneCallback:
-        def __init__(self, **keywords: object) -> None:
-            given.update(keywords)
-
-    code = draft.text.replace("from hydrometer.integrations import PlaneCallback", "")
-    assert code != draft.text
-    exec(compile(code, "callback.py", "exec"), {"PlaneCallback": PlaneCallback})
-    assert given == {"truth": str(models / "large"), "prompts": str(tmp_path / "chats.jsonl")}
+    made: dict[str, object] = {}
+    exec(compile(draft.text, "callback.py", "exec"), made)
+    plane = made["plane"]
+    assert isinstance(plane, PlaneCallback)
+    assert (plane.truth, plane.prompts) == (str(models / "large"), str(tmp_path / "chats.jsonl"))
 
 
 def test_nothing_is_overwritten_and_bad_input_is_refused(models: Path, tmp_path: Path) -> None:
