@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hydrometer.core.arguments import of_type
 from hydrometer.core.findings import Finding, note, warning
 from hydrometer.models.finite_selectivity import canonical
@@ -22,34 +24,30 @@ def examine(chain: MixtureChain) -> list[Finding]:
     return list(found.values())
 
 
-def _sizes(chain: MixtureChain) -> list[Finding]:
+def _sizes(chain: MixtureChain) -> Iterator[Finding]:
     teacher = chain.teacher
     if teacher == "truth" or chain.student.n_components <= teacher.n_components:
-        return []
-    return [
-        warning(
-            "student-larger",
-            f"the student has {chain.student.n_components} components, the teacher {teacher.n_components}",
-            "a student that can hold more than its teacher is not the compression that distilling is about",
-            "give the student no more components than the teacher",
-        )
-    ]
+        return
+    yield warning(
+        "student-larger",
+        f"the student has {chain.student.n_components} components, the teacher {teacher.n_components}",
+        "a student that can hold more than its teacher is not the compression that distilling is about",
+        "give the student no more components than the teacher",
+    )
 
 
-def _decoding(chain: MixtureChain) -> list[Finding]:
+def _decoding(chain: MixtureChain) -> Iterator[Finding]:
     if chain.student.n_components > 1 or not any(canonical(s) for s in chain.controls):
-        return []
-    return [
-        note(
-            "decoding-idle",
-            "the student has one component, and decoding names settings for it",
-            "one component has no weights to sharpen: each such row repeats the model as it is, on other draws",
-            "leave decoding out",
-        )
-    ]
+        return
+    yield note(
+        "decoding-idle",
+        "the student has one component, and decoding names settings for it",
+        "one component has no weights to sharpen: each such row repeats the model as it is, on other draws",
+        "leave decoding out",
+    )
 
 
-def _points(chain: MixtureChain) -> list[Finding]:
+def _points(chain: MixtureChain) -> Iterator[Finding]:
     d = chain.truth.law().n_features
     levels = [("student", chain.student, min(chain.data.train, chain.data.distill))]
     if chain.teacher != "truth":
@@ -57,15 +55,13 @@ def _points(chain: MixtureChain) -> list[Finding]:
     for role, level, points in levels:
         parameters = n_parameters(level, d)
         if points < _POINTS_A_PARAMETER * parameters:
-            return [
-                warning(
-                    "few-points",
-                    f"the {role} has {parameters} free parameters and is fitted to {points} points",
-                    "with so few points a component closes in on single ones; its figures say how EM overfits",
-                    f"raise data to {_POINTS_A_PARAMETER * parameters} points or more, or lower n_components",
-                )
-            ]
-    return []
+            yield warning(
+                "few-points",
+                f"the {role} has {parameters} free parameters and is fitted to {points} points",
+                "with so few points a component closes in on single ones; its figures say how EM overfits",
+                f"raise data to {_POINTS_A_PARAMETER * parameters} points or more, or lower n_components",
+            )
+            return
 
 
 def n_parameters(level: MixtureLevel, d: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hydrometer.core.findings import Finding, note, warning
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
@@ -52,41 +54,35 @@ def _has_given_teacher(family: Family, chain: ChainSpec) -> bool:
     return isinstance(family, GivenModels) and "teacher" in family.given_roles(chain)
 
 
-def _seeds(seeds: int, resample: tuple[str, ...]) -> list[Finding]:
+def _seeds(seeds: int, resample: tuple[str, ...]) -> Iterator[Finding]:
     if seeds == 1:
-        return [
-            warning(
-                "one-seed",
-                "the run has one seed",
-                "intervals hold the error of the evaluation rows alone; how much another fit would differ is not in "
-                "them, and is often more",
-                "set seeds to 3 or more; a finished folder is extended by running it again",
-            )
-        ]
+        yield warning(
+            "one-seed",
+            "the run has one seed",
+            "intervals hold the error of the evaluation rows alone; how much another fit would differ is not in "
+            "them, and is often more",
+            "set seeds to 3 or more; a finished folder is extended by running it again",
+        )
+        return
     if not resample:
-        return [
-            warning(
-                "seeds-alike",
-                f"the run has {seeds} seeds and resample is empty",
-                "a seed redraws nothing, so all seeds are one",
-                "name in resample what a seed redraws, or set seeds to 1",
-            )
-        ]
-    return []
+        yield warning(
+            "seeds-alike",
+            f"the run has {seeds} seeds and resample is empty",
+            "a seed redraws nothing, so all seeds are one",
+            "name in resample what a seed redraws, or set seeds to 1",
+        )
 
 
-def _rows(rows: int, seeds: int, resample: tuple[str, ...]) -> list[Finding]:
+def _rows(rows: int, seeds: int, resample: tuple[str, ...]) -> Iterator[Finding]:
     in_all = rows * seeds if "evaluate" in resample else rows
     if in_all >= _FEW_ROWS:
-        return []
-    return [
-        warning(
-            "few-rows",
-            f"every model is judged on {in_all} rows",
-            "an interval from so few rows is wide, and its t distribution trusts a mean of few skewed figures",
-            f"set data.evaluate to {_FEW_ROWS} or more",
-        )
-    ]
+        return
+    yield warning(
+        "few-rows",
+        f"every model is judged on {in_all} rows",
+        "an interval from so few rows is wide, and its t distribution trusts a mean of few skewed figures",
+        f"set data.evaluate to {_FEW_ROWS} or more",
+    )
 
 
 def _no_control(chain: ChainSpec) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,68 +146,57 @@ def _some(turns: Sequence[Turns]) -> list[Turns]:
     return list(dict.fromkeys([*kinds.values(), *even]))[:_RENDERED]
 
 
-def _stopped(ids: Sequence[tuple[int, ...]], stop_ids: Sequence[int]) -> list[Finding]:
+def _stopped(ids: Sequence[tuple[int, ...]], stop_ids: Sequence[int]) -> Iterator[Finding]:
     ended = sum(p[-1] in stop_ids for p in ids)
-    if not ended:
-        return []
-    return [
-        warning(
+    if ended:
+        yield warning(
             "prompt-ends-in-stop",
             f"{_count(ended)} with a stop token",
             "the model is asked what follows an end, which is no answer",
             "take the end of sequence out of the text, out of what the tokenizer adds, or out of the chat template",
         )
-    ]
 
 
 def _count(n: int) -> str:
     return f"{n} prompt{' ends' if n == 1 else 's end'}"
 
 
-def _messages_as_text(prompts: Prompts) -> list[Finding]:
+def _messages_as_text(prompts: Prompts) -> Iterator[Finding]:
     texts = [t[0][1] for t in prompts.turns if len(t) == 1] if prompts.turns is not None else prompts.texts
     n = sum(turns_in_text(text) is not None for text in texts)
-    if not n:
-        return []
-    return [
-        warning(
+    if n:
+        yield warning(
             "messages-as-text",
             f"the text of {n} of {len(prompts.ids)} prompts is JSON of messages",
             "each is taken for one turn of the user, who says brackets and quotes",
             "name the column messages, in which JSON text is read as messages",
         )
-    ]
 
 
-def _answered(turns: Sequence[Turns]) -> list[Finding]:
+def _answered(turns: Sequence[Turns]) -> Iterator[Finding]:
     n = sum(t[-1][0] in _ASSISTANT for t in turns)
-    if not n:
-        return []
-    return [
-        warning(
+    if n:
+        yield warning(
             "ends-with-assistant",
             f"{_count(n)} with the assistant's turn",
             "the template closes that turn and opens another: what is judged is a second answer in a row",
             "take the last message off the prompts; where it is the answer to score, judge --truth-text reads it",
         )
-    ]
 
 
-def _varies(template: _Template, chosen: Sequence[Turns]) -> list[Finding]:
+def _varies(template: _Template, chosen: Sequence[Turns]) -> Iterator[Finding]:
     for turns in chosen:
         said = {text for time in _TIMES if (text := template.render(turns, at=time)) is not None}
         if len(said) > 1:
             one, other, *_ = sorted(said)
-            return [
-                warning(
-                    "template-varies",
-                    f"the chat template writes what changes by itself: {_apart(one, other)}",
-                    "a run keeps its prompts as they were rendered when it began, and goes on with them; another run, "
-                    "or a server, asks other prompts on another day",
-                    "save the tokenizer with a template that has the date, or whatever it is, written out",
-                )
-            ]
-    return []
+            yield warning(
+                "template-varies",
+                f"the chat template writes what changes by itself: {_apart(one, other)}",
+                "a run keeps its prompts as they were rendered when it began, and goes on with them; another run, "
+                "or a server, asks other prompts on another day",
+                "save the tokenizer with a template that has the date, or whatever it is, written out",
+            )
+            return
 
 
 def _apart(one: str, other: str) -> str:
@@ -217,33 +206,30 @@ def _apart(one: str, other: str) -> str:
     return f"{one[start : at + 12]!r} or {other[start : at + 12]!r}"
 
 
-def _unopened(template: _Template, chosen: Sequence[Turns]) -> list[Finding]:
+def _unopened(template: _Template, chosen: Sequence[Turns]) -> Iterator[Finding]:
     """Templates that do not open the assistant's turn where they are asked to, though turns of it have a beginning."""
     asked = [t for t in chosen if t[-1][0] not in _ASSISTANT]
     for turns in asked:
         prompt = template.render(turns, at=_TIMES[0])
         if prompt is None or template.opens(turns):
-            return []
+            return
         word = _WORD.format(0)
         whole = template.render((*turns, ("assistant", word)), opened=False, at=_TIMES[0])
         if whole is None or word not in whole:
-            return []
+            return
         between = whole[len(prompt) : whole.index(word)] if whole.startswith(prompt) else whole
         if not between.strip():
-            return []  # the answer follows where the prompt ends
-    if not asked:
-        return []
-    return [
-        warning(
+            return  # the answer follows where the prompt ends
+    if asked:
+        yield warning(
             "no-generation-prompt",
             "the chat template does not open the assistant's turn: add_generation_prompt makes no difference",
             "the model is asked to go on after the user's turn, and may write another of the user's",
             "save the tokenizer with a template that writes the beginning of the assistant's turn at the end",
         )
-    ]
 
 
-def _dropped(template: _Template, chosen: Sequence[Turns]) -> list[Finding]:
+def _dropped(template: _Template, chosen: Sequence[Turns]) -> Iterator[Finding]:
     """Text of messages that is not in what the template writes."""
     lost: dict[str, str] = {}
     trimmed = 0
@@ -258,24 +244,20 @@ def _dropped(template: _Template, chosen: Sequence[Turns]) -> list[Finding]:
     if lost:
         role, content = next(iter(lost.items()))
         whose = " and ".join(sorted(lost))
-        return [
-            warning(
-                "text-dropped",
-                f"the chat template leaves out or changes text of messages ({whose}), for example {content[:60]!r}",
-                "the model does not see what the prompts say",
-                f"use prompts without it, or a template that writes what the {role} says",
-            )
-        ]
+        yield warning(
+            "text-dropped",
+            f"the chat template leaves out or changes text of messages ({whose}), for example {content[:60]!r}",
+            "the model does not see what the prompts say",
+            f"use prompts without it, or a template that writes what the {role} says",
+        )
+        return
     if trimmed:
-        return [
-            note(
-                "text-trimmed",
-                f"the chat template takes blanks off the ends of messages, in {trimmed} of {len(chosen)} prompts",
-                "the model does not see them",
-                "nothing, where that is meant; else use a template that writes messages as they are",
-            )
-        ]
-    return []
+        yield note(
+            "text-trimmed",
+            f"the chat template takes blanks off the ends of messages, in {trimmed} of {len(chosen)} prompts",
+            "the model does not see them",
+            "nothing, where that is meant; else use a template that writes messages as they are",
+        )
 
 
 def _missing(rendered: str, turns: Turns, *, whole: bool = False) -> list[tuple[str, str]]:

@@ -7,12 +7,13 @@ The probe answers up to 32 prompts, evenly spaced, from its own stream; its rows
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.core.rng import Stream
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance
@@ -25,7 +26,6 @@ from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["Probe", "examine_probe", "small_law", "take_probe"]
 
-Floats = NDArray[np.float64]
 
 _BROKEN = "not-finite"
 _ROWS, _FEWEST = 32, 8
@@ -65,12 +65,7 @@ class Probe:
 
 
 def take_probe(open_law: Callable[[Precision], CausalLaw], chain: CausalLMChain) -> Probe:
-    """Draw and score the probe.
-
-    Parameters
-    ----------
-    open_law : opens the truth's law.
-    """
+    """Draw and score the probe. `open_law`: opens the truth's law."""
     stream = Stream(0, ("doctor",))
     # The judging arithmetic last: the truth is then open for the run's first stage, which draws from it.
     trained = None if chain.draw_dtype == "float32" else small_law(open_law(chain.draw_dtype))
@@ -116,7 +111,7 @@ def _stop_log_prob(law: CausalLaw, x: Sequences) -> Floats:
 
 def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
     """Return the probe's findings."""
-    longest, sampler = chain.truth.max_new_tokens, _sampler(probe)
+    longest, sampler = chain.truth.max_new_tokens, list(_sampler(probe))
     if any(f.code == _BROKEN for f in sampler):
         return sampler  # the other figures would be meaningless
     return [
@@ -129,97 +124,89 @@ def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
     ]
 
 
-def _sampler(p: Probe) -> list[Finding]:
+def _sampler(p: Probe) -> Iterator[Finding]:
     """Compare recorded with scored log-probabilities, token by token."""
     within, recorded = p.x.within, p.x.token_log_prob
     if not np.isfinite(p.scored[within]).all() or not np.isfinite(p.x.log_prob).all():
-        return [
-            fatal(
-                _BROKEN,
-                "a drawn token has no finite log-probability under the truth that drew it",
-                "the network gives NaN or infinite logits, and every figure would be one too",
-                "check the weights; if they overflow in bfloat16, draw and judge in float32",
-            )
-        ]
+        yield fatal(
+            _BROKEN,
+            "a drawn token has no finite log-probability under the truth that drew it",
+            "the network gives NaN or infinite logits, and every figure would be one too",
+            "check the weights; if they overflow in bfloat16, draw and judge in float32",
+        )
+        return
     gap = 0.0 if recorded is None else float(np.abs(recorded - p.scored)[within].max())
     exact = p.bias is None
     what = f"recorded and scored log-probabilities of a token differ by up to {gap:.2g} nats"
     why = "sampler and scorer are not the same law, so entropies and divergences mix two of them"
     if exact and gap > _WRONG:
         fix = "report it, with the model's name: the network's cached and whole passes disagree"
-        return [fatal("sampler-off-scorer", what, why, fix)]
+        yield fatal("sampler-off-scorer", what, why, fix)
+        return
     if gap > (_SHOWS if exact else _WRONG):
         fix = "see recorded_minus_scored of every cell" if exact else "judge in float32"
-        return [warning("sampler-off-scorer", what, why, fix)]
-    return []
+        yield warning("sampler-off-scorer", what, why, fix)
 
 
-def _ends(p: Probe, max_new_tokens: int) -> list[Finding]:
+def _ends(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
     """Check how many answers stop, and whether they can."""
     n, longest = len(p.x), p.law.max_new_tokens
     if not p.law.stop_ids:
-        return []  # said without a probe
+        return  # said without a probe
     stopped = int(p.x.stopped.sum())
     if p.stop_log_prob is not None and float(np.exp(p.stop_log_prob).mean()) < _NEVER:
-        return [
-            warning(
-                "stop-unreachable",
-                f"after {longest} tokens the truth gives its stop tokens a probability of "
-                f"{float(np.exp(p.stop_log_prob).mean()):.1g} on average, and none of {n} answers stopped",
-                "answers run on to max_new_tokens, and every student learns to do so",
-                "name the tokens that end this model's answers in truth.stop, or use its chat template",
-            )
-        ]
+        yield warning(
+            "stop-unreachable",
+            f"after {longest} tokens the truth gives its stop tokens a probability of "
+            f"{float(np.exp(p.stop_log_prob).mean()):.1g} on average, and none of {n} answers stopped",
+            "answers run on to max_new_tokens, and every student learns to do so",
+            "name the tokens that end this model's answers in truth.stop, or use its chat template",
+        )
+        return
     share = f"{stopped} of {n} answers of a probe stop within {longest} tokens"
     if longest < max_new_tokens:
         if stopped > _HARDLY * n:
-            return []
+            return
         why = f"whether they stop within max_new_tokens, {max_new_tokens}, is not known"
-        return [note("stop-not-seen", share, why, "look at eos_rate of the truth after the run")]
+        yield note("stop-not-seen", share, why, "look at eos_rate of the truth after the run")
+        return
     if stopped <= _HARDLY * n:
-        return [
-            warning(
-                "stop-not-trained",
-                share,
-                "students hardly ever see a stop, so whether they learn to end is not measured, and what is judged is "
-                "beginnings of answers",
-                "raise max_new_tokens, or ask for shorter answers",
-            )
-        ]
+        yield warning(
+            "stop-not-trained",
+            share,
+            "students hardly ever see a stop, so whether they learn to end is not measured, and what is judged is "
+            "beginnings of answers",
+            "raise max_new_tokens, or ask for shorter answers",
+        )
+        return
     if stopped < _OFTEN * n:
-        return [
-            warning(
-                "truncated",
-                share,
-                "figures are exact for answers cut there, but most are cut: length, repetition and eos_rate are "
-                "those of beginnings",
-                "raise max_new_tokens, or ask for shorter answers",
-            )
-        ]
-    return []
+        yield warning(
+            "truncated",
+            share,
+            "figures are exact for answers cut there, but most are cut: length, repetition and eos_rate are "
+            "those of beginnings",
+            "raise max_new_tokens, or ask for shorter answers",
+        )
 
 
-def _round_trip(p: Probe) -> list[Finding]:
+def _round_trip(p: Probe) -> Iterator[Finding]:
     """Count answers whose ids change after decoding and encoding."""
     ends, n = prompt_ends(p.law.prompts, p.law.lm.tokenizer), len(p.x)
     changed = 0
     for i in range(n):
         end, ids = ends[int(p.x.prompt_index[i])], tuple(int(t) for t in p.x.row(i))
         changed += end.encode(end.decode(ids, special=True), special=True).ids != ids
-    if not changed:
-        return []
-    return [
-        note(
+    if changed:
+        yield note(
             "retokenisation",
             f"{changed} of {n} answers of a probe are other token ids once they have been text",
             "nothing here, where rows keep their ids; who trains on their text learns another segmentation, whose "
             "log-probability under the truth is lower, and loses stops that text does not show",
             "train on token ids",
         )
-    ]
 
 
-def _certain(p: Probe, max_new_tokens: int) -> list[Finding]:
+def _certain(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
     """Find prompts whose answers hardly vary: the mean sum of the steps' entropies is the answer's entropy."""
     total = np.where(p.x.within, p.entropy, 0.0).sum(-1)
     if p.law.max_new_tokens < max_new_tokens:
@@ -227,21 +214,18 @@ def _certain(p: Probe, max_new_tokens: int) -> list[Finding]:
     asked = np.unique(p.x.prompt_index)
     sure = [int(j) for j in asked if float(total[p.x.prompt_index == j].mean()) < _SURE]
     if not sure:
-        return []
+        return
     shown = p.law.prompts.texts[sure[0]][:60] or "the begin-of-sequence token"
-    return [
-        warning(
-            "deterministic-prompt",
-            f"{len(sure)} of {len(asked)} prompts of the probe have one answer, for example {shown!r}",
-            "no selectivity can sharpen an answer that does not vary: such prompts dilute every difference",
-            "leave them out, or ask for something open",
-        )
-    ]
+    yield warning(
+        "deterministic-prompt",
+        f"{len(sure)} of {len(asked)} prompts of the probe have one answer, for example {shown!r}",
+        "no selectivity can sharpen an answer that does not vary: such prompts dilute every difference",
+        "leave them out, or ask for something open",
+    )
 
 
-def _dtypes(p: Probe, chain: CausalLMChain) -> list[Finding]:
+def _dtypes(p: Probe, chain: CausalLMChain) -> Iterator[Finding]:
     """Measure the effect of bfloat16 on training rows and on figures."""
-    found: list[Finding] = []
     if p.drift is not None:
         rows, lengths = p.drift
         per_token = float(rows.sum() / lengths.sum())
@@ -253,41 +237,35 @@ def _dtypes(p: Probe, chain: CausalLMChain) -> list[Finding]:
         why = "this is KL(drawn law || truth) a token, what even a perfect teacher of these rows keeps"
         fix = "set draw_dtype: float32 where this is not small beside the effects you look for"
         off = per_token - 2 * error > _DRIFT
-        found.append(warning("draw-dtype", what, why, fix) if off else note("draw-dtype", what, why, fix))
+        yield warning("draw-dtype", what, why, fix) if off else note("draw-dtype", what, why, fix)
     if p.bias is not None:
         bias = mean_estimate(p.bias, "nats", p.x.strata)
-        found.append(
-            warning(
-                "judge-dtype",
-                f"models are judged in {chain.judge_dtype}; the truth's log-probability is off by {_pm(bias)} nats an "
-                "answer",
-                "figures are those of rounded networks; their bias is estimated on 64 rows of every cell and not "
-                "taken off",
-                "set judge_dtype: float32",
-            )
+        yield warning(
+            "judge-dtype",
+            f"models are judged in {chain.judge_dtype}; the truth's log-probability is off by {_pm(bias)} nats an "
+            "answer",
+            "figures are those of rounded networks; their bias is estimated on 64 rows of every cell and not taken off",
+            "set judge_dtype: float32",
         )
-    return found
 
 
-def _resolution(p: Probe, rows: int) -> list[Finding]:
+def _resolution(p: Probe, rows: int) -> Iterator[Finding]:
     """Estimate the smallest difference that the planned evaluation rows can resolve."""
     if p.law.max_new_tokens < 2 or len(p.x) < 2:
-        return []
+        return
     entropy = -float(p.scored.sum(-1).mean())
     error = float(np.sqrt(mean_variance(p.scored.sum(-1), p.x.strata) * len(p.x) / rows))
     # Two independent means of such rows, found at 5 % with a chance of 80 %: 1.96 + 0.84 standard errors.
     shown = 2.8 * float(np.sqrt(2)) * error
     if not shown > _TOLD_APART * entropy:
-        return []
-    return [
-        warning(
-            "coarse",
-            f"{rows} evaluation rows show differences of precision of {shown:.2g} nats an answer or more, and the "
-            f"truth's entropy is {entropy:.2g}",
-            "smaller differences will mostly be undecided",
-            f"set data.evaluate to {_at_least(rows, shown, entropy)} or more",
-        )
-    ]
+        return
+    yield warning(
+        "coarse",
+        f"{rows} evaluation rows show differences of precision of {shown:.2g} nats an answer or more, and the "
+        f"truth's entropy is {entropy:.2g}",
+        "smaller differences will mostly be undecided",
+        f"set data.evaluate to {_at_least(rows, shown, entropy)} or more",
+    )
 
 
 def _at_least(rows: int, shown: float, entropy: float) -> int:
