@@ -68,7 +68,7 @@ def _figures_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _one_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a test is not of pages, their pictures are files of one format instead of three: two fifths of the time."""
     if request.path.parent.name not in {"report", "examples"} and request.path.stem != "test_picture":
-        monkeypatch.setattr("hydrometer.report.page.FORMATS", ("svg",))
+        monkeypatch.setattr("hydrometer.report.figures.chain_figures.FORMATS", ("svg",))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

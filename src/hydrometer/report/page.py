@@ -6,7 +6,7 @@ content security policy allows that one, by its hash, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import FolderError, InputError
@@ -24,22 +23,13 @@ from hydrometer.core.watching import doing
 from hydrometer.report.data import plotdata
 from hydrometer.report.data.grid_data import axis_of
 from hydrometer.report.data.samples import prompt_rows, visible
-from hydrometer.report.figures import contours, frontier_figure, panels
-from hydrometer.report.figures.grid_views import (
-    ExplorerView,
-    FigureView,
-    explorer_view,
-    gap_view,
-    map_views,
-    script_hash,
-)
-from hydrometer.report.figures.picture_figure import picture_view
-from hydrometer.report.figures.style import LOOKS, inline_svg, render
+from hydrometer.report.figures import chain_figures
+from hydrometer.report.figures.grid_views import ExplorerView, FigureView, explorer_view, script_hash
+from hydrometer.report.figures.style import LOOKS
 from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
-from hydrometer.report.tables.gap_table import gap_table
 from hydrometer.report.typed_results import Chain, Group, Run
-from hydrometer.report.wording import distilled_at, per, setting
+from hydrometer.report.wording import distilled_at, per
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.words.first_sentence import answer
 from hydrometer.report.words.kept_advice import advice_of
@@ -50,7 +40,6 @@ from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = ["build_report"]
 
-FORMATS = ("svg", "png", "pdf")
 FAILED_SHOWN = 50
 VISIBLE_PROMPTS = 4
 NAMES_SHOWN = 8
@@ -108,132 +97,6 @@ def _stems(runs: list[Run]) -> dict[tuple[int, str], str]:
     return found
 
 
-def _save(folder: Path, stem: str, figure: Figure) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in FORMATS:
-        write_atomic(folder / f"{stem}.{kind}", render(figure, kind))
-
-
-def _plane_captions(chain: Chain, plane: plotdata.Plane) -> Markup:
-    bars = "Bars are 95 % intervals."
-    ties = (
-        " A grey line leads from a distilled student to the × where the direct student, decoded selectively, has the "
-        "same entropy: the shift that is not explained by cooling."
-        if plane.ties
-        else ""
-    )
-    cloud = " The faint dots are single seeds." if plane.cloud else ""
-    if chain.reference:
-        return Markup(
-            "<b>Left:</b> precision under the {0} against recall over texts; up and right is better.{1} <b>Right:</b> "
-            "precision against the model’s own entropy. Since precision = −H(q) − KL(q‖{0}), the diagonals are lines "
-            "of equal KL(q‖{0}): moving along one is cooling alone, crossing towards the bold one is a better fit, and "
-            "no model lies in the shaded region beyond it. {2}{3}"
-        ).format(chain.reference, ties, bars, cloud)
-    return Markup(
-        "<b>Left:</b> precision against recall; up and right is better. The faint cross is the truth, where both are "
-        "−H(p*). Since recall = −H(p*) − KL(p*‖q), verticals are lines of equal KL(p*‖q); no model lies right of the "
-        "truth.{} <b>Right:</b> precision against the model’s own entropy. Since precision = −H(q) − KL(q‖p*), the "
-        "diagonals are lines of equal KL(q‖p*): moving along one is cooling alone, crossing towards the bold one is a "
-        "better fit, and no model lies in the shaded region beyond it. {}{}"
-    ).format(ties, bars, cloud)
-
-
-def _describe(run: Run, chain: Chain) -> str:
-    """Describe the plane for screen readers."""
-    kinds = plotdata.kinds_of(run, chain)
-    words: list[str] = []
-    for kind in ("truth", "teacher", "direct", "baseline", "distilled"):
-        for group in kinds[kind][:8]:
-            at = f" {setting(plotdata.knob(group, kind), short=True)}" if plotdata.knob(group, kind) else ""
-            pair = [figure_words(group.metrics.get(m)) for m in ("recall", "precision")]
-            at += f" {group.method or group.baseline}" if group.method or group.baseline else ""
-            words.append(f"{kind}{at}: recall {pair[0]}, precision {pair[1]}")
-    return "Precision against recall. " + "; ".join(words) + ". All figures are in the tables below."
-
-
-def _figures(run: Run, chain: Chain, stem: str, folder: Path) -> list[FigureView]:
-    views: list[FigureView] = []
-    if chain.judged:  # no teacher and no path to plot: tables suffice
-        return views
-
-    def panel(figure: Figure, label: str) -> Markup:
-        count[0] += 1
-        return Markup(inline_svg(figure, f"{stem}-{count[0]}", label))  # ours, escaped there
-
-    def save(name: str, figure: Figure) -> None:
-        _save(folder, name, figure)
-
-    count = [0]
-    views += map_views(run, chain, stem, save, panel)
-    plane, entropy = plotdata.plane_data(run, chain), plotdata.plane_data(run, chain, x="entropy")
-    if any(k != "truth" for k in plane.paths):
-        _save(folder, f"{stem}-plane", panels.plane_figure(plane, entropy))
-        shown = [
-            panel(panels.single(4.5, 4.0, panels.draw_plane, plane), _describe(run, chain)),
-            panel(
-                panels.single(4.5, 4.0, panels.draw_entropy_plane, entropy), "Precision against entropy, same models."
-            ),
-        ]
-        views.append(FigureView("The trade-off", _plane_captions(chain, plane), shown, "two", f"{stem}-plane"))
-    views += _curve_views(run, chain, stem, folder, panel)
-    views += _frontier_views(run, chain, stem, folder, panel)
-    found = contours.columns(run, chain)
-    if found:
-        _save(folder, f"{stem}-contours", contours.contour_figure(found))
-        truth = found[0].upper[2]
-        shown = [panel(contours.column_figure(c, truth), f"{c.upper[0]} above, {c.lower[0]} below") for c in found]
-        caption = (
-            "Regions that hold 50, 80 and 95 % of each model’s mass, first seed; the grey outline is the truth’s 80 % "
-            "region, + marks component means. Above the teacher sharpened at each setting, below its student."
-        )
-        views.append(FigureView("Where the mass goes", caption, shown, "many", f"{stem}-contours"))
-    return views + gap_view(run, chain, stem, save, panel) + picture_view(run, chain, stem, save, panel)
-
-
-def _curve_views(
-    run: Run, chain: Chain, stem: str, folder: Path, panel: Callable[[Figure, str], Markup]
-) -> list[FigureView]:
-    words = {
-        "setting": (
-            "Parts of the gain, by setting",
-            "What each setting does, split in parts: the first panel is the sum of the second and the third. A "
-            "distilled student stands at its teacher’s setting, a decoded one at its own. Lines across are the direct "
-            "student, the unselected teacher and the truth.",
-        ),
-        "entropy": (
-            "Parts of the gain, by teacher entropy",
-            "The same against the entropy that the teacher reached, the axis on which temperatures, weight powers and "
-            "cut-offs can be compared. A decoded model stands where the teacher at the same setting stands.",
-        ),
-    }
-    views: list[FigureView] = []
-    for against in ("setting", "entropy"):
-        curves = plotdata.curves_data(run, chain, against=against)
-        if curves is None:
-            continue
-        title, caption = words[against]
-        _save(folder, f"{stem}-by-{against}", panels.curves_figure(curves))
-        shown = [
-            panel(panels.single(4.4, 2.9, panels.draw_panel, curves, p), f"{p.title}, along {curves.scale.name}")
-            for p in curves.panels
-        ]
-        views.append(FigureView(title, caption, shown, "two", f"{stem}-by-{against}"))
-    return views
-
-
-def _frontier_views(
-    run: Run, chain: Chain, stem: str, folder: Path, panel: Callable[[Figure, str], Markup]
-) -> list[FigureView]:
-    data = frontier_figure.frontier_data(run, chain)
-    if data is None:
-        return []
-    name = f"{stem}-frontier"
-    _save(folder, name, frontier_figure.frontier_figure(data))
-    shown = [panel(figure, words) for words, figure in frontier_figure.frontier_panels(data)]
-    return [FigureView("Frontiers and typicality", frontier_figure.caption(data), shown, "two", name)]
-
-
 def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
     def seen(group: Group | None) -> str:
         return figure_words(group.metrics.get("entropy")) if group else ""
@@ -275,7 +138,7 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
         found.append(("Further figures", extra, False))
     if chain.gaps:
         found.append(
-            ("Generalisation: prompts kept apart minus prompts of training, nats", gap_table(run, chain), False)
+            ("Generalisation: prompts kept apart minus prompts of training, nats", tables.gap_table(run, chain), False)
         )
     contrasts = tables.contrast_table(run, chain)
     if contrasts.rows:
@@ -285,7 +148,7 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
         anchor=stem,
         answer=answer(run, chain),
         sentences=[*sentences(run, chain), *advice_of(run, chain)],
-        figures=_figures(run, chain, stem, folder),
+        figures=chain_figures.views_of(run, chain, stem, folder),
         explorer=explorer_view(run, chain),
         keys=keys,
         has_ties=any(c.matched for c in chain.control),
@@ -398,7 +261,7 @@ def _build(read: list[Run], target: Path) -> Path:
             script_hash=script_hash(script),
             version=__version__,
             prompts_shown=VISIBLE_PROMPTS,
-            formats=FORMATS,
+            formats=chain_figures.FORMATS,
         )
         write_atomic(target, page.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -303,12 +303,7 @@ def _load(path: Path, limit: int) -> Json:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder's results.json.
-
-    Raises
-    ------
-    FolderError : where there is none or it is no JSON object.
-    """
+    """Read a run folder's results.json. Raises FolderError: where there is none or it is no JSON object."""
     path = folder / "results.json"
     try:
         results = _load(path, MAX_RESULTS_BYTES)

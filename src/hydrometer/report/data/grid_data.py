@@ -142,10 +142,10 @@ def _layout(chain: Chain) -> list[Axis]:
     return [x, y, columns, rows]
 
 
-def tile(diff: Diff | None, sign: float = 1.0, reason: str = "not compared") -> Tile:
+def tile(diff: Diff | None, sign: float = 1.0) -> Tile:
     """Make a tile of a contrast."""
     if diff is None:
-        return Tile(None, "none", reason)
+        return Tile(None, "none", "not compared")
     if diff.value is None:
         return Tile(None, "none", "infinite on one side")
     return Tile(sign * diff.value, "decided" if diff.sign else "open")

@@ -24,6 +24,7 @@ from hydrometer.report.words.verdict import Sentence, sentences
 __all__ = [
     "TableData",
     "contrast_table",
+    "gap_table",
     "group_table",
     "map_table",
     "missing_sentence",
@@ -230,6 +231,33 @@ def _name(run: Run, group_id: str) -> str:
 
 def _decided(diff: Diff) -> str:
     return {1: "a above b", -1: "a below b", 0: "undecided", None: "no interval"}[diff.sign]
+
+
+def gap_table(run: Run, chain: Chain) -> TableData:
+    """Build the table: one row a model and figure, nats; without rows where nothing is judged so."""
+    known = {g.group: g for g in chain.gaps}
+    rows: list[list[str]] = []
+    for group in (g for g in ordered_groups(run, chain) if g.id in known):
+        gap = known[group.id]
+        for metric, parts in gap.figures.items():
+            base = metric.removesuffix("_per_token")
+            heading = MAIN.get(base, base) + (" / token" if metric != base else "")
+            name = under(heading, chain.reference) if chain.reference else heading
+            two = (num(x, parts.gap.se) for x in (parts.held_out, parts.training_prompts))
+            rows.append([model(group), name, *two, *_difference(parts.gap), _signed(gap.vs_direct.get(metric))])
+    head = ["model", "figure", "kept apart", "of training", "gap", "s.e.", "95 % interval", "minus the direct’s gap"]
+    return TableData(head, rows[:MAX_ROWS], max(len(rows) - MAX_ROWS, 0))
+
+
+def _difference(d: Diff) -> tuple[str, str, str]:
+    interval = "–" if d.ci95 is None else " to ".join(num(end, d.se) for end in d.ci95)
+    return "–" if d.value is None else signed(d.value, d.se), error(d.se), interval
+
+
+def _signed(d: Diff | None) -> str:
+    if d is None or d.value is None:
+        return ""
+    return signed(d.value, d.se) + ("" if d.ci95 is None else f" ({' to '.join(num(end, d.se) for end in d.ci95)})")
 
 
 def contrast_table(run: Run, chain: Chain) -> TableData:
