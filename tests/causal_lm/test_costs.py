@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import MixtralConfig  # noqa: E402
 
 from chains import lm_spec  # noqa: E402
-from hydrometer.models.causal_lm.cost.operations import forward_flops, shape_of, spread, stage_work, workers_of  # noqa: E402
+from hydrometer.models.causal_lm.cost.operations import Shape, shape_of, spread, stage_work, workers_of  # noqa: E402
 from hydrometer.models.causal_lm.cost.timing import _Bench, measure  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
@@ -25,6 +25,12 @@ from hydrometer.models.causal_lm.training import trainer  # noqa: E402
 from hydrometer.models.work import Device, share_out  # noqa: E402
 from hydrometer.stages.score import Columns, save_columns  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402
+
+
+def forward_flops(shape: Shape, tokens: float, pairs: float, heads: float) -> float:
+    """Operations of a forward pass: `pairs` of a token and a position, in each layer; `heads` states that meet V."""
+    body = shape.layers * (2.0 * shape.layer * tokens + 4.0 * shape.attention * pairs)
+    return body + 2.0 * shape.width * shape.vocabulary * heads
 
 
 @pytest.mark.parametrize("make", [make_llama, lambda: make_gpt2(tied=True), make_qwen2], ids=["llama", "gpt2", "qwen2"])

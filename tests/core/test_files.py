@@ -9,8 +9,7 @@ import pytest
 
 from hydrometer.core.errors import FolderError
 from hydrometer.core.io import files
-from hydrometer.core.io.files import cache_home, file_digest, replacing, write_atomic
-from hydrometer.core.io.leftovers import mark
+from hydrometer.core.io.files import cache_home, file_digest, mark, replacing, write_atomic
 from hydrometer.store.storage_uri import copies_home, place_of
 
 

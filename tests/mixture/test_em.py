@@ -20,7 +20,7 @@ import hydrometer as hm
 from hydrometer.core.errors import DataError, FitError, HydrometerError, InputError
 from hydrometer.models.arithmetic import exp64
 from hydrometer.models.mixture import em
-from hydrometer.models.mixture.fit_result import MixtureFit
+from hydrometer.models.mixture.batch import MixtureFit
 from hydrometer.models.mixture.law import CovarianceType, Mixture
 
 Floats = NDArray[np.float64]

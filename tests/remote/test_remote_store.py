@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hydrometer.core.errors import FolderError, StoreError, UnreachableError
-from hydrometer.core.io.leftovers import mark
+from hydrometer.core.io.files import mark
 from hydrometer.store import artifacts
 from hydrometer.store.artifacts import META, ArtifactStore
 from hydrometer.store.remote import RemoteArtifacts, open_store

@@ -13,9 +13,9 @@ from scipy.special import ndtr, stdtrit
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.crossed import crossed_variance
 from hydrometer.core.statistics.estimate import mean_variance
 from hydrometer.core.statistics.sampling_design import Clusters
+from hydrometer.core.statistics.seeds import crossed_variance
 from hydrometer.stages.statistics.covariance import Arm, Design, Joint, row_covariance
 from hydrometer.stages.statistics.decision import ERROR, Need, Problem, confirmed, decide, left_out
 

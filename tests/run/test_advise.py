@@ -20,7 +20,8 @@ from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.pilot import plan_pilot
 from hydrometer.stages.judge import load_law_on_truth
 from hydrometer.stages.nodes import DrawNode, JudgeNode
-from hydrometer.stages.statistics.contrasts import Group, Judged, TruthRows, contrast
+from hydrometer.stages.statistics.contrasts import contrast
+from hydrometer.stages.statistics.groups import Group, Judged, TruthRows
 
 MARKOV: dict[str, Any] = {
     "name": "tiny-markov",

@@ -8,20 +8,12 @@ import pytest
 from scipy.special import ndtri
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.crossed import crossed_variance
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance, t_interval
 from hydrometer.core.statistics.sampling_design import Clusters
-from hydrometer.core.statistics.seeds import skew_of_mean
-from hydrometer.stages.statistics.contrasts import (
-    Group,
-    Judged,
-    TruthRows,
-    apart,
-    combine,
-    contrast,
-    group_figure,
-)
+from hydrometer.core.statistics.seeds import crossed_variance, skew_of_mean
+from hydrometer.stages.statistics.contrasts import apart, combine, contrast, group_figure
 from hydrometer.stages.statistics.covariance import Arm, Design, Joint
+from hydrometer.stages.statistics.groups import Group, Judged, TruthRows
 
 N = 60
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from hydrometer.core.errors import FolderError, SpecError, StoreError
-from hydrometer.core.io.files import write_atomic
-from hydrometer.core.io.leftovers import mark
+from hydrometer.core.io.files import mark, write_atomic
 from hydrometer.core.io.locking import hold
 from hydrometer.store.artifacts import ArtifactStore, content_key
 from hydrometer.store.records import RunFolder, load_results, plain

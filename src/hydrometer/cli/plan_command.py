@@ -69,12 +69,7 @@ def plan_command(
 
 
 def plan_table(body: Mapping[str, Any]) -> FittedTable:
-    """Lay a plan out for a terminal.
-
-    Parameters
-    ----------
-    body : as ``CostPlan.to_json`` gives it.
-    """
+    """Lay a plan out for a terminal. `body`: as ``CostPlan.to_json`` gives it."""
     from hydrometer.report.terminal import FittedTable
 
     rows: list[list[str]] = []

@@ -6,7 +6,8 @@ What a family's own chain looks like is written in that family's folder; `models
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, LiteralString, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -157,6 +159,22 @@ def _rank(value: str) -> str:
     return value
 
 
+_RANGES: dict[str, tuple[Callable[[float], bool], LiteralString]] = {
+    "temperature": (lambda v: 0 < v < math.inf, "temperature must be a finite number above 0 (1 changes nothing)"),
+    "top_k": (lambda v: 1 <= v < 2**31, "top_k must be at least 1, and below 2^31"),
+    "top_p": (lambda v: 0 < v <= 1, "top_p must lie in (0, 1] (1 keeps every token)"),
+    "min_p": (lambda v: 0 <= v <= 1, "min_p must lie in [0, 1] (0 keeps every token)"),
+    "weight_power": (
+        lambda v: v >= 1,
+        "weight_power (beta) must be at least 1 (1 keeps the weights, .inf keeps the heaviest)",
+    ),
+    "sequence_power": (
+        lambda v: 0 < v < math.inf,
+        "sequence_power must be a finite number above 0 (1 changes nothing)",
+    ),
+}
+
+
 class Selectivity(Strict):
     """How a law is sharpened before it is drawn from: the knob on the teacher.
 
@@ -203,48 +221,12 @@ class Selectivity(Strict):
     rank_by: Annotated[str, AfterValidator(_rank)] | None = None
     accept: Accept | None = None
 
-    @field_validator("temperature")
+    @field_validator(*_RANGES)
     @classmethod
-    def _check_temperature(cls, v: float | None) -> float | None:
-        if v is not None and not (0 < v < math.inf):
-            raise PydanticCustomError("range", "temperature must be a finite number above 0 (1 changes nothing)")
-        return v
-
-    @field_validator("top_k")
-    @classmethod
-    def _check_top_k(cls, v: int | None) -> int | None:
-        if v is not None and not 1 <= v < 2**31:
-            raise PydanticCustomError("range", "top_k must be at least 1, and below 2^31")
-        return v
-
-    @field_validator("top_p")
-    @classmethod
-    def _check_top_p(cls, v: float | None) -> float | None:
-        if v is not None and not (0 < v <= 1):
-            raise PydanticCustomError("range", "top_p must lie in (0, 1] (1 keeps every token)")
-        return v
-
-    @field_validator("min_p")
-    @classmethod
-    def _check_min_p(cls, v: float | None) -> float | None:
-        if v is not None and not (0 <= v <= 1):
-            raise PydanticCustomError("range", "min_p must lie in [0, 1] (0 keeps every token)")
-        return v
-
-    @field_validator("weight_power")
-    @classmethod
-    def _check_power(cls, v: float | None) -> float | None:
-        if v is not None and not v >= 1:
-            raise PydanticCustomError(
-                "range", "weight_power (beta) must be at least 1 (1 keeps the weights, .inf keeps the heaviest)"
-            )
-        return v
-
-    @field_validator("sequence_power")
-    @classmethod
-    def _check_sequence_power(cls, v: float | None) -> float | None:
-        if v is not None and not (0 < v < math.inf):
-            raise PydanticCustomError("range", "sequence_power must be a finite number above 0 (1 changes nothing)")
+    def _in_range(cls, v: float | None, about: ValidationInfo) -> float | None:
+        holds, said = _RANGES[str(about.field_name)]
+        if v is not None and not holds(v):
+            raise PydanticCustomError("range", said)
         return v
 
     @model_validator(mode="after")

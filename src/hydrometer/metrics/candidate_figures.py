@@ -22,12 +22,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Ints
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
 from hydrometer.core.statistics.sampling_design import Strata
 
 __all__ = ["best_of_bound", "chosen_metrics"]
-
-Ints = NDArray[np.int64]
 
 
 def best_of_bound(n: int) -> float:

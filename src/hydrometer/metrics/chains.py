@@ -15,15 +15,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.markov.law import END, Markov
 
 __all__ = ["Cross", "cross", "judge_chain", "length_law"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hydrometer.core.statistics.crossed import welch_satterthwaite
 from hydrometer.core.statistics.estimate import Estimate, t_interval
+from hydrometer.core.statistics.seeds import welch_satterthwaite
 
 __all__ = ["LEAST_KEPT", "LEAST_VOLUME", "collapse_metrics", "is_collapsing"]
 

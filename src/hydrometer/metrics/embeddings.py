@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.statistics.crossed import welch_satterthwaite
+from hydrometer.core.array_types import Ints
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, t_interval
+from hydrometer.core.statistics.seeds import welch_satterthwaite
 
 __all__ = ["Ratio", "mixing", "spread", "spread_ratio"]
 
 Embedding = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 GROUP_ROWS = 16
 

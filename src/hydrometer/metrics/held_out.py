@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.controls import Combination, Controls
-from hydrometer.core.statistics.crossed import welch_satterthwaite
 from hydrometer.core.statistics.estimate import (
     Contrast,
     Estimate,
+    linearised,
     mean_estimate,
     mean_variance,
     ratio_estimate,
@@ -30,11 +30,10 @@ from hydrometer.core.statistics.estimate import (
     t_interval,
 )
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
+from hydrometer.core.statistics.seeds import welch_satterthwaite
 from hydrometer.metrics.likelihood import mean_on
 
 __all__ = ["Column", "Compared", "contrast", "share_outside"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +74,7 @@ class Column:
             return None
         if self.per is None:
             return self.values if self.controls is None else self.controls.adjust(self.values, self.of)
-        ratio = self.values.sum() / self.per.sum()
-        return (self.values - ratio * self.per) / self.per.mean() + ratio
+        return linearised(self.values, self.per)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

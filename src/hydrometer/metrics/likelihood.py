@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.controls import Combination, Controls
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Samples
 
 __all__ = ["Scores", "likelihood_metrics", "mean_on"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.mixture.law import Mixture
 
@@ -28,8 +29,6 @@ __all__ = ["EMPHASISED", "capacity_gap", "mode_metrics"]
 
 EMPHASISED = 0.95
 _POINTS = 256
-
-Floats = NDArray[np.float64]
 
 
 def _exact(value: float, unit: str) -> Estimate:

@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.statistics.controls import Reference
 from hydrometer.core.statistics.estimate import FEW, KNOWN_FREEDOM, Caution, Estimate, carried_by, skewed_df, wilson_se
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
@@ -34,9 +34,6 @@ from hydrometer.metrics.likelihood import Scores
 __all__ = ["Pooled", "PooledReference", "Settled", "pool", "pool_scores"]
 
 _SILENT = 1e-7  # of a standard error: what float32 log-probabilities leave of none
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

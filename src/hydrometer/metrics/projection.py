@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import MissingDependencyError
 
 __all__ = ["Method", "Projection", "project", "projection_versions"]
 
 Method = Literal["pca", "umap"]
-Floats = NDArray[np.float64]
 
 _NEIGHBOURS = 15
 _UMAP_PACKAGES = ("umap-learn", "pynndescent", "scikit-learn", "scipy", "numba", "numpy")

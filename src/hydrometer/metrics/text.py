@@ -10,14 +10,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Ints
 from hydrometer.core.statistics.controls import Controls
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["drawn_metrics", "text_metrics"]
-
-Ints = NDArray[np.int64]
 
 
 def text_metrics(rows: Sequences, controls: Controls | None = None) -> dict[str, Estimate]:

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream
 from hydrometer.core.statistics.controls import Reference
@@ -41,8 +39,6 @@ __all__ = [
     "no_progress",
 ]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 ScoreKind = Literal["exact", "lower_bound", "estimate", "none"]
 Precision = Literal["float32", "bfloat16", "float64"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, one_line
 from hydrometer.core.findings import Finding
 from hydrometer.core.rng import Stream, as_stream
@@ -38,7 +38,6 @@ from hydrometer.models.rows.sequences import Sequences, load_sequences, save_seq
 
 __all__ = ["EVERYTHING", "CheapChain", "CheapFamily", "Density", "RowCounts", "points_of"]
 
-Floats = NDArray[np.float64]
 Stage = Literal["draw", "fit", "judge"]
 EVERYTHING: tuple[Resample, ...] = ("data", "teacher", "distill", "student", "evaluate")
 _ROWS_FILE = "rows.parquet"

@@ -19,7 +19,7 @@ from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
 from hydrometer.models.capabilities import GivenModels
 from hydrometer.models.families import RunSpec
-from hydrometer.run.advice.own_decision import answer
+from hydrometer.run.advice.advise import answer
 from hydrometer.run.cost.recorded import keep_seconds
 from hydrometer.run.execution.executors import ExecutorName, executor_of
 from hydrometer.run.graph.adopted import read_adopted
@@ -53,7 +53,7 @@ from hydrometer.stages.judge import (
 from hydrometer.stages.judge_given import load_exhibit, text_rows_of
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.chain_groups import ChainFacts
-from hydrometer.stages.statistics.contrasts import Judged, TruthRows
+from hydrometer.stages.statistics.groups import Judged, TruthRows
 from hydrometer.stages.statistics.summary import compare_chain, load_released
 from hydrometer.store.artifacts import ArtifactStore, content_key
 from hydrometer.store.migrate import SCHEMA

@@ -44,12 +44,7 @@ class Outline:
 
 
 class ArtifactLoader:
-    """Opens laws and rows from an artifact store.
-
-    Parameters
-    ----------
-    store : where artifacts are.
-    """
+    """Opens laws and rows from an artifact store. `store`: where artifacts are."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hydrometer.core.arguments import of_type, whole
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
@@ -54,7 +54,6 @@ __all__ = [
     "show",
 ]
 
-Floats = NDArray[np.float64]
 
 KEPT_ROWS = 1024  # of cheap families: enough for the variance of a paired difference
 SHOWN_ROWS = 16  # rows of a law that an exhibit may show with their log-probability under the truth

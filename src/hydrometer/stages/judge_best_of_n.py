@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import StageError
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate
 from hydrometer.metrics.candidate_figures import chosen_metrics
@@ -14,8 +14,6 @@ from hydrometer.models.choosing.best_of_n import ChosenLaw
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["chosen_estimates", "chosen_figures", "unscored_estimates"]
-
-Floats = NDArray[np.float64]
 
 
 def chosen_figures(

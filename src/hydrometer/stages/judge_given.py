@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.statistics.controls import Controls
@@ -32,12 +32,10 @@ from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode
 from hydrometer.stages.judge import kept_rows, rounding_bias, scored_figures, sequence_figures
 from hydrometer.stages.score import Columns, load_columns, scores_from
 from hydrometer.stages.stage import Rows
-from hydrometer.stages.statistics.contrasts import TruthRows
+from hydrometer.stages.statistics.groups import TruthRows
 
 __all__ = ["judge_given", "load_compared", "load_exhibit", "score_texts", "text_figures", "text_rows_of"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 SCORES_FILE, COLUMNS_FILE, EXHIBIT_FILE = "scores.npz", "columns.npz", "exhibit.json"
 _SHOWN = 16  # texts of an exhibit

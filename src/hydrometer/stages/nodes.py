@@ -325,12 +325,7 @@ class ReleasedNode(Node):
 
 @dataclass(frozen=True, slots=True)
 class MapNode(Node):
-    """One point of a map, all seeds at once.
-
-    Attributes
-    ----------
-    shown : whether it leaves pictures.
-    """
+    """One point of a map, all seeds at once. `shown`: whether it leaves pictures."""
 
     stage, priced = "map", None
     point: MapPoint
@@ -372,12 +367,7 @@ class EmbedNode(Node):
 
 @dataclass(frozen=True, slots=True)
 class PictureNode(Node):
-    """A chain's picture of embedded rows.
-
-    Attributes
-    ----------
-    models : cell id and key of the embedded rows; the truth first.
-    """
+    """A chain's picture of embedded rows. `models`: cell id and key of the embedded rows; the truth first."""
 
     stage, priced = "picture", None
     method: Literal["pca", "umap"]

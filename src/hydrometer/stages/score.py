@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arguments import of_type
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import StageError, StoreError
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.statistics.controls import Controls, Reference
@@ -35,8 +36,6 @@ from hydrometer.stages.nodes import ScoreNode
 
 __all__ = ["Columns", "columns_of", "load_columns", "save_columns", "score", "scores_from"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _FILE = "scores.npz"
 
@@ -186,12 +185,7 @@ def save_columns(found: Columns, folder: Path) -> None:
 
 
 def load_columns(folders: Sequence[Path]) -> Columns:
-    """Read what `save_columns` wrote, blocks in the order given.
-
-    Raises
-    ------
-    StoreError : a file that cannot be read.
-    """
+    """Read what `save_columns` wrote, blocks in the order given. Raises StoreError: a file that cannot be read."""
     parts: list[dict[str, NDArray[np.float64]]] = []
     for folder in folders:
         try:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import Family, Footprint, Precision
 from hydrometer.models.capabilities import AsksParts
-from hydrometer.models.work import Stage as HasCostModel
+from hydrometer.models.work import HasCostModel, Part, Stage, Work
 
-__all__ = ["Asked", "Context", "Count", "LawRef", "Node", "Rows"]
+__all__ = ["SHOWN", "Asked", "Context", "Count", "LawRef", "Node", "Rows"]
 
 Priced = Literal["draw", "fit", "judge"]
-Count = tuple[HasCostModel, str, int, Precision]
+Count = tuple[Stage, str, int, Precision]
+SHOWN = 17_000
+"""Bytes of an exhibit of texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,15 @@ class Node(ABC):
         """Return what its family counts of it."""
         return Asked()
 
+    def work(self, counted: HasCostModel, mean: float) -> Work:
+        """Return its work for answers of `mean` tokens; stages with equal `asked()` have equal work."""
+        asked, chain = self.asked(), self.context.spec
+        works = [counted.work(chain, stage, role, rows, mean, at) for stage, role, rows, at in asked.counts]
+        if not works:
+            return Work(disk=SHOWN)
+        parts = tuple(_scaled(p, asked.times) for w in works for p in w.parts)
+        return replace(works[0], memory=sum(w.memory for w in works[: asked.held]), parts=parts)
+
     def opened(self) -> tuple[tuple[LawRef, Precision], ...]:
         """Return the models that it may be the first to read from disk, and in which arithmetic."""
         return ()
@@ -172,3 +183,10 @@ class Node(ABC):
     def precision(self, purpose: Literal["train", "judge"] = "judge") -> Precision:
         """Return the arithmetic of its chain."""
         return self.context.family.precision(self.context.spec, purpose)
+
+
+def _scaled(part: Part, times: int) -> Part:
+    if times == 1:
+        return part
+    more = {k: getattr(part, k) * times for k in ("units", "flops", "bytes", "launches", "loaded")}
+    return replace(part, **more)

@@ -23,8 +23,7 @@ from stat import S_ISREG
 from typing import Any
 
 from hydrometer.core.errors import StoreError
-from hydrometer.core.io.files import file_digest
-from hydrometer.core.io.leftovers import is_abandoned, is_anothers, mark
+from hydrometer.core.io.files import file_digest, is_abandoned, is_anothers, mark
 from hydrometer.core.io.locking import discard
 from hydrometer.core.io.os_errors import refused
 from hydrometer.core.io.yaml_io import is_object, read_json
@@ -80,12 +79,7 @@ def content_keys(value: Mapping[str, object], name: str, numbers: Iterable[int])
 
 
 class ArtifactStore:
-    """All artifacts below one folder.
-
-    Parameters
-    ----------
-    root : the folder, made if missing.
-    """
+    """All artifacts below one folder. `root`: the folder, made if missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -117,12 +111,7 @@ class ArtifactStore:
         return self.root / f"{stage}-{key}"
 
     def meta(self, stage: str, key: str) -> dict[str, Any]:
-        """Return the artifact's `meta.json`.
-
-        Raises
-        ------
-        StoreError : absent or unreadable.
-        """
+        """Return the artifact's `meta.json`. Raises StoreError: absent or unreadable."""
         try:
             meta: dict[str, Any] = read_json(self.path(stage, key) / META, MAX_META_BYTES)
             float(meta["seconds"])

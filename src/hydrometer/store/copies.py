@@ -22,12 +22,7 @@ _LEFT = 0.8  # of the bound, when room is made
 
 
 class Copies(ArtifactStore):
-    """A folder of copies, used by several processes at once.
-
-    Parameters
-    ----------
-    root : the folder.
-    """
+    """A folder of copies, used by several processes at once. `root`: the folder."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

@@ -14,8 +14,7 @@ from typing import Any, cast
 import yaml
 
 from hydrometer.core.errors import FolderError, SpecError, StoreError
-from hydrometer.core.io.files import write_atomic
-from hydrometer.core.io.leftovers import is_abandoned
+from hydrometer.core.io.files import is_abandoned, write_atomic
 from hydrometer.core.io.locking import hold
 from hydrometer.core.io.os_errors import refused
 from hydrometer.core.io.yaml_io import is_array, parse_yaml, read_json, read_plain

@@ -33,12 +33,7 @@ _held: set[str] = set()  # tokens of this process's locks
 
 
 class Lease:
-    """A held lock.
-
-    Parameters
-    ----------
-    url : of the run's place; the object is `.lock` below it.
-    """
+    """A held lock. `url`: of the run's place; the object is `.lock` below it."""
 
     def __init__(self, url: Url) -> None:
         self.url, self._object = url, _LockObject(url)
@@ -227,12 +222,7 @@ class _LockObject:
 
 @contextmanager
 def hold_remote(url: Url) -> Generator[Lease]:
-    """Hold the lock of a run's place.
-
-    Raises
-    ------
-    FolderError : another process holds it; the message says which.
-    """
+    """Hold the lock of a run's place. Raises FolderError: another process holds it; the message says which."""
     lease = Lease(url)
     lease.take()
     try:

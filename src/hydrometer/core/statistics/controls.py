@@ -23,14 +23,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 
 __all__ = ["Combination", "Controls", "Reference"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 Combination = tuple[float, float]
 """A figure's rows as a combination of the log-probabilities under the law that drew them and under the other."""

@@ -17,8 +17,8 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.shown import html_table
 from hydrometer.core.statistics.controls import Combination, Controls
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
@@ -32,6 +32,7 @@ __all__ = [
     "Method",
     "carried_by",
     "interval_words",
+    "linearised",
     "mean_estimate",
     "mean_variance",
     "ratio_estimate",
@@ -42,8 +43,6 @@ __all__ = [
     "wilson_se",
 ]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Method = Literal["mc", "cv", "exact", "canonical"]
 Caution = Literal["few_rows"]
 KNOWN_FREEDOM = 1e6
@@ -404,6 +403,12 @@ def ratio_estimate(
         return _estimated(*plain, strata, unit)
     adjusted = _ratio(controls.adjust(numerator), controls.adjust(denominator))
     return _adjusted(adjusted, plain, strata, unit, controls, None)
+
+
+def linearised(values: Floats, per: Floats) -> Floats:
+    """Return rows (N,) whose plain mean is the ratio of the sums, and has its error."""
+    ratio = values.sum() / per.sum()
+    return (values - ratio * per) / per.mean() + ratio
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> tuple[float, Floats]:

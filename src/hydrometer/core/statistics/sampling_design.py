@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from hydrometer.core.array_types import Floats, Ints
 
 __all__ = ["Clusters", "PromptsAre", "Strata"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 PromptsAre = Literal["fixed", "sample"]
 """What prompts are: the experiment's own fixed list (strata), or a sample of a population of prompts (clusters)."""

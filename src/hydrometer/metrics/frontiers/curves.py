@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
 
@@ -42,8 +42,6 @@ __all__ = [
 SCALE = 5.0
 SLOPES = {"half": 0.5, "one": 1.0, "two": 2.0}
 WEIGHTS = np.arange(1, 16, dtype=np.float64) / 16
-
-Floats = NDArray[np.float64]
 
 
 def prd_names(alpha: dict[str, float]) -> dict[str, float]:

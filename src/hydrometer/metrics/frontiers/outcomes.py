@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.frontiers.curves import SLOPES, WEIGHTS, area_of, prd_names
 from hydrometer.metrics.frontiers.typicality import LEVELS, TIE, roc
@@ -29,9 +29,6 @@ from hydrometer.models.markov.law import END, Markov
 __all__ = ["Outcomes", "chain_outcomes", "outcome_frontiers", "outcome_metrics"]
 
 _MET = 1e-12  # bounds closer than this are one figure
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.frontiers.curves import frontier_metrics
 from hydrometer.metrics.frontiers.typicality import typicality_metrics
@@ -28,8 +28,6 @@ from hydrometer.metrics.pooled import Pooled, pool
 __all__ = ["PREFIX_METRICS", "first_tokens", "prefix_metrics", "prefixes"]
 
 PREFIX_METRICS = ("total_variation", "prd_alpha_two", "prd_beta_half", "divergence_area", "typicality_50")
-
-Floats = NDArray[np.float64]
 
 
 def first_tokens(steps: Floats) -> Floats:

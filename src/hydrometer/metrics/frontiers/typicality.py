@@ -27,6 +27,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.metrics.pooled import Pooled, PooledReference, Settled
 
@@ -35,8 +36,6 @@ __all__ = ["LEVELS", "TIE", "roc", "typicality_metrics"]
 TIE = 1e-9  # nats; values of log p* closer than this are one
 LEVELS = {"50": 0.5, "90": 0.9}
 _LEAST_WIDTH = 0.01
-
-Floats = NDArray[np.float64]
 
 
 @cache

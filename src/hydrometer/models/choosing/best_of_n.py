@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arguments import one_of
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import InputError, SpecError, StageError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.shown import Shown
@@ -43,8 +44,6 @@ __all__ = [
     "needs_truth",
 ]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _ROWS_TOGETHER = 4096  # where rows need no block of their own
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError, SpecError, StageError
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.models.base import Law
@@ -29,7 +30,6 @@ __all__ = ["BUILT_IN", "GROUP", "RowScore", "Scorer", "Texts", "check_score", "s
 GROUP = "hydrometer.metrics"
 BUILT_IN = ("log_prob", "log_prob_per_token", "log_prob_unselected", "length", "stopped", "truth_log_prob")
 
-Floats = NDArray[np.float64]
 Scorer = Callable[[Sequences], Floats]
 Texts = Callable[[Sequences], tuple[list[str], list[str]]]
 """From rows to their prompts and answers as text."""

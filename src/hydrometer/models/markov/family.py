@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hydrometer.core.arguments import of_type
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
@@ -23,8 +23,6 @@ from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
 from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 
 __all__ = ["MARKOV", "MarkovFamily"]
-
-Floats = NDArray[np.float64]
 
 
 class MarkovFamily(CheapFamily):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import DataError, InputError, LawMismatchError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.shown import Shown
@@ -25,9 +26,6 @@ __all__ = ["END", "Markov", "contexts"]
 
 END = 0
 MOST_ENTRIES = 50_000_000  # of a table; 400 MB
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def contexts(ids: Ints, order: int, vocabulary: int) -> Ints:

@@ -17,12 +17,13 @@ from threading import local
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hydrometer.core.arguments import number, whole
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, FitError, InputError
 from hydrometer.core.rng import Stream, as_stream
-from hydrometer.models.mixture.batch import MixtureBatch
+from hydrometer.models.mixture.batch import MixtureBatch, MixtureFit, MixtureFitInfo
 from hydrometer.models.mixture.fit_arrays import (
     CONVERGED,
     DIAG,
@@ -40,7 +41,6 @@ from hydrometer.models.mixture.fit_arrays import (
     Settings,
     Start,
 )
-from hydrometer.models.mixture.fit_result import MixtureFit, MixtureFitInfo
 from hydrometer.models.mixture.kernels import NEAREST, RESPONSIBLE, Points, moments, padded, params, sweep, work
 from hydrometer.models.mixture.law import CovarianceType
 from hydrometer.models.mixture.real_arrays import real_array, symmetric
@@ -49,7 +49,6 @@ from hydrometer.models.mixture.steps import begin, fit_range, frame, step
 
 __all__ = ["fit_mixture"]
 
-Floats = NDArray[np.float64]
 _KINDS: dict[CovarianceType, int] = {"full": FULL, "tied": TIED, "diag": DIAG, "spherical": SPHERICAL}
 _LARGE = 1 << 16  # points; a larger data set is cut into blocks, and its k-means sees so many
 _BLOCK, _MOST_BLOCKS = 16_384, 64  # points of a block at least, and blocks at most; whatever the threads

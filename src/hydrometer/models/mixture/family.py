@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hydrometer.core.arguments import of_type
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
@@ -27,11 +27,10 @@ from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
 from hydrometer.models.rows.points import Points
 
 if TYPE_CHECKING:
-    from hydrometer.models.mixture.fit_result import MixtureFit
+    from hydrometer.models.mixture.batch import MixtureFit
 
 __all__ = ["MIXTURE", "MixtureFamily"]
 
-Floats = NDArray[np.float64]
 _GRID = 72
 _SHOWN_POINTS = 200
 

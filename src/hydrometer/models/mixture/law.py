@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, MissingDependencyError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.shown import Shown
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CovarianceType", "Mixture"]
 
-Floats = NDArray[np.float64]
 CovarianceType = Literal["full", "tied", "diag", "spherical"]
 _LOG_2PI = math.log(2 * math.pi)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError
 
 __all__ = ["RELATIVE_ASYMMETRY", "real_array", "symmetric"]
 
-Floats = NDArray[np.float64]
 
 RELATIVE_ASYMMETRY = 1e-5
 """Largest difference between a matrix and its transpose, over its largest entry, that is taken for rounding.

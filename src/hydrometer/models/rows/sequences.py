@@ -221,12 +221,7 @@ def load_prompts(path: Path) -> tuple[tuple[tuple[int, ...], ...], PromptsAre]:
 
 
 def load_sequences(path: Path) -> Sequences:
-    """Read what `save_sequences` wrote.
-
-    Raises
-    ------
-    StoreError : not such a file.
-    """
+    """Read what `save_sequences` wrote. Raises StoreError: not such a file."""
     try:
         table = pq.read_table(path)
         prompt_ids, prompts_are = load_prompts(path)

@@ -2,12 +2,15 @@
 
 `stages.statistics.decision` decides. This module reads candidates from run folders, judges the leader and its closest
 rival again on held-out rows, and writes the answer as data; the report words it.
+
+A run records the decision for the default need among its own students (`answer`), without fresh rows, which cost
+draws, and without costs in seconds, which differ from run to run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,13 +25,15 @@ from hydrometer.run.advice.candidate_table import Field, field_of, is_on_texts, 
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
+from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.statistics.covariance import Linear
 from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Need, decide, left_out
+from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, plain
 from hydrometer.store.storage_uri import Url, resolved
 
-__all__ = ["Advice", "advise", "advise_on", "as_setting", "completed", "decided", "decision_of", "keep"]
+__all__ = ["Advice", "advise", "advise_on", "answer", "as_setting", "completed", "decided", "decision_of", "keep"]
 
 SCHEMA = 1
 DEFAULT_LOSS = 0.1
@@ -258,3 +263,43 @@ def _expected(field: Field, need: Need, decision: Decision, again: Again | None)
     gain, loss, agreeing = found
     figures = {"precision_gain": _figure(gain), "recall_loss": _figure(loss)}
     return {"on": "seeds left out of the choice", "agreeing": agreeing, **figures, "lead": lead}
+
+
+def answer(
+    folder: RunFolder,
+    name: str,
+    plan: Plan,
+    chain: ChainPlan,
+    store: ArtifactStore,
+    records: Mapping[str, Mapping[str, Any]],
+    missing: Sequence[str],
+) -> Json | None:
+    """Decide for one chain of a run that has just been judged.
+
+    Parameters
+    ----------
+    records : cells of results.json, by id. missing : ids of the chain's cells that are not judged yet.
+
+    Returns
+    -------
+    dict : as advice.json (docs, Advice), without costs and expected figures; `why` says why there is no candidate.
+        None for maps, and where nothing was distilled.
+    """
+    own = [c for c in chain.cells if c.origin is None]
+    if chain.maps or not any(c.training == "distilled" for c in own):
+        return None
+    source = Source(folder, name, plan, replace(chain, cells=own), store, records, "", tuple(missing))
+    need, _ = completed(None)
+    try:
+        field = field_of([source], need, priced=False)
+    except InputError as e:
+        return {"status": "undecided", "why": e.what + (f"; {e.fix}" if e.fix else "")}
+    decision = decision_of([source], field, need)
+    candidates = zip(field.found, decision.candidates, strict=True)
+    return {
+        **decided(field, decision),
+        "per": unit_of(source, need),
+        "objective": need.objective,
+        "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},
+        "candidates": [{**as_setting(e.cell), "feasible": c.feasible} for e, c in candidates],
+    }

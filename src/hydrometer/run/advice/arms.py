@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hydrometer.core.statistics.estimate import Estimate
-from hydrometer.run.advice.candidates import Entry, Floats, Metrics, Source, need_artifact
+from hydrometer.core.array_types import Floats
+from hydrometer.core.statistics.estimate import Estimate, linearised
+from hydrometer.run.advice.candidates import Entry, Metrics, Source, need_artifact
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
@@ -89,8 +90,7 @@ def arm_of(
         adjusted = load_adjusted(folder)  # control-variate adjusted: the figures are means of these
         y, length = (adjusted[0], adjusted[2]) if adjusted else (load_law_on_truth(folder), lengths(seed))
         if length is not None and names[1].endswith("_per_token"):
-            ratio = y.sum() / length.sum()
-            y = (y - ratio * length) / length.mean() + ratio
+            y = linearised(y, length)
         rows.append(y)
     cost = entry.cost.get("teacher_rows")  # unknown for an adopted model, which is never called the cheaper
     return Arm(

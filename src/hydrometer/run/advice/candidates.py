@@ -112,12 +112,7 @@ class Excluded:
 
 
 def the_chain(names: Sequence[str], wanted: str | None, where: str) -> str:
-    """Choose a chain by name, or the only one.
-
-    Raises
-    ------
-    InputError : no chain of that name, or several and no name.
-    """
+    """Choose a chain by name, or the only one. Raises InputError: no chain of that name, or several and no name."""
     if wanted is None:
         if len(names) == 1:
             return names[0]

@@ -121,12 +121,7 @@ def rejudged(plan: Plan, judged: Sequence[JudgeNode], name: str = FRESH) -> tupl
 
 
 def judge_again(field: Field, need: Need, decision: Decision, monitor: Monitor) -> Again:
-    """Judge the leader, its closest rival and the baseline on fresh rows.
-
-    Raises
-    ------
-    StageError : a stage failed.
-    """
+    """Judge the leader, its closest rival and the baseline on fresh rows. Raises StageError: a stage failed."""
     chosen = list(dict.fromkeys([decision.leader, field.baseline]))
     if decision.runner_up is not None and decision.runner_up not in chosen:
         chosen.append(decision.runner_up)

@@ -14,11 +14,11 @@ from hydrometer.models.capabilities import DrawsUnscored, FitsTogether
 from hydrometer.models.families import RunSpec
 from hydrometer.models.work import Device, HasCostModel, Lengths, Part, Work
 from hydrometer.run.cost.calibration import kind_of, trial, trial_name
-from hydrometer.run.cost.counts import SHOWN, work_of
 from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, kept_length
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.preflight.machine import size
 from hydrometer.stages.nodes import DrawNode, Node
+from hydrometer.stages.stage import SHOWN
 
 __all__ = ["Pricing", "StageCost"]
 
@@ -157,7 +157,7 @@ class Pricing:
         every = device.measured.get("stage", 0.0)
 
         def of(node: Node) -> tuple[Work, _Price]:
-            work, most = (work_of(node, counted, n) for n in (lengths.mean, float(lengths.most)))
+            work, most = (node.work(counted, n) for n in (lengths.mean, float(lengths.most)))
             price = self._price(work, most, device, machine)
             return work, replace(price, seconds=(price.seconds or 0) + every, most=(price.most or 0) + every)
 

@@ -9,7 +9,6 @@ from hydrometer.core.errors import HydrometerError
 from hydrometer.core.findings import warning
 from hydrometer.models.work import HasCostModel, Lengths, Work, share_out
 from hydrometer.run.cost.calibration import kind_of, trial_name
-from hydrometer.run.cost.counts import work_of
 from hydrometer.run.cost.this_machine import ThisMachine, keep_length, kept_length
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan
@@ -66,7 +65,7 @@ def _counted(
             continue
         asked = node.asked()
         if asked not in works:
-            works[asked] = work_of(node, counted, mean)
+            works[asked] = node.work(counted, mean)
         taken.setdefault(works[asked], []).append(_seconds(node, store))
     stages = [(work, float(len(s)), sum(s)) for work, s in taken.items() if work.parts]
     return share_out(stages, machine.kept.device()) if stages else {}

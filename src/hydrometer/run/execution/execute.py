@@ -10,8 +10,7 @@ from hydrometer.models.capabilities import Threaded
 from hydrometer.models.drawing import release
 from hydrometer.run.execution.failures import reason_of
 from hydrometer.run.execution.ranks import fit_together
-from hydrometer.run.graph.missing import missing_of
-from hydrometer.run.graph.order import in_order
+from hydrometer.run.graph.order import in_order, missing_of
 from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.artifact_loader import ArtifactLoader

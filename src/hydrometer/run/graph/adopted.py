@@ -84,12 +84,7 @@ class Adopted(Strict):
 
 
 def read_adopted(folder: RunFolder) -> list[Adopted]:
-    """Read the folder's entries, in a fixed order.
-
-    Raises
-    ------
-    FolderError : an entry that cannot be read.
-    """
+    """Read the folder's entries, in a fixed order. Raises FolderError: an entry that cannot be read."""
     out: list[Adopted] = []
     for path in sorted((folder.root / "adopted").glob("*.yaml")):
         try:

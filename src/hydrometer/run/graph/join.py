@@ -45,12 +45,7 @@ def _refuse_other(name: object) -> NoReturn:
 
 
 def merge_with(folder: RunFolder, spec: RunSpec, entry: dict[str, object]) -> RunSpec:
-    """Join with what the folder holds already.
-
-    Raises
-    ------
-    FolderError : it holds another experiment.
-    """
+    """Join with what the folder holds already. Raises FolderError: it holds another experiment."""
     known = folder.accepted()
     for other in known:
         if (name := _name_in(other)) != spec.name or other.get("truths") != entry["truths"]:

@@ -1,4 +1,4 @@
-"""The order in which stages are made: first what the first figures need.
+"""Which stages have to be made, and in which order: first what the first figures need.
 
 Per chain and seed: the truth, the students of the coldest and of the hottest teacher, these teachers, the direct
 student and the unselected teacher (what gate and trade-off are told from), the students between, then controls and the
@@ -13,8 +13,34 @@ from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.spec_merge import strength
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import Node
+from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["in_order"]
+__all__ = ["in_order", "missing_of"]
+
+
+def missing_of(nodes: Mapping[str, Node], store: ArtifactStore) -> dict[str, Node]:
+    """Return the nodes to make, in their order.
+
+    Artifacts that were finished here and have not arrived in the store are sent first. One that is there and that a
+    missing node or the results will read (`Node.in_results`) is checked now: a damaged one is missing, and then its own
+    inputs are read, too.
+
+    Parameters
+    ----------
+    nodes : by key, inputs before their users.
+    """
+    lacking = {key for _, key in store.absent([(n.stage, k) for k, n in nodes.items()])}
+    lacking = {k for k in lacking if not store.restore(nodes[k].stage, k)}
+    checked: set[str] = set()
+    while True:
+        read = {i for k in lacking for i in nodes[k].inputs if i in nodes}
+        read |= {k for k, n in nodes.items() if n.in_results}
+        read -= lacking | checked
+        damaged = {key for _, key in store.damaged([(nodes[k].stage, k) for k in nodes if k in read])}
+        checked |= read
+        lacking |= damaged
+        if not damaged:
+            return {k: n for k, n in nodes.items() if k in lacking}
 
 
 def in_order(plan: Plan, missing: Mapping[str, Node]) -> dict[str, Node]:

@@ -19,49 +19,25 @@ class Monitor(Protocol):
 
     def found(self, findings: Sequence[Finding]) -> None:
         """Hear what the examination found, before anything is made."""
-        ...
 
     def begin(self, total: float, reused: float, stages: int) -> None:
         """Start: the cost of all stages, and of those that are there already."""
-        ...
 
     def stage(self, label: str, cost: float) -> None:
         """Tell that a stage begins."""
-        ...
 
     def tick(self, done: float, total: float, what: str) -> None:
         """Tell how far the stage is."""
-        ...
 
     def done(self, cost: float, failed: str | None) -> None:
         """Tell that the stage ended."""
-        ...
 
     def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
         """Tell of the first figures of a model, by its group's id."""
-        ...
 
 
-class SilentMonitor:
+class SilentMonitor(Monitor):
     """A monitor that says nothing."""
-
-    def found(self, findings: Sequence[Finding]) -> None:
-        """Say nothing."""
-
-    def begin(self, total: float, reused: float, stages: int) -> None:
-        """Say nothing."""
-
-    def stage(self, label: str, cost: float) -> None:
-        """Say nothing."""
-
-    def tick(self, done: float, total: float, what: str) -> None:
-        """Say nothing."""
-
-    def done(self, cost: float, failed: str | None) -> None:
-        """Say nothing."""
-
-    def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
-        """Say nothing."""
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from hydrometer.stages.cells import Cell
 from hydrometer.stages.map_point import load_map
 from hydrometer.stages.nodes import MapNode
 from hydrometer.stages.statistics.chain_groups import ChainFacts
-from hydrometer.stages.statistics.contrasts import Judged, TruthRows
+from hydrometer.stages.statistics.groups import Judged, TruthRows
 from hydrometer.stages.statistics.summary import Comparison, compare_chain
 from hydrometer.store.artifacts import ArtifactStore
 

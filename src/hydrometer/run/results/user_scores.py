@@ -54,12 +54,7 @@ class CellScores:
 
 
 def read_scores(folder: RunFolder) -> dict[str, CellScores]:
-    """Read what the folder holds, by cell id.
-
-    Raises
-    ------
-    FolderError : a file that cannot be read.
-    """
+    """Read what the folder holds, by cell id. Raises FolderError: a file that cannot be read."""
     out: dict[str, CellScores] = {}
     for path in sorted((folder.root / "scores").glob("*.json")):
         try:

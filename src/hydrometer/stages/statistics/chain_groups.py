@@ -12,15 +12,8 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.estimate import Contrast
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.stages.cells import Cell
-from hydrometer.stages.statistics.contrasts import (
-    Figure,
-    Group,
-    Judged,
-    as_contrast,
-    combine,
-    contrast,
-    group_figure,
-)
+from hydrometer.stages.statistics.contrasts import as_contrast, combine, contrast, group_figure
+from hydrometer.stages.statistics.groups import Figure, Group, Judged
 
 __all__ = ["ChainFacts", "ChainGroups", "gather", "matched"]
 

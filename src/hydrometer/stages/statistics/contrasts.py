@@ -1,9 +1,8 @@
-"""Compare: groups of cells over seeds, and contrasts between them, with the errors they share.
+"""Compare: combinations of groups of cells, with the errors they share.
 
-A group is a cell without its seed. A figure of a combination ``sum_j c_j m(group_j)`` has two sources of error: seeds,
-which redraw data and fits, and Monte Carlo rows. Rows of the truth are shared by all cells, and, where the run says so,
-by all seeds; then the variance is that of a crossed design (`core.statistics.crossed`). Rows of a judged law are its
-own. See docs, Uncertainty.
+A figure of a combination ``sum_j c_j m(group_j)`` has two sources of error: seeds, which redraw data and fits, and
+Monte Carlo rows. Rows of the truth are shared by all cells, and, where the run says so, by all seeds; then the variance
+is that of a crossed design (`core.statistics.seeds`). Rows of a judged law are its own. See docs, Uncertainty.
 
 Shapes: S seeds, N truth rows.
 """
@@ -11,194 +10,22 @@ Shapes: S seeds, N truth rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.statistics.crossed import crossed_variance, welch_satterthwaite
-from hydrometer.core.statistics.estimate import Contrast, Estimate, mean_variance, row_freedom
+from hydrometer.core.array_types import Floats
+from hydrometer.core.statistics.estimate import Contrast, linearised, mean_variance, row_freedom
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
-from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
+from hydrometer.core.statistics.seeds import crossed_variance, welch_satterthwaite
+from hydrometer.stages.statistics.groups import Figure, Group, Judged, Terms, over_seeds, seeds_of
 
-__all__ = [
-    "ROW_METRICS",
-    "Figure",
-    "Group",
-    "Judged",
-    "TruthRows",
-    "apart",
-    "combine",
-    "contrast",
-    "group_figure",
-    "over_seeds",
-]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+__all__ = ["ROW_METRICS", "apart", "combine", "contrast", "group_figure"]
 
 ROW_METRICS = ("recall", "recall_on_support", "kl_truth_student", "entropy_truth")
 """Figures that are means over rows of the truth, which all cells share."""
 BY_BYTES = "recall_per_byte"
 """Likewise, where the truth's rows are scored as texts."""
-
-
-@dataclass(frozen=True, slots=True)
-class TruthRows:
-    """The truth's rows that cells of one seed (or of all) were judged on.
-
-    Attributes
-    ----------
-    log_prob : (N,) log p*, nats.
-    lengths : (N,) tokens, or None.
-    strata : (N,) or None.
-    n : rows behind the figures; N may be fewer where only some were kept.
-    """
-
-    log_prob: Floats
-    lengths: Floats | None
-    strata: Strata | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One judged cell: its figures, and how to get what they are means of.
-
-    Attributes
-    ----------
-    law_on_truth : log q of the truth's rows, (N,).
-    truth_rows : those rows.
-    adjusted : log q, log p* and lengths of those rows as control variates adjusted them for this cell, or None.
-    clustered : whether its rows answer a sample of prompts, the same in all cells and seeds.
-    texts : log q of the truth's rows as texts, and their bytes, where they were scored so.
-    """
-
-    metrics: dict[str, Estimate]
-    law_on_truth: Callable[[], Floats]
-    truth_rows: Callable[[], TruthRows]
-    adjusted: Callable[[], tuple[Floats, Floats, Floats | None] | None] = lambda: None
-    clustered: Callable[[], bool] = lambda: False
-    texts: Callable[[], tuple[Floats, Floats] | None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Cells that differ in their seed alone.
-
-    Attributes
-    ----------
-    by_seed : judged cells; the single key None where one cell serves all seeds.
-    rows_shared : whether all seeds were judged on the same rows of the truth.
-    """
-
-    id: str
-    by_seed: dict[int | None, Judged]
-    rows_shared: bool
-
-    @property
-    def metrics(self) -> dict[str, Estimate]:
-        """Every metric that some cell has, with the first cell's estimate."""
-        out: dict[str, Estimate] = {}
-        for judged in self.by_seed.values():
-            out = {**judged.metrics, **out}
-        return out
-
-    def at(self, seed: int | None) -> Judged:
-        """Return the cell that stands for `seed`."""
-        return self.by_seed[None] if None in self.by_seed else self.by_seed[seed]
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What seeds share of a variance: it does not average out over them, and does not show between them.
-
-    Attributes
-    ----------
-    floor : the least that the whole variance can be.
-    parts, freedom : the variance by which degrees of freedom are counted, and how many it has.
-    """
-
-    variance: float
-    floor: float
-    parts: float
-    freedom: float
-
-    def beside(self, other: Shared) -> Shared:
-        """Return that of a difference of two figures with independent rows."""
-        parts = self.parts + other.parts
-        freedom = welch_satterthwaite([self.parts, other.parts], [self.freedom, other.freedom])
-        return Shared(self.variance + other.variance, self.floor + other.floor, parts, freedom)
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A value with its error, `se_mc` its part from rows, and the skewness that seeds give it (`seeds`).
-
-    Attributes
-    ----------
-    shared : what several seeds share of its variance; None where it is not a mean over seeds.
-    """
-
-    value: float | None
-    se: float | None
-    df: float | None
-    se_mc: float | None = None
-    n_neg_inf: int = 0
-    pairing: str = "seed"
-    skew: float = 0.0
-    shared: Shared | None = None
-
-    @property
-    def ci95(self) -> tuple[float, float] | None:
-        """The 95 % interval: Student's t, reaching farther on the side to which seeds are skewed."""
-        if self.value is None or self.se is None or self.df is None:
-            return None
-        return skewed_interval(self.value, self.se, self.df, self.skew)
-
-
-def over_seeds(
-    values: Floats,
-    shared: float,
-    freedom: float,
-    *,
-    se_mc: float | None = None,
-    floor: float = 0.0,
-    parts: float | None = None,
-    pairing: str = "seed",
-) -> Figure:
-    """Return the mean over seeds with its error: what lies between them, and what they share.
-
-    Parameters
-    ----------
-    values : (S,), S >= 2.
-    shared : variance that does not average out over seeds, and does not show between them.
-    freedom : its degrees of freedom.
-    floor : the least that the variance can be.
-    parts : the shared part by which degrees of freedom are counted, where that is another.
-    """
-    s = values.size
-    between = float(np.var(values, ddof=1)) / s
-    total = max(between + shared, floor)
-    parts = shared if parts is None else parts
-    df = welch_satterthwaite([between, parts], [s - 1, freedom])
-    skew = skew_of_mean(values, between / total) if total > 0 else 0.0
-    mean = float(np.mean(values))
-    rest = Shared(shared, floor, parts, freedom)
-    return Figure(mean, math.sqrt(total), df, se_mc, pairing=pairing, skew=skew, shared=rest)
-
-
-Terms = Sequence[tuple[float, Group]]
-
-
-def seeds_of(terms: Terms) -> list[int | None]:
-    """Seeds that all seeded groups of a combination have; [None] where none is seeded."""
-    seeded = [g.by_seed for _, g in terms if None not in g.by_seed]
-    if not seeded:
-        return [None]
-    common = [s for s in seeded[0] if all(s in by_seed for by_seed in seeded)]
-    return sorted(common, key=lambda s: -1 if s is None else s)
 
 
 def combine(terms: Terms, metric: str, *, slope: float = 0.0) -> Figure:
@@ -295,7 +122,7 @@ def _row_values(judged: Judged, metric: str) -> Floats:
     """Per-row contributions whose mean is the figure; ratios linearised."""
     texts = judged.texts() if metric == BY_BYTES else None
     if texts is not None:
-        return _linear(*texts)
+        return linearised(*texts)
     base = metric.removesuffix("_per_token")
     found = judged.adjusted()
     if found is None:
@@ -311,13 +138,7 @@ def _row_values(judged: Judged, metric: str) -> Floats:
             values = -log_p
     if metric == base or lengths is None:
         return values
-    return _linear(values, lengths)
-
-
-def _linear(values: Floats, per: Floats) -> Floats:
-    """Per-row contributions to a ratio of sums."""
-    ratio = values.sum() / per.sum()
-    return (values - ratio * per) / per.mean() + ratio
+    return linearised(values, lengths)
 
 
 def _by_rows(terms: Terms, seeds: list[int | None], metric: str, values: list[float], slope: float) -> Figure:
@@ -366,9 +187,7 @@ def _on_common_support(terms: Terms, seeds: list[int | None], slope: float, metr
             return Figure(None, None, None, pairing="row")
         y = sum((c * v[kept] for c, v in columns), np.zeros(1))
         if metric.endswith("_per_token") and rows.lengths is not None:
-            lengths = rows.lengths[kept]
-            ratio = y.sum() / lengths.sum()
-            y = (y - ratio * lengths) / lengths.mean() + ratio
+            y = linearised(y, rows.lengths[kept])
         n, value = y.size, float(y.mean())
         known = terms[0][1].at(s).metrics[metric].value if len(terms) == 1 else None
         if known is not None:  # a cell's own figure is of all rows drawn, not only of those kept

@@ -15,18 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.crossed import welch_satterthwaite
 from hydrometer.core.statistics.estimate import row_freedom
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
-from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval
+from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval, welch_satterthwaite
 
 __all__ = ["Arm", "Design", "Joint", "Linear", "row_covariance"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _MOST_SEEDS = 1000
 _MOST_ROWS = 10_000_000

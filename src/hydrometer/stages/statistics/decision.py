@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hydrometer.core.arguments import number
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.core.statistics.seeds import skew_of_mean
@@ -28,7 +28,6 @@ from hydrometer.stages.statistics.covariance import Arm, Design, Joint, Linear
 
 __all__ = ["ERROR", "Candidate", "Decision", "More", "Need", "Problem", "Reason", "confirmed", "decide", "left_out"]
 
-Floats = NDArray[np.float64]
 Feasible = Literal["met", "open", "violated"]
 Reason = Literal["one_seed", "constraint", "close", "equivalent", "unconfirmed", "partial"]
 

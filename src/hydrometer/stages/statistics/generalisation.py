@@ -14,7 +14,8 @@ from typing import Any
 from hydrometer.core.statistics.estimate import Contrast
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.statistics.chain_groups import ChainGroups, gather
-from hydrometer.stages.statistics.contrasts import Group, Judged, apart, as_contrast, group_figure
+from hydrometer.stages.statistics.contrasts import apart, as_contrast, group_figure
+from hydrometer.stages.statistics.groups import Group, Judged
 
 __all__ = ["generalisation"]
 

@@ -20,13 +20,11 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.seeds import FEWEST, few_seeds
 
 __all__ = ["NO_SPREAD", "Spread", "spread_of", "two_peaks", "widest_gap"]
-
-Floats = NDArray[np.float64]
 
 
 class Spread(TypedDict):

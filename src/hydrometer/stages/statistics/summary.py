@@ -21,8 +21,9 @@ from hydrometer.core.statistics.seeds import unseen
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.statistics.chain_groups import ChainFacts, ChainGroups, gather, matched
-from hydrometer.stages.statistics.contrasts import Figure, Group, Judged, as_contrast, group_figure, over_seeds
+from hydrometer.stages.statistics.contrasts import as_contrast, group_figure
 from hydrometer.stages.statistics.generalisation import generalisation
+from hydrometer.stages.statistics.groups import Figure, Group, Judged, over_seeds
 from hydrometer.stages.statistics.spread import NO_SPREAD, Spread, spread_of
 
 __all__ = ["Comparison", "compare_chain", "load_released"]

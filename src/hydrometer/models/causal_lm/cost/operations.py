@@ -43,7 +43,6 @@ from hydrometer.models.work import Part, Stage, Work
 __all__ = [
     "Shape",
     "Subject",
-    "forward_flops",
     "padded_batch",
     "score_names",
     "shape_of",
@@ -113,18 +112,6 @@ def shape_of(config: PretrainedConfig) -> Shape:
         sum(p.numel() for p in network.parameters()),
         learns_packed(network),
     )
-
-
-def forward_flops(shape: Shape, tokens: float, pairs: float, heads: float) -> float:
-    """Operations of a forward pass.
-
-    Parameters
-    ----------
-    tokens : run through the layers. pairs : of a token and a position it looks at, in each layer. heads : states that
-        meet the output matrix.
-    """
-    body = shape.layers * (2.0 * shape.layer * tokens + 4.0 * shape.attention * pairs)
-    return body + 2.0 * shape.width * shape.vocabulary * heads
 
 
 @dataclass(frozen=True, slots=True)

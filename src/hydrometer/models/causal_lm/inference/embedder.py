@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Ints
 from hydrometer.core.errors import LawMismatchError
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
@@ -29,7 +30,6 @@ from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["embed"]
 
-Ints = NDArray[np.int64]
 Embedding = NDArray[np.float32]
 
 

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import StageError
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.estimate import Estimate, ratio_estimate
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_GAP", "Rescored", "drawn_rows", "refuse_repeats", "rescore"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 LOGIT_ERROR = {"float32": 1e-3, "bfloat16": 0.5}
 """Nats by which two computations of one network may differ in a logit, and so move a token across a kept set's edge.

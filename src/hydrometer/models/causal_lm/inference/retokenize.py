@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import StageError
 from hydrometer.models.causal_lm.data.answer_text import UNREADABLE, prompt_ends
 from hydrometer.models.causal_lm.data.prompts import Prompts
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Canonical", "Texts", "canonical", "texts_of"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

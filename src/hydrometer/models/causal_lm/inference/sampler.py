@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Ints
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
@@ -25,7 +26,6 @@ from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["draw_blocks", "draw_rows"]
 
-Ints = NDArray[np.int64]
 
 _WORKER_ROWS = 32  # least rows of a worker
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import LawMismatchError, StageError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import PairedScores
@@ -43,8 +44,6 @@ __all__ = [
     "score_steps",
 ]
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 PROMPTS_TOGETHER = 64
 PACKED_TOKENS = 1024  # of a batch of packed rows

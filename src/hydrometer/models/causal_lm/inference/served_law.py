@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError, StageError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.statistics.estimate import Estimate, ratio_estimate
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServedLM", "ServedLaw"]
 
-Floats = NDArray[np.float64]
 
 _ERRORS = 4.0  # standard errors beyond what arithmetic explains
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import MissingDependencyError, ModelError
-from hydrometer.core.io.files import cache_home
-from hydrometer.core.io.leftovers import is_abandoned, mark
+from hydrometer.core.io.files import cache_home, is_abandoned, mark
 from hydrometer.core.io.yaml_io import read_json, user_path
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, MAX_CONFIG_BYTES, check_files, check_folder

@@ -43,13 +43,12 @@ from hydrometer.models.causal_lm.training.answer_loss import (
     own_rows_of,
 )
 from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
-from hydrometer.models.causal_lm.training.determinism import reproducible
 from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, join_group
 from hydrometer.models.causal_lm.training.evaluations import Evaluations
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.optimised import optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED
-from hydrometer.models.causal_lm.training.trainer_settings import trainer_arguments
+from hydrometer.models.causal_lm.training.trainer_settings import reproducible, trainer_arguments
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 
