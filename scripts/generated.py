@@ -27,6 +27,7 @@ COMMANDS = (
     ["init"],
     ["recipes"],
     ["report"],
+    ["watch"],
     ["judge"],
     ["export"],
     ["adopt"],

@@ -21,6 +21,7 @@ from hydrometer.cli.models_command import models_command
 from hydrometer.cli.options import Address, Artifacts, Executor, Json, Out, Overrides, Recipe, filled, recipe_names
 from hydrometer.cli.plan_command import plan_command
 from hydrometer.cli.result_output import LONGEST, say_drawn, say_results
+from hydrometer.cli.watch_command import watch_command
 from hydrometer.core.errors import InputError, one_line
 
 __all__ = ["app", "main"]
@@ -161,16 +162,19 @@ def report_command(
     out: Annotated[
         str | None, typer.Option("--out", metavar="DIR|URL", help="Where the page goes. [default: first DIR]")
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Write it again while a run goes on; the page renews itself.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write report.html and the figures again from what a run recorded; several runs make one page."""
     from hydrometer.run.execution.progress import ConsoleMonitor
 
     with ConsoleMonitor():
-        from hydrometer.report import build_report, missing_sentence
+        from hydrometer.report import build_live_report, build_report, missing_sentence
         from hydrometer.store.records import load_results
 
-        page = build_report(folders, out=out)
+        page = (build_live_report if live else build_report)(folders, out=out)
         missing = [said for f in folders if (said := missing_sentence(load_results(f)))]
     if as_json:
         typer.echo(json.dumps({"report": str(page), "missing": missing}))
@@ -181,6 +185,7 @@ def report_command(
 
 
 app.command("models")(models_command)
+app.command("watch")(watch_command)
 app.command("judge")(judge_command)
 exchange_commands.add_commands(app)
 

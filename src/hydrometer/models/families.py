@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.dashboards import Dashboard
 from hydrometer.core.errors import SpecError, brief, one_line
 from hydrometer.core.io.yaml_io import explain, is_array, is_object, nearest
 from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict, as_tuple
@@ -80,6 +81,10 @@ def _seeds(value: object) -> object:
     return as_tuple(value)
 
 
+def _names(value: object) -> object:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
 class RunSpec(Strict):
     """One run: a name, seeds, and one or more chains.
 
@@ -89,6 +94,7 @@ class RunSpec(Strict):
     known : codes of the doctor's warnings that the description tells of; they are notes then. None is fatal.
     seeds : a count n for seeds 0 .. n-1, or a list.
     chains : by name.
+    report_to : what shows the run and its fits while they go on. It changes no figure, and is not kept.
     """
 
     name: Name
@@ -96,6 +102,7 @@ class RunSpec(Strict):
     known: Annotated[tuple[Name, ...] | None, Field(max_length=64), BeforeValidator(as_tuple)] = None
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     chains: dict[Name, SerializeAsAny[ChainSpec]] = Field(min_length=1)
+    report_to: Annotated[tuple[Dashboard, ...], BeforeValidator(_names)] = Field(default=(), exclude=True)
     _base: Path | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:

@@ -9,8 +9,10 @@ from hydrometer._lazy import lazily
 from hydrometer.report.words.verdict import verdict
 
 if TYPE_CHECKING:
+    from hydrometer.report.live import build_live_report
     from hydrometer.report.page import build_report
     from hydrometer.report.tables.model_tables import missing_sentence, summary_table
+    from hydrometer.report.tables.status_view import status_view
     from hydrometer.report.words.advice_text import advice_notes, advice_sentences, advice_table
     from hydrometer.report.words.first_sentence import answers
     from hydrometer.report.words.verdict import verdict
@@ -20,8 +22,10 @@ __all__ = [
     "advice_sentences",
     "advice_table",
     "answers",
+    "build_live_report",
     "build_report",
     "missing_sentence",
+    "status_view",
     "summary_table",
     "verdict",
 ]
@@ -34,5 +38,7 @@ __getattr__, __dir__ = lazily(
         "words.advice_text": "advice_notes advice_sentences advice_table",
         "words.first_sentence": "answers",
         "words.verdict": "verdict",
+        "live": "build_live_report",
+        "tables.status_view": "status_view",
     },
 )

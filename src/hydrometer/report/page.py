@@ -43,6 +43,8 @@ __all__ = ["build_report"]
 FAILED_SHOWN = 50
 VISIBLE_PROMPTS = 4
 NAMES_SHOWN = 8
+LIVE = 10
+"""Seconds after which a page of a run that goes on renews itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +204,16 @@ def _target(places: list[Path | Url], out: Path | Url | None) -> Path | Url:
     return out if out.name.lower().endswith((".html", ".htm")) else out / "report.html"
 
 
-def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | None = None) -> Path | Url:
+def build_report(
+    runs: Sequence[str | Path | Url], *, out: str | Path | Url | None = None, live: bool = False
+) -> Path | Url:
     """Write the page of one or several runs, and its figures beside it.
 
     Parameters
     ----------
     runs : run folders or URLs, each with its results.json and any exhibits.
     out : target: a folder or URL, or the name of an .html file; None takes the first run's folder.
+    live : make a page that renews itself in the browser, for runs that go on.
 
     Returns
     -------
@@ -231,14 +236,14 @@ def build_report(runs: Sequence[str | Path | Url], *, out: str | Path | Url | No
     read = [read_run(p if isinstance(p, Path) else at[p]) for p in places]
     wanted = _target(places, None if out is None else place_of(out))
     if isinstance(wanted, Path):
-        return _build(read, wanted)
+        return _build(read, wanted, live=live)
     with TemporaryDirectory(prefix="hydrometer-report-") as made:
-        _build(read, Path(made) / wanted.name)
+        _build(read, Path(made) / wanted.name, live=live)
         send_folder(Path(made), wanted.parent)
     return wanted
 
 
-def _build(read: list[Run], target: Path) -> Path:
+def _build(read: list[Run], target: Path, *, live: bool) -> Path:
     doing("drawing the report")
     refuse_links(target.parent, ("figures",))
     stems = _stems(read)
@@ -262,6 +267,7 @@ def _build(read: list[Run], target: Path) -> Path:
             version=__version__,
             prompts_shown=VISIBLE_PROMPTS,
             formats=chain_figures.FORMATS,
+            renewed=LIVE if live else None,
         )
         write_atomic(target, page.encode("utf-8", "backslashreplace"))
     except OSError as error:

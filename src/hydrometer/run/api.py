@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.advise import answer
 from hydrometer.run.cost.recorded import keep_seconds
 from hydrometer.run.execution.executors import ExecutorName, executor_of
+from hydrometer.run.execution.recorder import Recorder
 from hydrometer.run.graph.adopted import read_adopted
 from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.join import entry_of, merge_with, refuse_other_name
@@ -36,6 +38,7 @@ from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.model_card import cards
 from hydrometer.run.results.named_models import link_models
 from hydrometer.run.results.provenance import versions
+from hydrometer.run.results.reported import Reported, check_report, dashboards_of
 from hydrometer.run.results.run_result import RunResult
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truths, truth_files
@@ -112,6 +115,7 @@ def run(
     spec = source if isinstance(source, RunSpec) else load_spec(source, overrides)
     folder = RunFolder(out if out is not None else Path("runs") / spec.name)
     check_places(folder.place, cache)
+    check_report(spec, folder)
     refuse_other_name(folder, spec)
     check_inputs(spec.chains.values())
     spec = with_prompts(spec, folder)
@@ -124,7 +128,7 @@ def run(
     diagnosis.refuse()
     watch.found(diagnosis.findings)
     folder.create()
-    with folder.hold():
+    with folder.hold(), ExitStack() as held:
         now = merge_with(folder, spec, wanted), read_adopted(folder)
         if now != (whole, adopted):  # another run may have extended the folder meanwhile
             plan = plan_run(*now)
@@ -137,6 +141,9 @@ def run(
         folder.accept(wanted)
         folder.remember_base(spec.base or Path.cwd())
         folder.push()  # before any artifact: what has artifacts is a run
+        watch = held.enter_context(Recorder(folder, watch))
+        plan.dashboards = dashboards_of(spec, folder, plan)
+        log = held.enter_context(plan.dashboards.opened("run"))
         keep(store, diagnosis)
         if until == "draw":
             outcome = make(training_rows(plan), store, watch)
@@ -149,7 +156,8 @@ def run(
             if part_of(plan, outcome).chains:
                 folder.write_results(results_of(spec.name, folder, plan, store, outcome, findings))
 
-        outcome = make(plan, store, watch, SoFar(plan, store, watch, write))
+        so_far = SoFar(plan, store, watch, write)
+        outcome = make(plan, store, watch, Reported(plan, store, log, so_far) if spec.report_to else so_far)
         keep_seconds(plan, store, outcome, watch)
         doing("gathering the figures")
         write(outcome)

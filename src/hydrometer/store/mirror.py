@@ -77,6 +77,11 @@ class Mirror:
             for name in self._changed([n for n in _LAST if (self.root / n).is_file()]):
                 self._put(name)
 
+    def send(self, name: str) -> None:
+        """Send one file that is fetched by none."""
+        with asking(self.url):
+            self._fs.put_file(str(self.root / name), f"{self.url.path}/{name}")
+
     def _changed(self, names: list[str]) -> list[str]:
         return [n for n in names if self._sent.get(n) != file_digest(self.root / n)]
 

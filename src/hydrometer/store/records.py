@@ -23,13 +23,17 @@ from hydrometer.store.migrate import migrate
 from hydrometer.store.mirror import Mirror, read_object
 from hydrometer.store.path_safety import refuse_links
 from hydrometer.store.remote_lock import Lease, hold_remote
+from hydrometer.store.run_status import PROGRESS, RunStatus
 from hydrometer.store.storage_uri import Url, place_of
 
-__all__ = ["MAX_RESULTS_BYTES", "RunFolder", "load_results", "plain"]
+__all__ = ["MAX_RESULTS_BYTES", "RunFolder", "load_results", "plain", "results_so_far"]
 
 MAX_ACCEPTED_BYTES = 16_000_000
 MAX_RESULTS_BYTES = 1_000_000_000
-_PARTS = ("specs", "prompts", "truths", "records", "exhibits", "scores", "adopted", "artifacts", "figures", "models")
+_PARTS = (
+    "specs", "prompts", "truths", "records", "exhibits", "scores", "adopted", "artifacts", "figures", "models",
+    "dashboards",
+)  # fmt: skip
 _CSV_CELL = ("id", "chain", "level", "role", "training", "parent", "prefix_source", "loss", "seed", "status")
 _CSV_METRIC = ("value", "se", "se_mc", "n", "n_neg_inf", "method", "unit", "df")
 _CSV_MORE = ("plain", "plain_se", "caution")
@@ -128,6 +132,14 @@ class RunFolder:
             if self._lease is not None:
                 self._lease.check()
             self._mirror.push()
+
+    def tell(self, status: RunStatus) -> None:
+        """Write progress.json."""
+        write_atomic(self.root / PROGRESS, status.model_dump_json() + "\n")
+        if self._mirror is not None:
+            if self._lease is not None:
+                self._lease.check()
+            self._mirror.send(PROGRESS)
 
     def accepted(self) -> list[dict[str, Any]]:
         """Accepted specifications, in a fixed order."""
@@ -232,6 +244,18 @@ def _csv(cells: list[dict[str, Any]], groups: dict[str, Any]) -> str:
     return out.getvalue()
 
 
+class _NoResultsError(FolderError):
+    """A folder without results.json."""
+
+
+def results_so_far(folder: Path | str | Url) -> dict[str, Any]:
+    """Read results.json as `load_results`; nothing where a run has not written it yet."""
+    try:
+        return load_results(folder)
+    except _NoResultsError:
+        return {}
+
+
 def load_results(folder: Path | str | Url) -> dict[str, Any]:
     """Read a run's results.json, of any release, from a folder or a URL, in the present schema.
 
@@ -247,7 +271,9 @@ def load_results(folder: Path | str | Url) -> dict[str, Any]:
             else json.loads(read_object(place, MAX_RESULTS_BYTES))
         )
     except FileNotFoundError:
-        raise FolderError("no results.json in the folder", got=str(folder), fix="give the folder of a run") from None
+        raise _NoResultsError(
+            "no results.json in the folder", got=str(folder), fix="give the folder of a run"
+        ) from None
     except (OSError, ValueError, RecursionError) as e:
         raise FolderError(f"results.json cannot be read: {e}", got=str(folder), fix="run it again") from None
     return migrate(value, str(place))

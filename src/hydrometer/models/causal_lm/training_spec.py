@@ -62,6 +62,7 @@ _REFUSED = {
     "max_length": "the truth's max_new_tokens is the length of answers",
     "fsdp": "give strategy: fsdp and num_workers",
     "deepspeed": "give strategy: fsdp and num_workers",
+    "report_to": "give it at the specification's top, for the run and all of its fits",
     "dtype": "its name here is torch_dtype",
     "per_device_batch_size": "its names are per_device_train_batch_size and per_device_eval_batch_size",
 }

@@ -31,6 +31,7 @@ __all__ = [
     "ordered_groups",
     "released_table",
     "setting_table",
+    "short_tables",
     "spread_table",
     "summary_parts",
     "summary_table",
@@ -325,6 +326,21 @@ def missing_sentence(results: dict[str, Any]) -> str:
     'So far 1 of 2 cells are judged; missing: m.teacher.'
     """
     return missing_words(parse(results))
+
+
+def short_tables(run: Run) -> list[RenderableType]:
+    """Build the tables of a run that goes on: a line a model, precision and recall."""
+    parts: list[RenderableType] = []
+    for chain in run.chains.values():
+        if chain.judged:
+            parts.append(judged_table(run, chain))
+            continue
+        data = setting_table(chain) if chain.points else group_table(run, chain)
+        names = ("precision", "recall", "seeds")
+        shown = [i for i, name in enumerate(data.head) if i == 0 or _as_of_truth(name) in names or chain.points]
+        rows = [[one_line(row[i].partition("\n")[0], 200) for i in shown] for row in data.rows]
+        parts.append(FittedTable([data.head[i] for i in shown], rows, one_line(chain.name, 80)))
+    return parts
 
 
 def summary_table(results: dict[str, Any]) -> RenderableType:

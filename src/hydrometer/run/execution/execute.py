@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from functools import cache
 
+from hydrometer.core.dashboards import Dashboards
 from hydrometer.models.base import Family, Tick
 from hydrometer.models.capabilities import Threaded
 from hydrometer.models.drawing import release
@@ -37,7 +38,7 @@ def execute(plan: Plan, store: ArtifactStore, monitor: Monitor, ended: Ended = n
                 if node.workers() > 1:
                     fit_together(node, plan, store)
                 else:
-                    make(node, bench, monitor.tick)
+                    make(node, bench, monitor.tick, plan.dashboards)
                 outcome.made.append(key)
             except Exception as e:
                 reason = reason_of(e, node.stage, store.root)
@@ -61,7 +62,7 @@ def begin(plan: Plan, store: ArtifactStore, monitor: Monitor) -> tuple[Outcome, 
     return outcome, missing, costs
 
 
-def make(node: Node, bench: ArtifactLoader, tick: Tick) -> None:
+def make(node: Node, bench: ArtifactLoader, tick: Tick, dashboards: Dashboards) -> None:
     """Make one stage's artifact in this process."""
     family, store = node.context.family, bench.store
     threaded = _threaded(family)
@@ -70,7 +71,8 @@ def make(node: Node, bench: ArtifactLoader, tick: Tick) -> None:
     if not node.draws:
         release(family)  # an engine that draws holds an accelerator's memory
     with store.write(node.stage, node.key, {"inputs": list(node.inputs)}) as (folder, info):
-        info.update(compute(node, bench, folder, tick))
+        with dashboards.hearing(node.key):
+            info.update(compute(node, bench, folder, tick))
     if node.resumes:
         store.discard_partial(node.stage, node.key)
 

@@ -28,6 +28,7 @@ from hydrometer.core.errors import (
     StoreError,
     one_line,
 )
+from hydrometer.core.watching import doing
 from hydrometer.models.base import no_progress
 from hydrometer.run.execution.execute import begin, make
 from hydrometer.run.execution.failures import reason_of
@@ -213,6 +214,7 @@ class _Driver:
                     self.send(heapq.heappop(self.ready)[1])
                 refs = list(self.flying)
                 if refs:
+                    doing(f"{len(refs)} stages at once")
                     done, _ = self.ray.wait(refs, num_returns=1, timeout=_LISTEN, fetch_local=False)
                     more, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
                     for ref in {*done, *more}:
@@ -293,7 +295,7 @@ def _work(parcel: list[Any]) -> Work:
 
 def _make(parcel: list[Any], data: bytes, inputs: list[tuple[str, str]], each: Mapping[str, float]) -> Answer:
     """Make a stage, unless it is there."""
-    return _answered(parcel, data, inputs, lambda work, node: make(node, work.bench, no_progress))
+    return _answered(parcel, data, inputs, lambda work, node: make(node, work.bench, no_progress, work.plan.dashboards))
 
 
 def _answered(

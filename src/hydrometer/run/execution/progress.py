@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from hydrometer.core.errors import one_line
 from hydrometer.core.findings import Finding
 from hydrometer.core.statistics.estimate import Estimate
-from hydrometer.core.watching import watched_by
-from hydrometer.run.execution.waiting import Waiting, clock
+from hydrometer.core.watching import clock, watched_by
+from hydrometer.run.execution.waiting import Waiting
 
-__all__ = ["ConsoleMonitor", "console"]
+__all__ = ["ConsoleMonitor", "Pace", "console"]
 
 _EVERY = 10.0  # seconds between plain lines
 _WIDE = 10_000
@@ -31,6 +31,71 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout  # bound now: what silences a library must not silence us
     found = Console(file=stream)
     return found if found.is_terminal or os.environ.get("COLUMNS") else Console(file=stream, width=_WIDE)
+
+
+class Pace:
+    """How far a run is, by the cost of its stages, and how fast it goes; hears what a `Monitor` hears.
+
+    Attributes
+    ----------
+    stages, count, failed : stages to be made; of these ended; of these failed.
+    """
+
+    def __init__(self) -> None:
+        self.begin(0.0, 0.0, 0)
+
+    def begin(self, total: float, reused: float, stages: int) -> None:
+        """Begin a work, anew where one follows another."""
+        self.cost, self.stages, self.count, self.failed = max(total - reused, 1e-9), stages, 0, 0
+        self.ended = self._current = self._within = 0.0
+        self.began = self._stage_began = time.monotonic()
+        self.label, self._detail = "", ""
+
+    def stage(self, label: str, cost: float) -> None:
+        """Begin a stage."""
+        self.label, self._current, self._within, self._detail = label, cost, 0.0, ""
+        self._stage_began = time.monotonic()
+
+    def doing(self, what: str) -> bool:
+        """Hear what is being done; return whether it is of a stage."""
+        in_stage = self.count < self.stages
+        self._detail = f" ({what})" if in_stage else what
+        return in_stage
+
+    def tick(self, done: float, total: float, what: str) -> None:
+        """Move within the stage."""
+        seconds = time.monotonic() - self._stage_began
+        rate = f", {done / seconds:.3g}/s" if seconds > 1 else ""
+        self._detail = f" ({done:.0f}/{total:.0f} {what}{rate})"
+        self._within = self._current * min(done / total, 1.0) if total else 0.0
+
+    def done(self, cost: float, failed: str | None) -> None:
+        """End the stage."""
+        self.ended += cost
+        self.count += 1
+        self.failed += failed is not None
+        self._current, self._within, self._detail = 0.0, 0.0, ""
+
+    @property
+    def within(self) -> float:
+        """Cost of what is done, of stages under way too."""
+        return self.ended + self._within
+
+    @property
+    def share(self) -> float:
+        """Done of all cost, from 0 to 1."""
+        return min(self.within / self.cost, 1.0)
+
+    @property
+    def words(self) -> str:
+        """The stage, and what of it is being done."""
+        return (self.label if self.count < self.stages or not self._detail else "") + self._detail
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go at the rate so far; None while there is too little to tell."""
+        spent, share = time.monotonic() - self.began, self.share
+        return spent * (1 - share) / share if share > 0.02 and spent > 2 else None
 
 
 class ConsoleMonitor:
@@ -46,9 +111,7 @@ class ConsoleMonitor:
         self._waiting, self._watch = Waiting(self.console), ExitStack()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._total = self._reused = self._done = self._current = self._within = 0.0
-        self._began = self._stage_began = self._said = time.monotonic()
-        self._label, self._detail, self._count, self._stages = "", "", 0, 0
+        self._pace, self._said = Pace(), time.monotonic()
 
     def __enter__(self) -> Self:
         self._watch.enter_context(watched_by(self._doing))
@@ -67,9 +130,8 @@ class ConsoleMonitor:
 
     def _doing(self, what: str) -> None:
         """Show what is being done: of the stage, where there is one."""
-        if self._count < self._stages:
-            self._detail = f" ({what})"
-            self._show(self._within)
+        if self._pace.doing(what):
+            self._show()
         else:
             self._end_bar()
             self._waiting.say(what)
@@ -88,9 +150,8 @@ class ConsoleMonitor:
         """Start the bar, anew where one work follows another."""
         self._waiting.stop()
         self._end_bar()
-        self._total, self._reused, self._stages = total, reused, stages
-        self._done, self._current, self._count = 0.0, 0.0, 0
-        self._began = self._said = time.monotonic()
+        self._pace.begin(total, reused, stages)
+        self._said = time.monotonic()
         if reused:
             self.console.print(f"going on: {stages} stages left, the rest is there already")
         if self.live and stages:
@@ -103,52 +164,39 @@ class ConsoleMonitor:
                 console=self.console,
                 expand=True,
             )
-            self._task = self._bar.add_task("", total=max(total - reused, 1e-9), left="")
+            self._task = self._bar.add_task("", total=self._pace.cost, left="")
             self._bar.start()
 
     def stage(self, label: str, cost: float) -> None:
         """Name the stage."""
-        self._label, self._current, self._detail = label, cost, ""
-        self._stage_began = time.monotonic()
-        self._show(0.0)
+        self._pace.stage(label, cost)
+        self._show()
 
     def tick(self, done: float, total: float, what: str) -> None:
         """Move within the stage."""
-        seconds = time.monotonic() - self._stage_began
-        rate = f", {done / seconds:.3g}/s" if seconds > 1 else ""
-        self._detail = f" ({done:.0f}/{total:.0f} {what}{rate})"
-        self._show(self._current * min(done / total, 1.0) if total else 0.0)
+        self._pace.tick(done, total, what)
+        self._show()
 
     def done(self, cost: float, failed: str | None) -> None:
         """End the stage."""
-        self._done += cost
-        self._count += 1
-        self._current, self._detail = 0.0, ""
+        self._pace.done(cost, failed)
         if failed is not None:
-            self.console.print(f"[red]failed[/red] {escape(self._label)}: {escape(failed)}")
-        self._show(0.0, last=self._count == self._stages)
+            self.console.print(f"[red]failed[/red] {escape(self._pace.label)}: {escape(failed)}")
+        self._show(last=self._pace.count == self._pace.stages)
 
     def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
         """Print a model's first figures, a line above the bar."""
         shown = [f"{metric} {figures[metric]}" for metric in ("precision", "recall") if metric in figures]
         self.console.print(f"judged   {name}: {', '.join(shown)}", markup=False, highlight=False, soft_wrap=True)
 
-    def _left(self, done: float) -> str:
-        spent = time.monotonic() - self._began
-        share = done / max(self._total - self._reused, 1e-9)
-        return f"{clock(spent * (1 - share) / share)} left" if share > 0.02 and spent > 2 else ""
-
-    def _show(self, within: float, *, last: bool = False) -> None:
-        self._within = within
-        done = self._done + within
+    def _show(self, *, last: bool = False) -> None:
+        pace = self._pace
+        left = "" if pace.left is None else f"{clock(pace.left)} left"
         if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, completed=done, description=escape(self._label + self._detail), left=self._left(done)
-            )
+            self._bar.update(self._task, completed=pace.within, description=escape(pace.words), left=left)
             return
         now = time.monotonic()
         if last or now - self._said >= _EVERY:
             self._said = now
-            share = done / max(self._total - self._reused, 1e-9)
-            line = f"[{clock(now - self._began)}] {share:4.0%} {self._left(done)}  {self._label}{self._detail}"
+            line = f"[{clock(now - pace.began)}] {pace.share:4.0%} {left}  {pace.words}"
             self.console.print(escape(line), highlight=False, soft_wrap=True)

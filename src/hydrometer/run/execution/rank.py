@@ -25,7 +25,7 @@ __all__ = ["fit_as_rank"]
 def fit_as_rank(work: Work, node: Node, rank: int) -> None:
     """Fit as one of several processes that are in one group already; rank 0 writes the artifact."""
     if rank == 0:
-        make(node, work.bench, no_progress)
+        make(node, work.bench, no_progress, work.plan.dashboards)
         return
     with tempfile.TemporaryDirectory(prefix="hydrometer-rank-") as scratch:
         compute(node, work.bench, Path(scratch), no_progress)

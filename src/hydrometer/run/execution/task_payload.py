@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydrometer.core.dashboards import Dashboards
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family
@@ -32,12 +33,14 @@ class Parcel:
     chains : by name: specification, which brings the content of its prompts file; family, by name where it is
         installed, for an installed family need not be picklable; the truth.
     numerics : what the keys say of versions, threads, processor and device, by chain.
+    dashboards : where fits report.
     """
 
     store: ArtifactStore
     cwd: Path
     chains: dict[str, tuple[ChainSpec, str | Family, LawRef]]
     numerics: dict[str, dict[str, object]]
+    dashboards: Dashboards
 
 
 def pack(plan: Plan, store: ArtifactStore) -> Parcel:
@@ -49,7 +52,7 @@ def pack(plan: Plan, store: ArtifactStore) -> Parcel:
         installed = families().get(family.name) is family
         numerics[name] = dict(family.numerics(chain.context.spec))
         chains[name] = (chain.context.spec, family.name if installed else family, chain.truth)
-    return Parcel(store, Path.cwd(), chains, numerics)
+    return Parcel(store, Path.cwd(), chains, numerics, plan.dashboards)
 
 
 class _Pickler(pickle.Pickler):
@@ -92,7 +95,7 @@ class Work:
 
     def __init__(self, parcel: Parcel) -> None:
         known = families()
-        self.plan = Plan()
+        self.plan = Plan(dashboards=parcel.dashboards)
         self._contexts: dict[tuple[str, bool], Context] = {}
         for name, (spec, family, truth) in parcel.chains.items():
             context = Context(name, spec, known[family] if isinstance(family, str) else family)

@@ -10,18 +10,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hydrometer.core.errors import one_line
+from hydrometer.core.watching import clock
 
-__all__ = ["Waiting", "clock"]
+__all__ = ["Waiting"]
 
 _PATIENCE = 1.0  # seconds: what is done by then is not worth a line
 _AGAIN = 10.0
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    whole = max(int(seconds), 0)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 class Waiting:

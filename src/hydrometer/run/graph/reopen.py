@@ -188,7 +188,7 @@ def closure(plan: Plan, keys: Iterable[str]) -> Plan:
         if key not in needed:
             needed.add(key)
             waiting += plan.nodes[key].inputs
-    return Plan({k: n for k, n in plan.nodes.items() if k in needed}, plan.chains)
+    return Plan({k: n for k, n in plan.nodes.items() if k in needed}, plan.chains, plan.dashboards)
 
 
 def training_rows(plan: Plan) -> Plan:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hydrometer.core.dashboards import Dashboards
 from hydrometer.core.distillation import distillations_of
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
@@ -39,10 +40,11 @@ class ChainPlan:
 
 @dataclass(slots=True)
 class Plan:
-    """All nodes, inputs first, and all cells."""
+    """All nodes, inputs first, and all cells; and where the run that makes them reports."""
 
     nodes: dict[str, Node] = field(default_factory=dict[str, Node])
     chains: dict[str, ChainPlan] = field(default_factory=dict[str, ChainPlan])
+    dashboards: Dashboards = field(default_factory=Dashboards)
 
     @property
     def cells(self) -> list[Cell]:

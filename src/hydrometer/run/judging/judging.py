@@ -16,6 +16,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.run.api import RunResult
 from hydrometer.run.execution.executors import ExecutorName, executor_of
+from hydrometer.run.execution.recorder import Recorder
 from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.rendered import PART
@@ -131,7 +132,6 @@ def judge_models(
     question = pose(settings, folder)
     plan = plan_judgement(question)
     artifacts = place_of(cache) if cache is not None else folder.artifacts
-    watch = monitor or SilentMonitor()
     folder.create()
     with folder.hold():
         store = open_store(artifacts)
@@ -147,8 +147,9 @@ def judge_models(
             if any(c.judge not in outcome.left for c in plan.cells):
                 write_results(folder, spec, question, plan, store, outcome)
 
-        outcome = make(plan, store, watch, SoFar(plan, store, watch, write))
-        write(outcome)
+        with Recorder(folder, monitor or SilentMonitor()) as watch:
+            outcome = make(plan, store, watch, SoFar(plan, store, watch, write))
+            write(outcome)
     return JudgeResult(folder.place, load_results(folder.root), outcome)
 
 

@@ -106,6 +106,12 @@ class Distributed:
         rows = _Rows(data, batch, seed, self.rank, self.size)
         return _Loader(data, batch_sampler=rows, collate_fn=collate)
 
+    def mean(self, value: Tensor | float) -> Tensor:
+        """Return the mean over the processes of the group. Called by all."""
+        total = torch.as_tensor(value, dtype=torch.float32, device=self.lm.device).clone()
+        dist.all_reduce(total)
+        return total / self.size
+
     def barrier(self) -> None:
         """Wait for all processes of the group; a broadcast does not block its source."""
         dist.barrier()

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hydrometer.core.errors import FitError
+from hydrometer.core.watching import log
 from hydrometer.models.base import Tick
 from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
 from hydrometer.models.causal_lm.inference.law import CausalLaw
@@ -56,6 +57,8 @@ class Evaluations(TrainerCallback):
         epoch, self.steps = training.steps(rows)
         self.every = training.eval_steps or epoch
         self.step = 0
+        self._loss: Tensor | float = 0.0
+        self._rate = 0.0
         self.best = self._evaluations(self.steps)
         self._best_value = -math.inf
         self._best_weights: dict[str, Tensor] | None = None
@@ -84,10 +87,23 @@ class Evaluations(TrainerCallback):
         if self._evaluations(state.global_step) > len(self.held_out):
             self._evaluate(state.global_step, control)
 
+    def heard(self, loss: Tensor) -> None:
+        """Add the loss of a part of the step's rows."""
+        self._loss = self._loss + loss
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, optimizer: Any, **_: Any
+    ) -> None:
+        """Note the learning rate of the step."""
+        self._rate = optimizer.param_groups[0]["lr"]
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate where that is due, before the step's checkpoint is written."""
         self.step = state.global_step
         bound_freed_memory()
+        loss = self._loss if self.group is None else self.group.mean(self._loss)
+        log(self.step, {"train/loss": float(loss), "train/learning_rate": float(self._rate)})
+        self._loss = 0.0
         self.tick(state.global_step, state.max_steps, "steps")
         if state.global_step % self.every == 0 or state.global_step == self.steps:
             self._evaluate(state.global_step, control)
@@ -130,6 +146,7 @@ class Evaluations(TrainerCallback):
         by_step = self.training.eval_steps is not None
         at = {"step": step} if by_step else {"epoch": len(self.held_out) + 1}
         more = {} if value is None else {"objective": value}
+        log(step, {"eval/loss": -per_token} | ({} if value is None else {"eval/objective": value}))
         self.held_out.append({**at, "nats": nats, "nats_per_token": per_token, **more})
         if goodness > self._best_value:
             self._best_value, self.best = goodness, len(self.held_out)

@@ -150,7 +150,7 @@ class _MLETrainer(Trainer):
             model=model, args=args, train_dataset=Answers(data), data_collator=collate, callbacks=[evaluations]
         )
         self.remove_callback(PrinterCallback)
-        self.lm, self.loss, self.group = lm, loss, group
+        self.lm, self.loss, self.group, self.evaluations = lm, loss, group, evaluations
         self.drawn: OwnRows | None = None
         # The loss divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
         self.model_accepts_loss_kwargs = True
@@ -172,6 +172,7 @@ class _MLETrainer(Trainer):
             loss = module(inputs["input_ids"], inputs["labels"], n_items)
         if not torch.isfinite(loss):
             raise FitError("the loss is not finite", got=loss.item(), fix="lower the learning rate")
+        self.evaluations.heard(loss.detach())
         return loss
 
     def get_batch_samples(
