@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import hydrometer as hm
 from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import commands
 from hydrometer.core.errors import FolderError, StoreError, UnreachableError
+from hydrometer.run.execution import recorder
+from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.results.named_models import named_models
 from hydrometer.store import records
 from hydrometer.store.records import RunFolder
+from hydrometer.store.run_status import RunStatus, read_status
 from hydrometer.store.storage_uri import Url
 
 MARKOV = [
@@ -250,3 +254,24 @@ def test_results_elsewhere_are_read_within_bounds(bucket: str, s3: Any, monkeypa
     monkeypatch.setattr(records, "MAX_RESULTS_BYTES", 100)
     with pytest.raises(FolderError, match="larger than 100 bytes"):
         hm.load_results(f"s3://{bucket}/run")
+
+
+def test_a_run_is_watched_in_its_store(spec: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_REMOTE", 0.02)
+    place = f"s3://{bucket}/watched"
+    seen: list[RunStatus] = []
+
+    class Look(SilentMonitor):
+        def stage(self, label: str, cost: float) -> None:
+            if len(seen) < 4 and (status := read_status(place)) is not None:
+                seen.append(status)
+
+    hm.run(spec, out=place, monitor=Look())
+    assert [s.state for s in seen] == ["running"] * 4
+    end = read_status(place)
+    assert end is not None
+    assert (end.state, end.done, end.failed) == ("done", end.stages, 0)
+    found = CliRunner().invoke(commands.app, ["watch", place])
+    assert found.exit_code == 0
+    assert "done in" in found.output
+    assert "distilled at β = 20" in found.output

@@ -147,3 +147,21 @@ def test_hostile_page_in_a_browser(browser: Any, hostile: Path, tmp_path: Path) 
     assert "⟨U+202E⟩" in page.locator(".answer p").first.inner_text()
     assert all(r.startswith(("file:", "data:")) for r in requests)
     page.close()
+
+
+@pytest.mark.browser
+def test_a_live_page_renews_itself(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser reloads it, whatever its security policy forbids, and keeps the last one."""
+    from hydrometer.report import page as page_module
+
+    monkeypatch.setattr(page_module, "LIVE", 1)
+    bare: dict[str, Any] = {"schema": 1, "name": "bare", "summary": {"chains": {"c": {}}, "groups": {}}}
+    folder = synthetic.write(tmp_path / "run", bare, {})
+    tab = browser.new_page()
+    tab.goto(build_report([folder], live=True).as_uri())
+    assert "The run goes on: this page renews itself every 1 seconds." in tab.inner_text("header")
+    synthetic.write(folder, {**bare, "name": "ended"}, {})
+    build_report([folder])
+    tab.get_by_role("heading", level=1).get_by_text("ended").wait_for(timeout=30_000)
+    assert "renews itself" not in tab.inner_text("header")
+    tab.close()

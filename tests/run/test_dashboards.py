@@ -46,12 +46,14 @@ def logged(request: FitRequest) -> tuple[dict[str, list[tuple[int, float]]], Map
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_fit_logs_its_loss_rate_and_held_out_loss(tiny_models: dict[str, Path], accumulated: int) -> None:
+def test_a_fit_logs_its_loss_rate_and_held_out_loss(accumulated: int) -> None:
     """A copy of the truth has the truth's loss before its first step; rates are those of the formula."""
+    pytest.importorskip("torch")
     from hydrometer.models.causal_lm.inference.model import CausalLM
     from hydrometer.models.causal_lm.spec import LevelSpec, Training
+    from tiny import make_llama, make_tokenizer
 
-    law = CausalLM.load(tiny_models["llama"]).law("w3 w4", max_new_tokens=6, block_rows=16)
+    law = CausalLM(make_llama(), make_tokenizer(64)).law("w3 w4", max_new_tokens=6, block_rows=16)
     rows, held_out = law.sample(32, seed=3), law.sample(16, seed=4)
     training = Training(
         num_train_epochs=4, per_device_train_batch_size=32 // accumulated, gradient_accumulation_steps=accumulated,
@@ -67,12 +69,8 @@ def test_a_fit_logs_its_loss_rate_and_held_out_loss(tiny_models: dict[str, Path]
 
 def test_a_run_is_read_back_by_tensorboard(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     pytest.importorskip("tensorboard")
-    spec = lm_spec(tiny_models["llama"], seeds=2, resample=["distill", "student", "evaluate"])
-    plain = hm.run(write_spec(spec, tmp_path), out=tmp_path / "plain")
-    path = write_spec(spec | {"report_to": "tensorboard"}, tmp_path, "reported.yaml")
-    result = hm.run(path, out=tmp_path / "out")
-    assert without_timings(result.results) == without_timings(plain.results)
-    assert not (tmp_path / "plain" / "dashboards").exists()
+    spec = lm_spec(tiny_models["llama"], selectivity=[{"temperature": 1.0}], decoding=[])
+    result = hm.run(write_spec(spec | {"report_to": "tensorboard"}, tmp_path), out=tmp_path / "out")
     board = tmp_path / "out" / "dashboards" / "tensorboard"
     fits = {p.name for p in (tmp_path / "out" / "models").iterdir()}
     assert {p.name for p in board.iterdir()} == fits | {"run"}
@@ -93,6 +91,21 @@ def test_a_run_is_read_back_by_tensorboard(tmp_path: Path, tiny_models: dict[str
             cells = [c["metrics"][metric] for c in result.results["cells"] if c["group"] == group]
             assert sorted(v for _, v in run[f"{metric}/{group}"]) == pytest.approx(sorted(c["value"] for c in cells))
             assert sorted(v for _, v in run[f"{metric}_se/{group}"]) == pytest.approx(sorted(c["se"] for c in cells))
+
+
+def test_seeds_are_points_and_reporting_changes_no_result(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    path = write_spec(mixture_spec(3), tmp_path)
+    plain = hm.run(path, out=tmp_path / "plain")
+    result = hm.run(path, out=tmp_path / "out", overrides=["report_to=tensorboard"])
+    assert without_timings(result.results) == without_timings(plain.results)
+    assert not (tmp_path / "plain" / "dashboards").exists()
+    board = tmp_path / "out" / "dashboards" / "tensorboard"
+    assert [p.name for p in board.iterdir()] == ["run"]  # a mixture's fits log nothing
+    shown = scalars(board / "run")["recall/m.student.direct"]
+    cells = [c["metrics"]["recall"] for c in result.results["cells"] if c["group"] == "m.student.direct"]
+    assert [v for _, v in shown] == pytest.approx([c["value"] for c in cells])
+    assert len(shown) == 3
 
 
 def test_work_that_is_done_again_is_shown_once(tmp_path: Path) -> None:

@@ -339,7 +339,10 @@ def short_tables(run: Run) -> list[RenderableType]:
         names = ("precision", "recall", "seeds")
         shown = [i for i, name in enumerate(data.head) if i == 0 or _as_of_truth(name) in names or chain.points]
         rows = [[one_line(row[i].partition("\n")[0], 200) for i in shown] for row in data.rows]
-        parts.append(FittedTable([data.head[i] for i in shown], rows, one_line(chain.name, 80)))
+        title = one_line(chain.name, 80) + (
+            "" if chain.points else f": {chain.unit} per {per(chain)}, ± standard error"
+        )
+        parts.append(FittedTable([data.head[i] for i in shown], rows, title))
     return parts
 
 
