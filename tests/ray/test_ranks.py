@@ -20,6 +20,7 @@ pytest.importorskip("torch")
 
 import hydrometer as hm
 from chains import write_spec
+from hydrometer.core.dashboards import Dashboards
 from hydrometer.core.errors import FitError, FolderError
 from hydrometer.models.causal_lm.family import CausalLMFamily
 from hydrometer.run.execution.execute import execute
@@ -43,17 +44,25 @@ def _direct_fit(small_run: Path, tmp_path: Path, **training: object) -> Plan:
 
 @pytest.mark.parametrize("strategy", ["fsdp"])
 def test_two_processes_fit_what_one_fits(tmp_path: Path, small_run: Path, strategy: str) -> None:
+    """And report what one reports: the loss of all rows of a step."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     losses: list[list[float]] = []
+    reported: list[list[float]] = []
     store = ArtifactStore(tmp_path / "artifacts")
     for training in ({}, {"num_workers": 2, "strategy": strategy}):
         plan = _direct_fit(small_run, tmp_path, **training)
+        plan.dashboards = Dashboards(("tensorboard",), tmp_path / "boards" / str(len(losses)), "run")
         outcome = execute(plan, store, SilentMonitor())
         assert not outcome.failed
+        (board,) = (plan.dashboards.folder / "tensorboard").iterdir()
+        reported.append([e.value for e in accumulator.EventAccumulator(str(board)).Reload().Scalars("train/loss")])
         info = store.meta("fit", next(k for k, n in plan.nodes.items() if n.stage == "fit"))["info"]
         assert info["steps"] == 6
         losses.append([e["nats_per_token"] for e in info["validation"]])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert losses[0] != losses[1]
+    assert len(reported[0]) == 6
+    assert reported[0] == pytest.approx(reported[1], rel=1e-4)
 
 
 def test_what_a_process_says_is_the_reason(tmp_path: Path, small_run: Path) -> None:

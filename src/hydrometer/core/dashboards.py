@@ -5,7 +5,6 @@ What is reported changes no figure, and is part of no key. Nothing leaves this m
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,8 +13,10 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from hydrometer.core.errors import FolderError, InputError, MissingDependencyError, one_line
 from hydrometer.core.watching import Log, logged_by
@@ -31,15 +32,9 @@ _PATIENCE = 60.0  # seconds for what was sent to be stored
 def check_dashboards(names: Sequence[Dashboard]) -> None:
     """Refuse those whose package is not installed. Raises MissingDependencyError."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        if find_spec(name) is None:
             fix = f"pip install 'hydrometer[{name}]', or leave it out"
             raise MissingDependencyError("report_to names a package that is not installed", got=name, fix=fix)
-
-
-class _Writer(Protocol):
-    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +62,14 @@ class Dashboards:
         def log(step: int, figures: Mapping[str, float]) -> None:
             if not writers:
                 writers.extend(_WRITERS[name](self.folder, self.project, part, step) for name in self.names)
-            for writer in writers:
-                writer.log(step, figures)
+            for write, _ in writers:
+                write(step, figures)
 
         try:
             yield log
         finally:
-            for writer in writers:
-                writer.close()
+            for _, close in writers:
+                close()
 
     @contextmanager
     def hearing(self, key: str) -> Generator[None]:
@@ -83,108 +78,91 @@ class Dashboards:
             yield
 
 
-class _TensorBoard:
-    """Event files, as those of torch's SummaryWriter, without torch."""
-
-    def __init__(self, folder: Path, project: str, part: str, step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._event: Any = event_pb2.Event
-        self._summary: Any = summary_pb2.Summary
-        self._file: Any = EventFileWriter(str(folder / "tensorboard" / part), flush_secs=_FLUSH)
-        # What an earlier process logged from this step on is not shown: that work is done again.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._file.add_event(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        values = [self._summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
-        self._file.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
-
-    def close(self) -> None:
-        self._file.close()
+_Writer = tuple[Log, Callable[[], None]]
+"""Takes figures; stores what is left."""
 
 
-class _WandB:
-    """A run of Weights & Biases, offline unless WANDB_MODE says otherwise."""
+def _tensorboard(folder: Path, project: str, part: str, step: int) -> _Writer:
+    """Open an event file, as torch's SummaryWriter does, without torch."""
+    events, summaries = (import_module(f"tensorboard.compat.proto.{m}_pb2") for m in ("event", "summary"))
+    writer = import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
+    file: Any = writer(str(folder / "tensorboard" / part), flush_secs=_FLUSH)
+    # What an earlier process logged from this step on is not shown: that work is done again.
+    start = events.SessionLog(status=events.SessionLog.START)
+    file.add_event(events.Event(wall_time=time.time(), step=step, session_log=start))
 
-    def __init__(self, folder: Path, project: str, part: str, step: int) -> None:
-        mode: Any = os.environ.get("WANDB_MODE", "offline")
-        if mode == "offline":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        folder.mkdir(parents=True, exist_ok=True)
-        import wandb
+    def log(step: int, figures: Mapping[str, float]) -> None:
+        values = [summaries.Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        file.add_event(events.Event(wall_time=time.time(), step=step, summary=summaries.Summary(value=values)))
 
+    return log, file.close
+
+
+def _wandb(folder: Path, project: str, part: str, step: int) -> _Writer:
+    """Open a run of Weights & Biases, offline unless WANDB_MODE says otherwise."""
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if mode == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    folder.mkdir(parents=True, exist_ok=True)
+    wandb = import_module("wandb")
+    options = {"project": project, "group": folder.parent.name, "name": part, "dir": str(folder), "mode": mode}
+    try:
+        run: Any = wandb.init(**options, reinit="create_new", settings=wandb.Settings(silent=True, console="off"))
+    except wandb.Error as e:
+        fix = "mend that, or unset WANDB_MODE to stay offline"
+        raise InputError(f"Weights & Biases cannot be reached: {e}", fix=fix) from None
+    return lambda step, figures: run.log(dict(figures), step=step), run.finish
+
+
+def _trackio(folder: Path, project: str, part: str, step: int) -> _Writer:
+    """Open a run of trackio in a process of its own: it takes its folder at import, prints, and asks who is logged in.
+
+    Raises FolderError where it does not store all.
+    """
+    store = folder / "trackio"
+    store.mkdir(parents=True, exist_ok=True)
+    environment = {"TRACKIO_DIR": str(store)} | os.environ
+    environment["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    if not environment.keys() & {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"}:
+        environment["HF_HUB_OFFLINE"] = "1"
+    argv = [sys.executable, "-P", "-m", __name__, project, part, folder.parent.name]
+    noted = store / "trackio.log"
+    with noted.open("ab") as out:  # a session of its own: Ctrl-C ends it by the end of its input
+        process = subprocess.Popen(
+            argv, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True, start_new_session=True
+        )
+
+    def log(step: int, figures: Mapping[str, float]) -> None:
+        assert process.stdin is not None
         try:
-            self._run: Any = wandb.init(
-                project=project,
-                group=folder.parent.name,
-                name=part,
-                dir=str(folder),
-                mode=mode,
-                reinit="create_new",
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except wandb.Error as e:
-            fix = "mend that, or unset WANDB_MODE to stay offline"
-            raise InputError(f"Weights & Biases cannot be reached: {e}", fix=fix) from None
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Trackio:
-    """A run of trackio, in a process of its own: it reads its settings at import, prints, and asks who is logged in."""
-
-    def __init__(self, folder: Path, project: str, part: str, step: int) -> None:
-        store = folder / "trackio"
-        store.mkdir(parents=True, exist_ok=True)
-        environment = {"TRACKIO_DIR": str(store.absolute())} | os.environ
-        environment["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        if not environment.keys() & {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"}:
-            environment["HF_HUB_OFFLINE"] = "1"
-        argv = [sys.executable, "-P", "-m", __name__, project, part, folder.parent.name]
-        self._log = store / "trackio.log"
-        with self._log.open("ab") as out:
-            self._process = subprocess.Popen(  # in a session of its own, so that Ctrl-C ends it by its input's end
-                argv, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True, start_new_session=True
-            )
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps([step, dict(figures)]) + "\n")
-            self._process.stdin.flush()
+            process.stdin.write(json.dumps([step, dict(figures)]) + "\n")
+            process.stdin.flush()
         except BrokenPipeError:
-            self.close()
+            close()
 
-    def close(self) -> None:
-        """Wait until all is stored. Raises FolderError where it is not."""
+    def close() -> None:
         try:
-            self._process.communicate(timeout=_PATIENCE)
+            process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.returncode:
-            last = "".join(self._log.read_text("utf-8", "replace").strip().splitlines()[-1:])
-            raise FolderError(f"trackio did not store all: {one_line(last, 300)}", fix=f"see {self._log}")
+            process.kill()
+            process.wait()
+        if process.returncode:
+            last = "".join(noted.read_text("utf-8", "replace").strip().splitlines()[-1:])
+            raise FolderError(f"trackio did not store all: {one_line(last, 300)}", fix=f"see {noted}")
+
+    return log, close
 
 
 _WRITERS: Mapping[Dashboard, Callable[[Path, str, str, int], _Writer]] = {
-    "tensorboard": _TensorBoard,
-    "trackio": _Trackio,
-    "wandb": _WandB,
+    "tensorboard": _tensorboard,
+    "trackio": _trackio,
+    "wandb": _wandb,
 }
 
 
 def _serve_trackio(project: str, part: str, group: str) -> None:
     """Pass on what arrives at standard input, until it ends."""
-    import trackio
-
-    found: Any = trackio.init(project=project, name=part, group=group, embed=False)
+    found: Any = import_module("trackio").init(project=project, name=part, group=group, embed=False)
     for line in sys.stdin:
         step, figures = json.loads(line)
         found.log(figures, step=step)
