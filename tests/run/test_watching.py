@@ -13,7 +13,7 @@ import pytest
 import hydrometer as hm
 from chains import mixture_spec, write_spec
 from hydrometer.core.errors import FolderError
-from hydrometer.report import build_live_report, live, page
+from hydrometer.report import build_live_report, live_page, page
 from hydrometer.run.execution import progress, recorder
 from hydrometer.run.execution.progress import Pace
 from hydrometer.run.graph.outcome import SilentMonitor
@@ -214,7 +214,7 @@ def test_a_live_page_renews_itself_until_the_run_ends(
         if len(pages) == 2:
             tell(begun[0], state="done", left=None)
 
-    monkeypatch.setattr(live.time, "sleep", nap)
+    monkeypatch.setattr(live_page.time, "sleep", nap)
     target = build_live_report([str(begun[0])], out=str(tmp_path))
     assert target == tmp_path / "report.html"
     assert len(pages) == 2
@@ -233,7 +233,7 @@ def test_a_live_page_that_is_left_no_longer_renews_itself(
         assert RENEWS in (tmp_path / "report.html").read_text()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(live.time, "sleep", nap)
+    monkeypatch.setattr(live_page.time, "sleep", nap)
     with pytest.raises(KeyboardInterrupt):
         build_live_report([str(begun[0])], out=str(tmp_path))
     assert RENEWS not in (tmp_path / "report.html").read_text()

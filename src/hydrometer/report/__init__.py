@@ -9,7 +9,7 @@ from hydrometer._lazy import lazily
 from hydrometer.report.words.verdict import verdict
 
 if TYPE_CHECKING:
-    from hydrometer.report.live import build_live_report
+    from hydrometer.report.live_page import build_live_report
     from hydrometer.report.page import build_report
     from hydrometer.report.tables.model_tables import missing_sentence, summary_table
     from hydrometer.report.tables.status_view import status_view
@@ -38,7 +38,7 @@ __getattr__, __dir__ = lazily(
         "words.advice_text": "advice_notes advice_sentences advice_table",
         "words.first_sentence": "answers",
         "words.verdict": "verdict",
-        "live": "build_live_report",
+        "live_page": "build_live_report",
         "tables.status_view": "status_view",
     },
 )
