@@ -21,7 +21,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
-from hydrometer.models.causal_lm.objective_spec import Divergence
+from hydrometer.models.objectives import Divergence
 from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence
 from trl.experimental.gkd import GKDTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction

@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from hydrometer.core.spec import Selectivity  # noqa: E402
-from hydrometer.models.causal_lm.objective_spec import WEIGHTS, Divergence  # noqa: E402
 from hydrometer.models.causal_lm.training import losses  # noqa: E402
 from hydrometer.models.causal_lm.training.divergences import (  # noqa: E402
     KINDS,
@@ -17,6 +16,7 @@ from hydrometer.models.causal_lm.training.divergences import (  # noqa: E402
     to_gradient,
 )
 from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence  # noqa: E402
+from hydrometer.models.objectives import WEIGHTS, Divergence  # noqa: E402
 
 V, W = 300, 310
 WEIGHTED = [kind for kind, usual in WEIGHTS.items() if usual is not None]

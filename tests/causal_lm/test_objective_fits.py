@@ -18,10 +18,10 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.objective_spec import divergence_of, refuse_infinite  # noqa: E402
 from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.training import teacher_laws  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
+from hydrometer.models.objectives import divergence_of, refuse_infinite  # noqa: E402
 from hydrometer.models.rows.sequences import Sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 

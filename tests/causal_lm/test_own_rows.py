@@ -20,11 +20,11 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.objective_spec import check_prefixes, divergence_of  # noqa: E402
 from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
 from hydrometer.models.causal_lm.training import answer_loss as losses  # noqa: E402
 from hydrometer.models.causal_lm.training.teacher_laws import TeacherLaws  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
+from hydrometer.models.objectives import check_prefixes, divergence_of  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
 V, L, STOP, PROMPT = 5, 3, 1, 3

@@ -100,17 +100,10 @@ def cross(p: Markov, q: Markov) -> Cross:
 
 def length_law(p: Markov) -> tuple[Floats, float]:
     """Return P(length = 1 .. L), (L,), and the probability that a sequence ends by itself."""
-    walk = _Walk(p, p)
-    alive = np.zeros(len(walk.of_p))
-    alive[walk.start] = 1.0
-    ended = np.zeros(walk.steps)
-    for t in range(walk.steps):
-        flow = alive[:, None] * walk.tables(t)[0]
-        ended[t] = flow[:, END].sum()
-        flow[:, END] = 0.0
-        alive = np.bincount(walk.after.ravel(), flow.ravel(), minlength=alive.size)
+    alive = p.reached(p.order)
+    ended = np.array([alive[t] @ np.exp(p.step_table(t)[:, END]) for t in range(p.max_new_tokens)])
     stops = float(ended.sum())
-    ended[-1] += alive.sum()
+    ended[-1] += 1 - stops
     return ended, stops
 
 

@@ -31,9 +31,9 @@ from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
-from hydrometer.models.causal_lm.objective_spec import check_prefixes, divergence_of, refuse_infinite
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, GivenSource, PromptsFile, Truth, as_file
+from hydrometer.models.objectives import check_prefixes, divergence_of, refuse_infinite
 
 __all__ = [
     "Baseline",
@@ -229,7 +229,7 @@ class CausalLMChain(ChainSpec):
     truth, teacher, assistants, student : the levels. `teacher: truth` selects from the truth itself; a teacher that is
         named by its source alone is taken as it is.
     baselines : students fitted to texts of one's own.
-    loss : objectives, each with every selectivity; see `objective_spec`.
+    loss : objectives, each with every selectivity; see `models.objectives`.
     prefixes : whose rows the objectives are taken on: the teacher's, the truth's, the student's own, or a mix.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.

@@ -10,6 +10,7 @@ import numpy as np
 
 from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
+from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
@@ -19,7 +20,9 @@ from hydrometer.models.cheap import CheapFamily, Stage
 from hydrometer.models.markov.doctor import examine
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
+from hydrometer.models.markov.optimum import fit_objective
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
+from hydrometer.models.objectives import divergence_of
 from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 
 __all__ = ["MARKOV", "MarkovFamily"]
@@ -50,8 +53,16 @@ class MarkovFamily(CheapFamily):
         return {"table": digest, "order": law.order, "max_new_tokens": law.max_new_tokens}
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
-        """Fit by counts."""
+        """Fit by counts, or to the exact optimum of an objective on the expected prefixes of as many rows."""
         level, truth = of_type(MarkovLevel, request.level), of_type(Markov, request.truth)
+        divergence = divergence_of(Objective.from_json(request.loss))
+        if divergence is not None:
+            teacher = of_type(Markov, request.teacher)
+            teacher = teacher if request.selectivity is None else teacher.select(request.selectivity)
+            source = {"truth": truth, "teacher": teacher, "student": None}[request.prefix_source]
+            rows = len(request.data)
+            best = fit_objective(teacher, source, divergence, level.order, level.smoothing / rows)
+            return Fitted(best.model, best.info)
         fitted = fit_markov(
             of_type(Sequences, request.data),
             level.order,

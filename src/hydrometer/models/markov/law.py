@@ -22,7 +22,7 @@ from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["END", "Markov", "contexts"]
+__all__ = ["END", "Markov", "contexts", "refuse_large"]
 
 END = 0
 MOST_ENTRIES = 50_000_000  # of a table; 400 MB
@@ -37,6 +37,12 @@ def contexts(ids: Ints, order: int, vocabulary: int) -> Ints:
     for back in range(order):
         out = out * base + padded[:, back : back + width]
     return out
+
+
+def refuse_large(entries: int, what: str, fix: str) -> None:
+    """Refuse an array of more than `MOST_ENTRIES`. Raises InputError."""
+    if entries > MOST_ENTRIES:
+        raise InputError(f"{what} too many entries", got=entries, fix=fix)
 
 
 class Markov(Shown):
@@ -96,6 +102,24 @@ class Markov(Shown):
     def follow(self, context: Ints, ids: Ints) -> Ints:
         """Return the contexts after these ids."""
         return (context * (self.vocabulary + 1) + ids) % (self.vocabulary + 1) ** self.order
+
+    def reached(self, order: int) -> Floats:
+        """Probability that step t is reached in each context of that order, at least this chain's, (L, (V + 1)^order).
+
+        Raises
+        ------
+        InputError : too many of them.
+        """
+        count = (self.vocabulary + 1) ** order
+        refuse_large(self.max_new_tokens * count, "the prefixes' law has", "lower the orders or max_new_tokens")
+        every: Ints = np.arange(count, dtype=np.int64)
+        after = (every[:, None] * (self.vocabulary + 1) + np.arange(1, self.vocabulary)) % count
+        out = np.zeros((self.max_new_tokens, count))
+        out[0, -1] = 1.0
+        for t in range(1, self.max_new_tokens):
+            on = np.exp(self.step_table(t - 1)[every % (self.vocabulary + 1) ** self.order, 1:])
+            out[t] = np.bincount(after.ravel(), (out[t - 1][:, None] * on).ravel(), minlength=count)
+        return out
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
         """Draw rows ``start .. start + n``: one uniform a row and step, inverse CDF."""
@@ -219,12 +243,9 @@ class Markov(Shown):
         Z_t(c) = sum_v p(v | c)^s Z_{t+1}(c v),  Z after the end of sequence and after L is 1.
         """
         width, count = self.max_new_tokens, (self.vocabulary + 1) ** self.order
-        if width * count * self.vocabulary > MOST_ENTRIES:
-            raise InputError(
-                "the powered chain has too many entries",
-                got=width * count * self.vocabulary,
-                fix="lower order, vocabulary or max_new_tokens",
-            )
+        refuse_large(
+            width * count * self.vocabulary, "the powered chain has", "lower order, vocabulary or max_new_tokens"
+        )
         every: Ints = np.arange(count, dtype=np.int64)
         after = np.stack([self.follow(every, np.array(v)) for v in range(self.vocabulary)], axis=1)
         out = np.empty((width, count, self.vocabulary))

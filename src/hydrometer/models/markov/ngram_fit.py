@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.arguments import number, whole
-from hydrometer.core.errors import DataError, FitError, InputError
-from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov, contexts
+from hydrometer.core.errors import DataError, FitError
+from hydrometer.models.markov.law import END, Markov, contexts, refuse_large
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["MarkovFit", "fit_markov"]
@@ -70,8 +70,7 @@ def fit_markov(
     within = x.within
     v = int(x.ids[within].max(initial=0)) + 1 if vocabulary is None else vocabulary
     longest = x.ids.shape[1] if max_new_tokens is None else max_new_tokens
-    if (v + 1) ** order * v > MOST_ENTRIES:
-        raise InputError("the table has too many entries", got=(v + 1) ** order * v, fix="lower order or vocabulary")
+    refuse_large((v + 1) ** order * v, "the table has", "lower order or vocabulary")
     if (x.ids[within] >= v).any() or (x.ids[within] < 0).any():
         raise DataError(f"ids must lie from 0 to {v - 1}", got=int(x.ids[within].max()))
     context = contexts(x.ids, order, v)[within]

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.errors import DataError, HydrometerError
+from hydrometer.core.distillation import Objective, distillations_of
+from hydrometer.core.errors import DataError, HydrometerError, SpecError
 from hydrometer.core.io.yaml_io import is_object
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict, as_tuples
 from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
+from hydrometer.models.markov.optimum import refuse_inexact
+from hydrometer.models.objectives import divergence_of, refuse_infinite
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 
@@ -120,15 +131,57 @@ class MarkovData(Strict):
 
 
 class MarkovChain(ChainSpec):
-    """truth -> teacher -> student, all n-gram chains."""
+    """truth -> teacher -> student, all n-gram chains.
+
+    `loss` names objectives, each with every selectivity (see `models.objectives`; their exact optima, `optimum`), and
+    `prefixes` whose rows they are taken on: the teacher's, the truth's, or the student's own.
+    """
 
     family: Literal["markov"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
     truth: MarkovTruth
     teacher: MarkovLevel | Literal["truth"]
     assistants: Annotated[tuple[MarkovLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ()
     student: MarkovLevel
+    loss: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ("mle",)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+    prefixes: Annotated[
+        tuple[Literal["teacher", "truth", "student"], ...],
+        Field(min_length=1, max_length=3),
+        BeforeValidator(as_tuples),
+    ] = ("teacher",)
     data: MarkovData = MarkovData()
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuples)] = EVERYTHING
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the default, so that specifications from before this field stay what they are."""
+        body: dict[str, Any] = handler(self)
+        if self.prefixes == ("teacher",):
+            body.pop("prefixes", None)
+        return body
+
+    @model_validator(mode="after")
+    def _solvable(self) -> Self:
+        try:
+            for o in map(Objective.from_json, self.loss):
+                refuse_inexact(o)
+                d = divergence_of(o)
+                if d is None:
+                    continue
+                for s in self.selectivity:
+                    refuse_infinite(o, s)
+                    if s.chooses:
+                        raise SpecError(
+                            f"{o.name} needs the teacher's next-id laws, which choosing has not", got=s.label
+                        )
+                if d.mle > 0 and "student" in self.prefixes:
+                    raise SpecError("maximum likelihood on its own rows teaches a student nothing", got=o.to_json())
+            distillations_of(self)
+        except SpecError as e:
+            raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
+        if self.loss == ("mle",) and self.prefixes != ("teacher",):
+            what = "mle is taken on the teacher's rows; the truth's make the direct student: name other losses"
+            raise PydanticCustomError("prefixes", what)
+        return self
 
     @field_validator("truth", mode="before")
     @classmethod

@@ -24,7 +24,6 @@ from hydrometer.models.base import FitRequest
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.networks import next_token
-from hydrometer.models.causal_lm.objective_spec import Divergence, PolicyGradient, divergence_of, refuse_infinite
 from hydrometer.models.causal_lm.training.distributed import Loss
 from hydrometer.models.causal_lm.training.losses import (
     TeacherRows,
@@ -35,6 +34,7 @@ from hydrometer.models.causal_lm.training.losses import (
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
 from hydrometer.models.causal_lm.training.teacher_laws import TeacherLaws
 from hydrometer.models.causal_lm.training_spec import Training
+from hydrometer.models.objectives import Divergence, PolicyGradient, divergence_of, refuse_infinite
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 

@@ -2,7 +2,7 @@
 
 Shapes: m rows, V ids that exist, W >= V rows of an output matrix. p is the teacher's law, q the student's.
 
-Their formulas are in `objective_spec`.
+Their formulas are in `models.objectives`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hydrometer.models.causal_lm.cpu import divergence_kernels as kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.networks.next_token import terms_of
 from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights
-from hydrometer.models.causal_lm.objective_spec import Divergence
+from hydrometer.models.objectives import Divergence
 
 __all__ = ["KINDS", "to_gradient"]
 

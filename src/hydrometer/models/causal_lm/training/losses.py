@@ -23,8 +23,8 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.cpu.loss_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
-from hydrometer.models.causal_lm.objective_spec import Divergence
 from hydrometer.models.causal_lm.training.divergences import to_gradient
+from hydrometer.models.objectives import Divergence
 
 __all__ = ["TeacherRows", "linear_cross_entropy", "linear_divergence", "linear_policy_gradient"]
 

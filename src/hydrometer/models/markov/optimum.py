@@ -1,0 +1,291 @@
+"""The chain of a given order that an objective between next-id laws is least for: exact, no gradient descent.
+
+In a student's context c the objective is the mean of D(p_i, q) over the prefixes i that end in c, where p_i is the
+teacher's next-id law there and q the student's, one for all of them. Every D of `models.objectives` is a sum over ids
+of a function convex in q's probability, so contexts are solved apart, and with a multiplier ids are, too:
+
+    d/dq_v sum_i w_i D(p_i, q) = multiplier where q_v > 0,  sum_v q_v = 1
+
+| objective | optimum |
+|---|---|
+| `kl_teacher_student`, and `mle` of unlimited rows | sum w_i p_i, normalised |
+| `kl_student_teacher` | exp(sum w_i log p_i / sum w_i), normalised |
+| `total_variation` | of every id the weighted quantile of its p_i, at the one level at which they sum to 1 |
+| `jsd`, skew ones, and mixes with `mle` | Newton's method: each id's equation for a multiplier, then the multiplier |
+
+Prefixes have the probability that the law which says them gives them, by dynamic programming. Additive smoothing is
+that many prefixes more, times V, at which the teacher's law is uniform: of `mle` it is the usual one.
+
+Shapes: S contexts of the student, A prefixes that end in each, V ids. float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrometer.core.distillation import Objective
+from hydrometer.core.errors import FitError, SpecError
+from hydrometer.core.io.yaml_io import nearest as nearest_name
+from hydrometer.models.markov.law import Markov, refuse_large
+from hydrometer.models.markov.ngram_fit import MarkovFit
+from hydrometer.models.objectives import Divergence, divergence_of
+
+__all__ = ["fit_objective", "nearest", "prefixes_of", "refuse_inexact"]
+
+Floats = NDArray[np.float64]
+KINDS = (
+    "kl_teacher_student",
+    "kl_student_teacher",
+    "jsd",
+    "jsd_scaled",
+    "skew_kl_teacher_student",
+    "skew_kl_student_teacher",
+    "total_variation",
+)
+_ROUNDS = 1000
+_STILL = 1e-12
+_NEVER = 1e-100
+_RARE = 1e-30
+
+
+def refuse_inexact(objective: Objective) -> None:
+    """Refuse an objective that there is not, or that has no exact optimum here. Raises SpecError."""
+    d = divergence_of(objective)
+    if d is not None and d.kind not in KINDS:
+        raise SpecError(
+            "a chain has no exact optimum of this objective", got=d.kind, fix=nearest_name(d.kind, list(KINDS))
+        )
+    if d is not None and d.mle > 0 and (d.temperature != 1 or d.kind == "total_variation"):
+        what = "a chain has no exact optimum of this mix with mle"
+        raise SpecError(what, got=objective.to_json(), fix="leave out mle, or take another kind at temperature 1")
+
+
+def fit_objective(
+    teacher: Markov, source: Markov | None, d: Divergence, order: int, smoothing: float = 0.0
+) -> MarkovFit:
+    """Fit the chain that an objective is least for.
+
+    Parameters
+    ----------
+    teacher : the law that is matched. source : the law that says the prefixes; None for the student itself, whose
+        prefixes are those at which it stays the optimum: training on its own rows stands still there.
+    smoothing : >= 0, in expected visits of a row.
+
+    Returns
+    -------
+    The chain; of ``info`` on its own prefixes ``rounds``, and ``fixed_points``, how many were found from the teacher's
+    prefixes and from the uniform student's. The first is returned.
+
+    Raises
+    ------
+    FitError : an objective that is infinite for every student; prefixes that do not come to rest.
+    InputError : too many prefixes.
+    """
+
+    def chain(log_table: Floats) -> Markov:
+        return Markov(log_table, order=order, max_new_tokens=teacher.max_new_tokens)
+
+    def best(on: Markov) -> Markov:
+        return chain(nearest(*prefixes_of(on, teacher, order), d, smoothing))
+
+    if source is not None:
+        return MarkovFit(best(source), {})
+    v = teacher.vocabulary
+    found, rounds = _at_rest(best, best(teacher), d)
+    other, _ = _at_rest(best, chain(np.full(((v + 1) ** order, v), -np.log(v))), d)
+    apart = float(np.abs(np.exp(found.log_table) - np.exp(other.log_table)).max())
+    return MarkovFit(found, {"rounds": float(rounds), "fixed_points": 1.0 if apart < 1e-6 else 2.0})
+
+
+def _at_rest(best: Callable[[Markov], Markov], q: Markov, d: Divergence) -> tuple[Markov, int]:
+    """Return the student that is the optimum on its own prefixes, and after how many rounds."""
+    moved = np.inf
+    for rounds in range(1, _ROUNDS + 1):
+        after = best(q)
+        moved = float(np.abs(np.exp(after.log_table) - np.exp(q.log_table)).max())
+        q = after
+        if moved < _STILL:
+            return q, rounds
+    what = f"the student of {d.kind} on its own prefixes does not come to rest"
+    raise FitError(what, got=f"{moved:.1e} a round", fix="take the teacher's prefixes or the truth's")
+
+
+def prefixes_of(source: Markov, teacher: Markov, order: int) -> tuple[Floats, Floats, Floats]:
+    """Return what a student of that order meets on the source's rows.
+
+    Returns
+    -------
+    weight : (A, S) how often a row of the source is expected to meet each prefix.
+    p : (A, S, V) the teacher's laws there. own : (S, V) how often the source says each id in a student's context.
+
+    Raises
+    ------
+    InputError : too many prefixes.
+    """
+    base, v = teacher.vocabulary + 1, teacher.vocabulary
+    longest = max(source.order, teacher.order, order)
+    steps = max((x.max_new_tokens for x in (source, teacher) if x.log_table.ndim == 3), default=1)
+    refuse_large(steps * base**longest * v, "the laws of all prefixes have", "lower the orders or max_new_tokens")
+    alive = source.reached(longest)
+    if steps == 1:
+        alive = alive.sum(axis=0, keepdims=True)
+    every: NDArray[np.int64] = np.arange(base**longest, dtype=np.int64)
+
+    def laws(x: Markov) -> Floats:
+        table = x.log_table[None] if x.log_table.ndim == 2 else x.log_table
+        return np.exp(np.broadcast_to(table[:, every % base**x.order], (steps, len(every), v)))
+
+    own = (alive[..., None] * laws(source)).reshape(-1, base**order, v).sum(axis=0)
+    return alive.reshape(-1, base**order), laws(teacher).reshape(-1, base**order, v), own
+
+
+def nearest(weight: Floats, p: Floats, own: Floats, d: Divergence, smoothing: float = 0.0) -> Floats:
+    """Return the log-table (S, V) that the objective is least for; a context that is never met is uniform.
+
+    Parameters
+    ----------
+    weight : (A, S) of the prefixes. p : (A, S, V). own : (S, V) expected ids of the rows, for a share of `mle`.
+    smoothing : >= 0, in the unit of the weights.
+
+    Raises
+    ------
+    FitError : an objective that is infinite for every student.
+    """
+    v = p.shape[-1]
+    visits = weight.sum(axis=0)
+    met = visits > _NEVER
+    uniform = np.where(met, smoothing * v, 1.0)
+    total = visits * met + uniform
+    weight = np.concatenate([weight * met, uniform[None]]) / total
+    weight[weight < _RARE] = 0.0  # what would not change a digit would keep ids alive for which no float stands
+    tempered = p if d.temperature == 1 else _normal(p ** (1 / d.temperature))
+    p = np.concatenate([tempered, np.full((1, *p.shape[1:]), 1 / v)])
+    own = (own * met[:, None] + uniform[:, None] / v) / total[:, None]
+    match d.kind:
+        case "total_variation":
+            q = _quantiles(weight, p)
+        case "skew_kl_teacher_student" if d.weight == 0 and d.mle == 0:
+            q = np.einsum("as,asv->sv", weight, p)
+        case "kl_teacher_student":
+            q = (1 - d.mle) * d.factor * np.einsum("as,asv->sv", weight, p) + d.mle * own
+        case "kl_student_teacher" if d.mle == 0:
+            q = _geometric(weight, p)
+        case _:
+            q = _Separable(weight, p, own, d).solve()
+    with np.errstate(divide="ignore"):
+        log_q = d.temperature * np.log(_normal(q))
+    return log_q - np.logaddexp.reduce(log_q, axis=-1, keepdims=True)
+
+
+def _normal(x: Floats) -> Floats:
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def _infinite(kind: str) -> FitError:
+    what = f"{kind} is infinite for every student: its contexts hold teachers' laws without a common id"
+    return FitError(what, fix="give the teacher smoothing, or take jsd or a skew_kl")
+
+
+def _geometric(weight: Floats, p: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        log_p = np.log(np.where(weight[..., None] > 0, p, 1.0))
+    mean = np.einsum("as,asv->sv", weight, log_p)
+    top = mean.max(axis=-1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise _infinite("kl_student_teacher")
+    return np.exp(mean - top)
+
+
+def _quantiles(weight: Floats, p: Floats) -> Floats:
+    """All ids' quantiles rise with the level from their least p to their largest: stop where they sum to 1."""
+    weight = np.broadcast_to(weight[..., None], p.shape)
+    order = np.argsort(np.where(weight > 0, p, np.inf), axis=0, kind="stable")
+    p, weight = np.take_along_axis(p, order, 0), np.take_along_axis(weight, order, 0)
+    p = np.where(weight > 0, p, -np.inf)
+    p = np.maximum.accumulate(p, axis=0)  # what has no weight stands last, and adds no rise
+    rises, levels = np.diff(p, axis=0), np.cumsum(weight, axis=0)[:-1]
+    s, v = p.shape[1:]
+    rises, levels = (x.transpose(1, 2, 0).reshape(s, -1) for x in (rises, levels))
+    order = np.argsort(levels, axis=1, kind="stable")
+    rising = np.take_along_axis(rises, order, 1)
+    before = p[0].sum(axis=1, keepdims=True) + np.cumsum(rising, axis=1) - rising
+    taken = np.empty_like(rises)
+    np.put_along_axis(taken, order, np.clip(1 - before, 0.0, rising), 1)
+    return p[0] + taken.reshape(s, v, -1).sum(axis=-1)
+
+
+class _Separable:
+    """Contexts whose ids each have a slope that grows with their probability x, and one multiplier.
+
+    A slope is concave and growing in log x (in x for `skew_kl_teacher_student`, whose ids may reach 0). So Newton's
+    method for an id goes up to its root from below, whatever its start, after one step; and the sum of the roots is
+    convex and growing in the multiplier, for which it comes down from above.
+    """
+
+    def __init__(self, weight: Floats, p: Floats, own: Floats, d: Divergence) -> None:
+        met = weight[..., None] > 0
+        if d.kind == "kl_student_teacher" or (d.kind == "skew_kl_student_teacher" and d.weight == 0):
+            self.alive = np.where(met, p > 0, True).all(axis=0)
+            if (self.alive.sum(axis=1) == 0).any() or (own[~self.alive] > 0).any():
+                raise _infinite(d.kind)
+        else:
+            self.alive = ((p > 0) & met).any(axis=0) | ((own > 0) & (d.mle > 0))
+        self.p = np.where(met & self.alive, p, 1.0)
+        self.weight, self.d, self.own = weight * (1 - d.mle) * d.factor, d, own * d.mle
+        self.in_logs = d.kind != "skew_kl_teacher_student"
+
+    def slopes(self, x: Floats) -> tuple[Floats, Floats]:
+        """Return the objective's slope in x, and what it rises by in log x (in x, where ids may reach 0), (S, V) each.
+
+        Up to a constant: less what it tends to, so that it keeps its digits where x is far above p.
+        """
+        p, w = self.p, self.d.weight
+        match self.d.kind:
+            case "jsd" | "jsd_scaled":
+                odds = w * p / ((1 - w) * x)
+                value, rise = -(1 - w) * np.log1p(odds), (1 - w) * odds / (1 + odds)
+            case "skew_kl_teacher_student":
+                ratio = np.divide((1 - w) * p, w * p + (1 - w) * x, out=np.zeros_like(p), where=p > 0)
+                value, rise = -ratio, np.divide(ratio**2, p, out=np.zeros_like(p), where=p > 0)
+            case "skew_kl_student_teacher" if w > 0:
+                odds = (1 - w) * p / (w * x)
+                share = odds / (1 + odds)
+                few = share**2 * (1 / 2 + share * (1 / 3 + share * (1 / 4 + share * (1 / 5 + share / 6))))
+                value, rise = -np.where(share < 1e-3, few, np.log1p(odds) - share), share**2
+            case _:
+                value, rise = np.log(x) - np.log(p), np.ones_like(p)
+        slope, rises = (np.einsum("as,asv->sv", self.weight, y) for y in (value, rise))
+        if self.d.mle > 0:
+            share = np.divide(self.own, x, out=np.zeros_like(x), where=self.own > 0)
+            slope, rises = slope - share, rises + (share if self.in_logs else share / np.where(share > 0, x, 1.0))
+        return slope, rises
+
+    def roots(self, x: Floats, multiplier: Floats) -> tuple[Floats, Floats]:
+        """Return each id's x at which its slope is the multiplier, 0 where it is never below, and dx / d multiplier."""
+        # Where ids may reach 0, a share of mle alone puts them here, below the root.
+        least = 0.0 if self.in_logs else self.own / -multiplier
+        rises = x
+        for _ in range(_ROUNDS):
+            slope, rises = self.slopes(x)
+            step = np.where(self.alive, (multiplier - slope) / rises, 0.0)
+            new = x * np.exp(np.clip(step, -50.0, 50.0)) if self.in_logs else np.maximum(x + step, least)
+            moved, x = np.abs(new - x), np.maximum(new, 1e-300) if self.in_logs else new
+            if (moved <= 1e-15 + 1e-13 * x).all():
+                break
+        return x, np.where(self.alive & (x > 0), (x if self.in_logs else 1.0) / rises, 0.0)
+
+    def solve(self) -> Floats:
+        """Return the probabilities, (S, V)."""
+        one = np.ones_like(self.own)
+        most = np.where(self.alive, self.slopes(one)[0], np.inf).min(axis=1, keepdims=True)  # the roots sum to >= 1
+        multiplier, x, excess = most, one, most
+        for _ in range(_ROUNDS):
+            x, gain = self.roots(x, multiplier)
+            excess = np.where(self.alive, x, 0.0).sum(axis=1, keepdims=True) - 1
+            if (np.abs(excess) <= 1e-12).all():
+                return np.where(self.alive, x, 0.0)
+            multiplier = np.minimum(multiplier - excess / gain.sum(axis=1, keepdims=True), most)
+        raise FitError("the optimum was not found", got=f"probabilities that sum to 1 plus {np.abs(excess).max():.1e}")
