@@ -18,7 +18,7 @@ import numpy as np
 
 from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.statistics.estimate import Estimate
-from hydrometer.models.markov.law import END, Markov
+from hydrometer.models.markov.law import END, Markov, reached
 
 __all__ = ["Cross", "cross", "judge_chain", "length_law"]
 
@@ -100,7 +100,7 @@ def cross(p: Markov, q: Markov) -> Cross:
 
 def length_law(p: Markov) -> tuple[Floats, float]:
     """Return P(length = 1 .. L), (L,), and the probability that a sequence ends by itself."""
-    alive = p.reached(p.order)
+    alive = reached(p, p.order)
     ended = np.array([alive[t] @ np.exp(p.step_table(t)[:, END]) for t in range(p.max_new_tokens)])
     stops = float(ended.sum())
     ended[-1] += 1 - stops

@@ -22,7 +22,7 @@ from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["END", "Markov", "contexts", "refuse_large"]
+__all__ = ["END", "Markov", "contexts", "reached", "refuse_large"]
 
 END = 0
 MOST_ENTRIES = 50_000_000  # of a table; 400 MB
@@ -102,24 +102,6 @@ class Markov(Shown):
     def follow(self, context: Ints, ids: Ints) -> Ints:
         """Return the contexts after these ids."""
         return (context * (self.vocabulary + 1) + ids) % (self.vocabulary + 1) ** self.order
-
-    def reached(self, order: int) -> Floats:
-        """Probability that step t is reached in each context of that order, at least this chain's, (L, (V + 1)^order).
-
-        Raises
-        ------
-        InputError : too many of them.
-        """
-        count = (self.vocabulary + 1) ** order
-        refuse_large(self.max_new_tokens * count, "the prefixes' law has", "lower the orders or max_new_tokens")
-        every: Ints = np.arange(count, dtype=np.int64)
-        after = (every[:, None] * (self.vocabulary + 1) + np.arange(1, self.vocabulary)) % count
-        out = np.zeros((self.max_new_tokens, count))
-        out[0, -1] = 1.0
-        for t in range(1, self.max_new_tokens):
-            on = np.exp(self.step_table(t - 1)[every % (self.vocabulary + 1) ** self.order, 1:])
-            out[t] = np.bincount(after.ravel(), (out[t - 1][:, None] * on).ravel(), minlength=count)
-        return out
 
     def sample(self, n: int, *, seed: int | Stream = 0, start: int = 0) -> Sequences:
         """Draw rows ``start .. start + n``: one uniform a row and step, inverse CDF."""
@@ -266,6 +248,25 @@ class Markov(Shown):
             raise LawMismatchError(
                 f"a chain over {mine[0]} ids of at most {mine[1]} is compared with its like", got=theirs
             )
+
+
+def reached(p: Markov, order: int) -> Floats:
+    """Probability that step t is reached in each context of that order, at least the chain's, (L, (V + 1)^order).
+
+    Raises
+    ------
+    InputError : too many of them.
+    """
+    base, count = p.vocabulary + 1, (p.vocabulary + 1) ** order
+    refuse_large(p.max_new_tokens * count, "the prefixes' law has", "lower the orders or max_new_tokens")
+    every: Ints = np.arange(count, dtype=np.int64)
+    after = (every[:, None] * base + np.arange(1, p.vocabulary)) % count
+    out = np.zeros((p.max_new_tokens, count))
+    out[0, -1] = 1.0
+    for t in range(1, p.max_new_tokens):
+        flow = out[t - 1][:, None] * np.exp(p.step_table(t - 1)[every % base**p.order, 1:])
+        out[t] = np.bincount(after.ravel(), flow.ravel(), minlength=count)
+    return out
 
 
 def _log_sum(x: Floats, axis: int) -> Floats:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.io.yaml_io import nearest as nearest_name
-from hydrometer.models.markov.law import Markov, refuse_large
+from hydrometer.models.markov.law import Markov, reached, refuse_large
 from hydrometer.models.markov.ngram_fit import MarkovFit
 from hydrometer.models.objectives import Divergence, divergence_of
 
@@ -48,6 +48,7 @@ KINDS = (
 _ROUNDS = 1000
 _STILL = 1e-12
 _NEVER = 1e-100
+_LAST = 1e-13
 _RARE = 1e-30
 
 
@@ -126,20 +127,22 @@ def prefixes_of(source: Markov, teacher: Markov, order: int) -> tuple[Floats, Fl
     InputError : too many prefixes.
     """
     base, v = teacher.vocabulary + 1, teacher.vocabulary
-    longest = max(source.order, teacher.order, order)
+    matched = max(teacher.order, order)
+    longest = max(source.order, matched)
     steps = max((x.max_new_tokens for x in (source, teacher) if x.log_table.ndim == 3), default=1)
     refuse_large(steps * base**longest * v, "the laws of all prefixes have", "lower the orders or max_new_tokens")
-    alive = source.reached(longest)
+    alive = reached(source, longest)
     if steps == 1:
         alive = alive.sum(axis=0, keepdims=True)
-    every: NDArray[np.int64] = np.arange(base**longest, dtype=np.int64)
 
-    def laws(x: Markov) -> Floats:
+    def laws(x: Markov, of: int) -> Floats:
         table = x.log_table[None] if x.log_table.ndim == 2 else x.log_table
+        every: NDArray[np.int64] = np.arange(base**of, dtype=np.int64)
         return np.exp(np.broadcast_to(table[:, every % base**x.order], (steps, len(every), v)))
 
-    own = (alive[..., None] * laws(source)).reshape(-1, base**order, v).sum(axis=0)
-    return alive.reshape(-1, base**order), laws(teacher).reshape(-1, base**order, v), own
+    own = (alive[..., None] * laws(source, longest)).reshape(-1, base**order, v).sum(axis=0)
+    weight = alive.reshape(steps, -1, base**matched).sum(axis=1)  # what the teacher does not tell apart
+    return weight.reshape(-1, base**order), laws(teacher, matched).reshape(-1, base**order, v), own
 
 
 def nearest(weight: Floats, p: Floats, own: Floats, d: Divergence, smoothing: float = 0.0) -> Floats:
@@ -263,8 +266,11 @@ class _Separable:
             slope, rises = slope - share, rises + (share if self.in_logs else share / np.where(share > 0, x, 1.0))
         return slope, rises
 
-    def roots(self, x: Floats, multiplier: Floats) -> tuple[Floats, Floats]:
-        """Return each id's x at which its slope is the multiplier, 0 where it is never below, and dx / d multiplier."""
+    def roots(self, x: Floats, multiplier: Floats, near: float) -> tuple[Floats, Floats]:
+        """Return each id's x at which its slope is the multiplier, 0 where it is never below, and dx / d multiplier.
+
+        `near` : to which share of x.
+        """
         # Where ids may reach 0, a share of mle alone puts them here, below the root.
         least = 0.0 if self.in_logs else self.own / -multiplier
         rises = x
@@ -273,7 +279,7 @@ class _Separable:
             step = np.where(self.alive, (multiplier - slope) / rises, 0.0)
             new = x * np.exp(np.clip(step, -50.0, 50.0)) if self.in_logs else np.maximum(x + step, least)
             moved, x = np.abs(new - x), np.maximum(new, 1e-300) if self.in_logs else new
-            if (moved <= 1e-15 + 1e-13 * x).all():
+            if (moved <= 1e-15 + near * x).all():
                 break
         return x, np.where(self.alive & (x > 0), (x if self.in_logs else 1.0) / rises, 0.0)
 
@@ -281,11 +287,12 @@ class _Separable:
         """Return the probabilities, (S, V)."""
         one = np.ones_like(self.own)
         most = np.where(self.alive, self.slopes(one)[0], np.inf).min(axis=1, keepdims=True)  # the roots sum to >= 1
-        multiplier, x, excess = most, one, most
+        multiplier, x, excess, near = most, one, most, 1e-2
         for _ in range(_ROUNDS):
-            x, gain = self.roots(x, multiplier)
+            x, gain = self.roots(x, multiplier, near)
             excess = np.where(self.alive, x, 0.0).sum(axis=1, keepdims=True) - 1
-            if (np.abs(excess) <= 1e-12).all():
+            if near == _LAST and (np.abs(excess) <= 1e-12).all():
                 return np.where(self.alive, x, 0.0)
+            near = max(_LAST, min(near, 1e-2 * float(np.abs(excess).max())))
             multiplier = np.minimum(multiplier - excess / gain.sum(axis=1, keepdims=True), most)
         raise FitError("the optimum was not found", got=f"probabilities that sum to 1 plus {np.abs(excess).max():.1e}")
