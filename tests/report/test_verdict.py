@@ -246,3 +246,25 @@ def test_no_control_is_asked_of_a_student_without_weights(run: dict[str, Any]) -
     assert "No control was run" in said(run)[2]
     run["summary"]["groups"][here["direct_group"]]["metrics"]["n_components"] = {"value": 1.0}
     assert said(run)[2].startswith("There is no control: a student of one component")
+
+
+def test_of_many_methods_those_are_named_that_another_beats_on_both(run: dict[str, Any]) -> None:
+    step = next(s for s in chain(run)["tradeoff"] if s["coldest"])
+    groups = run["summary"]["groups"]
+    moves = {"kl_teacher_student": (1, 2), "jsd": (-1, -2), "total_variation": (1, -2), "jsd_scaled": (0.1, 2)}
+    step["vs_methods"] = {}
+    for loss, (precision, recall) in moves.items():
+        name = f"{step['group']}.{loss}"
+        groups[name] = {**groups[step["group"]], "loss": loss, "prefix_source": "teacher"}
+        step["vs_methods"][name] = {
+            metric: contrast(step["group"], name, metric, value, 0.2)
+            for metric, value in (("precision", precision), ("recall", recall))
+        }
+    words = next(s for s in said(run) if "ways to distil" in s)
+    assert "Of 5 ways to distil" in words
+    assert words.endswith(
+        "(95 % each): kl_teacher_student at temperature 0.6 (by mle); mle at temperature 0.6 (by jsd)."
+    )
+    for diffs in step["vs_methods"].values():
+        diffs["recall"]["ci95"] = [-9.0, 9.0]
+    assert "none is shown to be beaten" in next(s for s in said(run) if "ways to distil" in s)
