@@ -31,6 +31,8 @@ from hydrometer.family import CheapChain, CheapFamily, Density, FitRequest, Fitt
 from hydrometer.models import families as known
 from hydrometer.report import build_report, summary_table
 from hydrometer.report.data import plotdata
+from hydrometer.report.figures import panels
+from hydrometer.report.figures.style import look_of
 from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table
 from hydrometer.report.words.verdict import verdict
@@ -353,3 +355,24 @@ def test_an_export_names_the_method_where_rows_differ(tmp_path: Path, role: str,
     hm.run(spec_of(["mle", "median"], seeds=1), out=tmp_path / "run")
     with pytest.raises(InputError, match=says):
         hm.export(tmp_path / "run", to=tmp_path / "rows.jsonl", chain="e", role=role, selectivity=selectivity)
+
+
+def test_many_methods_are_told_apart_by_colour_line_and_key(made: tuple[Path, dict[str, Any]]) -> None:
+    """Three further methods made of the two there are: labels of their points give way to a key."""
+    folder, results = made
+    groups = results["summary"]["groups"]
+    for name in [g for g in groups if ".student.distilled" in g and g.endswith(".median")]:
+        for source in ("truth", "student"):
+            groups[f"{name}.on-{source}"] = {**groups[name], "prefix_source": source}
+    run = parse(results, folder)
+    plane = plotdata.plane_data(run, run.chains["e"])
+    looks = {m: look_of("distilled", m, plane.methods) for m in plane.methods}
+    median = [look for m, look in looks.items() if m.startswith("by median")]
+    assert len(median) == 3
+    assert {look.color for look in median} != {looks["by mixed(weight=0.5)"].color}
+    assert len({look.color for look in median}) == 1
+    assert len({str(look.line) for look in median}) == 3
+    assert not any(p.label for points in plane.methods.values() for p in points)
+    assert [p.label for p in plane.paths["distilled"]] == ["τ=1", "τ=0.5"]
+    figure = panels.single(4.5, 4.0, panels.draw_plane, plane)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(plane.methods)

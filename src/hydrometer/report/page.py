@@ -126,7 +126,8 @@ def _chain_view(run: Run, chain: Chain, stem: str, folder: Path) -> ChainView:
     kinds = plotdata.kinds_of(run, chain)
     keys = [(kind, LOOKS[kind].label) for kind in plotdata.KINDS if kinds[kind]]
     others = list(plotdata.by_method(run, chain))[1:]
-    keys += [("distilled", f"{LOOKS['distilled'].label}, {m}: dashed, a mark of its own") for m in others]
+    if len(others) <= plotdata.FEW_METHODS:  # else each chart has a key of its own
+        keys += [("distilled", f"{LOOKS['distilled'].label}, {m}: dashed, a mark of its own") for m in others]
     found: list[tuple[str, tables.TableData, bool]] = []
     if chain.points:
         found.append(("At how many points: + above zero, − below, ? undecided", tables.setting_table(chain), False))

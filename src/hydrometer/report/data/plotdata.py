@@ -15,13 +15,14 @@ from hydrometer.report.typed_results import Chain, Group, Reach, Run
 from hydrometer.report.values import Setting
 from hydrometer.report.wording import distilled_at, is_neutral, setting
 
-__all__ = ["Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]
+__all__ = ["FEW_METHODS", "Curves", "Kind", "Panel", "Plane", "Point", "Scale", "curves_data", "kinds_of", "plane_data"]
 
 Kind = Literal["truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "baseline", "adopted"]
 KINDS: tuple[Kind, ...] = (
     *("truth", "teacher", "direct", "decoded", "decoded_neutral", "distilled", "baseline", "adopted"),
 )
 CLOUD_PER_GROUP = 60
+FEW_METHODS = 3  # besides the first: more are told apart by colour, not by labels
 PanelPoint = tuple[float, float, Reach | None]
 
 
@@ -175,21 +176,23 @@ def plane_data(run: Run, chain: Chain, *, x: str = "recall", y: str = "precision
     """
     kinds = kinds_of(run, chain)
 
-    def path(kind: Kind, groups: list[Group]) -> list[Point]:
+    first, *others = by_method(run, chain).items()
+
+    def path(kind: Kind, groups: list[Group], *, named: bool = True) -> list[Point]:
         points: list[Point] = []
         for g in groups:
             up, across = g.value(y), g.value(x)
             if up is None or (across is None and not g.is_infinite(x)):
                 continue
-            points.append(Point(across, up, g.reach(x), g.reach(y), _label(g, kind), g.id))
+            points.append(Point(across, up, g.reach(x), g.reach(y), _label(g, kind) if named else "", g.id))
         return points
 
-    first, *others = by_method(run, chain).items()
     paths: dict[Kind, list[Point]] = {}
     for kind in KINDS:
         if points := path(kind, first[1] if kind == "distilled" else kinds[kind]):
             paths[kind] = points
-    methods = {m: points for m, groups in others if (points := path("distilled", groups))}
+    named = len(others) <= FEW_METHODS  # else their key says which they are
+    methods = {m: points for m, groups in others if (points := path("distilled", groups, named=named))}
     under = f"{chain.reference}" if chain.reference else "p*"
     return Plane(paths, _ties(run, chain, x, y), _cloud(run, kinds, x, y), chain.unit, methods, under)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from hydrometer.report.data.plotdata import KINDS, Curves, Kind, Panel, Plane, Point
+from hydrometer.report.data.plotdata import FEW_METHODS, KINDS, Curves, Kind, Panel, Plane, Point
 from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, Look, drawing, look_of, settle
 
 __all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "handles_of", "plane_figure", "single"]
@@ -299,9 +299,13 @@ def _locator() -> Any:
 
 
 def single(width: float, height: float, draw: Any, *data: Any) -> Figure:
-    """Return a figure of one panel, for the page, where panels wrap."""
-    with drawing(width, height) as figure:
+    """Return a figure of one panel, for the page, where panels wrap; with a key if it has many methods."""
+    methods = [m for d in data if isinstance(d, Plane | Panel) for m in d.methods]
+    rows = len(methods) if len(methods) > FEW_METHODS else 0
+    with drawing(width, height + 0.16 * rows) as figure:
         labels = draw(figure.subplots(), *data)
+        if rows:
+            _legend(figure, handles_of((), methods), 1)
         settle(figure)
         if labels is not None:
             labels()
@@ -323,16 +327,21 @@ def handles_of(kinds: Iterable[Kind], methods: Iterable[str] = ()) -> list[Any]:
     return handles
 
 
-def _legend(figure: Figure, handles: list[Any]) -> None:
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+def _legend(figure: Figure, handles: list[Any], ncols: int = 3) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
 
 
 def plane_figure(plane: Plane, entropy: Plane) -> Figure:
     """Return figure 1 for download: both planes side by side, with a legend."""
-    with drawing(9.2, 4.6) as figure:
+    rows = len(plane.methods) if len(plane.methods) > FEW_METHODS else 0
+    with drawing(9.2, 4.6 + 0.1 * rows) as figure:
         left, right = figure.subplots(1, 2)
         tie = [Line2D([], [], color=QUIET, marker="x", markersize=4.5, label="equal entropy")] if plane.ties else []
-        _legend(figure, handles_of([*plane.paths, *entropy.paths], [*plane.methods, *entropy.methods]) + tie)
+        _legend(
+            figure,
+            handles_of([*plane.paths, *entropy.paths], [*plane.methods, *entropy.methods]) + tie,
+            2 if rows else 3,
+        )
         labels = [draw_plane(left, plane), draw_entropy_plane(right, entropy)]
         settle(figure)
         for write in labels:
@@ -342,9 +351,10 @@ def plane_figure(plane: Plane, entropy: Plane) -> Figure:
 
 def curves_figure(curves: Curves) -> Figure:
     """Return figure 2 for download: the four panels along one scale, with a legend."""
-    with drawing(9.2, 6.4) as figure:
+    rows = len(curves.panels[0].methods) if len(curves.panels[0].methods) > FEW_METHODS else 0
+    with drawing(9.2, 6.4 + 0.1 * rows) as figure:
         kinds: set[Kind] = {k for p in curves.panels for k in (*p.series, *p.levels)}
         for ax, panel in zip(figure.subplots(2, 2).flat, curves.panels, strict=True):
             draw_panel(ax, curves, panel)
-        _legend(figure, handles_of(kinds, [m for p in curves.panels for m in p.methods]))
+        _legend(figure, handles_of(kinds, [m for p in curves.panels for m in p.methods]), 2 if rows else 3)
     return figure

@@ -20,7 +20,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hydrometer.report.data.plotdata import Kind
+from hydrometer.report.data.plotdata import FEW_METHODS, Kind
 
 __all__ = ["LOOKS", "Look", "drawing", "inline_svg", "look_of", "render", "settle", "styled"]
 
@@ -64,11 +64,25 @@ LOOKS: Mapping[Kind, Look] = {
 _METHOD_MARKERS, _METHOD_LINES = "vXph<>", ((0, (5, 1.5)), (0, (3, 1, 1, 1)), "--", "-.")
 
 
+_METHOD_COLORS = ("#c1272d", "#008ba3", "#7d8a00", "#b0559f", "#9a6a00", "#7a5cc7")
+_SOURCE = " on rows of the "  # as `values.read_method` writes it
+_SOURCE_LINES = {"": "-", "truth": (0, (5, 1.5)), "student": (0, (1, 1.2))}
+
+
 def look_of(kind: Kind, method: str, methods: Iterable[str]) -> Look:
-    """Return how a path is drawn; of the distilled, those of other methods differ in marker and line."""
+    """Return how a path is drawn; of the distilled, those of other methods differ in marker and line.
+
+    More than `FEW_METHODS` differ in colour by objective, and in line by whose rows they are trained on.
+    """
     if not method:
         return LOOKS[kind]
-    n = list(methods).index(method)
+    every = list(methods)
+    if len(every) > FEW_METHODS:
+        objective, _, source = method.partition(_SOURCE)
+        n = list(dict.fromkeys(m.partition(_SOURCE)[0] for m in every)).index(objective)
+        color, marker = _METHOD_COLORS[n % len(_METHOD_COLORS)], _METHOD_MARKERS[n % len(_METHOD_MARKERS)]
+        return Look(color, marker, _SOURCE_LINES.get(source, "-."), False, method, 4.5)
+    n = every.index(method)
     marker, line = _METHOD_MARKERS[n % len(_METHOD_MARKERS)], _METHOD_LINES[n % len(_METHOD_LINES)]
     return replace(LOOKS[kind], marker=marker, line=line, label=f"{LOOKS[kind].label}, {method}")
 
