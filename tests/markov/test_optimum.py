@@ -13,8 +13,10 @@ from chains import write_spec
 from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.rng import Stream
+from hydrometer.models.families import families
 from hydrometer.models.markov.law import END, Markov
 from hydrometer.models.markov.optimum import KINDS, fit_objective
+from hydrometer.models.markov.spec import MarkovChain
 from hydrometer.models.objectives import Divergence, divergence_of
 from hydrometer.run.graph.plan import plan_run
 
@@ -214,7 +216,7 @@ def spec(**changes: Any) -> dict[str, Any]:
         ({"loss": ["jsd(mle=0.1, temperature=2)"]}, "no exact optimum of this mix"),
         ({"loss": ["total_variation(mle=0.1)"]}, "no exact optimum of this mix"),
         ({"loss": ["jsd", "jsd(weight=0.5)", "jsd"]}, "listed twice"),
-        ({"prefixes": ["student"]}, "name other losses"),
+        ({"prefixes": ["student"]}, "name (other losses|a loss)"),
         ({"loss": ["jsd"], "prefixes": ["teachers"]}, "prefixes"),
     ],
 )
@@ -254,3 +256,22 @@ def test_what_is_at_its_default_has_the_keys_that_it_had(tmp_path: Path) -> None
     more = plan_run(hm.load_spec(write_spec(spec(loss=["mle", "jsd"], prefixes=["teacher", "student"]), tmp_path)))
     assert set(plain.nodes) < set(more.nodes)
     assert "prefixes" not in hm.load_spec(write_spec(spec(), tmp_path)).chains["m"].model_dump()
+
+
+def test_a_plan_counts_what_exact_optima_take() -> None:
+    family, kind = families()["markov"], MarkovChain
+    plain, more, own, large = (
+        kind.model_validate({**spec()["chains"]["m"], **changes})
+        for changes in (
+            {},
+            {"loss": ["mle", "jsd"]},
+            {"loss": ["mle", "jsd"], "prefixes": ["student", "teacher"]},
+            {"loss": ["mle", "jsd"], "teacher": {"order": 4}},
+        )
+    )
+    seconds = [family.cost(c, "fit", "student", 300) for c in (plain, more, own, large)]
+    assert seconds[0] < seconds[1] < seconds[2]
+    assert (seconds[3] - seconds[0]) / (seconds[1] - seconds[0]) == pytest.approx(6**2)
+    assert len({family.cost(c, "fit", "teacher", 300) for c in (plain, more, own, large)}) == 1
+    memory = [family.footprint(c, "fit", "student", 300).memory_least for c in (plain, large)]
+    assert memory[1] - memory[0] == 40 * 6**4 * 5

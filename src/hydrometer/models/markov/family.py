@@ -10,7 +10,7 @@ import numpy as np
 
 from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
-from hydrometer.core.distillation import Objective
+from hydrometer.core.distillation import MLE, STUDENT_ROWS, Objective, distillations_of
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
@@ -22,10 +22,13 @@ from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
-from hydrometer.models.objectives import divergence_of
+from hydrometer.models.objectives import Divergence, divergence_of
 from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 
 __all__ = ["MARKOV", "MarkovFamily"]
+
+_SECONDS_AN_ENTRY = 2e-6  # of an exact optimum
+_ROUNDS = 25  # until a student on its own prefixes comes to rest
 
 
 class MarkovFamily(CheapFamily):
@@ -43,8 +46,17 @@ class MarkovFamily(CheapFamily):
         return examine(_chain(chain))
 
     def footprint(self, chain: ChainSpec, stage: Stage, role: str, rows: int) -> Footprint:
-        """Rows are held in memory, eight bytes a token."""
-        return Footprint(memory_least=8 * rows * _chain(chain).truth.max_new_tokens)
+        """Rows are held in memory, eight bytes a token; exact optima hold five numbers of each id of each prefix."""
+        table = 40 * _entries(_chain(chain)) if stage == "fit" and any(_exact_share(chain, role)) else 0
+        return Footprint(memory_least=8 * rows * _chain(chain).truth.max_new_tokens + table)
+
+    def cost(self, chain: ChainSpec, stage: Stage, role: str, rows: int) -> float:
+        """Seconds on one core, roughly: of a fit the mean over the level's students, by counts and by exact optima."""
+        seconds = super().cost(chain, stage, role, rows)
+        if stage != "fit":
+            return seconds
+        once, at_rest = _exact_share(chain, role)
+        return seconds + (once + _ROUNDS * at_rest) * _SECONDS_AN_ENTRY * _entries(_chain(chain))
 
     def truth_identity(self, chain: ChainSpec) -> Mapping[str, object]:
         """The table by content, wherever its text is."""
@@ -56,7 +68,7 @@ class MarkovFamily(CheapFamily):
         """Fit by counts, or to the exact optimum of an objective on the expected prefixes of as many rows."""
         level, truth = of_type(MarkovLevel, request.level), of_type(Markov, request.truth)
         divergence = divergence_of(Objective.from_json(request.loss))
-        if divergence is not None:
+        if isinstance(divergence, Divergence):
             teacher = of_type(Markov, request.teacher)
             teacher = teacher if request.selectivity is None else teacher.select(request.selectivity)
             source = {"truth": truth, "teacher": teacher, "student": None}[request.prefix_source]
@@ -105,6 +117,22 @@ class MarkovFamily(CheapFamily):
         law = truth.law()
         source = "drawn" if truth.text is None else f"counted in {Path(truth.text).name}"
         return f"chain of order {law.order} over {law.vocabulary} ids, at most {law.max_new_tokens} long, {source}"
+
+
+def _entries(chain: MarkovChain) -> int:
+    """Return how many ids of how many prefixes an exact optimum weighs, at most."""
+    above = chain.truth if chain.teacher == "truth" else chain.teacher
+    longest = max(above.order, chain.student.order, *(a.order for a in chain.assistants))
+    v = chain.truth.law().vocabulary
+    steps = chain.truth.max_new_tokens if any(s.sequence_power is not None for s in chain.selectivity) else 1
+    return steps * (v + 1) ** longest * v
+
+
+def _exact_share(chain: ChainSpec, role: str) -> tuple[float, float]:
+    """Return the share of a level's fits that are exact optima: on given prefixes, and on the student's own."""
+    fits = [d for d in distillations_of(chain) if role != "teacher"]
+    exact = [d.prefixes == STUDENT_ROWS for d in fits if d.objective != MLE]
+    return exact.count(False) / (len(fits) + 1), exact.count(True) / (len(fits) + 1)
 
 
 def _chain(chain: ChainSpec) -> MarkovChain:

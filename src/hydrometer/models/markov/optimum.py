@@ -26,7 +26,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrometer.core.distillation import Objective
+from hydrometer.core.distillation import MLE, Objective
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.io.yaml_io import nearest as nearest_name
 from hydrometer.models.markov.law import Markov, reached, refuse_large
@@ -55,11 +55,10 @@ _RARE = 1e-30
 def refuse_inexact(objective: Objective) -> None:
     """Refuse an objective that there is not, or that has no exact optimum here. Raises SpecError."""
     d = divergence_of(objective)
-    if d is not None and d.kind not in KINDS:
-        raise SpecError(
-            "a chain has no exact optimum of this objective", got=d.kind, fix=nearest_name(d.kind, list(KINDS))
-        )
-    if d is not None and d.mle > 0 and (d.temperature != 1 or d.kind == "total_variation"):
+    if objective != MLE and objective.name not in KINDS:
+        fix = nearest_name(objective.name, list(KINDS))
+        raise SpecError("a chain has no exact optimum of this objective", got=objective.name, fix=fix)
+    if isinstance(d, Divergence) and d.mle > 0 and (d.temperature != 1 or d.kind == "total_variation"):
         what = "a chain has no exact optimum of this mix with mle"
         raise SpecError(what, got=objective.to_json(), fix="leave out mle, or take another kind at temperature 1")
 

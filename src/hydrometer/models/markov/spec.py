@@ -27,7 +27,7 @@ from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import refuse_inexact
-from hydrometer.models.objectives import divergence_of, refuse_infinite
+from hydrometer.models.objectives import Divergence, divergence_of, refuse_infinite
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 
@@ -165,7 +165,7 @@ class MarkovChain(ChainSpec):
             for o in map(Objective.from_json, self.loss):
                 refuse_inexact(o)
                 d = divergence_of(o)
-                if d is None:
+                if not isinstance(d, Divergence):
                     continue
                 for s in self.selectivity:
                     refuse_infinite(o, s)
