@@ -275,3 +275,10 @@ def test_a_plan_counts_what_exact_optima_take() -> None:
     assert len({family.cost(c, "fit", "teacher", 300) for c in (plain, more, own, large)}) == 1
     memory = [family.footprint(c, "fit", "student", 300).memory_least for c in (plain, large)]
     assert memory[1] - memory[0] == 40 * 6**4 * 5
+
+
+def test_the_recipe_has_every_way_at_every_temperature() -> None:
+    plan = plan_run(hm.load_spec("objectives-exact"))
+    ways = {c.distillation for c in plan.cells if c.role == "student" and c.distillation is not None}
+    assert len(ways) == 4 * (1 + 4 * 3)
+    assert {d.prefixes.name for d in ways} == {"teacher", "truth", "student"}
