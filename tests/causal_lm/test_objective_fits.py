@@ -35,12 +35,22 @@ NAMES = kinds(
 )
 
 
-@pytest.fixture(scope="module")
-def truth() -> CausalLaw:
+def law(scale: float) -> CausalLaw:
     lm = CausalLM(make_llama(V, layers=2, seed=1), make_tokenizer(V))
     with torch.no_grad():  # a law that says something
-        lm.model.get_output_embeddings().weight.mul_(12)
+        lm.model.get_output_embeddings().weight.mul_(scale)
     return lm.law("w3 w4", max_new_tokens=5, block_rows=16, stop=[])
+
+
+@pytest.fixture(scope="module")
+def truth() -> CausalLaw:
+    return law(12)
+
+
+@pytest.fixture(scope="module")
+def mild() -> CausalLaw:
+    """Of logits within ten nats or so: where a student's probability is almost 0, no descent gets it up again."""
+    return law(0.5)
 
 
 @pytest.fixture
@@ -125,10 +135,10 @@ def optimum(name: str, log_p, before, own) -> float:
 @pytest.mark.filterwarnings("ignore:LlamaForCausalLM keeps no attention cache")
 @pytest.mark.parametrize("source", ["teacher", "truth"])
 @pytest.mark.parametrize("name", NAMES)
-def test_each_objective_ends_at_its_exact_optimum(truth, table, name, source):
-    asked = request(truth, name, source)
+def test_each_objective_ends_at_its_exact_optimum(mild, table, name, source):
+    asked = request(mild, name, source)
     fitted = fit(asked)
-    log_p, before, own = laws(truth.lm.model, asked.data, COLD.temperature)
+    log_p, before, own = laws(mild.lm.model, asked.data, COLD.temperature)
     log_q, *_ = laws(fitted.model.lm.model, asked.data)
     reached, least = float(objective(name, log_p, log_q, own)), optimum(name, log_p, before, own)
     assert least - 1e-9 <= reached <= least + (5e-3 if name == "total_variation" else 1e-3)
