@@ -17,10 +17,10 @@ from itertools import pairwise
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import expit, ndtr  # pyright: ignore[reportUnknownVariableType]
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError, LawMismatchError
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.statistics.judged_figures import Figures
@@ -41,8 +41,6 @@ _STILL = 1e-10
 _NEAR = 7.0
 _CELLS = {1: tuple(256 * 2**i for i in range(9)), 2: (64, 128, 256, 512)}  # along one axis
 _CELLS_STILL = {1: 1e-7, 2: 1e-4}
-
-Floats = NDArray[np.float64]
 
 
 def _nodes(d: int, step: float) -> tuple[Floats, Floats]:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.distillation import MLE, Objective
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.io.yaml_io import nearest as nearest_name
@@ -35,7 +36,6 @@ from hydrometer.models.objectives import Divergence, divergence_of
 
 __all__ = ["fit_objective", "nearest", "prefixes_of", "refuse_inexact"]
 
-Floats = NDArray[np.float64]
 KINDS = (
     "kl_teacher_student",
     "kl_student_teacher",

@@ -31,13 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.models.arithmetic import inlined, kernel
 from hydrometer.models.mixture.kernels import log_density
 
 __all__ = ["Surrogate", "reference_points"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _MOST_COLUMNS = 256  # polynomials of all components together; beyond, squares alone, then shares alone
 _MOST_SHARES = 512  # of components; beyond, a fit would take minutes: rows stay as they are, their error is known

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.io.yaml_io import is_array
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.plotdata import Kind, kinds_of
@@ -34,7 +34,6 @@ MASSES = (0.95, 0.8, 0.5)
 MAX_GRID = 120
 MAX_COLUMNS = 9
 MAX_POINTS = 400
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy as np
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import one_line
 from hydrometer.report.data.capacity_gap import teacher_at
 from hydrometer.report.data.grid_data import Axis, axis_of, map_axes, placed, places
@@ -30,7 +31,6 @@ __all__ = ["SIDE", "Explorer", "Slider", "explorer", "shape"]
 SIDE = 600  # of a picture, in its own units; coordinates are whole numbers of them
 MAX_FRAMES = 400
 PATHS = 2 * 5 + 7  # of a frame: two pictures and the plane
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.report.data.plotdata import Kind, Scale, by_method, kinds_of, knob, setting_scale
 from hydrometer.report.figures.panels import single
 from hydrometer.report.figures.style import FAINT, LOOKS, QUIET, Look, drawing, look_of
@@ -33,8 +33,6 @@ __all__ = ["Frontier", "caption", "frontier_data", "frontier_figure", "frontier_
 PREFIX = 4  # tokens, of which the PRD frontier of sequences is drawn
 MAX_LINES = 7
 _KINDS = ("density-2d", "texts", "curves")
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

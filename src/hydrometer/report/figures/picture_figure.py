@@ -18,8 +18,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.report.data.plotdata import Kind, kinds_of
 from hydrometer.report.data.samples import visible
 from hydrometer.report.figures.grid_views import FigureView, Panel, Save
@@ -36,7 +36,6 @@ MAX_COLUMNS = 9
 MAX_WORDS = 80
 _STYLED_POINTS = re.compile(r"<g( clip-path=[^>]*)>((?:\s*<use [^>]*/>)+\s*)</g>")
 POINTS = "points"  # the id of a panel's own points, to which their words are given
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
@@ -29,7 +26,6 @@ from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = ["Entry", "Excluded", "Source", "entries", "is_finite", "open_source", "the_chain"]
 
-Floats = NDArray[np.float64]
 Metrics = dict[str, Estimate]
 
 

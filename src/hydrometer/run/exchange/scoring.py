@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
-from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError, brief
 from hydrometer.core.io.locking import InUseError
 from hydrometer.core.io.yaml_io import is_object, nearest, read_plain
@@ -53,7 +53,6 @@ MAX_COLUMNS = 1000
 MAX_VALUES = 100_000_000
 MAX_LINE_BYTES = 10_000_000
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

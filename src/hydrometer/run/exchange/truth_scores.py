@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, FolderError, InputError
 from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate
 from hydrometer.models.base import Samples
@@ -32,7 +33,6 @@ from hydrometer.store.artifacts import ArtifactStore
 
 __all__ = ["TruthAnswers", "of_answers", "one_column", "own_scores", "under"]
 
-Floats = NDArray[np.float64]
 
 COLUMN = "logprob"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")

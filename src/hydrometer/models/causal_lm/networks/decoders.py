@@ -11,11 +11,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from hydrometer.core.array_types import Ints
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing, PromptCache
 from hydrometer.models.causal_lm.networks.cache import select_rows
 from hydrometer.models.causal_lm.networks.network import Network
@@ -23,7 +23,6 @@ from hydrometer.models.causal_lm.networks.next_token import Logits
 
 __all__ = ["CachedDecoder", "Decoder", "LlamaDecoder", "RecomputeDecoder", "Way", "last_states", "prefill"]
 
-Ints = NDArray[np.int64]
 
 Way = Literal["cached", "padded", "by length", "alone"]
 """How transformers runs a network: with a cache, or whole prefixes at every step: padded on the right, batched by equal

@@ -23,9 +23,9 @@ from typing import get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hydrometer.core.array_types import Ints
 from hydrometer.core.errors import HydrometerError, ModelError
 from hydrometer.models.causal_lm.networks.cache import is_extensible
 from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, RecomputeDecoder, Way
@@ -41,8 +41,6 @@ _COARSE = 0.1  # where the network is not in float32 and has no twin
 _STEPS = 4  # tokens of an answer
 _WITHIN, _BEYOND = (3, LIMIT - _STEPS, 7), (3, LIMIT - 2, 2 * LIMIT)  # lengths of prompts, around the twin's limit
 _OWN = (1, 5, 2)  # of prompts for the network itself
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

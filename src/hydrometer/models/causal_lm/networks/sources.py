@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
+from hydrometer.core.array_types import Ints
 from hydrometer.models.causal_lm.networks.cache import select_rows
 from hydrometer.models.causal_lm.networks.decoders import Way, last_states, prefill
 from hydrometer.models.causal_lm.networks.network import Network
 from hydrometer.models.causal_lm.networks.next_token import Logits
 
 __all__ = ["GeneralSource", "Source"]
-
-Ints = NDArray[np.int64]
 
 
 class Source(Protocol):

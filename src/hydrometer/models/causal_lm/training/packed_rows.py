@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hydrometer.core.array_types import Ints
 from hydrometer.core.errors import HydrometerError
 from hydrometer.models.causal_lm.networks.network import Network, max_positions
 from hydrometer.models.causal_lm.networks.twin import LIMIT, VOCABULARY, make_twin
@@ -36,8 +36,6 @@ _PAYS = 0.75  # of the positions of padded rows
 _TOLERANCE = 1e-4  # of the largest state, and of the largest gradient
 _LENGTHS = (3, LIMIT - 3), (3, LIMIT - 2, 2 * LIMIT)  # of prompts, within the twin's limit and beyond it
 _FEW = (1, 5)  # of prompts for the network itself
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
