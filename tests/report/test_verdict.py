@@ -140,6 +140,21 @@ def test_control_tells_where_other_settings_differ(run: dict[str, Any]) -> None:
     assert "At temperature 0.8: undecided on recall, decoding the direct student is ahead on KL(q‖p*)." in words
 
 
+def test_controls_of_many_ways_to_distil_are_counted(run: dict[str, Any]) -> None:
+    last = last_control(run)
+    for loss, sign in (("jsd", 1), ("kl_teacher_student", 1), ("skew", 1), ("total_variation", -1)):
+        matched = {
+            name: contrast("a", "b", name, sign * value, 0.1)
+            for name, value in (("recall", 2.0), ("kl_student_truth", -2.0))
+        }
+        chain(run)["control"].append({**last, "loss": loss, "matched_entropy": matched})
+    words = said(run)[2]
+    others = len(chain(run)["control"]) - 1 - sum(not c["selectivity"] for c in chain(run)["control"])
+    assert f"Of the {others} other settings and ways to distil: " in words
+    assert "; decoding the direct student is ahead on recall and on KL(q‖p*) at 1" in words
+    assert "The same holds at" not in words
+
+
 def test_control_without_a_match_gives_the_reason(run: dict[str, Any]) -> None:
     for control in chain(run)["control"]:
         control["matched_entropy"], control["matched_reason"] = None, "the path does not reach it."

@@ -29,7 +29,7 @@ from hydrometer.report.figures.style import LOOKS
 from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.typed_results import Chain, Group, Run
-from hydrometer.report.wording import distilled_at, per
+from hydrometer.report.wording import per, setting
 from hydrometer.report.wording import figure as figure_words
 from hydrometer.report.words.first_sentence import answer
 from hydrometer.report.words.kept_advice import advice_of
@@ -104,12 +104,14 @@ def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
         return figure_words(group.metrics.get("entropy")) if group else ""
 
     truth = run.groups.get(chain.truth_group or "")
+    ways = list(dict.fromkeys(s.method or "by mle" for s in chain.tradeoff))
     facts = [
         ("truth p*", chain.truth),
         ("family", chain.family.replace("_", " ")),
         ("H(p*)", f"{seen(truth)} {chain.unit} per {per(chain)}" if seen(truth) else ""),
         ("seeds", str(chain.seeds) if chain.seeds else ""),
-        ("settings", ", ".join(distilled_at(s, short=True) for s in chain.tradeoff)),
+        ("settings", ", ".join(dict.fromkeys(setting(s.selectivity, short=True) for s in chain.tradeoff))),
+        ("ways to distil", ", ".join(ways) if len(ways) > 1 else ""),
     ]
     names = [c.name for c in run.cells if c.chain == chain.name and c.name and c.ok]
     if names:

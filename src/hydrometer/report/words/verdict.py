@@ -317,6 +317,10 @@ def _matched(control: Control, chain: Chain) -> Sentence:
 
 
 def _others(chosen: Control, rest: list[Control]) -> str:
+    if len({c.method for c in rest}) > MAX_REASONS:
+        leads = Counter(_lead(*outcome(c))[1] for c in rest)
+        counted = "; ".join(f"{lead} at {n}" for lead, n in leads.most_common())
+        return f" Of the {len(rest)} other settings and ways to distil: {counted}."
     same = [distilled_at(c) for c in rest if outcome(c) == outcome(chosen)]
     words = f" The same holds at {among(same)}." if same else ""
     for control in rest:
