@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydrometer.core.statistics.estimate import mean_variance
+from hydrometer.core.statistics.estimators import mean_variance
 from hydrometer.metrics.likelihood import Scores
 from hydrometer.models.families import parse_run_spec
 from hydrometer.run.graph.plan import plan_run

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import ndtri
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import mean_estimate, mean_variance, ratio_estimate, share_estimate
+from hydrometer.core.statistics.estimators import mean_estimate, mean_variance, ratio_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.statistics.seeds import crossed_variance
 

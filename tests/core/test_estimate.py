@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import mean_estimate, mean_variance, ratio_estimate, share_estimate, t_interval
+from hydrometer.core.statistics.estimate import t_interval
+from hydrometer.core.statistics.estimators import mean_estimate, mean_variance, ratio_estimate, share_estimate
 from hydrometer.core.statistics.seeds import crossed_variance, welch_satterthwaite
 
 

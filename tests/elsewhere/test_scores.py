@@ -13,7 +13,7 @@ import pytest
 import hydrometer as hm
 from elsewhere_world import World, contents
 from hydrometer.core.errors import InputError
-from hydrometer.core.statistics.estimate import mean_variance
+from hydrometer.core.statistics.estimators import mean_variance
 
 CELLS = [f"lm.student.{k}.seed{s}" for k in ("direct", "distilled-temperature0.6") for s in (0, 1)]
 

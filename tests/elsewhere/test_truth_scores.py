@@ -15,7 +15,7 @@ import hydrometer as hm
 from elsewhere_world import World, contents
 from hydrometer.cli.commands import main
 from hydrometer.core.errors import InputError
-from hydrometer.core.statistics.estimate import mean_variance
+from hydrometer.core.statistics.estimators import mean_variance
 from hydrometer.models.causal_lm.inference.model import CausalLM
 
 CELLS = [f"lm.student.{k}.seed{s}" for k in ("direct", "distilled-temperature0.6") for s in (0, 1)]

@@ -12,7 +12,8 @@ import os
 import numpy as np
 import pytest
 
-from hydrometer.core.statistics.estimate import mean_estimate, skewed_df, t_interval
+from hydrometer.core.statistics.estimate import t_interval
+from hydrometer.core.statistics.estimators import mean_estimate, skewed_df
 from intervals.worlds import NAMES, WORLDS, coverage, exact
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 import hydrometer as hm
 from hydrometer.core.rng import Stream
 from hydrometer.core.statistics.controls import Controls
-from hydrometer.core.statistics.estimate import carried_by, mean_estimate, ratio_estimate
+from hydrometer.core.statistics.estimators import carried_by, mean_estimate, ratio_estimate
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics
 from hydrometer.metrics.pooled import pool_scores
 from hydrometer.models.base import Controlled

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate
 from hydrometer.metrics.held_out import Column, share_outside
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics, mean_on
 from hydrometer.metrics.text import text_metrics

@@ -13,7 +13,7 @@ from scipy.special import ndtr, stdtrit
 
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import mean_variance
+from hydrometer.core.statistics.estimators import mean_variance
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.statistics.seeds import crossed_variance
 from hydrometer.stages.statistics.covariance import Arm, Design, Joint, row_covariance
@@ -180,7 +180,7 @@ def test_nothing_meets_the_need_and_the_nearest_is_told() -> None:
 
 
 def test_a_contrast_has_the_error_of_the_crossed_design() -> None:
-    """Paired by row and seed, as `core.statistics.estimate` has it for one table of differences."""
+    """Paired by row and seed, as `core.statistics.estimators` has it for one table of differences."""
     world = World(CLEAR, seeds=4, rows=64)
     arms = one_run(world)
     problem = Problem(arms, world.design, NEED, 3)

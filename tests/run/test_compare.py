@@ -8,7 +8,8 @@ import pytest
 from scipy.special import ndtri
 
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance, t_interval
+from hydrometer.core.statistics.estimate import Estimate, t_interval
+from hydrometer.core.statistics.estimators import mean_estimate, mean_variance
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.statistics.seeds import crossed_variance, skew_of_mean
 from hydrometer.stages.statistics.contrasts import apart, combine, contrast, group_figure

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Ints
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, wilson_se
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, ratio_estimate, wilson_se
 from hydrometer.core.statistics.sampling_design import Strata
 
 __all__ = ["best_of_bound", "chosen_metrics"]

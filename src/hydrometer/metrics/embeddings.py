@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Ints
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, t_interval
+from hydrometer.core.statistics.estimate import Estimate, t_interval
+from hydrometer.core.statistics.estimators import mean_estimate
 from hydrometer.core.statistics.seeds import welch_satterthwaite
 
 __all__ = ["Ratio", "mixing", "spread", "spread_ratio"]

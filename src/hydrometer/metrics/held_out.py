@@ -18,16 +18,14 @@ import numpy as np
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.controls import Combination, Controls
-from hydrometer.core.statistics.estimate import (
-    Contrast,
-    Estimate,
+from hydrometer.core.statistics.estimate import Contrast, Estimate, t_interval
+from hydrometer.core.statistics.estimators import (
     linearised,
     mean_estimate,
     mean_variance,
     ratio_estimate,
     row_freedom,
     share_estimate,
-    t_interval,
 )
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.core.statistics.seeds import welch_satterthwaite

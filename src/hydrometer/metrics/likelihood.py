@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.statistics.controls import Combination, Controls
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate, wilson_se
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, ratio_estimate, share_estimate, wilson_se
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.models.base import Samples
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.statistics.controls import Reference
-from hydrometer.core.statistics.estimate import FEW, KNOWN_FREEDOM, Caution, Estimate, carried_by, skewed_df, wilson_se
+from hydrometer.core.statistics.estimate import KNOWN_FREEDOM, Caution, Estimate
+from hydrometer.core.statistics.estimators import FEW, carried_by, skewed_df, wilson_se
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.metrics.likelihood import Scores
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Ints
 from hydrometer.core.statistics.controls import Controls
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate, share_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, ratio_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.models.rows.sequences import Sequences
 

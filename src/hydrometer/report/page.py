@@ -29,8 +29,8 @@ from hydrometer.report.figures.style import LOOKS
 from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.typed_results import Chain, Group, Run
-from hydrometer.report.wording import per, setting
 from hydrometer.report.wording import figure as figure_words
+from hydrometer.report.wording import per, setting
 from hydrometer.report.words.first_sentence import answer
 from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.report.words.verdict import Sentence, sentences

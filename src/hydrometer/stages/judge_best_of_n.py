@@ -6,7 +6,8 @@ import numpy as np
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import StageError
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, ratio_estimate
 from hydrometer.metrics.candidate_figures import chosen_metrics
 from hydrometer.metrics.text import drawn_metrics, text_metrics
 from hydrometer.models.base import Law

@@ -19,7 +19,8 @@ from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.statistics.controls import Controls
-from hydrometer.core.statistics.estimate import Estimate, share_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import share_estimate
 from hydrometer.core.statistics.sampling_design import Clusters, PromptsAre, Strata
 from hydrometer.metrics.frontiers.densities import curves
 from hydrometer.metrics.held_out import Column, Compared, share_outside

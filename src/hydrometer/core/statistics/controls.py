@@ -71,7 +71,7 @@ class Controls:
 
     Examples
     --------
-    >>> from hydrometer.core.statistics.estimate import mean_estimate
+    >>> from hydrometer.core.statistics.estimators import mean_estimate
     >>> x = np.linspace(-1, 1, 101) + 0.1  # the mean is known to be zero, the rows happen to lie high
     >>> e = mean_estimate(2 * x + 1, "nats", controls=Controls.of(x[:, None]))
     >>> round(e.value, 3), e.method  # the plain mean is 1.2
@@ -167,7 +167,7 @@ class Controls:
     def known_error(self, of: Combination | None, n: int) -> tuple[float, float] | None:
         """Standard error of the mean of n adjusted rows, and how many of them carry it, where a reference tells.
 
-        The second is `core.statistics.estimate.carried_by` in expectation: n over the kurtosis of a row.
+        The second is `core.statistics.estimators.carried_by` in expectation: n over the kurtosis of a row.
         """
         if self.reference is None:
             return None

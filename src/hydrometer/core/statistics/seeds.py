@@ -22,7 +22,7 @@ import math
 import numpy as np
 
 from hydrometer.core.array_types import Floats
-from hydrometer.core.statistics.estimate import centred
+from hydrometer.core.statistics.estimators import centred
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 
 __all__ = [

@@ -377,8 +377,7 @@ def advice_table(data: Json) -> FittedTable:
 
 
 def _brief(data: Json, c: Json) -> str:
-    parts = [text(c.get("adopted")), text(c.get("training")), text(c.get("baseline"))]
-    parts = [p for p in parts if p]
+    parts = [p for k in ("adopted", "training", "baseline") if (p := text(c.get(k)))]
     if c.get("training") == "distilled":
         parts.append(_distilled_at(c, short=True))
     if decoded := read_setting(c.get("decoding")):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hydrometer.core.array_types import Floats
-from hydrometer.core.statistics.estimate import Estimate, linearised
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import linearised
 from hydrometer.run.advice.candidates import Entry, Metrics, Source, need_artifact
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell

@@ -21,7 +21,8 @@ from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError, brief
 from hydrometer.core.io.locking import InUseError
 from hydrometer.core.io.yaml_io import is_object, nearest, read_plain
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, share_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, share_estimate
 from hydrometer.core.statistics.sampling_design import Strata
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Samples

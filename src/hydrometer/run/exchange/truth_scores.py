@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, FolderError, InputError
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, ratio_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, ratio_estimate
 from hydrometer.models.base import Samples
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.data.text_dataset import Answered, Turns

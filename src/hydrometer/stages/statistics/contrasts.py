@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Floats
-from hydrometer.core.statistics.estimate import Contrast, linearised, mean_variance, row_freedom
+from hydrometer.core.statistics.estimate import Contrast
+from hydrometer.core.statistics.estimators import linearised, mean_variance, row_freedom
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.core.statistics.seeds import crossed_variance, welch_satterthwaite
 from hydrometer.stages.statistics.groups import Figure, Group, Judged, Terms, over_seeds, seeds_of

@@ -18,7 +18,7 @@ import numpy as np
 
 from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import row_freedom
+from hydrometer.core.statistics.estimators import row_freedom
 from hydrometer.core.statistics.sampling_design import Clusters, Strata
 from hydrometer.core.statistics.seeds import skew_of_mean, skewed_interval, welch_satterthwaite
 
@@ -105,7 +105,7 @@ def row_covariance(values: Floats, strata: Ints | None) -> Floats:
     Parameters
     ----------
     values : (G, N)
-    strata : (N,) or None, as for `core.statistics.estimate.mean_variance`, which this generalises to pairs.
+    strata : (N,) or None, as for `core.statistics.estimators.mean_variance`, which this generalises to pairs.
 
     Returns
     -------

@@ -26,7 +26,8 @@ from torch import Tensor
 from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import StageError
 from hydrometer.core.spec import Selectivity
-from hydrometer.core.statistics.estimate import Estimate, ratio_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import ratio_estimate
 from hydrometer.models.causal_lm.engines.engine import MOST_LOG_PROB, Answer, LogProbsAre
 from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature
 from hydrometer.models.causal_lm.networks.sources import GeneralSource

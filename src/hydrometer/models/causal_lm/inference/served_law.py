@@ -19,7 +19,8 @@ import numpy as np
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError, StageError
 from hydrometer.core.rng import Stream, as_stream
-from hydrometer.core.statistics.estimate import Estimate, ratio_estimate
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import ratio_estimate
 from hydrometer.models.base import Samples, ScoreKind
 from hydrometer.models.causal_lm.engines.engine import Order
 from hydrometer.models.causal_lm.engines.served_model import ServedModel

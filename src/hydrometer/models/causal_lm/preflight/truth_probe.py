@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from hydrometer.core.array_types import Floats
 from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.core.rng import Stream
-from hydrometer.core.statistics.estimate import Estimate, mean_estimate, mean_variance
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimators import mean_estimate, mean_variance
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Precision
 from hydrometer.models.causal_lm.data.answer_text import prompt_ends
