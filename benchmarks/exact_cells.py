@@ -21,7 +21,7 @@ from hydrometer.metrics.exact import expected_log_prob
 from hydrometer.models.families import parse_run_spec
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.judge import load_metrics
+from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import load_results

@@ -28,7 +28,8 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import FitRequest
 from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
 from hydrometer.models.causal_lm.inference.model import CausalLM
-from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
+from hydrometer.models.causal_lm.spec import Training
 from hydrometer.models.causal_lm.training import trainer as ours
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.rows.sequences import Sequences

@@ -22,7 +22,8 @@ from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training import distributed, trainer  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from hydrometer.store.artifacts import ArtifactStore  # noqa: E402

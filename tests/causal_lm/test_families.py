@@ -24,8 +24,9 @@ from hydrometer.core.errors import FitError, HydrometerError, InputError, ModelE
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import learns_from_whole_rows  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.networks.per_layer import chosen_fields  # noqa: E402
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.spec import CausalLMChain  # noqa: E402
 from hydrometer.models.causal_lm.training.answer_loss import answer_loss, collate  # noqa: E402
 from hydrometer.models.causal_lm.training.initialization import init_model, scratch_config  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402

@@ -24,7 +24,8 @@ from hydrometer.models.causal_lm.cost.memory import trained_parameters  # noqa: 
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, Init, LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import FromLayers, Init, LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, Training  # noqa: E402
 from hydrometer.models.causal_lm.training import initialization  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from tiny import make_gpt2, make_llama, make_qwen2, make_tokenizer  # noqa: E402

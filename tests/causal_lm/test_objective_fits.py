@@ -17,7 +17,8 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.spec import FromLayers, LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training import teacher_laws  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from hydrometer.models.markov.optimum import nearest  # noqa: E402

@@ -20,7 +20,8 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.spec import LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training import answer_loss as losses  # noqa: E402
 from hydrometer.models.causal_lm.training.teacher_laws import TeacherLaws  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402

@@ -14,8 +14,8 @@ from families import IDS, family_lm, family_network, longrope  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.networks.network import Network  # noqa: E402
-from hydrometer.models.causal_lm.spec import LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.training import answer_loss as answer_loss_module  # noqa: E402
 from hydrometer.models.causal_lm.training import packed_rows  # noqa: E402
 from hydrometer.models.causal_lm.training.answer_loss import answer_loss, collate  # noqa: E402

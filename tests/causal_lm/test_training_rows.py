@@ -23,7 +23,7 @@ from hydrometer.models.capabilities import CompactRows  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM, CausalLMFamily  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.models.causal_lm.spec import LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from hydrometer.models.rows import training_rows  # noqa: E402
 from hydrometer.models.rows.sequences import Sequences, save_sequences  # noqa: E402

@@ -42,7 +42,8 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw, ServedLM  # noqa: E402
 from hydrometer.models.causal_lm.inference.served_source import ServedSource, find_source, served_outline  # noqa: E402
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, LevelSpec, Training  # noqa: E402
+from hydrometer.models.causal_lm.level_spec import LevelSpec  # noqa: E402
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, Training  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 from naive import all_strings, as_sequences  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402

@@ -34,7 +34,7 @@ from hydrometer.run.graph.adopted import read_adopted
 from hydrometer.run.graph.reopen import _recorded
 from hydrometer.run.preflight import diagnosis
 from hydrometer.run.results.user_scores import read_scores
-from hydrometer.stages.judge import load_law_on_truth, load_metrics
+from hydrometer.stages.judge_files import load_law_on_truth, load_metrics
 from hydrometer.stages.map_point import load_map
 from hydrometer.stages.picture import load_picture
 from hydrometer.stages.statistics.summary import load_released

@@ -33,7 +33,7 @@ from hydrometer.run.execution.on_ray_train import _raised  # noqa: E402
 from hydrometer.run.execution.task_payload import Work, pack, pack_node  # noqa: E402
 from hydrometer.run.graph.outcome import SilentMonitor  # noqa: E402
 from hydrometer.run.graph.plan import Plan, plan_run  # noqa: E402
-from hydrometer.stages.judge import load_metrics  # noqa: E402
+from hydrometer.stages.judge_files import load_metrics  # noqa: E402
 from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
 from hydrometer.store.artifacts import ArtifactStore  # noqa: E402
 

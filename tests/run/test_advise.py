@@ -18,7 +18,7 @@ from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.run.advice.candidates import open_source
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.pilot import plan_pilot
-from hydrometer.stages.judge import load_law_on_truth
+from hydrometer.stages.judge_files import load_law_on_truth
 from hydrometer.stages.nodes import DrawNode, JudgeNode
 from hydrometer.stages.statistics.contrasts import contrast
 from hydrometer.stages.statistics.groups import Group, Judged, TruthRows

@@ -52,7 +52,8 @@ def test_a_fit_logs_its_loss_rate_and_held_out_loss(accumulated: int) -> None:
     """A copy of the truth has the truth's loss before its first step; rates are those of the formula."""
     pytest.importorskip("torch")
     from hydrometer.models.causal_lm.inference.model import CausalLM
-    from hydrometer.models.causal_lm.spec import LevelSpec, Training
+    from hydrometer.models.causal_lm.level_spec import LevelSpec
+    from hydrometer.models.causal_lm.spec import Training
     from tiny import make_llama, make_tokenizer
 
     law = CausalLM(make_llama(), make_tokenizer(64)).law("w3 w4", max_new_tokens=6, block_rows=16)

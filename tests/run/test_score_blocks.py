@@ -21,7 +21,8 @@ from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages import score as scoring
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.judge import figures, judge, load_metrics, scores_of
+from hydrometer.stages.judge import figures, judge, scores_of
+from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import VERSIONS, JudgeNode, ScoreNode
 from hydrometer.stages.score import load_columns, save_columns
 from hydrometer.store.artifacts import ArtifactStore

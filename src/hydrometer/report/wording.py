@@ -34,6 +34,7 @@ __all__ = [
     "setting",
     "signed",
     "span",
+    "unit_per",
     "where",
     "with_error",
 ]
@@ -274,6 +275,11 @@ def where(point: Setting) -> str:
 def per(chain: Chain) -> str:
     """Return the unit that nats are counted per: ``sequence`` or ``point``."""
     return "point" if chain.kind == "points" else "sequence"
+
+
+def unit_per(chain: Chain) -> str:
+    """Return the unit of a chain's figures, "nats per token"."""
+    return f"{chain.unit} per {per(chain)}"
 
 
 def among(parts: list[str]) -> str:

@@ -46,13 +46,8 @@ from hydrometer.run.results.user_scores import read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
-from hydrometer.stages.judge import (
-    from_teacher,
-    load_adjusted,
-    load_law_on_truth,
-    load_metrics,
-    load_text_on_truth,
-)
+from hydrometer.stages.judge import from_teacher
+from hydrometer.stages.judge_files import load_adjusted, load_law_on_truth, load_metrics, load_text_on_truth
 from hydrometer.stages.judge_given import load_exhibit, text_rows_of
 from hydrometer.stages.picture import load_picture, without_picture
 from hydrometer.stages.statistics.chain_groups import ChainFacts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,8 +10,7 @@ import numpy as np
 
 from hydrometer.core.arguments import of_type, whole
 from hydrometer.core.array_types import Floats
-from hydrometer.core.errors import InputError, StoreError
-from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.errors import InputError
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Controls
@@ -29,6 +27,7 @@ from hydrometer.models.choosing.best_of_n import ChosenLaw, candidates_of
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.judge_best_of_n import chosen_estimates, chosen_figures, unscored_estimates
+from hydrometer.stages.judge_files import load_truth_on_law, write_chosen, write_metrics, write_rows
 from hydrometer.stages.nodes import JudgeNode, ReleasedNode, ShowNode
 from hydrometer.stages.score import Columns, columns_of, load_columns, scores_from
 
@@ -42,11 +41,6 @@ __all__ = [
     "judge",
     "judge_laws",
     "judged_exactly",
-    "kept_rows",
-    "load_adjusted",
-    "load_law_on_truth",
-    "load_metrics",
-    "load_text_on_truth",
     "released",
     "rounding_bias",
     "scored_figures",
@@ -57,7 +51,6 @@ __all__ = [
 
 
 KEPT_ROWS = 1024  # of cheap families: enough for the variance of a paired difference
-SHOWN_ROWS = 16  # rows of a law that an exhibit may show with their log-probability under the truth
 SHOWN_STORED = 256  # stored rows that are opened for an exhibit at most
 _CURVES = "curves.json"
 
@@ -178,8 +171,8 @@ def _judge_scored(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[
         return _judge_chosen(node, of_type(Sequences, rows), of_type(Columns, y), folder)
     truth_rows = rows if y is None else bench.outline(node.context, node.truth_rows)
     s = scores_from(truth_rows, rows, x, y)
-    _write_metrics(scored_figures(s, x, y), folder)
-    _write_rows(s, len(truth_rows), folder)
+    write_metrics(scored_figures(s, x, y), folder)
+    write_rows(s, len(truth_rows), folder)
     if y is not None and x.exact and y.exact:
         (folder / _CURVES).write_text(json.dumps(curves(s)))
     return {"rows": len(rows)}
@@ -206,7 +199,7 @@ def _judge_chosen(node: JudgeNode, rows: Sequences, y: Columns, folder: Path) ->
         metrics = unscored_estimates(rows, y.other, y.own)
     if y.other_exact is not None:
         metrics["precision_bias"] = rounding_bias(y.other, y.other_exact, rows.strata, 1.0)
-    _write_chosen(metrics, y.other, folder)
+    write_chosen(metrics, y.other, folder)
     return {"rows": len(rows)}
 
 
@@ -223,11 +216,11 @@ def _judge_here(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[st
     law = truth if is_truth else bench.law(node.context, node.law, precision, node.decoding)
     if isinstance(law, ChosenLaw):
         rows = of_type(Sequences, law_rows)
-        _write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
+        write_chosen(*chosen_figures(truth, law, rows, under_base=rows.log_prob), folder)
         return {"rows": len(rows)}
     s = scores_of(truth, law, truth_rows, law_rows, truth_on_truth=truth_rows.log_prob, law_on_law=law_rows.log_prob)
-    _write_metrics(exact_figures(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
-    _write_rows(s, KEPT_ROWS, folder)
+    write_metrics(exact_figures(truth, law) if judged_exactly(node.context.spec) else figures(s, truth, law), folder)
+    write_rows(s, KEPT_ROWS, folder)
     return {"rows": len(law_rows)}
 
 
@@ -243,47 +236,13 @@ def exact_figures(truth: Law, law: Law) -> dict[str, Estimate]:
     return judge_exact(cast("Any", truth), cast("Any", law))
 
 
-def _write_rows(s: Scores, most: int, folder: Path) -> None:
-    np.savez(folder / "rows.npz", **kept_rows(s, most))
-
-
-def kept_rows(s: Scores, most: int) -> dict[str, Any]:
-    """Return what comparisons need of the first `most` rows of the truth, and of the law's what is shown."""
-    kept = s.law_on_truth[:most]
-    columns: dict[str, Any] = {"law_on_truth": kept, "truth_on_law": s.truth_on_law[:SHOWN_ROWS]}
-    return columns | _adjusted(s, len(kept))
-
-
-def _write_chosen(metrics: dict[str, Estimate], on_truth: Floats, folder: Path) -> None:
-    _write_metrics(metrics, folder)
-    np.savez(folder / "rows.npz", truth_on_law=on_truth[:SHOWN_ROWS])
-
-
-def _adjusted(s: Scores, n: int) -> dict[str, Any]:
-    """Rows of the truth as the cell's figures hold them, where they are adjusted by control variates."""
-    controls = s.truth_controls
-    if controls is None or not np.isfinite(s.law_on_truth).all():
-        return {}
-    out: dict[str, Any] = {
-        "adjusted_law": controls.adjust(s.law_on_truth, (0.0, 1.0))[:n],
-        "adjusted_truth": controls.adjust(s.truth_on_truth, (1.0, 0.0))[:n],
-    }
-    lengths = s.truth_rows.lengths
-    return out if lengths is None else out | {"adjusted_lengths": controls.adjust(lengths.astype(np.float64))[:n]}
-
-
-def _write_metrics(metrics: dict[str, Estimate], folder: Path) -> None:
-    (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in metrics.items()}))
-
-
 def show(node: ShowNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Write a judged cell's exhibit; an empty one where the family has nothing to show."""
     judged, context = node.judged, node.context
     precision = context.family.precision(context.spec, "judge")
     truth = bench.law(context, judged.truth, precision)
     law = cast("Law", candidates_of(bench.law(context, judged.law, precision, judged.decoding)))
-    with open_arrays(bench.store.path("judge", judged.key) / "rows.npz") as archive:
-        truth_on_law: Floats = archive["truth_on_law"]
+    truth_on_law = load_truth_on_law(bench.store.path("judge", judged.key))
     rows = bench.head(context, judged.law_rows, SHOWN_STORED)
     shown = context.family.exhibit(context.spec, truth, law, rows, truth_on_law)
     found = _curves(judged, bench, truth, law, rows)
@@ -324,60 +283,6 @@ def rounding_bias(column: Floats, right: Floats, strata: Strata | None, sign: fl
     both = np.isfinite(rounded) & np.isfinite(right)  # at a nucleus' edge rounding may move a row in or out
     kept = None if strata is None else strata[: len(right)][both]
     return mean_estimate(sign * (rounded[both] - right[both]), "nats", kept)
-
-
-def load_metrics(folder: Path) -> dict[str, Estimate]:
-    """Read what `judge` wrote. Raises StoreError where it holds something else."""
-    found: dict[str, Any] = artifact_json(folder / "metrics.json", dict)
-    try:
-        return {k: _estimate(v) for k, v in found.items()}
-    except (TypeError, ValueError) as e:
-        fix = "delete its folder, then run again"
-        raise StoreError(f"metrics.json cannot be read: {e}", got=folder.name, fix=fix) from None
-
-
-def _estimate(value: dict[str, Any]) -> Estimate:
-    e = Estimate(**value)
-    numbers: list[object] = [e.value, e.se, e.se_mc, e.df]
-    counts: list[object] = [e.n, e.n_neg_inf]
-    words: list[object] = [e.method, e.unit]
-    if not all(type(x) in (int, float, type(None)) for x in numbers):
-        raise ValueError("a figure is no number")
-    if not all(type(x) is int for x in counts) or not all(isinstance(x, str) for x in words):
-        raise ValueError("a figure lacks its count, method or unit")
-    return e
-
-
-def load_law_on_truth(folder: Path) -> Floats:
-    """Read log q of the truth's rows, (N,) or the first `KEPT_ROWS` of a cheap family's."""
-    with open_arrays(folder / "rows.npz") as archive:
-        return _column(archive, "law_on_truth", folder)
-
-
-def load_adjusted(folder: Path) -> tuple[Floats, Floats, Floats | None] | None:
-    """Read log q, log p* and lengths of the truth's rows as control variates adjusted them for this cell, or None."""
-    with open_arrays(folder / "rows.npz") as archive:
-        if "adjusted_law" not in archive:
-            return None
-        lengths = _column(archive, "adjusted_lengths", folder) if "adjusted_lengths" in archive else None
-        return _column(archive, "adjusted_law", folder), _column(archive, "adjusted_truth", folder), lengths
-
-
-def load_text_on_truth(folder: Path) -> tuple[Floats, Floats] | None:
-    """Read log q of the truth's rows as texts, and their bytes; None where they were not scored so."""
-    with open_arrays(folder / "rows.npz") as archive:
-        if "text_on_truth" not in archive:
-            return None
-        return _column(archive, "text_on_truth", folder), _column(archive, "bytes", folder)
-
-
-def _column(archive: Any, name: str, folder: Path) -> Floats:
-    """One number a row."""
-    found: Floats = archive[name]
-    if found.ndim != 1 or found.dtype != np.float64:
-        what = f"rows.npz cannot be read: {name} is no column"
-        raise StoreError(what, got=folder.name, fix="delete its folder, then run again")
-    return found
 
 
 def released(node: ReleasedNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:

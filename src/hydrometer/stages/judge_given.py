@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ from hydrometer.models.capabilities import TextScores, given_models
 from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 from hydrometer.stages.artifact_loader import ArtifactLoader, Outline
 from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode
-from hydrometer.stages.judge import kept_rows, rounding_bias, scored_figures, sequence_figures
+from hydrometer.stages.judge import rounding_bias, scored_figures, sequence_figures
+from hydrometer.stages.judge_files import ROWS_FILE, kept_rows, write_metrics
 from hydrometer.stages.score import Columns, load_columns, scores_from
 from hydrometer.stages.stage import Rows
 from hydrometer.stages.statistics.groups import TruthRows
@@ -84,10 +85,10 @@ class _Found:
 def judge_given(node: JudgeGivenNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
     """Judge one model and write its figures, the rows of those that are compared, and its exhibit into `folder`."""
     found = _on_text(node, bench) if node.held_out else _against_truth(node, bench)
-    (folder / "metrics.json").write_text(json.dumps({k: asdict(v) for k, v in found.metrics.items()}))
+    write_metrics(found.metrics, folder)
     _save_columns(found, folder)
     if found.rows:
-        np.savez(folder / "rows.npz", allow_pickle=False, **found.rows)
+        np.savez(folder / ROWS_FILE, allow_pickle=False, **found.rows)
     if found.shown is not None:
         context = node.context
         rows = bench.head(context, node.law_rows, _SHOWN)
@@ -338,6 +339,6 @@ def load_exhibit(folder: Path) -> dict[str, object] | None:
 def text_rows_of(node: JudgeGivenNode, folder: Path) -> TruthRows:
     """Return the held-out texts that a cell was judged on, as the rows of a truth that scores nothing."""
     strata = _held_out_strata(node)
-    with open_arrays(folder / "rows.npz") as archive:
+    with open_arrays(folder / ROWS_FILE) as archive:
         tokens: Floats = archive["tokens"]
     return TruthRows(np.zeros(tokens.size), tokens, strata, tokens.size)

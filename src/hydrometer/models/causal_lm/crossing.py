@@ -20,9 +20,10 @@ import numpy as np
 from hydrometer.core.errors import InputError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.data.parts import Kept, prompts_of, source_digest
 from hydrometer.models.causal_lm.data.prompts import Prompts
+from hydrometer.models.causal_lm.level_spec import FromLayers
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import judged_among, judged_prompts, open_tokenizer, outline_of
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers
+from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.causal_lm.text_rows import encoded_rows, stop_of
 from hydrometer.models.rows.sequences import Sequences
 

@@ -21,10 +21,12 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples
+from hydrometer.models.causal_lm.cost_model import CostModel
 from hydrometer.models.causal_lm.crossing import cross, other_teacher
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, source_digest
 from hydrometer.models.causal_lm.engines import sessions
+from hydrometer.models.causal_lm.level_spec import level_spec
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.libraries import needs_torch, numerics
 from hydrometer.models.causal_lm.opening import (
@@ -37,15 +39,13 @@ from hydrometer.models.causal_lm.opening import (
     split_identity,
     truth_opening,
 )
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain, level_spec
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain
 from hydrometer.models.causal_lm.text_truth import baseline_part
 from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_opened, as_sequences
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
-from hydrometer.models.work import Device, Lengths, Stage, Work
 
 if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.cost.operations import Subject
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
@@ -53,19 +53,8 @@ __all__ = ["CAUSAL_LM", "CausalLMFamily"]
 
 ROWS_FILE = "rows.parquet"
 
-# For progress and relative costs: the two cores that the recipes were developed on. Only ratios between stages matter
-# here; estimated hours come from `run.cost.devices`.
-REFERENCE = Device(
-    name="reference",
-    source="two cores of an AMD EPYC (Zen 5), torch 2.13",
-    flops={"float32": 2.1e11, "bfloat16": 8.8e11},
-    bandwidth=2e10,
-    utilisation={"draw": 0.45, "score": 0.6, "train": 0.3},
-    link=5e8,
-)
 
-
-class CausalLMFamily(TextsAndGiven):
+class CausalLMFamily(TextsAndGiven, CostModel):
     """Causal language models of Hugging Face; implements `models.base.Family`."""
 
     name = "causal_lm"
@@ -339,21 +328,6 @@ class CausalLMFamily(TextsAndGiven):
         model = find_source(truth.source, truth.revision).description
         return model if truth.text is None else f"texts ({truth.text.called}); reference: {model}"
 
-    def cost(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> float:
-        """Seconds on the reference machine, from the counts of `plan`, with every answer at max_new_tokens."""
-        c = causal_chain(chain)
-        precision = c.draw_dtype if stage == "draw" else c.judge_dtype
-        sides: tuple[Stage, ...] = ("score truth", "score law")
-        kinds = (stage,) if stage != "judge" else ("score own",) if role == "truth" else sides
-        works = [self.work(c, kind, role, rows, c.truth.max_new_tokens, precision) for kind in kinds]
-        return sum(work.seconds(REFERENCE) for work in works)
-
-    def work(self, chain: ChainSpec, stage: Stage, role: str, rows: int, mean: float, precision: Precision) -> Work:
-        """Operations, bytes and tokens of a stage."""
-        from hydrometer.models.causal_lm.cost.operations import stage_work
-
-        return stage_work(self.subject(causal_chain(chain)), stage, role, rows, mean, precision)
-
     def unopened(self, chain: ChainSpec) -> Family | None:
         """Return the family that plans from `truth.architecture`, if the truth's model is not on this machine."""
         c = causal_chain(chain)
@@ -361,39 +335,6 @@ class CausalLMFamily(TextsAndGiven):
         from hydrometer.models.causal_lm.planning import at_hand
 
         return None if at_hand(c.truth) else _unopened()
-
-    def lengths(self, chain: ChainSpec) -> Lengths:
-        """Mean length of a few answers drawn from the truth; at most `max_new_tokens` where it is served."""
-        from hydrometer.models.causal_lm.planning import expected_lengths
-
-        c = causal_chain(chain)
-        if c.truth.is_served:  # a plan asks no server
-            most = c.truth.max_new_tokens
-            return Lengths(float(most), most, "max_new_tokens: the truth is served")
-        return expected_lengths(c, as_opened(self.truth(c, c.draw_dtype)))
-
-    def measure(self, chain: ChainSpec, mean: float, known: Mapping[str, float]) -> Mapping[str, float]:
-        """Time random networks of the chain's shapes and few layers, through the sampler, scorer and trainer."""
-        from hydrometer.models.causal_lm.cost.timing import measure
-
-        c = causal_chain(chain)
-        set_threads(c)
-        return measure(self.subject(c), mean, known)
-
-    def machine(self, chain: ChainSpec) -> Mapping[str, float]:
-        """Rates of matrix products, at the truth's width, and of memory copies, on this machine."""
-        from hydrometer.models.causal_lm.cost.timing import machine
-
-        c = causal_chain(chain)
-        set_threads(c)
-        return machine(self.subject(c))
-
-    def subject(self, c: CausalLMChain) -> Subject:
-        """Return the chain's sizes, counted once."""
-        from hydrometer.models.causal_lm.planning import subject_of
-
-        resolved, prompts, _ = truth_opening(c.truth)
-        return subject_of(c, outline_of(resolved).config, tuple(len(p) for p in prompts.ids))
 
 
 CAUSAL_LM = CausalLMFamily()

@@ -11,9 +11,10 @@ from hydrometer.core.rng import Stream
 from hydrometer.models.capabilities import Baseline as BaselineFacts
 from hydrometer.models.capabilities import TextTruth
 from hydrometer.models.causal_lm.data.parts import Part, are_of, encoded, part_without, parts_of
+from hydrometer.models.causal_lm.level_spec import Baseline
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.opening import open_tokenizer
-from hydrometer.models.causal_lm.spec import Baseline, CausalLMChain
+from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.causal_lm.text_rows import encode_texts, rows_of, stop_of
 from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, TextFile
 from hydrometer.models.rows.sequences import Sequences

@@ -8,11 +8,10 @@ zero, and says why where there is no interval. Precision is always given with it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from hydrometer.report.read_results import parse
-from hydrometer.report.typed_results import Chain, Control, Diff, Run, Step
+from hydrometer.report.typed_results import Chain, Control, Diff, Run
 from hydrometer.report.wording import (
     KL,
     Sentence,
@@ -23,11 +22,11 @@ from hydrometer.report.wording import (
     is_neutral,
     missing_words,
     num,
-    per,
     recall_of,
     setting,
     signed,
     span,
+    unit_per,
 )
 from hydrometer.report.words.adopted_text import adopted_sentences
 from hydrometer.report.words.crossed_text import crossed_sentences
@@ -35,8 +34,9 @@ from hydrometer.report.words.gap_text import gap_sentences
 from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
 from hydrometer.report.words.judged_text import judged_sentences
 from hydrometer.report.words.seed_text import seed_words
+from hydrometer.report.words.tradeoff_text import MAX_METHODS, coldest, tradeoff_sentence
 
-__all__ = ["Sentence", "coldest", "recall_of", "sentences", "verdict"]
+__all__ = ["Sentence", "sentences", "verdict"]
 
 MAX_REASONS = 3
 
@@ -69,7 +69,7 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
     """Write one chain’s verdict: gate, trade-off and control, capacity where it was measured, then the caveats."""
     if chain.judged:
         return [*judged_sentences(run, chain), *_caveats(run, chain)]
-    said = map_sentences(chain) if chain.points else [_gate(chain), _tradeoff(run, chain), _control(run, chain)]
+    said = map_sentences(chain) if chain.points else [_gate(chain), tradeoff_sentence(run, chain), _control(run, chain)]
     said += capacity_sentence(run, chain)
     if missing := missing_words(run, chain.name):
         said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
@@ -115,10 +115,6 @@ def _so_far(said: Sentence, chain: Chain) -> Sentence:
     return Sentence(said.topic, "note" if said.tone == "note" else "open", f"So far: {said.text}")
 
 
-def _unit(chain: Chain) -> str:
-    return f"{chain.unit} per {per(chain)}"
-
-
 def _gate(chain: Chain) -> Sentence:
     diff = chain.gate.diff
     if chain.teacher_group is None and diff is None:
@@ -126,7 +122,9 @@ def _gate(chain: Chain) -> Sentence:
     sign = diff.sign if diff is not None else None
     state = chain.gate.passed if sign is None else {1: True, -1: False, 0: None}[sign]
     size, interval = "", ""
-    unit = f"{chain.unit} per byte of text" if diff is not None and diff.metric == "recall_per_byte" else _unit(chain)
+    unit = (
+        f"{chain.unit} per byte of text" if diff is not None and diff.metric == "recall_per_byte" else unit_per(chain)
+    )
     if diff is not None and diff.value is not None:
         size = f"{num(abs(diff.value), diff.se)} {unit}"
         interval = f" ({span(diff, -1 if diff.value < 0 and state is False else 1)})"
@@ -147,133 +145,6 @@ def _gate(chain: Chain) -> Sentence:
         f"The teacher gate is undecided: the teacher’s recall minus the direct student’s is "
         f"{signed(diff.value, diff.se)} {unit} ({span(diff)}). A gain below may be cooling only.",
     )
-
-
-def coldest(chain: Chain) -> Step | None:
-    """Return the most selective setting that a student was distilled at, or None."""
-    selective = [s for s in chain.tradeoff if not is_neutral(s.selectivity)]
-    found = sorted((s for s in selective if s.coldest), key=lambda s: bool(s.method))  # each method has one
-    return found[0] if found else selective[-1] if selective else None
-
-
-def _moved(diff: Diff, name: str, unit: str, more: str = "") -> str:
-    """Word one metric’s move, ``raised precision by 3.1 nats ...``."""
-    if diff.value is None:
-        return f"leaves no finite difference in {name}"
-    if diff.sign == 0 or diff.sign is None:
-        return f"leaves {name} undecided ({signed(diff.value, diff.se)} {unit}, {span(diff)}{more})"
-    verb = "raises" if diff.sign > 0 else "lowers"
-    return f"{verb} {name} by {num(abs(diff.value), diff.se)} {unit} ({span(diff, diff.sign)}{more})"
-
-
-def _part(diff: Diff, name: str, down: str, up: str) -> str:
-    """Word one part of the precision gain; `down` says what a fall of the part’s own figure means."""
-    assert diff.value is not None
-    meaning = {-1: down, 1: up, 0: "undecided"}.get(diff.sign if diff.sign is not None else 0, "undecided")
-    return f"−Δ{name} = {signed(-diff.value, diff.se)} ({meaning})"
-
-
-def _split(diffs: Mapping[str, Diff]) -> str:
-    entropy, kl = diffs.get("entropy"), diffs.get("kl_student_truth")
-    if entropy is None or entropy.value is None or kl is None or kl.value is None:
-        return ""
-    return (
-        ", made of "
-        + _part(entropy, "H", "it got colder", "it got warmer")
-        + " and "
-        + _part(kl, KL, "it fits better", "it fits worse")
-    )
-
-
-def _per_token(diffs: Mapping[str, Diff], metric: str) -> str:
-    diff = diffs.get(f"{metric}_per_token")
-    return "" if diff is None or diff.value is None else f"; {signed(diff.value, diff.se)} per token"
-
-
-def _recall_words(diffs: Mapping[str, Diff], unit: str) -> str:
-    recall = recall_of(diffs)
-    if recall is None:
-        return ""
-    if recall.metric == "recall_on_support" or (recall.value is None and "recall_on_support" not in diffs):
-        if recall.value is None:
-            return "; its recall is −∞ on one side, so the difference is infinite"
-        return "; recall is −∞, and on the support alone it " + _moved(recall, "recall_on_support", unit)
-    return "; it " + _moved(recall, "recall", unit, _per_token(diffs, "recall"))
-
-
-def _tradeoff(run: Run, chain: Chain) -> Sentence:
-    step = coldest(chain)
-    if step is None:
-        return Sentence("trade-off", "note", "There is no trade-off to show: no student was distilled selectively.")
-    neutral = run.groups.get(chain.neutral_group or "")
-    diffs = step.vs_neutral if "precision" in step.vs_neutral else step.vs_direct
-    if diffs is step.vs_neutral:
-        base = f"instead of at {setting(neutral.selectivity)}" if neutral and neutral.selectivity else "selectively"
-    else:
-        base = "rather than training directly"
-    precision = diffs.get("precision")
-    head = f"Distilling at {distilled_at(step)} {base}"
-    if precision is None:
-        return Sentence("trade-off", "open", f"{head}: precision could not be compared.")
-    more = _per_token(diffs, "precision")
-    words = f"{head} {_moved(precision, 'precision', _unit(chain), more)}{_split(diffs)}"
-    tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade-off, not a success
-    return Sentence(
-        "trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step) + _methods(run, chain)
-    )
-
-
-def _chosen(run: Run, chain: Chain, told: Step) -> str:
-    """Describe students of best-of-n teachers, which no entropy orders among the others."""
-    words = ""
-    for step in chain.tradeoff:
-        group = run.groups.get(step.group)
-        if step is told or group is None or "entropy_teacher" in group.metrics or is_neutral(step.selectivity):
-            continue
-        diffs = step.vs_neutral if "precision" in step.vs_neutral else step.vs_direct
-        precision = diffs.get("precision")
-        if precision is not None:
-            moved = _moved(precision, "precision", _unit(chain)) + _split(diffs) + _recall_words(diffs, "nats")
-            words += f" Distilling at {distilled_at(step)} {moved}."
-    return words
-
-
-def _methods(run: Run, chain: Chain) -> str:
-    """Compare the methods at the most selective setting, where students were distilled by several."""
-    coldest = [s for s in chain.tradeoff if s.coldest]
-    if sum(len(s.vs_methods) for s in coldest) > MAX_REASONS:
-        return _dominated(run, chain)
-    words = ""
-    for step in coldest:
-        for other, diffs in step.vs_methods.items():
-            group, precision = run.groups.get(other), diffs.get("precision")
-            if group is not None and precision is not None:
-                moved = _moved(precision, "precision", _unit(chain)) + _split(diffs) + _recall_words(diffs, "nats")
-                words += f" Distilling at {distilled_at(step)} rather than {group.method or 'by mle'} {moved}."
-    return words
-
-
-def _dominated(run: Run, chain: Chain) -> str:
-    """Name the methods that another one beats in precision and in recall at the same selectivity."""
-    beaten: dict[str, dict[str, set[str]]] = {}
-    for step in chain.tradeoff:
-        for other, diffs in step.vs_methods.items():
-            group, recall = run.groups.get(other), recall_of(diffs)
-            signs = {d.sign for d in (diffs.get("precision"), recall) if d is not None}
-            if group is None or recall is None or signs not in ({1}, {-1}):
-                continue
-            mine, theirs = (m.removeprefix("by ") or "mle" for m in (step.method, group.method))
-            loser, winner = (theirs, mine) if signs == {1} else (mine, theirs)
-            beaten.setdefault(loser, {}).setdefault(setting(step.selectivity), set()).add(winner)
-    ways = max(len(s.vs_methods) for s in chain.tradeoff) + 1
-    words = f" Of {ways} ways to distil, compared in pairs at each selectivity, "
-    if not beaten:
-        return words + "none is shown to be beaten in precision and in recall (95 % each)."
-    found = [
-        f"{loser} at {among(list(at))} (by {among(sorted(set[str]().union(*at.values())))})"
-        for loser, at in beaten.items()
-    ]
-    return words + f"these are beaten by another in precision and in recall (95 % each): {'; '.join(found)}."
 
 
 def outcome(control: Control) -> tuple[int | None, int | None]:
@@ -311,13 +182,13 @@ def _matched(control: Control, chain: Chain) -> Sentence:
         "control",
         tone,
         f"The control, at equal entropy{at}: {lead}. Distilled at {distilled_at(control)} minus the direct "
-        f"student decoded: {_size(recall, name, _unit(chain))}; "
+        f"student decoded: {_size(recall, name, unit_per(chain))}; "
         f"{_size(matched.get('kl_student_truth'), KL, 'nats')}.",
     )
 
 
 def _others(chosen: Control, rest: list[Control]) -> str:
-    if len({c.method for c in rest}) > MAX_REASONS:
+    if len({c.method for c in rest}) > MAX_METHODS:
         leads = Counter(_lead(*outcome(c))[1] for c in rest)
         counted = "; ".join(f"{lead} at {n}" for lead, n in leads.most_common())
         return f" Of the {len(rest)} other settings and ways to distil: {counted}."
@@ -356,7 +227,7 @@ def _control(run: Run, chain: Chain) -> Sentence:
         name = "recall_on_support" if recall is not None and recall.metric == "recall_on_support" else "recall"
         words += (
             f" At the same setting, {distilled_at(last)}, distilled minus decoded: "
-            f"{_size(recall, name, _unit(chain))}; {_size(kl, KL, 'nats')}; the two differ in entropy too."
+            f"{_size(recall, name, unit_per(chain))}; {_size(kl, KL, 'nats')}; the two differ in entropy too."
         )
     return Sentence("control", "open", words)
 

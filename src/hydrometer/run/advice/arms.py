@@ -15,7 +15,7 @@ from hydrometer.run.advice.candidates import Entry, Metrics, Source, need_artifa
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
-from hydrometer.stages.judge import load_adjusted, load_law_on_truth
+from hydrometer.stages.judge_files import load_adjusted, load_law_on_truth
 from hydrometer.stages.judge_given import text_rows_of
 from hydrometer.stages.nodes import Rows
 from hydrometer.stages.statistics.covariance import Arm, Design

@@ -22,7 +22,7 @@ from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.outcome import Monitor
 from hydrometer.run.graph.plan import Plan
 from hydrometer.stages.given_nodes import JudgeGivenNode, Sides
-from hydrometer.stages.judge import load_metrics
+from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import DrawNode, JudgeNode, Node, Rows, ScoreNode
 from hydrometer.stages.statistics.covariance import Arm, Linear
 from hydrometer.stages.statistics.decision import Decision, Need, Problem, confirmed

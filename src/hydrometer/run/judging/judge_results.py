@@ -19,7 +19,7 @@ from hydrometer.run.judging.question import Question
 from hydrometer.run.results.provenance import versions
 from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
-from hydrometer.stages.judge import load_metrics
+from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.judge_given import load_compared, load_exhibit
 from hydrometer.stages.statistics.spread import NO_SPREAD
 from hydrometer.store.artifacts import ArtifactStore, content_key

@@ -10,7 +10,7 @@ from hydrometer.core.watching import Log
 from hydrometer.models.families import RunSpec
 from hydrometer.run.graph.outcome import Ended, Outcome
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.judge import load_metrics
+from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.judge import load_metrics
+from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
 

@@ -22,7 +22,8 @@ from hydrometer.models.causal_lm.inference.served_source import (
     find_source,
     served_outline,
 )
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, GivenSource, LevelSpec
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, GivenSource
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
 from hydrometer.models.causal_lm.training.optimised import adapter_parameters

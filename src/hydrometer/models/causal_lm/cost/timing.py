@@ -36,8 +36,9 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import pick_device
 from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS, score_beside, score_steps
+from hydrometer.models.causal_lm.level_spec import LevelSpec
 from hydrometer.models.causal_lm.networks.network import max_positions
-from hydrometer.models.causal_lm.spec import LevelSpec, Training
+from hydrometer.models.causal_lm.spec import Training
 from hydrometer.models.causal_lm.training.layers import fresh_network, layers_config
 from hydrometer.models.causal_lm.training.trainer import fit
 from hydrometer.models.rows.sequences import Sequences

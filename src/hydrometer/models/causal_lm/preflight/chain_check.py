@@ -15,10 +15,11 @@ from hydrometer.models.causal_lm.crossing import check_other, other_teacher
 from hydrometer.models.causal_lm.engines.engine import refuse_other_law
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
 from hydrometer.models.causal_lm.inference.served_source import find_source
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, truth_opening
-from hydrometer.models.causal_lm.spec import CausalLMChain, FromLayers, FromSource, LevelSpec
+from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource
 from hydrometer.models.causal_lm.text_truth import training_texts
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network

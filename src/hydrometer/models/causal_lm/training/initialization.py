@@ -13,9 +13,10 @@ from hydrometer.core.io.yaml_io import nearest
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.inference.served_law import ServedLM
+from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
 from hydrometer.models.causal_lm.loading.checkpoint_safety import check_sizes
 from hydrometer.models.causal_lm.networks.per_layer import first_fields, settable
-from hydrometer.models.causal_lm.spec import FromLayers, FromSource, LevelSpec
+from hydrometer.models.causal_lm.spec import FromSource
 from hydrometer.models.causal_lm.training.layers import fresh_network, with_layers
 
 __all__ = ["init_model", "scratch_config"]

@@ -31,8 +31,9 @@ from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
+from hydrometer.models.causal_lm.level_spec import level_spec
 from hydrometer.models.causal_lm.loading.model_files import quiet
-from hydrometer.models.causal_lm.spec import Training, level_spec
+from hydrometer.models.causal_lm.spec import Training
 from hydrometer.models.causal_lm.training.answer_loss import (
     Answers,
     OwnRows,
