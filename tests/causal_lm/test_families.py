@@ -305,7 +305,7 @@ def test_a_scratch_student_is_planned_and_fitted_or_refused_in_one_line(kind, tm
     assert CAUSAL_LM.cost(own, "fit", "student", 8) > 0
     assert not [f for f in CAUSAL_LM.examine(own) if f.is_fatal]
     law = truth.law(PROMPTS, max_new_tokens=4, block_rows=8)
-    fitted = fit(FitRequest(law.sample(8), law.sample(4), law, None, own.student, "student", "mle", Stream(0))).model
+    fitted = fit(FitRequest(law.sample(8), law.sample(4), law, None, own.student, "truth", "mle", Stream(0))).model
     assert fitted.lm.model.config.num_hidden_layers == 2
     assert np.isfinite(fitted.log_prob(law.sample(4))).all()
 

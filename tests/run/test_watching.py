@@ -205,7 +205,7 @@ def test_a_live_page_renews_itself_until_the_run_ends(
     begun: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell(begun[0])
-    monkeypatch.setattr(page, "_figures", lambda *_: [])
+    monkeypatch.setattr(page.chain_figures, "views_of", lambda *_: [])
     pages: list[str] = []
 
     def nap(seconds: float) -> None:
@@ -227,7 +227,7 @@ def test_a_live_page_that_is_left_no_longer_renews_itself(
     begun: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell(begun[0])
-    monkeypatch.setattr(page, "_figures", lambda *_: [])
+    monkeypatch.setattr(page.chain_figures, "views_of", lambda *_: [])
 
     def nap(seconds: float) -> None:
         assert RENEWS in (tmp_path / "report.html").read_text()

@@ -249,11 +249,10 @@ def distillations_of(chain: ChainSpec) -> tuple[Distillation, ...]:
     """
     objectives = [Objective.from_json(o) for o in chain.loss]
     prefixes = [Prefixes.from_json(p) for p in getattr(chain, "prefixes", ("teacher",))]
-    found = [
-        Distillation(s, o, p) for s in chain.selectivity for o in objectives for p in prefixes if learns_from(o, p)
-    ]
+    ways = [(o, p) for o in objectives for p in prefixes if learns_from(o, p)]
+    found = [Distillation(s, o, p) for s in chain.selectivity for o, p in ways]
     for x in (*objectives, *prefixes):
-        if not any(x in d.method for d in found):
+        if not any(x in way for way in ways):
             what = "mle is taken on the teacher's rows alone (on the truth's it is the direct student), "
             what += "a policy_gradient on the student's alone"
             raise SpecError(what, got=x.to_json(), fix="name a loss, or a source of rows, that suits it")
