@@ -250,10 +250,10 @@ def test_a_fault_of_the_model_is_found(tmp_path: Path, code: str) -> None:
     assert here[code].severity == severity
 
 
-def test_padding_that_stops_is_worse_below_another_source(tmp_path: Path) -> None:
+def test_padding_that_stops_names_levels_of_another_source(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", make_llama(vocab=8, layers=2, seed=5), make_tokenizer(8))
     here = found(chain(folder, student={"init": {"source": str(folder)}}))["pad-is-eos"]
-    assert here.severity == "warning"
+    assert here.severity == "note"  # of nearly every pretrained model, and of no fit here
     assert "student starts from a source" in here.why
 
 

@@ -129,7 +129,7 @@ def test_drawing_alone_fits_no_student_and_a_later_run_goes_on(world: World, tmp
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another kind of file": ({"to": "rows.csv"}, "parquet or .jsonl"),
-    "a file that is there": ({"to": "there.jsonl"}, "exists already"),
+    "a file that is there": ({"to": "there.jsonl"}, r"exists already; got '.*there\.jsonl'; choose another --to$"),
     "no folder": ({"to": "none/rows.jsonl"}, "the folder does not exist"),
     "into the artifacts": ({"to": "run/artifacts/rows.parquet"}, "belongs to the run"),
     "into the artifacts, by a detour": ({"to": "run/../run/artifacts/rows.parquet"}, "belongs to the run"),

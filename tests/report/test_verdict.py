@@ -73,7 +73,9 @@ def test_tradeoff_splits_the_gain(run: dict[str, Any]) -> None:
     assert "−ΔH = +54.4 (it got colder)" in words
     assert "−ΔKL(q‖p*) = +26.7 (it fits better)" in words
     assert "it lowers recall by 22.8 nats" in words
-    assert "+2.43 per token" in words
+    assert "; 2.43 per token)" in words  # "raises" has said the sign
+    chain(run)["tradeoff"][-1]["vs_neutral"]["precision_per_token"]["value"] *= -1
+    assert "; −2.43 per token)" in said(run)[1]  # shorter answers: a token's precision fell
 
 
 def test_tradeoff_of_cooling_alone(run: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import advice_notes, advice_sentences, build_report
 from hydrometer.report.read_results import read_run
 from hydrometer.report.words.kept_advice import advice_of
-from hydrometer.run.advice.candidates import open_source
+from hydrometer.run.advice.candidates import entries, open_source
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.pilot import plan_pilot
 from hydrometer.stages.judge_files import load_law_on_truth
@@ -104,12 +104,45 @@ def test_fresh_rows_are_new_rows_of_the_same_models(run: Path) -> None:
 
 
 def test_costs_say_that_decoding_needs_no_teacher(run: Path) -> None:
-    found = by_id(hm.advise(run, fresh=False))
+    advice = hm.advise(run, fresh=False)
+    assert not any("The teacher is the truth" in n for n in advice_notes(advice.data))
+    found = by_id(advice)
     assert found["n.student.direct.decoded-temperature0.6"]["cost"]["teacher_rows"] == 0
     distilled = found["n.student.distilled-temperature0.6"]["cost"]
     assert distilled["teacher_rows"] == 400
     assert distilled["fit_seconds"] > 0
     assert distilled["teacher_fit_seconds"] > 0
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_where_the_teacher_is_the_truth_direct_rows_are_its_draws(levels: int, tmp_path: Path) -> None:
+    chain = MARKOV["chains"]["n"] | {"teacher": "truth", "selectivity": [{"temperature": 1}]}
+    chain |= {"assistants": [{"order": 2, "smoothing": 0.05}]} if levels == 2 else {}
+    hm.run(write_spec(MARKOV | {"seeds": 2, "chains": {"n": chain}}, tmp_path), out=tmp_path / "run")
+    advice = hm.advise(tmp_path / "run", fresh=False)
+    said = any(n.startswith("The teacher is the truth") for n in advice_notes(advice.data))
+    costs = by_id(advice)
+    direct, distilled = (costs[f"n.student.{k}"]["cost"] for k in ("direct", "distilled-temperature1.0"))
+    assert (direct["truth_rows"], distilled["truth_rows"], distilled["teacher_rows"]) == (200, 0, 400)
+    planned = entries(open_source(tmp_path / "run", None, None), "recall", "precision", priced=False)[0]
+    assert {e.id: e.cost["teacher_rows"] for e in planned} == {k: c["cost"]["teacher_rows"] for k, c in costs.items()}
+    if levels == 2:  # an assistant teaches
+        assert (said, direct["teacher_rows"]) == (False, 0)
+    else:
+        assert (said, direct["teacher_rows"]) == (True, 200)
+        words = [" ".join(advice_sentences({**advice.data, "leader": k})) for k in costs if "direct" in k]
+        assert all("it costs 200 teacher draws and" in w and "no teacher draws" not in w for w in words)
+
+
+def test_tokens_of_direct_rows_count_where_the_teacher_is_the_truth(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    spec = lm_spec(tiny_models["llama"], teacher="truth", selectivity=[{"temperature": 1}])
+    hm.run(write_spec(spec, tmp_path), out=tmp_path / "run")
+    found = by_id(hm.advise(tmp_path / "run", fresh=False))
+    for name in ("direct", "distilled-temperature1.0"):
+        cost = found[f"lm.student.{name}"]["cost"]
+        assert cost["teacher_tokens"] > cost["teacher_rows"] == 48
 
 
 def test_words_follow_the_status(run: Path) -> None:

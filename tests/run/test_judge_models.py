@@ -301,6 +301,16 @@ def test_students_bring_their_prompts_along(tmp_path: Path, models: dict[str, st
     judged = result.results["summary"]["chains"]["judge"]["judged"]
     assert (judged["prompts"], judged["max_new_tokens"]) == (2, 4)
     assert result.results["cells"][1]["metrics"]["length"]["value"] <= 4
+    seen = "prompts are training prompts of the run that fitted is of"
+    assert sum(n.startswith(f"2 of 2 {seen}") for n in judged["notes"]) == 1
+    for row, told in (("w5 w6", True), ("w6 w5", False)):
+        file = prompts_file(tmp_path, [{"text": row}, {"text": "w9"}])
+        other = judge_models(
+            [student, models["student"]], truth=models["truth"], prompts=file, max_new_tokens=2, answers_per_prompt=2,
+            out=tmp_path / row,
+        )  # fmt: skip
+        notes = other.results["summary"]["chains"]["judge"]["judged"]["notes"]
+        assert [n[:6] for n in notes if seen in n] == ["1 of 2"] * told
     with pytest.raises(InputError, match="same prompts along"):
         judge_models([student, models["student"]], truth=models["truth"], out=tmp_path / "two")
     for wrong in ("{", "[]", '{"prompt_ids": [[1e999]]}', json.dumps(law | {"prompt_ids": [[]]})):

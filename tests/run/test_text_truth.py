@@ -108,6 +108,15 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert not again.outcome.computed
     assert without_timings(again.results) == without_timings(found.results)
     assert len(trained.answers) + len(judged.answers) == len(held_out)
+    for file, seen in ((texts, ["16 of 20 prompts"]), (tmp_path / "held.jsonl", [])):
+        own = judge_models(
+            [tmp_path / "out" / "models" / "direct-seed0"],
+            truth_text=file,
+            chat=False,
+            out=tmp_path / f"on-{file.stem}",
+        )
+        notes = own.results["summary"]["chains"]["judge"]["judged"]["notes"]
+        assert [n.partition(" are training prompts")[0] for n in notes if "training prompts" in n] == seen
 
 
 def test_columns_of_other_names_are_said(tmp_path: Path, models: Path, texts: Path) -> None:
@@ -136,6 +145,11 @@ def test_texts_longer_than_what_is_drawn(tmp_path: Path, models: Path, texts: Pa
     assert 0 < cut < len(chosen)
     assert found["texts-cut"].what == f"{cut} of {len(chosen)} texts to train on are longer than max_new_tokens 2"
     assert not {"teacher-is-truth", "prompts-unanswered"} & set(found)
+    path = spec_of(tmp_path, truth, teacher={"source": str(models / "teacher")}, draw_dtype="bfloat16")
+    drawn = {f.code: f for f in hm.doctor(path).findings}["draw-dtype"]
+    assert "off the float32 teacher" in drawn.what
+    assert "KL(drawn law || teacher)" in drawn.why
+    path = spec_of(tmp_path, truth, teacher={"source": str(models / "teacher")})
     cells = metrics_of(hm.run(path, out=tmp_path / "out", overrides=["seeds=1"]).results)
     assert cells["lm.student.direct.seed0"]["recall"]["value"] > -60  # of whole texts: they are not cut there
     assert hm.advise(tmp_path / "out").data["expected"]["on"] != "fresh rows"

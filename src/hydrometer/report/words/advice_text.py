@@ -193,10 +193,8 @@ def _figures(data: Json) -> str:
 
 
 def _moved(figure: Json, rises: str, falls: str, unit: str) -> str:
-    value = number(figure.get("value")) or 0.0
-    if value >= 0:
-        return f"{rises} {_size(figure, unit)}"
-    return f"{falls} {_size(_turned(figure), unit)}"
+    rising = (number(figure.get("value")) or 0.0) >= 0
+    return f"{rises if rising else falls} {_size(figure if rising else _turned(figure), unit)}"
 
 
 def _cost(c: Json) -> str:
@@ -250,10 +248,8 @@ def _draws(c: Json) -> float | None:
 
 
 def _behind(lead: Json, unit: str) -> str:
-    value = number(lead.get("value")) or 0.0
-    if value >= 0:
-        return f"lies {_size(lead, unit)} behind"
-    return f"lies {_size(_turned(lead), unit)} ahead"
+    behind = (number(lead.get("value")) or 0.0) >= 0
+    return f"lies {_size(lead if behind else _turned(lead), unit)} {'behind' if behind else 'ahead'}"
 
 
 def _turned(figure: Json) -> Json:
@@ -300,6 +296,11 @@ def advice_notes(data: Json) -> list[str]:
         said.append(
             "Warning: models are judged on the prompts that they are trained on; of other prompts these figures say "
             "nothing. Keep some for judging: prompts: {file: ..., evaluate: 0.2}."
+        )
+    if any(c.get("training") == "direct" and _draws(c) for c in map(mapping, items(data.get("candidates")))):
+        said.append(
+            "The teacher is the truth, so the direct student learns from its draws, too, as if distilled at "
+            "temperature 1: what is compared is temperature in the data against temperature when decoding."
         )
     reasons: dict[str, list[str]] = {}
     for x in items(data.get("excluded")):

@@ -62,8 +62,12 @@ def _split(diffs: Mapping[str, Diff]) -> str:
 
 
 def _per_token(diffs: Mapping[str, Diff], metric: str) -> str:
+    """Word the move per token: without its sign where the verb has said it."""
     diff = diffs.get(f"{metric}_per_token")
-    return "" if diff is None or diff.value is None else f"; {signed(diff.value, diff.se)} per token"
+    if diff is None or diff.value is None:
+        return ""
+    is_said = (diffs[metric].sign or 0) * diff.value > 0
+    return f"; {num(abs(diff.value), diff.se) if is_said else signed(diff.value, diff.se)} per token"
 
 
 def _recall_words(diffs: Mapping[str, Diff], unit: str) -> str:

@@ -57,6 +57,11 @@ class Source:
         return self.books.place
 
     @property
+    def is_taught_by_truth(self) -> bool:
+        """Whether the teacher of the last level is the truth, whose rows are then draws of the teacher."""
+        return {c.role for c in self.chain.cells} == {"truth", "student"}
+
+    @property
     def truth_rows(self) -> dict[str, Rows]:
         """The truth's rows that students were judged on, by key."""
         nodes = self.plan.judges_of(c for c in self.chain.cells if c.training is not None)
@@ -262,9 +267,14 @@ def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
     return fit, [r for r in (fit.data, fit.validate) if r is not None]
 
 
+def _is_of_teacher(source: Source, cell: Cell) -> bool:
+    """Whether the student learns from rows that the teacher draws."""
+    return cell.training == "distilled" or (cell.training == "direct" and source.is_taught_by_truth)
+
+
 def _rows(source: Source, cells: list[Cell]) -> dict[str, float | None]:
     """Return the planned number of teacher rows that the student trains on, mean over seeds."""
-    drawn = [sum(r.n for r in _training(source, c)[1]) for c in cells if c.training == "distilled"]
+    drawn = [sum(r.n for r in _training(source, c)[1]) for c in cells if _is_of_teacher(source, c)]
     return {"teacher_rows": sum(drawn) / len(cells)}
 
 
@@ -276,8 +286,9 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
     has_tokens = False
     for cell in cells:
         fit, rows = _training(source, cell)
-        if cell.training != "baseline":  # whose text the run did not draw
-            sums["teacher_rows" if cell.training == "distilled" else "truth_rows"] += sum(r.n for r in rows)
+        drawn = sum(r.n for r in rows)
+        sums["teacher_rows"] += drawn if _is_of_teacher(source, cell) else 0
+        sums["truth_rows"] += drawn if cell.training == "direct" else 0
         for key in (k for r in rows for k in r.blocks):
             need_artifact(source, "draw", key)
             meta = source.store.meta("draw", key)
@@ -292,6 +303,5 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
             need_artifact(source, "fit", fit.teacher.key)
             sums["teacher_fit_seconds"] += float(source.store.meta("fit", fit.teacher.key)["seconds"])
     means: dict[str, float | None] = {k: v / len(cells) for k, v in sums.items()}
-    distilled = cells[0].training == "distilled"
     tokens = means.pop("tokens")
-    return {**means, "teacher_tokens": (tokens if distilled else 0.0) if has_tokens else None}
+    return {**means, "teacher_tokens": (tokens if _is_of_teacher(source, cells[0]) else 0.0) if has_tokens else None}

@@ -183,7 +183,7 @@ def _target(to: str | Path) -> Path:
     if "\0" in str(to) or path.suffix not in (".parquet", ".jsonl"):
         raise InputError("rows are written as .parquet or .jsonl", got=str(to), fix="for example --to rows.parquet")
     if path.exists() or path.is_symlink():
-        raise InputError("the file exists already", got=str(to), fix="choose another --to, or remove it")
+        raise InputError("the file exists already", got=str(to), fix="choose another --to")
     if not path.parent.is_dir():
         raise InputError("the folder does not exist", got=str(path.parent), fix="make it first")
     return path

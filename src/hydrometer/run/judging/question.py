@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
         tuple(settings.settings),
         chat,
         settings.seed,
-        (*_columns(settings, asked), *_notes(models, labels, stops, own), *odd),
+        (*_columns(settings, asked), *_notes(models, labels, stops, own), *_seen(students, given), *odd),
         rendered,
     )
 
@@ -278,6 +278,19 @@ def _columns(settings: JudgeSettings, rows: list[Answered] | None) -> tuple[str,
     """How the columns of a file were read, where they have other names than a prompt and its answer."""
     said = None if rows is None else said_columns(rows)
     return () if said is None else (f"{settings.truth_text or settings.prompts}: {said}",)
+
+
+def _seen(students: list[Existing], given: tuple[GivenModel, ...]) -> Iterator[str]:
+    """Say which students of a run are judged on prompts that its models are trained on."""
+    for m, g in zip(students, given[len(given) - len(students) :], strict=True):
+        if m.own is None:
+            continue
+        trained = {p for p, text in zip(m.own.prompts.ids, m.own.prompts.texts, strict=True) if text}
+        if n := sum(p in trained for p in g.prompts.ids):
+            yield (
+                f"{n} of {len(g.prompts.ids)} prompts are training prompts of the run that {g.label} is of: of other "
+                "prompts its figures say nothing; give --prompts that it has not seen"
+            )
 
 
 def _notes(

@@ -101,6 +101,7 @@ def _no_gate(family: Family) -> Finding:
         "teacher-is-truth",
         "the teacher is the truth itself",
         "the teacher gate, whether the teacher recalls more than the direct student, is passed by definition and is "
-        "not reported",
+        "not reported; the direct student learns from rows of the same law as one distilled at temperature 1: what is "
+        "compared is temperature in the data against temperature when decoding",
         f"nothing, where that is meant; else give the {family.name} chain a teacher",
     )

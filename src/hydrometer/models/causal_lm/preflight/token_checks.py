@@ -160,7 +160,6 @@ def _padding(s: Subject) -> list[Finding]:
     if from_source:
         why += f"; the {' and the '.join(from_source)} starts from a source that may have been trained so"
         fix += f"; look at eos_rate of the {' and the '.join(from_source)}"
-        return [warning("pad-is-eos", what, why, fix)]
     return [note("pad-is-eos", what, why, fix)]
 
 

@@ -227,15 +227,19 @@ def _certain(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
 
 def _dtypes(p: Probe, chain: CausalLMChain) -> Iterator[Finding]:
     """Measure the effect of bfloat16 on training rows and on figures."""
+    truth, teacher = chain.truth, chain.given_teacher
+    called = "truth" if truth.text is None else "model of truth.source"
+    if truth.text is not None and teacher is not None and teacher.source == truth.source:
+        called = "teacher"
     if p.drift is not None:
         rows, lengths = p.drift
         per_token = float(rows.sum() / lengths.sum())
         error = float(np.sqrt(mean_variance(rows, None))) * len(rows) / float(lengths.sum())
         what = (
-            f"training rows are drawn in {chain.draw_dtype}: {per_token:.2g} nats a token off the float32 truth "
-            f"(standard error {error:.1g})"
+            f"training rows are drawn in {chain.draw_dtype}: {per_token:.2g} nats a token off the float32 "
+            f"{called} (standard error {error:.1g})"
         )
-        why = "this is KL(drawn law || truth) a token, what even a perfect teacher of these rows keeps"
+        why = f"this is KL(drawn law || {called}) a token, what even a perfect fit to these rows keeps"
         fix = "set draw_dtype: float32 where this is not small beside the effects you look for"
         off = per_token - 2 * error > _DRIFT
         yield warning("draw-dtype", what, why, fix) if off else note("draw-dtype", what, why, fix)
