@@ -72,6 +72,13 @@ def test_a_planted_fault_is_found(spec: dict[str, Any], code: str, severity: str
     assert codes(spec).get(code) == severity
 
 
+def test_a_truth_that_teaches_alone_leaves_temperatures_to_compare() -> None:
+    for assistants in ([], [{"order": 1}]):
+        spec = parse_run_spec(markov(teacher="truth", assistants=assistants), "test")
+        (said,) = (f.why for f in examine_design(spec, "c") if f.code == "teacher-is-truth")
+        assert ("temperature in the data against temperature when decoding" in said) != bool(assistants)
+
+
 def test_rows_that_every_seed_redraws_count_together() -> None:
     assert "few-rows" not in codes(mixture(seeds=6, data={"train": 60, "distill": 80, "evaluate": 10}))
 

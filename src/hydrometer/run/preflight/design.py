@@ -45,7 +45,7 @@ def examine_design(spec: RunSpec, name: str) -> list[Finding]:
     elif not any(canonical(s) for s in chain.controls):
         found.append(_no_control(chain))
     if not any(level.role == "teacher" for level in family.levels(chain)) and not _has_given_teacher(family, chain):
-        found.append(_no_gate(family))
+        found.append(_no_gate(family, is_alone=len(family.levels(chain)) == 1))
     return found
 
 
@@ -96,12 +96,16 @@ def _no_control(chain: ChainSpec) -> Finding:
     return warning(code, what, why, "leave decoding out; it then takes the entries of selectivity")
 
 
-def _no_gate(family: Family) -> Finding:
+def _no_gate(family: Family, *, is_alone: bool) -> Finding:
+    """Say what a truth that teaches leaves to compare; `is_alone`: no assistant stands between it and the student."""
+    same = (
+        "; the direct student learns from rows of the same law as one distilled at temperature 1: what is compared is "
+        "temperature in the data against temperature when decoding"
+    )
     return note(
         "teacher-is-truth",
         "the teacher is the truth itself",
         "the teacher gate, whether the teacher recalls more than the direct student, is passed by definition and is "
-        "not reported; the direct student learns from rows of the same law as one distilled at temperature 1: what is "
-        "compared is temperature in the data against temperature when decoding",
+        "not reported" + (same if is_alone else ""),
         f"nothing, where that is meant; else give the {family.name} chain a teacher",
     )
