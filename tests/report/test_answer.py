@@ -23,8 +23,8 @@ ADVICE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def said(**changes: object) -> str:
-    chain = {"advice": {**ADVICE, **changes}}
+def said(of: dict[str, object] | None = None, **changes: object) -> str:
+    chain = {**(of or {}), "advice": {**ADVICE, **changes}}
     return answers({"schema": 1, "summary": {"groups": {}, "chains": {"c": chain}}})["c"]
 
 
@@ -35,8 +35,12 @@ def test_what_to_take_or_what_would_decide() -> None:
     assert close.startswith("Undecided: the student distilled at temperature 0.8 leads in precision")
     assert "in precision among those that lose at most 0.1 nats per token of recall, but is not shown" in close
     assert "direct student decoded at temperature 0.6; about 6 seeds in all would decide" in close
+    assert close.endswith("if the estimates stayed as they are: run again with --set seeds=6.")
     assert close.count(".") == close.count("0.") + 1  # one sentence
     assert "run again with --set seeds=5" in said(status="undecided", reason="one_seed")
+    early = said(status="undecided", reason="partial", seeds_so_far=[1, 2])
+    assert early.startswith("Undecided so far: of the 3 settings judged, 1 of 2 seeds so far, the student distilled")
+    assert "has the highest precision under the teacher among" in said(of={"reference": "teacher"})
     many = [{**DISTILLED, "id": str(i), "feasible": "open"} for i in range(9)]
     words = said(status="undecided", reason="constraint", candidates=many, contenders=[str(i) for i in range(9)])
     assert "whether 9 of the 9 settings tried would lose at most 0.1" in words

@@ -192,7 +192,33 @@ def test_caveats_of_means_over_seeds(run: dict[str, Any]) -> None:
     caveats = said(run)[3:]
     assert any(s.startswith("Two peaks over seeds: recall of direct.") for s in caveats)
     assert any(s.startswith("Few seeds for so skewed a spread: precision of direct.") for s in caveats)
-    assert any("10 seeds: what happens in up to 26% of all runs" in s for s in caveats)
+    assert any("10 seeds: an outcome that up to 26% of all trainings have" in s for s in caveats)
+    assert any("--set seeds=20 would bring 26% down to 14%." in s for s in caveats)
+    found = {
+        "code": "controls-disagree",
+        "severity": "warning",
+        "chain": "smollm2",
+        "what": "a",
+        "why": "b",
+        "fix": "c",
+    }
+    run["summary"]["findings"] = [found]
+    assert "Of the figures: a: b; c." in said(run)
+
+
+def test_shares_have_intervals_within_zero_and_one(run: dict[str, Any]) -> None:
+    metrics = run["summary"]["groups"][chain(run)["direct_group"]]["metrics"]
+    metrics["eos_rate"] |= {"value": 0.0, "se": 0.094, "ci95": [-0.207, 0.207]}
+    metrics["recall"] |= {"value": -0.05, "se": 0.094, "ci95": [-0.257, 0.157]}
+    parsed = parse(run)
+    cells = [
+        cell
+        for extra in (True, False)
+        for row in group_table(parsed, parsed.chains["smollm2"], extra=extra).rows
+        for cell in row
+    ]
+    assert "0.000 ± 0.094\n0.000…0.207" in cells
+    assert "−0.050 ± 0.094\n−0.257…0.157" in cells
 
 
 def test_tables_have_intervals_beside_errors_and_medians_on_the_page(run: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import hydrometer as hm
 from chains import complaints, lm_spec, mixture_spec, write_spec
 from hydrometer.core.errors import FolderError, InputError
-from hydrometer.report import advice_notes, advice_sentences, build_report
+from hydrometer.report import advice_notes, advice_sentences, advice_table, build_report
 from hydrometer.report.read_results import read_run
 from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.run.advice.candidates import entries, open_source
@@ -183,7 +183,8 @@ def test_the_page_shows_advice_of_these_results_only(run: Path) -> None:
     (run / "advice.json").write_text(good)
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps(results | {"name": "changed"}))
-    assert shown(run) == ["The advice kept here is of earlier results; ask for advice again."]
+    again = f"`hydrometer advise {run} --chain n`, with the need of advice.json"
+    assert shown(run) == [f"The advice kept here is of earlier results; ask again: {again}."]
 
 
 def test_a_score_of_the_users_is_a_constraint(run: Path) -> None:
@@ -246,7 +247,12 @@ def test_one_seed_never_decides(tmp_path: Path) -> None:
     advice = hm.advise(tmp_path / "run", fresh=False)
     assert (advice.status, advice.reason) == ("undecided", "one_seed")
     assert advice.data["expected"]["on"] == "the rows that chose it"
-    assert "one seed says nothing of the variance" in advice_sentences(advice.data)[0]
+    said = advice_sentences(advice.data)
+    assert "one seed says nothing of the variance" in said[0]
+    assert "rows each), so optimistic" in said[1]
+    assert ",:" not in said[1]
+    other = {**advice.data, "leader": advice.data["baseline"]}
+    assert "rows each), so optimistic: precision" in advice_sentences(other)[1]
 
 
 def prompted(models: dict[str, Path]) -> dict[str, Any]:
@@ -425,6 +431,10 @@ def test_three_sentences_then_a_table_and_json(
     assert code == 0
     assert " ".join(out.split()).startswith(" ".join(body["sentences"]))
     assert "τ=0.6" in out
+    flat = " ".join(out.split())
+    assert advice_table(kept).head[1:3] == ["precision gained", "recall lost"]
+    assert "Precision gained and recall lost (below zero: gained)" in flat
+    assert "open where it is not" in flat
 
 
 def test_what_a_run_recorded_does_not_steer_the_terminal(

@@ -19,7 +19,7 @@ from chains import mixture_spec, without_timings, write_spec
 from hydrometer.cli import app
 from hydrometer.core.errors import FolderError
 from hydrometer.core.io.locking import hold
-from hydrometer.report import advice_sentences, answers, missing_sentence, summary_table, verdict
+from hydrometer.report import advice_notes, advice_sentences, answers, missing_sentence, summary_table, verdict
 from hydrometer.run.advice import advise as advise_module
 from hydrometer.run.execution.progress import ConsoleMonitor
 from hydrometer.run.graph.order import in_order
@@ -180,9 +180,11 @@ def test_an_interrupted_run_tells_what_it_has_and_goes_on(tmp_path: Path) -> Non
     assert "3 cells judged so far, 21 to come" in page
     rest = Stop(100)
     again = hm.run(path, out=tmp_path / "out", monitor=rest)
-    assert "m.truth" not in rest.heard  # its row was told before
+    assert "truth-seed0" not in rest.heard  # its row was told before
     whole = hm.run(path, out=tmp_path / "whole", monitor=(all_of := Stop(100)))
     assert len(all_of.heard) == len(set(all_of.heard)) == 12  # one line a row of the table, not a line a seed
+    names = {c["name"] for c in whole.results["cells"] if c.get("name")}
+    assert {n for n in all_of.heard if not n.startswith("truth") and " decoded-" not in n} <= names
     assert without_timings(again.results) == without_timings(whole.results)
 
 
@@ -194,7 +196,12 @@ def test_advice_while_a_run_goes_on_is_provisional(begun: tuple[Path, Path]) -> 
     assert len(found.data["missing"]) == 19
     assert found.data["expected"]["on"] != "fresh rows"
     assert advice_sentences(found.data)[0].startswith("Provisional, 19 cells are not judged yet. Undecided")
+    assert found.reason == "partial"  # of two seeds the second is to come
+    assert found.data["seeds_so_far"] == [1, 2]
+    assert "1 of 2 seeds so far" in advice_sentences(found.data)[0]
     assert {x["reason"] for x in found.data["excluded"]} == {"it is not judged yet"}
+    (left,) = (n for n in advice_notes(found.data) if n.startswith("Left out"))
+    assert left.endswith(", each because it is not judged yet.")
 
 
 def test_what_leads_by_far_is_not_decided_of_a_part(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.text_rows import rows_of  # noqa: E402
 from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile  # noqa: E402
 from hydrometer.models.rows.sequences import load_sequences  # noqa: E402
-from hydrometer.report import build_report  # noqa: E402
+from hydrometer.report import advice_sentences, advice_table, build_report  # noqa: E402
 from hydrometer.run.graph.plan import plan_run  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
@@ -102,7 +102,14 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert "precision under the teacher" in page
     assert "KL(q‖teacher)" in page
     assert "reference: " in chain["truth"]
+    assert "log p*" not in page.partition("What the figures mean")[0]
+    assert "student and the unselected teacher." in page
+    mean = np.mean([2 if len(r["completion"].split()) == 0 else len(r["completion"].split()) + 1 for r in held_out])
+    assert f"Recall is over whole texts, mean {mean:.0f} tokens; precision over answers of at most 6." in page
     advice = hm.advise(tmp_path / "out", fresh=False)
+    assert advice.data["reference"] == "teacher"
+    assert all("of precision under the teacher and" in s for s in advice_sentences(advice.data)[1:2])
+    assert advice_table(advice.data).head[1] == "precision under the teacher gained"
     assert {c["id"] for c in advice.data["candidates"]} >= {"lm.student.distilled-temperature0.5"}
     again = hm.run(path, out=tmp_path / "out")
     assert not again.outcome.computed

@@ -197,10 +197,15 @@ class AdviseOptions:
     folders: Annotated[list[str] | None, typer.Argument(metavar="DIR|URL...", help="Folders of finished runs.")] = None
     max_recall_loss: Annotated[
         float | None,
-        typer.Option("--max-recall-loss", metavar="NATS", help="Most recall to lose. [default, if nothing else: 0.1]"),
+        typer.Option(
+            "--max-recall-loss",
+            metavar="NATS",
+            help="Most recall to lose, per token (or --per). [default, if nothing else: 0.1]",
+        ),
     ] = None
     min_precision_gain: Annotated[
-        float | None, typer.Option("--min-precision-gain", metavar="NATS", help="Least precision to gain.")
+        float | None,
+        typer.Option("--min-precision-gain", metavar="NATS", help="Least precision to gain, per token (or --per)."),
     ] = None
     weight: Annotated[
         float | None, typer.Option("--weight", metavar="W", help="Maximise W precision + (1 - W) recall.")

@@ -38,9 +38,12 @@ def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list
         why = "a KL divergence is never negative: rows do not stand for their law, or are not of it"
         out.append(warning("kl-below-zero", what, why, "judge with more rows; if it stays, report it as a defect"))
     if apart:
-        what = f"{_count(apart)} more than {_DISAGREE:g} standard errors from the plain mean: {_listed(apart)}"
+        far = f"more than {_DISAGREE:g} standard errors from the plain mean of the same rows"
+        what = f"{_count(apart)} {far}: {_listed(apart)}"
         why = "the rows miss, or have too much of, something whose probability is known"
-        out.append(warning("controls-disagree", what, why, "judge with more rows; results hold both figures"))
+        out.append(
+            warning("controls-disagree", what, why, "judge with more rows (data.evaluate); results hold both figures")
+        )
     return [replace(f, chain=chain) for f in out]
 
 

@@ -284,7 +284,10 @@ def parse(results: Json, folder: Path | None = None) -> Run:
         chains={k: _chain(k, v) for k, v in mapping(summary.get("chains")).items()},
         folder=folder,
         doubts=[
-            (text(f.get("chain")), f"{text(f.get('what'))}: {text(f.get('why'))}")
+            (
+                text(f.get("chain")),
+                "; ".join(filter(None, (f"{text(f.get('what'))}: {text(f.get('why'))}", text(f.get("fix"))))),
+            )
             for f in map(mapping, items(summary.get("findings")))
             if f.get("code") in FIGURE_CODES or (f.get("code") == SHARED_PROMPTS and f.get("severity") == "warning")
         ],

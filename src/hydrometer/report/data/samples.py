@@ -113,11 +113,11 @@ def _rows(run: Run, group: Group) -> dict[tuple[str, int], dict[str, object]]:
     return found
 
 
-def _note(row: dict[str, object]) -> str:
+def _note(row: dict[str, object], scorer: str) -> str:
     notes: list[str] = []
     score, own = number(row.get("log_prob_truth")), number(row.get("log_prob"))
     if score is not None:
-        notes.append(f"log p* {num(score, 1)}")
+        notes.append(f"{scorer} {num(score, 1)}")
     if own is not None:
         notes.append(f"own {num(own, 1)}")
     if text(row.get("finish_reason")) == "length":
@@ -134,7 +134,7 @@ def prompt_rows(run: Run, chain: Chain) -> list[PromptRow]:
     found: list[PromptRow] = []
     for key in keys:
         answers = [
-            Answer(label, kind, visible(text(rows[key].get("answer"))), _note(rows[key]))
+            Answer(label, kind, visible(text(rows[key].get("answer"))), _note(rows[key], chain.reference or "log p*"))
             for kind, label, rows in columns
             if key in rows
         ]

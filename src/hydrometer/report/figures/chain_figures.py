@@ -115,7 +115,11 @@ def _curve_views(
             "Parts of the gain, by setting",
             "What each setting does, split in parts: the first panel is the sum of the second and the third. A "
             "distilled student stands at its teacher’s setting, a decoded one at its own. Lines across are the direct "
-            "student, the unselected teacher and the truth.",
+            + (
+                "student and the unselected teacher."
+                if chain.reference
+                else "student, the unselected teacher and the truth."
+            ),
         ),
         "entropy": (
             "Parts of the gain, by teacher entropy",

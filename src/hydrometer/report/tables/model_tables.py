@@ -162,13 +162,15 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
 
 
 def _with_interval(group: Group, metric: str) -> str:
-    """Format a figure, and below it its 95 % interval and doubts over seeds."""
+    """Format a figure, and below it its 95 % interval, a share's within 0 and 1, and doubts over seeds."""
     words, found = entry(group, metric), group.metrics.get(metric)
     if found is None or found.ci95 is None or not found.se:
         return words
     few = ", few seeds" if found.few_seeds and group.seeds >= SURE else ""
     peaks = ", two peaks" if found.two_peaks else ""
-    return f"{words}\n{'…'.join(num(end, found.se) for end in found.ci95)}{few}{peaks}"
+    is_share = found.unit == "probability" or metric.startswith(("repetition", "distinct_"))
+    ends = [min(max(end, 0.0), 1.0) for end in found.ci95] if is_share else found.ci95
+    return f"{words}\n{'…'.join(num(end, found.se) for end in ends)}{few}{peaks}"
 
 
 def spread(found: Figure | None) -> str:

@@ -1,4 +1,4 @@
-"""Advice in words: three sentences, notes and a table, from the content of advice.json.
+"""Advice in words: three sentences and notes, from the content of advice.json.
 
 The sentences say what to take, what it gains and costs, and how certain that is; they claim no more than the status.
 """
@@ -8,12 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hydrometer.core.errors import one_line
-from hydrometer.report.terminal import FittedTable
 from hydrometer.report.values import Json, items, mapping, number, read_method, read_setting, text
-from hydrometer.report.wording import Tone, among, num, setting, with_error
+from hydrometer.report.wording import Tone, among, num, setting
 
-__all__ = ["advice_notes", "advice_sentence", "advice_sentences", "advice_table", "provisional", "tone_of"]
+__all__ = [
+    "advice_notes",
+    "advice_sentence",
+    "advice_sentences",
+    "candidate_of",
+    "distilled_at",
+    "nats_per",
+    "precision_of",
+    "provisional",
+    "seconds_words",
+    "student_named",
+    "tone_of",
+]
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
@@ -48,7 +58,8 @@ def advice_sentence(data: Json) -> str:
 # names ---------------------------------------------------------------------------------------------------------------
 
 
-def _candidate(data: Json, which: str) -> Json:
+def candidate_of(data: Json, which: str) -> Json:
+    """Return the candidate that a key names: leader, runner_up, baseline or cheaper."""
     return _by_id(data, data.get(which))
 
 
@@ -59,7 +70,7 @@ def _by_id(data: Json, wanted: object) -> Json:
     return {}
 
 
-def _name(data: Json, c: Json) -> str:
+def student_named(data: Json, c: Json) -> str:
     """Name a student: ``the direct student decoded at temperature 0.8``."""
     decoded, adopted = read_setting(c.get("decoding")), text(c.get("adopted"))
     if c.get("training") == "baseline":
@@ -70,17 +81,25 @@ def _name(data: Json, c: Json) -> str:
         words += f" decoded at {setting(decoded)}" if decoded else " as it is"
     else:
         words = f"the adopted model {adopted}" if adopted else "the student"
-        words += f" distilled at {_distilled_at(c)}"
+        words += f" distilled at {distilled_at(c)}"
         words += f" and decoded at {setting(decoded)}" if decoded else ""
     return f"{words} (run {text(c.get('run'))})" if len(items(data.get("runs"))) > 1 else words
 
 
-def _distilled_at(c: Json, *, short: bool = False) -> str:
+def distilled_at(c: Json, *, short: bool = False) -> str:
+    """Name how a candidate was distilled."""
     return " ".join(filter(None, (setting(read_setting(c.get("selectivity")), short=short), read_method(c))))
 
 
-def _unit(data: Json) -> str:
+def nats_per(data: Json) -> str:
+    """Return the unit of figures."""
     return f"nats per {text(data.get('per'), 'token')}"
+
+
+def precision_of(data: Json) -> str:
+    """Return precision's name: whose it is, where the truth is texts, which score nothing."""
+    reference = text(data.get("reference"))
+    return f"precision under the {reference}" if reference else "precision"
 
 
 def _wanted(data: Json) -> str:
@@ -89,9 +108,9 @@ def _wanted(data: Json) -> str:
     loss, gain, least = (number(need.get(k)) for k in _CONSTRAINTS)
     parts: list[str] = []
     if loss is not None:
-        parts.append(f"lose at most {loss:g} {_unit(data)} of recall")
+        parts.append(f"lose at most {loss:g} {nats_per(data)} of recall")
     if gain is not None:
-        parts.append(f"gain at least {gain:g} {_unit(data)} of precision")
+        parts.append(f"gain at least {gain:g} {nats_per(data)} of {precision_of(data)}")
     if least is not None:
         parts.append(f"reach at least {least:g} in {text(need.get('score'))}")
     return among(parts)
@@ -99,9 +118,9 @@ def _wanted(data: Json) -> str:
 
 def _objective(data: Json) -> str:
     if data.get("objective") != "utility":
-        return text(data.get("objective"))
+        return precision_of(data) if data.get("objective") == "precision" else text(data.get("objective"))
     w = number(mapping(data.get("need")).get("weight")) or 0.0
-    return f"utility ({w:g} precision + {1 - w:g} recall)"
+    return f"utility ({w:g} {precision_of(data)} + {1 - w:g} recall)"
 
 
 def _size(value: object, unit: str = "") -> str:
@@ -119,10 +138,10 @@ def _size(value: object, unit: str = "") -> str:
 
 
 def _answer(data: Json) -> str:
-    leader, rival = (_name(data, _candidate(data, k)) for k in ("leader", "runner_up"))
+    leader, rival = (student_named(data, candidate_of(data, k)) for k in ("leader", "runner_up"))
     count = len(items(data.get("candidates")))
     wanted = _wanted(data)
-    margin = f"{number(mapping(data.get('need')).get('margin')) or 0:g} {_unit(data)}"
+    margin = f"{number(mapping(data.get('need')).get('margin')) or 0:g} {nats_per(data)}"
     those = f" among those that {wanted}" if wanted else ""
     if data.get("status") == "decided":
         return f"Take {leader}: of {count} settings tried it has the highest {_objective(data)}{those}."
@@ -130,9 +149,9 @@ def _answer(data: Json) -> str:
         return f"None of the {count} settings tried is able to {wanted}; the nearest is {leader}{_miss(data)}."
     match data.get("reason"):
         case "equivalent":
-            same = among([_name(data, _by_id(data, c)) for c in items(data.get("contenders"))])
-            cheaper = _candidate(data, "cheaper")
-            take = f"the cheaper, {_name(data, cheaper)}" if cheaper else "whichever costs less"
+            same = among([student_named(data, _by_id(data, c)) for c in items(data.get("contenders"))])
+            cheaper = candidate_of(data, "cheaper")
+            take = f"the cheaper, {student_named(data, cheaper)}" if cheaper else "whichever costs less"
             return (
                 f"Undecided: {same} are equivalent within the margin of {margin} in {_objective(data)}, so take {take}."
             )
@@ -142,12 +161,14 @@ def _answer(data: Json) -> str:
                 f"models {leader} leads in {_objective(data)}{those}."
             )
         case "partial":
-            return f"Undecided so far: of the {count} settings judged {leader} leads in {_objective(data)}{those}."
+            seeds = [_whole(n) for n in items(data.get("seeds_so_far"))]
+            on = f", {seeds[0]} of {seeds[1]} seeds so far," if len(seeds) == 2 and seeds[1] > seeds[0] else ""
+            return f"Undecided so far: of the {count} settings judged{on} {leader} leads in {_objective(data)}{those}."
         case "unconfirmed":
             return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
         case "constraint":
             open_ = [_by_id(data, c) for c in items(data.get("contenders"))]
-            asked = [_name(data, c) for c in open_ if c.get("feasible") != "met"]
+            asked = [student_named(data, c) for c in open_ if c.get("feasible") != "met"]
             names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {count} settings tried"
             return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
         case _:
@@ -158,19 +179,23 @@ def _answer(data: Json) -> str:
 
 
 def _miss(data: Json) -> str:
-    slack = mapping(_candidate(data, "leader").get("slack"))
-    words = {"max_recall_loss": "of recall", "min_precision_gain": "of precision", "min_score": "of the score"}
+    slack = mapping(candidate_of(data, "leader").get("slack"))
+    words = {
+        "max_recall_loss": "of recall",
+        "min_precision_gain": f"of {precision_of(data)}",
+        "min_score": "of the score",
+    }
     missed = {k: v for k, f in slack.items() if (v := number(mapping(f).get("value"))) is not None and v < 0}
     if not missed:
         return ""
     worst = min(missed, key=lambda k: missed[k])
-    unit = "" if worst == "min_score" else f" {_unit(data)}"
+    unit = "" if worst == "min_score" else f" {nats_per(data)}"
     figure = mapping(slack[worst])
     return f", which misses by {num(-missed[worst], number(figure.get('se')))}{unit} {words.get(worst, '')}"
 
 
 def _figures(data: Json) -> str:
-    expected, leader = mapping(data.get("expected")), _candidate(data, "leader")
+    expected, leader = mapping(data.get("expected")), candidate_of(data, "leader")
     seeds, rows = _whole(data.get("seeds")), _whole(data.get("rows"))
     design = f"{seeds or 1} seed{'s' if seeds > 1 else ''}, {rows} rows each"
     how = {
@@ -179,16 +204,17 @@ def _figures(data: Json) -> str:
     }.get(text(expected.get("on")), f"On the rows that chose it ({design}), so optimistic,")
     cost = _cost(leader)
     if data.get("leader") == data.get("baseline"):
+        how = how[0].lower() + how[1:].rstrip(",")
         figures = [expected.get("precision") or leader.get("objective"), expected.get("recall")]
         shown = ", ".join(
-            f"{n} {_size(f, _unit(data))}" for n, f in zip(("precision", "recall"), figures, strict=True) if f
+            f"{n} {_size(f, nats_per(data))}" for n, f in zip((precision_of(data), "recall"), figures, strict=True) if f
         )
-        return f"It is the baseline that others are compared with; {how[0].lower() + how[1:]}: {shown}; {cost}."
+        return f"It is the baseline that others are compared with; {how}: {shown}; {cost}."
     gain, loss = mapping(expected.get("precision_gain")), mapping(expected.get("recall_loss"))
-    base = _name(data, _candidate(data, "baseline"))
+    base = student_named(data, candidate_of(data, "baseline"))
     return (
-        f"{how} it {_moved(gain, 'gains', 'loses', _unit(data))} of precision and {_moved(loss, 'loses', 'gains', '')} "
-        f"of recall against {base}; {cost}."
+        f"{how} it {_moved(gain, 'gains', 'loses', nats_per(data))} of {precision_of(data)} and "
+        f"{_moved(loss, 'loses', 'gains', '')} of recall against {base}; {cost}."
     )
 
 
@@ -206,10 +232,10 @@ def _cost(c: Json) -> str:
         number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds", "teacher_fit_seconds")
     )
     if not rows:
-        return f"it costs no teacher draws, only its fit on the truth’s rows ({_seconds(fitted)} a seed here)"
-    of = f" ({tokens:,.0f} tokens, {_seconds(drawn)})" if tokens else ""
-    taught = f", beside the teacher’s own fit ({_seconds(teacher)})" if teacher else ""
-    return f"it costs {rows:,.0f} teacher draws{of} and a fit ({_seconds(fitted)}) a seed{taught}"
+        return f"it costs no teacher draws, only its fit on the truth’s rows ({seconds_words(fitted)} a seed here)"
+    of = f" ({tokens:,.0f} tokens, {seconds_words(drawn)})" if tokens else ""
+    taught = f", beside the teacher’s own fit ({seconds_words(teacher)})" if teacher else ""
+    return f"it costs {rows:,.0f} teacher draws{of} and a fit ({seconds_words(fitted)}) a seed{taught}"
 
 
 def _whole(value: object) -> int:
@@ -217,21 +243,24 @@ def _whole(value: object) -> int:
     return int(n) if n is not None and math.isfinite(n) else 0
 
 
-def _seconds(s: float) -> str:
+def seconds_words(s: float) -> str:
+    """Write a duration."""
     if 0 < s < 0.1:
         return f"{1000 * s:.2g} ms"
     return f"{s:.2g} s" if s < 10 else f"{s:.0f} s" if s < 600 else f"{s / 60:.0f} min"
 
 
 def _sureness(data: Json) -> str:
-    leader = _candidate(data, "leader")
+    leader = candidate_of(data, "leader")
     p = number(leader.get("p_best")) or 0.0
     shown = ">0.999" if p > 0.999 else f"{p:.2g}" if p < 0.995 else f"{p:.3f}"
     words = f"P(best of those tried that meet the need) is {shown}"
-    rival = _candidate(data, "runner_up")
+    rival = candidate_of(data, "runner_up")
     if rival:
         lead = mapping(mapping(data.get("expected")).get("lead"))
-        words += f"; the closest rival, {_name(data, rival)}, {_behind(lead, _unit(data))} in {_objective(data)}"
+        words += (
+            f"; the closest rival, {student_named(data, rival)}, {_behind(lead, nats_per(data))} in {_objective(data)}"
+        )
         if data.get("status") != "decided" and _draws(leader) and _draws(rival) == 0:
             words += " and costs no teacher draws"
     else:
@@ -267,7 +296,8 @@ def _more(data: Json) -> str:
     ways += [f"about {rows:,.0f} rows a figure"] if rows is not None else []
     if not ways:
         return "; the present estimates lie so close that no affordable number of seeds or rows would decide"
-    return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are"
+    again = "" if seeds is None or data.get("pilot") else f": run again with --set seeds={seeds:.0f}"
+    return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are{again}"
 
 
 # notes ---------------------------------------------------------------------------------------------------------------
@@ -305,10 +335,11 @@ def advice_notes(data: Json) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for x in items(data.get("excluded")):
         c = mapping(x)
-        reasons.setdefault(text(c.get("reason")), []).append(_name(data, c))
-    said += [f"Left out: {among(names)}: {reason}." for reason, names in reasons.items()]
+        reasons.setdefault(text(c.get("reason")), []).append(student_named(data, c))
+    for reason, names in reasons.items():
+        said.append(f"Left out: {among(names)}{', each' if len(names) > 1 else ''} because {reason}.")
     lacking = mapping(data.get("lacking"))
-    lacks = [f"{_name(data, _by_id(data, c))} lacks {_listed(items(seeds))}" for c, seeds in lacking.items()]
+    lacks = [f"{student_named(data, _by_id(data, c))} lacks {_listed(items(seeds))}" for c, seeds in lacking.items()]
     if lacks:
         said.append(f"All are compared on the {_seeds(data)} that they have in common: {among(lacks)}.")
     adopted = [mapping(c) for c in items(data.get("candidates")) if mapping(c).get("adopted")]
@@ -339,7 +370,8 @@ def _pilot(pilot: Json) -> list[str]:
     smaller = [f"{k} {v[1]} of {v[0]}" for k, v in rows.items() if len(v) == 2 and v[1] < v[0]]
     said = [
         f"A pilot of {seeds[1]} seeds for {seeds[0]}, planned at {share:.3f} of the full run’s cost; it took "
-        f"{_seconds(seconds)}, so the full run should take {_seconds(seconds / share) if share else 'unknown'}."
+        f"{seconds_words(seconds)}, so the full run should take "
+        f"{seconds_words(seconds / share) if share else 'unknown'}."
     ]
     if smaller:
         said.append(
@@ -350,49 +382,6 @@ def _pilot(pilot: Json) -> list[str]:
     else:
         said.append("Rows are as many as in the full run: only the number of seeds differs.")
     return said
-
-
-# table and page ------------------------------------------------------------------------------------------------------
-
-
-def advice_table(data: Json) -> FittedTable:
-    """Build the terminal's table: one candidate a line."""
-    scored = bool(mapping(data.get("need")).get("score"))
-    heads = ["setting", "precision +", "recall −", *(["score"] if scored else []), "need", "P(best)", "draws", "time"]
-    rows: list[list[str]] = []
-    for c in (mapping(x) for x in items(data.get("candidates"))):
-        cost = mapping(c.get("cost"))
-        spent = sum(number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds"))
-        cells = [_brief(data, c), _short(c.get("precision_gain")), _short(c.get("recall_loss"))]
-        cells += [_short(c.get("score"))] if scored else []
-        mark = " *" if c.get("id") == data.get("take") else ""
-        cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
-        cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", _seconds(spent)] if cost else ["–", "–"]
-        rows.append(["\n".join(one_line(x, 200) for x in cell.split("\n")) for cell in cells])
-    base = _name(data, _candidate(data, "baseline"))
-    caption = (
-        f"Precision gained and recall lost, {_unit(data)}, against {base}, ± standard error, below it the 95 % "
-        "interval, on the run’s own rows; draws of the teacher, and seconds of drawing and fitting, a seed."
-    )
-    return FittedTable(heads, rows, caption=one_line(caption))
-
-
-def _brief(data: Json, c: Json) -> str:
-    parts = [p for k in ("adopted", "training", "baseline") if (p := text(c.get(k)))]
-    if c.get("training") == "distilled":
-        parts.append(_distilled_at(c, short=True))
-    if decoded := read_setting(c.get("decoding")):
-        parts.append("decoded " + setting(decoded, short=True))
-    if len(items(data.get("runs"))) > 1:
-        parts.append(f"({text(c.get('run'))})")
-    return " ".join(parts)
-
-
-def _short(value: object) -> str:
-    f = mapping(value)
-    x, se = number(f.get("value")), number(f.get("se"))
-    ends = [num(number(e), se) for e in items(f.get("ci95"))] if se else []
-    return "\n".join([with_error(x, se), *(["…".join(ends)] if ends else [])])
 
 
 def tone_of(data: Json) -> Tone:

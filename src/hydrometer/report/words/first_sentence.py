@@ -50,7 +50,7 @@ def _answer(run: Run, chain: Chain) -> Sentence:
     if chain.points:
         return _map(chain)
     kept = kept_advice(run, chain)
-    data = kept if kept.get("status") else chain.advice
+    data = {**(kept if kept.get("status") else chain.advice), "reference": chain.reference}
     if text(data.get("why")):
         return Sentence("answer", "open", f"Undecided: {text(data.get('why')).rstrip('.')}.")
     if data.get("status"):

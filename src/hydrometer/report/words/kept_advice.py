@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from hydrometer.core.io.files import file_digest
@@ -38,8 +39,11 @@ def kept_advice(run: Run, chain: Chain) -> Json:
     if data.get("schema") != SCHEMA or data.get("chain") != chain.name:
         return {}
     if _digest(run.folder) not in items(data.get("results")):
-        return {"caveat": "The advice kept here is of earlier results; ask for advice again."}
-    return data
+        folders = " ".join(shlex.quote(text(f)) for f in items(data.get("folders"))) or "DIR"
+        need = "" if mapping(data.get("need")).get("stated") is False else ", with the need of advice.json"
+        command = f"hydrometer advise {folders} --chain {shlex.quote(chain.name)}"
+        return {"caveat": f"The advice kept here is of earlier results; ask again: `{command}`{need}."}
+    return {**data, "reference": chain.reference}
 
 
 def _digest(folder: Path) -> str:

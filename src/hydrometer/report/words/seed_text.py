@@ -38,8 +38,10 @@ def seed_words(run: Run, chain: Chain) -> list[str]:
     unseen = max((g.unseen for g in groups if g.unseen is not None), default=0.0)
     if unseen > _SELDOM:
         out.append(
-            f"{chain.seeds} seeds: what happens in up to {unseen:.0%} of all runs may have happened in none of these, "
-            "one time in twenty. Where it lies far off, no interval made of these seeds covers its mean."
+            f"{chain.seeds} seeds: an outcome that up to {unseen:.0%} of all trainings have may by chance (one time in "
+            "twenty) be in none of these; where it lies far off, no interval made of these seeds covers the mean. Only "
+            f"more seeds show rarer outcomes: --set seeds={2 * chain.seeds} would bring {unseen:.0%} down to "
+            f"{1 - (1 - unseen) ** 0.5:.0%}."
         )
     return out
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydrometer.report.read_results import parse
 from hydrometer.report.typed_results import Chain, Control, Diff, Run
+from hydrometer.report.values import count, mapping
 from hydrometer.report.wording import (
     KL,
     Sentence,
@@ -75,14 +76,16 @@ def sentences(run: Run, chain: Chain) -> list[Sentence]:
         said = [Sentence("so far", "open", missing), *(_so_far(s, chain) for s in said)]
     said += [*gap_sentences(run, chain), *adopted_sentences(chain), *crossed_sentences(chain)]
     said += _caveats(run, chain)
-    return said if not chain.reference else _beside_texts(said, chain.reference)
+    return said if not chain.reference else _beside_texts(said, run, chain)
 
 
-def _beside_texts(said: list[Sentence], reference: str) -> list[Sentence]:
-    """Say what is measured under what, where the truth is texts."""
+def _beside_texts(said: list[Sentence], run: Run, chain: Chain) -> list[Sentence]:
+    """Say what is measured under what and over how much text, where the truth is texts."""
+    reference = chain.reference
     text = (
         "The truth is texts: recall is over texts whose prompts no model of this run was trained on. Texts score "
         f"nothing, so precision and KL(q‖{reference}) are under the {reference}, which may prefer other answers."
+        + _lengths(run, chain)
     )
 
     def named(text: str) -> str:
@@ -90,6 +93,17 @@ def _beside_texts(said: list[Sentence], reference: str) -> list[Sentence]:
 
     renamed = [Sentence(s.topic, s.tone, named(s.text)) for s in said]
     return [*renamed, Sentence("texts", "note", text)]
+
+
+def _lengths(run: Run, chain: Chain) -> str:
+    """Say how long the texts are beside the drawn answers, where both are known."""
+    of = run.of_chain(chain.name)
+    whole = next((a / b for g in of if (a := g.value("recall")) and (b := g.value("recall_per_token"))), None)
+    given = (mapping(mapping(s.get("chains")).get(chain.name)).get("truth") for s in run.specs)
+    most = next((n for truth in given if (n := count(mapping(truth).get("max_new_tokens")))), 0)
+    if whole is None or not most:
+        return ""
+    return f" Recall is over whole texts, mean {whole:.0f} tokens; precision over answers of at most {most}."
 
 
 def _so_far(said: Sentence, chain: Chain) -> Sentence:

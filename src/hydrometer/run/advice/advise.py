@@ -20,7 +20,8 @@ from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.core.io.files import write_atomic
 from hydrometer.core.shown import html_table
-from hydrometer.report.words.advice_text import advice_notes, advice_sentences, advice_table
+from hydrometer.report.tables.advice_table import advice_table
+from hydrometer.report.words.advice_text import advice_notes, advice_sentences
 from hydrometer.run.advice.candidate_table import Field, field_of, is_on_texts, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
 from hydrometer.run.advice.holdout import Again, judge_again
@@ -157,9 +158,21 @@ def keep(books: RunFolder, data: Json) -> None:
 def decision_of(sources: list[Source], field: Field, need: Need) -> Decision:
     """Decide on the runs' own rows; an unfinished run is never decided."""
     decision = decide(field.arms, field.design, need, field.baseline)
-    if decision.status == "decided" and any(s.missing for s in sources):
+    early = any(s.missing for s in sources)
+    if early and (decision.status == "decided" or (decision.reason == "one_seed" and _planned_seeds(sources) > 1)):
         return replace(decision, status="undecided", reason="partial")
     return decision
+
+
+def _planned_seeds(sources: list[Source]) -> int:
+    return len({c.seed for s in sources for c in s.chain.cells if c.seed is not None})
+
+
+def _so_far(sources: list[Source], field: Field) -> Json:
+    """Return how many seeds there are of how many, where cells are missing."""
+    if not any(s.missing for s in sources):
+        return {}
+    return {"seeds_so_far": [len(field.seeds), max(_planned_seeds(sources), len(field.seeds))]}
 
 
 def _data(
@@ -175,10 +188,12 @@ def _data(
         "per": unit_of(sources[0], need),
         "need": {**asdict(need), "margin": need.indifference, "stated": stated},
         "objective": need.objective,
+        **({"reference": sources[0].reference} if sources[0].reference else {}),
         "error": ERROR,
         "seeds": 0 if field.seeds == [None] else len(field.seeds),
         "rows": field.design.n,
         **decided(field, decision),
+        **_so_far(sources, field),
         "baseline": field.found[field.baseline].id,
         "expected": _expected(field, need, decision, again),
         "candidates": [_candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)],
@@ -298,6 +313,7 @@ def answer(
     candidates = zip(field.found, decision.candidates, strict=True)
     return {
         **decided(field, decision),
+        **_so_far([source], field),
         "per": unit_of(source, need),
         "objective": need.objective,
         "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},

@@ -15,6 +15,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.report.values import mapping, text
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import reopen
 from hydrometer.run.preflight.diagnosis import shared_prompts
@@ -39,6 +40,7 @@ class Source:
     digest : of results.json; tells whether kept advice is of these results.
     missing : ids of the chain's cells that are not judged yet.
     shared_prompts : whether models are judged on the prompts that they are trained on, and no description says so.
+    reference : what precision is measured under where the truth is texts; else empty.
     """
 
     books: RunFolder
@@ -50,6 +52,7 @@ class Source:
     digest: str
     missing: tuple[str, ...] = ()
     shared_prompts: bool = False
+    reference: str = ""
 
     @property
     def folder(self) -> Path | Url:
@@ -170,6 +173,7 @@ def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path |
         digest=file_digest(books.root / "results.json"),
         missing=tuple(results.get("partial", {}).get(name, [])),
         shared_prompts=bool(shared_prompts(opened.spec, opened.plan.chains[name])),
+        reference=text(mapping(results["summary"]["chains"][name]).get("reference")),
     )
 
 

@@ -33,7 +33,7 @@ class Monitor(Protocol):
         """Tell that the stage ended."""
 
     def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
-        """Tell of the first figures of a model, by its group's id."""
+        """Tell of the first figures of a model and its decoding, by the model's name (a map's: its group's id)."""
 
 
 class SilentMonitor(Monitor):

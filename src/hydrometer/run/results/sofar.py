@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import Plan
+from hydrometer.stages.cells import Cell
 from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
@@ -43,6 +44,14 @@ def _there(key: str | None, left: Collection[str]) -> str | None:
     return None if key in left else key
 
 
+def _printed(cell: Cell, *, with_chain: bool) -> str:
+    """Return a model's name, with its decoding; of a map, whose models have no names, the group's id."""
+    if cell.point is not None:
+        return cell.group
+    decoded = "" if cell.decoding is None else f" decoded-{cell.decoding.slug}"
+    return cell.model_name(with_chain=with_chain) + decoded
+
+
 class SoFar:
     """Hears of every stage that ends; tells the monitor of new models, and has results written from time to time.
 
@@ -53,9 +62,9 @@ class SoFar:
 
     def __init__(self, plan: Plan, store: ArtifactStore, monitor: Monitor, write: Callable[[Outcome], None]) -> None:
         self.store, self.monitor, self.write = store, monitor, write
-        self.groups: dict[str, dict[str, None]] = {}
+        self.groups: dict[str, dict[str, str]] = {}
         for cell in plan.cells:
-            self.groups.setdefault(cell.judge, {})[cell.group] = None
+            self.groups.setdefault(cell.judge, {})[cell.group] = _printed(cell, with_chain=len(plan.chains) > 1)
         self.told: set[str] | None = None
         self.untold: list[Node] = []
         self.unseen: list[Node] = []  # what another machine made may be seen here later than it is heard of
@@ -82,8 +91,8 @@ class SoFar:
         """Tell of a model whose group has no figures yet; False where it cannot be read yet."""
         if not self.store.has(node.stage, node.key):
             return False
-        for group in self.groups.get(node.key, {}):
+        for group, name in self.groups.get(node.key, {}).items():
             if group not in told:
                 told.add(group)
-                self.monitor.judged(group, load_metrics(self.store.path(node.stage, node.key)))
+                self.monitor.judged(name, load_metrics(self.store.path(node.stage, node.key)))
         return True
