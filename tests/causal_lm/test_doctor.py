@@ -185,6 +185,14 @@ def test_a_fault_of_the_prompts_is_found(sound: Path, tmp_path: Path, code: str)
     assert code not in found(chain(sound, **jsonl(tmp_path, "w3", "w4")))
 
 
+def test_repeats_are_counted_among_the_prompts_to_train_on(sound: Path, tmp_path: Path) -> None:
+    prompts = jsonl(tmp_path, "w3", "w4", "w3")["truth"]["prompts"]
+    (tmp_path / "kept.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in (5, 6)))
+    kept = {"prompts": prompts | {"evaluate": {"file": str(tmp_path / "kept.jsonl")}}}
+    said = found(chain(sound, truth=kept))["prompts-repeated"]
+    assert said.what == "1 of 3 prompts to train on repeat another one"
+
+
 def test_special_tokens_in_a_users_words_break_the_template(sound: Path, tmp_path: Path) -> None:
     assert found(chain(sound, **jsonl(tmp_path, "w3 <eos> w4", chat=True)))["special-in-text"].severity == "warning"
     assert "special-in-text" not in found(chain(sound, **jsonl(tmp_path, "w3 w4", chat=True)))

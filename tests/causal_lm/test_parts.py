@@ -53,7 +53,9 @@ def test_columns_as_people_name_them(
     assert (found.turns, found.answer) == (turns, answer)
     assert said_columns([found]) == said
     if "messages" not in row and "conversations" not in row:
-        assert read_questions(file)[0].turns == turns
+        (asked,) = read_questions(file)
+        assert asked.turns == turns
+        assert f"; the {list(row)[-1 - ('completion' in row)]} is not used" in (said_columns([asked]) or "")
 
 
 def test_columns_that_are_named(tmp_path: Path) -> None:
@@ -66,6 +68,8 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
     file = lines(tmp_path, [{"ask": "do it", "reply": "a", "prompt": "not this"}])
     with pytest.raises(DataError, match=r"no column replies; got \['ask', 'prompt', 'reply'\]"):
         read_answers(File(file=file, columns={"prompt": "ask", "completion": "replies"}))
+    with pytest.raises(DataError, match="line 1: reply must be text; got None"):
+        read_answers(File(file=lines(tmp_path, [{"ask": "do it", "reply": None}]), columns=named.columns))
     with pytest.raises(DataError, match="conversations of somebody unknown; got 'robot'"):
         read_answers(Path(lines(tmp_path, [{"conversations": [{"from": "robot", "value": "x"}]}])))
     with pytest.raises(SpecError, match="give one of file: PATH and dataset"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,12 @@ def chain(folder: Path | str, **fields: object) -> CausalLMChain:
         ("truth: {source: x, selectivity: [1]}", "truth: the truth has no selectivity"),
         ("truth: {source: x, prompts: {file: a, chta: true}}", "unknown key 'chta'; did you mean 'chat'"),
         ("truth: {source: x, prompts: [1]}", "prompts are null"),
+        ("truth: {source: x, prompts: Rows.JSONL}", "the text 'Rows.JSONL'; for the file write {file: Rows.JSONL}"),
+        ("truth: {source: x, prompts: pyproject.toml}", "for the file write {file: pyproject.toml}"),
+        ("truth: {source: x, prompts: {file: a, evaluate: 12}}", "between 0 and 1, or {file: PATH}; got 12"),
+        ("selectivity: {temperature: 0.7}", "such as [{temperature: 1.0}, {temperature: 0.7}]"),
+        ("selectivity: [{temperature: 0}]", "0.3 shows the trend"),
+        ("seeds: 3", "unknown key 'seeds'; it belongs at the top"),
         ("teacher: truht", "teacher"),
         ("teacher: {init: {layers_of: truth, layers: []}}", "at least 1"),
         ("student: {init: scratch}", "needs an architecture"),
@@ -65,13 +72,19 @@ def chain(folder: Path | str, **fields: object) -> CausalLMChain:
         ("student: {init: truth, training: {warmup_ratio: 0.9}}", "must not exceed 1"),
     ],
 )
-def test_a_wrong_specification_is_told_in_one_line(change: str, words: str):
+def test_a_wrong_specification_is_told_in_one_line(change: str, words: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
     whole = chain("x").model_dump(by_alias=True)
     with pytest.raises(ValidationError) as caught:
         CausalLMChain.model_validate({**whole, **parse_yaml(change, "test")})
     message = str(explain(caught.value, "f.yaml"))
     assert words in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["Sum up data.json", "e.g. this", "Once."])
+def test_a_text_that_mentions_a_file_is_a_prompt(text: str):
+    assert chain("x", truth={"source": "x", "prompts": text}).truth.prompts == text
 
 
 def test_a_specification_survives_a_round_trip():
@@ -132,6 +145,12 @@ def test_broken_files_become_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     (folder / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(ModelError, match="is not sound"):
         CausalLM.from_pretrained(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_told_before_it_is_opened(llama_folder: Path, tmp_path: Path):
+    shutil.copytree(llama_folder, bare := tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    with pytest.raises(ModelError, match=r"holds no tokenizer.*tokenizer\.save_pretrained\('.*bare'\)"):
+        load.locate(str(bare))
 
 
 def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch):

@@ -137,6 +137,7 @@ def test_bad_specifications_are_one_line_and_exit_2(hydrometer: Any, tmp_path: P
     [
         (["run", "quickstrat"], "did you mean 'quickstart'"),
         (["run", "nowhere.yaml"], "cannot be read"),
+        (["run", "spec.yml"], ": did you mean 'spec.yaml'?"),
         (["run", "spec.yaml", "--out", "spec.yaml"], "is a file"),
         (["run", "spec.yaml", "--out", "."], "holds no run"),
         (["run", "spec.yaml", "--set", "chains.m.data.train"], "PATH=VALUE"),

@@ -206,7 +206,7 @@ def test_nothing_is_overwritten_and_bad_input_is_refused(models: Path, tmp_path:
     assert out.read_text() == "mine"
     out.unlink()
     (tmp_path / "numbers.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no column prompt, messages or text"):
+    with pytest.raises(DataError, match="no column messages, conversations, prompt"):
         begin([str(tmp_path / "numbers.csv")], out=out)
     with pytest.raises(InputError, match="more than two models"):
         begin([str(models / n) for n in ("small", "large", "small")], out=out)

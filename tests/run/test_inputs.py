@@ -55,14 +55,17 @@ def said(command: Any, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--prompts", "odd.jsonl"), "odd.jsonl, line 1: no column prompt, messages or text"),
-        (("--prompts", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--prompts", "odd.jsonl"), "odd.jsonl, line 1: no column messages, conversations, prompt"),
+        (("--prompts", "ode.jsonl"), "got 'ode.jsonl'; looked in /"),
+        (("--prompts", "turn.jsonl"), ": did you mean 'turns.jsonl'?"),
+        (("--prompts", "away/odd.jsonl"), "away, which does not exist"),
         (("--prompts", "one.jsonl", "--prompts-are", "sample"), "--prompts-are fixed"),
         (("--prompts", "one.jsonl", "--answers-per-prompt", "1"), "--answers-per-prompt"),
         (("--prompts", "turns.jsonl", "--no-chat"), "leave --no-chat out"),
         (("--answers-per-prompt", "0"), "--answers-per-prompt must lie between"),
         (("--max-new-tokens", "0"), "--max-new-tokens must lie between"),
-        (("--student", "nowhere"), "no such model; got 'nowhere'"),
+        (("--student", "nowhere"), "no such model; got 'nowhere'; looked in /"),
+        (("--student", "lama"), ": did you mean 'llama'?"),
         (("--student", "file"), "a model file must be GGUF"),
         (("--out", "file/out"), "Not a directory"),
     ],
@@ -80,7 +83,7 @@ def test_prompts_and_sources_of_a_specification(command: Any, tmp_path: Path, ve
     write_spec(lm_spec("llama", truth=truth), tmp_path, "odd.yaml")
     elsewhere = {"init": {"source": "nowhere"}}
     write_spec(lm_spec("llama", student=elsewhere), tmp_path, "nowhere.yaml")
-    for name, says in (("odd.yaml", "no column prompt, messages or text"), ("nowhere.yaml", "no such model")):
+    for name, says in (("odd.yaml", "no column messages, conversations, prompt"), ("nowhere.yaml", "no such model")):
         if verb == ("doctor",):
             code, out, _ = command("doctor", name, "--json")
             (found,) = [f for f in json.loads(out)["findings"] if f["severity"] == "fatal"]
@@ -110,7 +113,7 @@ def test_folders_of_a_run(command: Any, tmp_path: Path) -> None:
     assert "Not a directory" in said(command, "run", "spec.yaml", "--out", "file/out")
     assert "Not a directory" in said(command, "run", "spec.yaml", "--cache", "file/cache")
     hm.run("markov", out=tmp_path / "out", overrides=["seeds=1", "chains.markov.data.evaluate=20"])
-    assert "another experiment; got \"'markov'\"" in said(command, "run", "spec.yaml", "--out", "out")
+    assert "another experiment; got 'markov'" in said(command, "run", "spec.yaml", "--out", "out")
     code, out, _ = command("doctor", "spec.yaml", "--out", "file/out", "--json")
     found = json.loads(out)["findings"][0]
     assert (code, found["code"]) == (2, "folder")

@@ -168,6 +168,19 @@ def test_one_more_temperature_recomputes_only_its_own_stages(tmp_path: Path, tin
     assert dict(done) == {"draw": 3 + 4 * 3, "fit": 1, "score": 4 * 6, "judge": 4, "show": 4}
 
 
+def test_a_model_by_another_spelling_of_its_path_is_the_same(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_models["llama"]
+    monkeypatch.chdir(model.parent)
+    data = {"train": 8, "validate": 4, "distill": 8, "evaluate": 8}
+    run(lm_spec(f"./{model.name}", data=data), tmp_path)
+    assert dict(run(lm_spec(model.absolute(), data=data), tmp_path).outcome.computed) == {}
+    other = lm_spec(model.name, data=data | {"train": 9, "distill": 9}, student={"init": {"source": str(model)}})
+    with pytest.raises(SpecError, match=r"lm\.data\.distill, chains\.lm\.data\.train, .*lm\.student.* differ;"):
+        run(other, tmp_path)
+
+
 def test_prompts_that_changed_are_another_experiment(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     truth = {"source": str(tiny_models["llama"]), "max_new_tokens": 4, "prompts": {"file": "p.jsonl"}}
     (tmp_path / "p.jsonl").write_text('{"prompt": "w3"}\n')

@@ -34,7 +34,9 @@ class JudgeOptions:
     ] = None
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="JSONL, Parquet or CSV with a column prompt, messages or text."),
+        typer.Option(
+            "--prompts", metavar="FILE", help="JSONL, Parquet or CSV: prompt, instruction, question, messages, text."
+        ),
     ] = None
     chat: Annotated[
         bool | None,

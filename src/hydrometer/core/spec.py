@@ -6,7 +6,7 @@ What a family's own chain looks like is written in that family's folder; `models
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, LiteralString, Self, cast
 
 from pydantic import (
@@ -73,9 +73,13 @@ class Strict(BaseModel):
                 raise PydanticCustomError(
                     "unknown_key",
                     "unknown key {key}; {hint}",
-                    {"key": brief(key), "hint": nearest(key if isinstance(key, str) else "", known)},
+                    {"key": brief(key), "hint": cls._hint(key if isinstance(key, str) else "", known)},
                 )
         return cast("object", data)
+
+    @classmethod
+    def _hint(cls, key: str, known: list[str]) -> str:
+        return nearest(key, known)
 
 
 def _name(value: str) -> str:
@@ -160,7 +164,10 @@ def _rank(value: str) -> str:
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], LiteralString]] = {
-    "temperature": (lambda v: 0 < v < math.inf, "temperature must be a finite number above 0 (1 changes nothing)"),
+    "temperature": (
+        lambda v: 0 < v < math.inf,
+        "temperature must be a finite number above 0 (1 changes nothing, 0.3 shows the trend)",
+    ),
     "top_k": (lambda v: 1 <= v < 2**31, "top_k must be at least 1, and below 2^31"),
     "top_p": (lambda v: 0 < v <= 1, "top_p must lie in (0, 1] (1 keeps every token)"),
     "min_p": (lambda v: 0 <= v <= 1, "min_p must lie in [0, 1] (0 keeps every token)"),
@@ -311,9 +318,18 @@ def _distinct(values: tuple[Selectivity, ...]) -> tuple[Selectivity, ...]:
     return values
 
 
+def _settings(value: object) -> object:
+    if isinstance(value, Mapping):
+        raise PydanticCustomError(
+            "list", "a list of settings is needed, such as [{temperature: 1.0}, {temperature: 0.7}]"
+        )
+    return as_tuple(value)
+
+
 Selectivities = Annotated[
-    tuple[Selectivity, ...], Field(max_length=MAX_SETTINGS), BeforeValidator(as_tuple), AfterValidator(_distinct)
+    tuple[Selectivity, ...], Field(max_length=MAX_SETTINGS), BeforeValidator(_settings), AfterValidator(_distinct)
 ]
+_OF_A_RUN = ("name", "description", "known", "seeds", "chains", "report_to")
 Resample = Literal["data", "teacher", "distill", "student", "evaluate"]
 
 
@@ -335,6 +351,10 @@ class ChainSpec(Strict):
     decoding: Selectivities | None = None
     loss: Annotated[tuple[Literal["mle"], ...], Field(max_length=1), BeforeValidator(as_tuple)] = ("mle",)
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuple)] = ("distill", "student")
+
+    @classmethod
+    def _hint(cls, key: str, known: list[str]) -> str:
+        return "it belongs at the top, beside chains" if key in _OF_A_RUN else super()._hint(key, known)
 
     @property
     def controls(self) -> tuple[Selectivity, ...]:

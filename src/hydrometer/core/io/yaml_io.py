@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -28,6 +28,7 @@ __all__ = [
     "read_json",
     "read_plain",
     "user_path",
+    "where_to_look",
 ]
 
 MAX_YAML_BYTES = 1_000_000
@@ -38,6 +39,7 @@ MAX_INTEGER_BITS = 256
 MAX_WORD = 200
 MAX_PLACE = 12
 MAX_GOT = 80
+MAX_NAMES = 1000
 MAX_ARTIFACT_JSON_BYTES = 1_000_000_000
 
 
@@ -73,6 +75,24 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         return Path(text)
+
+
+def where_to_look(path: Path) -> str:
+    """Say in which folder a missing file or folder was looked for, and the nearest name there.
+
+    Examples
+    --------
+    >>> where_to_look(Path("/nowhere/rows.jsonl"))
+    'looked in /nowhere, which does not exist'
+    """
+    folder = path.absolute().parent
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in islice(entries, MAX_NAMES)]
+    except (OSError, ValueError):  # a name with NUL
+        return f"looked in {folder}" + ("" if os.path.isdir(folder) else ", which does not exist")
+    close = difflib.get_close_matches(path.name[:MAX_WORD], names, n=1, cutoff=0.6)
+    return f"looked in {folder}" + (f": did you mean {close[0]!r}?" if close and close[0] != path.name else "")
 
 
 def read_json(path: Path, limit: int, *, unique: bool = False) -> Any:
@@ -234,6 +254,8 @@ def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> d
         value: object = loader.get_single_data()
         if _spread(value, set(), {}) > MAX_YAML_NODES:
             raise ValueError(f"aliases make more than {MAX_YAML_NODES} values of it")
+    except yaml.MarkedYAMLError as e:
+        raise _misplaced(e, origin, source, fix) from None
     except yaml.YAMLError as e:
         raise SpecError(f"{origin} is not plain YAML: {one_line(str(e), 300)}", fix=fix) from None
     except RecursionError:
@@ -249,6 +271,24 @@ def parse_yaml(text: bytes | str, origin: str, limit: int = MAX_YAML_BYTES) -> d
         got = "nothing" if value is None else type(value).__name__
         raise SpecError(f"{origin} must be a YAML mapping of keys to values", got=got, fix=fix)
     return value
+
+
+def _misplaced(error: yaml.MarkedYAMLError, origin: str, source: str, fix: str) -> SpecError:
+    """Name the line that the parser stopped at, and what is wrong there."""
+    mark = error.problem_mark or error.context_mark
+    problem = one_line(error.problem or error.context or "", 200)
+    lines = source.splitlines()
+    if mark is None or not mark.line < len(lines):
+        return SpecError(f"{origin} is not plain YAML: {problem}", fix=fix)
+    line = lines[mark.line]
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        problem, fix = "a tab in the indentation", "indent with blanks"
+    elif "expected <block end>" in problem:
+        problem, fix = (
+            "it does not fit the block above it",
+            "indent it as the lines beside it; quote texts that hold : or #",
+        )
+    return SpecError(f"{origin} is not plain YAML: line {mark.line + 1}: {problem}", got=line.strip(), fix=fix)
 
 
 def apply_overrides(data: dict[str, object], overrides: list[str]) -> dict[str, object]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self, cast
 
-from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.errors import brief
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.core.spec import Strict
 from hydrometer.core.statistics.sampling_design import PromptsAre
@@ -156,7 +167,7 @@ def _evaluate_kind(value: object) -> str | None:
     match value:
         case bool():
             return None
-        case int() | float():
+        case int() | float() if 0 < value < 1:
             return "<share>"
         case File() | Mapping():
             return "<file>"
@@ -313,6 +324,18 @@ class Truth(Strict):
         if self.text is not None:
             return self.text.evaluate
         return self.prompts.evaluate if isinstance(self.prompts, PromptsFile) else None
+
+    @field_validator("prompts")
+    @classmethod
+    def _no_name_of_a_file(cls, value: object, about: ValidationInfo) -> object:
+        if not isinstance(value, str) or not os.path.splitext(value)[1]:
+            return value
+        base = about.context["base"] if isinstance(about.context, Mapping) and "base" in about.context else Path.cwd()
+        is_name = value.lower().endswith((".jsonl", ".json", ".csv", ".parquet")) and len(value.split()) == 1
+        if is_name or os.path.isfile(os.path.join(base, user_path(value))):
+            what = "prompts is the text {text}; for the file write {file: {name}}"
+            raise PydanticCustomError("prompts", what, {"text": brief(value), "name": value})
+        return value
 
     @model_validator(mode="after")
     def _model_or_text(self) -> Self:

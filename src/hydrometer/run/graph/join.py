@@ -39,7 +39,7 @@ def refuse_other_name(folder: RunFolder, spec: RunSpec) -> None:
 
 
 def _refuse_other(name: object) -> NoReturn:
-    got = "something else" if name is None else repr(name)
+    got = "something else" if name is None else name
     fix = "same name and truth are needed to go on; choose another --out"
     raise FolderError("the folder holds another experiment", got=got, fix=fix)
 

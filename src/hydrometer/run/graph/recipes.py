@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import SpecError
-from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml
+from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml, where_to_look
 from hydrometer.core.watching import doing
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
             with path.open("rb") as f:
                 data, origin, base = f.read(MAX_YAML_BYTES + 1), path.name, path.absolute().parent
         except (OSError, ValueError) as e:  # a name with NUL
-            raise SpecError(f"the specification cannot be read: {getattr(e, 'strerror', e)}", got=name) from None
+            what = f"the specification cannot be read: {getattr(e, 'strerror', e)}"
+            raise SpecError(what, got=name, fix=where_to_look(path)) from None
     else:
         raise SpecError("unknown recipe", got=name, fix=nearest(name, list(recipes())) + " or give a .yaml file")
     return parse_run_spec(apply_overrides(parse_yaml(data, origin), list(overrides)), origin, base)

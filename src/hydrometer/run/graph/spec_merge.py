@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydrometer.core.distillation import MLE, TEACHER_ROWS, Objective, Prefixes
 from hydrometer.core.errors import SpecError
+from hydrometer.core.io.yaml_io import is_object, user_path
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.families import RunSpec
 from hydrometer.models.finite_selectivity import canonical
@@ -45,10 +47,10 @@ def merge(specs: list[RunSpec]) -> RunSpec:
     """
     first = specs[0]
     for other in specs[1:]:
-        difference = _difference(experiment(first), experiment(other))
-        if difference:
+        found = list(_differences(experiment(first), experiment(other)))
+        if found:
             raise SpecError(
-                f"the folder holds another experiment: {difference} differs",
+                f"the folder holds another experiment: {', '.join(found)} {'differ' if found[1:] else 'differs'}",
                 fix=f"only {', '.join(_MAY_CHANGE)} may change; choose another --out",
             )
 
@@ -118,12 +120,15 @@ def experiment(spec: RunSpec) -> dict[str, object]:
     return body
 
 
-def _difference(a: object, b: object, path: str = "") -> str:
-    """Return the path of the first difference, or an empty string."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted({*a, *b}, key=str):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-            found = _difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-            if found:
-                return found
-        return ""
-    return "" if a == b else path or "everything"
+def _differences(a: object, b: object, path: str = "") -> Iterator[str]:
+    """Yield the paths of the differences. Sources that are one folder or file, however written, are equal."""
+    if is_object(a) and is_object(b):
+        for key in sorted({*a, *b}, key=str):
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    elif a != b and not (path.endswith(".source") and isinstance(a, str) and isinstance(b, str) and _one_place(a, b)):
+        yield path or "everything"
+
+
+def _one_place(a: str, b: str) -> bool:
+    places = [os.path.realpath(user_path(p)) for p in (a, b)]
+    return places[0] == places[1] and os.path.exists(places[0])

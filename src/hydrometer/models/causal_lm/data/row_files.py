@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 import pyarrow.parquet
 
 from hydrometer.core.errors import DataError, MissingDependencyError, one_line
+from hydrometer.core.io.yaml_io import where_to_look
 from hydrometer.models.causal_lm.truth_spec import File
 
 __all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "MAX_ROWS", "Source", "name_of", "rows_of"]
@@ -68,7 +69,8 @@ def rows_of(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, dic
         if isinstance(e, DataError):
             raise
         why = getattr(e, "strerror", None) or e
-        raise DataError(f"the file cannot be read: {why}", got=name_of(source), fix="check the path") from None
+        fix = where_to_look(source if isinstance(source, Path) else source.path)
+        raise DataError(f"the file cannot be read: {why}", got=name_of(source), fix=fix) from None
 
 
 def _lines(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -187,7 +189,7 @@ def _parquet(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[
         _count(int(file.metadata.num_rows), name)
         columns = [c for c in known if c in file.schema_arrow.names]
         if not columns:
-            fix = "give it a column prompt, messages or text"
+            fix = "give it a column messages, prompt, instruction, question or text, or name its columns"
             raise DataError(f"{name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
         _count_values(file.metadata, columns, name)
         number = size = 0

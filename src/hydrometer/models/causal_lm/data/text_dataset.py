@@ -20,7 +20,7 @@ Other columns are ignored. Needs neither torch nor transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ Column = Literal["messages", "prompt", "completion", "text"]
 _QUESTIONS: tuple[Shape, ...] = ("messages", "prompt", "text")
 _ANSWERS = ("completion", "answer", "response", "output")
 _COLUMNS = ("messages", "conversations", "prompt", "instruction", "input", "question", "text", *_ANSWERS)
+_ASKED = "messages, conversations, prompt, instruction, question or text"
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -101,12 +102,12 @@ def read_questions(source: Source, *, mixed: bool = False) -> list[Answered]:
     DataError : unreadable, not UTF-8, too large, without the columns, or rows of several shapes.
     """
     out: list[Answered] = []
-    for where, row, seen in _rows(source, _FIX):
+    for where, row, seen, own in _rows(source, _FIX):
         shape: Shape | None = next((s for s in _QUESTIONS if s in row), None)
         if shape is None:
-            raise DataError(f"{where}: no column prompt, messages or text", got=_seen(row), fix=_FIX)
-        value = row[shape]
-        turns = (("user", _text(value, shape, where)),) if shape == "text" else _turns(value, shape, where)
+            raise DataError(f"{where}: no column {_ASKED}", got=_seen(row), fix=_FIX)
+        value, called = row[shape], own.get(shape, shape)
+        turns = (("user", _text(value, called, where)),) if shape == "text" else _turns(value, called, where)
         out.append(Answered(turns, shape, None, where, seen))
         if not mixed:
             _same_shape(out)
@@ -121,8 +122,8 @@ def read_answers(source: Source) -> list[Answered]:
     DataError : as `read_questions`; also an empty answer, or a last turn that is not the assistant's.
     """
     out: list[Answered] = []
-    for where, row, seen in _rows(source, _FIX_ANSWERS):
-        found = _answered(row, where)
+    for where, row, seen, own in _rows(source, _FIX_ANSWERS):
+        found = _answered(row, where, own)
         if not found.answer:
             raise DataError(f"{where}: the answer is empty", fix="leave out rows without an answer")
         out.append(Answered(found.turns, found.shape, found.answer, where, seen))
@@ -130,7 +131,8 @@ def read_answers(source: Source) -> list[Answered]:
     return _some(out, source, _FIX_ANSWERS)
 
 
-def _answered(row: dict[str, Any], where: str) -> Answered:
+def _answered(row: dict[str, Any], where: str, own: Mapping[str, str]) -> Answered:
+    asked, replied = own.get("prompt", "prompt"), own.get("completion", "completion")
     if "messages" in row:
         turns = _turns(row["messages"], "messages", where)
         if len(turns) < 2 or turns[-1][0] != "assistant":
@@ -139,19 +141,21 @@ def _answered(row: dict[str, Any], where: str) -> Answered:
         return Answered(turns[:-1], "messages", turns[-1][1], where)
     if "prompt" in row:
         if "completion" not in row:
-            raise DataError(f"{where}: a prompt without completion or answer", got=_seen(row), fix=_FIX_ANSWERS)
+            raise DataError(
+                f"{where}: a prompt without completion or answer", got=sorted(own.values())[:8], fix=_FIX_ANSWERS
+            )
         answer = row["completion"]
         if isinstance(answer, list):
-            replied = _turns(answer, "completion", where)
-            if [role for role, _ in replied] != ["assistant"]:
-                what = f"{where}: completion must be one turn of the assistant"
+            turns = _turns(answer, replied, where)
+            if [role for role, _ in turns] != ["assistant"]:
+                what = f"{where}: {replied} must be one turn of the assistant"
                 raise DataError(what, got=answer, fix=_FIX_ANSWERS)
-            answer = replied[0][1]
-        said = _text(answer, "completion", where, empty=True)
-        return Answered(_turns(row["prompt"], "prompt", where), "prompt", said, where)
+            answer = turns[0][1]
+        said = _text(answer, replied, where, empty=True)
+        return Answered(_turns(row["prompt"], asked, where), "prompt", said, where)
     if "text" in row:
-        return Answered((), "text", _text(row["text"], "text", where, empty=True), where)
-    raise DataError(f"{where}: no column messages, prompt or text", got=_seen(row), fix=_FIX_ANSWERS)
+        return Answered((), "text", _text(row["text"], own.get("text", "text"), where, empty=True), where)
+    raise DataError(f"{where}: no column {_ASKED}", got=_seen(row), fix=_FIX_ANSWERS)
 
 
 def said_columns(rows: Sequence[Answered]) -> str | None:
@@ -163,10 +167,17 @@ def said_columns(rows: Sequence[Answered]) -> str | None:
     if asked == "conversations":
         return "conversations are messages, human the user and gpt the assistant"
     replied = next((c for c in _ANSWERS if c in seen), None) if rows[0].answer is not None else None
-    if asked == "prompt" and replied in (None, "completion", "answer"):
+    idle = next((c for c in _ANSWERS if c in seen), None) if rows[0].answer is None else None
+    if asked == "prompt" and idle is None and replied in (None, "completion", "answer"):
         return None
     below = " with the input below it" if asked == "instruction" and "input" in seen else ""
-    return f"the prompt is the {asked}{below}" + ("" if replied is None else f", the answer the {replied}")
+    return f"the prompt is the {asked}{below}" + (
+        f", the answer the {replied}"
+        if replied is not None
+        else f"; the {idle} is not used (truth: {{text: FILE}} takes answers)"
+        if idle
+        else ""
+    )
 
 
 def guessed_columns(source: Source) -> dict[Column, str]:
@@ -187,8 +198,8 @@ def guessed_columns(source: Source) -> dict[Column, str]:
     return {what: own for what, own in guessed.items() if own is not None}
 
 
-def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
-    """Yield where a row is, its columns under the four names that are used, and the names that were read."""
+def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...], dict[str, str]]]:
+    """Yield where a row is, its columns under the four names that are used, the names that were read, and their own."""
     renamed = {str(k): v for k, v in source.columns.items()} if isinstance(source, File) else {}
     theirs = {own: mine for mine, own in renamed.items()}
     for where, row in rows_of(source, (*theirs, *_COLUMNS)):
@@ -196,7 +207,12 @@ def _rows(source: Source, fix: str) -> Iterator[tuple[str, dict[str, Any], tuple
             raise DataError(f"{where}: no column {lacking}", got=_seen(row), fix="name columns that the rows have")
         rest = {k: v for k, v in row.items() if k not in theirs and k not in renamed}
         named = rest | {mine: row[own] for own, mine in theirs.items()}
-        yield where, _canonical(named, where), tuple(named)
+        own = {c: renamed.get(c, c) for c in named}
+        if "prompt" not in named and (asked := next((c for c in ("instruction", "question") if c in named), None)):
+            own["prompt"] = own.pop(asked)
+        if replied := next((c for c in _ANSWERS if c in named), None):
+            own["completion"] = own.pop(replied)
+        yield where, _canonical(named, where), tuple(named), own
 
 
 def _canonical(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydrometer.core.errors import MissingDependencyError, ModelError
 from hydrometer.core.io.files import cache_home, is_abandoned, mark
-from hydrometer.core.io.yaml_io import read_json, user_path
+from hydrometer.core.io.yaml_io import read_json, user_path, where_to_look
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 from hydrometer.models.causal_lm.loading.gguf_header import check_gguf
@@ -89,7 +89,7 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
     if HUB_ID.fullmatch(source):
         return _resolve_hub(source, revision)
     fix = f"give a folder, a .gguf file, a hub id (org/name) or one of: {', '.join(ALIASES)}"
-    raise ModelError("no such model", got=source, fix=fix)
+    raise ModelError("no such model", got=source, fix=f"{where_to_look(path)}; {fix}")
 
 
 def locate(source: str, *, base: str | None = None) -> None:
@@ -216,6 +216,9 @@ def _check_model_folder(path: Path) -> None:
             raise ModelError(what, got=str(path), fix=fix)
         raise ModelError("the folder holds no *.safetensors", got=str(path), fix="save the model with save_pretrained")
     check_folder(path)
+    if not any(f.is_file() for pattern in (*TOKENIZER_FILES[2:], "tekken.json") for f in path.glob(pattern)):
+        fix = f"write it there: tokenizer.save_pretrained({str(path)!r})"
+        raise ModelError("the folder holds no tokenizer", got=str(path), fix=fix)
 
 
 def _resolve_folder(path: Path) -> Resolved:

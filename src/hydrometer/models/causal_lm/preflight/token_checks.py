@@ -191,11 +191,12 @@ def _prompts(s: Subject) -> Iterator[Finding]:
         )
     repeats = sum(c - 1 for c in Counter(s.prompts.ids).values())
     if repeats:
+        of = "prompts" if s.chain.truth.evaluate is None else "prompts to train on"
         yield warning(
             "prompts-repeated",
-            f"{repeats} of {n} prompts repeat another one",
-            "figures are means over the prompts, so a repeated one counts as often as it is written, and its rows "
-            "are taken for those of another stratum",
+            f"{repeats} of {n} {of} repeat another one",
+            "figures are means over the prompts, so a repeated one counts as often as it is written, and intervals "
+            "take it for another prompt",
             "leave the repeats out",
         )
 
