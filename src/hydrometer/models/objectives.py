@@ -1,4 +1,4 @@
-"""Objectives of a causal-LM chain as a specification names them. Needs no torch.
+"""Objectives between next-id laws, as a specification names them. Needs no torch.
 
 p is the teacher's next-token law, q the student's, w the weight.
 
