@@ -169,7 +169,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a file": ({"model": "file"}, "GGUF"),
     "a NUL": ({"model": "a\0b"}, "no such model"),
     "a pickle": ({"model": "pickle"}, "never loaded"),
-    "no tokenizer": ({"model": "bare"}, "has no tokenizer"),
+    "no tokenizer": ({"model": "bare"}, "holds no tokenizer"),
     "not finite": ({"model": "nan"}, "NaN or infinity"),
     "torn weights": ({"model": "torn"}, "is not sound"),
     "a path for a name": ({"name": "../x"}, "name"),

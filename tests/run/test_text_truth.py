@@ -226,7 +226,7 @@ def _judged(path: Path) -> list[str]:
         ({"text": "LACKS"}, {}, "line 1: a prompt without completion or answer"),
         ({"source": "TEACHER", "reference": "x"}, {}, "a reference goes with text"),
         ({}, {}, "the truth is a model, source: PATH, or text: FILE"),
-        ({"text": {"file": "TEXTS", "evaluate": 1.5}}, {}, "less than 1"),
+        ({"text": {"file": "TEXTS", "evaluate": 1.5}}, {}, "a share of the prompts between 0 and 1"),
         ({"text": {"file": "TEXTS", "evaluate": {"file": "TEXTS"}}}, {}, "the prompt is in"),
         ({"text": {"file": "TEXTS", "columns": {"prompt": "ask"}}}, {}, "no column ask"),
         ({"text": "TEXTS"}, {"selectivity": [{"best_of": 2, "rank_by": "truth_log_prob"}]}, "texts score nothing"),

@@ -8,7 +8,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hydrometer.core.errors import LawMismatchError, ModelError
-from hydrometer.core.io.yaml_io import user_path
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.opened import vocabulary_hash
@@ -37,14 +36,6 @@ def check_adopted(source: str, base: str | None, tokenizer: PreTrainedTokenizerB
     ------
     ModelError, LawMismatchError
     """
-    folder = user_path(source)
-    named = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")  # an adapter's base may bring its own
-    if folder.is_dir() and not any((folder / f).is_file() for f in named):
-        raise ModelError(
-            "the checkpoint has no tokenizer, so its ids cannot be told from others",
-            got=source,
-            fix="save the tokenizer it was trained with beside it: tokenizer.save_pretrained(PATH)",
-        )
     found = load.outline(load.resolve(source, base=base))
     theirs, own = vocabulary_hash(found.tokenizer), vocabulary_hash(tokenizer)
     if theirs != own:
