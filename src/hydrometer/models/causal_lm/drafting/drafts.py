@@ -218,8 +218,6 @@ def _file(hand: _Hand, text: TextFacts, part: Part, place: Path) -> str:
     fields.append(f"chat: {str(hand.chat).lower()}")
     if text.columns:
         fields.append(f"columns: {json.dumps(text.columns)}")
-    if not part.asked[0][1]:
-        fields.append("are: fixed")  # whole texts all follow one prompt, which is no sample of prompts
     if not hand.is_answered and len(part.asked) < FEWEST:
         few = f"{len(part.asked)} prompts are too few to keep some for judging; models are judged on all of them"
         return f"{{{', '.join(fields)}}}   # guess: {few}"
