@@ -15,7 +15,12 @@ from hydrometer.core.errors import SpecError
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.nodes import FitNode
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from hydrometer.models.causal_lm.training import trainer  # noqa: E402
+from hydrometer.models.causal_lm.training.initialization import init_model  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 PREFIXES = ["teacher", "truth", "student", "teacher(student=0.5)"]
@@ -78,6 +83,35 @@ def test_a_plan_counts_what_a_student_draws_and_what_its_teacher_runs(
     }
 
 
+def test_a_warm_start_goes_on_from_the_direct_student_of_the_same_seed(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[dict[str, torch.Tensor]] = []
+
+    def spied(*given: Any) -> Any:
+        lm = init_model(*given)
+        if given[3] is not None:
+            starts.append({k: v.clone() for k, v in lm.model.state_dict().items()})
+        return lm
+
+    monkeypatch.setattr(trainer, "init_model", spied)
+    spec = spec_of(tiny_models["llama"], warm_start=True, selectivity=[{"temperature": 1}]) | {"seeds": 2}
+    cells = run(spec, tmp_path).results["cells"]
+    direct = {
+        c["seed"]: load_file(tmp_path / "out" / "artifacts" / c["artifacts"]["fit"] / "model.safetensors")
+        for c in cells
+        if c["training"] == "direct" and c["decoding"] is None
+    }
+    assert len(direct) == len(starts) == 2
+    for seed, weights in direct.items():
+        same = [all(torch.equal(s[k], v) for k, v in weights.items()) for s in starts]
+        assert sum(same) == 1, seed
+    fits = [n for n in plan_run(hm.load_spec(tmp_path / "spec.yaml")).nodes.values() if isinstance(n, FitNode)]
+    for n in fits:
+        assert (n.start is None) == (n.distillation is None)
+        assert n.start is None or set(n.start.inputs) <= set(n.inputs)
+
+
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
@@ -90,6 +124,10 @@ def test_a_plan_counts_what_a_student_draws_and_what_its_teacher_runs(
         ({"prefixes": ["student"]}, "the teacher's rows alone"),
         ({"loss": ["policy_gradient_token"]}, "on the student's alone"),
         ({"loss": ["adaptive_kl"], "selectivity": [{"top_p": 0.5}]}, "drops tokens"),
+        (
+            {"warm_start": True, "student": {"init": "truth", "training": {"lora": {"target_modules": ["q_proj"]}}}},
+            "leave lora out",
+        ),
     ],
 )
 def test_one_line(tmp_path: Path, tiny_models: dict[str, Path], chain: dict[str, Any], said: str) -> None:

@@ -171,6 +171,7 @@ class FitRequest:
     truth : the law of level 0, whose prompts, stop set and layers a level may take over.
     teacher : the unselected law of the level above; None for a direct student, and where nothing of it is needed
         (`StartsAlone`).
+    start : the direct student, where a distilled one goes on from its weights; else None.
     level : the level's parameters, of the family's own type.
     prefix_source : where prefixes come from (`core.distillation.Prefixes`): the data's rows, of the ``truth`` or the
         ``teacher``, or of a ``text`` of one's own with its own prompts; a share of steps takes rows that the student
@@ -194,6 +195,7 @@ class FitRequest:
     tick: Tick = no_progress
     partial: Path | None = None
     selectivity: Selectivity | None = None
+    start: Law | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
             prefix_source=node.prefix_source,
             loss=node.loss,
             selectivity=node.matched,
+            start=None if node.start is None else bench.law(node.context, node.start, precision, purpose="train"),
             stream=node.stream,
             tick=tick,
             partial=bench.store.partial(node.stage, node.key),

@@ -104,6 +104,7 @@ class FitNode(Node):
     ----------
     distillation : of a distilled model, which has a teacher; None of one that is fitted to the truth's rows alone.
     baseline : name of a model that is fitted to a text.
+    start : the direct model that a distilled one goes on from; None of one that starts as its level says.
     """
 
     stage, priced = "fit", "fit"
@@ -117,6 +118,7 @@ class FitNode(Node):
     distillation: Distillation | None
     stream: Stream
     baseline: str | None = field(default=None, kw_only=True)
+    start: LawRef | None = field(default=None, kw_only=True)
 
     def does(self) -> str:
         if self.baseline is not None:

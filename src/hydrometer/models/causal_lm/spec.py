@@ -126,6 +126,7 @@ class CausalLMChain(ChainSpec):
     engine : what draws training rows, by name with its settings; None for this package's own sampler (`native`).
     picture : projection of the first seed's answers from the truth's embedding space to the plane; None for none.
     judge_training_prompts : judge on prompts that the models are trained on, too, beside those kept apart.
+    warm_start : distilled students go on from the direct student's weights instead of their `init`.
     """
 
     family: Literal["causal_lm"] = "causal_lm"  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
@@ -149,6 +150,7 @@ class CausalLMChain(ChainSpec):
     ] = None
     picture: Literal["pca", "umap"] | None = None
     judge_training_prompts: bool = False
+    warm_start: bool = False
 
     @model_serializer(mode="wrap")
     def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -156,6 +158,8 @@ class CausalLMChain(ChainSpec):
         body: dict[str, Any] = handler(self)
         if not self.judge_training_prompts:
             body.pop("judge_training_prompts", None)
+        if not self.warm_start:
+            body.pop("warm_start", None)
         if self.prefixes == ("teacher",):
             body.pop("prefixes", None)
         if not self.baselines:
@@ -246,6 +250,14 @@ class CausalLMChain(ChainSpec):
         if self.judge_training_prompts and self.truth.evaluate is None:
             raise PydanticCustomError(
                 "judge_training_prompts", "judge_training_prompts needs prompts kept for judging: prompts.evaluate: 0.2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_over_their_own_base(self) -> Self:
+        if self.warm_start and any(level.training.lora is not None for level in (*self.assistants, self.student)):
+            raise PydanticCustomError(
+                "warm_start", "warm_start has no base that an adapter could be opened over: leave lora out"
             )
         return self
 

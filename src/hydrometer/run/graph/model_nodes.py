@@ -72,8 +72,9 @@ class ModelNodes(TextNodes):
         teacher: LawRef | None = None,
         distillation: Distillation | None = None,
         baseline: str | None = None,
+        start: LawRef | None = None,
     ) -> LawRef:
-        """Plan a fit: of a distilled model with its teacher, of a direct one, or of a baseline by its name."""
+        """Plan a fit: of a distilled model with its teacher and its start, of a direct one, or of a named baseline."""
         node = FitNode(
             "",
             self.context,
@@ -85,11 +86,13 @@ class ModelNodes(TextNodes):
             distillation,
             stream,
             baseline=baseline,
+            start=start,
             inputs=(
                 *rows.data.law.inputs,
                 *rows.data.blocks,
                 *(() if rows.validate is None else rows.validate.blocks),
                 *(() if teacher is None else teacher.inputs),
+                *(() if start is None else start.inputs),
             ),
         )
         key = self.key(
@@ -104,6 +107,7 @@ class ModelNodes(TextNodes):
                 "prefix_source": node.prefix_source,
                 "loss": node.loss,
                 **({} if node.matched is None else {"selectivity": node.matched.to_json()}),
+                **({} if start is None else {"start": start.key}),
                 "stream": [stream.seed, *stream.path],
             },
         )

@@ -217,7 +217,8 @@ class _ChainPlanner(ModelNodes):
             data = self.rows(teacher.law, s, stream, self.sizes["distill"], "train")
             rows = TrainingRows(data, self.validation(teacher.law, s, root))
         stream = self.root("student", seed).child("fit", level.role)
-        law = self.fit(level, rows, stream, teacher.law, d)
+        start = direct.law if getattr(self.chain, "warm_start", False) else None
+        law = self.fit(level, rows, stream, teacher.law, d, start=start)
         place = Place(
             level=self.number(depth),
             role=level.role,

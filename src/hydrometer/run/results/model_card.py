@@ -56,7 +56,8 @@ def model_card(
     made_by : versions of what made it.
     """
     level = _level(record, chain)
-    base = _base(level, chain, direct=record["role"] == "teacher" or record.get("training") == "direct")
+    direct = record["role"] == "teacher" or record.get("training") == "direct" or _is_warm(record, chain)
+    base = _base(level, chain, direct=direct)
     front: dict[str, object] = {"library_name": "transformers", "tags": ["distillation", "hydrometer"]}
     if base is not None and _HUB_ID.fullmatch(base) and not Path(base).exists():
         front["base_model"] = base
@@ -64,7 +65,7 @@ def model_card(
         "truth": truth,
         "teacher": _said(chain.get("teacher")),
         "base": base or "random weights",
-        "starts from": _said(level.get("init")),
+        "starts from": "the direct student" if _is_warm(record, chain) else _said(level.get("init")),
         "trained on": _ROWS.get(record.get("prefix_source"), str(record.get("prefix_source"))),
         "teacher's setting": _said(record.get("selectivity")),
         "objective": record.get("loss") or ("not known" if record.get("origin") else "mle"),
@@ -113,6 +114,10 @@ def _level(record: Mapping[str, Any], chain: Mapping[str, Any]) -> Mapping[str, 
         if own["name"] == record.get("baseline"):
             level = level | {k: own[k] for k in ("init", "training") if own.get(k) is not None}
     return level
+
+
+def _is_warm(record: Mapping[str, Any], chain: Mapping[str, Any]) -> bool:
+    return bool(chain.get("warm_start")) and record.get("training") == "distilled" and not record.get("origin")
 
 
 def _base(level: Mapping[str, Any], chain: Mapping[str, Any], *, direct: bool) -> str | None:

@@ -136,6 +136,8 @@ def footprint(
                 kept += _remembered(teacher, chain.data.validate_ * longest, 4)
             if role != "teacher" and "teacher" in configs and (matched or level is None or level.starts_above):
                 fitted += BYTES[chain.judge_dtype] * count_parameters(teacher)
+            if role != "teacher" and chain.warm_start:
+                fitted += BYTES[chain.judge_dtype] * n
             ids = rows * longest * np.min_scalar_type(_vocabulary(truth) - 1).itemsize
             scratch = ids if ids > IN_MEMORY else 0
             stored = 4 * n + _adapter_bytes(own, n, level)

@@ -22,7 +22,13 @@ from hydrometer.models.causal_lm.training.layers import fresh_network, with_laye
 __all__ = ["init_model", "scratch_config"]
 
 
-def init_model(level: LevelSpec, truth: OpenedLM | ServedLM, above: OpenedLM | ServedLM, seed: int) -> CausalLM:
+def init_model(
+    level: LevelSpec,
+    truth: OpenedLM | ServedLM,
+    above: OpenedLM | ServedLM,
+    start: OpenedLM | ServedLM | None,
+    seed: int,
+) -> CausalLM:
     """Make a new float32 model for a level, which shares nothing with `truth` or `above`.
 
     Parameters
@@ -30,6 +36,7 @@ def init_model(level: LevelSpec, truth: OpenedLM | ServedLM, above: OpenedLM | S
     level : see `LevelSpec.init`.
     truth : gives tokenizer, stop set, the config of scratch models, and layers.
     above : the level above, gives layers. Served models give no config and no layers.
+    start : a model to go on from, in the place of all that; None for none.
     seed : of the fresh weights.
 
     Raises
@@ -38,6 +45,8 @@ def init_model(level: LevelSpec, truth: OpenedLM | ServedLM, above: OpenedLM | S
     ModelError : an architecture that cannot be built.
     LawMismatchError : another vocabulary or stop set than the truth's.
     """
+    if start is not None:
+        return with_layers(_opened(start), None)
     match level.init:
         case "scratch":
             like = _opened(truth)
