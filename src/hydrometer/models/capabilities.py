@@ -18,7 +18,7 @@ from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Family, Law, Level, Precision, Samples
 
 if TYPE_CHECKING:
-    from hydrometer.core.spec import ChainSpec, Strict
+    from hydrometer.core.spec import ChainSpec
 
 __all__ = [
     "AsksParts",
@@ -34,6 +34,7 @@ __all__ = [
     "KnowsItsRows",
     "MapPoint",
     "Maps",
+    "RendersPrompts",
     "StartsAlone",
     "TextScores",
     "TextTruth",
@@ -351,3 +352,19 @@ def given_models(family: Family) -> GivenModels:
     if not isinstance(family, GivenModels):
         raise TypeError(f"{family.name} has no models that are judged as they are")
     return family
+
+
+@runtime_checkable
+class RendersPrompts(Protocol):
+    """A family whose prompts are rendered by a program, which may write something else another day."""
+
+    def rendered(self, chain: ChainSpec) -> Mapping[str, object]:
+        """Return the chain's prompts as they are rendered, JSON-able. Raises InputError."""
+        ...
+
+    def with_rendered(self, chain: ChainSpec, kept: Mapping[str, object]) -> ChainSpec:
+        """Return the chain with prompts as they were rendered earlier, which hold while their source is the same.
+
+        Raises InputError.
+        """
+        ...

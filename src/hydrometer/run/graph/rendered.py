@@ -12,8 +12,8 @@ from typing import TypeVar, cast
 
 from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.yaml_io import read_json
+from hydrometer.models.capabilities import RendersPrompts
 from hydrometer.models.families import RunSpec, family_of
-from hydrometer.models.rendering import RendersPrompts
 from hydrometer.run.graph.plan import Plan
 from hydrometer.store.records import MAX_RESULTS_BYTES, RunFolder
 
