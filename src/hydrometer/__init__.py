@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from hydrometer.core.findings import Finding
     from hydrometer.core.rng import Stream
     from hydrometer.core.spec import Selectivity
-    from hydrometer.core.statistics.estimate import Contrast, Estimate
-    from hydrometer.core.statistics.judged_figures import Figures
+    from hydrometer.core.statistics.estimate import Contrast, Estimate, Figures
     from hydrometer.metrics.exact import judge_exact
     from hydrometer.models.base import Family, FitRequest, Fitted, Law
     from hydrometer.models.causal_lm.inference.law import CausalLaw

@@ -22,8 +22,7 @@ from scipy.special import expit, ndtr  # pyright: ignore[reportUnknownVariableTy
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError, LawMismatchError
-from hydrometer.core.statistics.estimate import Estimate
-from hydrometer.core.statistics.judged_figures import Figures
+from hydrometer.core.statistics.estimate import Estimate, Figures
 from hydrometer.metrics.chains import judge_chain
 from hydrometer.metrics.collapse import collapse_metrics
 from hydrometer.metrics.frontiers.outcomes import Outcomes, chain_outcomes, outcome_frontiers, outcome_metrics

@@ -14,9 +14,8 @@ from hydrometer.core.errors import InputError
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Controls
-from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimate import Estimate, Figures
 from hydrometer.core.statistics.estimators import mean_estimate
-from hydrometer.core.statistics.judged_figures import Figures
 from hydrometer.core.statistics.sampling_design import Strata
 from hydrometer.metrics.frontiers.densities import curves, density_metrics
 from hydrometer.metrics.likelihood import Scores, likelihood_metrics

@@ -1,7 +1,4 @@
-"""A figure with its uncertainty: `Estimate` for one cell, `Contrast` for a comparison of cells.
-
-All logarithms are natural; the unit is written on every figure. What makes estimates of rows is in `estimators`.
-"""
+"""An estimate with its standard error, and the figures of one judged law by name."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ from hydrometer.core.array_types import Floats
 from hydrometer.core.shown import html_table
 
 __all__ = [
-    "KNOWN_FREEDOM",
     "Caution",
     "Contrast",
     "Estimate",
+    "Figures",
+    "KNOWN_FREEDOM",
     "Method",
     "interval_words",
     "t_interval",
@@ -141,3 +139,25 @@ def t_interval(value: float, se: float, df: float, level: float = 0.95) -> tuple
     """Two-sided Student interval."""
     half = float(t_quantile(df, 0.5 + level / 2)) * se
     return value - half, value + half
+
+
+class Figures(dict[str, Estimate]):
+    """`Estimate` by metric name: a dict that shows a line a figure, with its 95 % interval.
+
+    Examples
+    --------
+    >>> Figures(recall=Estimate(-1.5, 0.1, 0.1, 100))
+    recall  -1.50 +- 0.10 nats  -1.70 to -1.30
+    """
+
+    def _rows(self) -> list[list[str]]:
+        return [[name, str(e), interval_words(e)] for name, e in self.items()]
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        wide = [max((len(r[i]) for r in rows), default=0) for i in (0, 1)]
+        return "\n".join(f"{a:{wide[0]}}  {b:{wide[1]}}  {c}".rstrip() for a, b, c in rows) or "no figures"
+
+    def _repr_html_(self) -> str:
+        rows = [[name, value.replace("+-", "±"), ends] for name, value, ends in self._rows()]
+        return html_table(["figure", "value ± standard error", "95 % interval"], rows)
