@@ -30,8 +30,7 @@ from hydrometer.core.errors import (
 )
 from hydrometer.core.watching import doing
 from hydrometer.models.base import no_progress
-from hydrometer.run.execution.execute import begin, make
-from hydrometer.run.execution.failures import reason_of
+from hydrometer.run.execution.execute import begin, make, reason_of
 from hydrometer.run.execution.on_ray_needs import Machine, Need, need_of
 from hydrometer.run.execution.task_payload import Work, pack, pack_node
 from hydrometer.run.graph.outcome import Ended, Monitor, Outcome, nobody
