@@ -21,8 +21,8 @@ from hydrometer.core.errors import FolderError
 from hydrometer.core.io.locking import hold
 from hydrometer.report import advice_notes, advice_sentences, answers, missing_sentence, summary_table, verdict
 from hydrometer.run.advice import advise as advise_module
+from hydrometer.run.execution.execute import in_order
 from hydrometer.run.execution.progress import ConsoleMonitor
-from hydrometer.run.graph.order import in_order
 from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.run.results import sofar
