@@ -19,7 +19,7 @@ from hydrometer.models.causal_lm.data import parts  # noqa: E402
 from hydrometer.models.causal_lm.data import prompts as prompts_module  # noqa: E402
 from hydrometer.models.causal_lm.data.templates import render_chat  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
-from hydrometer.run.graph.rendered import with_prompts  # noqa: E402
+from hydrometer.run.graph.join import with_prompts  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.store.records import RunFolder  # noqa: E402
 from tiny import TEMPLATE, make_llama, make_tokenizer  # noqa: E402

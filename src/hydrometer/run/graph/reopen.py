@@ -14,10 +14,10 @@ from hydrometer.models.capabilities import TrainsElsewhere
 from hydrometer.models.families import RunSpec, parse_run_spec
 from hydrometer.models.finite_selectivity import canonical
 from hydrometer.run.graph.adopted import Adopted, read_adopted
+from hydrometer.run.graph.join import with_prompts
 from hydrometer.run.graph.outcome import Outcome
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import shipped_recipes
-from hydrometer.run.graph.rendered import with_prompts
 from hydrometer.run.graph.spec_merge import merge
 from hydrometer.stages.nodes import DrawNode
 from hydrometer.store.artifacts import ArtifactStore

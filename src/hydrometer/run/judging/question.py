@@ -18,7 +18,7 @@ from hydrometer.models.causal_lm.engines.served_model import source_of
 from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.pretrained.existing import Existing, find_model
-from hydrometer.run.graph.rendered import kept_prompts
+from hydrometer.run.graph.join import kept_prompts
 from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.store.artifacts import content_key
 from hydrometer.store.records import RunFolder

@@ -17,8 +17,8 @@ from hydrometer.models.causal_lm.given import GIVEN
 from hydrometer.models.causal_lm.text_rows import score_held_out
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.run.execution.execute import execute
+from hydrometer.run.graph.join import PART
 from hydrometer.run.graph.outcome import SilentMonitor
-from hydrometer.run.graph.rendered import PART
 from hydrometer.run.judging.judge_graph import plan_judgement
 from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.run.judging.question import Question, pose
