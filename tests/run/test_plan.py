@@ -13,7 +13,7 @@ from hydrometer.core.errors import DataError, SpecError
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.work import Device, Part
 from hydrometer.run.cost import cost_plan
-from hydrometer.run.cost.devices import PROFILES, load_device
+from hydrometer.run.cost.cost_plan import PROFILES, load_device
 from hydrometer.run.graph.outcome import SilentMonitor
 from hydrometer.run.graph.plan import plan_run
 
