@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hydrometer import load_spec, plan
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.run.cost.calibration import kind_of
+from hydrometer.run.cost.recorded import kind_of
 
 
 def recorded(recipe: str, artifacts: Path) -> dict[tuple[str, str, str], float]:

@@ -13,7 +13,7 @@ from hydrometer.models.base import Family, Precision
 from hydrometer.models.capabilities import DrawsUnscored, FitsTogether
 from hydrometer.models.families import RunSpec
 from hydrometer.models.work import Device, HasCostModel, Lengths, Part, Work
-from hydrometer.run.cost.calibration import kind_of, trial, trial_name
+from hydrometer.run.cost.recorded import kind_of, trial, trial_name
 from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, kept_length
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.preflight.machine import size
