@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.preflight.served import examine_server
+from hydrometer.run.preflight.doctor import examine_server
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hydrometer.core.errors import InputError
-from hydrometer.run.preflight.served import examine_server
+from hydrometer.run.preflight.doctor import examine_server
 
 LOGITS = np.array([2.0, 1.3, 0.9, -0.4, -1.0, -2.2, -3.0])
 Mode = Callable[[float], np.ndarray]

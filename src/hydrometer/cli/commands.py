@@ -115,8 +115,7 @@ def doctor_command(
         raise InputError("doctor needs a recipe, a specification or --engine-url", fix="see `hydrometer recipes`")
     with ConsoleMonitor():
         from hydrometer.report.tables.findings_table import findings_table
-        from hydrometer.run.preflight.doctor import doctor
-        from hydrometer.run.preflight.served import examine_server
+        from hydrometer.run.preflight.doctor import doctor, examine_server
 
         found = [] if engine_url is None else examine_server(engine_url)
         if recipe is not None:
