@@ -6,6 +6,7 @@ honour a sampling order exactly; its own log-probabilities are evidence of that.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol, TypeVar
@@ -16,20 +17,22 @@ from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import Selectivity, Strict
 
 __all__ = [
-    "MOST_LOG_PROB",
     "Answer",
     "Drawable",
     "DrawnChain",
     "Engine",
     "EngineSettings",
     "LogProbsAre",
+    "MOST_LOG_PROB",
     "Order",
     "Place",
     "Session",
     "as_tuple",
+    "opened",
     "own_settings",
     "refuse_other_law",
     "refuse_other_laws",
+    "release",
     "selectivities_drawn",
 ]
 
@@ -265,3 +268,35 @@ def refuse_other_law(s: Selectivity, who: str, fix: str) -> None:
     if s.temperature is not None and s.temperature < LEAST_TEMPERATURE:
         what = f"{who} draws no colder than temperature {LEAST_TEMPERATURE:g}"
         raise SpecError(what, got=s.label, fix=fix)
+
+
+@dataclass(slots=True)
+class _Open:
+    """The open session and its identity."""
+
+    slot: str | None = None
+    session: Session | None = None
+
+
+_OPEN = _Open()
+
+
+def opened(engine: Engine, settings: EngineSettings, place: Place, weights: object) -> Session:
+    """Return the session of an engine with a model; another open session is closed.
+
+    Parameters
+    ----------
+    weights : JSON-able identity of the model by content.
+    """
+    slot = json.dumps([engine.name, settings.model_dump(mode="json"), repr(place), weights])
+    if _OPEN.session is None or _OPEN.slot != slot:
+        release()
+        _OPEN.session, _OPEN.slot = engine.open(settings, place), slot
+    return _OPEN.session
+
+
+def release() -> None:
+    """Close the open engine, if any."""
+    session, _OPEN.slot, _OPEN.session = _OPEN.session, None, None
+    if session is not None:
+        session.close()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hydrometer.core.rng import Stream
-from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, Order, Place, Session
-from hydrometer.models.causal_lm.engines.sessions import opened, release
+from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, Order, Place, Session, opened, release
 from hydrometer.models.causal_lm.inference.rescore import rescore
 from hydrometer.models.rows.sequences import Sequences
 
