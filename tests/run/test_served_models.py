@@ -21,8 +21,8 @@ from chains import without_timings, write_spec  # noqa: E402
 from fake_server import Fake, serving  # noqa: E402
 from hydrometer.core.errors import InputError  # noqa: E402
 from hydrometer.models.causal_lm.engines.client import Server  # noqa: E402
-from hydrometer.models.causal_lm.engines.served_session import forget_sessions  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.inference.served_law import forget_sessions  # noqa: E402
 from hydrometer.report import build_report  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402

@@ -9,10 +9,11 @@ Shapes: N rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -22,9 +23,12 @@ from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.statistics.estimators import ratio_estimate
 from hydrometer.models.base import Samples, ScoreKind
-from hydrometer.models.causal_lm.engines.engine import Order
+from hydrometer.models.causal_lm.engines.client import Refusal
+from hydrometer.models.causal_lm.engines.engine import Answer, LogProbsAre, Order
+from hydrometer.models.causal_lm.engines.openai import served_facts
+from hydrometer.models.causal_lm.engines.prompt_scores import VllmSession, refused
 from hydrometer.models.causal_lm.engines.served_model import ServedModel
-from hydrometer.models.causal_lm.engines.served_session import ServedSession, opened_session
+from hydrometer.models.causal_lm.engines.sglang import SGLangSession, sglang_facts
 from hydrometer.models.causal_lm.inference.draw_block import ROW_STREAM
 from hydrometer.models.causal_lm.inference.opened import model_stop_ids, pick_device, vocabulary_hash
 from hydrometer.models.causal_lm.inference.outcome_law import Outcomes
@@ -36,7 +40,51 @@ if TYPE_CHECKING:
 
     from hydrometer.models.causal_lm.loading.load import Outline
 
-__all__ = ["ServedLM", "ServedLaw"]
+__all__ = ["ServedLM", "ServedLaw", "ServedSession", "forget_sessions", "opened_session"]
+
+
+class ServedSession(Protocol):
+    """A server that serves the model, as it was found."""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Facts for records: its version, and the kind of its log-probabilities."""
+        ...
+
+    @property
+    def room(self) -> int | None:
+        """Tokens of prompt and answer that it takes at most, where it says so."""
+        ...
+
+    def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
+        """Draw rows. Raises StageError."""
+        ...
+
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
+        """Return the log-probability of every token of answers to prompts, nats, -inf included. Raises StageError."""
+        ...
+
+
+@cache
+def _session(settings: str) -> ServedSession:
+    model = ServedModel.model_validate(json.loads(settings))
+    server = model.server(patience=model.patience)
+    try:
+        if model.api == "sglang":
+            return SGLangSession(model, server, sglang_facts(server))
+        return VllmSession(model, server, served_facts(server, model.model, 1))
+    except Refusal as e:
+        raise refused(e, server, model.model) from None
+
+
+def opened_session(model: ServedModel) -> ServedSession:
+    """Return the session with a served model, opened at the first call. Raises StageError where it is not served."""
+    return _session(json.dumps(model.model_dump(mode="json")))
+
+
+def forget_sessions() -> None:
+    """Ask servers anew, as for what they serve by now."""
+    _session.cache_clear()
 
 
 _ERRORS = 4.0  # standard errors beyond what arithmetic explains
