@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hydrometer.core.errors import MissingDependencyError, ModelError, one_line
 from hydrometer.core.io.yaml_io import read_json
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, check_files, tensor_shapes
-from hydrometer.models.causal_lm.loading.model_files import as_model_error, sha256
-from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG, Resolved
+from hydrometer.models.causal_lm.loading.model_files import ADAPTER_CONFIG, Resolved, as_model_error, sha256
 from hydrometer.models.causal_lm.loading.weights import Unfit, check_finite, check_kinds, is_tied, untie
 
 if TYPE_CHECKING:

@@ -26,8 +26,14 @@ from hydrometer.core.io.yaml_io import read_json, user_path, where_to_look
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.loading.checkpoint_safety import FILES, MAX_CONFIG_BYTES, check_files, check_folder
 from hydrometer.models.causal_lm.loading.gguf_header import check_gguf
-from hydrometer.models.causal_lm.loading.model_files import as_model_error, quiet, sha256
-from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG, Outline, Resolved
+from hydrometer.models.causal_lm.loading.model_files import (
+    ADAPTER_CONFIG,
+    Outline,
+    Resolved,
+    as_model_error,
+    quiet,
+    sha256,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

@@ -3,17 +3,60 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from logging import CRITICAL
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import DataError, HydrometerError, ModelError, one_line
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.os_errors import is_panic
 from hydrometer.core.watching import doing
 
-__all__ = ["as_data_error", "as_model_error", "quiet", "sha256"]
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+__all__ = ["ADAPTER_CONFIG", "Outline", "Resolved", "as_data_error", "as_model_error", "quiet", "sha256"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A located source.
+
+    Attributes
+    ----------
+    path : local folder, or hub id; for a GGUF file a folder in the cache, with weights once they were needed.
+    revision : of a hub id.
+    identity : hash of the content; JSON-able, for keys.
+    description : one line for people.
+    base : an adapter's base model; `path` is then the adapter's folder.
+    gguf : the GGUF file with its weights, or None.
+    """
+
+    path: str
+    revision: str | None
+    identity: Mapping[str, str]
+    description: str
+    base: Resolved | None = None
+    gguf: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A model without its weights.
+
+    Attributes
+    ----------
+    generation_config : of generation_config.json; without an end of sequence there, that of config.json.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: GenerationConfig
 
 
 def sha256(file: Path) -> str:

@@ -30,8 +30,7 @@ from hydrometer.core.io.yaml_io import user_path
 from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.level_spec import LevelSpec
 from hydrometer.models.causal_lm.loading.adapter import WEIGHTS
-from hydrometer.models.causal_lm.loading.model_files import quiet
-from hydrometer.models.causal_lm.loading.resolved import ADAPTER_CONFIG
+from hydrometer.models.causal_lm.loading.model_files import ADAPTER_CONFIG, quiet
 from hydrometer.models.causal_lm.networks.network import Network
 from hydrometer.models.causal_lm.spec import FromSource
 from hydrometer.models.causal_lm.training_spec import Lora
