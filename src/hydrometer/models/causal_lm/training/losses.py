@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hydrometer.core.spec import Selectivity
+from hydrometer.models.causal_lm.cpu.divergence_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.llama import as_array
-from hydrometer.models.causal_lm.cpu.loss_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.training.divergences import to_gradient
 from hydrometer.models.objectives import Divergence
