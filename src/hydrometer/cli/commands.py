@@ -17,14 +17,32 @@ from hydrometer.cli import exchange_commands
 from hydrometer.cli.exit import end_with
 from hydrometer.cli.init_command import init_command
 from hydrometer.cli.judge_command import judge_command
-from hydrometer.cli.models_command import models_command
 from hydrometer.cli.options import Address, Artifacts, Executor, Json, Out, Overrides, Recipe, filled, recipe_names
 from hydrometer.cli.plan_command import plan_command
 from hydrometer.cli.result_output import LONGEST, say_drawn, say_results
 from hydrometer.cli.watch_command import watch_command
 from hydrometer.core.errors import InputError, one_line
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "models_command"]
+
+
+def models_command(
+    folder: Annotated[str, typer.Argument(metavar="DIR|URL", help="The folder of a run.")],
+    cache: Artifacts = None,
+    as_json: Json = False,
+) -> None:
+    """List a run's models by name, and where they are: for `judge --student`, or any program that opens a model."""
+    from hydrometer.run.results.named_models import named_models
+
+    found = named_models(folder, cache=cache)
+    if as_json:
+        listed = [{"name": m.name, "cell": m.cell, "place": str(m.place)} for m in found]
+        typer.echo(json.dumps({"models": listed}))
+        return
+    width = max((len(m.name) for m in found), default=0)
+    for m in found:
+        typer.echo(f"{m.name:<{width}}  {one_line(str(m.place), LONGEST)}")
+
 
 app = typer.Typer(
     help="Measure and steer LLM distillation.",
