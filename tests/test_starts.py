@@ -55,7 +55,7 @@ def test_help_imports_the_parser_alone(command: tuple[str, ...]) -> None:
         "hydrometer.cli.exchange_commands", "hydrometer.cli.exit", "hydrometer.cli.init_command",
         "hydrometer.cli.judge_command",
         "hydrometer.cli.commands", "hydrometer.cli.options",
-        "hydrometer.cli.plan_command", "hydrometer.cli.result_output", "hydrometer.cli.watch_command",
+        "hydrometer.cli.plan_command", "hydrometer.cli.result_output", "hydrometer.cli.commands",
         "hydrometer.core", "hydrometer.core.errors",
         "hydrometer.core.io", "hydrometer.core.io.os_errors", "hydrometer.recipes", "hydrometer.run",
     }  # fmt: skip
