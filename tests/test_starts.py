@@ -53,9 +53,8 @@ def test_help_imports_the_parser_alone(command: tuple[str, ...]) -> None:
     assert {m for m in found if m.startswith("hydrometer.")} == {
         "hydrometer._lazy", "hydrometer._stopping", "hydrometer._version", "hydrometer.cli", "hydrometer.cli.commands",
         "hydrometer.cli.exchange_commands", "hydrometer.cli.exit", "hydrometer.cli.init_command",
-        "hydrometer.cli.judge_command",
-        "hydrometer.cli.commands", "hydrometer.cli.options",
-        "hydrometer.cli.plan_command", "hydrometer.cli.result_output", "hydrometer.cli.commands",
+        "hydrometer.cli.judge_command", "hydrometer.cli.options",
+        "hydrometer.cli.plan_command", "hydrometer.cli.result_output",
         "hydrometer.core", "hydrometer.core.errors",
         "hydrometer.core.io", "hydrometer.core.io.os_errors", "hydrometer.recipes", "hydrometer.run",
     }  # fmt: skip

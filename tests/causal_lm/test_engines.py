@@ -27,7 +27,7 @@ from hydrometer.core.errors import (  # noqa: E402
 )
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
-from hydrometer.models.causal_lm.engines import openai, registry, sessions  # noqa: E402
+from hydrometer.models.causal_lm.engines import engine, openai, registry  # noqa: E402
 from hydrometer.models.causal_lm.engines import vllm as vllm_engine  # noqa: E402
 from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base  # noqa: E402
 from hydrometer.models.causal_lm.engines.engine import Answer, EngineSettings, Place  # noqa: E402
@@ -45,7 +45,7 @@ from tiny import make_llama, make_tokenizer  # noqa: E402
 @pytest.fixture(autouse=True)
 def _closed():
     yield
-    sessions.release()
+    engine.release()
 
 
 def settings(url: str, **more: Any) -> OpenAISettings:

@@ -31,7 +31,7 @@ from chains import lm_spec, write_spec  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import FitRequest  # noqa: E402
-from hydrometer.models.causal_lm.engines import sessions  # noqa: E402
+from hydrometer.models.causal_lm.engines import engine  # noqa: E402
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings  # noqa: E402
 from hydrometer.models.causal_lm.engines.openai import OPENAI, OpenAISettings  # noqa: E402
 from hydrometer.models.causal_lm.engines.served_model import Served, ServedModel  # noqa: E402
@@ -64,7 +64,7 @@ def _vllm() -> Iterator[None]:
     if not os.environ.get(PYTHON):
         pytest.fail(f"set {PYTHON} to the interpreter of an environment with vLLM, or run make engines")
     yield
-    sessions.release()
+    engine.release()
 
 
 def _model(root: Path, rows: int, **generation: Any) -> CausalLM:
@@ -128,7 +128,7 @@ def test_vllm_offline_draws_the_law_of_a_padded_vocabulary(tmp_path: Path) -> No
     for s in SETTINGS:
         told = follows_the_law(lm, VLLM, settings, s)
         assert told["version"] in versions.values()
-    sessions.release()
+    engine.release()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from hydrometer.core.watching import doing, during
-from hydrometer.run.execution import progress, waiting
+from hydrometer.run.execution import progress
 from hydrometer.run.execution.progress import ConsoleMonitor
 
 
@@ -37,7 +37,7 @@ class Stream(io.StringIO):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")

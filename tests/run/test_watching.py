@@ -177,7 +177,7 @@ def test_watch_says_how_a_run_ended(
 
 def test_watch_looks_on_until_the_end(begun: tuple[Path, Path], command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a terminal. Each look comes two seconds after the last."""
-    from hydrometer.cli import watch_command
+    from hydrometer.cli import commands
 
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "80")
@@ -188,7 +188,7 @@ def test_watch_looks_on_until_the_end(begun: tuple[Path, Path], command: Any, mo
         naps.append(seconds)
         tell(begun[0], **({"share": 0.75} if len(naps) == 1 else {"state": "done", "share": 1.0, "left": None}))
 
-    monkeypatch.setattr(watch_command.time, "sleep", nap)
+    monkeypatch.setattr(commands.time, "sleep", nap)
     code, out, _ = command("watch", str(begun[0]))
     assert code == 0
     assert naps == [2.0, 2.0]

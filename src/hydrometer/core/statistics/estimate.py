@@ -11,11 +11,11 @@ from hydrometer.core.array_types import Floats
 from hydrometer.core.shown import html_table
 
 __all__ = [
+    "KNOWN_FREEDOM",
     "Caution",
     "Contrast",
     "Estimate",
     "Figures",
-    "KNOWN_FREEDOM",
     "Method",
     "interval_words",
     "t_interval",

@@ -25,7 +25,7 @@ from hydrometer.models.causal_lm.cost_model import CostModel
 from hydrometer.models.causal_lm.crossing import cross, other_teacher
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
 from hydrometer.models.causal_lm.data.parts import Kept, source_digest
-from hydrometer.models.causal_lm.engines import sessions
+from hydrometer.models.causal_lm.engines.engine import release
 from hydrometer.models.causal_lm.level_spec import level_spec
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.libraries import needs_torch, numerics
@@ -223,7 +223,7 @@ class CausalLMFamily(TextsAndGiven, CostModel):
 
     def release(self) -> None:
         """Close the open engine, if any."""
-        sessions.release()
+        release()
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit a new model by maximum likelihood. Raises FitError."""

@@ -29,7 +29,7 @@ from hydrometer.run.preflight.machine import missing_stages
 from hydrometer.store.records import RunFolder
 from hydrometer.store.storage_uri import place_of
 
-__all__ = ["CostPlan", "PROFILES", "StageCost", "load_device", "plan"]
+__all__ = ["PROFILES", "CostPlan", "StageCost", "load_device", "plan"]
 
 _ASSUMED = (
     "peaks of the vendor's data sheet (dense; float32 without TF32) times assumed utilisations, 8 microseconds to "

@@ -52,7 +52,12 @@ def missing_of(nodes: Mapping[str, Node], store: ArtifactStore) -> dict[str, Nod
 
 
 def in_order(plan: Plan, missing: Mapping[str, Node]) -> dict[str, Node]:
-    """Return the missing stages by key, every one behind its inputs, as early as the first figure that needs it."""
+    """Return the missing stages by key, every one behind its inputs, as early as the first figure that needs it.
+
+    Per chain and seed: the truth, the students of the coldest and of the hottest teacher, these teachers, the direct
+    student and the unselected teacher (what gate and trade-off are told from), the students between, then controls and
+    the rest. The order changes no figure, for every stream is named by what it is for.
+    """
     out: dict[str, Node] = {}
     for wanted in (*_wanted(plan), *missing):
         waiting = [wanted]

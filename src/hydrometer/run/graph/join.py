@@ -28,7 +28,7 @@ __all__ = [
 T = TypeVar("T")
 
 PART = "prompts"
-"""Where a folder keeps them."""
+"""Where a folder keeps prompts as they were rendered: a chat template may write the date."""
 
 
 def with_prompts(spec: RunSpec, folder: RunFolder) -> RunSpec:

@@ -17,13 +17,13 @@ from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import Selectivity, Strict
 
 __all__ = [
+    "MOST_LOG_PROB",
     "Answer",
     "Drawable",
     "DrawnChain",
     "Engine",
     "EngineSettings",
     "LogProbsAre",
-    "MOST_LOG_PROB",
     "Order",
     "Place",
     "Session",

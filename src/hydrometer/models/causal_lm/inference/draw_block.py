@@ -1,6 +1,6 @@
 """Draws a block of training rows by an engine, and scores it.
 
-One engine is open at a time (`sessions`); it is closed when a stage needs the machine otherwise.
+One engine is open at a time (`engine.opened`); it is closed when a stage needs the machine otherwise.
 """
 
 from __future__ import annotations
