@@ -226,8 +226,6 @@ def results_of(
 
 
 class _Books:
-    """Reads what the stages left."""
-
     def __init__(self, folder: RunFolder, plan: Plan, store: ArtifactStore, outcome: Outcome) -> None:
         self.truths = {name: truth_files(folder, chain) for name, chain in plan.chains.items()}
         self.whole, self.plan = plan, part_of(plan, outcome)
@@ -285,7 +283,6 @@ class _Books:
         return [f.to_json() for f in found]
 
     def record(self, cell: Cell) -> dict[str, object]:
-        """A cell as results.json holds it."""
         metrics = self.metrics(cell)
         node = self.plan.judge_of(cell)
         stages = (("judge", cell.judge),) if node is None else node.behind()
@@ -362,7 +359,6 @@ class _Books:
         return load_released(self.store.path("released", cell.released))
 
     def exhibit(self, cell: Cell) -> dict[str, Any] | None:
-        """A cell's exhibit, where it has one."""
         node = self.plan.judge_of(cell)
         if isinstance(node, JudgeGivenNode):
             failed = node.key in self.outcome.failed

@@ -121,7 +121,6 @@ def load_text_on_truth(folder: Path) -> tuple[Floats, Floats] | None:
 
 
 def _column(archive: Any, name: str, folder: Path) -> Floats:
-    """One number a row."""
     found: Floats = archive[name]
     if found.ndim != 1 or found.dtype != np.float64:
         what = f"rows.npz cannot be read: {name} is no column"

@@ -291,7 +291,6 @@ def _files_of(folder: str, below: str = "") -> dict[str, dict[str, object]]:
 
 # A small file is opened by the system's own calls: a file object costs more than to read it.
 def _read(path: str) -> tuple[int, str]:
-    """Size and checksum of a file."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(handle).st_size

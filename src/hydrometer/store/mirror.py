@@ -110,7 +110,6 @@ class Mirror:
 
 
 def _tag(facts: dict[str, Any]) -> str:
-    """A tag that changes when an object does."""
     return " ".join(str(facts.get(k)) for k in ("ETag", "etag", "generation", "size", "LastModified", "mtime"))
 
 

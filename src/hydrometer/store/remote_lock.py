@@ -206,7 +206,6 @@ class _LockObject:
                 self._fs.rm_file(path)
 
     def remove(self, tag: str) -> None:
-        """Remove it if unchanged."""
         with asking(self.url), suppress(FileNotFoundError):
             found = self._info()
             if found is not None and _tag(found) == tag:
@@ -234,7 +233,6 @@ def hold_remote(url: Url) -> Generator[Lease]:
 
 
 def _code(error: OSError) -> str:
-    """The store's error code."""
     response: dict[str, dict[str, Any]] = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 

@@ -120,8 +120,6 @@ def _typicality(x: Outcomes) -> dict[str, Estimate]:
 
 @dataclass(slots=True)
 class _Parts:
-    """Columns (log p, log q) gathered piece by piece."""
-
     pieces: list[tuple[Floats, Floats]]
 
     def add(self, log_p: Floats, log_q: Floats) -> None:

@@ -342,7 +342,6 @@ CAUSAL_LM = CausalLMFamily()
 
 @cache
 def _unopened() -> Family:
-    """Make the planning-only family."""
     from hydrometer.models.causal_lm.planning import DescribedTruth
 
     class DescribedCausalLM(DescribedTruth, CausalLMFamily):

@@ -246,7 +246,6 @@ class _Block:
         self.tries = math.inf if law.accept is None else law.accept.tries
 
     def fill(self) -> Sequences:
-        """Draw until every row has its candidates; return the chosen ones."""
         while (wanting := np.flatnonzero(self.kept_n < self.law.best_of)).size:
             self._batch(*self._next(wanting))
         return replace(Sequences.concatenate(self.parts).take(self.where_n), draws=self.drawn_n)

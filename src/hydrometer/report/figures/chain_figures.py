@@ -55,7 +55,6 @@ def _plane_captions(chain: Chain, plane: plotdata.Plane) -> Markup:
 
 
 def _describe(run: Run, chain: Chain) -> str:
-    """Describe the plane for screen readers."""
     kinds = plotdata.kinds_of(run, chain)
     words: list[str] = []
     for kind in ("truth", "teacher", "direct", "baseline", "distilled"):

@@ -166,7 +166,6 @@ def _slider(chain: Chain, axis: Axis) -> Slider:
 
 
 def _reading(chain: Chain, group: Group | None, teacher: Group | None) -> str:
-    """Describe a frame's figures."""
     if group is None:
         return "no such student"
     words = [f"precision {figure(group.metrics.get('precision'))}", f"recall {figure(group.metrics.get('recall'))}"]

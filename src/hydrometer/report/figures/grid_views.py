@@ -78,7 +78,6 @@ def _seeds(chain: Chain) -> str:
 
 
 def _words(sheet: Sheet) -> str:
-    """Describe a sheet for screen readers."""
     n = counted(sheet.tiles)
     return (
         f"{sheet.title}, distilled less direct student: above zero at {n['up']} tiles, below at {n['down']}, undecided "

@@ -168,7 +168,6 @@ def picture_data(run: Run, chain: Chain) -> Picture | str | None:
 
 
 def _numbers(cloud: Cloud) -> str:
-    """Write a panel's two figures; empty for the truth."""
     parts: list[str] = []
     for name, pair in (("spread", cloud.spread), ("mixing", cloud.mixing)):
         if pair is not None:
@@ -308,6 +307,5 @@ def picture_view(run: Run, chain: Chain, stem: str, save: Save, panel: Panel) ->
 
 
 def _words(column: Column) -> str:
-    """Put a column into words for those who cannot see it."""
     told = [f"{c.title}, {_numbers(c).replace(chr(10), ', ') or 'the grey points elsewhere'}" for c in column if c]
     return "Answers in the plane: " + "; ".join(told)

@@ -86,7 +86,6 @@ class _Chain:
     machine: ThisMachine | None
 
     def precision(self, purpose: Literal["train", "judge"]) -> Precision:
-        """The arithmetic of drawing for fits, or of judging."""
         return self.family.precision(self.spec, purpose)
 
 
@@ -310,7 +309,6 @@ class Pricing:
 
 
 def _row(chain: str, stage: str, role: str, work: Work, price: _Price) -> StageCost:
-    """Return a row for work outside the graph's stages."""
     hours, most = _plus(0.0, price.seconds, 1), _plus(0.0, price.most, 1)
     source = _source(dict(price.by))
     return StageCost(chain, stage, role, 0, 0, 0.0, work.flops, 0.0, work.memory, hours, most, source)

@@ -204,7 +204,6 @@ class _Driver:
         self.needs: dict[object, Need] = {}
 
     def run(self) -> None:
-        """Make every missing stage."""
         with _signals() as pending:
             while self.graph.is_active():
                 for key in self.graph.get_ready():
@@ -237,7 +236,6 @@ class _Driver:
         self.flying[self.tasks[need].remote([self.parcel], pack_node(node), inputs, need.each)] = key
 
     def hear(self, key: str, ref: Any) -> None:
-        """Take a task's answer."""
         errors = self.ray.exceptions
         try:
             reason, error = self.ray.get(ref)

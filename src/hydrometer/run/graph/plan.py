@@ -103,10 +103,7 @@ class _Above:
 
 
 class _ChainPlanner(ModelNodes):
-    """Builds one chain's nodes and cells."""
-
     def build(self) -> None:
-        """Plan the whole chain."""
         for i, seed in enumerate(self.seeds):
             before = len(self.plan.nodes)
             self.build_seed(seed)
@@ -166,7 +163,6 @@ class _ChainPlanner(ModelNodes):
         return place, TrainingRows(self.text_rows("train"), self.text_rows("validate"))
 
     def truth_of(self, seed: int) -> tuple[Model, TrainingRows]:
-        """Plan the truth's cell, and the rows that models are trained on."""
         data = self.root("data", seed)
         self.judge_on(seed)
         truth = self.cell(self.truth, Place(level=0, role="truth"), seed, ())
@@ -198,7 +194,6 @@ class _ChainPlanner(ModelNodes):
         return out
 
     def baseline(self, b: Baseline, above: _Above, depth: int) -> Model:
-        """Plan a student that is fitted to a text of its own."""
         level = Level(self.levels[depth - 1].role, b.level)
         stream = self.root("student", above.seed).child("fit", level.role)
         rows = TrainingRows(self.baseline_rows(b, "train"), self.baseline_rows(b, "validate"))
@@ -207,7 +202,6 @@ class _ChainPlanner(ModelNodes):
         return self.cell(law, place, above.seed, ("student",))
 
     def distilled(self, above: _Above, depth: int, d: Distillation, teacher: Model, direct: Model) -> Model:
-        """Plan a distilled model and its selected teacher."""
         level, seed, s = self.levels[depth - 1], above.seed, d.selectivity
         selected = teacher if canonical(s) is None else self.decoded(teacher, s, seed)
         root = self.root("distill", seed)

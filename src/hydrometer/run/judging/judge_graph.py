@@ -46,7 +46,6 @@ class _JudgePlanner(ChainNodes):
             self.truth = self.refs[question.chain.models[0].role]
 
     def build(self) -> None:
-        """Enter every cell."""
         q = self.question
         parent = None
         if q.anchor is not None:
@@ -64,7 +63,6 @@ class _JudgePlanner(ChainNodes):
     def cell(
         self, cell_id: str, role: Role, model: GivenModel, decoding: Selectivity | None, parent: str | None
     ) -> None:
-        """Enter a judged model's stages and its cell."""
         law = self.refs[model.role]
         level = 0 if role == "truth" else 1
         judge = self.add(self.judge(law, canonical(decoding), is_anchor=role != "student"))
@@ -72,7 +70,6 @@ class _JudgePlanner(ChainNodes):
         self.out.cells.append(Cell.at(place, id=cell_id, group=cell_id, chain=NAME, seed=None, judge=judge))
 
     def judge(self, law: LawRef, decoding: Selectivity | None, *, is_anchor: bool) -> JudgeGivenNode:
-        """Plan rows, scores and figures of one model."""
         q = self.question
         held_out = q.chain.held_out is not None
         anchor = self.truth if q.anchored else None

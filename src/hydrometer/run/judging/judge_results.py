@@ -90,7 +90,6 @@ class _JudgedCell:
 
     @cached_property
     def record(self) -> Json:
-        """The cell as results.json holds it."""
         figures = None if self.reason is not None else {k: v.to_json() for k, v in self.metrics.items()}
         seconds = 0.0
         if figures is not None:
@@ -100,7 +99,6 @@ class _JudgedCell:
 
     @property
     def group(self) -> Json:
-        """The group of this one cell."""
         c = self.cell
         return {
             "chain": NAME,

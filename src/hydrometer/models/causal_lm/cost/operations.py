@@ -362,7 +362,6 @@ def _epochs(training: Training, rows: int) -> float:
 
 
 def _evaluations(training: Training, rows: int) -> int:
-    """Evaluations of the held-out rows."""
     epoch, steps = training.steps(rows)
     return -(-steps // (training.eval_steps or epoch))
 

@@ -268,7 +268,6 @@ class _Bench:
         return min(self.most, 256)
 
     def scored(self, law: CausalLaw) -> Sequences:
-        """Rows that fill one batch of every worker."""
         return self.rows(law, max(2, PACKED_TOKENS * workers_of(self.chain) // self.longest), short=self.longest)
 
     def train(self, config: PretrainedConfig, training: Training) -> tuple[float, float]:
@@ -298,7 +297,6 @@ class _Bench:
         return layer / positions, rest / answers
 
     def step(self, config: PretrainedConfig, truth: CausalLaw, x: Sequences, settings: Training, layers: int) -> float:
-        """Median seconds of a step."""
         ticks: list[float] = []
         above = self.law(self.lm(config, layers, "float32"), truth.max_new_tokens)
         level = LevelSpec(init="above", training=settings)

@@ -51,12 +51,10 @@ class _Clock(datetime.datetime):
 
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> Self:
-        """Return the set time, or the current one."""
         return super().now(tz) if cls.stands is None else cls.fromisoformat(cls.stands).replace(tzinfo=tz)
 
 
 def _set(at: str | None) -> None:
-    """Set the templates' clock and random seed."""
     _Clock.stands = at
     random.seed(at)
 

@@ -64,7 +64,6 @@ class _Child:
         return answer
 
     def end(self) -> None:
-        """End the process, which holds no state."""
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:

@@ -131,7 +131,6 @@ def _compare(file: Any, tokenizer: PreTrainedTokenizerBase) -> Difference | None
 
 
 def _added(file: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Added tokens of either side."""
     found = [str(t) for t in tokenizer.added_tokens_decoder.values()]
     found += [str(t.content) for t in file.get_added_tokens_decoder().values()]
     return list(dict.fromkeys(t for t in found if t))[:_ADDED]

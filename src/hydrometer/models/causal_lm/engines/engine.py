@@ -272,8 +272,6 @@ def refuse_other_law(s: Selectivity, who: str, fix: str) -> None:
 
 @dataclass(slots=True)
 class _Open:
-    """The open session and its identity."""
-
     slot: str | None = None
     session: Session | None = None
 

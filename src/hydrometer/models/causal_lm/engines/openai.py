@@ -108,8 +108,6 @@ class OpenAISettings(ServerSettings, EngineSettings):
 
 
 class _OpenAI:
-    """The engine `openai`."""
-
     name = "openai"
     settings: type[EngineSettings] = OpenAISettings
 

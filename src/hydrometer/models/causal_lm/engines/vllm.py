@@ -76,8 +76,6 @@ class VllmSettings(EngineSettings):
 
 
 class _Vllm:
-    """The engine `vllm`."""
-
     name = "vllm"
     settings: type[EngineSettings] = VllmSettings
 
@@ -92,7 +90,6 @@ class _Vllm:
         return {**s.identity(), "versions": _versions(_interpreter())}
 
     def open(self, settings: EngineSettings, place: Place) -> _Session:
-        """Start the worker and load the model. Raises StageError."""
         s = own_settings(settings, VllmSettings)
         if place.path is None:
             fix = "save the merged model in a folder of its own, or use engine: native"
@@ -149,8 +146,6 @@ def _versions(interpreter: str) -> dict[str, str]:
 
 
 class _Session:
-    """A worker that has loaded the model."""
-
     def __init__(self, worker: _Worker, fields: dict[str, object]) -> None:
         self._worker = worker
         try:
@@ -183,7 +178,6 @@ class _Session:
         return [Answer(tuple(ids), tuple(log_p)) for ids, log_p in found["rows"]], "selected"
 
     def close(self) -> None:
-        """End the worker."""
         self._worker.close()
 
 

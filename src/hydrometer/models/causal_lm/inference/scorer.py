@@ -248,8 +248,6 @@ class _CachedBlock:
 
 
 class _CachedSource:
-    """A source that caches the states of its network."""
-
     def __init__(self, source: Source, kept: _CachedBlock) -> None:
         self.source, self.kept = source, kept
 
@@ -268,7 +266,6 @@ class _CachedSource:
 def _score_batch(
     laws: list[Asked], sources: list[Source], x: Sequences, batch: Ints, of_B: Ints, out: StepScores
 ) -> None:
-    """Score the rows of one batch, into `out`."""
     ids = [x.row(int(i)) for i in batch]
     wanted = np.concatenate(ids)
     row_M = np.repeat(batch, [len(row) for row in ids])

@@ -49,7 +49,6 @@ class _Cursor:
     values: int = 0
 
     def skip(self, n: int) -> int:
-        """Skip n bytes; return their offset."""
         begin = self.at
         if n > len(self.data) - begin:
             raise ValueError("it ends before what its header announces")
@@ -63,11 +62,9 @@ class _Cursor:
             raise ValueError(f"more than {MAX_VALUES} strings and numbers")
 
     def number(self, form: str) -> int:
-        """Read an integer."""
         return int(struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0])
 
     def text(self, most: int) -> bytes:
-        """Read a string."""
         n = self.number("<Q")
         self.count(1)
         if n > most:

@@ -178,7 +178,6 @@ def tokenizer_file(resolved: Resolved) -> Path | None:
 
 
 def _brings_tokenizer(resolved: Resolved) -> bool:
-    """Whether an adapter's folder contains a tokenizer."""
     return any(Path(resolved.path).glob("tokenizer*"))
 
 
@@ -285,7 +284,6 @@ def _resolve_hub(source: str, revision: str | None) -> Resolved:
 
 
 def _file(resolved: Resolved, name: str) -> Path | None:
-    """Return a file of a model, or None."""
     if resolved.revision is not None:
         return _hub_file(resolved.path, name, resolved.revision)
     file = Path(resolved.path) / name
@@ -344,7 +342,6 @@ def _gguf_folder(file: Path, what: str) -> Path:
 
 
 def _write_outline(file: Path, folder: Path) -> None:
-    """Write config and tokenizer of a GGUF file, from its header."""
     from transformers import AutoConfig, AutoTokenizer
 
     with _converting(file, folder) as (alone, temporary):

@@ -63,7 +63,6 @@ def _lengths(value: object) -> Iterator[tuple[str, int]]:
 
 
 def _shortened(value: Any, key: str = "") -> Any:
-    """Return a configuration's fields with all lengths shortened."""
     if isinstance(value, Mapping):
         return {k: _shortened(v, str(k)) for k, v in value.items()}
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:

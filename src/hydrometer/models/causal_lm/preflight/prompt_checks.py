@@ -200,7 +200,6 @@ def _varies(template: _Template, chosen: Sequence[Turns]) -> Iterator[Finding]:
 
 
 def _apart(one: str, other: str) -> str:
-    """Where two texts begin to differ."""
     at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     start = max(0, at - 20)
     return f"{one[start : at + 12]!r} or {other[start : at + 12]!r}"

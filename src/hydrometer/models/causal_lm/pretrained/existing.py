@@ -105,7 +105,6 @@ def find_model(source: str, base: str | None = None) -> Existing:
 
 
 def _find_served(source: str, served: Served) -> Existing:
-    """Open the tokenizer of a served model. Raises ModelError."""
     from hydrometer.models.causal_lm.inference.opened import model_stop_ids, vocabulary_hash
     from hydrometer.models.causal_lm.inference.served_source import ServedSource, find_source, served_outline
 

@@ -19,7 +19,6 @@ from typing import Any
 
 
 def _serve(lines: Any, answers: Any) -> None:
-    """Answer until the input ends."""
     model: Any = None
     for line in lines:
         try:
