@@ -125,8 +125,7 @@ __all__ = [
 _HOMES = {
     "core.errors": "DataError FitError FolderError HydrometerError InputError LawMismatchError MissingDependencyError"
     " ModelError SpecError StageError StoreError UnreachableError",
-    "core.statistics.estimate": "Contrast Estimate",
-    "core.statistics.judged_figures": "Figures",
+    "core.statistics.estimate": "Contrast Estimate Figures",
     "core.findings": "Finding",
     "core.rng": "Stream",
     "core.spec": "Selectivity",

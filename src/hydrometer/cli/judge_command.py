@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ _MODEL = "Hub id, folder, GGUF file, PEFT adapter folder, YAML of a served model
 
 @dataclass(frozen=True, slots=True)
 class JudgeOptions:
-    """What to judge, against what, on how many answers."""
+    """What to judge, against what, on how many answers: arguments of `judge_models`."""
 
     students: Annotated[list[str], typer.Option("--student", metavar="M", help=f"{_MODEL} Repeatable.")]
     truth: Annotated[str | None, typer.Option("--truth", metavar="M", help=_MODEL)] = None
@@ -48,7 +48,7 @@ class JudgeOptions:
         Literal["fixed", "sample"] | None,
         typer.Option("--prompts-are", metavar="fixed|sample", help="What intervals are for. [default: sample]"),
     ] = None
-    answers: Annotated[
+    answers_per_prompt: Annotated[
         int | None,
         typer.Option("--answers-per-prompt", "--n", metavar="N", help="Answers to every prompt. [default: 256 in all]"),
     ] = None
@@ -81,31 +81,14 @@ def judge_command(o: JudgeOptions) -> None:
     """Judge models trained anywhere against a truth, or against held-out text."""
     from hydrometer.run.execution.progress import ConsoleMonitor
 
+    asked = asdict(o)
+    as_json = asked.pop("as_json")
     with ConsoleMonitor() as monitor:
         from hydrometer.core.spec import parse_selectivity
         from hydrometer.report import build_report
         from hydrometer.run.judging.judging import judge_models
 
-        result = judge_models(
-            o.students,
-            truth=o.truth,
-            truth_text=o.truth_text,
-            reference=o.reference,
-            prompts=o.prompts,
-            chat=o.chat,
-            prompts_are=o.prompts_are,
-            answers_per_prompt=o.answers,
-            max_new_tokens=o.max_new_tokens,
-            decodings=[parse_selectivity(d, "--decoding") for d in o.decodings or []],
-            seed=o.seed,
-            dtype=o.dtype,
-            device=o.device,
-            base=o.base,
-            out=o.out,
-            cache=o.cache,
-            monitor=monitor,
-            executor=o.executor,
-            address=o.address,
-        )
+        asked["decodings"] = [parse_selectivity(d, "--decoding") for d in o.decodings or []]
+        result = judge_models(**asked, monitor=monitor)
         page = build_report([result.folder])
-    say_results(result, page, as_json=o.as_json)
+    say_results(result, page, as_json=as_json)
