@@ -25,10 +25,11 @@ from hydrometer.run.cost.recorded import keep_seconds
 from hydrometer.run.execution.executors import ExecutorName, executor_of
 from hydrometer.run.execution.recorder import Recorder
 from hydrometer.run.graph.adopted import read_adopted
+from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.join import entry_of, keep_prompts, merge_with, refuse_other_name, with_prompts
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
-from hydrometer.run.graph.recipes import check_inputs, check_places, load_spec
+from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.graph.reopen import training_rows
 from hydrometer.run.preflight.diagnosis import diagnose, keep
 from hydrometer.run.results.engine_records import crossed_records, engine_records

@@ -23,9 +23,10 @@ from hydrometer.run.advice.advise import Advice, advise_on, completed, keep
 from hydrometer.run.advice.candidates import open_source, the_chain
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.api import run
+from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
 from hydrometer.run.graph.plan import Plan, plan_run
-from hydrometer.run.graph.recipes import check_inputs, check_places, load_spec
+from hydrometer.run.graph.recipes import load_spec
 from hydrometer.stages.nodes import JudgeNode, Node
 from hydrometer.stages.statistics.decision import Need
 

@@ -22,9 +22,10 @@ from hydrometer.models.work import Device, HasCostModel, Lengths
 from hydrometer.run.cost.pricing import Pricing, StageCost
 from hydrometer.run.cost.this_machine import COARSE, Kept
 from hydrometer.run.graph.adopted import Adopted, read_adopted
+from hydrometer.run.graph.inputs import check_inputs
 from hydrometer.run.graph.join import joined
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.run.graph.recipes import check_inputs, load_spec
+from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.preflight.machine import missing_stages
 from hydrometer.store.records import RunFolder
 from hydrometer.store.storage_uri import place_of

@@ -19,9 +19,9 @@ from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.run.api import RunResult, results_of
 from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.adopted import Adopted, keep_adopted, read_adopted
+from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
-from hydrometer.run.graph.recipes import check_places
 from hydrometer.run.graph.reopen import (
     Opened,
     chain_named,

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydrometer.core.errors import SpecError
 from hydrometer.core.io.yaml_io import MAX_YAML_BYTES, apply_overrides, nearest, parse_yaml, where_to_look
-from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
-from hydrometer.models.capabilities import ChecksInputs
-from hydrometer.models.families import family_of
-from hydrometer.store.path_safety import refuse_unwritable
-from hydrometer.store.storage_uri import Url, place_of
 
 if TYPE_CHECKING:
     from hydrometer.models.families import RunSpec
 
-__all__ = ["check_inputs", "check_places", "load_spec", "recipes", "shipped_recipes"]
+__all__ = ["load_spec", "recipes", "shipped_recipes"]
 
 _SHIPPED = files("hydrometer.recipes")
 
@@ -67,19 +62,3 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     else:
         raise SpecError("unknown recipe", got=name, fix=nearest(name, list(recipes())) + " or give a .yaml file")
     return parse_run_spec(apply_overrides(parse_yaml(data, origin), list(overrides)), origin, base)
-
-
-def check_inputs(chains: Iterable[ChainSpec]) -> None:
-    """Look at the files and sources that chains name; nothing of them is opened. Raises InputError."""
-    for chain in chains:
-        family = family_of(chain)
-        if isinstance(family, ChecksInputs):
-            family.check_inputs(chain)
-
-
-def check_places(*places: str | Path | Url | None) -> None:
-    """Refuse folders of this machine that cannot be written. Raises FolderError."""
-    for given in places:
-        place = None if given is None else place_of(given)
-        if isinstance(place, Path):
-            refuse_unwritable(place)

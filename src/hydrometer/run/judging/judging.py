@@ -17,9 +17,9 @@ from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.run.api import RunResult
 from hydrometer.run.execution.executors import ExecutorName, executor_of
 from hydrometer.run.execution.recorder import Recorder
+from hydrometer.run.graph.inputs import check_places
 from hydrometer.run.graph.join import PART
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
-from hydrometer.run.graph.recipes import check_places
 from hydrometer.run.judging.judge_graph import NAME, plan_judgement
 from hydrometer.run.judging.judge_results import write_results
 from hydrometer.run.judging.judge_settings import JudgeSettings

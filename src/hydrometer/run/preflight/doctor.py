@@ -12,9 +12,10 @@ from hydrometer.core.findings import Finding, fatal, note, warning
 from hydrometer.models.causal_lm.engines.client import Refusal, Server, server_base
 from hydrometer.models.causal_lm.engines.temperature_probe import COLD, log_prob_kind, top_log_probs
 from hydrometer.models.families import RunSpec, family_of
+from hydrometer.run.graph.inputs import check_inputs, check_places
 from hydrometer.run.graph.join import joined
 from hydrometer.run.graph.plan import plan_run
-from hydrometer.run.graph.recipes import check_inputs, check_places, load_spec
+from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.preflight.design import examine_design
 from hydrometer.run.preflight.diagnosis import Diagnosis, diagnose, told
 from hydrometer.store.records import RunFolder
