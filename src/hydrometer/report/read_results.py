@@ -19,7 +19,6 @@ from hydrometer.report.typed_results import (
     Cell,
     Chain,
     Control,
-    Diff,
     Figure,
     Gap,
     Gate,
@@ -27,22 +26,11 @@ from hydrometer.report.typed_results import (
     OnBoth,
     Run,
     Step,
+    read,
+    read_diff,
+    read_diffs,
 )
-from hydrometer.report.values import (
-    Json,
-    count,
-    finite,
-    in_order,
-    items,
-    mapping,
-    number,
-    read_interval,
-    read_method,
-    read_point,
-    read_setting,
-    text,
-    unit,
-)
+from hydrometer.report.values import Json, finite, in_order, items, mapping, number, text
 from hydrometer.store.migrate import migrate
 
 __all__ = ["exhibits", "parse", "read_exhibit", "read_run"]
@@ -52,164 +40,64 @@ _SEEDS_TRIED = 5
 MAX_EXHIBIT_BYTES = 64_000_000
 
 
-def _diff(value: object) -> Diff | None:
-    d = mapping(value)
-    if not d:
-        return None
-    return Diff(
-        text(d.get("a")),
-        text(d.get("b")),
-        text(d.get("metric")),
-        finite(d.get("value")),
-        finite(d.get("se")),
-        number(d.get("df")),
-        read_interval(d.get("ci95")),
-        text(d.get("pairing")),
-    )
-
-
-def _diffs(value: object) -> dict[str, Diff]:
-    return {k: d for k, v in mapping(value).items() if (d := _diff(v)) is not None}
+def _group(name: str, value: object) -> Group:
+    metrics = {k: _figure(v) for k, v in mapping(mapping(value).get("metrics")).items()}
+    return read(Group, value, id=name, metrics=metrics, method=value)
 
 
 def _figure(value: object) -> Figure:
     m = mapping(value)
-    return Figure(
-        finite(m.get("value")),
-        finite(m.get("se")),
-        read_interval(m.get("ci95")),
-        unit(m.get("unit")),
-        count(m.get("n_neg_inf")),
-        finite(m.get("median")),
-        read_interval([m.get("q25"), m.get("q75")]),
-        m.get("two_peaks") is True,
-        m.get("few_seeds") is True,
-    )
-
-
-def _group(name: str, value: object) -> Group:
-    g = mapping(value)
-    metrics = {k: _figure(v) for k, v in mapping(g.get("metrics")).items()}
-    return Group(
-        name,
-        text(g.get("chain")),
-        text(g.get("role")),
-        count(g.get("level")),
-        text(g.get("training")) or None,
-        read_setting(g.get("selectivity")),
-        read_setting(g.get("decoding")),
-        count(g.get("seeds")),
-        count(g.get("failed")),
-        metrics,
-        read_point(g.get("point")),
-        text(g.get("absent")),
-        text(g.get("model")),
-        text(g.get("adopted")),
-        finite(g.get("unseen")),
-        read_method(g),
-        text(g.get("baseline")),
-    )
+    return read(Figure, m, quartiles=[m.get("q25"), m.get("q75")])
 
 
 def _cell(value: object) -> Cell:
     c = mapping(value)
     seed = finite(c.get("seed"))
-    values = {k: finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
-    return Cell(
-        text(c.get("id")),
-        text(c.get("group")),
-        text(c.get("chain")),
-        None if seed is None else int(seed),
-        c.get("status") == "ok",
-        text(c.get("reason")),
-        values,
-        number(c.get("seconds")) or 0.0,
-        text(c.get("name")),
-    )
+    figures = {k: finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
+    seconds = number(c.get("seconds")) or 0.0
+    whole = None if seed is None else int(seed)
+    return read(Cell, c, seed=whole, ok=c.get("status") == "ok", values=figures, seconds=seconds)
 
 
 def _control(value: object) -> Control:
     c = mapping(value)
     matched = mapping(c.get("matched_entropy"))
-    return Control(
-        read_setting(c.get("selectivity")) or {},
-        text(c.get("distilled")),
-        text(c.get("decoded")),
-        _diffs(c.get("same_setting")),
-        _diffs(matched) if matched else None,
-        finite(matched.get("entropy")),
-        text(c.get("matched_reason")),
-        read_method(c),
-    )
-
-
-def _step(value: object) -> Step:
-    s = mapping(value)
-    return Step(
-        read_setting(s.get("selectivity")) or {},
-        text(s.get("group")),
-        s.get("coldest") is True,
-        _diffs(s.get("vs_neutral")),
-        _diffs(s.get("vs_direct")),
-        read_method(s),
-        {k: _diffs(v) for k, v in mapping(s.get("vs_methods")).items()},
-    )
+    diffs = read_diffs(matched) if matched else None
+    return read(Control, c, matched=diffs, matched_entropy=matched.get("entropy"), method=c)
 
 
 def _brought(value: object) -> Brought:
     b = mapping(value)
-    keys = [k for k in b if k.startswith("vs_") or k == "same_setting"]
-    return Brought(
-        text(b.get("group")),
-        text(b.get("name")),
-        text(b.get("training")),
-        read_setting(b.get("selectivity")),
-        {k: _diffs(b.get(k)) for k in keys},
-        read_method(b),
-    )
+    diffs = {k: read_diffs(v) for k, v in b.items() if k.startswith("vs_") or k == "same_setting"}
+    return read(Brought, b, diffs=diffs, method=b)
 
 
 def _gap(value: object) -> Gap:
     g = mapping(value)
     figures: dict[str, OnBoth] = {}
     for metric, found in mapping(g.get("figures")).items():
-        m = mapping(found)
-        if (gap := _diff(m.get("gap"))) is not None:
-            figures[metric] = OnBoth(finite(m.get("held_out")), finite(m.get("training_prompts")), gap)
-    return Gap(text(g.get("group")), figures, _diffs(g.get("vs_direct")))
+        if (gap := read_diff(mapping(found).get("gap"))) is not None:
+            figures[metric] = read(OnBoth, found, gap=gap)
+    return read(Gap, g, figures=figures)
 
 
 def _chain(name: str, value: object) -> Chain:
     c = mapping(value)
     gate, grid = mapping(c.get("gate")), mapping(c.get("map"))
-    steps = [_step(s) for s in items(c.get("tradeoff"))]
+    steps = [read(Step, s, method=s) for s in items(c.get("tradeoff"))]
     order = in_order([s.selectivity for s in steps])
-    passed = gate.get("passed")
-    return Chain(
+    return read(
+        Chain,
+        c,
         name=name,
-        family=text(c.get("family")),
-        truth=text(c.get("truth")),
-        kind=text(c.get("kind"), "sequences"),
-        unit=unit(c.get("unit")),
-        seeds=count(c.get("seeds")),
-        truth_group=text(c.get("truth_group")) or None,
-        teacher_group=text(c.get("teacher_group")) or None,
-        direct_group=text(c.get("direct_group")) or None,
-        neutral_group=text(c.get("neutral_group")) or None,
-        gate=Gate(passed if isinstance(passed, bool) else None, _diff(gate.get("contrast")), text(gate.get("reason"))),
+        gate=read(Gate, gate, diff=read_diff(gate.get("contrast"))),
         tradeoff=sorted(steps, key=lambda s: order.index(s.selectivity)),
         control=[_control(s) for s in items(c.get("control"))],
-        as_released=[mapping(r) for r in items(c.get("as_released"))],
-        point=read_point(c.get("point")),
         axes={k: [n for v in items(a) if (n := number(v)) is not None] for k, a in mapping(grid.get("axes")).items()},
         adopted=[_brought(b) for b in items(c.get("adopted"))],
         gaps=[_gap(g) for g in items(c.get("generalisation"))],
         baselines=[_brought(b) for b in items(c.get("baselines"))],
         points=[_chain(name, {**mapping(p), "map": None}) for p in items(grid.get("points"))],
-        advice=mapping(c.get("advice")),
-        judged=mapping(c.get("judged")),
-        reference=text(c.get("reference")),
-        crossed=[mapping(r) for r in items(c.get("crossed"))],
     )
 
 
@@ -272,7 +160,7 @@ def parse(results: Json, folder: Path | None = None) -> Run:
     """
     results = _references_as_truths(migrate(results, str(folder / "results.json") if folder else "results"))
     summary = mapping(results.get("summary"))
-    contrasts = [_diff(c) for c in items(results.get("contrasts"))]
+    contrasts = [read_diff(c) for c in items(results.get("contrasts"))]
     return Run(
         name=text(results.get("name")) or (folder.name if folder else "run"),
         specs=[mapping(s) for s in items(results.get("specs"))],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from hydrometer.report.values import (
-    Json,
-    Setting,
-)
+from pydantic import BeforeValidator, TypeAdapter
+
+from hydrometer.report import values
+from hydrometer.report.values import Json, Setting
 
 __all__ = [
     "Brought",
@@ -25,39 +27,69 @@ __all__ = [
     "Reach",
     "Run",
     "Step",
+    "read",
+    "read_diff",
+    "read_diffs",
 ]
 
+T = TypeVar("T")
 Reach = tuple[float, float]
 """How far an interval reaches below and above a value."""
+
+# How a field is read from JSON, where it may be anything or absent.
+Text = Annotated[str, BeforeValidator(values.text)]
+Name = Annotated[str | None, BeforeValidator(lambda v: values.text(v) or None)]
+Finite = Annotated[float | None, BeforeValidator(values.finite)]
+Count = Annotated[int, BeforeValidator(values.count)]
+Flag = Annotated[bool, BeforeValidator(lambda v: v is True)]
+Unit = Annotated[str, BeforeValidator(values.unit)]
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(values.read_interval)]
+Point = Annotated[Setting, BeforeValidator(values.read_point)]
+MaybeSetting = Annotated[Setting | None, BeforeValidator(values.read_setting)]
+SomeSetting = Annotated[Setting, BeforeValidator(lambda v: values.read_setting(v) or {})]
+Object = Annotated[Json, BeforeValidator(values.mapping)]
+Objects = Annotated[list[Object], BeforeValidator(values.items)]
+Method = Annotated[str, BeforeValidator(values.read_method)]
+
+
+@cache
+def _reader(kind: type[T]) -> Callable[[object], T]:
+    return TypeAdapter(kind).validate_python
+
+
+def read(kind: type[T], value: object, **more: object) -> T:
+    """Read a record from a JSON object, field by field; `more` are fields that it has under other names."""
+    body = {**values.mapping(value), **more}
+    return _reader(kind)({f.name: body.get(f.name) for f in fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One metric of one group: mean over seeds with its total standard error, and its spread over seeds."""
 
-    value: float | None
-    se: float | None
-    ci95: tuple[float, float] | None
-    unit: str
-    n_neg_inf: int
-    median: float | None = None
-    quartiles: tuple[float, float] | None = None
-    two_peaks: bool = False
-    few_seeds: bool = False
+    value: Finite
+    se: Finite
+    ci95: Interval
+    unit: Unit
+    n_neg_inf: Count
+    median: Finite = None
+    quartiles: Interval = None
+    two_peaks: Flag = False
+    few_seeds: Flag = False
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
     """The difference a - b of one metric between two groups; value is None where one of them is infinite."""
 
-    a: str
-    b: str
-    metric: str
-    value: float | None
-    se: float | None
-    df: float | None
-    ci95: tuple[float, float] | None
-    pairing: str
+    a: Text
+    b: Text
+    metric: Text
+    value: Finite
+    se: Finite
+    df: Annotated[float | None, BeforeValidator(values.number)]
+    ci95: Interval
+    pairing: Text
 
     @property
     def sign(self) -> int | None:
@@ -67,27 +99,40 @@ class Diff:
         return 1 if self.ci95[0] > 0 else -1 if self.ci95[1] < 0 else 0
 
 
+def read_diff(value: object) -> Diff | None:
+    """Read a contrast; None where there is none."""
+    return read(Diff, value) if values.mapping(value) else None
+
+
+def read_diffs(value: object) -> dict[str, Diff]:
+    """Read contrasts by name, without what is none."""
+    return {k: d for k, v in values.mapping(value).items() if (d := read_diff(v)) is not None}
+
+
+Diffs = Annotated[dict[str, Diff], BeforeValidator(read_diffs)]
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The cells that differ by their seed alone."""
 
     id: str
-    chain: str
-    role: str
-    level: int
-    training: str | None
-    selectivity: Setting | None
-    decoding: Setting | None
-    seeds: int
-    failed: int
+    chain: Text
+    role: Text
+    level: Count
+    training: Name
+    selectivity: MaybeSetting
+    decoding: MaybeSetting
+    seeds: Count
+    failed: Count
     metrics: dict[str, Figure]
-    point: Setting = field(default_factory=dict[str, float])
-    absent: str = ""
-    model: str = ""
-    adopted: str = ""
-    unseen: float | None = None
-    method: str = ""
-    baseline: str = ""
+    point: Point = field(default_factory=dict[str, float])
+    absent: Text = ""
+    model: Text = ""
+    adopted: Text = ""
+    unseen: Finite = None
+    method: Method = ""
+    baseline: Text = ""
 
     def value(self, metric: str) -> float | None:
         """Return the mean of a metric, or None."""
@@ -117,24 +162,24 @@ class Group:
 class Cell:
     """One judged model of one seed."""
 
-    id: str
-    group: str
-    chain: str
+    id: Text
+    group: Text
+    chain: Text
     seed: int | None
     ok: bool
-    reason: str
+    reason: Text
     values: dict[str, float | None]
     seconds: float
-    name: str = ""
+    name: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
     """Whether the teacher's recall beats the direct student's."""
 
-    passed: bool | None
+    passed: Annotated[bool | None, BeforeValidator(lambda v: v if isinstance(v, bool) else None)]
     diff: Diff | None
-    reason: str
+    reason: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,47 +190,47 @@ class Step:
     students of other methods at the same selectivity.
     """
 
-    selectivity: Setting
-    group: str
-    coldest: bool
-    vs_neutral: dict[str, Diff]
-    vs_direct: dict[str, Diff]
-    method: str = ""
-    vs_methods: dict[str, dict[str, Diff]] = field(default_factory=dict[str, "dict[str, Diff]"])
+    selectivity: SomeSetting
+    group: Text
+    coldest: Flag
+    vs_neutral: Diffs
+    vs_direct: Diffs
+    method: Method = ""
+    vs_methods: Annotated[dict[str, Diffs], BeforeValidator(values.mapping)] = field(default_factory=dict[str, "Diffs"])
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
     """Distilled at a selectivity against the direct student decoded at it."""
 
-    selectivity: Setting
-    distilled: str
-    decoded: str
-    same_setting: dict[str, Diff]
+    selectivity: SomeSetting
+    distilled: Text
+    decoded: Text
+    same_setting: Diffs
     matched: dict[str, Diff] | None
-    matched_entropy: float | None
-    matched_reason: str
-    method: str = ""
+    matched_entropy: Finite
+    matched_reason: Text
+    method: Method = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Brought:
     """An adopted model or a baseline, with its contrasts by reference."""
 
-    group: str
-    name: str
-    training: str
-    selectivity: Setting | None
+    group: Text
+    name: Text
+    training: Text
+    selectivity: MaybeSetting
     diffs: dict[str, dict[str, Diff]]
-    method: str = ""
+    method: Method = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OnBoth:
     """A figure on prompts kept apart and on prompts of training, and the first minus the second."""
 
-    held_out: float | None
-    training_prompts: float | None
+    held_out: Finite
+    training_prompts: Finite
     gap: Diff
 
 
@@ -193,9 +238,9 @@ class OnBoth:
 class Gap:
     """A model's gap of generalisation by metric, and what it is minus the direct student's."""
 
-    group: str
+    group: Text
     figures: dict[str, OnBoth]
-    vs_direct: dict[str, Diff]
+    vs_direct: Diffs
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,26 +253,26 @@ class Chain:
     """
 
     name: str
-    family: str
-    truth: str
-    kind: str
-    unit: str
-    seeds: int
-    truth_group: str | None
-    teacher_group: str | None
-    direct_group: str | None
-    neutral_group: str | None
+    family: Text
+    truth: Text
+    kind: Annotated[str, BeforeValidator(lambda v: values.text(v, "sequences"))]
+    unit: Unit
+    seeds: Count
+    truth_group: Name
+    teacher_group: Name
+    direct_group: Name
+    neutral_group: Name
     gate: Gate
     tradeoff: list[Step]
     control: list[Control]
-    as_released: list[Json]
-    point: Setting = field(default_factory=dict[str, float])
+    as_released: Objects
+    point: Point = field(default_factory=dict[str, float])
     axes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     points: list[Chain] = field(default_factory=list["Chain"])
-    advice: Json = field(default_factory=dict[str, Any])
-    judged: Json = field(default_factory=dict[str, Any])
-    reference: str = ""
-    crossed: list[Json] = field(default_factory=list[dict[str, Any]])
+    advice: Object = field(default_factory=dict[str, Any])
+    judged: Object = field(default_factory=dict[str, Any])
+    reference: Text = ""
+    crossed: Objects = field(default_factory=list[dict[str, Any]])
     adopted: list[Brought] = field(default_factory=list["Brought"])
     gaps: list[Gap] = field(default_factory=list["Gap"])
     baselines: list[Brought] = field(default_factory=list["Brought"])
