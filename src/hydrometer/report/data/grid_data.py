@@ -129,14 +129,10 @@ def map_axes(chain: Chain) -> list[Axis]:
     return [a for a in (axis_of(chain, k) for k in keys) if len(a.values) > 1]
 
 
-def _nothing() -> Axis:
-    return Axis("", "", [""], [""])
-
-
 def _layout(chain: Chain) -> list[Axis]:
     """Return x, y, columns, rows; the longer outer axis becomes columns."""
     axes = map_axes(chain)[:4]
-    axes += [_nothing() for _ in range(4 - len(axes))]
+    axes += [Axis("", "", [""], [""]) for _ in range(4 - len(axes))]
     x, y, *outer = axes
     columns, rows = sorted(outer, key=lambda a: -len(a.values))
     return [x, y, columns, rows]

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hydrometer.core.errors import InputError
-from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.run.advice.arms import arm_of, common_seeds, design_of, kept_rows
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, entries, is_finite
-from hydrometer.stages.cells import Cell
 from hydrometer.stages.given_nodes import JudgeGivenNode
 from hydrometer.stages.statistics.covariance import Arm, Design
 from hydrometer.stages.statistics.decision import Need
@@ -113,7 +111,7 @@ def field_of(sources: list[Source], need: Need, *, priced: bool = True) -> Field
     if not seeds:
         raise InputError("the candidates have no seed in common", fix="run again to retry the failed cells")
     design, lengths = design_of(sources[0], kept_rows(found[baseline]))
-    arms = [arm_of(e, seeds, names, lengths, lambda c, e=e: (c.judge, _figures(e, c))) for e in found]
+    arms = [arm_of(e, seeds, names, lengths, lambda c, e=e: (c.judge, e.figures[c.seed])) for e in found]
     return Field(found, excluded, seeds, _lacking(found), names, arms, design, baseline)
 
 
@@ -125,10 +123,6 @@ def _precision(source: Source) -> str:
 def is_on_texts(source: Source) -> bool:
     """Whether texts stand in the place of a chain's truth."""
     return any(isinstance(n, JudgeGivenNode) and n.held_out for n in source.plan.judges_of(source.chain.cells))
-
-
-def _figures(entry: Entry, cell: Cell) -> dict[str, Estimate]:
-    return entry.figures[cell.seed]
 
 
 def _with_seeds(found: list[Entry], excluded: list[Excluded]) -> tuple[list[Entry], list[Excluded]]:
@@ -153,13 +147,9 @@ def _with_score(found: list[Entry], excluded: list[Excluded], need: Need) -> tup
     """Keep candidates that have the score; raise InputError if none has."""
     if need.score is None:
         return found, excluded
-    having = [e for e in found if all(_has(m, need.score) for m in e.figures.values())]
+    having = [e for e in found if all(is_finite(m.get(need.score)) for m in e.figures.values())]
     if not having:
         known = sorted({k for e in found for m in e.figures.values() for k in m})
         raise InputError("no candidate has this score", got=need.score, fix="known: " + ", ".join(known))
     without = [Excluded(e.cell, f"it has no {need.score}") for e in found if e not in having]
     return having, excluded + without
-
-
-def _has(metrics: dict[str, Estimate], name: str) -> bool:
-    return is_finite(metrics.get(name))

@@ -245,16 +245,14 @@ def _adopted(c: ChainGroups) -> list[Json]:
             "vs_neutral": c.neutral_of(d),
             "vs_native": c.distilled.get(d) if d is not None else c.direct if x.training == "direct" else None,
             "vs_own_direct": directs.get(_name(x)),
-            "vs_own_neutral": next((m for name, e, m in neutrals if name == _name(x) and _is_like(e, d)), None),
+            "vs_own_neutral": next(
+                (m for name, e, m in neutrals if name == _name(x) and (d is None or e.method == d.method)), None
+            ),
             "same_setting": None if x.selectivity is None else c.decoded.get(x.selectivity),
         }
         entry |= {key: c.differences(n, other) for key, other in against.items()}
         out.append(entry | matched(c, n))
     return out
-
-
-def _is_like(neutral: Distillation, d: Distillation | None) -> bool:
-    return d is None or neutral.method == d.method
 
 
 def _name(cell: Cell) -> str:

@@ -114,7 +114,7 @@ def footprint(
     """
 
     def held(n_bytes: int) -> int:
-        return n_bytes if anywhere else _here(chain, n_bytes)
+        return n_bytes if anywhere or not on_accelerator(chain) else 0
 
     own, truth = configs[role], configs["truth"]
     n, longest = count_parameters(own), chain.truth.max_new_tokens
@@ -158,11 +158,6 @@ def _remembered(teacher: PretrainedConfig, tokens: int, width: int) -> int:
 def on_accelerator(chain: CausalLMChain) -> bool:
     """Whether the chain's networks run on an accelerator of this machine."""
     return chain.device == "cuda" or (chain.device == "auto" and torch.cuda.is_available())
-
-
-def _here(chain: CausalLMChain, held: int) -> int:
-    """Bytes of this machine's memory: 0 on an accelerator."""
-    return 0 if on_accelerator(chain) else held
 
 
 def row_bytes(rows: int, tokens: float) -> int:

@@ -54,11 +54,6 @@ class _Clock(datetime.datetime):
         return super().now(tz) if cls.stands is None else cls.fromisoformat(cls.stands).replace(tzinfo=tz)
 
 
-def _set(at: str | None) -> None:
-    _Clock.stands = at
-    random.seed(at)
-
-
 def main() -> None:
     """Answer until the input ends."""
     from transformers.utils import chat_template_utils
@@ -73,7 +68,8 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         spent = resource.getrusage(resource.RUSAGE_SELF)
-        _set(asked["at"])
+        _Clock.stands = asked["at"]
+        random.seed(asked["at"])
         _lower(resource.RLIMIT_CPU, spent.ru_utime + spent.ru_stime + asked["seconds"] + 1)
         sys.stdout.write(json.dumps(_answer(render_jinja_template, asked)) + "\n")
         sys.stdout.flush()

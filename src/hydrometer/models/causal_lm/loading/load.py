@@ -87,7 +87,8 @@ def resolve(source: str, revision: str | None = None, *, base: str | None = None
     if path.is_dir():
         if (path / ADAPTER_CONFIG).is_file():
             return _resolve_adapter(path, base)
-        return _resolve_folder(path)
+        _check_model_folder(path)
+        return Resolved(str(path), None, {"kind": "folder", "sha256": hash_of(path, _IDENTITY_FILES)}, path.name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError("a model file must be GGUF", got=source, fix="give the folder that save_pretrained wrote")
@@ -224,11 +225,6 @@ def _check_model_folder(path: Path) -> None:
     if not any(f.is_file() for pattern in (*TOKENIZER_FILES[2:], "tekken.json") for f in path.glob(pattern)):
         fix = f"write it there: tokenizer.save_pretrained({str(path)!r})"
         raise ModelError("the folder holds no tokenizer", got=str(path), fix=fix)
-
-
-def _resolve_folder(path: Path) -> Resolved:
-    _check_model_folder(path)
-    return Resolved(str(path), None, {"kind": "folder", "sha256": hash_of(path, _IDENTITY_FILES)}, path.name)
 
 
 def hash_of(folder: Path, patterns: Iterable[str]) -> str:

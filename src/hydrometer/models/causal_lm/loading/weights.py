@@ -230,7 +230,8 @@ def _remedy(unfit: Unfit, network: PreTrainedModel) -> str:
         return "save the model with its weights dequantised, or give the original weights"
     if (wrapper := _wrapper(missing, unexpected)) is not None:
         return f"take {wrapper!r} out of the names: save the model that was wrapped, not its wrapper"
-    head = _name_of(network, network.get_output_embeddings())
+    output = network.get_output_embeddings()
+    head = next((name for name, m in network.named_modules() if m is output), None)
     if not unexpected and not unfit.mismatched and missing <= {f"{head}.weight", f"{head}.bias"}:
         return "save it with its head; where the head is the embeddings, set tie_word_embeddings to true in config.json"
     layers = getattr(network.config.get_text_config(), "num_hidden_layers", None)
@@ -259,7 +260,3 @@ def _wrapper(missing: Collection[str], unexpected: Sequence[str]) -> str | None:
     if found and (most := max(found.values())) >= min(len(unexpected), len(missing)) / 2:
         return min((k for k, n in found.items() if n == most), key=len)
     return None
-
-
-def _name_of(network: PreTrainedModel, module: object) -> str | None:
-    return next((name for name, m in network.named_modules() if m is module), None)
