@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from hydrometer.stages.statistics.spread import NO_SPREAD, dip, spread_of, two_peaks, widest_gap
+from hydrometer.stages.statistics.dip import dip
+from hydrometer.stages.statistics.spread import NO_SPREAD, spread_of, two_peaks, widest_gap
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
