@@ -52,6 +52,7 @@ AnswerT = TypeVar("AnswerT")
 BYTES_A_TOKEN = 2048  # upper bound of an answer's id, log-probability and text
 _POSITIVE = 1e-3  # nats by which rounding may lift a log-probability above 0
 _VLLM = "serve the truth with vLLM 0.11 or later"
+ENGINE = "engine openai"
 
 
 class ServerSettings(Strict):
@@ -126,7 +127,7 @@ class _OpenAI:
         try:
             return OpenAISession(s, server, served_facts(server, s.model, place.longest))
         except Refusal as e:
-            raise failed(e, server) from None
+            raise failed(e, server, ENGINE) from None
 
 
 OPENAI = _OpenAI()
@@ -134,6 +135,10 @@ OPENAI = _OpenAI()
 
 class OpenAISession:
     """A server that serves the model."""
+
+    @property
+    def _who(self) -> str:
+        return ENGINE
 
     def __init__(self, settings: ServerSettings, server: Server, facts: dict[str, object]) -> None:
         self._settings, self._server, self._facts = settings, server, facts
@@ -150,7 +155,7 @@ class OpenAISession:
         try:
             return self._drawn(order)
         except Refusal as e:
-            raise failed(e, self._server) from None
+            raise failed(e, self._server, self._who) from None
 
     def close(self) -> None:
         """Nothing is held."""
@@ -282,6 +287,6 @@ def log_probs_told(values: Iterable[Any]) -> tuple[float, ...]:
     return tuple(out)
 
 
-def failed(e: Refusal, server: Server) -> StageError:
+def failed(e: Refusal, server: Server, who: str) -> StageError:
     """Return a refusal as the error of a stage, in one line."""
-    return StageError(f"engine openai: {server.masked(e.what)}", got=server.masked(e.got), fix=server.masked(e.fix))
+    return StageError(f"{who}: {server.masked(e.what)}", got=server.masked(e.got), fix=server.masked(e.fix))

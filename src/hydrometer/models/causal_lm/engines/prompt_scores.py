@@ -10,13 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hydrometer.core.errors import StageError
-from hydrometer.models.causal_lm.engines.client import Refusal, Server
-from hydrometer.models.causal_lm.engines.engine import Answer, LogProbsAre, Order
-from hydrometer.models.causal_lm.engines.openai import BYTES_A_TOKEN, OpenAISession, log_probs_told
+from hydrometer.models.causal_lm.engines.client import Refusal
+from hydrometer.models.causal_lm.engines.openai import BYTES_A_TOKEN, OpenAISession, failed, log_probs_told
 from hydrometer.models.causal_lm.engines.temperature_probe import DROPPED
 
-__all__ = ["VllmSession", "refuse_unnormalised", "refused", "scores_told"]
+__all__ = ["VllmSession", "refuse_unnormalised", "scores_told"]
 
 NORMALISED_OVER = 5  # likeliest ids of a position, whose probabilities must not exceed 1 together
 
@@ -26,12 +24,9 @@ class VllmSession(OpenAISession):
 
     _is_normalised = False
 
-    def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
-        """Draw one row a request, concurrently. Raises StageError."""
-        try:
-            return self._drawn(order)
-        except Refusal as e:
-            raise refused(e, self._server, self._settings.model) from None
+    @property
+    def _who(self) -> str:
+        return f"served model {self._settings.model}"
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
         """Score one row a request, concurrently. Raises StageError."""
@@ -41,7 +36,7 @@ class VllmSession(OpenAISession):
                 self._is_normalised = True
             return self._concurrently(self._scored, rows)
         except Refusal as e:
-            raise refused(e, self._server, self._settings.model) from None
+            raise failed(e, self._server, self._who) from None
 
     def _scored(self, row: tuple[Sequence[int], Sequence[int]], n_top: int = 0) -> tuple[float, ...]:
         """Score one row; with `n_top` refuse a server that does not normalise. Raises Refusal."""
@@ -109,8 +104,3 @@ def refuse_unnormalised(values: Sequence[object]) -> None:
 def scores_told(values: Sequence[object]) -> tuple[float, ...]:
     """Return scores, nats; what stands for minus infinity is that. Raises Refusal."""
     return tuple(-math.inf if v <= DROPPED else min(v, 0.0) for v in log_probs_told(values))
-
-
-def refused(e: Refusal, server: Server, model: str) -> StageError:
-    """Return a refusal as the error of a stage, in one line."""
-    return StageError(f"served model {model}: {server.masked(e.what)}", got=server.masked(e.got), fix=e.fix)

@@ -25,8 +25,8 @@ from hydrometer.core.statistics.estimators import ratio_estimate
 from hydrometer.models.base import Samples, ScoreKind
 from hydrometer.models.causal_lm.engines.client import Refusal
 from hydrometer.models.causal_lm.engines.engine import Answer, LogProbsAre, Order
-from hydrometer.models.causal_lm.engines.openai import served_facts
-from hydrometer.models.causal_lm.engines.prompt_scores import VllmSession, refused
+from hydrometer.models.causal_lm.engines.openai import failed, served_facts
+from hydrometer.models.causal_lm.engines.prompt_scores import VllmSession
 from hydrometer.models.causal_lm.engines.served_model import ServedModel
 from hydrometer.models.causal_lm.engines.sglang import SGLangSession, sglang_facts
 from hydrometer.models.causal_lm.inference.draw_block import ROW_STREAM
@@ -74,7 +74,7 @@ def _session(settings: str) -> ServedSession:
             return SGLangSession(model, server, sglang_facts(server))
         return VllmSession(model, server, served_facts(server, model.model, 1))
     except Refusal as e:
-        raise refused(e, server, model.model) from None
+        raise failed(e, server, f"served model {model.model}") from None
 
 
 def opened_session(model: ServedModel) -> ServedSession:
