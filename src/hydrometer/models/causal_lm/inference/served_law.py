@@ -10,10 +10,10 @@ Shapes: N rows, T tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.statistics.estimators import ratio_estimate
 from hydrometer.models.base import Samples, ScoreKind
 from hydrometer.models.causal_lm.engines.client import Refusal
-from hydrometer.models.causal_lm.engines.engine import Answer, LogProbsAre, Order
+from hydrometer.models.causal_lm.engines.engine import Order
 from hydrometer.models.causal_lm.engines.openai import failed, served_facts
 from hydrometer.models.causal_lm.engines.prompt_scores import VllmSession
 from hydrometer.models.causal_lm.engines.served_model import ServedModel
@@ -40,33 +40,11 @@ if TYPE_CHECKING:
 
     from hydrometer.models.causal_lm.loading.load import Outline
 
-__all__ = ["ServedLM", "ServedLaw", "ServedSession", "forget_sessions", "opened_session"]
-
-
-class ServedSession(Protocol):
-    """A server that serves the model, as it was found."""
-
-    @property
-    def facts(self) -> Mapping[str, object]:
-        """Facts for records: its version, and the kind of its log-probabilities."""
-        ...
-
-    @property
-    def room(self) -> int | None:
-        """Tokens of prompt and answer that it takes at most, where it says so."""
-        ...
-
-    def draw(self, order: Order) -> tuple[Sequence[Answer], LogProbsAre]:
-        """Draw rows. Raises StageError."""
-        ...
-
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
-        """Return the log-probability of every token of answers to prompts, nats, -inf included. Raises StageError."""
-        ...
+__all__ = ["ServedLM", "ServedLaw", "forget_sessions", "opened_session"]
 
 
 @cache
-def _session(settings: str) -> ServedSession:
+def _session(settings: str) -> VllmSession:
     model = ServedModel.model_validate(json.loads(settings))
     server = model.server(patience=model.patience)
     try:
@@ -77,7 +55,7 @@ def _session(settings: str) -> ServedSession:
         raise failed(e, server, f"served model {model.model}") from None
 
 
-def opened_session(model: ServedModel) -> ServedSession:
+def opened_session(model: ServedModel) -> VllmSession:
     """Return the session with a served model, opened at the first call. Raises StageError where it is not served."""
     return _session(json.dumps(model.model_dump(mode="json")))
 
@@ -116,7 +94,7 @@ class ServedLM:
         return pick_device(self._device)
 
     @property
-    def session(self) -> ServedSession:
+    def session(self) -> VllmSession:
         """The server, asked for the first time at the first call. Raises StageError."""
         return opened_session(self.served)
 
@@ -246,7 +224,7 @@ class ServedLaw(Outcomes):
         _refuse_other_model(x, x.log_prob - found, self.lm.served.model)
         return found
 
-    def _session(self, tokens: int) -> ServedSession:
+    def _session(self, tokens: int) -> VllmSession:
         """Return the server, if it has room for so many tokens, with the one that a request for scores draws."""
         session = self.lm.session
         if session.room is not None and session.room < tokens:

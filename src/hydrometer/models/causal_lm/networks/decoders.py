@@ -7,7 +7,8 @@ Shapes: B rows, A rows still kept, T tokens so far, D width, W rows of the outpu
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,27 +32,27 @@ length, or one by one."""
 _TOGETHER = 8192  # positions of a batch of prefixes
 
 
-class Decoder(Protocol):
+class Decoder(ABC):
     """Draws rows one token at a time."""
 
+    @abstractmethod
     def start(self) -> Logits:
         """Logits of every row's first token, (B, W)."""
-        ...
 
+    @abstractmethod
     def step(self, tokens_A: Ints) -> Logits:
         """Append a token to every kept row; logits of the next, (A, W)."""
-        ...
 
+    @abstractmethod
     def keep(self, rows: Ints) -> None:
         """Keep only these rows, by index among the kept ones."""
-        ...
 
     def pays(self, active: int, kept: int) -> bool:
-        """Whether dropping the finished rows pays if `active` of `kept` go on."""
-        ...
+        """Whether dropping the finished rows pays if `active` of `kept` go on: always, where it copies nothing."""
+        return active < kept
 
 
-class LlamaDecoder:
+class LlamaDecoder(Decoder):
     """Rows of one worker through a Llama-type network.
 
     Parameters
@@ -83,12 +84,8 @@ class LlamaDecoder:
         """Keep only these rows; the cache is not copied."""
         self._slot_A = self._slot_A[rows]
 
-    def pays(self, active: int, kept: int) -> bool:
-        """Always: dropping copies nothing."""
-        return active < kept
 
-
-class CachedDecoder:
+class CachedDecoder(Decoder):
     """Rows through any transformers network with a cache of keys and values."""
 
     def __init__(self, network: Network, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
@@ -117,7 +114,7 @@ class CachedDecoder:
         return active < 0.8 * kept
 
 
-class RecomputeDecoder:
+class RecomputeDecoder(Decoder):
     """Rows through a network without a cache: each step runs whole prefixes, in any way but "cached"."""
 
     def __init__(self, network: Network, way: Way, prompts: list[tuple[int, ...]], of_B: Ints) -> None:
@@ -138,10 +135,6 @@ class RecomputeDecoder:
     def keep(self, rows: Ints) -> None:
         """Keep only these rows."""
         self._rows = [self._rows[i] for i in rows]
-
-    def pays(self, active: int, kept: int) -> bool:
-        """Always: a dropped row is not run."""
-        return active < kept
 
 
 def last_states(network: Network, way: Way, prefixes: list[list[int]]) -> Tensor:
