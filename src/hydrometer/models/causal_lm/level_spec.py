@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -14,7 +14,7 @@ from hydrometer.models.causal_lm.engines.engine import as_tuple
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import BaselineText, FromSource, as_file
 
-__all__ = ["Baseline", "FromLayers", "Init", "LevelSpec", "level_spec"]
+__all__ = ["Baseline", "FromLayers", "Init", "LevelSpec", "level_spec", "tagged"]
 
 MAX_LAYERS = 4096
 
@@ -28,18 +28,21 @@ class FromLayers(Strict):
     )
 
 
-def _init_kind(value: object) -> str | None:
-    match value:
-        case str():
-            return "<name>"
-        case FromSource():
-            return "<source>"
-        case FromLayers():
-            return "<layers>"
-        case Mapping():
-            return "<source>" if "source" in value else "<layers>"
-        case _:
-            return None
+def tagged(other: type, tag: str) -> Callable[[object], str | None]:
+    """Return what tells a name, a source, and a third kind of value apart, given as objects or as mappings."""
+
+    def kind(value: object) -> str | None:
+        match value:
+            case str():
+                return "<name>"
+            case FromSource():
+                return "<source>"
+            case Mapping():
+                return "<source>" if "source" in value else tag
+            case _:
+                return tag if isinstance(value, other) else None
+
+    return kind
 
 
 _NO_INIT = "init is scratch, truth, above, {layers_of: truth|above, layers: [...]} or {source: PATH}"
@@ -47,7 +50,7 @@ Init = Annotated[
     Annotated[Literal["scratch", "truth", "above"], Tag("<name>")]
     | Annotated[FromLayers, Tag("<layers>")]
     | Annotated[FromSource, Tag("<source>")],
-    Discriminator(_init_kind, custom_error_type="init", custom_error_message=_NO_INIT),
+    Discriminator(tagged(FromLayers, "<layers>"), custom_error_type="init", custom_error_message=_NO_INIT),
 ]
 
 

@@ -31,7 +31,7 @@ from hydrometer.models.base import Level, chain_levels
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
-from hydrometer.models.causal_lm.level_spec import Baseline, LevelSpec, level_spec
+from hydrometer.models.causal_lm.level_spec import Baseline, LevelSpec, level_spec, tagged
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import FromSource, GivenSource, PromptsFile, Truth
 from hydrometer.models.objectives import check_prefixes, divergence_of, refuse_infinite
@@ -46,20 +46,6 @@ __all__ = [
     "Truth",
     "causal_chain",
 ]
-
-
-def _teacher_kind(value: object) -> str | None:
-    match value:
-        case str():
-            return "<name>"
-        case FromSource():
-            return "<source>"
-        case LevelSpec():
-            return "<level>"
-        case Mapping():
-            return "<source>" if "source" in value else "<level>"
-        case _:
-            return None
 
 
 def _trained_from(value: object) -> object:
@@ -77,7 +63,7 @@ Teacher = Annotated[
         Annotated[Literal["truth"], Tag("<name>")]
         | Annotated[GivenSource, Tag("<source>")]
         | Annotated[LevelSpec, Tag("<level>")],
-        Discriminator(_teacher_kind, custom_error_type="teacher", custom_error_message=_NO_TEACHER),
+        Discriminator(tagged(LevelSpec, "<level>"), custom_error_type="teacher", custom_error_message=_NO_TEACHER),
     ],
     BeforeValidator(_trained_from),
 ]

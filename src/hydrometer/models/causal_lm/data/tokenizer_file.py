@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hydrometer.core.errors import HydrometerError, one_line
-from hydrometer.core.io.os_errors import is_panic
+from hydrometer.core.errors import DataError, one_line
 from hydrometer.models.causal_lm.loading import load
+from hydrometer.models.causal_lm.loading.model_files import as_data_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,10 +161,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def _said(do: Callable[[], T]) -> T | None:
     """What a tokenizer says; None where it refuses, which is told where the text or the ids are wanted."""
     try:
-        return do()
-    except (HydrometerError, MemoryError):
-        raise
-    except BaseException as e:
-        if not (isinstance(e, Exception) or is_panic(e)):
-            raise
+        with as_data_error("a tokenizer refuses"):
+            return do()
+    except DataError:
         return None

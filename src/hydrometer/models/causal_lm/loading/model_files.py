@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from logging import CRITICAL
@@ -91,27 +91,24 @@ def quiet() -> Generator[None]:
 @contextlib.contextmanager
 def as_model_error(source: str, fix: str = "check that transformers opens it") -> Generator[None]:
     """Turn transformers' errors about a source into one line. Raises ModelError."""
-    try:
-        with quiet():
-            yield
-    except (HydrometerError, MemoryError):
-        raise
-    except BaseException as e:  # libraries raise errors without a common base on malformed files
-        if not (isinstance(e, Exception) or is_panic(e)):
-            raise
-        said = one_line(str(e), 200) or type(e).__name__
-        raise ModelError(f"the model cannot be opened: {said}", got=source, fix=fix) from e
+    with _told(lambda said: ModelError(f"the model cannot be opened: {said}", got=source, fix=fix)), quiet():
+        yield
 
 
 @contextlib.contextmanager
 def as_data_error(what: str, got: object = ...) -> Generator[None]:
     """Turn a tokenizer's errors into one line that begins with `what`. Raises DataError."""
+    with _told(lambda said: DataError(f"{what}: {said}", got=got)):
+        yield
+
+
+@contextlib.contextmanager
+def _told(error: Callable[[str], HydrometerError]) -> Generator[None]:
     try:
         yield
     except (HydrometerError, MemoryError):
         raise
-    except BaseException as e:
+    except BaseException as e:  # libraries raise errors without a common base on malformed files
         if not (isinstance(e, Exception) or is_panic(e)):
             raise
-        said = one_line(str(e), 200) or type(e).__name__
-        raise DataError(f"{what}: {said}", got=got) from None
+        raise error(one_line(str(e), 200) or type(e).__name__) from e
