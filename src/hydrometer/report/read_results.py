@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydrometer.core.errors import FolderError
 from hydrometer.core.findings import FIGURE_CODES, SHARED_PROMPTS
 from hydrometer.core.io.yaml_io import is_array, is_object, read_plain
 from hydrometer.report.typed_results import (
@@ -32,10 +31,10 @@ from hydrometer.report.typed_results import (
 )
 from hydrometer.report.values import Json, finite, in_order, items, mapping, number, text
 from hydrometer.store.migrate import migrate
+from hydrometer.store.records import load_results
 
 __all__ = ["exhibits", "parse", "read_exhibit", "read_run"]
 
-MAX_RESULTS_BYTES = 1_000_000_000
 _SEEDS_TRIED = 5
 MAX_EXHIBIT_BYTES = 64_000_000
 
@@ -183,28 +182,9 @@ def parse(results: Json, folder: Path | None = None) -> Run:
     )
 
 
-def _load(path: Path, limit: int) -> Json:
-    raw = read_plain(path, limit)
-    if len(raw) > limit:
-        raise ValueError(f"larger than {limit} bytes")
-    value: object = json.loads(raw, parse_constant=lambda _: None)
-    if not is_object(value):
-        raise ValueError("not a JSON object")
-    return value
-
-
 def read_run(folder: Path) -> Run:
-    """Read a run folder's results.json. Raises FolderError: where there is none or it is no JSON object."""
-    path = folder / "results.json"
-    try:
-        results = _load(path, MAX_RESULTS_BYTES)
-    except FileNotFoundError:
-        raise FolderError(
-            "no results.json in this folder", got=str(folder), fix="give the folder of a finished run"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FolderError(f"results.json cannot be read: {error}", got=str(path), fix="run the recipe again") from None
-    return parse(results, folder)
+    """Read a run folder's results.json. Raises FolderError: where there is none or it is no run's."""
+    return parse(load_results(folder), folder)
 
 
 def read_exhibit(run: Run, cell_id: str, kind: str) -> Json | None:
@@ -216,7 +196,8 @@ def read_exhibit(run: Run, cell_id: str, kind: str) -> Json | None:
         path = (home / f"{cell_id}.json").resolve()
         if not path.is_relative_to(home) or not path.is_file():
             return None
-        exhibit = _load(path, MAX_EXHIBIT_BYTES)
+        raw = read_plain(path, MAX_EXHIBIT_BYTES)
+        exhibit = mapping(json.loads(raw, parse_constant=lambda _: None) if len(raw) <= MAX_EXHIBIT_BYTES else None)
     except (OSError, ValueError, RuntimeError):  # RuntimeError: links that lead in a circle, JSON nested too deeply
         return None
     return exhibit if exhibit.get("kind") == kind and exhibit.get("version") == 1 else None
