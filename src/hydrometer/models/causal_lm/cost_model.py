@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CostModel"]
 
 # For progress and relative costs: the two cores that the recipes were developed on. Only ratios between stages matter
-# here; estimated hours come from `run.cost.devices`.
+# here; estimated hours come from `run.cost.cost_plan`.
 REFERENCE = Device(
     name="reference",
     source="two cores of an AMD EPYC (Zen 5), torch 2.13",
