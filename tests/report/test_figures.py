@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import report_synthetic as synthetic
+from matplotlib.lines import Line2D
 
 from hydrometer.report.data import plotdata
 from hydrometer.report.figures import panels
 from hydrometer.report.figures.contours import density_of, mass_levels
-from hydrometer.report.figures.style import inline_svg, render
+from hydrometer.report.figures.style import inline_svg, look_of, render
 from hydrometer.report.read_results import parse
 
 RUN = parse(synthetic.results(seeds=2, mixture_seeds=2))
@@ -101,6 +102,22 @@ def test_inline_svg_has_its_own_ids_and_no_fixed_colours() -> None:
     assert 'id="p1-' in svg
     assert 'href="#p1-' in svg
     assert "<metadata" not in svg
+
+
+def test_a_legend_of_many_methods_names_each_objective_and_each_source_once() -> None:
+    few = ["by jsd", "by jsd on rows of the truth", "by total_variation"]
+    assert [h.get_label() for h in panels.handles_of((), few)] == [f"distilled selectively, {m}" for m in few]
+    many = [f"by {loss}{rows}" for loss in ("jsd", "total_variation") for rows in ("", " on rows of the student")]
+    handles = panels.handles_of((), many)
+    assert [h.get_label() for h in handles] == [
+        "by jsd", "by total_variation", "on rows of the teacher", "on rows of the student",
+    ]  # fmt: skip
+    for handle, method in zip(handles, ("by jsd", "by total_variation on rows of the student"), strict=False):
+        look = look_of("distilled", method, many)
+        assert (handle.get_color(), handle.get_marker()) == (look.color, look.marker)
+    drawn = [Line2D([], [], linestyle=look_of("distilled", m, many).line).get_linestyle() for m in many[:2]]
+    assert [h.get_linestyle() for h in handles[2:]] == drawn
+    assert len(set(drawn)) == 2
 
 
 def test_bars_are_the_t_intervals_not_two_standard_errors() -> None:

@@ -308,6 +308,13 @@ def test_of_many_methods_those_are_named_that_another_beats_on_both(run: dict[st
     assert words.endswith(
         "(95 % each): kl_teacher_student at temperature 0.6 (by mle); mle at temperature 0.6 (by jsd)."
     )
+    warm = next(s for s in chain(run)["tradeoff"] if s["selectivity"] == {"temperature": 0.8})
+    names = [f"{step['group']}.{loss}" for loss in ("kl_teacher_student", "total_variation")]
+    groups[names[1]] |= {"loss": "mle"}
+    warm["vs_methods"] = {names[0]: step["vs_methods"][names[0]]}
+    warm |= {"loss": "jsd", "prefix_source": "teacher"}
+    words = next(s for s in said(run) if "ways to distil" in s)  # each setting with those that win there
+    assert "kl_teacher_student at temperature 0.8 (by jsd) and at temperature 0.6 (by mle)" in words
     for diffs in step["vs_methods"].values():
         diffs["recall"]["ci95"] = [-9.0, 9.0]
     assert "none is shown to be beaten" in next(s for s in said(run) if "ways to distil" in s)

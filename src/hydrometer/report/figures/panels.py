@@ -17,7 +17,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from hydrometer.report.data.plotdata import FEW_METHODS, KINDS, Curves, Kind, Panel, Plane, Point
-from hydrometer.report.figures.style import FAINT, LOOKS, PAPER, QUIET, Look, drawing, look_of, settle
+from hydrometer.report.figures.style import (
+    FAINT,
+    LOOKS,
+    PAPER,
+    QUIET,
+    Look,
+    drawing,
+    look_of,
+    objectives_of,
+    settle,
+    sources_of,
+)
 
 __all__ = ["curves_figure", "draw_entropy_plane", "draw_panel", "draw_plane", "handles_of", "plane_figure", "single"]
 
@@ -301,7 +312,7 @@ def _locator() -> Any:
 def single(width: float, height: float, draw: Any, *data: Any) -> Figure:
     """Return a figure of one panel, for the page, where panels wrap; with a key if it has many methods."""
     methods = [m for d in data if isinstance(d, Plane | Panel) for m in d.methods]
-    rows = len(methods) if len(methods) > FEW_METHODS else 0
+    rows = len(handles_of((), methods)) if len(methods) > FEW_METHODS else 0
     with drawing(width, height + 0.16 * rows) as figure:
         labels = draw(figure.subplots(), *data)
         if rows:
@@ -313,17 +324,20 @@ def single(width: float, height: float, draw: Any, *data: Any) -> Figure:
 
 
 def handles_of(kinds: Iterable[Kind], methods: Iterable[str] = ()) -> list[Any]:
-    """Return a legend's entries."""
+    """Return a legend's entries: of many methods one for each objective, and one for each source of rows."""
     handles: list[Any] = []
     order: list[tuple[Kind, str]] = [(k, "") for k in KINDS if k in set(kinds)]
     methods = list(dict.fromkeys(methods))
-    order.extend(("distilled", m) for m in methods)
+    many = len(methods) > FEW_METHODS
+    order.extend(("distilled", m) for m in (objectives_of(methods) if many else methods))
     for kind, method in order:
         look = look_of(kind, method, methods)
         marks: dict[str, Any] = {"marker": look.marker, "markersize": look.size}
-        marks["linestyle"] = "none" if kind in ("truth", "direct") else look.line
+        marks["linestyle"] = "none" if kind in ("truth", "direct") or (many and method) else look.line
         marks["markerfacecolor"] = PAPER if look.hollow else look.color
         handles.append(Line2D([], [], color=look.color, label=look.label, **marks))
+    if many:
+        handles += [Line2D([], [], color=QUIET, linestyle=line, label=label) for label, line in sources_of(methods)]
     return handles
 
 
@@ -333,7 +347,7 @@ def _legend(figure: Figure, handles: list[Any], ncols: int = 3) -> None:
 
 def plane_figure(plane: Plane, entropy: Plane) -> Figure:
     """Return figure 1 for download: both planes side by side, with a legend."""
-    rows = len(plane.methods) if len(plane.methods) > FEW_METHODS else 0
+    rows = len(handles_of((), plane.methods)) if len(plane.methods) > FEW_METHODS else 0
     with drawing(9.2, 4.6 + 0.1 * rows) as figure:
         left, right = figure.subplots(1, 2)
         tie = [Line2D([], [], color=QUIET, marker="x", markersize=4.5, label="equal entropy")] if plane.ties else []
@@ -351,7 +365,8 @@ def plane_figure(plane: Plane, entropy: Plane) -> Figure:
 
 def curves_figure(curves: Curves) -> Figure:
     """Return figure 2 for download: the four panels along one scale, with a legend."""
-    rows = len(curves.panels[0].methods) if len(curves.panels[0].methods) > FEW_METHODS else 0
+    methods = curves.panels[0].methods
+    rows = len(handles_of((), methods)) if len(methods) > FEW_METHODS else 0
     with drawing(9.2, 6.4 + 0.1 * rows) as figure:
         kinds: set[Kind] = {k for p in curves.panels for k in (*p.series, *p.levels)}
         for ax, panel in zip(figure.subplots(2, 2).flat, curves.panels, strict=True):

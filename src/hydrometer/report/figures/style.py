@@ -22,7 +22,18 @@ from matplotlib.figure import Figure
 
 from hydrometer.report.data.plotdata import FEW_METHODS, Kind
 
-__all__ = ["LOOKS", "Look", "drawing", "inline_svg", "look_of", "render", "settle", "styled"]
+__all__ = [
+    "LOOKS",
+    "Look",
+    "drawing",
+    "inline_svg",
+    "look_of",
+    "objectives_of",
+    "render",
+    "settle",
+    "sources_of",
+    "styled",
+]
 
 INK, QUIET, FAINT, PAPER = "#1d2430", "#5f6b7a", "#d5dae1", "#fffffe"
 
@@ -79,12 +90,23 @@ def look_of(kind: Kind, method: str, methods: Iterable[str]) -> Look:
     every = list(methods)
     if len(every) > FEW_METHODS:
         objective, _, source = method.partition(_SOURCE)
-        n = list(dict.fromkeys(m.partition(_SOURCE)[0] for m in every)).index(objective)
+        n = objectives_of(every).index(objective)
         color, marker = _METHOD_COLORS[n % len(_METHOD_COLORS)], _METHOD_MARKERS[n % len(_METHOD_MARKERS)]
         return Look(color, marker, _SOURCE_LINES.get(source, "-."), False, method, 4.5)
     n = every.index(method)
     marker, line = _METHOD_MARKERS[n % len(_METHOD_MARKERS)], _METHOD_LINES[n % len(_METHOD_LINES)]
     return replace(LOOKS[kind], marker=marker, line=line, label=f"{LOOKS[kind].label}, {method}")
+
+
+def objectives_of(methods: Iterable[str]) -> list[str]:
+    """Return the methods' objectives, as `look_of` colours them."""
+    return list(dict.fromkeys(m.partition(_SOURCE)[0] for m in methods))
+
+
+def sources_of(methods: Iterable[str]) -> list[tuple[str, Any]]:
+    """Return whose rows the methods are trained on, in words, each with its line."""
+    found = dict.fromkeys(m.partition(_SOURCE)[2] for m in methods)
+    return [(f"on rows of the {s or 'teacher'}", _SOURCE_LINES.get(s, "-.")) for s in found]
 
 
 VARIABLES = {

@@ -150,8 +150,10 @@ def _dominated(run: Run, chain: Chain) -> str:
     words = f" Of {ways} ways to distil, compared in pairs at each selectivity, "
     if not beaten:
         return words + "none is shown to be beaten in precision and in recall (95 % each)."
-    found = [
-        f"{loser} at {among(list(at))} (by {among(sorted(set[str]().union(*at.values())))})"
-        for loser, at in beaten.items()
-    ]
+    found: list[str] = []
+    for loser, at in beaten.items():
+        by: dict[str, list[str]] = {}  # settings, by those that win there
+        for where, winners in at.items():
+            by.setdefault(among(sorted(winners)), []).append(where)
+        found.append(f"{loser} " + " and ".join(f"at {among(where)} (by {winners})" for winners, where in by.items()))
     return words + f"these are beaten by another in precision and in recall (95 % each): {'; '.join(found)}."
