@@ -52,6 +52,7 @@ def without_timings(results: dict[str, Any]) -> str:
     kept = copy.deepcopy(results)
     for cell in kept["cells"]:
         del cell["seconds"]
+        cell.get("fit", {}).pop("seconds", None)
     return json.dumps(kept, indent=1)
 
 

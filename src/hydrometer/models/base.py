@@ -179,6 +179,7 @@ class FitRequest:
     loss : training objective, as a specification names it (`core.distillation.Objective`); its target at every
         position is `teacher` at `selectivity`.
     selectivity : of the teacher, where the objective sees it; None for maximum likelihood, which sees rows alone.
+    tokens : the fit ends with the step that reaches so many, in the place of the level's epochs or steps.
     stream : source of all randomness of the fit.
     tick : progress.
     partial : folder that outlives a killed fit, not yet made, for what it needs to go on; None for none.
@@ -196,6 +197,7 @@ class FitRequest:
     partial: Path | None = None
     selectivity: Selectivity | None = None
     start: Law | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AsksParts",
     "Baseline",
+    "Budget",
+    "Budgets",
     "ChecksInputs",
     "CompactRows",
     "DrawsInFits",
@@ -122,7 +124,27 @@ class DrawsInFits(Protocol):
     """A family whose students draw rows of their own while they are fitted: an optional capability."""
 
     def own_rows(self, chain: ChainSpec, level: Level, rows: int, share: float) -> int:
-        """Return how many rows a student draws in a fit to so many, evaluations included; `share` is of the steps."""
+        """Return how many rows that share of the steps of a fit to `rows` takes, evaluations included."""
+        ...
+
+
+Budget = Literal["epochs", "tokens", "steps", "compute"]
+
+
+@runtime_checkable
+class Budgets(Protocol):
+    """A family whose ways to distil may be compared at other budgets than equal epochs: an optional capability."""
+
+    def budget(self, chain: ChainSpec) -> Budget:
+        """Return what the chain's distilled fits have in common with `mle` on the teacher's rows."""
+        ...
+
+    def steps(self, level: Level, rows: int) -> tuple[int, int]:
+        """Return the steps of an epoch of so many rows, and of the fit."""
+        ...
+
+    def at_steps(self, chain: ChainSpec, role: str, steps: int) -> ChainSpec:
+        """Return the chain with a level that is fitted for so many steps."""
         ...
 
 

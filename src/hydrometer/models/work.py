@@ -27,7 +27,7 @@ __all__ = ["PHASES", "Device", "HasCostModel", "Lengths", "Part", "Phase", "Stag
 Phase = Literal["draw", "score", "train"]
 PHASES: tuple[Phase, ...] = ("draw", "score", "train")
 _HUGE, _SLOW = 1e30, 1e9  # rates, and seconds or prices, beyond which sums of a plan would not be numbers
-Stage = Literal["draw", "fit", "score own", "score truth", "score law", "judge", "open"]
+Stage = Literal["draw", "fit", "states", "heads", "score own", "score truth", "score law", "judge", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,8 @@ class HasCostModel(Protocol):
         """Return what a stage has to do for so many rows of so many tokens on average.
 
         `score own` is of the truth's rows under the truth itself; `score truth` and `score law` are of the truth's
-        rows, and of the judged law's, under both.
+        rows, and of the judged law's, under both. `states` and `heads` are the teacher's part of a fit that matches
+        it: its network along rows, and its output matrix.
         """
         ...
 

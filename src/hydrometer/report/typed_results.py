@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter
@@ -160,7 +161,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One judged model of one seed."""
+    """One judged model of one seed. `fit` is what its fit took: steps, tokens, tokens_drawn, seconds."""
 
     id: Text
     group: Text
@@ -171,6 +172,7 @@ class Cell:
     values: dict[str, float | None]
     seconds: float
     name: Text = ""
+    fit: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,14 @@ class Run:
     def of_chain(self, chain: str) -> list[Group]:
         """Return a chain's groups in the order of the file, those of all points of a map."""
         return [g for g in self.groups.values() if g.chain == chain]
+
+    def fits(self) -> dict[str, dict[str, float]]:
+        """Return by group what a fit took, means over the seeds whose fit says it."""
+        cells: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            if cell.fit:
+                cells.setdefault(cell.group, []).append(cell)
+        return {g: {k: fmean(c.fit[k] for c in found) for k in found[0].fit} for g, found in cells.items()}
 
     def at_point(self, chain: Chain) -> list[Group]:
         """Return a chain's own groups: of one point where it is a point of a map."""

@@ -295,7 +295,17 @@ class _Books:
         record = cell.record(figures, self.outcome.failed.get(cell.judge), seconds, made)
         if node is not None and node.law.kind == "fit" and cell.decoding is None:
             record["name"] = cell.model_name(with_chain=len(self.whole.chains) > 1)
+            record |= self.fitted(node.law.key)
         return record if cell.on_training is None else record | {"on_training_prompts": self.again(cell.on_training)}
+
+    def fitted(self, key: str) -> dict[str, object]:
+        """What a fit took, where its family counts tokens; nothing of what was adopted."""
+        meta = self.store.meta("fit", key) if self.store.has("fit", key) else {}
+        info = meta.get("info", {})
+        if "tokens" not in info or "steps" not in info:
+            return {}
+        told = {k: info[k] for k in ("steps", "tokens", "tokens_drawn", "chosen_by") if k in info}
+        return {"fit": {"tokens_drawn": 0, **told, "seconds": round(float(meta["seconds"]), 3)}}
 
     def again(self, cell: Cell) -> dict[str, object]:
         """What results.json holds of a cell judged on prompts of training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrometer.models.base import FitRequest, Tick
-from hydrometer.models.capabilities import StartsAlone
+from hydrometer.models.capabilities import Budgets, StartsAlone
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.nodes import FitNode, LawRef
 
@@ -37,6 +37,7 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
             loss=node.loss,
             selectivity=node.matched,
             start=None if node.start is None else bench.law(node.context, node.start, precision, purpose="train"),
+            tokens=_tokens(node, bench),
             stream=node.stream,
             tick=tick,
             partial=bench.store.partial(node.stage, node.key),
@@ -44,6 +45,17 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
     )
     family.save_law(fitted.model, folder)
     return dict(fitted.info)
+
+
+def _tokens(node: FitNode, bench: ArtifactLoader) -> int | None:
+    """Return how many tokens `mle` learns from on the teacher's rows, where that ends the fit."""
+    family = node.context.family
+    if node.usual is None or not isinstance(family, Budgets):
+        return None
+    lengths = bench.outline(node.context, node.usual).lengths
+    assert lengths is not None  # rows of sequences
+    epoch, steps = family.steps(node.level, node.usual.n)
+    return int(lengths.sum()) * steps // epoch
 
 
 def _teacher(node: FitNode) -> LawRef | None:

@@ -17,7 +17,7 @@ from hydrometer.core.distillation import MLE, Distillation
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
-from hydrometer.models.capabilities import DrawsInFits, FitsTogether, MapPoint
+from hydrometer.models.capabilities import Budgets, DrawsInFits, FitsTogether, MapPoint
 from hydrometer.models.choosing.best_of_n import needs_truth
 from hydrometer.models.drawing import draw_identity
 from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
@@ -105,6 +105,7 @@ class FitNode(Node):
     distillation : of a distilled model, which has a teacher; None of one that is fitted to the truth's rows alone.
     baseline : name of a model that is fitted to a text.
     start : the direct model that a distilled one goes on from; None of one that starts as its level says.
+    usual : the teacher's rows, where the fit ends when it has learned from as many tokens as `mle` learns from these.
     """
 
     stage, priced = "fit", "fit"
@@ -119,6 +120,7 @@ class FitNode(Node):
     stream: Stream
     baseline: str | None = field(default=None, kw_only=True)
     start: LawRef | None = field(default=None, kw_only=True)
+    usual: Rows | None = field(default=None, kw_only=True)
 
     def does(self) -> str:
         if self.baseline is not None:
@@ -149,18 +151,23 @@ class FitNode(Node):
         return self.level.role, self.data.n
 
     def asked(self) -> Asked:
-        """The fit, what the student draws itself, and the teacher's pass over what it matches."""
+        """The fit, what the student draws itself, and the teacher's part: given rows' states are made once."""
         counts: list[Count] = [("fit", *self.about(), self.precision())]
+        family, chain = self.context.family, self.context.spec
+        steps = family.steps(self.level, self.data.n)[1] if isinstance(family, Budgets) else None
         if self.distillation is not None and self.teacher is not None and self.matched is not None:
-            share, family = self.distillation.prefixes.own, self.context.family
-            given = self.data.n + (0 if self.validate is None else self.validate.n) if share < 1 else 0
-            own = 0
+            share, role = self.distillation.prefixes.own, self.teacher.role
+            if share < 1:
+                held_out = 0 if self.validate is None else self.validate.n
+                counts.append(("states", role, self.data.n + held_out, "float32"))
             if isinstance(family, DrawsInFits):
-                own = family.own_rows(self.context.spec, self.level, self.data.n, share)
-            if own:
-                counts.append(("draw", self.level.role, own, "float32"))
-            counts.append(("score own", self.teacher.role, given + own, "float32"))
-        return Asked(tuple(counts))
+                given, own = (family.own_rows(chain, self.level, self.data.n, x) for x in (1 - share, share))
+                if given:
+                    counts.append(("heads", role, given, "float32"))
+                if own:
+                    counts.append(("draw", self.level.role, own, "float32"))
+                    counts.append(("score own", role, own, "float32"))
+        return Asked(tuple(counts), steps=steps)
 
     def workers(self) -> int:
         family = self.context.family

@@ -13,7 +13,7 @@ from hydrometer.models.base import Family, Footprint, Precision
 from hydrometer.models.capabilities import AsksParts
 from hydrometer.models.work import HasCostModel, Part, Stage, Work
 
-__all__ = ["SHOWN", "Asked", "Context", "Count", "LawRef", "Node", "Rows"]
+__all__ = ["SHOWN", "Asked", "Context", "Count", "LawRef", "Node", "Rows", "longest_answer"]
 
 Priced = Literal["draw", "fit", "judge"]
 Count = tuple[Stage, str, int, Precision]
@@ -88,11 +88,13 @@ class Asked:
     counts : what is done, by which role's model, of how many rows, in which arithmetic; nothing where it is little.
     times : how often all of it is done.
     held : of so many of the first, memory is held at once.
+    steps : of a fit that has others than its level's.
     """
 
     counts: tuple[Count, ...] = ()
     times: int = 1
     held: int = 1
+    steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,11 @@ class Node(ABC):
     def precision(self, purpose: Literal["train", "judge"] = "judge") -> Precision:
         """Return the arithmetic of its chain."""
         return self.context.family.precision(self.context.spec, purpose)
+
+
+def longest_answer(chain: ChainSpec) -> int:
+    """Return the most tokens of an answer; 1 where outcomes are no sequences."""
+    return int(getattr(getattr(chain, "truth", None), "max_new_tokens", 1))
 
 
 def _scaled(part: Part, times: int) -> Part:

@@ -21,6 +21,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples
+from hydrometer.models.capabilities import Budget
 from hydrometer.models.causal_lm.cost_model import CostModel
 from hydrometer.models.causal_lm.crossing import cross, other_teacher
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
@@ -249,6 +250,23 @@ class CausalLMFamily(TextsAndGiven, CostModel):
         epoch, steps = training.steps(rows)
         batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
         return round(share * steps * batch) + (held_out * -(-steps // (training.eval_steps or epoch)) if share else 0)
+
+    def budget(self, chain: ChainSpec) -> Budget:
+        """`budget` of the chain."""
+        return causal_chain(chain).budget
+
+    def steps(self, level: Level, rows: int) -> tuple[int, int]:
+        """Steps of an epoch, and of the level's training."""
+        return level_spec(level.spec).training.steps(rows)
+
+    def at_steps(self, chain: ChainSpec, role: str, steps: int) -> ChainSpec:
+        """Return the chain with `max_steps` of a distilled level."""
+        c = causal_chain(chain)
+        levels = {level.role: level_spec(level.spec) for level in c.levels}
+        own = levels[role]
+        levels[role] = own.model_copy(update={"training": own.training.model_copy(update={"max_steps": steps})})
+        assistants = tuple(x for r, x in levels.items() if r.startswith("assistant_"))
+        return c.model_copy(update={"assistants": assistants, "student": levels["student"]})
 
     def group(self, chain: ChainSpec, rank: int, n_workers: int, meeting: Path) -> AbstractContextManager[None]:
         """Join a group on this machine: gloo on the processor, nccl on cuda."""

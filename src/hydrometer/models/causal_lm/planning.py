@@ -14,7 +14,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Footprint
 from hydrometer.models.causal_lm.cost.memory import footprint, level_configs
-from hydrometer.models.causal_lm.cost.operations import Subject, shape_of
+from hydrometer.models.causal_lm.cost.operations import Shape, Subject, shape_of
 from hydrometer.models.causal_lm.data.prompts import conversations
 from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.inference.law import CausalLaw
@@ -75,6 +75,7 @@ def described_config(truth: Truth) -> PretrainedConfig:
 
 _SUBJECTS_KEPT = 16
 _subjects: dict[tuple[str, str, tuple[int, ...]], Subject] = {}
+_shapes: dict[str, Shape] = {}
 
 
 def subject_of(chain: CausalLMChain, config: PretrainedConfig, prompts: tuple[int, ...]) -> Subject:
@@ -87,11 +88,19 @@ def subject_of(chain: CausalLMChain, config: PretrainedConfig, prompts: tuple[in
     slot = repr(chain), config.to_json_string(use_diff=False), prompts
     if slot not in _subjects:
         configs = level_configs(config, chain.level_specs, chain.given_teacher)
-        shapes = {role: shape_of(c) for role, c in configs.items()}
+        shapes = {role: _shape(c) for role, c in configs.items()}
         if len(_subjects) >= _SUBJECTS_KEPT:
             _subjects.clear()
         _subjects[slot] = Subject(chain, configs, shapes, chain.level_specs, prompts)
     return _subjects[slot]
+
+
+def _shape(config: PretrainedConfig) -> Shape:
+    """Count a network; once, as chains that differ in their training alone have the same."""
+    slot = type(config).__name__ + config.to_json_string(use_diff=False)
+    if slot not in _shapes:
+        _shapes[slot] = shape_of(config)
+    return _shapes[slot]
 
 
 def described_prompts(truth: Truth) -> tuple[int, ...]:

@@ -24,10 +24,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.distillation import Objective, Prefixes, distillations_of
+from hydrometer.core.distillation import MLE, Objective, Prefixes, distillations_of
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.models.base import Level, chain_levels
+from hydrometer.models.capabilities import Budget
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
@@ -103,6 +104,7 @@ class CausalLMChain(ChainSpec):
     baselines : students fitted to texts of one's own.
     loss : objectives, each with every selectivity; see `models.objectives`.
     prefixes : whose rows the objectives are taken on: the teacher's, the truth's, the student's own, or a mix.
+    budget : what fits by each way have in common with `mle` on the teacher's rows.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.
     judge_dtype : arithmetic in which evaluation rows are drawn and scored.
@@ -125,6 +127,7 @@ class CausalLMChain(ChainSpec):
     prefixes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = (
         "teacher",
     )
+    budget: Budget = "epochs"
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -148,6 +151,8 @@ class CausalLMChain(ChainSpec):
             body.pop("warm_start", None)
         if self.prefixes == ("teacher",):
             body.pop("prefixes", None)
+        if self.budget == "epochs":
+            body.pop("budget", None)
         if not self.baselines:
             body.pop("baselines", None)
         return body
@@ -189,6 +194,10 @@ class CausalLMChain(ChainSpec):
             for o in map(Objective.from_json, self.loss):
                 for s in self.selectivity:
                     refuse_infinite(o, s)
+                    for level in (*self.assistants, self.student):
+                        named = level.training.metric_for_best_model
+                        if named is not None and o != MLE:
+                            refuse_infinite(Objective.from_json(named), s)
             distillations_of(self)
         except SpecError as e:
             raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
@@ -202,6 +211,12 @@ class CausalLMChain(ChainSpec):
                     level.training.check_own_rows(every)
         except SpecError as e:
             raise PydanticCustomError("prefixes", "{problem}", {"problem": str(e)}) from None
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_of_one_process(self) -> Self:
+        if self.budget == "tokens" and any(x.training.num_workers > 1 for x in (*self.assistants, self.student)):
+            raise PydanticCustomError("budget", "budget: tokens needs fits of one process, num_workers: 1")
         return self
 
     @model_validator(mode="before")

@@ -21,9 +21,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import Strict
 from hydrometer.models.causal_lm.engines.engine import as_tuple
+from hydrometer.models.objectives import PolicyGradient, divergence_of
 
 __all__ = ["Lora", "Training"]
 
@@ -32,7 +34,7 @@ _MANY = 10**9
 _BY_STREAMS = "seeds come from the specification's `seeds`, by named streams"
 _IN_MEMORY = "rows are in memory, and their order must not depend on who loads them"
 _COMPILED = "compiled kernels add in other orders, by machine and version, so figures would not be reproducible"
-_ALWAYS = "the best evaluation on the held-out rows, by log-probability, is always kept"
+_ALWAYS = "the best evaluation on the held-out rows is always kept; metric_for_best_model says by which figure"
 _REFUSED = {
     "packing": "rows that share a sequence see each other in common packers; batches here run without padding already",
     "tf32": "it rounds float32 products on some devices only, so figures would not be reproducible",
@@ -54,7 +56,6 @@ _REFUSED = {
     "data_seed": _BY_STREAMS,
     "full_determinism": "fits are always deterministic",
     "load_best_model_at_end": _ALWAYS,
-    "metric_for_best_model": _ALWAYS,
     "eval_strategy": "give eval_steps, or leave it out to evaluate after each epoch",
     "save_strategy": "give save_steps",
     "completion_only_loss": "the loss is over the answers alone, always",
@@ -120,7 +121,9 @@ class Training(Strict):
     `bf16` is autocast over the master weights, whose type is `torch_dtype`. After each epoch, or every `eval_steps`
     steps and at the end, the held-out rows are scored in float32 under the law that will be stored, and the best
     evaluation is kept; `early_stopping_patience` ends a fit after so many evaluations in a row that are no better than
-    the best. `max_steps` takes the place of `num_train_epochs`. `decay_ratio` is of the warmup-stable-decay schedule.
+    the best. `metric_for_best_model` says by which figure, an objective's name; None for the fit's own objective, which
+    a fit that does not see its teacher always has. `max_steps` takes the place of `num_train_epochs`. `decay_ratio` is
+    of the warmup-stable-decay schedule.
 
     `num_workers` processes (Ray's `ScalingConfig` has the name) share every batch by rows, under `strategy`: each holds
     the whole model (ddp), or a share of its weights, gradients and optimizer states (fsdp). Batch sizes stay those of
@@ -154,6 +157,18 @@ class Training(Strict):
     eval_steps: int | None = Field(default=None, ge=1, le=_MANY)
     early_stopping_patience: int | None = Field(default=None, ge=1, le=_MANY)
     lora: Lora | None = None
+    metric_for_best_model: str | None = None
+
+    @field_validator("metric_for_best_model")
+    @classmethod
+    def _known_figure(cls, value: str | None) -> str | None:
+        try:
+            named = None if value is None else Objective.from_json(value)
+            if named is not None and isinstance(divergence_of(named), PolicyGradient):
+                raise SpecError("a policy gradient has no value", got=value, fix="name kl_student_teacher")
+        except SpecError as e:
+            raise PydanticCustomError("metric_for_best_model", "{problem}", {"problem": str(e)}) from None
+        return None if named is None else named.to_json()
 
     @model_validator(mode="before")
     @classmethod
@@ -259,6 +274,6 @@ class Training(Strict):
 
 _LATER = (
     "max_steps", "warmup_steps", "lr_scheduler_type", "optim", "torch_dtype", "gradient_checkpointing", "eval_steps",
-    "early_stopping_patience", "lora",
+    "early_stopping_patience", "lora", "metric_for_best_model",
 )  # fmt: skip
 """Fields that keys of older fits lack."""

@@ -85,6 +85,7 @@ EXTRA = {
     "spans_prompt_truth": "texts without a boundary behind the prompt",
     "spans_prompt_own": "own texts without a boundary behind the prompt",
 }
+FITS = {"steps": "fit: steps", "tokens": "fit: tokens", "tokens_drawn": "fit: tokens drawn", "seconds": "fit: seconds"}
 TERMINAL = ("precision", "recall", "H(q)", "KL(q‖p*)")
 MAX_ROWS = 400
 _ROLE_ORDER = {"truth": 0, "teacher": 1, "student": 9}
@@ -155,10 +156,14 @@ def group_table(run: Run, chain: Chain, *, extra: bool = False) -> TableData:
     if chain.reference:
         columns = {k: under(v, chain.reference) for k, v in columns.items()}
     rows: list[list[str]] = []
+    fits = {} if extra else run.fits()
     for group in groups[:MAX_ROWS]:
         seeds = str(group.seeds) + (f" ({group.failed} failed)" if group.failed else "")
-        rows.append([model(group), *(_with_interval(group, m) for m in columns), seeds])
-    return TableData(["model", *columns.values(), "seeds"], rows, max(len(groups) - MAX_ROWS, 0))
+        spent = (fits.get(group.id, {}).get(k) for k in FITS) if fits else ()
+        took = ["" if x is None else f"{x:,.0f}" if x >= 10 or x == round(x) else f"{x:.2g}" for x in spent]
+        rows.append([model(group), *(_with_interval(group, m) for m in columns), seeds, *took])
+    head = ["model", *columns.values(), "seeds", *(FITS.values() if fits else ())]
+    return TableData(head, rows, max(len(groups) - MAX_ROWS, 0))
 
 
 def _with_interval(group: Group, metric: str) -> str:

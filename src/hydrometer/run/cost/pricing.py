@@ -18,7 +18,7 @@ from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, k
 from hydrometer.run.graph.plan import Plan
 from hydrometer.run.preflight.machine import size
 from hydrometer.stages.nodes import DrawNode, Node
-from hydrometer.stages.stage import SHOWN
+from hydrometer.stages.stage import SHOWN, longest_answer
 
 __all__ = ["Pricing", "StageCost"]
 
@@ -213,7 +213,7 @@ class Pricing:
             self.note(f"{name}: candidates that accept rejects are not counted")
 
     def _lengths(self, chain: _Chain, counted: HasCostModel) -> Lengths:
-        most = int(getattr(getattr(chain.spec, "truth", None), "max_new_tokens", 1))
+        most = longest_answer(chain.spec)
         truth = self.plan.chains[chain.name].truth.key
         if self.mean is not None:
             found = Lengths(min(self.mean, float(most)), most, "given")

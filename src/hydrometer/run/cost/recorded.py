@@ -19,7 +19,7 @@ from hydrometer.run.execution.execute import execute
 from hydrometer.run.graph.outcome import Monitor, Outcome, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.stages.nodes import DrawNode, Node
-from hydrometer.stages.stage import Asked
+from hydrometer.stages.stage import Asked, longest_answer
 from hydrometer.store.artifacts import ArtifactStore, content_key
 
 __all__ = ["keep_seconds", "kind_of", "trial", "trial_name"]
@@ -115,7 +115,7 @@ def _by_name(chain: ChainPlan, nodes: Sequence[Node], store: ArtifactStore) -> d
 def _counted(
     chain: ChainPlan, counted: HasCostModel, machine: ThisMachine, nodes: Sequence[Node], store: ArtifactStore
 ) -> dict[str, float]:
-    most = int(getattr(getattr(chain.context.spec, "truth", None), "max_new_tokens", 1))
+    most = longest_answer(chain.context.spec)
     lengths = _lengths(chain, nodes, store, most)
     if lengths is not None:
         keep_length(chain.truth.key, lengths)

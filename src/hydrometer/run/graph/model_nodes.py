@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.base import Level
 from hydrometer.models.finite_selectivity import canonical
+from hydrometer.run.graph.budgets import at_budget
 from hydrometer.run.graph.score_nodes import plan_scores
 from hydrometer.run.graph.stage_graph import Plan
 from hydrometer.run.graph.text_nodes import TextNodes
@@ -51,6 +53,7 @@ class ModelNodes(TextNodes):
     def __init__(self, plan: Plan, context: Context, seeds: tuple[int, ...]) -> None:
         super().__init__(plan, context, seeds)
         again = context.judged_on_training()
+        self.paid: dict[tuple[object, ...], int] = {}
         self.beside: ModelNodes | None = None if again is None else ModelNodes(plan, again, seeds)
 
     def evaluate(self, root: Stream, *names: str) -> Stream:
@@ -73,8 +76,12 @@ class ModelNodes(TextNodes):
         distillation: Distillation | None = None,
         baseline: str | None = None,
         start: LawRef | None = None,
+        usual: Callable[[], Rows] | None = None,
     ) -> LawRef:
-        """Plan a fit: of a distilled model with its teacher and its start, of a direct one, or of a named baseline."""
+        """Plan a fit: of a distilled model with its teacher and its start, of a direct one, or of a named baseline.
+
+        `usual` plans a distilled model's teacher's rows, on which `mle` sets the budget.
+        """
         node = FitNode(
             "",
             self.context,
@@ -95,12 +102,13 @@ class ModelNodes(TextNodes):
                 *(() if start is None else start.inputs),
             ),
         )
+        node = node if usual is None else at_budget(node, self.sizes["distill"], usual, self.paid)
         key = self.key(
             "fit",
             {
                 "truth": self.truth.key,
                 "role": level.role,
-                "level": level.spec.model_dump(mode="json", context="key"),
+                "level": node.level.spec.model_dump(mode="json", context="key"),
                 "data": rows.data.key,
                 "validate": None if rows.validate is None else rows.validate.key,
                 "teacher": None if teacher is None else teacher.key,
@@ -108,6 +116,7 @@ class ModelNodes(TextNodes):
                 "loss": node.loss,
                 **({} if node.matched is None else {"selectivity": node.matched.to_json()}),
                 **({} if start is None else {"start": start.key}),
+                **({} if node.usual is None else {"tokens_of": node.usual.key}),
                 "stream": [stream.seed, *stream.path],
             },
         )

@@ -205,14 +205,16 @@ class _ChainPlanner(ModelNodes):
         level, seed, s = self.levels[depth - 1], above.seed, d.selectivity
         selected = teacher if canonical(s) is None else self.decoded(teacher, s, seed)
         root = self.root("distill", seed)
-        rows = above.rows
+        rows, drawn = above.rows, root.child("distill", teacher.law.role)
+
+        def usual() -> Rows:
+            return self.rows(teacher.law, s, drawn, self.sizes["distill"], "train")
+
         if d.prefixes.name == "teacher":  # of rows that a student draws itself, the truth's give prompts alone
-            stream = root.child("distill", teacher.law.role)
-            data = self.rows(teacher.law, s, stream, self.sizes["distill"], "train")
-            rows = TrainingRows(data, self.validation(teacher.law, s, root))
+            rows = TrainingRows(usual(), self.validation(teacher.law, s, root))
         stream = self.root("student", seed).child("fit", level.role)
         start = direct.law if getattr(self.chain, "warm_start", False) else None
-        law = self.fit(level, rows, stream, teacher.law, d, start=start)
+        law = self.fit(level, rows, stream, teacher.law, d, start=start, usual=usual)
         place = Place(
             level=self.number(depth),
             role=level.role,

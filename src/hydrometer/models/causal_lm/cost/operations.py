@@ -212,6 +212,13 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
         n = subject.shapes[role].parameters
         return Work(parts=(Part("open", n, "score", loaded=4.0 * n),))
     training = None if level is None else level.training
+    if stage in ("states", "heads"):
+        own = subject.shapes[role]
+        if stage == "states":
+            parts = (_layers(subject, own, precision, tokens, mean), *_prefill(subject, own, precision, rows, 1.0))
+        else:
+            parts = (_heads(own, tokens, precision),)
+        return Work(tokens, parts=parts)
     likes = stage if stage in ("draw", "fit") else "judge"
     dtype = None if stage in ("fit", "judge") else precision
     takes = footprint(subject.chain, subject.configs, likes, role, rows, dtype=dtype, anywhere=True)
@@ -306,6 +313,12 @@ def _score(s: Subject, side: str, role: str, rows: int, mean: float, dtype: str)
         *_prefill(s, truth, dtype, rows, 1.0),
         *_prefill(s, own, dtype, rows, 1.0),
     )
+
+
+def _heads(own: Shape, tokens: float, dtype: str) -> Part:
+    """The output matrix of a teacher that is matched."""
+    flops = 2.0 * own.width * own.vocabulary * tokens
+    return Part(f"match.head {own.label} {dtype}", tokens, "train", flops, tokens * own.vocabulary * _ID_BYTES, dtype)
 
 
 def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:

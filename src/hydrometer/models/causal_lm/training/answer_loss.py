@@ -85,6 +85,10 @@ class OwnRows:
     prompt_index : (N,) of the data's rows.
     source : share of the steps, and for how many steps rows are drawn at once.
     stream : of the draws.
+
+    Attributes
+    ----------
+    tokens : drawn so far, those after held-out prompts among them.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class OwnRows:
         self.law, self.gather, self.prompt_index, self.source, self.stream = law, gather, prompt_index, source, stream
         self.batch = training.per_device_train_batch_size
         self.rows = self.batch * training.gradient_accumulation_steps
+        self.tokens = 0
         self._drawn: dict[int, Sequences] = {}
         self._order: dict[int, NDArray[np.int64]] = {}
 
@@ -145,6 +150,7 @@ class OwnRows:
         model.eval()
         parts = [law.draw(u[at : at + size], prompt_index[at : at + size]) for at in range(0, len(u), size)]
         model.train(was)
+        self.tokens += sum(int(x.lengths.sum()) for x in parts)
         return Sequences.concatenate(parts)
 
 
@@ -217,13 +223,18 @@ def matched_by(
 
 
 def held_out_value(
-    law: CausalLaw, training: Training, matched: Matched, own: OwnRows | None = None
+    law: CausalLaw,
+    training: Training,
+    matched: Matched,
+    own: OwnRows | None = None,
+    measure: Divergence | PolicyGradient | None = None,
 ) -> Callable[[Sequences], float]:
-    """Return what gives the objective on held-out rows in float32, nats a token.
+    """Return what gives the objective, or another `measure`, on held-out rows in float32, nats a token.
 
     The value of a policy gradient is the divergence whose gradient it estimates. With own rows these have their share.
     """
-    measure = matched.divergence if isinstance(matched.divergence, Divergence) else Divergence("kl_student_teacher")
+    measure = matched.divergence if measure is None else measure
+    measure = measure if isinstance(measure, Divergence) else Divergence("kl_student_teacher")
     in_float32 = matched._replace(laws=matched.held_out, divergence=measure)
     loss = partial(answer_loss, packs=_packs(law.lm), matched=in_float32)
 

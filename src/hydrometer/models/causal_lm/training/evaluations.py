@@ -15,6 +15,7 @@ from hydrometer.models.base import Tick
 from hydrometer.models.causal_lm.cpu.freed_memory import bound_freed_memory
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.scorer import score_steps
+from hydrometer.models.causal_lm.training.answer_loss import OwnRows
 from hydrometer.models.causal_lm.training.distributed import Distributed
 from hydrometer.models.causal_lm.training.optimised import Optimised
 from hydrometer.models.causal_lm.training_spec import Training
@@ -36,6 +37,9 @@ class Evaluations(TrainerCallback):
     ----------
     held_out : one record an evaluation: epoch or step, nats (the mean of a row's log-probability), nats per token, and
         the objective where it is not likelihood.
+    tokens : how many end the fit; None where its steps do.
+    drawn : draws the student's own rows, where it learns from such.
+    figure : name of what chooses the evaluation in the objective's place, and its value on rows; None of `mle`.
     best : which evaluation, from 1. step : the last one made. notes : what is to be said of the fit.
     """
 
@@ -55,6 +59,9 @@ class Evaluations(TrainerCallback):
         self.notes: dict[str, object] = {}
         self.held_out: list[dict[str, float]] = []
         epoch, self.steps = training.steps(rows)
+        self.tokens: int | None = None
+        self.drawn: OwnRows | None = None
+        self.figure: tuple[str, Callable[[Sequences], float] | None] | None = None
         self.every = training.eval_steps or epoch
         self.step = 0
         self._loss: Tensor | float = 0.0
@@ -62,6 +69,10 @@ class Evaluations(TrainerCallback):
         self.best = self._evaluations(self.steps)
         self._best_value = -math.inf
         self._best_weights: dict[str, Tensor] | None = None
+
+    def until(self, tokens: int) -> None:
+        """End the fit with the step that has learned from so many tokens."""
+        self.tokens = self.steps = tokens  # steps of a token at least, until the last one is known
 
     def _evaluations(self, step: int) -> int:
         """Evaluations up to a step: at every interval, and at the last step."""
@@ -104,7 +115,10 @@ class Evaluations(TrainerCallback):
         loss = self._loss if self.group is None else self.group.mean(self._loss)
         log(self.step, {"train/loss": float(loss), "train/learning_rate": float(self._rate)})
         self._loss = 0.0
-        self.tick(state.global_step, state.max_steps, "steps")
+        if self.tokens is not None and state.num_input_tokens_seen >= self.tokens:
+            self.steps, control.should_training_stop = state.global_step, True
+        done = (state.global_step, state.max_steps, "steps")
+        self.tick(*(done if self.tokens is None else (int(state.num_input_tokens_seen), self.tokens, "tokens")))
         if state.global_step % self.every == 0 or state.global_step == self.steps:
             self._evaluate(state.global_step, control)
 
@@ -137,15 +151,19 @@ class Evaluations(TrainerCallback):
         steps = score_steps(self.law, validate, rows_together=self.training.per_device_eval_batch_size)
         log_p_N = steps.selected.sum(-1)
         value = None if self.objective is None else self.objective(validate)
-        model.train()
         nats = float(log_p_N.mean())
+        more = {} if value is None else {"objective": value}
         goodness = nats if value is None else -value
+        if self.figure is not None:
+            name, figure = self.figure
+            goodness = nats if figure is None else -figure(validate)
+            more |= {} if figure is None else {name: -goodness}
+        model.train()
         if not math.isfinite(goodness) or math.isnan(nats):
             raise FitError("the held-out objective is not finite", got=goodness, fix="lower the learning rate")
         per_token = float(log_p_N.sum() / validate.lengths.sum())
         by_step = self.training.eval_steps is not None
         at = {"step": step} if by_step else {"epoch": len(self.held_out) + 1}
-        more = {} if value is None else {"objective": value}
         log(step, {"eval/loss": -per_token} | ({} if value is None else {"eval/objective": value}))
         self.held_out.append({**at, "nats": nats, "nats_per_token": per_token, **more})
         if goodness > self._best_value:
@@ -155,11 +173,16 @@ class Evaluations(TrainerCallback):
     def remembered(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         """Return the history and the best evaluation's weights."""
         nats = None if self._best_weights is None else self._best_value
-        return {"held_out": self.held_out, "best": self.best, "best_nats": nats}, self._best_weights
+        told = {"held_out": self.held_out, "best": self.best, "best_nats": nats, "steps": self.steps}
+        told |= {} if self.drawn is None else {"tokens_drawn": self.drawn.tokens}
+        return told, self._best_weights
 
     def remember(self, history: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
         """Restore the state of an earlier process."""
         self.held_out, self.best = list(history["held_out"]), int(history["best"])
+        self.steps = int(history.get("steps", self.steps))
+        if self.drawn is not None:
+            self.drawn.tokens = int(history.get("tokens_drawn", 0))
         self.step = min(len(self.held_out) * self.every, self.steps)
         if weights is not None:
             device = self.law.lm.device

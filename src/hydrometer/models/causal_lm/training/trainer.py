@@ -12,7 +12,7 @@ padding, and each of its prompts once (`packed_rows`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
+from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples
@@ -36,6 +37,7 @@ from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.spec import Training
 from hydrometer.models.causal_lm.training.answer_loss import (
     Answers,
+    Matched,
     OwnRows,
     collate,
     held_out_value,
@@ -50,6 +52,7 @@ from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.optimised import optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED
 from hydrometer.models.causal_lm.training.trainer_settings import reproducible, trainer_arguments
+from hydrometer.models.objectives import divergence_of
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 
@@ -99,10 +102,16 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
             group,
             None if matched is None else held_out_value(law, training, matched, drawn),
         )
+        evaluations.drawn = drawn
+        if request.tokens is not None:
+            evaluations.until(request.tokens)
+        if matched is not None and training.metric_for_best_model is not None:
+            evaluations.figure = _figure(training.metric_for_best_model, law, training, matched)
         kept = _checkpoints(training, request.partial, evaluations, group, held)
-        arguments = trainer_arguments(training, len(data), lm, seed, None if kept is None else kept.folder)
+        folder = None if kept is None else kept.folder
+        arguments = trainer_arguments(training, len(data), lm, seed, folder, request.tokens)
         trainer = _MLETrainer(own.trained, loss, arguments, data, evaluations, group)
-        trainer.drawn = drawn
+        trainer.drawn, trainer.planned = drawn, training.steps(len(data))[1]
         start = _goes_on_from(trainer, kept, evaluations, group)
         if start is not None and (at := int(start.rpartition("-")[2])) >= evaluations.steps:
             trainer.load(start)  # killed after the last step, before the law was stored
@@ -115,13 +124,23 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     info: dict[str, object] = {
         **evaluations.notes,
         **evaluations.info,
+        "chosen_by": request.loss if evaluations.figure is None else evaluations.figure[0],
         "steps": evaluations.step,
         "tokens": int(data.lengths.sum()) * evaluations.step // training.steps(len(data))[0]
-        if drawn is None
+        if drawn is None and request.tokens is None
         else trainer.state.num_input_tokens_seen,
+        **({} if drawn is None else {"tokens_drawn": drawn.tokens}),
         "n_parameters": lm.n_parameters,
     }
     return Fitted(law, info)
+
+
+def _figure(
+    named: str, law: CausalLaw, training: Training, matched: Matched
+) -> tuple[str, Callable[[Sequences], float] | None]:
+    """Return a figure's name, and its value on held-out rows; None of likelihood, which is always scored."""
+    measure = divergence_of(Objective.from_json(named))
+    return named, None if measure is None else held_out_value(law, training, matched, measure=measure)
 
 
 def _refuse_what_looks_ahead(law: CausalLaw) -> None:
@@ -154,6 +173,7 @@ class _MLETrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.lm, self.loss, self.group, self.evaluations = lm, loss, group, evaluations
         self.drawn: OwnRows | None = None
+        self.planned = 0
         # The loss divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
         self.model_accepts_loss_kwargs = True
 
@@ -182,14 +202,26 @@ class _MLETrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """Batches of a step: the data's, or the student's own rows in their place."""
         given, n = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.drawn is None:
+        if self.drawn is None and self.evaluations.tokens is None:
             return given, n
         step = self.state.global_step
-        if given and self.drawn.takes(step):
+        if self.drawn is not None and given and self.drawn.takes(step):
             given = [own for _, own in zip(given, self.drawn.step(step), strict=False)]
             n = sum(int((batch["labels"] != IGNORED).sum()) for batch in given)
         self.state.num_input_tokens_seen += int(n or 0)  # kept with checkpoints
         return given, n
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Follow the schedule by steps, or by the share of the tokens that are learned."""
+        tokens, planned = self.evaluations.tokens, self.planned
+        made: Any = super().create_scheduler(num_training_steps if tokens is None else planned, optimizer)
+        if tokens is not None:
+
+            def by_tokens(rate: Callable[[int], float]) -> Callable[[int], float]:
+                return lambda _: rate(min(round(planned * self.state.num_input_tokens_seen / tokens), planned))
+
+            made.lr_lambdas = [by_tokens(rate) for rate in made.lr_lambdas]
+        return made
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Every row of a batch, or this process's."""

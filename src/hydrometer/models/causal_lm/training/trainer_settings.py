@@ -21,8 +21,13 @@ from hydrometer.models.causal_lm.training_spec import Training
 __all__ = ["reproducible", "trainer_arguments"]
 
 
-def trainer_arguments(t: Training, rows: int, lm: OpenedLM, seed: int, folder: str | Path | None) -> TrainingArguments:
-    """Return the Trainer's own settings; `folder` is that of checkpoints, None where none are kept."""
+def trainer_arguments(
+    t: Training, rows: int, lm: OpenedLM, seed: int, folder: str | Path | None, most: int | None = None
+) -> TrainingArguments:
+    """Return the Trainer's own settings; `folder` is that of checkpoints, None where none are kept.
+
+    `most` bounds the steps of a fit that ends otherwise.
+    """
     _, steps = t.steps(rows)
     # Rounded down: the first step of a linear warm-up has rate zero, which a short fit cannot afford.
     warmup = int(t.warmup_ratio * steps) if t.warmup_steps is None else min(t.warmup_steps, steps)
@@ -32,7 +37,7 @@ def trainer_arguments(t: Training, rows: int, lm: OpenedLM, seed: int, folder: s
         # Made if missing, and not written into where nothing is kept; one of its own would stay behind a killed fit.
         output_dir=str(folder or Path(__file__).parent),
         num_train_epochs=t.num_train_epochs,
-        max_steps=t.max_steps or -1,
+        max_steps=most or t.max_steps or -1,
         per_device_train_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         learning_rate=t.learning_rate,
