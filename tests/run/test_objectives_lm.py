@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import pytest
 import hydrometer as hm
 from chains import lm_spec, write_spec
 from hydrometer.core.errors import SpecError
+from hydrometer.models.causal_lm.family import CAUSAL_LM
+from hydrometer.report import advice_sentences
+from hydrometer.report.read_results import parse
+from hydrometer.report.tables.advice_table import advice_table
+from hydrometer.report.tables.model_tables import group_table
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.nodes import FitNode
 
@@ -74,12 +80,14 @@ def test_a_plan_counts_what_a_student_draws_and_what_its_teacher_runs(
     own = steps[data.train] * batch + held_out
     half = round(steps[data.distill] * batch / 2) + held_out
     teacher, draw = ("score own", "teacher"), ("draw", "student")
+    states, heads = ("states", "teacher"), ("heads", "teacher")
+    given = data.distill + data.validate_
     assert found == {
         ("mle", "truth"): {},
         ("mle", "teacher"): {},
-        ("jsd", "teacher"): {teacher: data.distill + data.validate_},
+        ("jsd", "teacher"): {states: given, heads: steps[data.distill] * batch + held_out},
         ("jsd", "student"): {draw: own, teacher: own},
-        ("jsd", "teacher(student=0.5)"): {draw: half, teacher: data.distill + data.validate_ + half},
+        ("jsd", "teacher(student=0.5)"): {draw: half, teacher: half, states: given, heads: half},
     }
 
 
@@ -112,6 +120,98 @@ def test_a_warm_start_goes_on_from_the_direct_student_of_the_same_seed(
         assert n.start is None or set(n.start.inputs) <= set(n.inputs)
 
 
+BUDGETS = {"loss": ["mle", "jsd"], "prefixes": ["teacher", "truth", "student"], "selectivity": [{"temperature": 1}]}
+SIZES = {"train": 64, "validate": 16, "distill": 96, "evaluate": 48}
+
+
+def fits(tmp_path: Path, model: Path, budget: str, epochs: int = 3) -> dict[tuple[str, str], FitNode]:
+    spec = spec_of(model, budget=budget, data=SIZES, **BUDGETS)
+    spec["chains"]["lm"]["student"]["training"] |= {"num_train_epochs": epochs}
+    nodes = plan_run(hm.load_spec(write_spec(spec, tmp_path))).nodes.values()
+    return {(n.loss, n.prefix_source): n for n in nodes if isinstance(n, FitNode) and n.distillation is not None}
+
+
+def test_ways_are_planned_at_the_budget_of_maximum_likelihood(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    found = {b: fits(tmp_path, tiny_models["llama"], b) for b in ("epochs", "steps", "tokens", "compute")}
+    usual = 3 * 96 // 16
+    steps = {b: {w: CAUSAL_LM.steps(n.level, n.data.n)[1] for w, n in nodes.items()} for b, nodes in found.items()}
+    assert steps["epochs"] == {("mle", "teacher"): usual, ("jsd", "teacher"): usual} | {
+        ("jsd", source): 3 * 64 // 16 for source in ("truth", "student")
+    }
+    assert set(steps["steps"].values()) == {usual}
+    for budget, nodes in found.items():  # what takes that anyway is the same fit
+        assert nodes["mle", "teacher"].key == found["epochs"]["mle", "teacher"].key
+        assert (nodes["jsd", "teacher"].key == found["epochs"]["jsd", "teacher"].key) == (budget != "compute")
+    rows = found["tokens"]["mle", "teacher"].data
+    assert {w: n.usual for w, n in found["tokens"].items()} == {
+        ("mle", "teacher"): None, ("jsd", "teacher"): None, ("jsd", "truth"): rows, ("jsd", "student"): rows,
+    }  # fmt: skip
+    assert steps["compute"]["mle", "teacher"] == usual > steps["compute"]["jsd", "teacher"]
+    assert steps["compute"]["jsd", "teacher"] > steps["compute"]["jsd", "student"] >= 1
+
+
+def test_compute_that_pays_for_no_step_is_one_line(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    spec = spec_of(tiny_models["llama"], budget="compute", data=SIZES | {"distill": 1}, **BUDGETS)
+    with pytest.raises(SpecError, match="does not pay for one step") as e:
+        plan_run(hm.load_spec(write_spec(spec, tmp_path)))
+    assert "\n" not in str(e.value)
+
+
+def test_results_say_what_each_fit_took(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    found = run(spec_of(tiny_models["llama"], budget="tokens", data=SIZES, **BUDGETS), tmp_path)
+    assert not found.failed_cells
+    jsonschema.validate(found.results, json.loads((ROOT / "docs" / "results.schema.json").read_text()))
+    cells = {(c["loss"], c["prefix_source"]): c for c in found.results["cells"] if c["training"] == "distilled"}
+    took = {way: c["fit"] for way, c in cells.items() if "fit" in c}
+    usual = took["mle", "teacher"]
+    assert (usual["steps"], usual["tokens_drawn"]) == (6, 0)
+    for way in (("jsd", "truth"), ("jsd", "student")):
+        assert usual["tokens"] <= took[way]["tokens"] < usual["tokens"] + 16 * 6  # a batch more at most
+    assert took["jsd", "student"]["tokens_drawn"] > took["jsd", "student"]["tokens"]
+    assert all(f["seconds"] > 0 for f in took.values())
+    read = parse(found.results)
+    table = group_table(read, read.chains["lm"])
+    row = next(r for r in table.rows if r[0] == "distilled at temperature 1 by jsd on rows of the student")
+    said = dict(zip(table.head, row, strict=True))
+    assert said["fit: steps"] == str(took["jsd", "student"]["steps"])
+    assert said["fit: tokens"] == str(took["jsd", "student"]["tokens"])
+
+    chosen = hm.advise(found.folder, hm.Need(max_recall_loss=100), fresh=False).data
+    costs = {(c.get("loss", "mle"), c.get("prefix_source", "teacher")): c["cost"] for c in chosen["candidates"]}
+    drawn = {w: (c["teacher_rows"], c.get("own_rows", 0)) for w, c in costs.items() if w in took}
+    assert drawn == {  # rows and held-out rows of the teacher; batches and, once, held-out rows of the student
+        ("mle", "teacher"): (96 + 16, 0), ("jsd", "teacher"): (96 + 16, 0), ("jsd", "truth"): (0, 0),
+        ("jsd", "student"): (0, 4 * 16 + 16),
+    }  # fmt: skip
+    assert costs["jsd", "student"]["own_tokens"] == took["jsd", "student"]["tokens_drawn"]
+    words = " ".join(
+        advice_sentences(
+            {
+                **chosen,
+                "leader": next(
+                    c["id"] for c in chosen["candidates"] if c.get("prefix_source") == "student" and not c["decoding"]
+                ),
+            }
+        )
+    )
+    assert "the student distilled at temperature 1 by jsd on rows of the student" in words
+    assert f"it draws {took['jsd', 'student']['tokens_drawn']:,} tokens itself" in words
+    said = [line for c in advice_table(chosen).rows for line in c]
+    assert "0 + 80 own" in said
+    assert "distilled τ=1 by jsd on rows of the student" in said
+
+
+def test_compute_pays_for_so_many_steps_and_no_more(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    nodes = fits(tmp_path, tiny_models["llama"], "compute")
+    budget = nodes["mle", "teacher"].work(CAUSAL_LM, 6.0).flops
+    for way in (("jsd", "teacher"), ("jsd", "truth"), ("jsd", "student")):
+        node = nodes[way]
+        steps = CAUSAL_LM.steps(node.level, node.data.n)[1]
+        more = CAUSAL_LM.at_steps(node.context.spec, "student", steps + 1)
+        one_more = replace(node, context=replace(node.context, spec=more), level=CAUSAL_LM.levels(more)[-1])
+        assert node.work(CAUSAL_LM, 6.0).flops <= budget < one_more.work(CAUSAL_LM, 6.0).flops
+
+
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
@@ -128,6 +228,9 @@ def test_a_warm_start_goes_on_from_the_direct_student_of_the_same_seed(
             {"warm_start": True, "student": {"init": "truth", "training": {"lora": {"target_modules": ["q_proj"]}}}},
             "leave lora out",
         ),
+        ({"budget": "seconds"}, "budget"),
+        ({"student": {"init": "above", "training": {"metric_for_best_model": "jds"}}}, "did you mean 'jsd'"),
+        ({"student": {"init": "above", "training": {"metric_for_best_model": "policy_gradient_token"}}}, "no value"),
     ],
 )
 def test_one_line(tmp_path: Path, tiny_models: dict[str, Path], chain: dict[str, Any], said: str) -> None:

@@ -31,13 +31,16 @@ def advice_table(data: Json) -> FittedTable:
         cells += [_short(c.get("score"))] if scored else []
         mark = " *" if c.get("id") == data.get("take") else ""
         cells += [text(c.get("feasible")), f"{number(c.get('p_best')) or 0.0:.2f}{mark}"]
-        cells += [f"{number(cost.get('teacher_rows')) or 0.0:,.0f}", seconds_words(spent)] if cost else ["–", "–"]
+        own = number(cost.get("own_rows"))
+        draws = f"{number(cost.get('teacher_rows')) or 0.0:,.0f}" + (f" + {own:,.0f} own" if own else "")
+        cells += [draws, seconds_words(spent)] if cost else ["–", "–"]
         rows.append(["\n".join(one_line(x, 200) for x in cell.split("\n")) for cell in cells])
     base = student_named(data, candidate_of(data, "baseline"))
     caption = (
         f"{gained.capitalize()} and recall lost (below zero: gained), {nats_per(data)}, against {base}, ± standard "
         "error, below it the 95 % interval, on the run’s own rows. The need is met or violated where that is shown, "
-        "open where it is not. Draws of the teacher, and seconds of drawing and fitting, a seed."
+        "open where it is not. Draws of the teacher, and the student’s "
+        "own in its fit, and seconds of drawing and fitting, a seed."
     )
     return FittedTable(heads, rows, caption=one_line(caption))
 

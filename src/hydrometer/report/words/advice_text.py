@@ -231,11 +231,14 @@ def _cost(c: Json) -> str:
     drawn, fitted, teacher = (
         number(cost.get(k)) or 0.0 for k in ("draw_seconds", "fit_seconds", "teacher_fit_seconds")
     )
+    own = number(cost.get("own_tokens"))
+    itself = f", in which it draws {own:,.0f} tokens itself," if own else ""
     if not rows:
-        return f"it costs no teacher draws, only its fit on the truth’s rows ({seconds_words(fitted)} a seed here)"
+        how = f"its fit{itself}" if itself else "only its fit on the truth’s rows"
+        return f"it costs no teacher draws, {'but ' if itself else ''}{how} ({seconds_words(fitted)} a seed here)"
     of = f" ({tokens:,.0f} tokens, {seconds_words(drawn)})" if tokens else ""
     taught = f", beside the teacher’s own fit ({seconds_words(teacher)})" if teacher else ""
-    return f"it costs {rows:,.0f} teacher draws{of} and a fit ({seconds_words(fitted)}) a seed{taught}"
+    return f"it costs {rows:,.0f} teacher draws{of} and a fit{itself} ({seconds_words(fitted)}) a seed{taught}"
 
 
 def _whole(value: object) -> int:

@@ -93,14 +93,15 @@ def arm_of(
         if length is not None and names[1].endswith("_per_token"):
             y = linearised(y, length)
         rows.append(y)
-    cost = entry.cost.get("teacher_rows")  # unknown for an adopted model, which is never called the cheaper
+    # Rows drawn for it, by teacher or itself; unknown for an adopted model, which is never called the cheaper.
+    taught, drawn = entry.cost.get("teacher_rows"), entry.cost.get("own_rows") or 0.0
     return Arm(
         entry.id,
         np.array(values),
         np.array(own),
         np.stack(rows),
         None in entry.cells,
-        math.inf if cost is None else cost,
+        math.inf if taught is None else taught + drawn,
     )
 
 

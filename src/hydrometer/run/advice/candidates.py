@@ -15,6 +15,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.models.capabilities import DrawsInFits
 from hydrometer.report.values import mapping, text
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import reopen
@@ -80,8 +81,8 @@ class Entry:
     id : the group's; with several runs, after the run folder's name.
     cells : planned cells by seed; the single key None where one serves all seeds.
     figures : by the same keys.
-    cost : mean over seeds of teacher rows, teacher tokens and seconds in this run. Empty for an adopted model: its
-        training took place elsewhere.
+    cost : mean over seeds of teacher rows and tokens, of its own, and of seconds in this run. Empty for an adopted
+        model: its training took place elsewhere.
     """
 
     source: Source
@@ -271,15 +272,27 @@ def _training(source: Source, cell: Cell) -> tuple[FitNode, list[Rows]]:
     return fit, [r for r in (fit.data, fit.validate) if r is not None]
 
 
-def _is_of_teacher(source: Source, cell: Cell) -> bool:
-    """Whether the student learns from rows that the teacher draws."""
-    return cell.training == "distilled" or (cell.training == "direct" and source.is_taught_by_truth)
+def _is_of_teacher(source: Source, fit: FitNode) -> bool:
+    """Whether the student learns from rows that the teacher draws; where it draws all itself, theirs give prompts."""
+    alone = fit.distillation is not None and fit.distillation.prefixes.own == 1
+    of_teacher = source.is_taught_by_truth or fit.data.law.role != "truth"
+    return fit.baseline is None and not alone and of_teacher
+
+
+def _own_rows(fit: FitNode) -> int:
+    """Return how many rows the student draws itself while it is fitted."""
+    family, d = fit.context.family, fit.distillation
+    if d is None or not d.prefixes.own or not isinstance(family, DrawsInFits):
+        return 0
+    return family.own_rows(fit.context.spec, fit.level, fit.data.n, d.prefixes.own)
 
 
 def _rows(source: Source, cells: list[Cell]) -> dict[str, float | None]:
-    """Return the planned number of teacher rows that the student trains on, mean over seeds."""
-    drawn = [sum(r.n for r in _training(source, c)[1]) for c in cells if _is_of_teacher(source, c)]
-    return {"teacher_rows": sum(drawn) / len(cells)}
+    """Return the planned rows that the teacher draws for the student, and that it draws itself, means over seeds."""
+    fits = [_training(source, c) for c in cells]
+    taught = sum(sum(r.n for r in rows) for fit, rows in fits if _is_of_teacher(source, fit))
+    own = sum(_own_rows(fit) for fit, _ in fits)
+    return {"teacher_rows": taught / len(cells), **({"own_rows": own / len(cells)} if own else {})}
 
 
 def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
@@ -287,25 +300,32 @@ def _cost(source: Source, cells: list[Cell]) -> dict[str, float | None]:
     sums: dict[str, float] = dict.fromkeys(
         ("teacher_rows", "truth_rows", "tokens", "draw_seconds", "fit_seconds", "teacher_fit_seconds"), 0.0
     )
+    own = dict.fromkeys(("own_rows", "own_tokens"), 0.0)
     has_tokens = False
     for cell in cells:
         fit, rows = _training(source, cell)
         drawn = sum(r.n for r in rows)
-        sums["teacher_rows"] += drawn if _is_of_teacher(source, cell) else 0
-        sums["truth_rows"] += drawn if cell.training == "direct" else 0
+        of_teacher = _is_of_teacher(source, fit)
+        sums["teacher_rows"] += drawn if of_teacher else 0
+        sums["truth_rows"] += drawn if cell.training == "direct" or not (of_teacher or fit.baseline) else 0
+        own["own_rows"] += _own_rows(fit)
         for key in (k for r in rows for k in r.blocks):
             need_artifact(source, "draw", key)
             meta = source.store.meta("draw", key)
             sums["draw_seconds"] += float(meta["seconds"])
             sums["tokens"] += float(meta["info"].get("tokens", 0))
             has_tokens = has_tokens or "tokens" in meta["info"]
-            if "candidates" in meta["info"]:  # best-of-n: rejected candidates were drawn too
+            if of_teacher and "candidates" in meta["info"]:  # best-of-n: rejected candidates were drawn too
                 sums["teacher_rows"] += float(meta["info"]["candidates"]) - float(meta["info"]["rows"])
         need_artifact(source, "fit", fit.key)
-        sums["fit_seconds"] += float(source.store.meta("fit", fit.key)["seconds"])
+        made = source.store.meta("fit", fit.key)
+        sums["fit_seconds"] += float(made["seconds"])
+        own["own_tokens"] += float(made["info"].get("tokens_drawn", 0))
         if fit.teacher is not None and fit.teacher.kind == "fit":
             need_artifact(source, "fit", fit.teacher.key)
             sums["teacher_fit_seconds"] += float(source.store.meta("fit", fit.teacher.key)["seconds"])
     means: dict[str, float | None] = {k: v / len(cells) for k, v in sums.items()}
     tokens = means.pop("tokens")
-    return {**means, "teacher_tokens": (tokens if _is_of_teacher(source, cells[0]) else 0.0) if has_tokens else None}
+    tokens = tokens if means["teacher_rows"] else 0.0
+    means |= {k: v / len(cells) for k, v in own.items() if v}
+    return {**means, "teacher_tokens": tokens if has_tokens else None}
