@@ -59,6 +59,10 @@ class ExportOptions:
     seed: Seed = None
     held_out: Annotated[bool, typer.Option("--held-out", help="The validation rows that go with these.")] = False
     cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="Evaluation rows of this cell.")] = None
+    trainer: Annotated[
+        Literal["gkd", "distillation"] | None,
+        typer.Option("--trainer", help="Make --to a folder for TRL's trainer: a student's rows, models, arguments."),
+    ] = None
     chain: Chain = None
     cache: Cache = None
     as_json: Json = False
@@ -84,6 +88,7 @@ def export_command(o: ExportOptions) -> None:
             seed=o.seed,
             held_out=o.held_out,
             cell=o.cell,
+            trainer=o.trainer,
             chain=o.chain,
             cache=o.cache,
         )

@@ -24,16 +24,17 @@ from hydrometer.core.io.yaml_io import nearest, user_path
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.spec import CausalLMChain
 from hydrometer.models.rows.sequences import Sequences
+from hydrometer.run.exchange.for_trainer import ROWS, native_fits, new_folder, student_fit, write_setting
 from hydrometer.run.graph.plan import ChainPlan
 from hydrometer.run.graph.reopen import Opened, chain_named, distillations_named, one_of_methods, reopen, require_run
 from hydrometer.stages.artifact_loader import ArtifactLoader
-from hydrometer.stages.cells import Cell
-from hydrometer.stages.nodes import FitNode, Rows
+from hydrometer.stages.nodes import Rows
 from hydrometer.store.path_safety import refuse_unwritable
 from hydrometer.store.storage_uri import Url
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.data.trl_rows import Form, Format
+    from hydrometer.models.causal_lm.training.for_trl import TrlTrainer
 
 __all__ = ["COLUMNS", "Exported", "Stream", "export"]
 
@@ -43,6 +44,7 @@ pq: Any = pyarrow.parquet
 
 Stream = Literal["distill", "train", "evaluate"]
 CHUNK = 1024
+_PLAIN = "prompt-completion"
 IGNORED = -100  # label of tokens without loss, as in transformers
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -108,6 +110,7 @@ def export(
     seed: int | None = None,
     held_out: bool = False,
     cell: str | None = None,
+    trainer: TrlTrainer | None = None,
     chain: str | None = None,
     cache: str | Path | None = None,
 ) -> Exported:
@@ -129,6 +132,8 @@ def export(
     seed : of the run; the first by default.
     held_out : the validation rows that go with these.
     cell : a cell's id, for ``evaluate``.
+    trainer : ``gkd`` or ``distillation``: make `to` a folder of what TRL's `GKDTrainer` or `DistillationTrainer` takes
+        to distil as the run's student was: its rows, the weights it starts from, its teacher, and arguments.
     chain, cache : as in `run`; needed where there are several chains, or where artifacts are elsewhere.
 
     Raises
@@ -145,13 +150,24 @@ def export(
     """
     from hydrometer.models.causal_lm.data.trl_rows import Form
 
-    target = _target(to)
+    if trainer is not None and (chat or text_only or held_out or stream or role or cell or format != _PLAIN):
+        fix = "leave out all but --selectivity, --seed, --chain, --cache"
+        raise InputError("--trainer writes the rows of one student, as they are", got=trainer, fix=fix)
+    target = _target(to) if trainer is None else new_folder(to)
     if chat and format != "prompt-completion":
         raise InputError("--chat goes with the format prompt-completion", got=format, fix="messages are chat already")
     asked = _asked(stream, role, parse_wanted(selectivity), seed, held_out, cell)
     refuse_unwritable(target.parent)
     opened = reopen(require_run(folder), cache)
     _outside(target, opened)
+    if trainer is not None:
+        found = chain_named(opened.plan, chain)
+        node = student_fit(opened.plan, found, asked.selectivity, seed)
+        facts = {"role": node.data.law.role, "seed": seed, "cell": None, "selectivity": node.data.selectivity}
+        with write_setting(opened.store, node, trainer, target) as folder:
+            picked = _Picked(found, node.data, "distill", facts)
+            done = _write(opened, picked, folder / ROWS, Form(format), text_only=False)
+        return replace(done, path=target / ROWS)
     picked = _pick(opened, chain, asked)
     return _write(opened, picked, target, Form(format, chat), text_only=text_only)
 
@@ -251,21 +267,8 @@ def _of_fit(opened: Opened, chain: ChainPlan, distilled: Sequence[Distillation] 
     ----------
     distilled : the methods that are meant, at one selectivity; None for direct models.
     """
-
-    def node_of(cell: Cell) -> FitNode | None:
-        judged = opened.plan.judge_of(cell)
-        made = None if judged is None else opened.plan.nodes.get(judged.law.key)
-        return made if isinstance(made, FitNode) else None
-
     training = "direct" if distilled is None else "distilled"
-    fitted = [
-        (c, node)
-        for c in chain.cells
-        if c.training == training
-        and c.decoding is None
-        and c.distillation in (distilled or (None,))
-        and (node := node_of(c)) is not None
-    ]
+    fitted = native_fits(opened.plan, chain, distilled)
     roles = list(dict.fromkeys(node.data.law.role for _, node in fitted))
     role = roles[-1] if asked.role is None and roles else asked.role
     if role not in roles:
