@@ -83,18 +83,21 @@ def write_setting(store: ArtifactStore, node: FitNode, trainer: TrlTrainer, targ
 
     assert node.distillation is not None  # of a distilled student
     assert node.teacher is not None
-    if missing := [k for k in node.teacher.inputs if not store.has("fit", k)]:
+    needed = (*node.teacher.inputs, *(() if node.start is None else node.start.inputs))
+    if missing := [k for k in needed if not store.has("fit", k)]:
         fix = "`hydrometer run` it first; --until draw fits no student"
-        raise InputError("the teacher is not fitted yet", got=missing[0], fix=fix)
+        raise InputError("a model that this fit starts from or learns from is not fitted yet", got=missing[0], fix=fix)
     bench, level = ArtifactLoader(store), level_spec(node.level.spec)
     truth, teacher = (bench.law(node.context, x, "float32", purpose="train") for x in (node.truth, node.teacher))
+    start = None if node.start is None else bench.law(node.context, node.start, "float32", purpose="train")
     if not isinstance(truth, CausalLaw) or not isinstance(teacher, CausalLaw):
         raise InputError("a served model is no teacher of TRL's", got=node.teacher.role, fix="use a model that is here")
+    assert start is None or isinstance(start, CausalLaw)  # of the run's own fits
     seed = node.stream.integer()
     arguments, differs = arguments_of(trainer, node.distillation, teacher, level, node.data.n, seed)
     folder = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        write_models(folder, level, truth, teacher, node.distillation.selectivity, seed)
+        write_models(folder, level, truth, teacher, start, node.distillation.selectivity, seed)
         d = node.distillation
         named = [",".join(f"{k}={v}" for k, v in d.selectivity.to_json().items()), f"loss={d.objective.to_json()}"]
         setting = {

@@ -78,15 +78,21 @@ def arguments_of(trainer: TrlTrainer, d: Distillation, law: CausalLaw, level: Le
 
 
 def write_models(
-    folder: Path, level: LevelSpec, truth: CausalLaw, teacher: CausalLaw, s: Selectivity, seed: int
+    folder: Path,
+    level: LevelSpec,
+    truth: CausalLaw,
+    teacher: CausalLaw,
+    start: CausalLaw | None,
+    s: Selectivity,
+    seed: int,
 ) -> None:
-    """Write `student`, the weights that a fit of that seed starts from, and `teacher`.
+    """Write `student`, the weights that a fit of that seed starts from, and `teacher`, selected at `s`.
 
     Raises
     ------
     InputError : a teacher whose output matrix cannot take a temperature.
     """
-    init_model(level, truth.lm, teacher.lm, seed).save(folder / "student")
+    init_model(level, truth.lm, teacher.lm, None if start is None else start.lm, seed).save(folder / "student")
     temperature = s.temperature or 1.0
     if temperature != 1:
         network: Any = copy.deepcopy(teacher.lm.model)
