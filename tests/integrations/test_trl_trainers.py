@@ -77,7 +77,32 @@ def distillation(folder: Path, world: World, callback: Any) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [sft, gkd, distillation])
+def dpo(folder: Path, world: World, callback: Any) -> Any:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    row = {"prompt": "w3 w4", "chosen": " w5 w6", "rejected": " w7"}
+    return DPOTrainer(
+        make_student(), make_student(), DPOConfig(**common(folder), max_length=32),
+        train_dataset=Dataset.from_list([row] * 16), processing_class=make_tokenizer(64), callbacks=[callback],
+    )  # fmt: skip
+
+
+def grpo(folder: Path, world: World, callback: Any) -> Any:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(c)) for c in completions]
+
+    return GRPOTrainer(
+        make_student(), reward, args=GRPOConfig(**common(folder), num_generations=2, max_completion_length=4),
+        train_dataset=Dataset.from_list([{"prompt": "w3 w4"}] * 16), processing_class=make_tokenizer(64),
+        callbacks=[callback],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [sft, gkd, distillation, dpo, grpo])
 def test_figures_of_a_frozen_model_are_those_of_judge(
     make: Any, world: World, judged: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -177,7 +177,7 @@ def log_records(raw: bytes) -> Iterator[bytes]:
 
 
 def test_weights_and_biases_stays_offline(tmp_path: Path, knocks: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
     boards = Dashboards(("wandb",), tmp_path / "dashboards", "my-run")
@@ -185,6 +185,7 @@ def test_weights_and_biases_stays_offline(tmp_path: Path, knocks: Any, capfd: py
         run(1, {"stages/done": 1})
         fit(1, {"train/loss": 1.5})
         run(2, {"stages/done": 2})
+    wandb.teardown()  # its process writes the last of a file after a run's end was answered
     found: dict[str, list[dict[str, str]]] = {}
     for file in (tmp_path / "dashboards" / "wandb").glob("offline-run-*/*.wandb"):
         name, rows = "", list[dict[str, str]]()

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -64,6 +66,23 @@ def strange(path: Path) -> None:
     table(path, ("id", "Frage", "Antwort"))
 
 
+def columns(path: Path) -> None:
+    """With what is no text before it: a vector, a picture."""
+    rows = [
+        {"vector": [0.5, 1.0], "picture": {"bytes": b"x"}, "Frage": q, "Antwort": a, "score": 1.0}
+        for q, a in zip(ASKED, REPLIED, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def conversations(path: Path) -> None:
+    rows = [
+        {"Id": str(i), "Conversations": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for i, (q, a) in enumerate(zip(ASKED, REPLIED, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
 def chain_of(spec: Path) -> CausalLMChain:
     (chain,) = hm.load_spec(spec).chains.values()
     assert isinstance(chain, CausalLMChain)
@@ -86,6 +105,8 @@ def sound(spec: Path, tmp_path: Path) -> None:
         ("alpaca_data.json", alpaca, "the prompt is the instruction"),
         ("faq.csv", questions, "the prompt is the question"),
         ("faq.csv", strange, "the prompt is the column 'Frage', the completion is the column 'Antwort'"),
+        ("faq.parquet", columns, "the prompt is the column 'Frage', the completion is the column 'Antwort'"),
+        ("chats.parquet", conversations, "the messages is the column 'Conversations'"),
     ],
 )
 def test_a_truth_of_texts(

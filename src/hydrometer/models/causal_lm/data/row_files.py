@@ -47,8 +47,11 @@ def _open(source: Source) -> IO[bytes]:
     return path.open("rb")
 
 
-def rows_of(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a row is, and its columns, of a table those of `columns` alone. Raises DataError."""
+def rows_of(source: Source, columns: tuple[str, ...] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where a row is, and its columns: of a table those of `columns` alone; None, any of texts or messages.
+
+    Raises DataError.
+    """
     name = Path(name_of(source)).name
     if isinstance(source, File) and source.dataset is not None:
         yield from _dataset(source, columns)
@@ -146,7 +149,7 @@ def _csv(f: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         text.detach()  # the file is closed by whoever opened it
 
 
-def _dataset(source: File, known: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dataset(source: File, known: tuple[str, ...] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a data set, opened by the library datasets."""
     d = source.dataset
     if d is None:
@@ -171,7 +174,7 @@ def _dataset(source: File, known: tuple[str, ...]) -> Iterator[tuple[str, dict[s
         ) from None
     table: Any = found
     _count(int(table.num_rows), d.path)
-    columns = [c for c in known if c in table.column_names]
+    columns = [c for c in known or table.column_names if c in table.column_names]
     if not columns:
         fix = "name its columns: columns: {prompt: ..., completion: ...}"
         raise DataError(f"{d.path}: no column that is read", got=table.column_names[:8], fix=fix)
@@ -183,14 +186,15 @@ def _dataset(source: File, known: tuple[str, ...]) -> Iterator[tuple[str, dict[s
         yield f"{d.path}, row {i}", {k: v for k, v in row.items() if v is not None} or row
 
 
-def _parquet(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(f: IO[bytes], name: str, known: tuple[str, ...] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         file = pq.ParquetFile(f)
         _count(int(file.metadata.num_rows), name)
-        columns = [c for c in known if c in file.schema_arrow.names]
+        own = {c.name: c.type for c in file.schema_arrow}
+        columns = [c for c in known if c in own] if known else [c for c, kind in own.items() if _holds_texts(kind)]
         if not columns:
             fix = "give it a column messages, prompt, instruction, question or text, or name its columns"
-            raise DataError(f"{name}: no column that is read", got=file.schema_arrow.names[:8], fix=fix)
+            raise DataError(f"{name}: no column that is read", got=list(own)[:8], fix=fix)
         _count_values(file.metadata, columns, name)
         number = size = 0
         for batch in file.iter_batches(batch_size=_batch_rows(file), columns=columns):
@@ -207,6 +211,14 @@ def _parquet(f: IO[bytes], name: str, known: tuple[str, ...]) -> Iterator[tuple[
     except (ValueError, NotImplementedError, MemoryError) as e:  # ArrowInvalid is a ValueError
         fix = "save it again, or write JSON lines"
         raise DataError(f"the Parquet file cannot be read: {e}", got=name, fix=fix) from None
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether a column may be of texts or of messages: of numbers, vectors and pictures it is not."""
+    types, inner = pyarrow.types, getattr(kind, "value_type", kind)  # of a list, or of a dictionary of texts
+    if types.is_list(kind) or types.is_large_list(kind):
+        return types.is_struct(inner)
+    return types.is_string(inner) or types.is_large_string(inner)
 
 
 def _count_values(about: Any, columns: list[str], name: str) -> None:

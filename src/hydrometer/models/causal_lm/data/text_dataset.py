@@ -185,7 +185,7 @@ def guessed_columns(source: Source) -> dict[Column, str]:
 
     Empty where nothing can be guessed. Raises DataError.
     """
-    _, first = next(rows_of(source, _COLUMNS), ("", dict[str, Any]()))
+    _, first = next(rows_of(source, None), ("", dict[str, Any]()))
     spelt = {str(c).strip().lower(): str(c) for c in first}
     for name in ("messages", "conversations"):
         if name in spelt:
