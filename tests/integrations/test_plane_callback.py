@@ -190,6 +190,7 @@ def test_a_collapse_is_flagged_in_time(world: World, tmp_path: Path, caplog: pyt
     assert found[30]["entropy"] < found[0]["entropy"] / 4
     flagged = [step for step, at in found.items() if at["collapse"] == 1.0]
     assert found[flagged[0]]["entropy"] > found[0]["entropy"] / 4
+    assert flagged == list(range(flagged[0], 31))
     assert sum("collapses" in r.message for r in caplog.records) == 1
     stopped = trainer_of(
         tmp_path / "s", planted(world), [plane(world, every=1, n=64, stop_on_collapse=True)], **settings
@@ -222,6 +223,17 @@ def test_false_alarms_of_a_training_are_below_the_level() -> None:
         assert is_collapsing(entropy[:3], rises[:3])
         assert not is_collapsing(rises, rises)  # further away, and wider
     assert 0 < alarms <= 0.2 * trainings + 3 * math.sqrt(0.2 * 0.8 * trainings)
+
+
+def test_a_flag_stays_while_the_figures_say_so() -> None:
+    def known(*values: float, se: float = 0.1) -> list[Estimate]:
+        return [Estimate(x, se, se, 64, 0, "mc", "nats", 2.0) for x in values]
+
+    collapsed = known(20.0, 4.0, se=1.0), known(5.0, 9.0, se=1.0)
+    assert not is_collapsing(*collapsed)
+    assert is_collapsing(*collapsed, flagged=True)
+    for again in ((20.0, 10.5), (5.0, 9.0)), ((20.0, 4.0), (5.0, 4.9)):  # wide again; near again
+        assert not is_collapsing(*(known(*x) for x in again), flagged=True)
 
 
 def test_what_cannot_be_judged_is_refused(world: World, tmp_path: Path) -> None:

@@ -179,10 +179,10 @@ class PlaneCallback(TrainerCallback):
             if (e := found.get(name)) is not None and e.value is not None:
                 logged[PREFIX + name] = e.value
                 logged |= {} if e.se is None else {f"{PREFIX}{name}_se": e.se}
-        flagged = is_collapsing(*_history([*state.log_history, logged], found))
-        before = any(h.get(PREFIX + "collapse") == 1.0 for h in state.log_history)
+        flags = [h[PREFIX + "collapse"] == 1.0 for h in state.log_history if PREFIX + "collapse" in h]
+        flagged = is_collapsing(*_history([*state.log_history, logged], found), flagged=flags[-1:] == [True])
         self._write({**logged, PREFIX + "collapse": float(flagged)}, args, state)
-        if flagged and not before:
+        if flagged and not any(flags):
             _log.warning(
                 "step %d: the model collapses: its entropy is less than half of what it was, and it lies further from "
                 "the truth than then",

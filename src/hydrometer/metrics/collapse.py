@@ -83,16 +83,20 @@ def collapse_metrics(figures: dict[str, Estimate], *, sequences: bool) -> dict[s
     return out
 
 
-def is_collapsing(entropy: Sequence[Estimate], divergence: Sequence[Estimate], *, level: float = 0.01) -> bool:
+def is_collapsing(
+    entropy: Sequence[Estimate], divergence: Sequence[Estimate], *, flagged: bool = False, level: float = 0.01
+) -> bool:
     """Whether the last of a training's evaluations shows a collapse, beside any of those before it.
 
     Both halves are one-sided tests, so a pair of evaluations of which either half does not hold is taken for a collapse
     with probability 6 / (pi^2 k^3) `level` at most, k the number of pairs of the last evaluation. Over all pairs of a
-    training, however long, that is `level` (Bonferroni).
+    training, however long, that is `level` (Bonferroni). Once flagged, a law stays so while its figures, without their
+    errors, say the same of any pair: the errors of a law of few outcomes are themselves uncertain.
 
     Parameters
     ----------
     entropy, divergence : of a law of sequences, and of the truth from it, at each evaluation, in order.
+    flagged : whether the evaluation before showed a collapse.
     level : of a false alarm in the whole training.
 
     Examples
@@ -107,7 +111,7 @@ def is_collapsing(entropy: Sequence[Estimate], divergence: Sequence[Estimate], *
     if len(entropy) < 2:
         return False
     *earlier, last = zip(entropy, divergence, strict=True)
-    pair = level * 6 / (math.pi**2 * len(earlier) ** 3)
+    pair = 0.5 if flagged else level * 6 / (math.pi**2 * len(earlier) ** 3)
     return any(
         _difference(last[0], before[0], LEAST_KEPT, pair)[1] < 0 < _difference(last[1], before[1], 1.0, pair)[0]
         for before in earlier

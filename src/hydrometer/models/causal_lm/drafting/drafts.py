@@ -128,8 +128,9 @@ def begin(names: Sequence[str], purpose: Purpose | None = None, out: Path | None
 
 
 def guesses_of(draft: Draft) -> list[str]:
-    """Return what its lines say to be guessed."""
-    return re.findall(r"# guess: (.*)", draft.text)
+    """Return what its lines say to be guessed: `key: value (why)` where there is a key, else the guess alone."""
+    found = re.findall(r"^ *(.*?) *# guess: (.*)", draft.text, re.MULTILINE)
+    return [f"{key} ({why})" if key else why for key, why in found]
 
 
 def _at_hand(names: Sequence[str], purpose: Purpose | None) -> _Hand:
@@ -184,7 +185,7 @@ def _specification(hand: _Hand, place: Path) -> str:
     if hand.text is not None and hand.part is not None:
         truth.append(f"{'text' if of_texts else 'prompts'}: {_file(hand, hand.text, hand.part, place)}")
     else:
-        truth.append("# guess: no prompts were named, so that answers begin from nothing; or")
+        truth.append("# guess: no prompts were named, so that answers begin from nothing")
         truth.append('# prompts: {file: "prompts.jsonl", chat: true, evaluate: 0.2}')
     if other is not None:
         truth.append(f"source: {json.dumps(other.source)}   # the students' tokenizer; the teacher has another")
