@@ -137,6 +137,18 @@ def test_memory_of_a_draw_is_that_of_its_arithmetic(llama_folder: Path) -> None:
     assert CAUSAL_LM.footprint(c, "draw", "truth", 16).memory_least == wide  # evaluation rows are drawn in float32
 
 
+def test_memory_of_a_draw_holds_every_prompt_as_long_as_the_longest(llama_folder: Path, tmp_path: Path) -> None:
+    held: list[int] = []
+    for n in (1, 11):
+        file = tmp_path / f"{n}.jsonl"
+        file.write_text("\n".join(json.dumps({"prompt": text}) for text in ("w3", "w4", " ".join(["w5"] * n))))
+        truth = {"source": str(llama_folder), "max_new_tokens": 6, "prompts": {"file": str(file), "chat": False}}
+        held.append(CAUSAL_LM.footprint(chain_of(llama_folder, truth=truth), "draw", "truth", 16).memory_least)
+    config = CAUSAL_LM.subject(chain_of(llama_folder)).configs["truth"]
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert held[1] - held[0] == 3 * 10 * numbers * 4
+
+
 def test_a_plans_memory_is_counted_wherever_it_is(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, auto = chain_of(llama_folder, threads=4), chain_of(llama_folder, threads=4, device="auto")
     said = {s: CAUSAL_LM.work(here, s, "student", 16, 6.0, "float32").memory for s in ("draw", "fit", "score law")}

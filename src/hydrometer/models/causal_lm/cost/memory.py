@@ -23,6 +23,7 @@ from hydrometer.models.causal_lm.inference.served_source import (
     served_outline,
 )
 from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
+from hydrometer.models.causal_lm.opening import judged_prompts, truth_opening
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, GivenSource
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
@@ -120,10 +121,7 @@ def footprint(
     n, longest = count_parameters(own), chain.truth.max_new_tokens
     match stage:
         case "draw":
-            width = BYTES[dtype] if dtype else max(BYTES[chain.draw_dtype], BYTES[chain.judge_dtype])
-            cache = chain.block_rows * longest * _keys_and_values(own) * width
-            logits = 0 if isinstance(own, ServedConfig) else chain.block_rows * _vocabulary(own) * width
-            return Footprint(10 * rows, row_bytes(rows, longest), held(n * width + cache + logits))
+            return Footprint(10 * rows, row_bytes(rows, longest), held(_drawn(chain, own, n, dtype)))
         case "fit":
             level = chain.level_specs.get(role)
             t = Training() if level is None else level.training
@@ -147,6 +145,20 @@ def footprint(
             # Of each side's rows: two log-probabilities, two controls, and two of each prefix length.
             columns = 4 + 2 * (1 + math.ceil(math.log2(longest)))
             return Footprint(16 * rows, 8 * columns * rows, held(both * BYTES[dtype or chain.judge_dtype]))
+
+
+def _drawn(chain: CausalLMChain, own: PretrainedConfig, n: int, dtype: str | None) -> int:
+    """Weights, logits, keys and values of rows and of their distinct prompts, each kept as long as the longest."""
+    trained, judged = truth_opening(chain.truth)[1], judged_prompts(chain.truth)
+    asked = [(trained, chain.draw_dtype), (trained if judged is None else judged, chain.judge_dtype)]
+    if dtype is not None:
+        asked = [(p, dtype) for p, own_dtype in asked if own_dtype == dtype] or [(p, dtype) for p, _ in asked]
+    rows, logits = chain.block_rows, 0 if isinstance(own, ServedConfig) else _vocabulary(own)
+    most = 0
+    for p, width in asked:
+        tokens = rows * chain.truth.max_new_tokens + min(len(p.ids), rows) * max(map(len, p.ids))
+        most = max(most, BYTES[width] * (n + tokens * _keys_and_values(own) + rows * logits))
+    return most
 
 
 def _remembered(teacher: PretrainedConfig, tokens: int, width: int) -> int:

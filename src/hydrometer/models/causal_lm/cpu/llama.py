@@ -31,6 +31,7 @@ __all__ = ["Cache", "Llama", "Packing", "PromptCache", "as_array"]
 _NAMES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
 _ROWS_HINT = 128  # for oneDNN's choice of layout
+_PROMPTS_TOGETHER = 8
 _SHARED_PREFIX = 8  # a prefix that all prompts share is run once when it is at least so long
 
 _MINUS_INFINITY = {"uint16": 0xFF80, "float32": -np.inf}
@@ -271,6 +272,12 @@ class Llama:
                 whole.values[layer][:, :, :shared] = head.cache.values[layer]
 
         def run(part: slice) -> Tensor:
+            # A few at a time: what they take besides `whole` is as long as the longest of them. In bfloat16, of half
+            # the size, all at once: there the bits of a product depend on its rows.
+            few = _PROMPTS_TOGETHER if self.dtype == torch.float32 else u
+            return torch.cat([some(slice(a, min(a + few, part.stop))) for a in range(part.start, part.stop, few)])
+
+        def some(part: slice) -> Tensor:
             own = length[part] - shared
             cache = self.cache(len(own), int(own.max()))
             tokens = np.concatenate([np.array(p[shared:], np.int64) for p in prompts[part]])
