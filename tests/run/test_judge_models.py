@@ -361,6 +361,7 @@ def test_a_model_that_diverged_is_a_failed_cell(tmp_path: Path, models: dict[str
         ({"students": []}, "no student"),
         ({"students": ["nowhere"]}, "no such model"),
         ({"prompts": "missing.jsonl"}, "cannot be read"),
+        ({"truth": None, "truth_text": "ENDS", "chat": False}, "an answer ends with the text of a stop token"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_made(
@@ -368,6 +369,9 @@ def test_wrong_input_is_refused_before_anything_is_made(
 ) -> None:
     asked: dict[str, Any] = {"students": [models["student"]], "truth": models["truth"], "out": tmp_path / "out"}
     asked |= change
+    if asked.get("truth_text") == "ENDS":
+        (tmp_path / "ends.jsonl").write_text('{"prompt": "w3", "completion": "w4 <eos>"}\n')
+        asked["truth_text"] = tmp_path / "ends.jsonl"
     with pytest.raises(InputError, match=words) as caught:
         judge_models(asked.pop("students"), **asked)
     assert "\n" not in str(caught.value)

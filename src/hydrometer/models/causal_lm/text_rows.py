@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.retokenize import Texts
     from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 
-__all__ = ["answer_texts", "encode_texts", "encoded_rows", "rows_of", "score_drawn", "score_held_out", "stop_of"]
+__all__ = [
+    "answer_texts",
+    "encode_texts",
+    "encoded_rows",
+    "refuse_ends",
+    "rows_of",
+    "score_drawn",
+    "score_held_out",
+    "stop_of",
+]
 
 _STREAM = Stream(0, ("text", "validate"))
 
@@ -95,7 +104,23 @@ def encode_texts(
     """
     index = part.prompt_index[list(chosen)]
     texts = tuple(part.answers[i] for i in chosen)
+    refuse_ends(texts, tokenizer, end[:1])
     return encoded_rows((texts, index, np.ones(len(texts), np.bool_)), prompts, tokenizer, end)[0]
+
+
+def refuse_ends(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> None:
+    """Refuse texts that end with a stop token's text: its letters would be learnt, and scored, before the token itself.
+
+    Raises
+    ------
+    DataError
+    """
+    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | set(tokenizer.all_special_ids)
+    for stop in map(str, tokenizer.convert_ids_to_tokens(sorted(special & set(stop_ids)))):
+        found = next((t for t in texts if t.endswith(stop)), None)
+        if found is not None:
+            what = "an answer ends with the text of a stop token, which is added to every answer"
+            raise DataError(what, got=found[-60:], fix=f"leave {stop} out of the answers' ends")
 
 
 def encoded_rows(

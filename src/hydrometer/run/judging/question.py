@@ -18,6 +18,7 @@ from hydrometer.models.causal_lm.engines.served_model import source_of
 from hydrometer.models.causal_lm.given import GivenModel, JudgedModels, threads
 from hydrometer.models.causal_lm.loading.load import locate
 from hydrometer.models.causal_lm.pretrained.existing import Existing, find_model
+from hydrometer.models.causal_lm.text_rows import refuse_ends
 from hydrometer.run.graph.join import kept_prompts
 from hydrometer.run.judging.judge_settings import JudgeSettings
 from hydrometer.store.artifacts import content_key
@@ -98,6 +99,9 @@ def pose(settings: JudgeSettings, folder: RunFolder) -> Question:
     own = _brought(students, models) if asked is None else None
     chat = _chat(settings.chat, part, models[0])
     prompts, stops, rendered = _prompts(models, part, chat, own, folder)
+    if answered is not None and part is not None:
+        for m in models:
+            refuse_ends(part.answers, m.tokenizer, stops[m.vocabulary])
     first = prompts[models[0].vocabulary]
     are = _what_prompts_are(settings.prompts_are, len(first.ids))
     is_drawn = answered is None or anchor is not None

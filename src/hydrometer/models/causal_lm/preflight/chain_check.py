@@ -18,9 +18,10 @@ from hydrometer.models.causal_lm.inference.served_source import find_source
 from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.networks.network import max_positions
-from hydrometer.models.causal_lm.opening import judged_prompts, outline_of, truth_opening
+from hydrometer.models.causal_lm.opening import judged_prompts, open_tokenizer, outline_of, truth_opening
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource
-from hydrometer.models.causal_lm.text_truth import training_texts
+from hydrometer.models.causal_lm.text_rows import refuse_ends
+from hydrometer.models.causal_lm.text_truth import held_out, training_texts
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network
 from hydrometer.models.causal_lm.training.optimised import check_adapters
@@ -148,7 +149,10 @@ def _check_adapters(chain: CausalLMChain, truth: load.Outline) -> None:
 
 
 def _check_texts(chain: CausalLMChain, room: int | None) -> None:
-    """Refuse texts to train on that the model has no room for. Raises DataError."""
+    """Refuse texts to train on that the model has no room for, and texts with a second end. Raises DataError."""
+    if chain.truth.text is not None:
+        tokenizer, _, stop_ids = open_tokenizer(chain)
+        refuse_ends(held_out(chain).answers, tokenizer, stop_ids)
     taught = [*([] if chain.truth.text is None else [None]), *(b.name for b in chain.baselines)]
     whiches: tuple[Literal["train", "validate"], ...] = ("train", "validate")
     for which, baseline in itertools.product(whiches, taught):
