@@ -63,7 +63,7 @@ def test_the_way_round_from_the_command_line(world: World, hydrometer: Any, tmp_
     assert "trl (adopted)" in out
     (tmp_path / "results_1.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.1}}}))
     code, out, _ = hydrometer("scores", "out", "--file", "results_1.json", "--cell", cell)
-    assert (code, "lm_eval_t_acc" in out, "0.50 +- 0.10" in out) == (0, True, True)
+    assert (code, "lm_eval_t_acc" in out, "0.50 ± 0.10" in out) == (0, True, True)
     assert "lm_eval_t_acc" in (tmp_path / "out" / "report.html").read_text()
 
 

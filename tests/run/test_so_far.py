@@ -245,5 +245,14 @@ def test_a_models_figures_are_one_line() -> None:
     with ConsoleMonitor(Console(file=told, width=60)) as monitor:
         e = hm.Estimate(-12.345, 0.1234, 0.1234, 100)
         monitor.judged("m.student.direct", {"precision": e, "entropy": e, "recall": e})
-    line = "judged   m.student.direct: precision -12.35 +- 0.12 nats, recall -12.35 +- 0.12 nats\n"
+    line = "judged   m.student.direct: precision -12.35 ± 0.12 nats, recall -12.35 ± 0.12 nats\n"
     assert told.getvalue() == line
+
+
+def test_beside_texts_precision_is_the_references_and_few_rows_are_explained() -> None:
+    told = io.StringIO()
+    with ConsoleMonitor(Console(file=told, width=60)) as monitor:
+        e = hm.Estimate(-12.345, 0.1234, 0.1234, 100, caution="few_rows")
+        monitor.judged("direct", {"recall": e, "precision_reference": e})
+    few = "-12.35 ± 0.12 nats (few rows decide it: the error may be larger)"
+    assert told.getvalue() == f"judged   direct: precision under the reference {few}, recall {few}\n"

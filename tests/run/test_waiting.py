@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -63,6 +64,20 @@ def test_what_silences_a_library_does_not_silence_the_command(monkeypatch: pytes
     with ConsoleMonitor(), contextlib.redirect_stderr(io.StringIO()):
         doing("de-quantising")
         assert stream.holds("] de-quantising\n")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_comes_again_is_not_said_again() -> None:
+    stream = Stream()
+    with ConsoleMonitor(Console(file=stream)):
+        doing("drawing a few rows")
+        assert stream.holds("] drawing a few rows\n")
+        for _ in range(3):  # kernel by kernel
+            with during("compiling"):
+                assert stream.holds("] compiling\n")
+                time.sleep(0.3)
+            time.sleep(0.3)
+    assert (stream.getvalue().count("drawing a few rows"), stream.getvalue().count("compiling")) == (1, 1)
 
 
 def test_a_terminal_has_a_bar_that_names_it_and_is_gone_at_the_end() -> None:

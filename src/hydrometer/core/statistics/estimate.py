@@ -90,8 +90,9 @@ class Estimate:
             error = " (exact)"
         elif self.se is not None and math.isfinite(self.se):
             shown, error = (_with_digits(x, self.se) for x in (self.value, self.se))
-            error = f" +- {error}"
-        return f"{shown}{error} {self.unit}" + (" (few rows)" if self.caution else "")
+            error = f" ± {error}"
+        few = " (few rows decide it: the error may be larger)" if self.caution else ""
+        return f"{shown}{error} {self.unit}{few}"
 
     def __repr__(self) -> str:
         return f"<Estimate {self}>"
@@ -99,7 +100,7 @@ class Estimate:
     def _repr_html_(self) -> str:
         return html_table(
             ["", ""],
-            [["value", str(self).replace("+-", "±")], ["95 % interval", interval_words(self)], ["draws", str(self.n)]],
+            [["value", str(self)], ["95 % interval", interval_words(self)], ["draws", str(self.n)]],
         )
 
 
@@ -147,7 +148,7 @@ class Figures(dict[str, Estimate]):
     Examples
     --------
     >>> Figures(recall=Estimate(-1.5, 0.1, 0.1, 100))
-    recall  -1.50 +- 0.10 nats  -1.70 to -1.30
+    recall  -1.50 ± 0.10 nats  -1.70 to -1.30
     """
 
     def _rows(self) -> list[list[str]]:
@@ -159,5 +160,4 @@ class Figures(dict[str, Estimate]):
         return "\n".join(f"{a:{wide[0]}}  {b:{wide[1]}}  {c}".rstrip() for a, b, c in rows) or "no figures"
 
     def _repr_html_(self) -> str:
-        rows = [[name, value.replace("+-", "±"), ends] for name, value, ends in self._rows()]
-        return html_table(["figure", "value ± standard error", "95 % interval"], rows)
+        return html_table(["figure", "value ± standard error", "95 % interval"], self._rows())

@@ -32,7 +32,8 @@ class Waiting:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._began = time.monotonic()
-        self._what, self._told, self._due = "", "", 0.0
+        self._what, self._due = "", 0.0
+        self._told = set[str]()
         self._bar: Progress | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -40,7 +41,7 @@ class Waiting:
     def say(self, what: str) -> None:
         """Show what is being done from now on."""
         self._what = one_line(what)
-        if self._what != self._told:  # however often it changes: a line comes when a second is over
+        if self._what not in self._told:  # however often it changes: a line comes when a second is over
             self._due = min(self._due, time.monotonic() + _PATIENCE)
         if self.console.is_terminal:
             if self._bar is None:
@@ -55,7 +56,7 @@ class Waiting:
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], description=escape(self._what))
         elif self._thread is None:
-            self._told, self._due = "", time.monotonic() + _PATIENCE
+            self._due = time.monotonic() + _PATIENCE
             self._ended.clear()
             self._thread = threading.Thread(target=self._tell, daemon=True, name="waiting")
             self._thread.start()
@@ -75,8 +76,9 @@ class Waiting:
         while not self._ended.wait(0.1):
             now = time.monotonic()
             if now >= self._due:
-                self._due, self._told = now + _AGAIN, self._what
-                line = f"[{clock(now - self._began)}] {self._told}"
+                self._due = now + _AGAIN
+                self._told.add(self._what)
+                line = f"[{clock(now - self._began)}] {self._what}"
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -244,7 +246,8 @@ class ConsoleMonitor:
 
     def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
         """Print a model's first figures, a line above the bar."""
-        shown = [f"{metric} {figures[metric]}" for metric in ("precision", "recall") if metric in figures]
+        kinds = {"precision": "precision", "precision_reference": "precision under the reference", "recall": "recall"}
+        shown = [f"{said} {figures[metric]}" for metric, said in kinds.items() if metric in figures]
         self.console.print(f"judged   {name}: {', '.join(shown)}", markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, *, last: bool = False) -> None:
