@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import site
 import sys
@@ -62,6 +63,15 @@ def _figures_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(this_machine, "device_folder", lambda: own() if "HYDROMETER_CACHE" in os.environ else folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _probes_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's doctor found by drawing is not another's, nor this machine's owner's."""
+    from hydrometer.run.preflight import diagnosis
+
+    folder = tmp_path_factory.getbasetemp() / f"examined-{secrets.token_hex(4)}"
+    monkeypatch.setattr(diagnosis, "examined_folder", lambda: folder)
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ MARKOV: dict[str, Any] = {
     "selectivity": [{"temperature": 1}, {"temperature": 0.5}],
 }  # fmt: skip
 LEVEL = {"n_components": 2}
+FEW = {"train": 16, "validate": 8, "distill": 16, "evaluate": 8}
 
 
 def codes(spec: dict[str, Any]) -> dict[str, str]:
@@ -271,6 +272,46 @@ def test_findings_are_in_the_results_and_probed_once(
     assert mended.results["summary"] == results["summary"]
     assert (folder / "findings.json").read_text() == whole
     assert sum(mended.outcome.computed.values()) == 0
+
+
+def test_a_run_after_the_doctor_draws_no_probe_again(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydrometer.models.causal_lm.family import CausalLMFamily
+
+    calls: list[object] = []
+    right = CausalLMFamily.examine
+    monkeypatch.setattr(CausalLMFamily, "examine", lambda *a: calls.append(a) or right(*a))
+    path = write_spec(lm_spec(tiny_models["llama"], data=FEW), tmp_path)
+    found = hm.doctor(path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    done = hm.run(path, out=tmp_path / "out", until="draw")
+    assert len(calls) == 1
+    assert len(list((done.folder / "artifacts").glob("examine-*"))) == 1
+    again = hm.doctor(path, out=tmp_path / "elsewhere")
+    assert again.lasting == found.lasting
+    hm.doctor(path, out=tmp_path / "elsewhere", overrides=["chains.lm.data.evaluate=9"])
+    assert len(calls) == 2  # of another specification it is drawn
+
+
+def test_what_a_folder_was_asked_for_before_is_said(tmp_path: Path) -> None:
+    def said(spec: dict[str, Any]) -> list[str]:
+        path = write_spec(spec, tmp_path)
+        by_doctor = [f.what for f in hm.doctor(path, out=tmp_path / "out").passing if f.code == "asked-earlier"]
+        stream = StringIO()
+        hm.run(path, out=tmp_path / "out", monitor=ConsoleMonitor(Console(file=stream, width=80)))
+        lines = [x for x in stream.getvalue().splitlines() if x.startswith("warning asked-earlier")]
+        assert len(lines) == len(by_doctor)
+        assert all(w in x for w, x in zip(by_doctor, lines, strict=True))
+        return by_doctor
+
+    more = [{"weight_power": 1}, {"weight_power": 3}, {"weight_power": 20}]
+    assert said(mixture(seeds=2)) == []
+    assert said(mixture(seeds=3, selectivity=more, decoding=[*more, {"weight_power": 2}])) == []
+    (found,) = said(mixture(seeds=1))
+    assert found.startswith("the folder also asks for seed 1, seed 2, ")
+    assert "weight_power 3" in found
+    assert "decoding weight_power 2" in found
 
 
 @pytest.mark.parametrize("damage", [b"{}", b"[1]", b"[{", b"", b"\xff", b"null", b"[" * 100_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import jsonschema  # noqa: E402
+from rich.console import Console  # noqa: E402
 
 import hydrometer as hm  # noqa: E402
 from chains import without_timings, write_spec  # noqa: E402
@@ -21,7 +23,7 @@ from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.text_rows import rows_of  # noqa: E402
 from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile  # noqa: E402
 from hydrometer.models.rows.sequences import load_sequences  # noqa: E402
-from hydrometer.report import advice_sentences, advice_table, build_report  # noqa: E402
+from hydrometer.report import advice_sentences, advice_table, build_report, summary_table  # noqa: E402
 from hydrometer.run.graph.plan import plan_run  # noqa: E402
 from hydrometer.run.judging.judging import judge_models  # noqa: E402
 from hydrometer.stages.nodes import DrawNode, FitNode  # noqa: E402
@@ -108,6 +110,14 @@ def test_a_run_on_texts(tmp_path: Path, models: Path, texts: Path) -> None:
     assert f"Recall is over whole texts, mean {mean:.0f} tokens; precision over answers of at most 6." in page
     advice = hm.advise(tmp_path / "out", fresh=False)
     assert advice.data["reference"] == "teacher"
+    rows_judged = sum(r["prompt"] in asked for r in held_out)
+    counts = {"trained": 16, "judged": 4, "apart": 4, "rows_trained": 16, "rows_judged": rows_judged}
+    assert chain["prompts"] == counts
+    words = f"4 judged on ({rows_judged} rows), 16 trained on (16 rows)"
+    assert words in page
+    told = io.StringIO()
+    Console(file=told, width=10_000).print(summary_table(found.results))
+    assert f"; prompts: {words}" in told.getvalue()
     assert all("of precision under the teacher and" in s for s in advice_sentences(advice.data)[1:2])
     assert advice_table(advice.data).head[1] == "precision under the teacher gained"
     assert {c["id"] for c in advice.data["candidates"]} >= {"lm.student.distilled-temperature0.5"}
@@ -223,6 +233,8 @@ def _judged(path: Path) -> list[str]:
         ({"text": "TEXTS"}, {"teacher": "truth"}, "beside a text the teacher is a model"),
         ({"text": "TEXTS", "prompts": "w3"}, {}, "a text brings its own prompts"),
         ({"text": "nowhere.jsonl"}, {}, "the file cannot be read"),
+        ({"text": "ENDS"}, {}, "an answer ends with the text of a stop token"),
+        ({"text": {"file": "TEXTS", "chat": False, "evaluate": {"file": "ENDS"}}}, {}, "an answer ends with the text"),
         ({"text": "LACKS"}, {}, "line 1: a prompt without completion or answer"),
         ({"source": "TEACHER", "reference": "x"}, {}, "a reference goes with text"),
         ({}, {}, "the truth is a model, source: PATH, or text: FILE"),
@@ -236,7 +248,14 @@ def test_wrong_texts_are_one_line(
     tmp_path: Path, models: Path, texts: Path, truth: dict[str, Any], chain: dict[str, Any], words: str
 ) -> None:
     (tmp_path / "lacks.jsonl").write_text('{"prompt": "w3"}')
-    known = {"TEXTS": str(texts), "LACKS": str(tmp_path / "lacks.jsonl"), "TEACHER": str(models / "teacher")}
+    ends = [{"prompt": f"w{40 + i}", "completion": "w3 <eos>"} for i in range(4)]
+    (tmp_path / "ends.jsonl").write_text("\n".join(json.dumps(r) for r in ends))
+    known = {
+        "ENDS": str(tmp_path / "ends.jsonl"),
+        "TEXTS": str(texts),
+        "LACKS": str(tmp_path / "lacks.jsonl"),
+        "TEACHER": str(models / "teacher"),
+    }
     body = json.loads(_replaced(json.dumps(truth), known))
     with pytest.raises(InputError, match=words) as caught:
         hm.run(spec_of(tmp_path, body, **({"teacher": {"source": known["TEACHER"]}} | chain)), out=tmp_path / "out")

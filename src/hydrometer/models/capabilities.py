@@ -281,6 +281,10 @@ class AsksParts(Protocol):
         """Return the chain judged on prompts that all its models are trained on; None where it asks for no such."""
         ...
 
+    def count_parts(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Count the prompts of training and of judging, and their rows (docs, Schema); nothing of a single prompt."""
+        ...
+
     def examine_parts(self, chain: ChainSpec) -> Sequence[Finding]:
         """Say that models are judged on the prompts that they are trained on, where there are several."""
         ...

@@ -30,7 +30,7 @@ from hydrometer.report.read_results import read_run
 from hydrometer.report.tables import model_tables as tables
 from hydrometer.report.typed_results import Chain, Group, Run
 from hydrometer.report.wording import figure as figure_words
-from hydrometer.report.wording import per, setting
+from hydrometer.report.wording import per, prompts_words, setting
 from hydrometer.report.words.first_sentence import answer
 from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.report.words.verdict import Sentence, sentences
@@ -110,6 +110,7 @@ def _facts(run: Run, chain: Chain) -> list[tuple[str, str]]:
         ("family", chain.family.replace("_", " ")),
         ("H(p*)", f"{seen(truth)} {chain.unit} per {per(chain)}" if seen(truth) else ""),
         ("seeds", str(chain.seeds) if chain.seeds else ""),
+        ("prompts", prompts_words(chain)),
         ("settings", ", ".join(dict.fromkeys(setting(s.selectivity, short=True) for s in chain.tradeoff))),
         ("ways to distil", ", ".join(ways) if len(ways) > 1 else ""),
     ]

@@ -251,7 +251,7 @@ class Chain:
 
     A map has `axes` and `points`, which are chains of the same name, each at its own `point`. `judged` says how
     judged models were prompted. `reference` is what precision and KL(q‖p*) are measured under where the truth is
-    texts; else empty. `crossed` counts the rows of a teacher of another tokenizer.
+    texts; else empty. `crossed` counts the rows of a teacher of another tokenizer, `prompts` prompts and their rows.
     """
 
     name: str
@@ -275,6 +275,7 @@ class Chain:
     judged: Object = field(default_factory=dict[str, Any])
     reference: Text = ""
     crossed: Objects = field(default_factory=list[dict[str, Any]])
+    prompts: Object = field(default_factory=dict[str, Any])
     adopted: list[Brought] = field(default_factory=list["Brought"])
     gaps: list[Gap] = field(default_factory=list["Gap"])
     baselines: list[Brought] = field(default_factory=list["Brought"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hydrometer.report.typed_results import Brought, Chain, Control, Diff, Figure, Group, Run, Step
-from hydrometer.report.values import Setting
+from hydrometer.report.values import Setting, count
 
 __all__ = [
     "KL",
@@ -30,6 +30,7 @@ __all__ = [
     "model",
     "num",
     "per",
+    "prompts_words",
     "recall_of",
     "setting",
     "signed",
@@ -280,6 +281,16 @@ def per(chain: Chain) -> str:
 def unit_per(chain: Chain) -> str:
     """Return the unit of a chain's figures, "nats per token"."""
     return f"{chain.unit} per {per(chain)}"
+
+
+def prompts_words(chain: Chain) -> str:
+    """Say how many prompts, and rows that answer them, models are judged and trained on; empty where none is known."""
+    seen = {k: count(v) for k, v in chain.prompts.items()}
+    if not seen.get("judged"):
+        return ""
+    apart = "" if seen.get("apart") else " of these"
+    judged = f"{seen['judged']} judged on ({seen.get('rows_judged', 0)} rows)"
+    return f"{judged}, {seen.get('trained', 0)}{apart} trained on ({seen.get('rows_trained', 0)} rows)"
 
 
 def among(parts: list[str]) -> str:

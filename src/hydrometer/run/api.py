@@ -18,7 +18,7 @@ from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.core.watching import doing
 from hydrometer.metrics.plausibility import implausible
 from hydrometer.models.base import Samples
-from hydrometer.models.capabilities import GivenModels
+from hydrometer.models.capabilities import AsksParts, GivenModels
 from hydrometer.models.families import RunSpec
 from hydrometer.run.advice.advise import answer
 from hydrometer.run.cost.recorded import keep_seconds
@@ -118,7 +118,7 @@ def run(
     adopted, artifacts = read_adopted(folder), place_of(cache) if cache is not None else folder.artifacts
     plan = plan_run(whole, adopted)
     watch = monitor or SilentMonitor()
-    diagnosis = diagnose(whole, plan, artifacts)
+    diagnosis = diagnose(whole, plan, artifacts, spec)
     diagnosis.refuse()
     watch.found(diagnosis.findings)
     folder.create()
@@ -126,7 +126,7 @@ def run(
         now = merge_with(folder, spec, wanted), read_adopted(folder)
         if now != (whole, adopted):  # another run may have extended the folder meanwhile
             plan = plan_run(*now)
-            diagnosis = diagnose(now[0], plan, artifacts)
+            diagnosis = diagnose(now[0], plan, artifacts, spec)
             diagnosis.refuse()
         store = open_store(artifacts)
         store.sweep(shared=cache is not None)  # a shared cache may hold another run's work in progress
@@ -197,7 +197,10 @@ def results_of(
         contrasts += [asdict(c) for c in found.contrasts]
         groups |= found.groups
         chains[chain_name] = (
-            found.chain | engine_records(plan, chain_name, store) | crossed_records(plan, chain_name, store)
+            found.chain
+            | _parts(chain)
+            | engine_records(plan, chain_name, store)
+            | crossed_records(plan, chain_name, store)
         )
     for cell in plan.cells:
         shown = books.exhibit(cell)
@@ -224,6 +227,13 @@ def results_of(
         "contrasts": contrasts,
         "summary": {"groups": groups, "chains": chains, "findings": [*lasting, *books.implausible()]},
     }
+
+
+def _parts(chain: ChainPlan) -> dict[str, object]:
+    family = chain.context.family
+    if not isinstance(family, AsksParts) or not (counted := family.count_parts(chain.context.spec)):
+        return {}
+    return {"prompts": dict(counted)}
 
 
 class _Books:

@@ -19,7 +19,7 @@ from hydrometer.models.causal_lm.text_rows import encode_texts, rows_of, stop_of
 from hydrometer.models.causal_lm.truth_spec import FromSource, PromptsFile, TextFile
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["baseline_part", "baselines", "held_out", "text_truth", "trained_prompts", "training_texts"]
+__all__ = ["baseline_part", "baselines", "count_parts", "held_out", "text_truth", "trained_prompts", "training_texts"]
 
 _STREAM = Stream(0, ("prompts", "training"))
 
@@ -63,6 +63,24 @@ def trained_prompts(chain: CausalLMChain) -> tuple[int, ...]:
         return tuple(found)
     order = np.argsort(_STREAM.uniforms(0, len(found), 1)[:, 0], kind="stable")
     return tuple(sorted(found[int(i)] for i in order[: data.evaluate]))
+
+
+def count_parts(chain: CausalLMChain) -> dict[str, int]:
+    """Count the prompts that a distilled student's rows and the rows for judging answer; nothing of a single prompt.
+
+    `apart` is how many of those for judging nobody is trained on. Raises DataError.
+    """
+    source, texts = chain.truth.text or chain.truth.prompts, text_truth(chain)
+    if not isinstance(source, PromptsFile | TextFile):
+        return {}
+    mine, theirs = parts_of(source)
+    n, others = len(mine.asked), None if theirs is None else len(theirs.asked)
+    if n < 2:
+        return {}
+    trained, judged = chain.data.distill, chain.data.evaluate if texts is None else texts.evaluate
+    asked = min(n if others is None else others, judged)
+    apart = 0 if others is None else asked
+    return {"trained": min(n, trained), "judged": asked, "apart": apart, "rows_trained": trained, "rows_judged": judged}
 
 
 def text_truth(chain: CausalLMChain) -> TextTruth | None:

@@ -18,7 +18,14 @@ from hydrometer.models.causal_lm.crossing import other_teacher, written_by
 from hydrometer.models.causal_lm.opening import judged_prompts, open_law
 from hydrometer.models.causal_lm.spec import causal_chain
 from hydrometer.models.causal_lm.text_rows import answer_texts, score_drawn, score_held_out
-from hydrometer.models.causal_lm.text_truth import baselines, held_out, text_truth, trained_prompts, training_texts
+from hydrometer.models.causal_lm.text_truth import (
+    baselines,
+    count_parts,
+    held_out,
+    text_truth,
+    trained_prompts,
+    training_texts,
+)
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -53,6 +60,10 @@ class TextsAndGiven:
         truth = causal_chain(chain).truth
         judged = None if truth.of_training is None else judged_prompts(truth)
         return {} if judged is None else {"prompts": judged.digest}
+
+    def count_parts(self, chain: ChainSpec) -> Mapping[str, int]:
+        """Count the prompts that a distilled student's rows and the rows for judging answer. Raises DataError."""
+        return count_parts(causal_chain(chain))
 
     def examine_parts(self, chain: ChainSpec) -> Sequence[Finding]:
         """Say that models are judged on the prompts that they are trained on, where they are. Raises DataError."""

@@ -18,7 +18,18 @@ from hydrometer.report.tables.judged_table import judged_table
 from hydrometer.report.terminal import FittedTable
 from hydrometer.report.typed_results import Chain, Diff, Figure, Group, Run
 from hydrometer.report.values import number, read_setting, text
-from hydrometer.report.wording import entry, error, figure, missing_words, model, num, per, setting, signed
+from hydrometer.report.wording import (
+    entry,
+    error,
+    figure,
+    missing_words,
+    model,
+    num,
+    per,
+    prompts_words,
+    setting,
+    signed,
+)
 from hydrometer.report.words.verdict import Sentence, sentences
 
 __all__ = [
@@ -383,7 +394,8 @@ def summary_parts(run: Run, *, whole: bool = False) -> list[FittedTable | Text]:
         what = f"points where it rises (+), falls (−), is undecided (?) of {len(chain.points)}"
         if not chain.points:
             what = f"{chain.unit} per {per(chain)}, ± standard error, below it the 95 % interval"
-        title = f"{one_line(chain.name, 80)}: {what}, {seeds}"
+        prompts = f"; prompts: {words}" if (words := prompts_words(chain)) else ""
+        title = f"{one_line(chain.name, 80)}: {what}, {seeds}{prompts}"
         # What a terminal of 80 columns holds; the page has the rest.
         every = whole or chain.points
         shown = [i for i, name in enumerate(data.head) if i == 0 or _as_of_truth(name) in TERMINAL or every]

@@ -13,7 +13,7 @@ from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.families import RunSpec
 from hydrometer.models.finite_selectivity import canonical
 
-__all__ = ["merge"]
+__all__ = ["beyond", "merge"]
 
 # Fields of a chain, beside its selectivities, that tell how students are distilled.
 METHODS: dict[str, Callable[[object], Objective | Prefixes]] = {
@@ -73,6 +73,25 @@ def merge(specs: list[RunSpec]) -> RunSpec:
 
     seeds = tuple(sorted({seed for s in specs for seed in s.seeds}))
     return first.model_copy(update={"seeds": seeds, "chains": {n: union(n) for n in first.chains}})
+
+
+def beyond(whole: RunSpec, asked: RunSpec) -> list[str]:
+    """Return in words what a joined specification asks for besides one of those that it was joined from."""
+    more = [f"seed {s}" for s in whole.seeds if s not in asked.seeds]
+    for name, chain in whole.chains.items():
+        known = _extended(asked.chains[name])
+        more += [words for what, words in _extended(chain).items() if what not in known]
+    return more
+
+
+def _extended(chain: ChainSpec) -> dict[tuple[str, object], str]:
+    """What others of the experiment may have more of, and its words."""
+    out: dict[tuple[str, object], str] = {("distilled", canonical(s)): s.label for s in chain.selectivity}
+    settings = [canonical(s) for s in chain.selectivity]
+    out |= {("decoded", k): f"decoding {s.label}" for s in chain.controls if (k := canonical(s)) not in settings}
+    for method, parse in METHODS.items():
+        out |= {(method, parse(x)): f"{method} {parse(x).slug}" for x in getattr(chain, method, ())}
+    return out | {("baseline", b.name): f"baseline {b.name}" for b in getattr(chain, "baselines", ())}
 
 
 def _baselines(chains: Sequence[ChainSpec]) -> tuple[Any, ...]:

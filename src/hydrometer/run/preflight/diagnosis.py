@@ -7,27 +7,32 @@ the truth's identity, the chain and the numerics class: computed once, read by e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hydrometer.core.errors import InputError, StoreError
-from hydrometer.core.findings import SEVERITIES, Finding
+from hydrometer._version import __version__
+from hydrometer.core.errors import FolderError, InputError, StoreError
+from hydrometer.core.findings import SEVERITIES, Finding, warning
+from hydrometer.core.io.files import cache_home
 from hydrometer.core.io.yaml_io import is_array
 from hydrometer.core.watching import doing
 from hydrometer.models.capabilities import AsksParts
 from hydrometer.models.families import RunSpec
 from hydrometer.run.graph.plan import ChainPlan, Plan
+from hydrometer.run.graph.spec_merge import beyond
 from hydrometer.run.preflight.design import examine_design
 from hydrometer.run.preflight.machine import examine_machine
 from hydrometer.store.artifacts import ArtifactStore, canonical_json, content_key, is_whole
 from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url
 
-__all__ = ["Diagnosis", "diagnose", "keep", "shared_prompts", "told"]
+__all__ = ["Diagnosis", "diagnose", "examined_folder", "keep", "remembered", "shared_prompts", "told"]
 
 STAGE, VERSION = "examine", 3
 _FILE = "findings.json"
+_NAMED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Diagnosis:
     ----------
     lasting : findings about the specification and its models, equal on every machine of one numerics class.
     passing : findings about this machine and folder, now.
-    probed : what families found by drawing, by the key of the artifact that keeps it.
+    probed : what families found by drawing and the run's folder does not keep, by the key of the artifact that does.
     """
 
     lasting: tuple[Finding, ...]
@@ -66,7 +71,7 @@ class Diagnosis:
         raise InputError(f"{where}{first.what}: {first.why}", fix=first.fix + more)
 
 
-def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
+def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url, asked: RunSpec | None = None) -> Diagnosis:
     """Examine a run before it starts; nothing is written.
 
     Parameters
@@ -74,8 +79,9 @@ def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
     spec : of the whole run, joined with what its folder accepted before.
     plan : its plan.
     artifacts : where its artifacts are or will be; need not exist.
+    asked : what is asked for now, where the folder accepted other specifications before.
     """
-    passing = tuple(examine_machine(plan, artifacts))
+    passing = (*examine_machine(plan, artifacts), *_earlier([] if asked is None else beyond(spec, asked)))
     # A machine that cannot hold the run cannot be asked to open its models.
     fits = not any(f.is_fatal for f in passing)
     lasting: list[Finding] = []
@@ -87,6 +93,13 @@ def diagnose(spec: RunSpec, plan: Plan, artifacts: Path | Url) -> Diagnosis:
             probed[key] = found
         lasting += [replace(f, chain=name) for f in told(spec, (*found, *examine_design(spec, name)))]
     return Diagnosis(tuple(lasting), passing, probed)
+
+
+def _earlier(more: Sequence[str]) -> Iterator[Finding]:
+    if more:
+        what = f"the folder also asks for {', '.join(more[:_NAMED])}" + (", ..." if more[_NAMED:] else "")
+        why = "a run is of all that its folder was ever asked for, and goes on with that, too"
+        yield warning("asked-earlier", what, why, "nothing if that is meant; for less, choose another --out")
 
 
 def told(spec: RunSpec, found: Iterable[Finding]) -> list[Finding]:
@@ -102,8 +115,21 @@ def shared_prompts(spec: RunSpec, chain: ChainPlan) -> list[Finding]:
     return [replace(f, chain=chain.context.name) for f in told(spec, found) if f.severity == "warning"]
 
 
+def examined_folder() -> Path:
+    """Return where this release's `doctor` keeps what it found by drawing, for the run that follows it."""
+    return cache_home() / "examined" / __version__
+
+
+def remembered(found: Diagnosis) -> Diagnosis:
+    """Keep what the doctor found by drawing there; where that cannot be, the run draws it again."""
+    if found.probed:
+        with suppress(FolderError, StoreError):
+            keep(ArtifactStore(examined_folder()), found)
+    return found
+
+
 def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:
-    """Store what was found by drawing. Only while holding the folder's lock."""
+    """Store what was found by drawing. In a run's folder only while holding its lock."""
     for key, found in diagnosis.probed.items():
         if not store.has(STAGE, key):
             with store.write(STAGE, key, {"inputs": []}) as (folder, _):
@@ -111,7 +137,7 @@ def keep(store: ArtifactStore, diagnosis: Diagnosis) -> None:
 
 
 def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, ...], str | None]:
-    """Return the family's findings, and their key if they needed a probe."""
+    """Return the family's findings, and their key if they needed a probe that the run's folder does not keep."""
     family, spec = chain.context.family, chain.context.spec
     if not family.keeps_draws:
         return tuple(family.examine(spec)), None
@@ -125,8 +151,10 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
             "chain": spec.model_dump(mode="json", exclude_none=True),
         }
     )
-    kept = _kept(artifacts, key)
-    return (tuple(family.examine(spec)) if kept is None else kept), key
+    if (kept := _kept(artifacts, key)) is not None:
+        return kept, None
+    before = _kept(examined_folder(), key)
+    return (tuple(family.examine(spec)) if before is None else before), key
 
 
 def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:

@@ -17,7 +17,7 @@ from hydrometer.run.graph.join import joined
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.preflight.design import examine_design
-from hydrometer.run.preflight.diagnosis import Diagnosis, diagnose, told
+from hydrometer.run.preflight.diagnosis import Diagnosis, diagnose, remembered, told
 from hydrometer.store.records import RunFolder
 from hydrometer.store.storage_uri import place_of
 
@@ -31,10 +31,11 @@ def doctor(
     overrides: Sequence[str] = (),
     cache: str | Path | None = None,
 ) -> Diagnosis:
-    """Examine a run: what would make it fail, or spoil its figures. Nothing is written.
+    """Examine a run: what would make it fail, or spoil its figures. Nothing is written to its folder.
 
-    Language models are opened for a small probe of the truth. Every finding names what is found, why it matters, and a
-    fix; `run` calls the same examination first and refuses to start on a fatal finding.
+    Language models are opened for a small probe of the truth, whose findings are kept in the user's cache. Every
+    finding names what is found, why it matters, and a fix; `run` calls the same examination first and refuses to start
+    on a fatal finding.
 
     Parameters
     ----------
@@ -72,13 +73,13 @@ def doctor(
         if not sound:
             return Diagnosis(tuple(refused))
         rest = spec.model_copy(update={"chains": sound})
-        found = diagnose(rest, plan_run(rest), artifacts)
+        found = remembered(diagnose(rest, plan_run(rest), artifacts))
         return Diagnosis((*refused, *found.lasting), found.passing)
     try:
         whole = joined(folder, spec)
     except (FolderError, SpecError) as e:
         return _no_folder(spec, e)
-    return diagnose(whole, plan_run(whole), artifacts)
+    return remembered(diagnose(whole, plan_run(whole), artifacts, spec))
 
 
 def _no_folder(spec: RunSpec, e: InputError) -> Diagnosis:
