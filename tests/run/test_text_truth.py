@@ -248,7 +248,7 @@ def test_wrong_texts_are_one_line(
     tmp_path: Path, models: Path, texts: Path, truth: dict[str, Any], chain: dict[str, Any], words: str
 ) -> None:
     (tmp_path / "lacks.jsonl").write_text('{"prompt": "w3"}')
-    ends = [{"prompt": f"w{40 + i}", "completion": "w3 <eos>"} for i in range(4)]
+    ends = [{"prompt": f"w{40 + i}", "completion": "w3 <eos>"} for i in range(12)]
     (tmp_path / "ends.jsonl").write_text("\n".join(json.dumps(r) for r in ends))
     known = {
         "ENDS": str(tmp_path / "ends.jsonl"),
