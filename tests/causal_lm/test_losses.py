@@ -59,6 +59,14 @@ def test_value_and_gradients_in_float32(m, bias, threads):
     assert not w.grad[V:].any()
 
 
+def test_value_and_gradients_in_float64():
+    h, w, b, ids = leaves(50, torch.float64, bias=True)
+    loss = linear_cross_entropy(h, w, b, ids, n_items=50, vocab_size=V)
+    loss.backward()
+    right = oracle(h, w, b, ids, 50)
+    torch.testing.assert_close((loss, h.grad, w.grad, b.grad), right, rtol=1e-12, atol=1e-12)
+
+
 def test_holes_of_the_vocabulary_get_no_weight_and_no_gradient():
     h, w, _, ids = leaves(50)
     holes = torch.tensor([3, 99])

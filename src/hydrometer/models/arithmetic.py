@@ -133,10 +133,10 @@ def _wide(x: Any) -> Any:
     def from_bfloat16(x: Any) -> Any:
         return float_of(u32(u32(x) << u32(16)))
 
-    def from_float32(x: Any) -> Any:
-        return x
+    def from_float(x: Any) -> Any:
+        return f32(x)  # a float64 would be taken for other bits
 
-    return from_bfloat16 if x == ty.uint16 else from_float32
+    return from_bfloat16 if x == ty.uint16 else from_float
 
 
 def narrow(x: Any, like: Any) -> Any:

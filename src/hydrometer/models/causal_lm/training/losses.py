@@ -268,7 +268,7 @@ class _LinearLoss(torch.autograd.Function):
 
 def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:
     """Turn logits into ``scale`` times their loss's gradient, in place; return the sum of the losses, nats."""
-    if logits_mW.device.type != "cpu":
+    if logits_mW.device.type != "cpu" or logits_mW.dtype == torch.float64:
         return _to_gradient_by_torch(logits_mW, ids_m, vocab_size, scale)
     loss = np.empty(len(logits_mW))
     softmax_gradient(as_array(logits_mW), vocab_size, ids_m.numpy(), np.float32(scale), loss)
@@ -276,7 +276,7 @@ def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float
 
 
 def _to_gradient_by_torch(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:
-    logits = logits_mW[:, :vocab_size].float()
+    logits = logits_mW[:, :vocab_size].to(torch.promote_types(logits_mW.dtype, torch.float32))
     log_mass = logits.logsumexp(-1, keepdim=True)
     at = ids_m[:, None]
     loss = (log_mass - logits.gather(-1, at)).double().sum()
