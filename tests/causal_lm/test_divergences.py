@@ -120,30 +120,53 @@ def test_equal_laws_have_no_divergence_and_no_gradient(kind):
         assert float(mine.abs().max()) <= near
 
 
-def value_of(kind: str, weight: float) -> float:
-    return to_gradient(logits(1), logits(2), V, None, Divergence(kind, weight), 1.0)
-
-
-def test_the_ends_of_the_weights():
-    forward, reverse = value_of("kl_teacher_student", 0.5), value_of("kl_student_teacher", 0.5)
-    assert value_of("jsd_scaled", 1e-9) == pytest.approx(forward, rel=1e-4)
-    assert value_of("jsd_scaled", 1 - 1e-9) == pytest.approx(reverse, rel=1e-4)
-    assert value_of("skew_kl_teacher_student", 0.0) == pytest.approx(forward, rel=1e-12)
-    assert value_of("skew_kl_student_teacher", 0.0) == pytest.approx(reverse, rel=1e-12)
-    assert value_of("skew_kl_student_teacher_detached", 0.0) == pytest.approx(reverse, rel=1e-12)
-    assert value_of("generalised_kl", 0.5) == pytest.approx(forward, rel=1e-12)
-    # All ids are the head.
-    assert value_of("adaptive_kl", 1 - 1e-15) == pytest.approx(forward, rel=1e-6)
-
-
-def test_a_detached_mixture_has_the_value_of_the_other_and_its_own_gradient():
+@pytest.mark.parametrize(
+    ("kind", "weight", "plain", "near"),
+    [
+        ("jsd_scaled", 1e-9, "kl_teacher_student", 1e-4),
+        ("jsd_scaled", 1 - 1e-10, "kl_student_teacher", 1e-4),
+        ("skew_kl_teacher_student", 0.0, "kl_teacher_student", 1e-12),
+        ("skew_kl_student_teacher", 0.0, "kl_student_teacher", 1e-12),
+        ("skew_kl_student_teacher_detached", 0.0, "kl_student_teacher", 1e-12),
+        ("generalised_kl", 0.5, "kl_teacher_student", 1e-12),
+        ("adaptive_kl", 1 - 1e-15, "kl_teacher_student", 1e-6),  # all ids are the head
+    ],
+)
+def test_the_ends_of_the_weights(kind, weight, plain, near):
     student, other = logits(1), logits(1)
-    values = [
-        to_gradient(z, logits(2), V, None, Divergence(kind, 0.3), 1.0)
-        for z, kind in ((student, "skew_kl_student_teacher"), (other, "skew_kl_student_teacher_detached"))
-    ]
-    assert values[0] == values[1]
+    value = to_gradient(student, logits(2), V, None, Divergence(kind, weight), 1.0)
+    assert value == pytest.approx(to_gradient(other, logits(2), V, None, Divergence(plain), 1.0), rel=near)
+    torch.testing.assert_close(student, other, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_detached_mixture_has_the_value_of_the_other_and_the_gradient_of_a_jsd(temperature):
+    """Of JSD the mixture is the law that its two KLs are least for together, so its own change adds nothing."""
+    student, other, jsd = logits(1), logits(1), logits(1)
+    plain, detached, _ = (
+        to_gradient(z, logits(2), V, None, Divergence(kind, weight, temperature), 1.0)
+        for z, kind, weight in (
+            (student, "skew_kl_student_teacher", 0.3),
+            (other, "skew_kl_student_teacher_detached", 0.3),
+            (jsd, "jsd", 0.7),
+        )
+    )
+    assert plain == detached
     assert float((student - other).abs().max()) > 0.01
+    torch.testing.assert_close(other, jsd / 0.3, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_gradients_vanish_where_a_student_has_all_but_excluded_an_id(kind):
+    """The teacher is sure of an id that the student gives exp(-40); the student of one that the teacher gives that."""
+    found = torch.tensor([[40.0, 0.0, 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 40.0, 0.0]], dtype=torch.float64)
+    value = to_gradient(found, teacher, 3, None, Divergence(kind), 1.0)
+    assert value > 0.3
+    if kind in ("kl_teacher_student", "generalised_kl", "adaptive_kl"):
+        assert float(found[0, 1]) < -0.3
+    else:
+        assert float(found.abs().max()) < 1e-13
 
 
 def test_a_generalised_kl_leaves_the_mass_that_a_teacher_drops_alone():

@@ -11,7 +11,7 @@ p is the teacher's next-token law, q the student's, w the weight.
 | `jsd_scaled` | `jsd` / (w (1 - w)): KL(p, q) as w goes to 0, KL(q, p) as it goes to 1 | |
 | `skew_kl_teacher_student` | KL(p, w p + (1 - w) q) | Ko et al., DistiLLM, 2402.03898 |
 | `skew_kl_student_teacher` | KL(q, (1 - w) p + w q) | the same |
-| `skew_kl_student_teacher_detached` | the same, the mixture held fixed in its gradient | DistiLLM-2, 2503.07067 |
+| `skew_kl_student_teacher_detached` | the same; gradient of `jsd` at 1 - w, over w | DistiLLM-2, 2503.07067 |
 | `adaptive_kl` | h KL(p, q) + (1 - h) KL(q, p), h held fixed in the gradient | Wu et al., 2404.02657 |
 | `generalised_kl` | sum over kept ids of p log(p / q) - p + q, p not normalised again | Csiszar 1975 |
 | `total_variation` | sum of abs(p - q) / 2 | Wen et al., 2307.15190 |
