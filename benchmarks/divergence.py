@@ -1,5 +1,7 @@
 """Divergences over a vocabulary of 49,152 at 2,048 positions, forward and backward: ours against TRL's two forms.
 
+And the same loss from the 64 likeliest ids, as they are kept of a teacher's law, against our own over all.
+
 Each measurement is a process of its own (memory is a high-water mark), in turn. TRL's chunked divergence is
 `trl.kernels.chunked_divergence`, its older one `GKDTrainer.generalized_jsd_loss` on full logits of both models.
 Checked first in float32: all three make the same value and the same gradients.
@@ -21,7 +23,9 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from hydrometer.models.causal_lm.cpu.freed_memory import keep_freed_memory
+from hydrometer.core.distillation import TeacherLaw
 from hydrometer.models.objectives import Divergence
+from hydrometer.models.causal_lm.training.kept_rows import KeptRows
 from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence
 from trl.experimental.gkd import GKDTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
@@ -29,6 +33,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 M, V, WIDE = 2048, 49152, 576
 KINDS = {"kl_teacher_student": 0.0, "kl_student_teacher": 1.0, "jsd": 0.5}
 MAKERS = ("hydrometer", "trl chunked", "trl")
+KEPT, K = "top_k_bucket", 64
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -42,7 +47,19 @@ def leaves(width: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return out
 
 
+def kept(states: torch.Tensor, weight: torch.Tensor) -> KeptRows:
+    """What a stage keeps of a teacher's law."""
+    parts = [
+        (states[at : at + 256].float() @ weight.float().t()).log_softmax(-1).topk(K, -1) for at in range(0, M, 256)
+    ]
+    log_p, ids = (torch.cat(x) for x in zip(*parts, strict=True))
+    return KeptRows.of(TeacherLaw(KEPT, (("k", K),)), ids, log_p, torch.log1p(-log_p.exp().sum(-1)))
+
+
 def loss_of(maker: str, kind: str, h: Any, w: Any, th: Any, tw: Any) -> torch.Tensor:
+    if maker == KEPT:
+        target = tw, Divergence(kind)
+        return linear_divergence(h, (w, None), torch.zeros(M, dtype=torch.long), target, n_items=M, vocab_size=V)
     if maker == "hydrometer":
         ids = torch.zeros(M, dtype=torch.long)
         return linear_divergence(h, (w, None), ids, (TeacherRows(th, tw), Divergence(kind)), n_items=M, vocab_size=V)
@@ -56,6 +73,8 @@ def one(maker: str, kind: str, width: int, dtype: str, repeats: int) -> dict[str
     torch.set_num_threads(_peers.THREADS)
     keep_freed_memory()  # as `run` does
     x = leaves(width, DTYPES[dtype])
+    if maker == KEPT:
+        x = [*x[:2], None, kept(*x[2:])]
     loss_of(maker, kind, *x).backward()  # compiles
     seconds: list[float] = []
     with _peers.Peak() as peak:
@@ -87,8 +106,18 @@ def main() -> None:
         print(json.dumps(one(*json.loads(sys.argv[1]))))
         return
     args = _peers.arguments(__doc__ or "")
-    check()
     results = []
+    for dtype in DTYPES:
+        for width in (256, WIDE):
+            title = f"jsd from the top {K}, width {width}, {dtype}"
+            if args.only not in title:
+                continue
+            rates = {KEPT: list[float](), "all ids": list[float]()}
+            for _ in range(args.repeats):
+                for name, maker in ((KEPT, KEPT), ("all ids", "hydrometer")):
+                    rates[name].append(M / statistics.median(child(maker, "jsd", width, dtype)["seconds"]))
+            results.append(_peers.report(title, rates, "positions/s", ours=KEPT))
+    check()
     for kind in KINDS:
         for dtype in DTYPES:
             for width in (256, WIDE):

@@ -62,12 +62,17 @@ def test_all_kinds_are_named_for_people_and_take_something(tmp_path: Path, tiny_
     truth = {"text": {"file": str(tmp_path / "texts.jsonl"), "evaluate": 0.5}, "max_new_tokens": 6}
     llama = {"source": str(tiny_models["llama"])}
     found += planned(lm_spec(tiny_models["llama"], truth=truth, teacher=llama), tmp_path)
+    kept = {"loss": ["kl_teacher_student"], "teacher_law": ["top_k(k=4)"]}
+    found += planned(lm_spec(tiny_models["llama"], **kept), tmp_path)
     found.append(AdoptNode("key", context, "mine"))
     assert {type(n) for n in found} == KINDS
     labels = {n.label for n in found}
     assert labels >= {
         "lm: draw from the truth, rows 0-15", "lm: draw from the teacher at temperature 0.6, rows 16-31",
-        "lm: fit the student on the teacher's rows at temperature 0.6", "lm: open the adopted mine",
+        "lm: fit the student on the teacher's rows at temperature 0.6",
+        "lm: keep top_k(k=4) of the teacher's law at temperature 0.6 along rows 16-31",
+        "lm: fit the student on the teacher's rows at temperature 0.6 by kl_teacher_student from top_k(k=4)",
+        "lm: open the adopted mine",
         "lm: score the student, its rows 32-47", "lm: score the teacher decoded at temperature 0.6, its rows 0-15",
         "lm: score the truth, the truth's rows 0-15", "lm: judge the teacher decoded at temperature 0.6",
         "lm: keep something to look at", "m: figures as released", "lm: embed the truth's rows", "lm: picture by pca",

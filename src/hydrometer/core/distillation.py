@@ -15,6 +15,7 @@ from hydrometer.core.errors import SpecError
 from hydrometer.core.spec import ChainSpec, Selectivity, parse_selectivity
 
 __all__ = [
+    "DENSE",
     "MLE",
     "STUDENT_ROWS",
     "TEACHER_ROWS",
@@ -22,6 +23,7 @@ __all__ = [
     "Distillation",
     "Objective",
     "Prefixes",
+    "TeacherLaw",
     "Wanted",
     "distillations_of",
     "learns_from",
@@ -62,7 +64,7 @@ class _Named:
 
     def to_json(self) -> str:
         """Return it as specifications and results write it: ``mle``, or ``jsd(weight=0.5)``."""
-        inside = ", ".join(f"{k}={v!r}" for k, v in self.parameters)
+        inside = ", ".join(f"{k}={self._said(v)}" for k, v in self.parameters)
         return f"{self.name}({inside})" if inside else self.name
 
     @property
@@ -74,7 +76,10 @@ class _Named:
     @property
     def slug(self) -> str:
         """For file names; never parsed back."""
-        return "-".join((self.name, *(f"{k}{v!r}" for k, v in self.parameters)))
+        return "-".join((self.name, *(f"{k}{self._said(v)}" for k, v in self.parameters)))
+
+    def _said(self, value: float) -> str:
+        return repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +114,51 @@ class Prefixes(_Named):
         return int(dict(self.parameters).get("every", 1))
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherLaw(_Named):
+    """What of the teacher's next-token law an objective sees: all of it, or what is kept of it along the rows.
+
+    Examples
+    --------
+    >>> TeacherLaw.from_json("top_k_bucket(k=64)").slug, TeacherLaw("dense").k
+    ('top_k_bucket-k64', 0)
+    """
+
+    def _said(self, value: float) -> str:
+        return f"{value:.17g}"
+
+    @property
+    def k(self) -> int:
+        """How many ids are kept of a position."""
+        return int(dict(self.parameters).get("k", 0))
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether they are drawn, and not the likeliest."""
+        return self.name == "sampled"
+
+    @property
+    def stored(self) -> TeacherLaw:
+        """What is kept along rows, one for all forms in which it may be seen."""
+        return self if self.is_sampled else TeacherLaw("top_k", self.parameters)
+
+
 MLE = Objective("mle")
+DENSE = TeacherLaw("dense")
 TEACHER_ROWS = Prefixes("teacher")
 TRUTH_ROWS = Prefixes("truth")
 STUDENT_ROWS = Prefixes("student")
 
 
-def learns_from(objective: Objective, prefixes: Prefixes) -> bool:
+def learns_from(objective: Objective, prefixes: Prefixes, law: TeacherLaw = DENSE) -> bool:
     """Whether an objective teaches anything on such rows, that no other student of a chain learns.
 
     Maximum likelihood has the teacher's rows: the truth's are the direct student's, and of its own rows a student
-    learns nothing. A policy gradient is unbiased on rows of the student as it is, drawn for one step.
+    learns nothing. A policy gradient is unbiased on rows of the student as it is, drawn for one step. A law is kept
+    along rows that are drawn before the fit, and maximum likelihood does not see it.
     """
+    if law != DENSE and (objective == MLE or prefixes.own):
+        return False
     if objective == MLE:
         return prefixes != TRUTH_ROWS and not prefixes.own
     if objective.name.startswith("policy_gradient"):
@@ -137,6 +175,7 @@ class Distillation:
     selectivity : of the teacher.
     objective : what training minimises.
     prefixes : whose rows it is trained on.
+    teacher_law : what of the teacher's law the objective sees.
 
     Examples
     --------
@@ -152,24 +191,30 @@ class Distillation:
     selectivity: Selectivity
     objective: Objective = MLE
     prefixes: Prefixes = TEACHER_ROWS
+    teacher_law: TeacherLaw = DENSE
 
     @property
-    def method(self) -> tuple[Objective, Prefixes]:
+    def method(self) -> tuple[Objective, Prefixes, TeacherLaw]:
         """Everything but the selectivity."""
-        return self.objective, self.prefixes
+        return self.objective, self.prefixes, self.teacher_law
 
     @property
     def variant(self) -> dict[str, str]:
         """Where the method is not maximum likelihood on the teacher's rows: its parts, under their names in results."""
-        if self.method == (MLE, TEACHER_ROWS):
+        if self.method == (MLE, TEACHER_ROWS, DENSE):
             return {}
-        return {"loss": self.objective.to_json(), "prefix_source": self.prefixes.to_json()}
+        return {"loss": self.objective.to_json(), "prefix_source": self.prefixes.to_json(), **self._law}
+
+    @property
+    def _law(self) -> dict[str, str]:
+        return {} if self.teacher_law == DENSE else {"teacher_law": self.teacher_law.to_json()}
 
     @property
     def slug(self) -> str:
         """For file names; never parsed back. For maximum likelihood on the teacher's rows, the selectivity's slug."""
         parts = [self.selectivity.slug]
         parts += [] if self.objective == MLE else [self.objective.slug]
+        parts += [] if self.teacher_law == DENSE else [self.teacher_law.slug]
         parts += [] if self.prefixes == TEACHER_ROWS else [f"on-{self.prefixes.slug}"]
         return ".".join(parts)
 
@@ -178,7 +223,8 @@ class Distillation:
         """For people: ``temperature 0.8 by jsd (weight 0.5)``."""
         objective = "" if self.objective == MLE else f" by {self.objective.label}"
         prefixes = "" if self.prefixes == TEACHER_ROWS else f" on rows of the {self.prefixes.label}"
-        return self.selectivity.label + objective + prefixes
+        law = "" if self.teacher_law == DENSE else f" from {self.teacher_law.label}"
+        return self.selectivity.label + objective + law + prefixes
 
     def to_json(self) -> dict[str, object]:
         """Return its parts, under their names in results."""
@@ -186,6 +232,7 @@ class Distillation:
             "selectivity": self.selectivity.to_json(),
             "loss": self.objective.to_json(),
             "prefix_source": self.prefixes.to_json(),
+            **self._law,
         }
 
     @classmethod
@@ -193,25 +240,29 @@ class Distillation:
         """Read what `to_json` returns; missing parts take their defaults. Raises SpecError."""
         selectivity = Selectivity(**value["selectivity"])
         objective = Objective.from_json(value.get("loss") or MLE.to_json())
-        return cls(selectivity, objective, Prefixes.from_json(value.get("prefix_source") or TEACHER_ROWS.to_json()))
+        prefixes = Prefixes.from_json(value.get("prefix_source") or TEACHER_ROWS.to_json())
+        return cls(selectivity, objective, prefixes, TeacherLaw.from_json(value.get("teacher_law") or DENSE.to_json()))
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What names a distillation: a selectivity, and an objective or a source of rows where a run has several."""
+    """What names a distillation: a selectivity, and what else tells it apart where a run has several."""
 
     selectivity: Selectivity
     objective: Objective | None = None
     prefixes: Prefixes | None = None
+    teacher_law: TeacherLaw | None = None
 
     @property
     def label(self) -> str:
         """For people."""
-        return Distillation(self.selectivity, self.objective or MLE, self.prefixes or TEACHER_ROWS).label
+        method = self.objective or MLE, self.prefixes or TEACHER_ROWS, self.teacher_law or DENSE
+        return Distillation(self.selectivity, *method).label
 
     def is_method_of(self, d: Distillation) -> bool:
-        """Whether `d` has the objective and the source named here."""
-        return self.objective in (None, d.objective) and self.prefixes in (None, d.prefixes)
+        """Whether `d` has the parts of a method that are named here."""
+        named = self.objective, self.prefixes, self.teacher_law
+        return all(mine in (None, own) for mine, own in zip(named, d.method, strict=True))
 
 
 def parse_wanted(given: str | Selectivity | None) -> Wanted | None:
@@ -232,29 +283,34 @@ def parse_wanted(given: str | Selectivity | None) -> Wanted | None:
     rest: list[str] = []
     for part in re.split(r",(?![^(]*\))", given):
         key, _, value = (p.strip() for p in part.partition("="))
-        if key in ("loss", "prefix_source") and key not in method:
+        if key in ("loss", "prefix_source", "teacher_law") and key not in method:
             method[key] = value
         else:
             rest.append(part)
     objective = Objective.from_json(method["loss"]) if "loss" in method else None
     prefixes = Prefixes.from_json(method["prefix_source"]) if "prefix_source" in method else None
-    return Wanted(parse_selectivity(",".join(rest)), objective, prefixes)
+    law = TeacherLaw.from_json(method["teacher_law"]) if "teacher_law" in method else None
+    return Wanted(parse_selectivity(",".join(rest)), objective, prefixes, law)
 
 
 def distillations_of(chain: ChainSpec) -> tuple[Distillation, ...]:
     """Return a chain's distillations: every selectivity with every objective, on the rows of every source it suits.
 
-    The teacher's rows alone, where the family's chains have no field `prefixes`. Raises SpecError for repetitions, and
-    for an objective or a source without the other.
+    The teacher's rows alone, where the family's chains have no field `prefixes`, and its whole law, where they have no
+    `teacher_law`. Raises SpecError for repetitions, and for one of these without any other that suits it.
     """
     objectives = [Objective.from_json(o) for o in chain.loss]
     prefixes = [Prefixes.from_json(p) for p in getattr(chain, "prefixes", ("teacher",))]
-    ways = [(o, p) for o in objectives for p in prefixes if learns_from(o, p)]
-    found = [Distillation(s, o, p) for s in chain.selectivity for o, p in ways]
-    for x in (*objectives, *prefixes):
+    laws = [TeacherLaw.from_json(w) for w in getattr(chain, "teacher_law", ("dense",))]
+    ways = [(o, p, w) for o in objectives for p in prefixes for w in laws if learns_from(o, p, w)]
+    found = [Distillation(s, *way) for s in chain.selectivity for way in ways]
+    for x in (*objectives, *prefixes, *laws):
         if not any(x in way for way in ways):
             what = "mle is taken on the teacher's rows alone (on the truth's it is the direct student), "
             what += "a policy_gradient on the student's alone"
+            if any(w != DENSE for w in laws):
+                what = "a kept teacher_law is of rows drawn before the fit, and mle, a policy_gradient and the "
+                what += "student's own rows take the dense one"
             raise SpecError(what, got=x.to_json(), fix="name a loss, or a source of rows, that suits it")
     for i, d in enumerate(found):
         if d in found[:i]:

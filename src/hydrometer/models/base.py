@@ -21,6 +21,7 @@ from hydrometer.core.statistics.controls import Reference
 from hydrometer.core.statistics.sampling_design import Strata
 
 if TYPE_CHECKING:
+    from hydrometer.core.distillation import TeacherLaw
     from hydrometer.core.spec import ChainSpec, Selectivity, Strict
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FitRequest",
     "Fitted",
     "Footprint",
+    "KeptLaws",
     "Law",
     "Level",
     "PairedScores",
@@ -161,6 +163,21 @@ class Fitted(Generic[LawT]):
 
 
 @dataclass(frozen=True, slots=True)
+class KeptLaws:
+    """A teacher's next-token laws as they were kept along rows, which a fit reads in the place of the teacher.
+
+    Attributes
+    ----------
+    law : what is kept, and in which form an objective sees it.
+    data, validate : folders with what is kept along the rows to fit and the held-out ones, block by block.
+    """
+
+    law: TeacherLaw
+    data: Sequence[Path]
+    validate: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
 class FitRequest:
     """Everything a fit may depend on.
 
@@ -183,6 +200,7 @@ class FitRequest:
     stream : source of all randomness of the fit.
     tick : progress.
     partial : folder that outlives a killed fit, not yet made, for what it needs to go on; None for none.
+    kept : what objectives see in the place of the teacher (`KeepsLaws`); None where they see the teacher itself.
     """
 
     data: Samples
@@ -198,6 +216,7 @@ class FitRequest:
     selectivity: Selectivity | None = None
     start: Law | None = None
     tokens: int | None = None
+    kept: KeptLaws | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Family, Law, Level, Precision, Samples
 
 if TYPE_CHECKING:
+    from hydrometer.core.distillation import TeacherLaw
     from hydrometer.core.spec import ChainSpec
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Embeds",
     "FitsTogether",
     "GivenModels",
+    "KeepsLaws",
     "KeepsTruth",
     "KnowsItsRows",
     "MapPoint",
@@ -160,6 +162,31 @@ class CompactRows(Protocol):
 
         `scratch` is a folder on whose disk they may lie, in a file without a name that goes with the process.
         """
+        ...
+
+
+@runtime_checkable
+class KeepsLaws(Protocol):
+    """A family whose fits may read a teacher's next-token laws as they were kept along rows: an optional capability."""
+
+    def keep_law(
+        self, law: Law, rows: Samples, asked: TeacherLaw, folder: Path, *, stream: Stream, start: int
+    ) -> Mapping[str, object]:
+        """Write a selected law along rows into `folder`, and return facts; `FitRequest.kept` names the folder.
+
+        Parameters
+        ----------
+        law : of the teacher, selected.
+        asked : what is kept.
+        stream, start : of what is drawn, and number of the first row in it; beside the first row comes what fits
+            measure by.
+        """
+        ...
+
+    def kept_bytes(
+        self, chain: ChainSpec, asked: TeacherLaw, rows: int, start: int, mean: float | None = None
+    ) -> float:
+        """Return the bytes that it takes along rows of `mean` tokens on average; without `mean` at most."""
         ...
 
 

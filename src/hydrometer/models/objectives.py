@@ -27,6 +27,15 @@ Two more are estimates of a gradient, -A times that of log q of every token of r
 | `policy_gradient_reward_to_go` | the sum of these to the row's end | gradient of KL between the laws of whole rows |
 
 Most programs' "on-policy distillation" is the first; the second is MiniLLM's, 2306.08543.
+
+What of p an objective sees (`core.distillation.TeacherLaw`), where it does not see all of it:
+
+| teacher law | in the place of p | objectives |
+|---|---|---|
+| `top_k` | p of the k likeliest ids, nothing elsewhere: mass is missing | all that are finite |
+| `top_k_renormalised` | the same over its sum | all that are finite, but `generalised_kl` |
+| `top_k_bucket` | p and q of these ids, and of all others together, as one more outcome | the same, and KL(q, p) |
+| `sampled` | shares of k draws from p, without bias (2503.16870) | what is linear in p: `kl_teacher_student` |
 """
 
 from __future__ import annotations
@@ -34,12 +43,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hydrometer.core.distillation import MLE, Objective, Prefixes
+from hydrometer.core.distillation import DENSE, MLE, Objective, Prefixes, TeacherLaw
 from hydrometer.core.errors import SpecError
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.spec import Selectivity
 
-__all__ = ["WEIGHTS", "Divergence", "PolicyGradient", "check_prefixes", "divergence_of", "refuse_infinite"]
+__all__ = [
+    "WEIGHTS",
+    "Divergence",
+    "PolicyGradient",
+    "check_prefixes",
+    "check_teacher_law",
+    "divergence_of",
+    "drops",
+    "refuse_infinite",
+    "refuse_unkept",
+]
 
 WEIGHTS: dict[str, float | None] = {
     "kl_teacher_student": None,
@@ -54,6 +73,10 @@ WEIGHTS: dict[str, float | None] = {
     "total_variation": None,
 }
 """The divergences, and the usual weight of those that have one; `adaptive_kl` calls it `head`."""
+
+
+MOST_KEPT = 1 << 16
+"""Most ids of a position that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +170,25 @@ def divergence_of(objective: Objective) -> Divergence | PolicyGradient | None:
     return found
 
 
-def refuse_infinite(objective: Objective, s: Selectivity) -> None:
-    """Refuse an objective that is infinite under a teacher that drops tokens. Raises SpecError."""
-    d = divergence_of(objective)
-    reverse = isinstance(d, PolicyGradient) or (
+def drops(s: Selectivity | None) -> bool:
+    """Whether a teacher at this selectivity gives ids no probability."""
+    return s is not None and (s.top_k is not None or (s.top_p or 1.0) < 1 or (s.min_p or 0.0) > 0)
+
+
+def _is_reverse(d: Divergence | PolicyGradient | None) -> bool:
+    """Whether it is infinite where the student says what the teacher does not."""
+    return isinstance(d, PolicyGradient) or (
         d is not None
         and (
             d.kind in ("kl_student_teacher", "adaptive_kl")
             or (d.kind.startswith("skew_kl_student_teacher") and d.weight == 0)
         )
     )
-    if reverse and (s.top_k is not None or (s.top_p or 1.0) < 1 or (s.min_p or 0.0) > 0):
+
+
+def refuse_infinite(objective: Objective, s: Selectivity) -> None:
+    """Refuse an objective that is infinite under a teacher that drops tokens. Raises SpecError."""
+    if _is_reverse(divergence_of(objective)) and drops(s):
         raise SpecError(
             f"{objective.label} is infinite: the teacher at {s.label} drops tokens that the student may say",
             got=s.label,
@@ -186,3 +217,47 @@ def check_prefixes(text: str) -> Prefixes:
         fix = "a share `student` between 0 and 1, and whole steps `every`"
         raise SpecError("a parameter of prefixes is out of range", got=text, fix=fix)
     return found
+
+
+_KEPT = ("top_k", "top_k_renormalised", "top_k_bucket", "sampled")
+
+
+def check_teacher_law(text: str) -> TeacherLaw:
+    """Read what an objective sees of the teacher's law: ``dense``, or what is kept, ``top_k(k=64)``. Raises SpecError.
+
+    Examples
+    --------
+    >>> check_teacher_law("sampled(k=32)").to_json()
+    'sampled(k=32)'
+    """
+    found = TeacherLaw.from_json(text)
+    names = [DENSE.name, *_KEPT]
+    if found.name not in names:
+        fix = nearest(found.name, names)
+        raise SpecError("no such teacher_law", got=found.name, fix=fix)
+    if found == DENSE:
+        return found
+    if dict(found.parameters).keys() != {"k"} or dict(found.parameters)["k"] not in range(1, MOST_KEPT + 1):
+        fix = f"{found.name if found.name in _KEPT else 'top_k'}(k=64), k from 1 to {MOST_KEPT}, or dense"
+        raise SpecError("a teacher_law names how many ids are kept of a position", got=text, fix=fix)
+    return found
+
+
+def refuse_unkept(objective: Objective, law: TeacherLaw, s: Selectivity | None) -> None:
+    """Refuse an objective that has no meaning with what is kept of a teacher's law. Raises SpecError."""
+    d = divergence_of(objective)
+    if law == DENSE or not isinstance(d, Divergence):
+        return
+    what, fix = "", "teacher_law: [dense]"
+    if law.is_sampled and (d.kind != "kl_teacher_student" or d.temperature != 1):
+        what, fix = "draws say without bias what is linear in the law alone", "kl_teacher_student at temperature 1"
+    elif d.kind == "adaptive_kl":
+        what = "its head and tail are told apart over the whole vocabulary"
+    elif d.kind == "generalised_kl" and (law.name != "top_k" or drops(s)):
+        what, fix = "it leaves alone what is missing of a law", "top_k, and a teacher that drops no tokens"
+    elif law.name != "top_k_bucket" and _is_reverse(d):
+        what, fix = "it is infinite: the student may say ids that are not kept", "top_k_bucket"
+    elif d.temperature != 1 and law.name != "top_k_renormalised":
+        what, fix = "the mass that is not kept has no power of its own", "top_k_renormalised, or temperature 1"
+    if what:
+        raise SpecError(f"{objective.label} has no meaning from {law.label}: {what}", got=law.to_json(), fix=fix)

@@ -105,9 +105,11 @@ def read_method(value: object) -> str:
     ('by jsd(weight=0.5) on rows of the truth', '')
     """
     given = mapping(value)
-    loss, rows = (re.sub(r"[^A-Za-z0-9_.,=() -]", "", text(given.get(k))[:64]) for k in ("loss", "prefix_source"))
+    names = ("loss", "teacher_law", "prefix_source")
+    loss, law, rows = (re.sub(r"[^A-Za-z0-9_.,=() -]", "", text(given.get(k))[:64]) for k in names)
     parts = [
         f"by {loss}" if loss not in ("", "mle") else "",
+        f"from {law}" if law not in ("", "dense") else "",
         f"on rows of the {rows}" if rows not in ("", "teacher") else "",
     ]
     return " ".join(p for p in parts if p)

@@ -32,7 +32,7 @@ from hydrometer.run.graph.plan import ChainPlan, Plan, plan_run
 from hydrometer.run.graph.recipes import load_spec
 from hydrometer.run.graph.reopen import training_rows
 from hydrometer.run.preflight.diagnosis import diagnose, keep
-from hydrometer.run.results.engine_records import crossed_records, engine_records
+from hydrometer.run.results.engine_records import crossed_records, engine_records, law_records
 from hydrometer.run.results.map_records import MapBooks
 from hydrometer.run.results.model_card import cards
 from hydrometer.run.results.named_models import link_models
@@ -201,6 +201,7 @@ def results_of(
             | _parts(chain)
             | engine_records(plan, chain_name, store)
             | crossed_records(plan, chain_name, store)
+            | law_records(plan, chain_name, store)
         )
     for cell in plan.cells:
         shown = books.exhibit(cell)

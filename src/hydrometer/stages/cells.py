@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from hydrometer.core.distillation import MLE, Distillation
+from hydrometer.core.distillation import DENSE, MLE, Distillation
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.finite_selectivity import canonical
 
@@ -165,6 +165,8 @@ class Cell(Place):
         """Return the cell as results.json holds it; without figures it failed, for a reason."""
         where: dict[str, object] = {} if self.point is None else {"point": dict(self.point)}
         where |= {} if self.baseline is None else {"baseline": self.baseline}
+        if self.distillation is not None and self.distillation.teacher_law != DENSE and self.loss is not None:
+            where["teacher_law"] = self.distillation.teacher_law.to_json()
         where |= {} if self.origin is None else {"origin": dict(self.origin)}
         return {
             "id": self.id,

@@ -8,8 +8,8 @@ from hydrometer.core.errors import StoreError
 from hydrometer.models.base import Tick
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.draw import draw, encode_texts
-from hydrometer.stages.fit import fit
-from hydrometer.stages.given_nodes import JudgeGivenNode, ScoreTextsNode, TextNode
+from hydrometer.stages.fit import fit, keep_law
+from hydrometer.stages.given_nodes import JudgeGivenNode, KeepLawNode, ScoreTextsNode, TextNode
 from hydrometer.stages.judge import judge, released, show
 from hydrometer.stages.judge_given import judge_given, score_texts
 from hydrometer.stages.map_point import map_point
@@ -42,6 +42,8 @@ def compute(node: Node, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict
     match node:
         case DrawNode():
             return draw(node, bench, folder)
+        case KeepLawNode():
+            return keep_law(node, bench, folder)
         case FitNode():
             return fit(node, bench, folder, tick)
         case AdoptNode():

@@ -1,15 +1,48 @@
-"""Fit: rows in, a law out."""
+"""Fit: rows in, a law out; and what fits see of a teacher's law, kept along rows."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from hydrometer.models.base import FitRequest, Tick
-from hydrometer.models.capabilities import Budgets, StartsAlone
+from hydrometer.core.arguments import of_type
+from hydrometer.core.distillation import DENSE
+from hydrometer.core.errors import LawMismatchError
+from hydrometer.core.io.yaml_io import artifact_json
+from hydrometer.models.base import FitRequest, KeptLaws, Tick
+from hydrometer.models.capabilities import Budgets, KeepsLaws, StartsAlone
 from hydrometer.stages.artifact_loader import ArtifactLoader
+from hydrometer.stages.given_nodes import KeepLawNode
 from hydrometer.stages.nodes import FitNode, LawRef
 
-__all__ = ["fit"]
+__all__ = ["fit", "keep_law"]
+
+_OF = "of.json"  # whose law is kept
+
+
+def keep_law(node: KeepLawNode, bench: ArtifactLoader, folder: Path) -> dict[str, object]:
+    """Write what fits see of a teacher's law along one block of rows into `folder`. Raises StageError, InputError."""
+    family, context, s = of_type(KeepsLaws, node.context.family), node.context, node.selectivity
+    # Of rows that are chosen among candidates the candidates' law is matched.
+    s = s.candidates if s is not None and s.chooses else s
+    law = bench.law(context, node.teacher, "float32", s, purpose="train")
+    rows = bench.block(context, node.block, node.n)
+    facts = family.keep_law(law, rows, node.asked_law, folder, stream=node.stream, start=node.start)
+    (folder / _OF).write_text(json.dumps({"teacher": node.teacher.key}))
+    return {"rows": len(rows), **facts}
+
+
+def _kept(node: FitNode, bench: ArtifactLoader) -> KeptLaws | None:
+    """Return what stands in the teacher's place. Raises LawMismatchError: it is of another teacher."""
+    if node.law == DENSE or node.teacher is None:
+        return None
+    data, validate = ([bench.store.path("keep_law", key) for key in keys] for keys in node.kept)
+    for folder in (*data, *validate):
+        found = artifact_json(folder / _OF, dict).get("teacher")
+        if found != node.teacher.key:
+            fix = "delete the artifact and run again"
+            raise LawMismatchError(f"what is kept in {folder.name} is another teacher's law", got=found, fix=fix)
+    return KeptLaws(node.law, data, validate)
 
 
 def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[str, object]:
@@ -24,7 +57,7 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
     family, chain = node.context.family, node.context.spec
     precision = family.precision(chain, "judge")
     # An objective sees the teacher's law itself, which is the float32 one; else the teacher gives a start at most.
-    above, teacher = precision if node.matched is None else "float32", _teacher(node)
+    above, teacher = "float32" if _sees_teacher(node) else precision, _teacher(node)
     fitted = family.fit(
         FitRequest(
             # Not in `folder`: a network file system gives the file a name there, and it would count as the law's.
@@ -41,6 +74,7 @@ def fit(node: FitNode, bench: ArtifactLoader, folder: Path, tick: Tick) -> dict[
             stream=node.stream,
             tick=tick,
             partial=bench.store.partial(node.stage, node.key),
+            kept=_kept(node, bench),
         )
     )
     family.save_law(fitted.model, folder)
@@ -58,9 +92,13 @@ def _tokens(node: FitNode, bench: ArtifactLoader) -> int | None:
     return int(lengths.sum()) * steps // epoch
 
 
+def _sees_teacher(node: FitNode) -> bool:
+    return node.matched is not None and node.law == DENSE
+
+
 def _teacher(node: FitNode) -> LawRef | None:
     """Return the model above, if the fit sees it or starts from it."""
     family = node.context.family
-    if node.matched is None and isinstance(family, StartsAlone) and not family.starts_above(node.level):
+    if not _sees_teacher(node) and isinstance(family, StartsAlone) and not family.starts_above(node.level):
         return None
     return node.teacher

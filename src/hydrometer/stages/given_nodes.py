@@ -1,18 +1,72 @@
-"""The stages of models that are judged as they are: scores of texts, and figures of ids and texts together."""
+"""Stages that some chains have: a teacher's law kept along rows, texts as rows, their scores, and figures of both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from hydrometer.core.arguments import of_type
+from hydrometer.core.distillation import TeacherLaw
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
-from hydrometer.models.base import Footprint
+from hydrometer.models.base import Footprint, Precision
+from hydrometer.models.capabilities import KeepsLaws
+from hydrometer.models.work import HasCostModel, Work
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.stages.stage import Asked, LawRef, Node, Rows
 
-__all__ = ["JudgeGivenNode", "ScoreTextsNode", "Sides", "TextNode", "no_rows"]
+__all__ = ["JudgeGivenNode", "KeepLawNode", "ScoreTextsNode", "Sides", "TextNode", "no_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLawNode(Node):
+    """What fits see of a teacher's next-token law, kept along one block of rows.
+
+    Attributes
+    ----------
+    teacher, selectivity : whose law.
+    asked : what is kept.
+    block, start, n : key of the draw artifact, where it begins among the rows of one fit, and how many rows it has.
+    stream : of what is drawn.
+    """
+
+    stage, priced = "keep_law", "judge"
+    in_results = False
+    teacher: LawRef
+    selectivity: Selectivity | None
+    asked_law: TeacherLaw
+    block: str
+    start: int
+    n: int
+    stream: Stream
+
+    def does(self) -> str:
+        at = "" if self.selectivity is None else f" at {self.selectivity.label}"
+        rows = f"rows {self.start}-{self.start + self.n - 1}"
+        return f"keep {self.asked_law.to_json()} of the {self.teacher.role}'s law{at} along {rows}"
+
+    def about(self) -> tuple[str, int]:
+        return self.teacher.role, self.n
+
+    def alike(self) -> tuple[object, ...]:
+        return (*Node.alike(self), self.asked_law, self.start == 0)
+
+    def asked(self) -> Asked:
+        return Asked((("score own", *self.about(), "float32"),))
+
+    def opened(self) -> tuple[tuple[LawRef, Precision], ...]:
+        return ((self.teacher, "float32"),)
+
+    def footprint(self) -> Footprint:
+        return Footprint(disk_most=int(self._bytes(None)))
+
+    def work(self, counted: HasCostModel, mean: float) -> Work:
+        return replace(Node.work(self, counted, mean), disk=self._bytes(mean))
+
+    def _bytes(self, mean: float | None) -> float:
+        family = of_type(KeepsLaws, self.context.family)
+        return family.kept_bytes(self.context.spec, self.asked_law, self.n, self.start, mean)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hydrometer.core.distillation import MLE, Distillation
+from hydrometer.core.distillation import DENSE, MLE, Distillation, TeacherLaw
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
@@ -43,6 +43,7 @@ __all__ = [
 # Raised whenever a stage's code changes its results.
 VERSIONS = {
     "draw": 3,
+    "keep_law": 1,
     "fit": 4,
     "score": 3,
     "score_texts": 4,
@@ -106,6 +107,7 @@ class FitNode(Node):
     baseline : name of a model that is fitted to a text.
     start : the direct model that a distilled one goes on from; None of one that starts as its level says.
     usual : the teacher's rows, where the fit ends when it has learned from as many tokens as `mle` learns from these.
+    kept : keys of what is kept of the teacher's law along data and held-out rows; none where the fit sees the teacher.
     """
 
     stage, priced = "fit", "fit"
@@ -121,11 +123,13 @@ class FitNode(Node):
     baseline: str | None = field(default=None, kw_only=True)
     start: LawRef | None = field(default=None, kw_only=True)
     usual: Rows | None = field(default=None, kw_only=True)
+    kept: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()), kw_only=True)
 
     def does(self) -> str:
         if self.baseline is not None:
             return f"fit the baseline {self.baseline} on its text"
         how = "" if self.distillation is None or self.distillation.objective == MLE else f" by {self.loss}"
+        how += "" if self.law == DENSE else f" from {self.law.to_json()}"
         whose = "its own" if self.prefix_source.startswith("student") else f"the {self.data.law.role}'s"
         return f"fit the {self.level.role} on {whose} rows{_at(self.data.selectivity)}{how}"
 
@@ -142,8 +146,13 @@ class FitNode(Node):
         return "truth" if self.distillation is None else self.distillation.prefixes.to_json()
 
     @property
+    def law(self) -> TeacherLaw:
+        """What of the teacher's law the objective sees."""
+        return DENSE if self.distillation is None else self.distillation.teacher_law
+
+    @property
     def matched(self) -> Selectivity | None:
-        """The teacher's selectivity, where the objective sees the teacher itself."""
+        """The teacher's selectivity, where the objective sees its law."""
         d = self.distillation
         return None if d is None or d.objective == MLE else d.selectivity
 
@@ -155,8 +164,9 @@ class FitNode(Node):
         counts: list[Count] = [("fit", *self.about(), self.precision())]
         family, chain = self.context.family, self.context.spec
         steps = family.steps(self.level, self.data.n)[1] if isinstance(family, Budgets) else None
-        if self.distillation is not None and self.teacher is not None and self.matched is not None:
-            share, role = self.distillation.prefixes.own, self.teacher.role
+        d, teacher = self.distillation, self.teacher
+        if d is not None and teacher is not None and self.matched is not None and self.law == DENSE:
+            share, role = d.prefixes.own, teacher.role
             if share < 1:
                 held_out = 0 if self.validate is None else self.validate.n
                 counts.append(("states", role, self.data.n + held_out, "float32"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrometer.core.distillation import TeacherLaw
 from hydrometer.core.errors import InputError, StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
@@ -43,6 +44,7 @@ from hydrometer.models.causal_lm.opening import (
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain
 from hydrometer.models.causal_lm.text_truth import baseline_part
 from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_opened, as_sequences
+from hydrometer.models.rows.kept_laws import WHOLE_LAWS, bytes_a_token, save_kept
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
 
@@ -231,6 +233,37 @@ class CausalLMFamily(TextsAndGiven, CostModel):
         from hydrometer.models.causal_lm.training.trainer import fit
 
         return fit(request)
+
+    def keep_law(
+        self, law: Law, rows: Samples, asked: TeacherLaw, folder: Path, *, stream: Stream, start: int
+    ) -> Mapping[str, object]:
+        """Keep a selected teacher's law along rows; of a served one its likeliest ids.
+
+        Raises StageError, InputError.
+        """
+        from hydrometer.models.causal_lm.inference.served_law import ServedLaw
+        from hydrometer.models.causal_lm.training.keeping import keep, keep_served
+
+        x, teacher = as_sequences(rows), as_law(law)
+        if isinstance(teacher, ServedLaw):
+            kept = keep_served(teacher, x, asked.k)
+        else:
+            kept = keep(teacher, x, asked, stream, start)
+        save_kept(kept, folder)
+        facts: dict[str, object] = {
+            "tokens": len(kept.rest),
+            "bytes_a_token": bytes_a_token(asked, teacher.lm.vocab_size),
+        }
+        return facts | ({} if asked.is_sampled else {"mass_beyond": float(np.exp(kept.rest).mean())})
+
+    def kept_bytes(
+        self, chain: ChainSpec, asked: TeacherLaw, rows: int, start: int, mean: float | None = None
+    ) -> float:
+        """Bytes of a block of what is kept; whole laws are beside the first."""
+        c = causal_chain(chain)
+        size = self.subject(c).shapes["truth"].vocabulary
+        tokens = rows * (c.truth.max_new_tokens if mean is None else mean)
+        return tokens * bytes_a_token(asked, size) + (4 * WHOLE_LAWS * size if start == 0 else 0)
 
     def prepare(self, chain: ChainSpec) -> None:
         """Set torch's threads to the chain's."""

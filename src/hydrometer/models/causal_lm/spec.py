@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.distillation import MLE, Objective, Prefixes, distillations_of
+from hydrometer.core.distillation import MLE, Objective, Prefixes, TeacherLaw, distillations_of
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.models.base import Level, chain_levels
@@ -35,7 +35,13 @@ from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.level_spec import Baseline, LevelSpec, level_spec, tagged
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import FromSource, GivenSource, PromptsFile, Truth
-from hydrometer.models.objectives import check_prefixes, divergence_of, refuse_infinite
+from hydrometer.models.objectives import (
+    check_prefixes,
+    check_teacher_law,
+    divergence_of,
+    refuse_infinite,
+    refuse_unkept,
+)
 
 __all__ = [
     "CausalLMChain",
@@ -104,6 +110,7 @@ class CausalLMChain(ChainSpec):
     baselines : students fitted to texts of one's own.
     loss : objectives, each with every selectivity; see `models.objectives`.
     prefixes : whose rows the objectives are taken on: the teacher's, the truth's, the student's own, or a mix.
+    teacher_law : what of the teacher's law the objectives see: all of it, or what is kept of it along the rows.
     budget : what fits by each way have in common with `mle` on the teacher's rows.
     data : rows per stream.
     draw_dtype : arithmetic of rows drawn for training.
@@ -128,6 +135,9 @@ class CausalLMChain(ChainSpec):
         "teacher",
     )
     budget: Budget = "epochs"
+    teacher_law: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuple)] = (
+        "dense",
+    )
     data: Data = Data()
     draw_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -153,6 +163,8 @@ class CausalLMChain(ChainSpec):
             body.pop("prefixes", None)
         if self.budget == "epochs":
             body.pop("budget", None)
+        if self.teacher_law == ("dense",):
+            body.pop("teacher_law", None)
         if not self.baselines:
             body.pop("baselines", None)
         return body
@@ -188,16 +200,28 @@ class CausalLMChain(ChainSpec):
         except SpecError as e:
             raise PydanticCustomError("prefixes", "{problem}", {"problem": str(e)}) from None
 
+    @field_validator("teacher_law")
+    @classmethod
+    def _known_laws(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(check_teacher_law(v).to_json() for v in value)
+        except SpecError as e:
+            raise PydanticCustomError("teacher_law", "{problem}", {"problem": str(e)}) from None
+
     @model_validator(mode="after")
     def _finite_objectives(self) -> Self:
         try:
             for o in map(Objective.from_json, self.loss):
                 for s in self.selectivity:
                     refuse_infinite(o, s)
+                    for law in map(TeacherLaw.from_json, self.teacher_law):
+                        refuse_unkept(o, law, s)
                     for level in (*self.assistants, self.student):
                         named = level.training.metric_for_best_model
                         if named is not None and o != MLE:
-                            refuse_infinite(Objective.from_json(named), s)
+                            refuse_infinite(figure := Objective.from_json(named), s)
+                            for law in map(TeacherLaw.from_json, self.teacher_law):
+                                refuse_unkept(figure, law, s)
             distillations_of(self)
         except SpecError as e:
             raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None

@@ -22,7 +22,7 @@ __all__ = ["Rows", "tidy_table"]
 Rows = Literal["groups", "cells", "contrasts"]
 pa: Any = pyarrow  # without type information
 
-_NAMES = ("chain", "role", "training", "loss", "prefix_source", "baseline", "model")
+_NAMES = ("chain", "role", "training", "loss", "prefix_source", "baseline", "model", "teacher_law")
 _SETTINGS = {"selectivity": "", "decoding": "decoding_"}
 _WHOLE = ("level", "seed", "seeds", "failed")
 _TEXT = {*_NAMES, "adopted", "id", "group", "name", "status", "reason", "a", "b", "metric", "pairing"}

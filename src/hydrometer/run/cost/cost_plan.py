@@ -132,7 +132,21 @@ def _inside(old: object, new: object) -> object:
     return {**old, **new} if is_object(old) and is_object(new) else new
 
 
-_ORDER = ("start", "examine", "open", "draw", "fit", "score", "judge", "show", "released", "map", "embed", "picture")
+_ORDER = (
+    "start",
+    "examine",
+    "open",
+    "draw",
+    "keep_law",
+    "fit",
+    "score",
+    "judge",
+    "show",
+    "released",
+    "map",
+    "embed",
+    "picture",
+)
 
 
 @dataclass(frozen=True, slots=True)

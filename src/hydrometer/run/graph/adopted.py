@@ -34,8 +34,8 @@ class Adopted(Strict):
     training : what it was trained on: the truth's rows (`direct`), the teacher's (`distilled`), or other data
         (`baseline`).
     selectivity : of the teacher when it drew these; None of others than distilled models.
-    loss, prefix_source : the method of the run's students that it stands beside; None for maximum likelihood on the
-        teacher's rows.
+    loss, prefix_source, teacher_law : the method of the run's students that it stands beside; None for maximum
+        likelihood on the teacher's rows, and for its whole law.
     seed : of the run whose rows it was trained on.
     law : key of the artifact that holds its weights, a hash of their content.
     weights : what they are, by content.
@@ -47,6 +47,7 @@ class Adopted(Strict):
     selectivity: Selectivity | None = None
     loss: str | None = None
     prefix_source: str | None = None
+    teacher_law: str | None = None
     seed: int = Field(ge=0)
     law: str = Field(pattern=r"^[0-9a-f]{32}$")
     weights: dict[str, str]
@@ -57,7 +58,7 @@ class Adopted(Strict):
             raise PydanticCustomError(
                 "adopted", "a distilled model has a selectivity, a direct one or a baseline has none"
             )
-        if self.training != "distilled" and self._method != (None, None):
+        if self.training != "distilled" and any(self._method):
             raise PydanticCustomError("adopted", "a direct model or a baseline has no loss and no prefix_source")
         return self
 
@@ -67,14 +68,14 @@ class Adopted(Strict):
         return self.chain, self.name, self.training, canonical(self.selectivity), *self._method, self.seed
 
     @property
-    def _method(self) -> tuple[str | None, str | None]:
-        return self.loss, self.prefix_source
+    def _method(self) -> tuple[str | None, ...]:
+        return self.loss, self.prefix_source, self.teacher_law
 
     def was_distilled(self, d: Distillation | None) -> bool:
         """Whether it was trained as a student of the run was: `d` of a distilled one, None of a direct one."""
         if d is None or self.selectivity is None:
             return d is None and self.selectivity is None
-        method = d.variant.get("loss"), d.variant.get("prefix_source")
+        method = tuple(d.variant.get(k) for k in ("loss", "prefix_source", "teacher_law"))
         return canonical(self.selectivity) == canonical(d.selectivity) and self._method == method
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from hydrometer.core.distillation import Distillation
+from hydrometer.core.distillation import DENSE, Distillation
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Resample, Selectivity
 from hydrometer.models.base import Level
@@ -16,6 +16,7 @@ from hydrometer.run.graph.score_nodes import plan_scores
 from hydrometer.run.graph.stage_graph import Plan
 from hydrometer.run.graph.text_nodes import TextNodes
 from hydrometer.stages.cells import Cell, Place
+from hydrometer.stages.given_nodes import KeepLawNode
 from hydrometer.stages.judge import judged_exactly
 from hydrometer.stages.nodes import Context, FitNode, JudgeNode, LawRef, Rows, ShowNode
 
@@ -82,6 +83,9 @@ class ModelNodes(TextNodes):
 
         `usual` plans a distilled model's teacher's rows, on which `mle` sets the budget.
         """
+        kept: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        if teacher is not None and distillation is not None and distillation.teacher_law != DENSE:
+            kept = self.keep(teacher, distillation, rows.data), self.keep(teacher, distillation, rows.validate)
         node = FitNode(
             "",
             self.context,
@@ -94,12 +98,15 @@ class ModelNodes(TextNodes):
             stream,
             baseline=baseline,
             start=start,
+            kept=kept,
             inputs=(
                 *rows.data.law.inputs,
                 *rows.data.blocks,
                 *(() if rows.validate is None else rows.validate.blocks),
                 *(() if teacher is None else teacher.inputs),
                 *(() if start is None else start.inputs),
+                *kept[0],
+                *kept[1],
             ),
         )
         node = node if usual is None else at_budget(node, self.sizes["distill"], usual, self.paid)
@@ -117,11 +124,34 @@ class ModelNodes(TextNodes):
                 **({} if node.matched is None else {"selectivity": node.matched.to_json()}),
                 **({} if start is None else {"start": start.key}),
                 **({} if node.usual is None else {"tokens_of": node.usual.key}),
+                **({} if node.law == DENSE else {"teacher_law": node.law.to_json(), "kept": kept}),
                 "stream": [stream.seed, *stream.path],
             },
         )
         self.add(replace(node, key=key))
         return LawRef("fit", key, level.role)
+
+    def keep(self, teacher: LawRef, d: Distillation, rows: Rows | None) -> tuple[str, ...]:
+        """Plan what is kept of a teacher's law along rows, block by block: once for all objectives that see it."""
+        if rows is None:
+            return ()
+        size = self.family.block_rows(self.chain) if len(rows.blocks) > 1 else rows.n
+        s, asked, keys = canonical(d.selectivity), d.teacher_law.stored, list[str]()
+        for i, block in enumerate(rows.blocks):
+            start, n = i * size, min(size, rows.n - i * size)
+            parts: dict[str, object] = {
+                "truth": self.truth.key,
+                "teacher": teacher.key,
+                "selectivity": None if s is None else s.to_json(),
+                "law": asked.to_json(),
+                "block": block,
+                "start": start,
+                "rows": n,
+            }
+            key, stream, inputs = self.key("keep_law", parts), rows.stream.child("kept"), (*teacher.inputs, block)
+            node = KeepLawNode(key, self.context, teacher, s, asked, block, start, n, stream, inputs=inputs)
+            keys.append(self.add(node))
+        return tuple(keys)
 
     def judge(self, law: LawRef, decoding: Selectivity | None, seed: int, group: str, cell_seed: int | None) -> str:
         """Plan the judging of a law, decoded or not; returns the stage's key."""

@@ -173,7 +173,7 @@ def distillations_named(chain: ChainPlan, wanted: Wanted) -> list[Distillation]:
 def one_of_methods(found: Sequence[Distillation]) -> Distillation:
     """Return the only one. Raises InputError where there are several methods to choose from."""
     if len(found) > 1:
-        known = "; ".join(f"loss={d.objective.to_json()},prefix_source={d.prefixes.to_json()}" for d in found)
+        known = "; ".join(",".join(f"{k}={v}" for k, v in d.to_json().items() if k != "selectivity") for d in found)
         fix = "name one, as in --selectivity temperature=0.8,loss=mle"
         raise InputError("several methods of distilling to choose from", got=known, fix=fix)
     return found[0]

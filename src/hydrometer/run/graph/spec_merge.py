@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hydrometer.core.distillation import MLE, TEACHER_ROWS, Objective, Prefixes
+from hydrometer.core.distillation import DENSE, MLE, TEACHER_ROWS, Objective, Prefixes, TeacherLaw
 from hydrometer.core.errors import SpecError
 from hydrometer.core.io.yaml_io import is_object, user_path
 from hydrometer.core.spec import ChainSpec, Selectivity
@@ -16,9 +16,10 @@ from hydrometer.models.finite_selectivity import canonical
 __all__ = ["beyond", "merge"]
 
 # Fields of a chain, beside its selectivities, that tell how students are distilled.
-METHODS: dict[str, Callable[[object], Objective | Prefixes]] = {
+METHODS: dict[str, Callable[[object], Objective | Prefixes | TeacherLaw]] = {
     "loss": Objective.from_json,
     "prefixes": Prefixes.from_json,
+    "teacher_law": TeacherLaw.from_json,
 }
 
 
@@ -105,12 +106,12 @@ def _baselines(chains: Sequence[ChainSpec]) -> tuple[Any, ...]:
 
 
 def _union_of(
-    method: str, parse: Callable[[object], Objective | Prefixes], chains: Sequence[ChainSpec]
+    method: str, parse: Callable[[object], Objective | Prefixes | TeacherLaw], chains: Sequence[ChainSpec]
 ) -> dict[str, object]:
-    """Join the chains' losses, or sources of rows: the usual ones first; nothing where chains have no such field."""
+    """Join the chains' losses, sources of rows, or laws: usual ones first; nothing where chains have no such field."""
     given = [item for c in chains for item in getattr(c, method, ())]
     found = {parse(item): item for item in reversed(given)}
-    order = sorted(found, key=lambda x: (x not in (MLE, TEACHER_ROWS), x.slug))
+    order = sorted(found, key=lambda x: (x not in (MLE, TEACHER_ROWS, DENSE), x.slug))
     return {method: tuple(found[x] for x in order)} if given else {}
 
 

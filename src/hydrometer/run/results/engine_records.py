@@ -1,7 +1,7 @@
 """What the records say of training rows.
 
 Which engine drew them, and how far its log-probabilities are from ours; how many that crossed to another tokenizer are
-not what was drawn.
+not what was drawn; and what was left out of a teacher's law that was kept along them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hydrometer.core.distillation import DENSE
 from hydrometer.core.statistics.estimate import t_interval
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.nodes import DrawNode
+from hydrometer.stages.nodes import DrawNode, FitNode
 from hydrometer.store.artifacts import ArtifactStore
 
-__all__ = ["crossed_records", "engine_records"]
+__all__ = ["crossed_records", "engine_records", "law_records"]
 
 
 Blocks = list[tuple[DrawNode, Mapping[str, Any]]]
@@ -34,6 +35,22 @@ def crossed_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, o
     """Return ``{"crossed": [...]}``, likewise, for rows that crossed to another tokenizer as text."""
     groups = _drawn(plan, chain, store, "crossed")
     return {"crossed": [_counted(blocks) for blocks in groups]} if groups else {}
+
+
+def law_records(plan: Plan, chain: str, store: ArtifactStore) -> dict[str, object]:
+    """Return ``{"teacher_laws": [...]}``, one entry for each fit to what was kept of a teacher's law; else nothing."""
+    found = [
+        {
+            "fit": f"fit-{n.key}",
+            "role": n.level.role,
+            **n.distillation.to_json(),
+            **store.meta("fit", n.key)["info"]["teacher_law"],
+        }
+        for n in plan.nodes.values()
+        if isinstance(n, FitNode) and n.context.name == chain and n.distillation is not None and n.law != DENSE
+        if store.has("fit", n.key)
+    ]
+    return {"teacher_laws": found} if found else {}
 
 
 def _drawn(plan: Plan, chain: str, store: ArtifactStore, fact: str) -> list[Blocks]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from hydrometer.core.distillation import Distillation, Objective, Prefixes
+from hydrometer.core.distillation import Distillation, Objective, Prefixes, TeacherLaw
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.estimate import Contrast
 from hydrometer.models.finite_selectivity import canonical
@@ -97,7 +97,7 @@ class ChainGroups:
         self.direct = next((n for n, c in plain.items() if c.training == "direct"), None)
         self.baselines = [n for n, c in plain.items() if c.baseline is not None]
         self.distilled = {c.distillation: n for n, c in plain.items() if c.distillation is not None}
-        self.neutrals: dict[tuple[Objective, Prefixes], str] = {}
+        self.neutrals: dict[tuple[Objective, Prefixes, TeacherLaw], str] = {}
         for d, name in self.distilled.items():
             if canonical(d.selectivity) is None:
                 self.neutrals.setdefault(d.method, name)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from hydrometer.core.distillation import MLE
+from hydrometer.core.distillation import DENSE, MLE
 from hydrometer.models.base import Footprint
 from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.inference.served_source import (
@@ -128,7 +128,8 @@ def footprint(
             fitted = _trained(own, n, t) + _loss(own, 2 if t.bf16 else 4, learnt=t.lora is None)
             fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
             teacher, kept = configs.get("teacher", truth), 0
-            matched = role != "teacher" and any(o != MLE.to_json() for o in chain.loss)
+            matched = any(o != MLE.to_json() for o in chain.loss) and DENSE.to_json() in chain.teacher_law
+            matched = matched and role != "teacher"
             if matched:
                 kept = _remembered(teacher, rows * longest, 2 if t.bf16 else 4)
                 kept += _remembered(teacher, chain.data.validate_ * longest, 4)

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from hydrometer.models.causal_lm.engines.client import Refusal
 from hydrometer.models.causal_lm.engines.openai import BYTES_A_TOKEN, OpenAISession, failed, log_probs_told
 from hydrometer.models.causal_lm.engines.temperature_probe import DROPPED
 
-__all__ = ["VllmSession", "refuse_unnormalised", "scores_told"]
+__all__ = ["Likeliest", "Row", "VllmSession", "likeliest_of", "refuse_unnormalised", "scores_told"]
+
+Row = tuple[Sequence[int], Sequence[int]]
+"""Ids of a prompt, and of an answer."""
+Likeliest = list[tuple[int, float]]
+"""Ids of a position with their log-probabilities, nats, the likeliest first."""
 
 NORMALISED_OVER = 5  # likeliest ids of a position, whose probabilities must not exceed 1 together
 
@@ -28,18 +34,33 @@ class VllmSession(OpenAISession):
     def _who(self) -> str:
         return f"served model {self._settings.model}"
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, ...]]:
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         """Score one row a request, concurrently. Raises StageError."""
         try:
             if rows and not self._is_normalised:
                 self._scored(rows[0], NORMALISED_OVER)
                 self._is_normalised = True
-            return self._concurrently(self._scored, rows)
+            return [own for own, _ in self._concurrently(self._scored, rows)]
         except Refusal as e:
             raise failed(e, self._server, self._who) from None
 
-    def _scored(self, row: tuple[Sequence[int], Sequence[int]], n_top: int = 0) -> tuple[float, ...]:
-        """Score one row; with `n_top` refuse a server that does not normalise. Raises Refusal."""
+    def likeliest(self, rows: Sequence[Row], k: int) -> list[list[Likeliest]]:
+        """Return the k likeliest ids at every token of answers, one row a request, concurrently. Raises StageError."""
+        try:
+            found = [top for _, top in self._concurrently(partial(self._scored, n_top=k), rows)]
+            for position in (p for row in found for p in row):
+                if len(position) < k:
+                    fix = f"serve it with --max-logprobs {k} or more, or keep fewer ids"
+                    raise Refusal(f"the server tells fewer than {k} likeliest ids of a position", len(position), fix)
+        except Refusal as e:
+            raise failed(e, self._server, self._who) from None
+        return found
+
+    def _scored(self, row: Row, n_top: int = 0) -> tuple[tuple[float, ...], list[Likeliest]]:
+        """Score one row; with `n_top` also its likeliest ids, and refuse a server that does not normalise.
+
+        Raises Refusal.
+        """
         prompt, answer = row
         ids = [*prompt, *answer]
         body: dict[str, object] = {
@@ -73,25 +94,38 @@ class VllmSession(OpenAISession):
         if not isinstance(told, list) or len(told) != len(ids):
             got = told if told is None else f"{len(told)} for {len(ids)} tokens" if isinstance(told, list) else told
             raise Refusal("the server returns no log-probabilities of the prompt (prompt_logprobs)", got, _VLLM)
-        return _own_log_probs(ids, told, len(prompt), normalised=n_top > 0)
+        return _told(ids, told, len(prompt), n_top)
 
 
 _VLLM = "serve it with vLLM 0.11 or later, and prompt_logprobs not switched off"
 
 
-def _own_log_probs(ids: list[int], told: list[Any], first: int, *, normalised: bool) -> tuple[float, ...]:
-    """Return what was told of the ids from `first` on. Raises Refusal."""
+def _told(ids: list[int], told: list[Any], first: int, n_top: int) -> tuple[tuple[float, ...], list[Likeliest]]:
+    """Return what was told of the ids from `first` on, and of the likeliest ids in their place. Raises Refusal."""
     out: list[float] = []
+    tops: list[Likeliest] = []
     for at in range(first, len(ids)):
         entry = told[at]
         own = entry.get(str(ids[at])) if isinstance(entry, dict) else None
         if not isinstance(own, dict) or "logprob" not in own:
             what = f"the server says nothing of id {ids[at]} of the prompt that it was sent"
             raise Refusal(what, entry, "serve the model of that tokenizer, and take prompts of ids as they are")
-        if normalised:
-            refuse_unnormalised([v.get("logprob") if isinstance(v, dict) else None for v in entry.values()])
+        if n_top:
+            found = {i: v.get("logprob") if isinstance(v, dict) else None for i, v in entry.items()}
+            refuse_unnormalised(list(found.values()))
+            tops.append(likeliest_of([(v, i) for i, v in found.items()], n_top))
         out.append(own["logprob"])
-    return scores_told(out)
+    return scores_told(out), tops
+
+
+def likeliest_of(told: Sequence[tuple[Any, Any]], k: int) -> Likeliest:
+    """Return the k likeliest of log-probabilities with ids, ties by the lower id. Raises Refusal."""
+    values = scores_told([v for v, _ in told])
+    try:
+        ids = [int(i) for _, i in told]
+    except (TypeError, ValueError):
+        raise Refusal("the server names what is no id among the likeliest", told[0][1], _VLLM) from None
+    return sorted(zip(ids, values, strict=True), key=lambda x: (-x[1], x[0]))[:k]
 
 
 def refuse_unnormalised(values: Sequence[object]) -> None:

@@ -9,7 +9,14 @@ from hydrometer.core.errors import one_line
 from hydrometer.models.causal_lm.engines.client import Refusal, Server
 from hydrometer.models.causal_lm.engines.engine import Answer, Order
 from hydrometer.models.causal_lm.engines.openai import BYTES_A_TOKEN, check_ids, log_probs_told
-from hydrometer.models.causal_lm.engines.prompt_scores import VllmSession, refuse_unnormalised, scores_told
+from hydrometer.models.causal_lm.engines.prompt_scores import (
+    Likeliest,
+    Row,
+    VllmSession,
+    likeliest_of,
+    refuse_unnormalised,
+    scores_told,
+)
 from hydrometer.models.causal_lm.engines.temperature_probe import TOP, finite_log_probs
 
 __all__ = ["SGLangSession", "sglang_facts"]
@@ -72,7 +79,7 @@ class SGLangSession(VllmSession):
         check_ids(list(order.prompts[i]), ids, order, i)
         return Answer(tuple(ids), log_probs_told([v for v, _ in pairs]))
 
-    def _scored(self, row: tuple[Sequence[int], Sequence[int]], n_top: int = 0) -> tuple[float, ...]:
+    def _scored(self, row: Row, n_top: int = 0) -> tuple[tuple[float, ...], list[Likeliest]]:
         prompt, answer = row
         body = _request([*prompt, *answer], {"max_new_tokens": 0, "temperature": 1.0}, n_top)
         body["logprob_start_len"] = len(prompt) - 1  # the first one told has no value: of what follows it, it has
@@ -85,13 +92,15 @@ class SGLangSession(VllmSession):
         if [i for _, i in pairs] != list(answer):
             what = "the server scores other ids than it was sent"
             raise Refusal(what, [i for _, i in pairs], "serve the model of that tokenizer")
+        tops: list[Likeliest] = []
         if n_top:
             likeliest = told.get("input_top_logprobs")
             if not isinstance(likeliest, list) or len(likeliest) != len(scored):
                 raise Refusal("the server returns no likeliest ids of the prompt", likeliest, _FIX)
             for position in likeliest[1:]:
                 refuse_unnormalised([v for v, _ in _pairs(position)])
-        return scores_told([v for v, _ in pairs])
+                tops.append(likeliest_of(_pairs(position), n_top))
+        return scores_told([v for v, _ in pairs]), tops
 
     def _generated(self, body: dict[str, object], prompt: int, answer: int = 1) -> dict[str, Any]:
         """Send a request, and return what is told of its tokens. Raises Refusal."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hydrometer.core.array_types import Floats
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import InputError, StageError
 from hydrometer.core.rng import Stream, as_stream
 from hydrometer.core.statistics.estimate import Estimate
@@ -190,6 +190,25 @@ class ServedLaw(Outcomes):
         out = np.zeros(x.ids.shape)
         out[x.within] = np.concatenate(found)
         return out
+
+    def likeliest(self, x: Samples, k: int) -> tuple[Ints, Floats]:
+        """Return the k likeliest ids in the place of every token, row after row, (M, k), and their log-probabilities.
+
+        Of the law without its selectivity, nats; minus infinity where the server masks an id.
+
+        Raises
+        ------
+        StageError : the server tells fewer, or ids that the tokenizer does not have, or fails.
+        """
+        x = self._answers(x)
+        rows = [(self.prompts.ids[int(p)], x.row(i).tolist()) for i, p in enumerate(x.prompt_index)]
+        told = self._session(max(len(p) + len(a) for p, a in rows) + 1).likeliest(rows, k)
+        found = [position for row in told for position in row]
+        ids = np.array([[i for i, _ in position] for position in found], np.int64).reshape(-1, k)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.lm.vocab_size:
+            what = f"served model {self.lm.served.model}: among its likeliest ids is none of the tokenizer's"
+            raise StageError(what, got=int(ids.max()), fix="serve the model of that tokenizer")
+        return ids, np.array([[v for _, v in position] for position in found], np.float64).reshape(-1, k)
 
     def log_prob(self, x: Samples) -> Floats:
         """Log-probability of each row, (N,) float64, nats; minus infinity for impossible rows.

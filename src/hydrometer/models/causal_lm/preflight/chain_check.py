@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from transformers import PretrainedConfig
 
-from hydrometer.core.distillation import MLE
+from hydrometer.core.distillation import DENSE, MLE, TeacherLaw
 from hydrometer.core.errors import DataError, LawMismatchError, SpecError
 from hydrometer.models.causal_lm.cost.memory import level_configs
 from hydrometer.models.causal_lm.crossing import check_other, other_teacher
@@ -25,6 +25,7 @@ from hydrometer.models.causal_lm.text_truth import held_out, training_texts
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network
 from hydrometer.models.causal_lm.training.optimised import check_adapters
+from hydrometer.models.objectives import drops
 
 __all__ = ["check_chain"]
 
@@ -111,11 +112,34 @@ def _check_objectives(chain: CausalLMChain) -> None:
     if not matched:
         return
     fix = "loss: [mle], or name a teacher of the students' tokenizer to open"
+    laws = [TeacherLaw.from_json(w) for w in chain.teacher_law]
     if ("truth" if chain.teacher == "truth" else "teacher") in chain.served_roles:
-        raise SpecError("a served teacher gives no next-token laws to match", got=f"loss: {matched[0]}", fix=fix)
+        _check_served_laws(chain, laws, matched[0])
     if other_teacher(chain) is not None:
         what = "a teacher of another tokenizer has no next-token laws over the students' tokens"
         raise SpecError(what, got=f"loss: {matched[0]}", fix=fix)
+    _check_kept(chain, laws)
+
+
+def _check_kept(chain: CausalLMChain, laws: list[TeacherLaw]) -> None:
+    """Refuse to keep more ids than there are. Raises SpecError."""
+    size = max(outline_of(truth_opening(chain.truth)[0]).tokenizer.get_vocab().values()) + 1
+    if most := next((w for w in laws if w.k > size), None):
+        raise SpecError("teacher_law keeps more ids than the vocabulary has", got=most.to_json(), fix=f"k up to {size}")
+
+
+def _check_served_laws(chain: CausalLMChain, laws: list[TeacherLaw], loss: str) -> None:
+    """Refuse what a served teacher, which tells its likeliest ids at temperature 1, does not know. Raises SpecError."""
+    for law in laws:
+        if law == DENSE or law.is_sampled:
+            fix = "teacher_law: [top_k_bucket(k=20)], or loss: [mle]"
+            got = f"loss: {loss}, teacher_law: {law.to_json()}"
+            raise SpecError("a served teacher gives no whole next-token laws to match", got=got, fix=fix)
+        for s in chain.selectivity:
+            if drops(s) or not (s.is_neutral or law.name == "top_k_renormalised"):
+                fix = "teacher_law: [top_k_renormalised(k=20)], and temperature alone"
+                what = f"a served teacher tells its law at temperature 1: {law.label} is not known at {s.label}"
+                raise SpecError(what, got=s.label, fix=fix)
 
 
 def _check_served(chain: CausalLMChain) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from hydrometer.core.distillation import Objective, Prefixes, learns_from
+from hydrometer.core.arguments import of_type
+from hydrometer.core.distillation import DENSE, Objective, Prefixes, learns_from
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import FitRequest
@@ -32,13 +33,24 @@ from hydrometer.models.causal_lm.training.losses import (
     linear_policy_gradient,
 )
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED, pack, packed_states, takes_packed_rows
-from hydrometer.models.causal_lm.training.teacher_laws import TeacherLaws
+from hydrometer.models.causal_lm.training.teacher_laws import LawsAlongRows, TeacherLaws
 from hydrometer.models.causal_lm.training_spec import Training
-from hydrometer.models.objectives import Divergence, PolicyGradient, divergence_of, refuse_infinite
+from hydrometer.models.objectives import Divergence, PolicyGradient, divergence_of, refuse_infinite, refuse_unkept
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 
-__all__ = ["Answers", "OwnRows", "answer_loss", "collate", "held_out_value", "loss_of", "matched_by", "own_rows_of"]
+__all__ = [
+    "Answers",
+    "Matched",
+    "OwnRows",
+    "answer_loss",
+    "answer_states",
+    "collate",
+    "held_out_value",
+    "loss_of",
+    "matched_by",
+    "own_rows_of",
+]
 
 _SCORED = 256  # rows of logits of both models at once
 
@@ -185,35 +197,48 @@ class Matched(NamedTuple):
     `held_out` are the same laws in float32, as students are scored.
     """
 
-    laws: TeacherLaws
+    laws: TeacherLaws | LawsAlongRows
     divergence: Divergence | PolicyGradient
-    held_out: TeacherLaws
+    held_out: TeacherLaws | LawsAlongRows
 
 
 def matched_by(
-    request: FitRequest, training: Training, data: Sequences | TrainingRows, validate: Sequences | None
+    request: FitRequest,
+    training: Training,
+    data: Sequences | TrainingRows,
+    validate: Sequences | None,
+    vocab_size: int,
 ) -> Matched | None:
-    """Return what the objective matches; None for maximum likelihood.
+    """Return what the objective matches; None for maximum likelihood. `vocab_size`: of the student.
 
     Raises
     ------
     SpecError : an objective that there is not, an infinite one, or one that learns nothing from such rows.
     FitError : an objective that needs a teacher, without one whose next-token laws can be had.
+    LawMismatchError : laws that were kept along other rows, or in another form.
     """
     objective, source = Objective.from_json(request.loss), Prefixes.from_json(request.prefix_source)
     divergence = divergence_of(objective)
-    if (source.own or isinstance(divergence, PolicyGradient)) and not learns_from(objective, source):
+    kept = request.kept
+    if (source.own or isinstance(divergence, PolicyGradient)) and not learns_from(
+        objective, source, DENSE if kept is None else kept.law
+    ):
         raise SpecError(f"{objective.label} learns nothing from rows of the {source.label}", got=request.prefix_source)
     if divergence is None:
         return None
-    if not isinstance(request.teacher, CausalLaw):
-        raise FitError("this objective needs a teacher that is opened here", got=request.loss, fix="use mle")
     if request.selectivity is not None:
         refuse_infinite(objective, request.selectivity)
+    if kept is not None:
+        refuse_unkept(objective, kept.law, request.selectivity)
+        along = LawsAlongRows(kept.law, kept.data, data, vocab_size)
+        held_out = along if validate is None else LawsAlongRows(kept.law, kept.validate, validate, vocab_size)
+        return Matched(along, divergence, held_out)
+    if not isinstance(request.teacher, CausalLaw):
+        raise FitError("this objective needs a teacher that is opened here", got=request.loss, fix="use mle")
     teacher, size = request.teacher, training.per_device_train_batch_size
 
     def laws(x: Sequences | TrainingRows | None, dtype: torch.dtype) -> TeacherLaws:
-        states = partial(_answer_states, dtype=dtype, packs=_packs(teacher.lm))
+        states = partial(answer_states, dtype=dtype, packs=_packs(teacher.lm))
         out = TeacherLaws(teacher, request.selectivity, states)
         if x is not None and source.own < 1:  # else the data's rows only give prompts
             out.remember(_batches(x, size, teacher.lm.device), int(x.lengths.sum()), dtype)
@@ -260,7 +285,7 @@ def _batches(x: Sequences | TrainingRows, size: int, device: torch.device) -> It
         yield batch["input_ids"].to(device), batch["labels"].to(device)
 
 
-def _answer_states(lm: OpenedLM, ids_BT: Tensor, labels_BT: Tensor, *, dtype: torch.dtype, packs: bool) -> Tensor:
+def answer_states(lm: OpenedLM, ids_BT: Tensor, labels_BT: Tensor, *, dtype: torch.dtype, packs: bool) -> Tensor:
     """States that predict the answer tokens, (M, D), row by row. `packs`: rows may share prompts."""
     rows = pack(ids_BT, labels_BT) if packs else None
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -286,7 +311,7 @@ def answer_loss(
     rows' tokens; its gradient is not that of the value.
     """
     ids_M = labels_BT[:, 1:][labels_BT[:, 1:] != IGNORED]
-    states_MD = _answer_states(lm, ids_BT, labels_BT, dtype=dtype, packs=packs)
+    states_MD = answer_states(lm, ids_BT, labels_BT, dtype=dtype, packs=packs)
     if not len(ids_M):  # nothing to learn, but every parameter needs a gradient, here zero
         last = lm.network.head(states_MD.to(lm.network.head.weight.dtype)) if lm.is_split else states_MD
         return last.float().sum() * 0.0
@@ -302,7 +327,8 @@ def answer_loss(
         states = states_MD if head is not None else lm.network.logits(states_MD).float()
         matrix = None if head is None else (head.weight, head.bias)
         if isinstance(measure, PolicyGradient):
-            target = _advantages(lm, states_MD.detach(), ids_M, _ends(labels_BT), theirs, measure)
+            laws = of_type(TeacherRows, theirs)
+            target = _advantages(lm, states_MD.detach(), ids_M, _ends(labels_BT), laws, measure)
             return linear_policy_gradient(states, matrix, ids_M, target, **over)
         return linear_divergence(states, matrix, ids_M, (theirs, measure), **over)
     if head is not None:

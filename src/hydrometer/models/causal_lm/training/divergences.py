@@ -20,7 +20,7 @@ from hydrometer.models.causal_lm.networks.next_token import terms_of
 from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights
 from hydrometer.models.objectives import Divergence
 
-__all__ = ["KINDS", "to_gradient"]
+__all__ = ["KINDS", "terms", "to_gradient"]
 
 KINDS = {
     "kl_teacher_student": kernels.FORWARD,
@@ -62,13 +62,13 @@ def to_gradient(
     value = np.empty(len(student_mW))
     # With weight 0 the mixture is one of the laws, which underflows where its logarithm does not.
     kind = _PLAIN.get(d.kind, KINDS[d.kind]) if d.weight == 0 else KINDS[d.kind]
-    terms = kind, float(d.weight), np.float32(1 / d.temperature)
+    form = kind, float(d.weight), np.float32(1 / d.temperature)
     kernels.divergence_rows(
         as_array(student_mW),
         as_array(teacher_mW),
         vocab_size,
         terms_of(s),
-        terms,
+        form,
         np.float32(scale * d.factor),
         value,
     )
@@ -85,7 +85,7 @@ def _to_gradient_by_torch(
         whole_mV = (kept.tempered / d.temperature).log_softmax(-1)
         log_p_mV = torch.where(kept.log_weights == -torch.inf, -torch.inf, whole_mV)
     log_q_mV = (student_mW[:, :vocab_size].to(wide) / d.temperature).log_softmax(-1)
-    value_mV, slope_mV = _terms(d, log_p_mV, log_q_mV)
+    value_mV, slope_mV = terms(d, log_p_mV, log_q_mV)
     gradient_mV = slope_mV - log_q_mV.exp() * slope_mV.sum(-1, keepdim=True)
     student_mW[:, :vocab_size] = (gradient_mV * (scale * d.factor / d.temperature)).to(student_mW.dtype)
     student_mW[:, vocab_size:] = 0
@@ -93,7 +93,7 @@ def _to_gradient_by_torch(
     return math.nan if bool(unknown) else float(value_mV.double().sum()) * d.factor
 
 
-def _terms(d: Divergence, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def terms(d: Divergence, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """Return phi and s = q dphi/dq of every id, up to a multiple of q."""
     p, q, w = log_p.exp(), log_q.exp(), d.weight
 

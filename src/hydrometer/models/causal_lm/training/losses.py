@@ -24,6 +24,7 @@ from hydrometer.models.causal_lm.cpu.divergence_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.training.divergences import to_gradient
+from hydrometer.models.causal_lm.training.kept_rows import KeptRows
 from hydrometer.models.objectives import Divergence
 
 __all__ = ["TeacherRows", "linear_cross_entropy", "linear_divergence", "linear_policy_gradient"]
@@ -109,12 +110,16 @@ class TeacherRows:
             made += self.bias
         return made if self.holes is None else made.index_fill(-1, self.holes.to(made.device), -torch.inf)
 
+    def to_gradient(self, logits_mW: Tensor, rows: slice, vocab_size: int, d: Divergence, scale: float) -> float:
+        """Turn the student's logits of some rows into ``scale`` times their divergence's gradient; return their sum."""
+        return to_gradient(logits_mW, self.logits(rows), vocab_size, self.selectivity, d, scale)
+
 
 def linear_divergence(
     states_MD: Tensor,
     head: tuple[Tensor, Tensor | None] | None,
     ids_M: Tensor,
-    target: tuple[TeacherRows, Divergence],
+    target: tuple[TeacherRows | KeptRows, Divergence],
     *,
     n_items: float,
     vocab_size: int,
@@ -123,8 +128,9 @@ def linear_divergence(
 ) -> Tensor:
     """Divergence between a teacher's next-token laws and ``softmax(states @ weight.T + bias)``, nats.
 
-    Summed over rows and divided by `n_items`. The teacher's logits are made chunk by chunk, beside the student's; the
-    gradient flows to the student alone. The other parameters are those of `linear_cross_entropy`.
+    Summed over rows and divided by `n_items`. The teacher's logits, unless its laws were kept, are made chunk by chunk
+    beside the student's; the gradient flows to the student alone. The other parameters are those of
+    `linear_cross_entropy`.
 
     Parameters
     ----------
@@ -139,14 +145,14 @@ def linear_divergence(
     def gradient(logits_mW: Tensor, rows: slice) -> float:
         share = divergence.mle
         own = logits_mW.clone() if share else logits_mW
-        args = theirs.logits(rows), vocab_size, teacher.selectivity, divergence, (1 - share) / n_items
-        found = (1 - share) * to_gradient(logits_mW, *args)
+        found = (1 - share) * theirs.to_gradient(logits_mW, rows, vocab_size, divergence, (1 - share) / n_items)
         if share:
             found += share * _to_gradient(own, ids_M[rows], vocab_size, share / n_items)
             logits_mW += own
         return found
 
-    return _through(states_MD, head, _Settings(gradient, n_items, holes, made, _CHUNK // 2))
+    chunk = _CHUNK // 2 if isinstance(teacher, TeacherRows) else _CHUNK
+    return _through(states_MD, head, _Settings(gradient, n_items, holes, made, chunk))
 
 
 def linear_policy_gradient(

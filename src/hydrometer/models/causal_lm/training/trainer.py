@@ -49,10 +49,13 @@ from hydrometer.models.causal_lm.training.checkpoints import Checkpoints
 from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, join_group
 from hydrometer.models.causal_lm.training.evaluations import Evaluations
 from hydrometer.models.causal_lm.training.initialization import init_model
+from hydrometer.models.causal_lm.training.keeping import left_out
 from hydrometer.models.causal_lm.training.optimised import optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED
+from hydrometer.models.causal_lm.training.teacher_laws import LawsAlongRows
 from hydrometer.models.causal_lm.training.trainer_settings import reproducible, trainer_arguments
-from hydrometer.models.objectives import divergence_of
+from hydrometer.models.objectives import Divergence, divergence_of
+from hydrometer.models.rows.kept_laws import bytes_a_token
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 
@@ -87,7 +90,8 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     with contextlib.ExitStack() as held:
         held.enter_context(reproducible(seed))
         held.enter_context(quiet())
-        matched = matched_by(request, training, data, validate)
+        matched = matched_by(request, training, data, validate, lm.vocab_size)
+        seen = _left_out(law, matched, data, training)
         loss = loss_of(law, training, matched)
         own = held.enter_context(optimised(lm, level, seed))
         drawn = own_rows_of(request, replace(law, prompts=asked.prompts), own.gather, training, data.prompt_index)
@@ -125,6 +129,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         **evaluations.notes,
         **evaluations.info,
         "chosen_by": request.loss if evaluations.figure is None else evaluations.figure[0],
+        **seen,
         "steps": evaluations.step,
         "tokens": int(data.lengths.sum()) * evaluations.step // training.steps(len(data))[0]
         if drawn is None and request.tokens is None
@@ -141,6 +146,18 @@ def _figure(
     """Return a figure's name, and its value on held-out rows; None of likelihood, which is always scored."""
     measure = divergence_of(Objective.from_json(named))
     return named, None if measure is None else held_out_value(law, training, matched, measure=measure)
+
+
+def _left_out(
+    law: CausalLaw, matched: Matched | None, data: Sequences | TrainingRows, training: Training
+) -> dict[str, object]:
+    """Return what is to be said of a teacher's law that was kept along the rows: its size, and what it leaves out."""
+    if matched is None or not isinstance(matched.laws, LawsAlongRows) or not isinstance(matched.divergence, Divergence):
+        return {}
+    d = replace(matched.divergence, mle=0.0)
+    found = left_out(law, matched.laws, data, d, training.per_device_eval_batch_size)
+    size = bytes_a_token(matched.laws.law, law.lm.vocab_size)
+    return {"teacher_law": {"bytes_a_token": size, **found}}
 
 
 def _refuse_what_looks_ahead(law: CausalLaw) -> None:
