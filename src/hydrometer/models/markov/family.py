@@ -10,11 +10,11 @@ import numpy as np
 
 from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
-from hydrometer.core.distillation import MLE, STUDENT_ROWS, Objective, distillations_of
+from hydrometer.core.distillation import MLE, Objective, Prefixes, distillations_of
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
-from hydrometer.core.spec import ChainSpec
+from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.cheap import CheapFamily, Stage
 from hydrometer.models.markov.doctor import examine
@@ -22,7 +22,7 @@ from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective
 from hydrometer.models.markov.spec import MarkovChain, MarkovLevel
-from hydrometer.models.objectives import Divergence, divergence_of
+from hydrometer.models.objectives import divergence_of
 from hydrometer.models.rows.sequences import Sequences, texts_exhibit
 
 __all__ = ["MARKOV", "MarkovFamily"]
@@ -67,13 +67,17 @@ class MarkovFamily(CheapFamily):
     def fit(self, request: FitRequest) -> Fitted[Law]:
         """Fit by counts, or to the exact optimum of an objective on the expected prefixes of as many rows."""
         level, truth = of_type(MarkovLevel, request.level), of_type(Markov, request.truth)
-        divergence = divergence_of(Objective.from_json(request.loss))
-        if isinstance(divergence, Divergence):
-            teacher = of_type(Markov, request.teacher)
-            teacher = teacher if request.selectivity is None else teacher.select(request.selectivity)
-            source = {"truth": truth, "teacher": teacher, "student": None}[request.prefix_source]
-            rows = len(request.data)
-            best = fit_objective(teacher, source, divergence, level.order, level.smoothing / rows)
+        objective = divergence_of(Objective.from_json(request.loss))
+        if objective is not None:
+            undropped = teacher = of_type(Markov, request.teacher)
+            if (s := request.selectivity) is not None:
+                teacher = teacher.select(s)
+                drops = s.sequence_power is None
+                undropped = undropped.select(Selectivity(temperature=s.temperature)) if drops else teacher
+            prefixes = Prefixes.from_json(request.prefix_source)
+            source = {"truth": truth, "teacher": teacher, "student": None}[prefixes.name]
+            smoothing = level.smoothing / len(request.data)
+            best = fit_objective(teacher, source, objective, level.order, smoothing, prefixes.own, undropped)
             return Fitted(best.model, best.info)
         fitted = fit_markov(
             of_type(Sequences, request.data),
@@ -124,14 +128,15 @@ def _entries(chain: MarkovChain) -> int:
     above = chain.truth if chain.teacher == "truth" else chain.teacher
     longest = max(above.order, chain.student.order, *(a.order for a in chain.assistants))
     v = chain.truth.law().vocabulary
-    steps = chain.truth.max_new_tokens if any(s.sequence_power is not None for s in chain.selectivity) else 1
+    by_step = any(s.sequence_power is not None for s in chain.selectivity) or any("to_go" in x for x in chain.loss)
+    steps = chain.truth.max_new_tokens if by_step else 1
     return steps * (v + 1) ** longest * v
 
 
 def _exact_share(chain: ChainSpec, role: str) -> tuple[float, float]:
     """Return the share of a level's fits that are exact optima: on given prefixes, and on the student's own."""
     fits = [d for d in distillations_of(chain) if role != "teacher"]
-    exact = [d.prefixes == STUDENT_ROWS for d in fits if d.objective != MLE]
+    exact = [d.prefixes.own > 0 for d in fits if d.objective != MLE]
     return exact.count(False) / (len(fits) + 1), exact.count(True) / (len(fits) + 1)
 
 

@@ -22,7 +22,7 @@ from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["END", "Markov", "contexts", "reached", "refuse_large"]
+__all__ = ["END", "Markov", "contexts", "reached", "refuse_large", "selected"]
 
 END = 0
 MOST_ENTRIES = 50_000_000  # of a table; 400 MB
@@ -216,7 +216,7 @@ class Markov(Shown):
             raise InputError("a chain is selected by token selectivities or sequence_power", got=s.label)
         if canonical(s) is None:
             return self
-        chosen = self._powered(s.sequence_power) if s.sequence_power is not None else _selected(self.log_table, s)
+        chosen = self._powered(s.sequence_power) if s.sequence_power is not None else selected(self.log_table, s)
         return Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens)
 
     def _powered(self, power: float) -> Floats:
@@ -276,7 +276,7 @@ def _log_sum(x: Floats, axis: int) -> Floats:
     return np.asarray(logsumexp(x, axis=axis, keepdims=True), np.float64)
 
 
-def _selected(log_table: Floats, s: Selectivity) -> Floats:
+def selected(log_table: Floats, s: Selectivity) -> Floats:
     """Apply a token selectivity to every row, in the order temperature, top_k, top_p, min_p; ties are kept."""
     x = log_table - log_table.max(axis=-1, keepdims=True)
     if s.temperature is not None:

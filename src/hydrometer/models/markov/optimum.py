@@ -12,6 +12,11 @@ of a function convex in q's probability, so contexts are solved apart, and with 
 | `kl_student_teacher` | exp(sum w_i log p_i / sum w_i), normalised |
 | `total_variation` | of every id the weighted quantile of its p_i, at the one level at which they sum to 1 |
 | `jsd`, skew ones, and mixes with `mle` | Newton's method: each id's equation for a multiplier, then the multiplier |
+| `skew_kl_student_teacher_detached` | that of `jsd(weight=1-w)`, of which it is the gradient, divided by w |
+| `adaptive_kl` | of its shares h, held fixed, the optimum; and these h its own: a fixed point |
+| `generalised_kl`, two mixes with `mle` | `by_multiplier` |
+| `policy_gradient_token` | `kl_student_teacher`, on the student's own prefixes |
+| `policy_gradient_reward_to_go` | of whole rows: `row_optimum` |
 
 Prefixes have the probability that the law which says them gives them, by dynamic programming. Additive smoothing is
 that many prefixes more, times V, at which the teacher's law is uniform: of `mle` it is the usual one.
@@ -22,29 +27,24 @@ Shapes: S contexts of the student, A prefixes that end in each, V ids. float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrometer.core.array_types import Floats
-from hydrometer.core.distillation import MLE, Objective
+from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import FitError, SpecError
-from hydrometer.core.io.yaml_io import nearest as nearest_name
-from hydrometer.models.markov.law import Markov, reached, refuse_large
+from hydrometer.core.spec import Selectivity
+from hydrometer.models.markov.by_multiplier import least_absolute, least_generalised, least_tempered
+from hydrometer.models.markov.law import Markov, reached, refuse_large, selected
 from hydrometer.models.markov.ngram_fit import MarkovFit
-from hydrometer.models.objectives import Divergence, divergence_of
+from hydrometer.models.markov.row_optimum import RowsKL, descend
+from hydrometer.models.objectives import WEIGHTS, Divergence, PolicyGradient, divergence_of
 
-__all__ = ["fit_objective", "nearest", "prefixes_of", "refuse_inexact"]
+__all__ = ["KINDS", "fit_objective", "nearest", "prefixes_of", "refuse_inexact"]
 
-KINDS = (
-    "kl_teacher_student",
-    "kl_student_teacher",
-    "jsd",
-    "jsd_scaled",
-    "skew_kl_teacher_student",
-    "skew_kl_student_teacher",
-    "total_variation",
-)
+KINDS = tuple(WEIGHTS)
 _ROUNDS = 1000
 _STILL = 1e-12
 _NEVER = 1e-100
@@ -55,16 +55,23 @@ _RARE = 1e-30
 def refuse_inexact(objective: Objective) -> None:
     """Refuse an objective that there is not, or that has no exact optimum here. Raises SpecError."""
     d = divergence_of(objective)
-    if objective != MLE and objective.name not in KINDS:
-        fix = nearest_name(objective.name, list(KINDS))
-        raise SpecError("a chain has no exact optimum of this objective", got=objective.name, fix=fix)
-    if isinstance(d, Divergence) and d.mle > 0 and (d.temperature != 1 or d.kind == "total_variation"):
+    if isinstance(d, PolicyGradient) and d.length_normalised:
+        what = "a chain has no exact optimum of what is the gradient of no divergence"
+        raise SpecError(what, got=objective.to_json(), fix="leave out length_normalised")
+    if isinstance(d, Divergence) and d.mle > 0 and d.temperature != 1 and d.kind != "kl_teacher_student":
         what = "a chain has no exact optimum of this mix with mle"
-        raise SpecError(what, got=objective.to_json(), fix="leave out mle, or take another kind at temperature 1")
+        fix = "leave out mle, or temperature, or take kl_teacher_student"
+        raise SpecError(what, got=objective.to_json(), fix=fix)
 
 
 def fit_objective(
-    teacher: Markov, source: Markov | None, d: Divergence, order: int, smoothing: float = 0.0
+    teacher: Markov,
+    source: Markov | None,
+    d: Divergence | PolicyGradient,
+    order: int,
+    smoothing: float = 0.0,
+    own: float = 0.0,
+    undropped: Markov | None = None,
 ) -> MarkovFit:
     """Fit the chain that an objective is least for.
 
@@ -73,31 +80,66 @@ def fit_objective(
     teacher : the law that is matched. source : the law that says the prefixes; None for the student itself, whose
         prefixes are those at which it stays the optimum: training on its own rows stands still there.
     smoothing : >= 0, in expected visits of a row.
+    own : share of the tokens that are on the student's own rows, with a source for the others.
+    undropped : the teacher before it drops ids, which `generalised_kl` sees; the teacher, if it drops none.
 
     Returns
     -------
-    The chain; of ``info`` on its own prefixes ``rounds``, and ``fixed_points``, how many were found from the teacher's
-    prefixes and from the uniform student's. The first is returned.
+    The chain; where its own prefixes have a share, of ``info`` ``rounds``, and ``fixed_points``, how many were found
+    from the teacher's prefixes and from the uniform student's: the first is returned. Of
+    `policy_gradient_reward_to_go` ``value``, the KL between laws of rows, nats, and the lower of the two is returned.
 
     Raises
     ------
     FitError : an objective that is infinite for every student; prefixes that do not come to rest.
     InputError : too many prefixes.
     """
+    if isinstance(d, PolicyGradient):
+        if d.to_go:
+            return _of_rows(teacher, order, smoothing)
+        d, source = Divergence("kl_student_teacher"), None
+    matched = teacher
+    if d.kind == "generalised_kl":
+        matched = (undropped or teacher).select(Selectivity(temperature=d.temperature))
 
     def chain(log_table: Floats) -> Markov:
         return Markov(log_table, order=order, max_new_tokens=teacher.max_new_tokens)
 
-    def best(on: Markov) -> Markov:
-        return chain(nearest(*prefixes_of(on, teacher, order), d, smoothing))
+    def best(*sources: Markov) -> Markov:
+        met = [prefixes_of(on, teacher, order, matched) for on in sources]
+        if len(met) > 1:  # tokens of either, in units of a row of the first
+            tokens = [w.sum() for w, _, _ in met]
+            scales = 1 - own, own * tokens[0] / tokens[1]
+            met = [(w * x, p, ids * x) for (w, p, ids), x in zip(met, scales, strict=True)]
+        weight, p = (np.concatenate([m[i] for m in met]) for i in range(2))
+        return chain(nearest(weight, p, np.sum([m[2] for m in met], axis=0), d, smoothing))
 
-    if source is not None:
+    if source is not None and own == 0:
         return MarkovFit(best(source), {})
-    v = teacher.vocabulary
-    found, rounds = _at_rest(best, best(teacher), d)
-    other, _ = _at_rest(best, chain(np.full(((v + 1) ** order, v), -np.log(v))), d)
-    apart = float(np.abs(np.exp(found.log_table) - np.exp(other.log_table)).max())
-    return MarkovFit(found, {"rounds": float(rounds), "fixed_points": 1.0 if apart < 1e-6 else 2.0})
+    given = () if source is None else (source,)
+    found, rounds = _at_rest(lambda q: best(*given, q), best(teacher), d)
+    other, _ = _at_rest(lambda q: best(*given, q), chain(_uniform(teacher.vocabulary, order)), d)
+    return MarkovFit(found, {"rounds": float(rounds), "fixed_points": _apart(found.log_table, other.log_table)})
+
+
+def _uniform(v: int, order: int) -> Floats:
+    return np.full(((v + 1) ** order, v), -np.log(v))
+
+
+def _apart(one: Floats, other: Floats) -> float:
+    return 1.0 if float(np.abs(np.exp(one) - np.exp(other)).max()) < 1e-6 else 2.0
+
+
+def _of_rows(teacher: Markov, order: int, smoothing: float) -> MarkovFit:
+    """Fit the chain Q of the least KL(Q, P)."""
+    token = fit_objective(teacher, teacher, Divergence("kl_student_teacher"), order, smoothing).model.log_table
+    everywhere = np.where(np.isfinite(token), 0.0, -np.inf)  # what any teacher drops costs without end
+    everywhere = everywhere - np.logaddexp.reduce(everywhere, axis=-1, keepdims=True)
+    kl = RowsKL(teacher, order, smoothing)
+    found = [descend(kl, start) for start in (token, everywhere)]
+    value, log_q, rounds = min(found, key=lambda x: x[0])
+    info = {"rounds": float(rounds), "fixed_points": _apart(found[0][1], found[1][1]), "value": value}
+    return MarkovFit(Markov(log_q, order=order, max_new_tokens=teacher.max_new_tokens), info)
 
 
 def _at_rest(best: Callable[[Markov], Markov], q: Markov, d: Divergence) -> tuple[Markov, int]:
@@ -113,21 +155,29 @@ def _at_rest(best: Callable[[Markov], Markov], q: Markov, d: Divergence) -> tupl
     raise FitError(what, got=f"{moved:.1e} a round", fix="take the teacher's prefixes or the truth's")
 
 
-def prefixes_of(source: Markov, teacher: Markov, order: int) -> tuple[Floats, Floats, Floats]:
+def prefixes_of(
+    source: Markov, teacher: Markov, order: int, matched: Markov | None = None
+) -> tuple[Floats, Floats, Floats]:
     """Return what a student of that order meets on the source's rows.
+
+    Parameters
+    ----------
+    matched : in the place of the teacher, whose ids it has, dropped ones with their probability of before.
 
     Returns
     -------
     weight : (A, S) how often a row of the source is expected to meet each prefix.
-    p : (A, S, V) the teacher's laws there. own : (S, V) how often the source says each id in a student's context.
+    p : (A, S, V) the teacher's laws there, 0 for what it drops.
+    own : (S, V) how often the source says each id in a student's context.
 
     Raises
     ------
     InputError : too many prefixes.
     """
     base, v = teacher.vocabulary + 1, teacher.vocabulary
-    matched = max(teacher.order, order)
-    longest = max(source.order, matched)
+    matched = teacher if matched is None else matched
+    told = max(teacher.order, order)
+    longest = max(source.order, told)
     steps = max((x.max_new_tokens for x in (source, teacher) if x.log_table.ndim == 3), default=1)
     refuse_large(steps * base**longest * v, "the laws of all prefixes have", "lower the orders or max_new_tokens")
     alive = reached(source, longest)
@@ -140,8 +190,11 @@ def prefixes_of(source: Markov, teacher: Markov, order: int) -> tuple[Floats, Fl
         return np.exp(np.broadcast_to(table[:, every % base**x.order], (steps, len(every), v)))
 
     own = (alive[..., None] * laws(source, longest)).reshape(-1, base**order, v).sum(axis=0)
-    weight = alive.reshape(steps, -1, base**matched).sum(axis=1)  # what the teacher does not tell apart
-    return weight.reshape(-1, base**order), laws(teacher, matched).reshape(-1, base**order, v), own
+    weight = alive.reshape(steps, -1, base**told).sum(axis=1)  # what the teacher does not tell apart
+    p = laws(teacher, told)
+    if matched is not teacher:
+        p = np.where(p > 0, laws(matched, told), 0.0)
+    return weight.reshape(-1, base**order), p.reshape(-1, base**order, v), own
 
 
 def nearest(weight: Floats, p: Floats, own: Floats, d: Divergence, smoothing: float = 0.0) -> Floats:
@@ -149,7 +202,8 @@ def nearest(weight: Floats, p: Floats, own: Floats, d: Divergence, smoothing: fl
 
     Parameters
     ----------
-    weight : (A, S) of the prefixes. p : (A, S, V). own : (S, V) expected ids of the rows, for a share of `mle`.
+    weight : (A, S) of the prefixes. p : (A, S, V), of `generalised_kl` at the loss temperature already.
+    own : (S, V) expected ids of the rows, for a share of `mle`.
     smoothing : >= 0, in the unit of the weights.
 
     Raises
@@ -163,14 +217,20 @@ def nearest(weight: Floats, p: Floats, own: Floats, d: Divergence, smoothing: fl
     total = visits * met + uniform
     weight = np.concatenate([weight * met, uniform[None]]) / total
     weight[weight < _RARE] = 0.0  # what would not change a digit would keep ids alive for which no float stands
-    tempered = p if d.temperature == 1 else _normal(p ** (1 / d.temperature))
+    tempered = p if d.temperature == 1 or d.kind == "generalised_kl" else _normal(p ** (1 / d.temperature))
     p = np.concatenate([tempered, np.full((1, *p.shape[1:]), 1 / v)])
     own = (own * met[:, None] + uniform[:, None] / v) / total[:, None]
     match d.kind:
         case "total_variation":
-            q = _quantiles(weight, p)
+            q = _quantiles(weight, p) if d.mle == 0 else least_absolute((1 - d.mle) * weight, p, d.mle * own)
+        case "generalised_kl":
+            q = least_generalised((1 - d.mle) * weight, p, d.mle * own)
+        case "adaptive_kl":
+            q = _adaptive(weight, p, own, d)
         case "skew_kl_teacher_student" if d.weight == 0 and d.mle == 0:
             q = np.einsum("as,asv->sv", weight, p)
+        case "kl_teacher_student" if d.temperature != 1 and d.mle > 0:
+            q = least_tempered((1 - d.mle) * np.einsum("as,asv->sv", weight, p), d.mle * own, d.temperature)
         case "kl_teacher_student":
             q = (1 - d.mle) * d.factor * np.einsum("as,asv->sv", weight, p) + d.mle * own
         case "kl_student_teacher" if d.mle == 0:
@@ -201,6 +261,31 @@ def _geometric(weight: Floats, p: Floats) -> Floats:
     return np.exp(mean - top)
 
 
+def _adaptive(weight: Floats, p: Floats, own: Floats, d: Divergence) -> Floats:
+    """Of shares h of the heads, the optimum is that of KL(q, p) with more of `mle`; its own h are then taken."""
+    with np.errstate(divide="ignore"):
+        in_head = selected(np.log(p), Selectivity(top_p=d.weight)) > -np.inf
+    fixed = replace(d, kind="kl_student_teacher", weight=0.5, temperature=1.0, mle=0.5)  # halves: of what it is given
+    scale = (1 - d.mle) * d.factor
+    q, h, moved, rate = np.einsum("as,asv->sv", weight, p), None, np.inf, 1.0
+    for _ in range(_ROUNDS):
+        gap = np.abs(p - q)
+        whole = gap.sum(axis=-1)
+        head = np.where(in_head, gap, 0.0).sum(axis=-1)
+        share = np.divide(head, whole, out=np.full_like(whole, 0.5), where=whole > 0)  # equal laws have none
+        h = share if h is None else (1 - rate) * h + rate * share
+        rest = np.clip(1 - h, _STILL, None)  # of a head of all ids too: KL(q, p) is infinite where p drops one
+        new = _Separable(
+            scale * weight * rest, p, scale * np.einsum("as,asv->sv", weight * h, p) + d.mle * own, fixed
+        ).solve()
+        before, moved = moved, float(np.abs(new - q).max())
+        rate = rate / 2 if moved > before else rate
+        q = new
+        if moved < _STILL:
+            return q
+    raise FitError("the shares of adaptive_kl do not come to rest", got=f"{moved:.1e} a round", fix="take jsd")
+
+
 def _quantiles(weight: Floats, p: Floats) -> Floats:
     """All ids' quantiles rise with the level from their least p to their largest: stop where they sum to 1."""
     weight = np.broadcast_to(weight[..., None], p.shape)
@@ -229,7 +314,7 @@ class _Separable:
 
     def __init__(self, weight: Floats, p: Floats, own: Floats, d: Divergence) -> None:
         met = weight[..., None] > 0
-        if d.kind == "kl_student_teacher" or (d.kind == "skew_kl_student_teacher" and d.weight == 0):
+        if d.kind == "kl_student_teacher" or (d.kind.startswith("skew_kl_student_teacher") and d.weight == 0):
             self.alive = np.where(met, p > 0, True).all(axis=0)
             if (self.alive.sum(axis=1) == 0).any() or (own[~self.alive] > 0).any():
                 raise _infinite(d.kind)
@@ -249,6 +334,9 @@ class _Separable:
             case "jsd" | "jsd_scaled":
                 odds = w * p / ((1 - w) * x)
                 value, rise = -(1 - w) * np.log1p(odds), (1 - w) * odds / (1 + odds)
+            case "skew_kl_student_teacher_detached" if w > 0:
+                odds = (1 - w) * p / (w * x)
+                value, rise = -np.log1p(odds), odds / (1 + odds)
             case "skew_kl_teacher_student":
                 ratio = np.divide((1 - w) * p, w * p + (1 - w) * x, out=np.zeros_like(p), where=p > 0)
                 value, rise = -ratio, np.divide(ratio**2, p, out=np.zeros_like(p), where=p > 0)

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.distillation import Objective, distillations_of
+from hydrometer.core.distillation import Objective, Prefixes, distillations_of
 from hydrometer.core.errors import DataError, HydrometerError, SpecError
 from hydrometer.core.io.yaml_io import is_object
 from hydrometer.core.rng import Stream
@@ -27,7 +27,7 @@ from hydrometer.models.cheap import EVERYTHING
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import refuse_inexact
-from hydrometer.models.objectives import Divergence, divergence_of, refuse_infinite
+from hydrometer.models.objectives import Divergence, check_prefixes, divergence_of, refuse_infinite
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 
@@ -134,7 +134,7 @@ class MarkovChain(ChainSpec):
     """truth -> teacher -> student, all n-gram chains.
 
     `loss` names objectives, each with every selectivity (see `models.objectives`; their exact optima, `optimum`), and
-    `prefixes` whose rows they are taken on: the teacher's, the truth's, or the student's own.
+    `prefixes` whose rows they are taken on: the teacher's, the truth's, the student's own, or some of these.
     """
 
     family: Literal["markov"]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: no one can assign)
@@ -143,11 +143,9 @@ class MarkovChain(ChainSpec):
     assistants: Annotated[tuple[MarkovLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ()
     student: MarkovLevel
     loss: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ("mle",)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
-    prefixes: Annotated[
-        tuple[Literal["teacher", "truth", "student"], ...],
-        Field(min_length=1, max_length=3),
-        BeforeValidator(as_tuples),
-    ] = ("teacher",)
+    prefixes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = (
+        "teacher",
+    )
     data: MarkovData = MarkovData()
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuples)] = EVERYTHING
 
@@ -159,13 +157,26 @@ class MarkovChain(ChainSpec):
             body.pop("prefixes", None)
         return body
 
+    @field_validator("prefixes")
+    @classmethod
+    def _known_prefixes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            found = [check_prefixes(v) for v in value]
+            for p in found:
+                if "every" in dict(p.parameters):
+                    what = "a chain's student has its own prefixes' probabilities, and draws no rows every few steps"
+                    raise SpecError(what, got=p.to_json(), fix="leave out every")
+        except SpecError as e:
+            raise PydanticCustomError("prefixes", "{problem}", {"problem": str(e)}) from None
+        return tuple(p.to_json() for p in found)
+
     @model_validator(mode="after")
     def _solvable(self) -> Self:
         try:
             for o in map(Objective.from_json, self.loss):
                 refuse_inexact(o)
                 d = divergence_of(o)
-                if not isinstance(d, Divergence):
+                if d is None:
                     continue
                 for s in self.selectivity:
                     refuse_infinite(o, s)
@@ -173,7 +184,8 @@ class MarkovChain(ChainSpec):
                         raise SpecError(
                             f"{o.name} needs the teacher's next-id laws, which choosing has not", got=s.label
                         )
-                if d.mle > 0 and "student" in self.prefixes:
+                own = any(Prefixes.from_json(p).own for p in self.prefixes)
+                if isinstance(d, Divergence) and d.mle > 0 and own:
                     raise SpecError("maximum likelihood on its own rows teaches a student nothing", got=o.to_json())
             distillations_of(self)
         except SpecError as e:
