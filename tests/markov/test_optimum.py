@@ -266,6 +266,20 @@ def test_no_other_chain_of_that_order_is_nearer_to_the_teachers_rows(s: hm.Selec
     assert mine - 1e-9 <= min(others) <= mine + 1e-2
 
 
+def test_the_rows_law_never_says_what_the_teacher_never_says() -> None:
+    """A teacher that never says 2 after 1: a student of order 0 leaves out one of the two."""
+    table = np.array([[0.2, 0.4, 0.3, 0.1], [0.2, 0.4, 0.0, 0.4], [0.3, 0.3, 0.3, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    with np.errstate(divide="ignore"):
+        teacher = Markov(np.log([*table, [0.1, 0.3, 0.3, 0.3]]), order=1, max_new_tokens=LONGEST)
+    found = fit_objective(teacher, None, PolicyGradient(True), 0)
+    q = np.exp(found.model.log_table[0])
+    assert q[2] == 0 and (q[[0, 1, 3]] > 0.05).all()
+    x = every_row()
+    log_q, log_p = found.model.log_prob(x), teacher.log_prob(x)
+    said = log_q > -np.inf
+    assert np.exp(log_q[said]) @ (log_q[said] - log_p[said]) == pytest.approx(found.info["value"], abs=1e-12)
+
+
 def test_smoothing_adds_uniform_prefixes_to_the_rows_law() -> None:
     """Without a prefix that the student does not tell apart, and with much smoothing, it is the token's optimum."""
     teacher = chain(1, 1)

@@ -7,7 +7,8 @@ without its noise):
     J(i) = sum_v q(v | i) [log q(v | i) - log p(v | i) + J(iv)],        KL(Q, P) = J(start)
 
 It vanishes where log q(. | c) is, up to a constant, the mean over the prefixes of c of log p(v | i) - J(iv), weighted
-by w_i. The step towards that mean is the natural gradient's, and always leads down; it is halved where it goes too far.
+by w_i. The step towards that mean is the natural gradient's: short enough, it leads down. It is halved where it does
+not, and near the end where steps grow.
 
 Shapes: L steps, A prefixes, S contexts of the student, V ids. float64, nats.
 """
@@ -26,6 +27,8 @@ __all__ = ["RowsKL", "descend"]
 
 _ROUNDS = 5000
 _STILL = 1e-10
+_NEAR = 1e-3
+_SHORT = 0.05  # from a saddle steps must grow to leave it
 _ROUNDING = 1e-14
 
 
@@ -71,7 +74,7 @@ class RowsKL:
             ahead = (chance * np.where(said, log_q[mine] - target, 0.0)).sum(axis=1)
             total += (w[t][:, None] * target).reshape(-1, *log_q.shape).sum(axis=0)
         visits = w.sum(axis=0).reshape(-1, len(log_q)).sum(axis=0) + smooth
-        uniform = np.where(log_q > -np.inf, np.exp(log_q) * (log_q + np.log(v)), 0.0).sum()
+        uniform = (np.exp(log_q) * (np.where(log_q > -np.inf, log_q, 0.0) + np.log(v))).sum()
         mean = np.divide(total, visits[:, None], out=np.zeros_like(total), where=visits[:, None] > 0)
         return float(ahead[-1] + smooth * uniform), np.where(log_q > -np.inf, mean, -np.inf), visits
 
@@ -91,17 +94,19 @@ def descend(kl: RowsKL, log_q: Floats) -> tuple[float, Floats, int]:
     rate, moved = 1.0, np.inf
     for rounds in range(1, _ROUNDS + 1):
         there = _normal(np.where(visits[:, None] > 0, mean, 0.0))
-        moved = float(np.abs(np.exp(there) - np.exp(log_q)).max())
+        before, moved = moved, float(np.abs(np.exp(there) - np.exp(log_q)).max())
         if moved < _STILL:
             return value, there, rounds
+        # Near the end values differ by rounding alone, and steps that grow are too long.
+        rate = max(rate / 2, _SHORT) if before < moved < _NEAR else min(1.0, rate * 1.1)
         while True:
-            new = _normal(np.where(np.isfinite(there), (1 - rate) * log_q + rate * there, -np.inf))
+            with np.errstate(invalid="ignore"):  # ids of probability 0
+                new = _normal(np.where(np.isfinite(there), (1 - rate) * log_q + rate * there, -np.inf))
             found = kl(new)
             if found[0] <= value + _ROUNDING * (1 + abs(value)) or rate < 1e-6:
                 break
             rate /= 2
         log_q, (value, mean, visits) = new, found
-        rate = min(1.0, rate * 1.5)
     raise FitError("the least KL between laws of rows was not found", got=f"{moved:.1e} a step", fix="raise smoothing")
 
 
