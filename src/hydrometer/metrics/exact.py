@@ -31,27 +31,15 @@ from hydrometer.metrics.frontiers.typicality import LEVELS
 from hydrometer.metrics.modes import mode_metrics
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.mixture.law import Mixture
+from hydrometer.models.mixture.normal_points import REACH, grid
 
 __all__ = ["expected_log_prob", "judge_exact"]
 
-_REACH = 8.5
 _STEPS = {1: tuple(0.1 / 2**i for i in range(11)), 2: tuple(0.2 / 2**i for i in range(6))}
 _STILL = 1e-10
 _NEAR = 7.0
 _CELLS = {1: tuple(256 * 2**i for i in range(9)), 2: (64, 128, 256, 512)}  # along one axis
 _CELLS_STILL = {1: 1e-7, 2: 1e-4}
-
-
-def _nodes(d: int, step: float) -> tuple[Floats, Floats]:
-    """Return points z (n^d, d) and weights that sum to 1, without those of negligible weight."""
-    axis = np.arange(-math.floor(_REACH / step), math.floor(_REACH / step) + 1, dtype=np.float64) * step
-    w = np.exp(-0.5 * axis**2)
-    if d == 1:
-        return axis[:, None], w / w.sum()
-    z = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-    both = np.outer(w, w).ravel()
-    kept = both > 1e-16
-    return z[kept], both[kept] / both.sum()
 
 
 def _covariances(law: Mixture) -> Floats:
@@ -65,7 +53,7 @@ def _narrowest(p: Mixture, q: Mixture) -> float:
     apart = q.means[q.weights > 0][None] - p.means[p.weights > 0][:, None]
     distance = np.linalg.norm(unit @ apart[..., None], axis=(-2, -1))
     widths = np.sqrt(np.maximum(squares, 0.0))
-    within = distance < _REACH * (1.0 + widths[..., -1])
+    within = distance < REACH * (1.0 + widths[..., -1])
     return float(widths[..., 0][within].min(initial=math.inf))
 
 
@@ -80,7 +68,7 @@ def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
             fix="use judge, by Monte Carlo",
         )
     for step in _STEPS[p.n_features]:
-        z, w = _nodes(p.n_features, step)
+        z, w = grid(p.n_features, step)
         total = 0.0
         for k in np.flatnonzero(p.weights > 0):
             total += float(p.weights[k]) * float(w @ q.log_prob(p.component_points(np.array([k]), z)[0]))
@@ -124,7 +112,7 @@ def expected_log_prob(p: Mixture, q: Mixture) -> tuple[float, float]:
 
 def _on_nodes(p: Mixture, q: Mixture, step: float) -> Outcomes:
     """Lay both laws on the nodes of ``(p + q) / 2``, component by component."""
-    z, w = _nodes(p.n_features, step)
+    z, w = grid(p.n_features, step)
     x: list[Floats] = []
     mass: list[Floats] = []
     for law in (p, q):
@@ -150,7 +138,7 @@ def _frontiers(truth: Mixture, law: Mixture) -> dict[str, Estimate]:
     before: dict[str, Estimate] = {}
     for step in _STEPS[truth.n_features][2:]:
         found = outcome_frontiers(_on_nodes(truth, law, step))
-        if _stand(before, found) or components * (2 * _REACH / step) ** truth.n_features > 1e6:
+        if _stand(before, found) or components * (2 * REACH / step) ** truth.n_features > 1e6:
             return found
         before = found
     return before

@@ -12,6 +12,7 @@ import numpy as np
 
 from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
+from hydrometer.core.distillation import MLE, Objective, distillations_of
 from hydrometer.core.errors import StoreError
 from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
@@ -19,11 +20,12 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
 from hydrometer.models.capabilities import MapPoint
-from hydrometer.models.cheap import CheapFamily
+from hydrometer.models.cheap import CheapFamily, Stage
 from hydrometer.models.mixture.batch import MixtureBatch
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
+from hydrometer.models.objectives import Divergence, divergence_of
 from hydrometer.models.rows.points import Points
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["MIXTURE", "MixtureFamily"]
 
 _GRID = 72
+_SECONDS_A_DIVERGENCE = 0.1
 _SHOWN_POINTS = 200
 
 
@@ -49,10 +52,25 @@ class MixtureFamily(CheapFamily):
         return examine(_chain(chain))
 
     def fit(self, request: FitRequest) -> Fitted[Law]:
-        """Fit by EM."""
+        """Fit by EM; to an objective between densities from there on."""
         fitted = _fit(of_type(Points, request.data).x, request.level, request.stream)
+        divergence = divergence_of(Objective.from_json(request.loss))
+        if isinstance(divergence, Divergence):
+            from hydrometer.models.mixture.divergence_fit import fit_divergence
+
+            teacher = of_type(Mixture, request.teacher)
+            teacher = teacher if request.selectivity is None else teacher.select(request.selectivity)
+            return Fitted(*fit_divergence(teacher, divergence, of_type(Mixture, fitted.model)))
         facts = {name: values[0].item() for name, values in asdict(fitted.info).items()}
         return Fitted(of_type(Mixture, fitted.model), facts)
+
+    def cost(self, chain: ChainSpec, stage: Stage, role: str, rows: int) -> float:
+        """Seconds on one core, roughly: of a fit the mean over the level's students."""
+        seconds = super().cost(chain, stage, role, rows)
+        if stage != "fit" or role == "teacher":
+            return seconds
+        fits = [d.objective != MLE for d in distillations_of(chain)]
+        return seconds + sum(fits) / (len(fits) + 1) * _SECONDS_A_DIVERGENCE * _chain(chain).student.n_components ** 2
 
     def is_map(self, chain: ChainSpec) -> bool:
         """Whether a chain has a grid."""

@@ -10,12 +10,15 @@ import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.errors import InputError
+from hydrometer.core.distillation import MLE, Objective, distillations_of
+from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict, as_tuples
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import EVERYTHING
+from hydrometer.models.mixture.divergence_fit import KINDS
 from hydrometer.models.mixture.law import CovarianceType, Mixture
+from hydrometer.models.objectives import Divergence, divergence_of
 
 __all__ = ["MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
 
@@ -155,6 +158,7 @@ class MixtureData(Strict):
 class MixtureChain(ChainSpec):
     """truth -> teacher -> student, all mixtures of Gaussians.
 
+    `loss` names objectives between densities, each with every selectivity (see `divergence_fit`).
     `as_released` adds the figures as the paper's notebook computes them (docs, The paper). `exact` judges without Monte
     Carlo error, by quadrature, in one or two dimensions (docs, Frontiers).
     """
@@ -164,6 +168,7 @@ class MixtureChain(ChainSpec):
     teacher: MixtureLevel | Literal["truth"]
     assistants: Annotated[tuple[MixtureLevel, ...], Field(max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ()
     student: MixtureLevel
+    loss: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_LEVELS), BeforeValidator(as_tuples)] = ("mle",)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
     data: MixtureData = MixtureData()
     as_released: bool = False
     exact: bool | None = None  # not False, so that keys of earlier specifications do not change
@@ -220,9 +225,27 @@ class MixtureChain(ChainSpec):
         return self.truth.n_features if isinstance(self.truth, MixtureWorld) else len(self.truth.means[0])
 
     @model_validator(mode="after")
+    def _of_densities(self) -> Self:
+        try:
+            for o in map(Objective.from_json, self.loss):
+                d = divergence_of(o)
+                if o != MLE and o.name not in KINDS:
+                    what, fix = "mixtures have no such objective", "they have " + ", ".join(("mle", *KINDS))
+                    raise SpecError(what, got=o.name, fix=fix)
+                if isinstance(d, Divergence) and (d.temperature != 1 or d.mle > 0):
+                    what = "an objective between densities has neither temperature nor a share of mle"
+                    raise SpecError(what, got=o.to_json(), fix="leave them out")
+            distillations_of(self)
+        except SpecError as e:
+            raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
+        return self
+
+    @model_validator(mode="after")
     def _mappable(self) -> Self:
         if self.grid is None:
             return self
+        if self.loss != ("mle",):
+            raise PydanticCustomError("grid", "a grid's students are fitted by mle: leave loss out")
         if self.as_released or self.assistants:
             raise PydanticCustomError("grid", "a grid goes with neither assistants nor as_released")
         if set(self.resample) != {"data", "teacher", "distill", "student", "evaluate"}:

@@ -24,16 +24,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from hydrometer.core.array_types import Floats, Ints
 from hydrometer.models.arithmetic import inlined, kernel
 from hydrometer.models.mixture.kernels import log_density
+from hydrometer.models.mixture.normal_points import spread
 
 __all__ = ["Surrogate", "reference_points"]
 
@@ -45,15 +44,6 @@ _LEAST_POINTS = 512  # of these; and never more than
 _MOST_POINTS = 32_768
 _NO_SHARE = 1e-10  # of a point: adds nothing to a sum
 _LITTLE_SHARE = 1e-5  # adds nothing to a fit
-
-
-@lru_cache(maxsize=8)
-def _normals(d: int, m: int, k: int) -> Floats:
-    """Points (k, m, d), each row of which is of a standard normal."""
-    from scipy.stats import qmc  # half a second, and only mixtures that are judged need it
-
-    uniforms = np.asarray(qmc.Sobol(d, scramble=False).random(k * m), np.float64) + 0.5 / (k * m)
-    return np.asarray(ndtri(uniforms), np.float64).reshape(k, m, d)
 
 
 class GaussianComponents(Protocol):
@@ -88,7 +78,7 @@ def reference_points(law: GaussianComponents, other: GaussianComponents | None) 
     others = min(most // 4, max(most * alive[0].size // alive[-1].size, 1))
     sizes = [most, 1 << (others.bit_length() - 1)]
     # Each component has a stretch of the sequence of its own: equal components would else have points of equal density.
-    z = iter(_normals(d, most, 1 << (sum(a.size for a in alive) - 1).bit_length()))
+    z = iter(spread(d, most, 1 << (sum(a.size for a in alive) - 1).bit_length()))
     stretch = math.sqrt(1 + 1 / math.sqrt(d))
     points = np.concatenate(
         [
