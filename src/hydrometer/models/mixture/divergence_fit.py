@@ -262,9 +262,10 @@ def _best_start(
     left, seen = students, list[tuple[float, _Student, Floats, float]]()
     for step, rule in rules[:-1]:
         j = _Objective(p, terms, *rule)
-        ends = [(s, _descended(j, s, s.vector())) for s in left]
-        seen += [(step, s, e.x, float(e.fun)) for s, e in ends if step <= _narrowest(p, s.law(e.x))]
-        left = [s for s, e in ends if step > _narrowest(p, s.law(e.x))]
+        ends = [(s, _descended(j, s, s.vector())) for s in left if step <= _narrowest(p, s.start)]
+        new = [(step, s, e.x, float(e.fun)) for s, e in ends if step <= _narrowest(p, s.law(e.x))]
+        seen += new
+        left = [s for s in left if not any(s is done for _, done, _, _ in new)]
     if not seen:
         raise FitError(_SHARP, got="a component much narrower than another", fix="take mle")
     return min(seen, key=lambda x: x[3])
