@@ -34,7 +34,7 @@ from hydrometer.store.storage_uri import Url
 
 if TYPE_CHECKING:
     from hydrometer.models.causal_lm.data.trl_rows import Form, Format
-    from hydrometer.models.causal_lm.training.for_trl import TrlTrainer
+    from hydrometer.models.causal_lm.drafting.for_trl import TrlTrainer
 
 __all__ = ["COLUMNS", "Exported", "Stream", "export"]
 

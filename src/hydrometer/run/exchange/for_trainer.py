@@ -21,7 +21,7 @@ from hydrometer.stages.nodes import FitNode
 from hydrometer.store.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
-    from hydrometer.models.causal_lm.training.for_trl import TrlTrainer
+    from hydrometer.models.causal_lm.drafting.for_trl import TrlTrainer
 
 __all__ = ["ROWS", "native_fits", "new_folder", "student_fit", "write_setting"]
 
@@ -77,9 +77,9 @@ def write_setting(store: ArtifactStore, node: FitNode, trainer: TrlTrainer, targ
     ------
     InputError : a setting that TRL does not have, or a teacher that is not made yet, or not opened here.
     """
+    from hydrometer.models.causal_lm.drafting.for_trl import arguments_of, write_models
     from hydrometer.models.causal_lm.inference.law import CausalLaw
     from hydrometer.models.causal_lm.level_spec import level_spec
-    from hydrometer.models.causal_lm.training.for_trl import arguments_of, write_models
 
     assert node.distillation is not None  # of a distilled student
     assert node.teacher is not None

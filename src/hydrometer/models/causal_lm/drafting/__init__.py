@@ -1,1 +1,1 @@
-"""Specifications that are begun for a person: what the given files are, and what is written of it."""
+"""What is begun for a person: specifications of given files, and a fit's setting for another trainer."""
