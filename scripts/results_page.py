@@ -9,6 +9,7 @@ from typing import Any
 
 import hydrometer as hm
 from hydrometer.report import verdict
+from hydrometer.report.values import read_method
 from hydrometer.report.wording import with_error
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -28,6 +29,8 @@ def label(group: dict[str, Any]) -> str:
     for key, word in (("selectivity", "at"), ("decoding", "decoded at")):
         if group[key]:
             words.append(word + " " + ", ".join(f"{k} {v}" for k, v in group[key].items()))
+        if key == "selectivity" and (method := read_method(group)):
+            words.append(method)
     return " ".join(words)
 
 
