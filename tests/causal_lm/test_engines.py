@@ -593,10 +593,10 @@ def test_an_answer_too_deep_to_be_shown_is_still_one_line() -> None:
     for _ in range(100_000):
         deep = [deep]
     refusal = Refusal("what", deep, "fix")
-    assert "nested too deep" in str(openai.failed(refusal, Server("http://x", 1.0, "a key")))
+    assert "nested too deep" in str(openai.failed(refusal, Server("http://x", 1.0, "a key"), "engine"))
     while deep:  # freed from outside, or the interpreter's stack would be
         deep = deep[0]
 
 
 def test_refusals_are_errors_of_the_package() -> None:
-    assert issubclass(type(openai.failed(Refusal("a", 1, "b"), Server("http://x", 1.0))), HydrometerError)
+    assert issubclass(type(openai.failed(Refusal("a", 1, "b"), Server("http://x", 1.0), "engine")), HydrometerError)

@@ -335,7 +335,7 @@ def test_what_a_fit_says_of_what_was_left_out(truth, tmp_path):
     about = fit(request).info["teacher_law"]
     from hydrometer.models.causal_lm.training.initialization import init_model
 
-    lm = init_model(request.level, truth.lm, truth.lm, None, request.stream.integer())
+    lm = init_model(request.level, truth.lm, truth.lm, request.stream.integer())
     at = torch.from_numpy(np.array(load_kept(tmp_path / "a").whole_at))
     found, grads = [], []
     for cut in (False, True):

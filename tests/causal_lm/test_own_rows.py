@@ -86,7 +86,7 @@ def estimates(world, name: str) -> torch.Tensor:
     """The gradient that each row makes alone, (rows, parameters)."""
     student, teacher, rows, *_ = world
     law = teacher.law("w3", max_new_tokens=L, stop=[STOP])
-    states = partial(losses._answer_states, dtype=torch.float32, packs=False)
+    states = partial(losses.answer_states, dtype=torch.float32, packs=False)
     laws = TeacherLaws(law, WARM, states)
     matched = losses.Matched(laws, divergence_of(Objective.from_json(name)), laws)
     out = []
@@ -133,12 +133,12 @@ def test_length_normalisation_divides_by_the_tokens_to_go(world):
     """A row of one token is as without; of the last token of a longer one, too."""
     student, teacher, *_ = world
     law = teacher.law("w3", max_new_tokens=L, stop=[STOP])
-    laws = TeacherLaws(law, None, partial(losses._answer_states, dtype=torch.float32, packs=False))
+    laws = TeacherLaws(law, None, partial(losses.answer_states, dtype=torch.float32, packs=False))
     ids, labels = (
         torch.tensor([[PROMPT, 2, 4, 2], [PROMPT, 1, 0, 0]]),
         torch.tensor([[-100, 2, 4, 2], [-100, 1, -100, -100]]),
     )
-    states = losses._answer_states(student, ids, labels, dtype=torch.float32, packs=False).detach()
+    states = losses.answer_states(student, ids, labels, dtype=torch.float32, packs=False).detach()
     args = student, states, torch.tensor([2, 4, 2, 1]), np.array([3, 4]), laws.rows(ids, labels)
     ratio, plain = losses._advantages(*args, divergence_of(Objective("policy_gradient_reward_to_go")))
     _, normalised = losses._advantages(

@@ -37,7 +37,7 @@ def test_figures_are_a_dict_that_shows_a_line_a_figure_with_its_interval() -> No
     assert dict(found) == found
     lines = repr(found).splitlines()
     assert [line.split()[0] for line in lines] == [*found]
-    shown = re.search(r"^recall +(\S+) \+- (\S+) nats +(\S+) to (\S+)$", repr(found), re.MULTILINE)
+    shown = re.search(r"^recall +(\S+) ± (\S+) nats +(\S+) to (\S+)$", repr(found), re.MULTILINE)
     assert shown is not None
     recall = found["recall"]
     ends = recall.interval()

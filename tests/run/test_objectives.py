@@ -375,4 +375,6 @@ def test_many_methods_are_told_apart_by_colour_line_and_key(made: tuple[Path, di
     assert not any(p.label for points in plane.methods.values() for p in points)
     assert [p.label for p in plane.paths["distilled"]] == ["τ=1", "τ=0.5"]
     figure = panels.single(4.5, 4.0, panels.draw_plane, plane)
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(plane.methods)
+    sources = [f"on rows of the {s}" for s in ("teacher", "truth", "student")]
+    key = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert key == ["by median", "by mixed(weight=0.5)", *sources]  # each objective and each source of rows once

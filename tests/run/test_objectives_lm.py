@@ -98,7 +98,7 @@ def test_a_warm_start_goes_on_from_the_direct_student_of_the_same_seed(
 
     def spied(*given: Any) -> Any:
         lm = init_model(*given)
-        if given[3] is not None:
+        if given[4] is not None:
             starts.append({k: v.clone() for k, v in lm.model.state_dict().items()})
         return lm
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -151,8 +152,9 @@ class DescribedTruth:
     def footprint(self, chain: ChainSpec, stage: Literal["draw", "fit", "judge"], role: str, rows: int) -> Footprint:
         """Weights, gradients, optimiser states and caches; activations are left out."""
         c = causal_chain(chain)
-        return footprint(c, self.subject(c).configs, stage, role, rows)
+        subject = self.subject(c)
+        return footprint(c, subject.configs, stage, role, rows, described=subject.prompts)
 
     def subject(self, c: CausalLMChain) -> Subject:
         """Return the chain's sizes, counted once."""
-        return subject_of(c, described_config(c.truth), described_prompts(c.truth))
+        return replace(subject_of(c, described_config(c.truth), described_prompts(c.truth)), described=True)

@@ -101,6 +101,7 @@ def footprint(
     *,
     dtype: str | None = None,
     anywhere: bool = False,
+    described: tuple[int, ...] | None = None,
 ) -> Footprint:
     """Return the bytes of a stage, without activations and library overhead.
 
@@ -109,6 +110,7 @@ def footprint(
     configs : of the truth and the levels, by role; see `level_configs`.
     dtype : precision of a draw or a score; None takes the widest that the stage may use.
     anywhere : also count an accelerator's memory.
+    described : lengths of the prompts, where the truth is not at hand to count their tokens.
 
     Sources: `trainer` for what a fit holds (master weights, gradients, the optimizer's state, the best evaluation),
     `losses` for the output matrix's products, `decoders` for keys and values.
@@ -121,7 +123,7 @@ def footprint(
     n, longest = count_parameters(own), chain.truth.max_new_tokens
     match stage:
         case "draw":
-            return Footprint(10 * rows, row_bytes(rows, longest), held(_drawn(chain, own, n, dtype)))
+            return Footprint(10 * rows, row_bytes(rows, longest), held(_drawn(chain, own, n, dtype, described)))
         case "fit":
             level = chain.level_specs.get(role)
             t = Training() if level is None else level.training
@@ -148,16 +150,21 @@ def footprint(
             return Footprint(16 * rows, 8 * columns * rows, held(both * BYTES[dtype or chain.judge_dtype]))
 
 
-def _drawn(chain: CausalLMChain, own: PretrainedConfig, n: int, dtype: str | None) -> int:
+def _drawn(
+    chain: CausalLMChain, own: PretrainedConfig, n: int, dtype: str | None, described: tuple[int, ...] | None
+) -> int:
     """Weights, logits, keys and values of rows and of their distinct prompts, each kept as long as the longest."""
-    trained, judged = truth_opening(chain.truth)[1], judged_prompts(chain.truth)
-    asked = [(trained, chain.draw_dtype), (trained if judged is None else judged, chain.judge_dtype)]
+    trained = judged = described
+    if trained is None or judged is None:
+        asked_of, others = truth_opening(chain.truth)[1], judged_prompts(chain.truth)
+        trained, judged = (tuple(map(len, p.ids)) for p in (asked_of, asked_of if others is None else others))
+    asked = [(trained, chain.draw_dtype), (judged, chain.judge_dtype)]
     if dtype is not None:
         asked = [(p, dtype) for p, own_dtype in asked if own_dtype == dtype] or [(p, dtype) for p, _ in asked]
     rows, logits = chain.block_rows, 0 if isinstance(own, ServedConfig) else _vocabulary(own)
     most = 0
-    for p, width in asked:
-        tokens = rows * chain.truth.max_new_tokens + min(len(p.ids), rows) * max(map(len, p.ids))
+    for lengths, width in asked:
+        tokens = rows * chain.truth.max_new_tokens + min(len(lengths), rows) * max(lengths)
         most = max(most, BYTES[width] * (n + tokens * _keys_and_values(own) + rows * logits))
     return most
 

@@ -123,6 +123,7 @@ class Subject:
     ----------
     shapes : of the truth and the levels, by role. prompts : lengths of all prompts, tokens.
     levels : specifications of the levels, by role. configs : as `footprint` takes them.
+    described : whether the truth is not at hand, but described.
     """
 
     chain: CausalLMChain
@@ -130,6 +131,7 @@ class Subject:
     shapes: Mapping[str, Shape]
     levels: Mapping[str, LevelSpec]
     prompts: tuple[int, ...]
+    described: bool = False
 
     def is_served(self, role: str) -> bool:
         """Whether a role's model computes elsewhere."""
@@ -221,7 +223,10 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
         return Work(tokens, parts=parts)
     likes = stage if stage in ("draw", "fit") else "judge"
     dtype = None if stage in ("fit", "judge") else precision
-    takes = footprint(subject.chain, subject.configs, likes, role, rows, dtype=dtype, anywhere=True)
+    described = subject.prompts if subject.described else None
+    takes = footprint(
+        subject.chain, subject.configs, likes, role, rows, dtype=dtype, anywhere=True, described=described
+    )
     match stage:
         case "draw":
             parts = () if subject.is_served(role) else _draw(subject, subject.shapes[role], precision, rows, mean)

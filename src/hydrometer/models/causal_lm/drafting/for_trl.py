@@ -92,7 +92,7 @@ def write_models(
     ------
     InputError : a teacher whose output matrix cannot take a temperature.
     """
-    init_model(level, truth.lm, teacher.lm, None if start is None else start.lm, seed).save(folder / "student")
+    init_model(level, truth.lm, teacher.lm, seed, None if start is None else start.lm).save(folder / "student")
     temperature = s.temperature or 1.0
     if temperature != 1:
         network: Any = copy.deepcopy(teacher.lm.model)

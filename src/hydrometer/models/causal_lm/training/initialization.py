@@ -26,8 +26,8 @@ def init_model(
     level: LevelSpec,
     truth: OpenedLM | ServedLM,
     above: OpenedLM | ServedLM,
-    start: OpenedLM | ServedLM | None,
     seed: int,
+    start: OpenedLM | ServedLM | None = None,
 ) -> CausalLM:
     """Make a new float32 model for a level, which shares nothing with `truth` or `above`.
 
@@ -36,8 +36,8 @@ def init_model(
     level : see `LevelSpec.init`.
     truth : gives tokenizer, stop set, the config of scratch models, and layers.
     above : the level above, gives layers. Served models give no config and no layers.
-    start : a model to go on from, in the place of all that; None for none.
     seed : of the fresh weights.
+    start : a model to go on from, in the place of all that; None for none.
 
     Raises
     ------

@@ -83,7 +83,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         raise InputError("held-out rows are scored, so they are Sequences", got="TrainingRows")
     seed = request.stream.integer()
     warm = None if request.start is None else _law(request.start).lm
-    lm = init_model(level, truth.lm, above.lm, warm, seed)
+    lm = init_model(level, truth.lm, above.lm, seed, warm)
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
     _refuse_what_looks_ahead(law)
     training = level.training
