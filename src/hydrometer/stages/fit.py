@@ -10,7 +10,7 @@ from hydrometer.core.distillation import DENSE
 from hydrometer.core.errors import LawMismatchError
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.models.base import FitRequest, KeptLaws, Tick
-from hydrometer.models.capabilities import Budgets, KeepsLaws, StartsAlone
+from hydrometer.models.fit_capabilities import Budgets, KeepsLaws, StartsAlone
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.given_nodes import KeepLawNode
 from hydrometer.stages.nodes import FitNode, LawRef

@@ -11,7 +11,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
 from hydrometer.models.base import Footprint, Precision
-from hydrometer.models.capabilities import KeepsLaws
+from hydrometer.models.fit_capabilities import KeepsLaws
 from hydrometer.models.work import HasCostModel, Work
 from hydrometer.stages.nodes import JudgeNode
 from hydrometer.stages.stage import Asked, LawRef, Node, Rows

@@ -17,9 +17,10 @@ from hydrometer.core.distillation import DENSE, MLE, Distillation, TeacherLaw
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Footprint, Level, Precision
-from hydrometer.models.capabilities import Budgets, DrawsInFits, FitsTogether, MapPoint
+from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.choosing.best_of_n import needs_truth
 from hydrometer.models.drawing import draw_identity
+from hydrometer.models.fit_capabilities import Budgets, DrawsInFits, FitsTogether
 from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
 
 __all__ = [
@@ -162,9 +163,8 @@ class FitNode(Node):
     def asked(self) -> Asked:
         """The fit, what the student draws itself, and the teacher's part: given rows' states are made once."""
         counts: list[Count] = [("fit", *self.about(), self.precision())]
-        family, chain = self.context.family, self.context.spec
+        d, teacher, family, chain = self.distillation, self.teacher, self.context.family, self.context.spec
         steps = family.steps(self.level, self.data.n)[1] if isinstance(family, Budgets) else None
-        d, teacher = self.distillation, self.teacher
         if d is not None and teacher is not None and self.matched is not None and self.law == DENSE:
             share, role = d.prefixes.own, teacher.role
             if share < 1:

@@ -22,7 +22,6 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec
 from hydrometer.core.watching import doing
 from hydrometer.models.base import Family, FitRequest, Fitted, Footprint, Law, Level, Precision, Samples
-from hydrometer.models.capabilities import Budget
 from hydrometer.models.causal_lm.cost_model import CostModel
 from hydrometer.models.causal_lm.crossing import cross, other_teacher
 from hydrometer.models.causal_lm.data.law_file import LAW_FILE, LawFile
@@ -44,6 +43,7 @@ from hydrometer.models.causal_lm.opening import (
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, causal_chain
 from hydrometer.models.causal_lm.text_truth import baseline_part
 from hydrometer.models.causal_lm.texts_and_given import TextsAndGiven, as_law, as_opened, as_sequences
+from hydrometer.models.fit_capabilities import Budget
 from hydrometer.models.rows.kept_laws import WHOLE_LAWS, bytes_a_token, save_kept
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences, texts_exhibit
 from hydrometer.models.rows.training_rows import TrainingRows, load_training_rows
@@ -245,15 +245,11 @@ class CausalLMFamily(TextsAndGiven, CostModel):
         from hydrometer.models.causal_lm.training.keeping import keep, keep_served
 
         x, teacher = as_sequences(rows), as_law(law)
-        if isinstance(teacher, ServedLaw):
-            kept = keep_served(teacher, x, asked.k)
-        else:
-            kept = keep(teacher, x, asked, stream, start)
+        is_served = isinstance(teacher, ServedLaw)
+        kept = keep_served(teacher, x, asked.k) if is_served else keep(teacher, x, asked, stream, start)
         save_kept(kept, folder)
-        facts: dict[str, object] = {
-            "tokens": len(kept.rest),
-            "bytes_a_token": bytes_a_token(asked, teacher.lm.vocab_size),
-        }
+        facts: dict[str, object] = {"tokens": len(kept.rest)}
+        facts["bytes_a_token"] = bytes_a_token(asked, teacher.lm.vocab_size)
         return facts | ({} if asked.is_sampled else {"mass_beyond": float(np.exp(kept.rest).mean())})
 
     def kept_bytes(
@@ -295,9 +291,9 @@ class CausalLMFamily(TextsAndGiven, CostModel):
     def at_steps(self, chain: ChainSpec, role: str, steps: int) -> ChainSpec:
         """Return the chain with `max_steps` of a distilled level."""
         c = causal_chain(chain)
-        levels = {level.role: level_spec(level.spec) for level in c.levels}
-        own = levels[role]
-        levels[role] = own.model_copy(update={"training": own.training.model_copy(update={"max_steps": steps})})
+        levels = c.level_specs
+        training = levels[role].training.model_copy(update={"max_steps": steps})
+        levels[role] = levels[role].model_copy(update={"training": training})
         assistants = tuple(x for r, x in levels.items() if r.startswith("assistant_"))
         return c.model_copy(update={"assistants": assistants, "student": levels["student"]})
 

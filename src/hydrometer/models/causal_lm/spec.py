@@ -28,13 +28,13 @@ from hydrometer.core.distillation import MLE, Objective, Prefixes, TeacherLaw, d
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, ChainSpec, Selectivities, Strict
 from hydrometer.models.base import Level, chain_levels
-from hydrometer.models.capabilities import Budget
 from hydrometer.models.causal_lm.engines.engine import Engine, EngineSettings, as_tuple
 from hydrometer.models.causal_lm.engines.registry import ENGINE_SCHEMA, engine_named, read_engine
 from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.level_spec import Baseline, LevelSpec, level_spec, tagged
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import FromSource, GivenSource, PromptsFile, Truth
+from hydrometer.models.fit_capabilities import Budget
 from hydrometer.models.objectives import (
     check_prefixes,
     check_teacher_law,

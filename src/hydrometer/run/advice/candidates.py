@@ -15,7 +15,7 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
-from hydrometer.models.capabilities import DrawsInFits
+from hydrometer.models.fit_capabilities import DrawsInFits
 from hydrometer.report.values import mapping, text
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import reopen

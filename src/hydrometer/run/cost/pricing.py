@@ -10,8 +10,9 @@ from typing import Literal
 
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, Precision
-from hydrometer.models.capabilities import DrawsUnscored, FitsTogether
+from hydrometer.models.capabilities import DrawsUnscored
 from hydrometer.models.families import RunSpec
+from hydrometer.models.fit_capabilities import FitsTogether
 from hydrometer.models.work import Device, HasCostModel, Lengths, Part, Work
 from hydrometer.run.cost.recorded import kind_of, trial, trial_name
 from hydrometer.run.cost.this_machine import COARSE, ThisMachine, keep_length, kept_length

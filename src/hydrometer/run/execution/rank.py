@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydrometer.core.errors import FitError, HydrometerError, PeerLostError
 from hydrometer.models.base import no_progress
-from hydrometer.models.capabilities import FitsTogether
+from hydrometer.models.fit_capabilities import FitsTogether
 from hydrometer.run.execution.execute import make, reason_of
 from hydrometer.run.execution.task_payload import Parcel, Work
 from hydrometer.stages.compute import compute

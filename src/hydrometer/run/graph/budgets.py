@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from hydrometer.core.distillation import Distillation
 from hydrometer.core.errors import SpecError
-from hydrometer.models.capabilities import Budgets
+from hydrometer.models.fit_capabilities import Budgets
 from hydrometer.models.work import HasCostModel
 from hydrometer.stages.nodes import FitNode, Rows
 from hydrometer.stages.stage import longest_answer
