@@ -238,7 +238,7 @@ def gap(name: str, source: str, x: Enumerated, found: torch.Tensor) -> float:
 @pytest.mark.parametrize("source", ["teacher", "truth"])
 @pytest.mark.parametrize("name", ON_DATA)
 def test_on_given_rows_a_fit_ends_at_the_optimum_however_sharp_the_teacher(sharp, name, source, monkeypatch):
-    asked = request(sharp, name, source, 60, num_train_epochs=400, learning_rate=0.2, decay_ratio=0.5)
+    asked = request(sharp, name, source, 60, num_train_epochs=800, learning_rate=0.1, decay_ratio=0.7)
     found = trained(asked, monkeypatch)
     assert -1e-9 <= gap(name, source, enumerated(sharp, asked.data), found) <= 1e-3
 

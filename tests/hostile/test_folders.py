@@ -23,7 +23,7 @@ from rich.console import Console
 from hostile.strategies import JUNK, TEXTS
 from hydrometer.core.errors import FolderError, HydrometerError, StoreError
 from hydrometer.core.findings import note
-from hydrometer.core.io.arrays import open_arrays
+from hydrometer.core.io.arrays import map_array, open_arrays
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.locking import hold
 from hydrometer.models.rows.sequences import load_sequences
@@ -187,6 +187,25 @@ def test_arrays_hold_numbers_as_many_as_their_file(tmp_path: Path, line_of: Any)
     with open_arrays(tmp_path / "sound.npz") as arrays:
         assert arrays["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
         assert arrays["c"].shape == (0, 3)
+
+
+def test_mapped_arrays_are_numbers_that_their_file_holds(tmp_path: Path, line_of: Any) -> None:
+    files = {
+        "objects": _npy((1,), "|O", pickle.dumps(_Payload(tmp_path / "ran"))),
+        "long": _npy((2**40,), "<f8", b"\0" * 8),
+        "negative": _npy((-1,), "<f8", b"\0" * 8),
+        "dates": _npy((1,), "<M8[s]", b"\0" * 8),
+        "text": b"no array",
+        "empty": b"",
+    }
+    for name, raw in files.items():
+        (tmp_path / f"{name}.npy").write_bytes(raw)
+        with pytest.raises(StoreError) as caught:
+            map_array(tmp_path / f"{name}.npy")
+        line_of(caught.value)
+    assert not (tmp_path / "ran").exists()
+    np.save(tmp_path / "sound.npy", np.arange(6.0).reshape(2, 3))
+    assert map_array(tmp_path / "sound.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_no_module_reads_pickles_or_unbounded_yaml() -> None:

@@ -417,7 +417,8 @@ def test_the_papers_recipe_is_planned_without_its_truth_and_run_only_with_it(
     n, block = 10_000_000, 256
     assert cells["fit", "student"].stages == 5 * 5
     assert [s.role for s in rows_of(found, "open")] == ["truth", "teacher", "student"]
-    wide = 4 * (256 * 512 * 2 * 24 * 2048 + 256 * 49152 + found_shapes()["truth"].parameters)
+    tokens = 256 * 512 + 1  # the empty prompt is one token, of which rows share the keys
+    wide = 4 * (tokens * 2 * 24 * 2048 + 256 * 49152 + found_shapes()["truth"].parameters)
     assert cells["draw", "truth"].memory == wide  # evaluation rows are drawn in float32
     blocks = -(-n // block) + -(-10_000 // block) + -(-100_000 // block)
     assert cells["draw", "truth"].stages == blocks

@@ -1,4 +1,4 @@
-"""Arrays from untrusted .npz files: plain numbers only, and no more of them than the file holds."""
+"""Arrays from untrusted .npz and .npy files: plain numbers only, and no more of them than the file holds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hydrometer.core.errors import StoreError
 from hydrometer.core.io.os_errors import refused_errno
 
-__all__ = ["open_arrays"]
+__all__ = ["map_array", "open_arrays"]
 
 _PLAIN = frozenset("biufc")  # kinds of array that hold numbers
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -52,6 +53,19 @@ def open_arrays(path: Path) -> Generator[Any]:
             yield arrays
     except (KeyError, EOFError, zipfile.BadZipFile) as e:
         raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Map an .npy file that `numpy.save` wrote, under the terms of `open_arrays`. Raises StoreError."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r", max_header_size=10_000)
+        if found.dtype.kind not in _PLAIN:
+            raise ValueError(f"an array of {found.dtype}")
+    except Exception as e:  # Python's parsers raise errors without a common base class
+        if refused_errno(e) is not None:
+            raise
+        raise StoreError(f"{path.name} cannot be read: {e}", got=path.parent.name, fix="delete its folder") from None
+    return found
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:

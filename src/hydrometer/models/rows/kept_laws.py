@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hydrometer.core.distillation import TeacherLaw
 from hydrometer.core.errors import StoreError
+from hydrometer.core.io.arrays import map_array
 from hydrometer.models.rows.sequences import Sequences
 from hydrometer.models.rows.training_rows import TrainingRows
 
@@ -98,9 +99,7 @@ def load_kept(folder: Path) -> KeptBlock:
     """Map what `save_kept` wrote. Raises StoreError."""
     try:
         found: dict[str, NDArray[Any]] = {
-            f.name: np.load(path, mmap_mode="r", allow_pickle=False)
-            for f in fields(KeptBlock)
-            if (path := folder / f"{f.name}.npy").exists()
+            f.name: map_array(path) for f in fields(KeptBlock) if (path := folder / f"{f.name}.npy").exists()
         }
         kept = KeptBlock(**found)
         shapes = {kept.ids.shape, (*kept.rest.shape, kept.ids.shape[-1])}
