@@ -99,6 +99,28 @@ def test_a_killed_fit_ends_with_the_same_tokens(truth, tmp_path, at):
         assert again.info[name] == whole.info[name]
 
 
+def test_a_fit_killed_behind_an_early_stop_says_the_same(truth, tmp_path, monkeypatch):
+    settings = {"save_steps": 1, "eval_steps": 1, "early_stopping_patience": 1, "learning_rate": 5.0}
+    request = replace(asked(truth, "jsd", "student", **settings), tokens=100_000)
+    whole = fit(request)
+    assert 0 < whole.info["tokens"] < 100_000
+    best = evaluations.Evaluations
+    restore = best.restore_best
+
+    def dying(self):
+        monkeypatch.setattr(best, "restore_best", restore)
+        raise Killed
+
+    monkeypatch.setattr(best, "restore_best", dying)
+    request = replace(request, partial=tmp_path / "partial")
+    with pytest.raises(Killed):
+        fit(request)
+    again = fit(request)
+    assert same(again, whole)
+    for name in ("validation", "steps", "tokens", "tokens_drawn"):
+        assert again.info[name] == whole.info[name]
+
+
 def test_what_a_student_draws_is_what_it_learns_from_and_what_is_held_out(truth):
     found = fit(asked(truth, "jsd", "student", eval_steps=9)).info
     assert found["tokens"] < found["tokens_drawn"] <= found["tokens"] + 8 * 5  # one evaluation of eight rows

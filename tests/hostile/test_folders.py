@@ -26,6 +26,7 @@ from hydrometer.core.findings import note
 from hydrometer.core.io.arrays import map_array, open_arrays
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.locking import hold
+from hydrometer.models.rows.kept_laws import load_kept
 from hydrometer.models.rows.sequences import load_sequences
 from hydrometer.report import build_report, summary_table
 from hydrometer.report.read_results import read_run
@@ -206,6 +207,30 @@ def test_mapped_arrays_are_numbers_that_their_file_holds(tmp_path: Path, line_of
     assert not (tmp_path / "ran").exists()
     np.save(tmp_path / "sound.npy", np.arange(6.0).reshape(2, 3))
     assert map_array(tmp_path / "sound.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_kept_laws_are_of_unsigned_ids_and_float32(tmp_path: Path, line_of: Any) -> None:
+    sound = {
+        "ids": np.zeros((3, 2), np.uint8), "rest": np.zeros(3, np.float32), "log_p": np.zeros((3, 2), np.float32),
+        "whole_at": np.array([0, 2]), "whole": np.zeros((2, 5), np.float32),
+    }  # fmt: skip
+    wrong: list[dict[str, Any]] = [
+        {"ids": np.full((3, 2), -130)}, {"ids": np.full((3, 2), np.nan)}, {"ids": np.zeros(3, np.uint8)},
+        {"rest": np.zeros(3)}, {"log_p": np.zeros((3, 2), np.int64)}, {"log_p": np.zeros((3, 1), np.float32)},
+        {"whole_at": np.array([0, 3])}, {"whole_at": np.array([-1, 0])}, {"whole_at": np.array([0])},
+        {"whole_at": None},
+    ]  # fmt: skip
+    for i, changed in enumerate([{}, *wrong]):
+        (folder := tmp_path / f"{i}").mkdir()
+        for name, array in (sound | changed).items():
+            if array is not None:
+                np.save(folder / f"{name}.npy", array)
+        if not changed:
+            assert load_kept(folder).whole_at is not None
+            continue
+        with pytest.raises(StoreError) as caught:
+            load_kept(folder)
+        line_of(caught.value)
 
 
 def test_no_module_reads_pickles_or_unbounded_yaml() -> None:

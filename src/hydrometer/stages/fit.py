@@ -99,6 +99,5 @@ def _sees_teacher(node: FitNode) -> bool:
 def _teacher(node: FitNode) -> LawRef | None:
     """Return the model above, if the fit sees it or starts from it."""
     family = node.context.family
-    if not _sees_teacher(node) and isinstance(family, StartsAlone) and not family.starts_above(node.level):
-        return None
-    return node.teacher
+    starts_above = node.start is None and not (isinstance(family, StartsAlone) and not family.starts_above(node.level))
+    return node.teacher if starts_above or _sees_teacher(node) else None

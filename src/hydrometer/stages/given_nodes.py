@@ -59,7 +59,7 @@ class KeepLawNode(Node):
         return ((self.teacher, "float32"),)
 
     def footprint(self) -> Footprint:
-        return Footprint(disk_most=int(self._bytes(None)))
+        return replace(Node.footprint(self), disk_most=int(self._bytes(None)))
 
     def work(self, counted: HasCostModel, mean: float) -> Work:
         return replace(Node.work(self, counted, mean), disk=self._bytes(mean))

@@ -102,10 +102,19 @@ def load_kept(folder: Path) -> KeptBlock:
             f.name: map_array(path) for f in fields(KeptBlock) if (path := folder / f"{f.name}.npy").exists()
         }
         kept = KeptBlock(**found)
+        floats = [x for x in (kept.rest, kept.log_p, kept.whole) if x is not None]
+        if kept.ids.ndim != 2 or kept.ids.dtype.kind != "u" or any(x.dtype != np.float32 for x in floats):
+            raise ValueError("arrays of other types")
+        if kept.whole is not None or kept.whole_at is not None:
+            at, whole = kept.whole_at, kept.whole
+            if at is None or whole is None or at.dtype != np.int64 or whole.shape[:1] != at.shape or whole.ndim != 2:
+                raise ValueError("whole laws without their positions")
+            if at.size and not 0 <= at.min() <= at.max() < kept.rest.size:
+                raise ValueError("whole laws at positions that there are not")
         shapes = {kept.ids.shape, (*kept.rest.shape, kept.ids.shape[-1])}
         if len(shapes | ({kept.ids.shape} if kept.log_p is None else {kept.log_p.shape})) > 1:
             raise ValueError(f"arrays of unequal length, {sorted(shapes)}")
-    except (OSError, ValueError, EOFError, TypeError) as e:
+    except (ValueError, TypeError) as e:
         fix = "delete the artifact and run again"
         raise StoreError(f"a kept teacher law cannot be read: {e}", got=folder.name, fix=fix) from None
     return kept

@@ -128,6 +128,8 @@ def footprint(
             level = chain.level_specs.get(role)
             t = Training() if level is None else level.training
             fitted = _trained(own, n, t) + _loss(own, 2 if t.bf16 else 4, learnt=t.lora is None)
+            if role != "teacher" and set(chain.teacher_law) - {DENSE.to_json()}:
+                fitted = max(fitted, 16 * n)  # what a kept law leaves out is measured by gradients of all weights
             fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
             teacher, kept = configs.get("teacher", truth), 0
             matched = any(o != MLE.to_json() for o in chain.loss) and DENSE.to_json() in chain.teacher_law
@@ -135,7 +137,11 @@ def footprint(
             if matched:
                 kept = _remembered(teacher, rows * longest, 2 if t.bf16 else 4)
                 kept += _remembered(teacher, chain.data.validate_ * longest, 4)
-            if role != "teacher" and "teacher" in configs and (matched or level is None or level.starts_above):
+            if (
+                role != "teacher"
+                and "teacher" in configs
+                and (matched or level is None or (level.starts_above and not chain.warm_start))
+            ):
                 fitted += BYTES[chain.judge_dtype] * count_parameters(teacher)
             if role != "teacher" and chain.warm_start:
                 fitted += BYTES[chain.judge_dtype] * n

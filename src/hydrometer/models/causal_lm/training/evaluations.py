@@ -31,12 +31,13 @@ class Evaluations(TrainerCallback):
     ----------
     law : of the network that is fitted. own : brings that network up to date. rows : how many are learnt.
     group : the processes of the fit; rank 0 evaluates.
-    objective : its value on rows, nats a token, where it is not likelihood: the best evaluation has the lowest.
+    objective : its value on rows, nats a token, where it is not likelihood: the best evaluation has the lowest, unless
+        there is a `figure`.
 
     Attributes
     ----------
     held_out : one record an evaluation: epoch or step, nats (the mean of a row's log-probability), nats per token, and
-        the objective where it is not likelihood.
+        the objective and the figure where they are not likelihood.
     tokens : how many end the fit; None where its steps do.
     drawn : draws the student's own rows, where it learns from such.
     figure : name of what chooses the evaluation in the objective's place, and its value on rows; None of `mle`.

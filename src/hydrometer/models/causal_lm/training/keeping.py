@@ -41,11 +41,12 @@ def keep(teacher: CausalLaw, x: Sequences, asked: TeacherLaw, stream: Stream, st
     """Run a selected teacher along rows, and keep `asked` of its law at every answer token.
 
     Ids are drawn systematically, by one uniform a position: an id of probability p is drawn k p times, rounded down or
-    up, so that its share is as unbiased as that of independent draws, and varies less.
+    up, so that its share is as unbiased as that of independent draws, and varies less. Equal rows have equal draws,
+    since fits know a row by what it says.
 
     Parameters
     ----------
-    stream : row `start` of it belongs to the first row; beside row 0 whole laws are kept.
+    start : where these rows begin among those of a fit; beside row 0 whole laws are kept.
 
     Raises
     ------
@@ -55,8 +56,9 @@ def keep(teacher: CausalLaw, x: Sequences, asked: TeacherLaw, stream: Stream, st
     if asked.k > lm.vocab_size:
         raise InputError("a law has fewer ids than are to be kept", got=(asked.k, lm.vocab_size))
     laws = TeacherLaws(teacher, teacher.selectivity, partial(answer_states, dtype=torch.float32, packs=False))
-    u_M = stream.child("ids").uniforms(start, len(x), max(x.ids.shape[1], teacher.max_new_tokens))[:, : x.ids.shape[1]]
-    u_M = u_M[x.within]
+    names, width, most = names_of(x), x.ids.shape[1], max(x.ids.shape[1], teacher.max_new_tokens)
+    own = (stream.child("ids", name.tobytes().hex()).uniforms(0, 1, most)[0, :width] for name in names)
+    u_M = np.stack(list(own))[x.within]
     whole_at = np.empty(0, np.int64)
     if start == 0:
         whole_at = np.sort((stream.child("whole").uniforms(0, 1, WHOLE_LAWS)[0] * len(u_M)).astype(np.int64))
@@ -72,7 +74,7 @@ def keep(teacher: CausalLaw, x: Sequences, asked: TeacherLaw, stream: Stream, st
             wanted = whole_at[(whole_at >= done) & (whole_at < done + m)] - done
             whole.append(log_p_mV[torch.from_numpy(wanted).to(log_p_mV.device)].float().cpu().numpy())
             done += m
-    found = replace(KeptBlock.join(parts), names=names_of(x))
+    found = replace(KeptBlock.join(parts), names=names)
     return found if start else replace(found, whole_at=whole_at, whole=np.concatenate(whole))
 
 
@@ -99,11 +101,12 @@ def keep_served(teacher: ServedLaw, x: Sequences, k: int) -> KeptBlock:
     others: none is kept of them. A mass below that of rounding is taken for that. Raises StageError.
     """
     ids, log_p = teacher.likeliest(x, k)
-    rest = np.log(np.maximum(1 - np.exp(log_p).sum(-1), _ROUNDING))
-    s = teacher.selectivity
+    rest, s = np.log(np.maximum(1 - np.exp(log_p).sum(-1), _ROUNDING)), teacher.selectivity
     if s is not None and not s.is_neutral:
         log_p = log_p * inverse_temperature(s)
         log_p, rest = log_p - np.logaddexp.reduce(log_p, -1, keepdims=True), np.full(len(ids), -np.inf)
+    elif k == teacher.lm.vocab_size:
+        rest = np.full(len(ids), -np.inf)
     dtype = np.min_scalar_type(teacher.lm.vocab_size - 1)
     return KeptBlock(ids.astype(dtype), rest.astype(np.float32), log_p.astype(np.float32), names_of(x))
 

@@ -8,6 +8,7 @@ are made again for every batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from hydrometer.models.rows.training_rows import TrainingRows
 __all__ = ["MAX_BYTES", "LawsAlongRows", "States", "TeacherLaws"]
 
 MAX_BYTES = 1 << 30
-_OPEN = 64  # blocks of kept laws that stay open
+_OPEN = 16  # blocks of kept laws that stay open, three files each
 States = Callable[[OpenedLM, Tensor, Tensor], Tensor]
 """States that predict a batch's answer tokens, (M, D), row by row, of ids and labels (B, T)."""
 
@@ -93,12 +94,15 @@ class LawsAlongRows:
     """
 
     def __init__(self, law: TeacherLaw, folders: Sequence[Path], x: Sequences | TrainingRows, vocab_size: int) -> None:
-        self.law, self.folders, self.vocab_size = law, folders, vocab_size
-        self._block = lru_cache(_OPEN)(self._load)
-        self.starts = np.cumsum([0, *(self._block(i).rest.size for i in range(len(folders)))])
-        self.offsets = np.concatenate([[0], np.cumsum(x.lengths)])
-        kept = [names for i in range(len(folders)) if (names := self._block(i).names) is not None]
-        names, same = names_of(x), np.concatenate(kept) if kept else np.empty((0, 16), np.uint8)
+        self.law, self.vocab_size = law, vocab_size
+        self._block = lru_cache(_OPEN)(lambda i: replace(load_kept(folders[i]), names=None))
+        sizes, kept = [0], [np.empty((0, 16), np.uint8)]
+        for folder in folders:
+            block = self._checked(load_kept(folder))
+            sizes.append(block.rest.size)
+            kept += [] if block.names is None else [np.array(block.names)]
+        self.starts, self.offsets = np.cumsum(sizes), np.concatenate([[0], np.cumsum(x.lengths)])
+        names, same = names_of(x), np.concatenate(kept)
         if self.starts[-1] != self.offsets[-1] or not np.array_equal(names, same):
             got, fix = f"{len(same)} rows for {len(x)}", "keep them along these, in their order"
             raise LawMismatchError("the teacher's laws were kept along other rows", got=got, fix=fix)
@@ -109,8 +113,7 @@ class LawsAlongRows:
         """What is kept along the first rows."""
         return self._block(0)
 
-    def _load(self, i: int) -> KeptBlock:
-        kept = load_kept(self.folders[i])
+    def _checked(self, kept: KeptBlock) -> KeptBlock:
         if kept.ids.shape[1] != self.law.k or (kept.log_p is None) != self.law.is_sampled:
             got = f"{'drawn' if kept.log_p is None else 'likeliest'} {kept.ids.shape[1]}"
             raise LawMismatchError(f"{self.law.label} is not what was kept of a teacher", got=got, fix="keep it anew")

@@ -117,9 +117,10 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         trainer = _MLETrainer(own.trained, loss, arguments, data, evaluations, group)
         trainer.drawn, trainer.planned = drawn, training.steps(len(data))[1]
         start = _goes_on_from(trainer, kept, evaluations, group)
+        if start is not None:
+            trainer.state = TrainerState.load_from_json(str(Path(start) / "trainer_state.json"))
         if start is not None and (at := int(start.rpartition("-")[2])) >= evaluations.steps:
             trainer.load(start)  # killed after the last step, before the law was stored
-            trainer.state = TrainerState.load_from_json(str(Path(start) / "trainer_state.json"))
             evaluations.finish(at)
         elif not evaluations.is_over:  # a checkpoint of the last step before an early stop
             trainer.train(resume_from_checkpoint=start)
@@ -155,7 +156,7 @@ def _left_out(
     if matched is None or not isinstance(matched.laws, LawsAlongRows) or not isinstance(matched.divergence, Divergence):
         return {}
     d = replace(matched.divergence, mle=0.0)
-    found = left_out(law, matched.laws, data, d, training.per_device_eval_batch_size)
+    found = left_out(law, matched.laws, data, d, training.per_device_train_batch_size)
     size = bytes_a_token(matched.laws.law, law.lm.vocab_size)
     return {"teacher_law": {"bytes_a_token": size, **found}}
 
