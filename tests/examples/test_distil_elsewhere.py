@@ -90,3 +90,21 @@ def test_one_line(run: hm.RunResult, tmp_path: Path, way: str | None, trainer: A
         hm.export(run.folder, to=tmp_path / "work", selectivity=way, trainer=trainer)
     assert "\n" not in str(e.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "way", "said"),
+    [
+        ({"teacher_law": ["top_k(k=4)"]}, "temperature=0.6,teacher_law=top_k(k=4)", "kept part of a teacher's law"),
+        ({"prefixes": ["truth"], "budget": "tokens"}, "temperature=0.6,prefix_source=truth", "no fit by its tokens"),
+    ],
+)
+def test_what_trl_has_no_word_for(tmp_path: Path, changes: dict[str, Any], way: str, said: str) -> None:
+    CausalLM(make_llama(tie_word_embeddings=True), make_tokenizer(64)).save(tmp_path / "truth")
+    spec = lm_spec(tmp_path / "truth", loss=["jsd(weight=0.3)"], selectivity=[{"temperature": 0.6}], **changes)
+    spec["chains"]["lm"]["data"]["distill"] = 48
+    run = hm.run(write_spec(spec, tmp_path), out=tmp_path / "run")
+    with pytest.raises(InputError, match=said) as e:
+        hm.export(run.folder, to=tmp_path / "work", selectivity=way, trainer="gkd")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "work").exists()

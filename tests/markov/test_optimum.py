@@ -15,6 +15,7 @@ from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import FitError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.models.families import families
+from hydrometer.models.markov.by_multiplier import least_generalised
 from hydrometer.models.markov.law import END, Markov, contexts
 from hydrometer.models.markov.optimum import KINDS, fit_objective
 from hydrometer.models.markov.spec import MarkovChain
@@ -309,6 +310,36 @@ def test_on_its_own_prefixes_a_student_stays_where_it_is(written: str) -> None:
     elsewhere = fit_objective(teacher, teacher, d, 1).model
     assert np.abs(np.exp(elsewhere.log_table) - np.exp(fitted.model.log_table)).max() > 1e-3
     assert fitted.info["fixed_points"] == (2 if written in ("kl_student_teacher", "adaptive_kl") else 1)
+
+
+def test_under_sharp_teachers_the_search_is_damped() -> None:
+    """Plain rounds go round in circles here; the fixed point that is found is one of theirs, too."""
+    u = Stream(14).uniforms(0, 16, 3) ** 6 + 1e-6
+    teacher = Markov(np.log(u / u.sum(axis=1, keepdims=True)), order=2, max_new_tokens=6)
+    d = of("kl_student_teacher")
+    found = fit_objective(teacher, None, d, 1).model
+    again = fit_objective(teacher, found, d, 1).model
+    assert np.abs(np.exp(again.log_table) - np.exp(found.log_table)).max() < 1e-10
+
+
+@pytest.mark.parametrize("drops", [{"top_k": 2}, {"top_p": 0.6}])
+def test_a_teacher_that_drops_ids_needs_no_temperature(tmp_path: Path, drops: dict[str, float]) -> None:
+    chain_ = {
+        "family": "markov", "truth": {"order": 2, "vocabulary": 4, "max_new_tokens": 5}, "teacher": {"order": 2},
+        "student": {"order": 1, "smoothing": 0.1}, "data": {"train": 60, "distill": 60, "evaluate": 60},
+        "loss": ["jsd", "kl_teacher_student", "generalised_kl"], "selectivity": [drops],
+    }  # fmt: skip
+    path = write_spec({"name": "drops", "seeds": 1, "chains": {"m": chain_}}, tmp_path)
+    assert hm.run(path, out=tmp_path / "run").failed_cells == []
+
+
+def test_an_id_below_rounding_takes_what_is_left() -> None:
+    w, p = np.array([[0.9], [0.1]]), np.array([[[0.5, 0.5, 0.0]], [[1.0, 0.0, 1e-20]]])
+    q = least_generalised(w, p, np.zeros((1, 3)))
+    assert q.sum() == pytest.approx(1.0, abs=1e-12)
+    assert 0 < q[0, 2] < 1e-19
+    one, other = np.array([1.0, 0.9]) - np.array([0.55, 0.45]) / q[0, :2]  # the multiplier, of either id
+    assert one == pytest.approx(other, abs=1e-12)
 
 
 def test_a_second_fixed_point_is_where_another_start_leads() -> None:

@@ -169,10 +169,36 @@ def test_in_more_dimensions_the_tolerance_is_that_of_monte_carlo() -> None:
     assert 0 < info["tolerance"] < 5e-3
 
 
+@pytest.mark.parametrize("written", ["kl_student_teacher", "kl_teacher_student", "jsd(weight=0.3)"])
+@pytest.mark.parametrize("d", [3, 5])
+def test_the_tolerance_is_of_the_size_of_the_error(written: str, d: int) -> None:
+    """Modes apart along one axis alone: in all others the student is the teacher, so the value is that of the line."""
+    means = np.zeros((2, d))
+    means[:, 0] = TWO_MODES.means[:, 0]
+    teacher = Mixture(TWO_MODES.weights, means, np.ones((2, d)), covariance_type="diag")
+    line = Mixture(TWO_MODES.weights, TWO_MODES.means, [[1.0], [1.0]], covariance_type="diag")
+    (_, found), (_, exact) = fit(teacher, written, 1), fit(line, written, 1)
+    assert exact["tolerance"] < 1e-8
+    assert 0 < found["tolerance"] < 5e-3
+    assert abs(found["value"] - exact["value"]) < 10 * found["tolerance"]
+
+
+def test_what_is_summed_under_the_teacher_alone_may_be_far_apart() -> None:
+    teacher = Mixture([0.5, 0.5], [[-10.0, 0.0], [10.0, 0.0]], [1.0, 1.0], covariance_type="spherical")
+    law, _ = fit(teacher, "kl_teacher_student", 1, "full")
+    mean, covariance = teacher.moments()
+    np.testing.assert_allclose(law.means[0], mean, atol=1e-6)
+    np.testing.assert_allclose(law.covariances[0], covariance, rtol=1e-6, atol=1e-6)
+
+
 def test_densities_too_sharp_for_a_grid_are_refused() -> None:
     needle = Mixture([0.5, 0.5], [[0.0, 0.0], [1.0, 0.0]], [1.0, 1e-8], covariance_type="spherical")
-    with pytest.raises(FitError, match="too sharp"):
-        fit(needle, "kl_student_teacher", 1)
+    for written in ("kl_teacher_student", "jsd"):
+        with pytest.raises(FitError, match="too sharp"):
+            fit(needle, written, 1)
+    law, info = fit(needle, "kl_student_teacher", 1)  # one mode is sharp under neither
+    assert info["value"] == pytest.approx(np.log(2), abs=1e-6)
+    assert law.covariances[0] == pytest.approx(1e-8, rel=1e-3)
 
 
 def spec(**changes: Any) -> dict[str, Any]:

@@ -294,6 +294,21 @@ def test_a_run_after_the_doctor_draws_no_probe_again(
     assert len(calls) == 2  # of another specification it is drawn
 
 
+def test_what_the_doctor_drew_is_of_the_models_that_were_there(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    from hydrometer.models.causal_lm.inference.model import CausalLM
+    from tiny import make_llama, make_tokenizer
+
+    given = tmp_path / "teacher"
+    CausalLM(make_llama(max_position_embeddings=4), make_tokenizer(64)).save(given)
+    spec = lm_spec(tiny_models["llama"], data=FEW, teacher={"source": str(given)})
+    path = write_spec(spec, tmp_path)
+    assert "context-short" in [f.code for f in hm.doctor(path, out=tmp_path / "out").findings if f.is_fatal]
+    shutil.rmtree(given)
+    CausalLM(make_llama(), make_tokenizer(64)).save(given)
+    assert not hm.doctor(path, out=tmp_path / "out").is_fatal
+    hm.run(path, out=tmp_path / "out", until="draw")
+
+
 def test_what_a_folder_was_asked_for_before_is_said(tmp_path: Path) -> None:
     def said(spec: dict[str, Any]) -> list[str]:
         path = write_spec(spec, tmp_path)

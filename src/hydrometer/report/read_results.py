@@ -55,7 +55,7 @@ def _cell(value: object) -> Cell:
     figures = {k: finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
     seconds = number(c.get("seconds")) or 0.0
     whole = None if seed is None else int(seed)
-    took = {k: n for k, v in mapping(c.get("fit")).items() if (n := number(v)) is not None}
+    took = {k: n for k, v in mapping(c.get("fit")).items() if (n := finite(v)) is not None}
     return read(Cell, c, seed=whole, ok=c.get("status") == "ok", values=figures, seconds=seconds, fit=took)
 
 

@@ -310,7 +310,8 @@ class Run:
         for cell in self.cells:
             if cell.fit:
                 cells.setdefault(cell.group, []).append(cell)
-        return {g: {k: fmean(c.fit[k] for c in found) for k in found[0].fit} for g, found in cells.items()}
+        known = {g: [k for k in found[0].fit if all(k in c.fit for c in found)] for g, found in cells.items()}
+        return {g: {k: fmean(c.fit[k] for c in cells[g]) for k in keys} for g, keys in known.items()}
 
     def at_point(self, chain: Chain) -> list[Group]:
         """Return a chain's own groups: of one point where it is a point of a map."""

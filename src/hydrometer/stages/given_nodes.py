@@ -14,7 +14,7 @@ from hydrometer.models.base import Footprint, Precision
 from hydrometer.models.fit_capabilities import KeepsLaws
 from hydrometer.models.work import HasCostModel, Work
 from hydrometer.stages.nodes import JudgeNode
-from hydrometer.stages.stage import Asked, LawRef, Node, Rows
+from hydrometer.stages.stage import Asked, LawRef, Node, Rows, at_setting
 
 __all__ = ["JudgeGivenNode", "KeepLawNode", "ScoreTextsNode", "Sides", "TextNode", "no_rows"]
 
@@ -42,9 +42,8 @@ class KeepLawNode(Node):
     stream: Stream
 
     def does(self) -> str:
-        at = "" if self.selectivity is None else f" at {self.selectivity.label}"
-        rows = f"rows {self.start}-{self.start + self.n - 1}"
-        return f"keep {self.asked_law.to_json()} of the {self.teacher.role}'s law{at} along {rows}"
+        law = f"the {self.teacher.role}'s law{at_setting(self.selectivity)}"
+        return f"keep {self.asked_law.to_json()} of {law} along rows {self.start}-{self.start + self.n - 1}"
 
     def about(self) -> tuple[str, int]:
         return self.teacher.role, self.n

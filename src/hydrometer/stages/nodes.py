@@ -21,7 +21,7 @@ from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.choosing.best_of_n import needs_truth
 from hydrometer.models.drawing import draw_identity
 from hydrometer.models.fit_capabilities import Budgets, DrawsInFits, FitsTogether
-from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows
+from hydrometer.stages.stage import Asked, Context, Count, LawRef, Node, Rows, at_setting
 
 __all__ = [
     "VERSIONS",
@@ -75,7 +75,8 @@ class DrawNode(Node):
     purpose: Literal["train", "judge"]
 
     def does(self) -> str:
-        return f"draw from the {self.law.role}{_at(self.selectivity)}, rows {self.start}-{self.start + self.n - 1}"
+        rows = f"rows {self.start}-{self.start + self.n - 1}"
+        return f"draw from the {self.law.role}{at_setting(self.selectivity)}, {rows}"
 
     def about(self) -> tuple[str, int]:
         return self.law.role, self.n
@@ -132,7 +133,7 @@ class FitNode(Node):
         how = "" if self.distillation is None or self.distillation.objective == MLE else f" by {self.loss}"
         how += "" if self.law == DENSE else f" from {self.law.to_json()}"
         whose = "its own" if self.prefix_source.startswith("student") else f"the {self.data.law.role}'s"
-        return f"fit the {self.level.role} on {whose} rows{_at(self.data.selectivity)}{how}"
+        return f"fit the {self.level.role} on {whose} rows{at_setting(self.data.selectivity)}{how}"
 
     @property
     def loss(self) -> str:
@@ -159,6 +160,9 @@ class FitNode(Node):
 
     def about(self) -> tuple[str, int]:
         return self.level.role, self.data.n
+
+    def alike(self) -> tuple[object, ...]:
+        return (*Node.alike(self), self.asked().steps)
 
     def asked(self) -> Asked:
         """The fit, what the student draws itself, and the teacher's part: given rows' states are made once."""
@@ -225,7 +229,7 @@ class ScoreNode(Node):
     def does(self) -> str:
         whose = "its" if self.side == "law" else "the truth's"
         rows = f"{whose} rows {self.start}-{self.start + self.n - 1}"
-        return f"score the {self.law.role}{_at(self.decoding, 'decoded at')}, {rows}"
+        return f"score the {self.law.role}{at_setting(self.decoding, 'decoded at')}, {rows}"
 
     def about(self) -> tuple[str, int]:
         return self.law.role, self.n
@@ -281,7 +285,7 @@ class JudgeNode(Node):
         return (*self.truth_scores, *self.law_scores)
 
     def does(self) -> str:
-        return f"judge the {self.law.role}{_at(self.decoding, 'decoded at')}"
+        return f"judge the {self.law.role}{at_setting(self.decoding, 'decoded at')}"
 
     def about(self) -> tuple[str, int]:
         return self.law.role, self.law_rows.n
@@ -372,7 +376,7 @@ class EmbedNode(Node):
     n: int
 
     def does(self) -> str:
-        return f"embed the {self.rows.law.role}'s rows{_at(self.rows.selectivity)}"
+        return f"embed the {self.rows.law.role}'s rows{at_setting(self.rows.selectivity)}"
 
     def about(self) -> tuple[str, int]:
         return self.truth.role, self.n
@@ -394,7 +398,3 @@ class PictureNode(Node):
 
     def does(self) -> str:
         return f"picture by {self.method}"
-
-
-def _at(s: Selectivity | None, how: str = "at") -> str:
-    return "" if s is None else f" {how} {s.label}"

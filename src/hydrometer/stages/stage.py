@@ -13,7 +13,7 @@ from hydrometer.models.base import Family, Footprint, Precision
 from hydrometer.models.capabilities import AsksParts
 from hydrometer.models.work import HasCostModel, Part, Stage, Work
 
-__all__ = ["SHOWN", "Asked", "Context", "Count", "LawRef", "Node", "Rows", "longest_answer"]
+__all__ = ["SHOWN", "Asked", "Context", "Count", "LawRef", "Node", "Rows", "at_setting", "longest_answer"]
 
 Priced = Literal["draw", "fit", "judge"]
 Count = tuple[Stage, str, int, Precision]
@@ -197,3 +197,8 @@ def _scaled(part: Part, times: int) -> Part:
         return part
     more = {k: getattr(part, k) * times for k in ("units", "flops", "bytes", "launches", "loaded")}
     return replace(part, **more)
+
+
+def at_setting(s: Selectivity | None, how: str = "at") -> str:
+    """Return a selectivity in words, behind what is done at it; nothing of none."""
+    return "" if s is None else f" {how} {s.label}"

@@ -32,7 +32,9 @@ def least_generalised(weight: Floats, p: Floats, own: Floats) -> Floats:
     b = np.einsum("as,asv->sv", weight, (p > 0).astype(np.float64))
     said = a > 0
     cap = np.where(said, np.inf, b).min(axis=1, keepdims=True)
-    multiplier = np.minimum(np.where(said, b - a, np.inf).min(axis=1, keepdims=True), cap)  # at or above the root
+    below = np.nextafter(b, -np.inf)  # where an id's share is below rounding of its weight
+    most = np.where(said, np.minimum(b - a, below), np.inf).min(axis=1, keepdims=True)
+    multiplier = np.minimum(most, cap)  # at or above the root
     q = np.zeros_like(a)
     for _ in range(_NEWTON):
         q = np.divide(a, b - multiplier, out=np.zeros_like(a), where=said)
@@ -41,7 +43,7 @@ def least_generalised(weight: Floats, p: Floats, own: Floats) -> Floats:
             break
         slope = np.divide(q, b - multiplier, out=np.zeros_like(a), where=said).sum(axis=1, keepdims=True)
         multiplier = multiplier - np.maximum(excess, 0) / slope
-    rest = ~said & (b <= cap)
+    rest = (said & (multiplier >= below)) | (~said & (b <= cap))
     left = np.maximum(1 - q.sum(axis=1, keepdims=True), 0.0)
     return q + np.where(rest, left / np.maximum(rest.sum(axis=1, keepdims=True), 1), 0.0)
 

@@ -73,7 +73,7 @@ class MarkovFamily(CheapFamily):
             if (s := request.selectivity) is not None:
                 teacher = teacher.select(s)
                 drops = s.sequence_power is None
-                undropped = undropped.select(Selectivity(temperature=s.temperature)) if drops else teacher
+                undropped = undropped.select(Selectivity(temperature=s.temperature or 1)) if drops else teacher
             prefixes = Prefixes.from_json(request.prefix_source)
             source = {"truth": truth, "teacher": teacher, "student": None}[prefixes.name]
             smoothing = level.smoothing / len(request.data)

@@ -27,6 +27,7 @@ Shapes: S contexts of the student, A prefixes that end in each, V ids. float64.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +48,7 @@ __all__ = ["KINDS", "fit_objective", "nearest", "prefixes_of", "refuse_inexact"]
 KINDS = tuple(WEIGHTS)
 _ROUNDS = 1000
 _STILL = 1e-12
+_LEAST_RATE = 0.05
 _NEVER = 1e-100
 _LAST = 1e-13
 _RARE = 1e-30
@@ -86,7 +88,7 @@ def fit_objective(
     Returns
     -------
     The chain; where its own prefixes have a share, of ``info`` ``rounds``, and ``fixed_points``, how many were found
-    from the teacher's prefixes and from the uniform student's: the first is returned. Of
+    from the teacher's prefixes and from the uniform student's, if the second search ends: the first is returned. Of
     `policy_gradient_reward_to_go` ``value``, the KL between laws of rows, nats, and the lower of the two is returned.
 
     Raises
@@ -118,8 +120,11 @@ def fit_objective(
         return MarkovFit(best(source), {})
     given = () if source is None else (source,)
     found, rounds = _at_rest(lambda q: best(*given, q), best(teacher), d)
-    other, _ = _at_rest(lambda q: best(*given, q), chain(_uniform(teacher.vocabulary, order)), d)
-    return MarkovFit(found, {"rounds": float(rounds), "fixed_points": _apart(found.log_table, other.log_table)})
+    info = {"rounds": float(rounds)}
+    with suppress(FitError):  # from the uniform student there may be no way to a second one
+        other, _ = _at_rest(lambda q: best(*given, q), chain(_uniform(teacher.vocabulary, order)), d)
+        info["fixed_points"] = _apart(found.log_table, other.log_table)
+    return MarkovFit(found, info)
 
 
 def _uniform(v: int, order: int) -> Floats:
@@ -142,15 +147,22 @@ def _of_rows(teacher: Markov, order: int, smoothing: float) -> MarkovFit:
     return MarkovFit(Markov(log_q, order=order, max_new_tokens=teacher.max_new_tokens), info)
 
 
-def _at_rest(best: Callable[[Markov], Markov], q: Markov, d: Divergence) -> tuple[Markov, int]:
-    """Return the student that is the optimum on its own prefixes, and after how many rounds."""
+def _at_rest(best: Callable[[Markov], Markov], start: Markov, d: Divergence) -> tuple[Markov, int]:
+    """Return the student that is the optimum on its own prefixes, and after how many rounds: damped if need be."""
     moved = np.inf
-    for rounds in range(1, _ROUNDS + 1):
-        after = best(q)
-        moved = float(np.abs(np.exp(after.log_table) - np.exp(q.log_table)).max())
-        q = after
-        if moved < _STILL:
-            return q, rounds
+    for damped in (False, True):
+        q, rate = start, 1.0
+        for rounds in range(1, _ROUNDS + 1):
+            after = best(q)
+            before, moved = moved, float(np.abs(np.exp(after.log_table) - np.exp(q.log_table)).max())
+            if moved < _STILL:
+                return after, rounds
+            if damped:
+                rate = max(rate / 2, _LEAST_RATE) if moved > before else min(1.0, 1.05 * rate)
+                with np.errstate(divide="ignore"):
+                    table = np.log((1 - rate) * np.exp(q.log_table) + rate * np.exp(after.log_table))
+                after = Markov(table, order=q.order, max_new_tokens=q.max_new_tokens)
+            q = after
     what = f"the student of {d.kind} on its own prefixes does not come to rest"
     raise FitError(what, got=f"{moved:.1e} a round", fix="take the teacher's prefixes or the truth's")
 
@@ -246,8 +258,8 @@ def _normal(x: Floats) -> Floats:
     return x / x.sum(axis=-1, keepdims=True)
 
 
-def _infinite(kind: str) -> FitError:
-    what = f"{kind} is infinite for every student: its contexts hold teachers' laws without a common id"
+def _infinite(kind: str, laws: str = "without a common id") -> FitError:
+    what = f"{kind} is infinite for every student: its contexts hold teachers' laws {laws}"
     return FitError(what, fix="give the teacher smoothing, or take jsd or a skew_kl")
 
 
@@ -275,9 +287,10 @@ def _adaptive(weight: Floats, p: Floats, own: Floats, d: Divergence) -> Floats:
         share = np.divide(head, whole, out=np.full_like(whole, 0.5), where=whole > 0)  # equal laws have none
         h = share if h is None else (1 - rate) * h + rate * share
         rest = np.clip(1 - h, _STILL, None)  # of a head of all ids too: KL(q, p) is infinite where p drops one
-        new = _Separable(
-            scale * weight * rest, p, scale * np.einsum("as,asv->sv", weight * h, p) + d.mle * own, fixed
-        ).solve()
+        said = scale * np.einsum("as,asv->sv", weight * h, p) + d.mle * own
+        if (said[~np.where(weight[..., None] > 0, p > 0, True).all(axis=0)] > 0).any():
+            raise _infinite("adaptive_kl", "that do not keep the same ids")
+        new = _Separable(scale * weight * rest, p, said, fixed).solve()
         before, moved = moved, float(np.abs(new - q).max())
         rate = rate / 2 if moved > before else rate
         q = new

@@ -13,9 +13,9 @@
 
 An expectation is a sum over the same points z of a standard normal under every component, x = mu_k + L_k z, and those
 of q move with it, so J and its gradient are of one function of the parameters, which L-BFGS minimises. In one or two
-dimensions the z are a grid, made finer until J stands; in more they are a Sobol sequence with its mirror image and an
-exact covariance, and what another such sequence says of J is the tolerance. J has local minima: the least one of those
-found from the fit of the rows by maximum likelihood, and from the teacher's own components, is taken.
+dimensions the z are a grid, made finer until J stands; in more they are a scrambled Sobol sequence with its mirror
+image and an exact covariance, and what another such sequence says of J is the tolerance. J has local minima: the least
+one of those found from the fit of the rows by maximum likelihood, and from the teacher's own components, is taken.
 
 Shapes: K components, d dimensions, n points z, M = K n points x.
 """
@@ -33,10 +33,10 @@ import numpy as np
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import FitError
 from hydrometer.models.mixture.law import CovarianceType, Mixture
-from hydrometer.models.mixture.normal_points import grid, spread
+from hydrometer.models.mixture.normal_points import grid
 from hydrometer.models.objectives import Divergence
 
-__all__ = ["KINDS", "fit_divergence"]
+__all__ = ["KINDS", "STARTS", "fit_divergence"]
 
 KINDS = (
     "kl_teacher_student",
@@ -53,7 +53,8 @@ _UNSETTLED = 1e-3  # nats
 _SHARP = "the densities are too sharp for quadrature"
 _Rule = tuple[float, tuple[Floats, Floats]]  # step; points and weights
 _SPREAD = 4096  # points a component, and their mirror images
-_STARTS = 16  # of the teacher's components
+STARTS = 16
+"""Most choices of the teacher's components that descents start from."""
 _BOUNDS = (-50, 50), (-1e4, 1e4), (-20, 20), (-1e4, 1e4)  # of the parts of a student's vector: no float overflows
 _LEAST = 1e-4  # weight of a component in a start: one without weight has no gradient
 
@@ -222,7 +223,7 @@ def _starts(p: _Gaussians, fitted: _Gaussians, kind: CovarianceType) -> list[_St
     """The fit of the rows, and the first choices of K of the teacher's components, heaviest first."""
     k, d = len(fitted.mu), p.mu.shape[1]
     heaviest = np.argsort(-p.log_a, kind="stable")
-    chosen = [np.array(c) for c in islice(combinations(heaviest.tolist(), k), _STARTS)]
+    chosen = [np.array(c) for c in islice(combinations(heaviest.tolist(), k), STARTS)]
     found: list[_Student] = []
     for law, of in [(fitted, np.arange(k)), *((p, c) for c in chosen)]:
         a = np.maximum(np.exp(law.log_a[of]), _LEAST)
@@ -262,8 +263,8 @@ def _best_start(
     left, seen = students, list[tuple[float, _Student, Floats, float]]()
     for step, rule in rules[:-1]:
         j = _Objective(p, terms, *rule)
-        ends = [(s, _descended(j, s, s.vector())) for s in left if step <= _narrowest(p, s.start)]
-        new = [(step, s, e.x, float(e.fun)) for s, e in ends if step <= _narrowest(p, s.law(e.x))]
+        ends = [(s, _descended(j, s, s.vector())) for s in left if step <= _narrowest(p, s.start, terms)]
+        new = [(step, s, e.x, float(e.fun)) for s, e in ends if step <= _narrowest(p, s.law(e.x), terms)]
         seen += new
         left = [s for s in left if not any(s is done for _, done, _, _ in new)]
     if not seen:
@@ -294,7 +295,7 @@ def fit_divergence(teacher: Mixture, d: Divergence, fitted: Mixture) -> tuple[Mi
     rules = list(_rules(dimensions))
     used, student, theta, value = _best_start(p, terms, students, rules)
     change = np.inf
-    for step, rule in rules:
+    for step, rule in rules[1:]:
         if step >= used > 0:
             continue
         j = _Objective(p, terms, *rule)
@@ -318,10 +319,11 @@ def fit_divergence(teacher: Mixture, d: Divergence, fitted: Mixture) -> tuple[Mi
     return law, {"value": value, "tolerance": change, "starts": float(len(students))}
 
 
-def _narrowest(p: _Gaussians, q: _Gaussians) -> float:
-    """Return the least standard deviation of a component of either law, in units of a component of the other."""
+def _narrowest(p: _Gaussians, q: _Gaussians, terms: tuple[float, float, float]) -> float:
+    """Return the least standard deviation of a component of one law, in units of a component of that summed under."""
     widths = np.linalg.svd(p.inverse[:, None] @ q.lower[None], compute_uv=False)
-    return float(min(widths.min(), 1 / widths.max()))
+    under_p, under_q = terms[:2]
+    return float(min(widths.min() if under_p > 0 else np.inf, 1 / widths.max() if under_q > 0 else np.inf))
 
 
 def _rules(d: int) -> Iterator[_Rule]:
@@ -330,7 +332,12 @@ def _rules(d: int) -> Iterator[_Rule]:
         for step in _STEPS[d]:
             yield step, grid(d, step)
         return
-    for half in spread(d, _SPREAD, 2):
+    from scipy.special import ndtri
+    from scipy.stats import qmc  # half a second
+
+    sequence: Any = qmc.Sobol  # its seed bears another name from scipy 1.15 on
+    for seed in range(2):  # scrambled: the halves of one sequence have equal margins, and say nothing of each other
+        half = ndtri(sequence(d, scramble=True, seed=seed).random(_SPREAD))
         z = np.concatenate([half, -half])
         z = np.asarray(np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T, np.float64)
         yield 0.0, (z, np.full(len(z), 1 / len(z)))

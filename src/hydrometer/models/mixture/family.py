@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,13 @@ from hydrometer.core.findings import Finding
 from hydrometer.core.io.yaml_io import artifact_json
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
-from hydrometer.models.base import FitRequest, Fitted, Law, Precision, Samples
+from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import CheapFamily, Stage
 from hydrometer.models.mixture.batch import MixtureBatch
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
-from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel
+from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel, MixtureWorld
 from hydrometer.models.objectives import Divergence, divergence_of
 from hydrometer.models.rows.points import Points
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["MIXTURE", "MixtureFamily"]
 
 _GRID = 72
-_SECONDS_A_DIVERGENCE = 0.1
+_SECONDS_A_PAIR = 0.02  # of components, and start
+_PLACES = 60_000  # points of the finest grid in two dimensions
 _SHOWN_POINTS = 200
 
 
@@ -70,7 +72,19 @@ class MixtureFamily(CheapFamily):
         if stage != "fit" or role == "teacher":
             return seconds
         fits = [d.objective != MLE for d in distillations_of(chain)]
-        return seconds + sum(fits) / (len(fits) + 1) * _SECONDS_A_DIVERGENCE * _chain(chain).student.n_components ** 2
+        from hydrometer.models.mixture.divergence_fit import STARTS
+
+        own, above = _chain(chain).student.n_components, _above(_chain(chain))
+        starts = 1 + min(STARTS, math.comb(above, own))
+        return seconds + sum(fits) / (len(fits) + 1) * _SECONDS_A_PAIR * own * above * starts
+
+    def footprint(self, chain: ChainSpec, stage: Stage, role: str, rows: int) -> Footprint:
+        """Points in memory; of an objective between densities also the components' shares of what is summed over."""
+        found = super().footprint(chain, stage, role, rows)
+        if stage != "fit" or role == "teacher" or all(d.objective == MLE for d in distillations_of(chain)):
+            return found
+        table = 60 * _chain(chain).student.n_components * _above(_chain(chain)) * _PLACES
+        return replace(found, memory_least=found.memory_least + table)
 
     def is_map(self, chain: ChainSpec) -> bool:
         """Whether a chain has a grid."""
@@ -157,6 +171,13 @@ def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:
 
 def _chain(chain: ChainSpec) -> MixtureChain:
     return of_type(MixtureChain, chain)
+
+
+def _above(chain: MixtureChain) -> int:
+    """Components of the teacher."""
+    if chain.teacher != "truth":
+        return chain.teacher.n_components
+    return chain.truth.n_components if isinstance(chain.truth, MixtureWorld) else len(chain.truth.means)
 
 
 MIXTURE = MixtureFamily()

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from hydrometer.core.distillation import Distillation, Wanted
 from hydrometer.core.errors import InputError
+from hydrometer.core.io.files import mark
 from hydrometer.core.io.yaml_io import user_path
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import distillations_named, one_of_methods
@@ -83,6 +83,9 @@ def write_setting(store: ArtifactStore, node: FitNode, trainer: TrlTrainer, targ
 
     assert node.distillation is not None  # of a distilled student
     assert node.teacher is not None
+    if node.usual is not None:
+        fix = "budget: steps, or export rows alone"
+        raise InputError("TRL ends no fit by its tokens", got="budget: tokens", fix=fix)
     needed = (*node.teacher.inputs, *(() if node.start is None else node.start.inputs))
     if missing := [k for k in needed if not store.has("fit", k)]:
         fix = "`hydrometer run` it first; --until draw fits no student"
@@ -95,7 +98,8 @@ def write_setting(store: ArtifactStore, node: FitNode, trainer: TrlTrainer, targ
     assert start is None or isinstance(start, CausalLaw)  # of the run's own fits
     seed = node.stream.integer()
     arguments, differs = arguments_of(trainer, node.distillation, teacher, level, node.data.n, seed)
-    folder = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder = target.with_name(f".{target.name}.{mark()}.tmp")
+    folder.mkdir()
     try:
         write_models(folder, level, truth, teacher, start, node.distillation.selectivity, seed)
         d = node.distillation

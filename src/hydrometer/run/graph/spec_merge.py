@@ -21,9 +21,7 @@ METHODS: dict[str, Callable[[object], Objective | Prefixes | TeacherLaw]] = {
     "prefixes": Prefixes.from_json,
     "teacher_law": TeacherLaw.from_json,
 }
-
-
-_MAY_CHANGE = ("seeds", "selectivity", "loss", "decoding", "baselines", "picture", "judge_training_prompts")
+_MAY_CHANGE = ("seeds", "selectivity", *METHODS, "decoding", "baselines", "picture", "judge_training_prompts")
 
 
 def strength(s: Selectivity) -> tuple[float, ...]:
@@ -40,7 +38,7 @@ def strength(s: Selectivity) -> tuple[float, ...]:
 
 
 def merge(specs: list[RunSpec]) -> RunSpec:
-    """Join specifications of one experiment: the union of seeds, selectivities, losses and decodings.
+    """Join specifications of one experiment: the union of seeds, selectivities, ways to distil and decodings.
 
     Raises
     ------
@@ -92,6 +90,8 @@ def _extended(chain: ChainSpec) -> dict[tuple[str, object], str]:
     out |= {("decoded", k): f"decoding {s.label}" for s in chain.controls if (k := canonical(s)) not in settings}
     for method, parse in METHODS.items():
         out |= {(method, parse(x)): f"{method} {parse(x).slug}" for x in getattr(chain, method, ())}
+    if getattr(chain, "judge_training_prompts", False):
+        out["judged", "training"] = "judge_training_prompts"
     return out | {("baseline", b.name): f"baseline {b.name}" for b in getattr(chain, "baselines", ())}
 
 

@@ -18,7 +18,7 @@ from hydrometer.core.findings import SEVERITIES, Finding, warning
 from hydrometer.core.io.files import cache_home
 from hydrometer.core.io.yaml_io import is_array
 from hydrometer.core.watching import doing
-from hydrometer.models.capabilities import AsksParts
+from hydrometer.models.capabilities import AsksParts, GivenModels, TextTruths
 from hydrometer.models.families import RunSpec
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.spec_merge import beyond
@@ -121,8 +121,8 @@ def examined_folder() -> Path:
 
 
 def remembered(found: Diagnosis) -> Diagnosis:
-    """Keep what the doctor found by drawing there; where that cannot be, the run draws it again."""
-    if found.probed:
+    """Keep there what the doctor found by drawing, unless it is fatal; what is not kept, a run draws again."""
+    if found.probed and not any(f.is_fatal for f in found.lasting):
         with suppress(FolderError, StoreError):
             keep(ArtifactStore(examined_folder()), found)
     return found
@@ -149,12 +149,26 @@ def _examined(chain: ChainPlan, artifacts: Path | Url) -> tuple[tuple[Finding, .
             "truth": chain.truth.key,
             "numerics": dict(family.numerics(spec)),
             "chain": spec.model_dump(mode="json", exclude_none=True),
+            **_contents(chain),
         }
     )
     if (kept := _kept(artifacts, key)) is not None:
         return kept, None
     before = _kept(examined_folder(), key)
     return (tuple(family.examine(spec)) if before is None else before), key
+
+
+def _contents(chain: ChainPlan) -> dict[str, object]:
+    """What models and texts that a chain names are by content, beside its truth; nothing where it names none."""
+    family, spec, found = chain.context.family, chain.context.spec, dict[str, object]()
+    if isinstance(family, GivenModels) and (roles := family.given_roles(spec)):
+        found["given"] = {role: dict(family.given_identity(spec, role)) for role in roles}
+    if isinstance(family, TextTruths):
+        if (text := family.text_truth(spec)) is not None:
+            found["text"] = dict(text.identity)
+        if baselines := family.baselines(spec):
+            found["baselines"] = [dict(b.identity) for b in baselines]
+    return found
 
 
 def _kept(artifacts: Path | Url, key: str) -> tuple[Finding, ...] | None:

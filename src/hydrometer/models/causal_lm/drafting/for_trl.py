@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from hydrometer.core.distillation import Distillation
+from hydrometer.core.distillation import DENSE, Distillation
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.inference.law import CausalLaw
@@ -59,6 +59,8 @@ def arguments_of(trainer: TrlTrainer, d: Distillation, law: CausalLaw, level: Le
         raise refuse("temperature of the loss apart from the drawing's, and no share of mle", d.objective.to_json())
     if d.selectivity.to_json().keys() - {"temperature"}:
         raise refuse("selectivity of the teacher besides its temperature", d.selectivity.label)
+    if d.teacher_law != DENSE:
+        raise refuse("kept part of a teacher's law", d.teacher_law.to_json())
     if d.prefixes.every != 1:
         raise refuse("drawing of rows for several steps at once", d.prefixes.to_json())
     if training.lora is not None:
