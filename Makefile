@@ -7,6 +7,7 @@
 #                   docs/reliability.md (a quarter of an hour; Linux)
 #   make check      format, lint, types, import rules and circles, docs
 #   make install    install alone
+#   make claims     measure the gallery of claims again; fail where a verdict turned (docs/claims)
 #   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
 #   make oldest     tests with the oldest direct dependencies that pyproject.toml allows; make newest: with the newest
 #   make bench      drawing, scoring, training, mixtures against their peers (benchmarks/README.md); two hours, idle machine
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test test-all faults engines check oldest newest docs format bench clean
+.PHONY: install demo test test-all faults engines claims check oldest newest docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -69,6 +70,9 @@ faults: $(STAMP)
 	FAULTS_LOG=$(abspath $(FAULTS_LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "faults or not faults" tests/faults
 	FAULTS_LOG=$(abspath $(FAULTS_LOG)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m faults tests/hostile
 	$(BIN)/python scripts/reliability.py $(FAULTS_LOG)
+
+claims: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/claims.py --check
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

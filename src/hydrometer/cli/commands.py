@@ -15,6 +15,7 @@ import typer
 
 from hydrometer._version import __version__
 from hydrometer.cli import exchange_commands
+from hydrometer.cli.claim_output import claim_command
 from hydrometer.cli.exit import end_with
 from hydrometer.cli.init_command import init_command
 from hydrometer.cli.judge_command import judge_command
@@ -68,9 +69,16 @@ def run_command(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds."""
+    """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds; or measure a claim."""
     from hydrometer.run.execution.progress import ConsoleMonitor
 
+    if recipe.startswith("claims/"):
+        if cache is not None or until is not None or executor != "local" or address is not None:
+            raise InputError(
+                "a claim is measured in this process, without stages", fix="give --out, --set, --json alone"
+            )
+        claim_command(recipe.removeprefix("claims/"), out=out, overrides=overrides or [], as_json=as_json)
+        return
     with ConsoleMonitor() as monitor:
         from hydrometer.report import build_report
         from hydrometer.run.api import run

@@ -59,6 +59,9 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
         except (OSError, ValueError) as e:  # a name with NUL
             what = f"the specification cannot be read: {getattr(e, 'strerror', e)}"
             raise SpecError(what, got=name, fix=where_to_look(path)) from None
+    elif name.startswith("claims/"):
+        fix = "hydrometer run measures it; its recipe stands in hydrometer/recipes/claims"
+        raise SpecError("a claim has no chains to examine, plan or extend", got=name, fix=fix)
     else:
         raise SpecError("unknown recipe", got=name, fix=nearest(name, list(recipes())) + " or give a .yaml file")
     return parse_run_spec(apply_overrides(parse_yaml(data, origin), list(overrides)), origin, base)

@@ -1,0 +1,109 @@
+"""Measure the claims again: python scripts/claims.py [--check | --write] [NAME ...]; two at once.
+
+--check (the default) measures those of three minutes or fewer and fails where a verdict is not the one that is kept in
+docs/claims/verdicts.json. --write keeps verdicts, and writes a page and a picture for each, and the table of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hydrometer.claims import claims, load_claim, run_claim
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "claims"
+KEPT = DOCS / "verdicts.json"
+BUILD = Path("build") / "claims"
+SHORT = 3.0
+
+
+def measured(name: str) -> dict[str, Any]:
+    """What a claim's folder holds, measured now."""
+    return run_claim(name, out=BUILD / name).to_json()
+
+
+def said(found: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a verdict."""
+    return {"verdict": found["verdict"], "holding": found["holding"]}
+
+
+def words(found: dict[str, Any]) -> str:
+    """The verdict, in words."""
+    return found["verdict"] + (": " + "; ".join(found["holding"]) if found["verdict"] == "holds only where" else "")
+
+
+def number(check: dict[str, Any]) -> str:
+    """A figure with its simultaneous interval."""
+    e, interval = check["estimate"], check["interval"]
+    if e["value"] is None:
+        return "not finite"
+    ends = "" if interval is None or not e["se"] else f" ({interval[0]:.3g} to {interval[1]:.3g})"
+    return f"{e['value']:.3g}{ends}"
+
+
+def page(name: str, found: dict[str, Any]) -> str:
+    """The page of one claim."""
+    claim = found["claim"]
+    out = [f"# {claim['says'].rstrip('.')}\n", f"**{words(found).capitalize()}.**\n"]
+    out.append("Who says it: " + "; ".join(claim["sources"]) + ".\n")
+    out.append(f"What they report: {claim['reported'].strip()}\n")
+    out.append(f"![{claim['says']}]({name}.svg)\n")
+    out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")
+    out.append("Intervals hold for all rows of the table together at 95 %.\n")
+    out.append("| where | figure | measured | claimed | found |\n|---|---|---|---|---|")
+    for c in found["checks"]:
+        out.append(f"| {c['condition']} | {c['figure']} | {number(c)} | {c['says']} {c['bound']:g} | {c['found']} |")
+    if found["notes"]:
+        out.append("\nWhat else was seen:\n")
+        out += [f"- {note}" for note in found["notes"]]
+    if claim["world"]:
+        out.append("\nThe world:\n\n```json\n" + json.dumps(claim["world"]) + "\n```")
+    out.append(f"\nWhat to do: {claim['advice'].strip()}\n")
+    return "\n".join(out)
+
+
+def index(rows: dict[str, dict[str, Any]]) -> str:
+    """The table of all claims."""
+    head = (DOCS / "index.md").read_text("utf-8").partition("<!-- verdicts -->")[0]
+    out = [head + "<!-- verdicts -->\n", "| claim | verdict | from |\n|---|---|---|"]
+    out += [f"| [{r['says']}]({n}.md) | {r['words']} | {'; '.join(r['sources'])} |" for n, r in rows.items()]
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    """Measure, then compare or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    names = args.names or [n for n in claims() if load_claim(n).minutes <= SHORT]
+    kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
+    with ProcessPoolExecutor(2) as pool:
+        results = dict(zip(names, pool.map(measured, names), strict=True))
+    turned = []
+    for name, found in results.items():
+        before = {k: kept.get(name, {}).get(k) for k in ("verdict", "holding")}
+        if said(found) != before:
+            turned.append(f"{name}: {before['verdict']} {before['holding']}, now {words(found)}")
+        print(f"{found['seconds']:6.1f} s  {name}: {words(found)}")
+    if args.write:
+        DOCS.mkdir(exist_ok=True)
+        for name, found in results.items():
+            (DOCS / f"{name}.md").write_text(page(name, found), "utf-8")
+            shutil.copyfile(BUILD / name / f"{name}.svg", DOCS / f"{name}.svg")
+            claim = found["claim"]
+            kept[name] = {**said(found), "words": words(found), "says": claim["says"], "sources": claim["sources"]}
+        KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
+        (DOCS / "index.md").write_text(index(kept), "utf-8")
+    elif turned:
+        sys.exit("verdicts that turned: " + "; ".join(turned))
+
+
+if __name__ == "__main__":
+    main()

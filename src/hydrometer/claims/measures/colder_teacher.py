@@ -1,0 +1,133 @@
+"""Students of a colder teacher, beside the student of the uncooled one and the same student decoded colder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from scipy.optimize import brentq
+
+from hydrometer.claims.claim_chart import Chart, Line
+from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.core.errors import FitError
+from hydrometer.core.rng import Stream
+from hydrometer.core.spec import Selectivity, Strict, as_tuple
+from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.watching import doing
+from hydrometer.metrics.exact import judge_exact
+from hydrometer.models.markov.law import Markov
+from hydrometer.models.markov.ngram_fit import fit_markov
+from hydrometer.models.markov.spec import MarkovTruth
+
+__all__ = ["World", "measure"]
+
+FIGURES = ("precision", "recall", "entropy")
+REACH = 0.02, 2.0  # temperatures of the decoding control
+
+
+class World(Strict):
+    """Truths drawn at random, a teacher of rows of each, students of rows of the teacher; all n-gram chains.
+
+    Attributes
+    ----------
+    order, teacher : of the truth and of its teacher.
+    students : orders; each is a condition.
+    temperature : of the cold teacher, in (0, 1).
+    path : temperatures that are drawn.
+    vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`).
+    train, distill : rows. smoothing : of counts.
+    """
+
+    order: int = Field(default=3, ge=1, le=5)
+    teacher: int = Field(default=2, ge=0, le=5)
+    students: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (1, 2)
+    temperature: float = Field(default=0.5, gt=0, lt=1)
+    path: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.85, 0.7, 0.6, 0.5)
+    vocabulary: int = Field(default=8, ge=2, le=32)
+    max_new_tokens: int = Field(default=16, ge=1, le=64)
+    end: float = Field(default=0.2, gt=0, lt=1)
+    concentration: float = Field(default=0.5, gt=0)
+    train: int = Field(default=2000, ge=1)
+    distill: int = Field(default=4000, ge=1)
+    smoothing: float = Field(default=0.05, gt=0)
+
+
+def _figures(truth: Markov, law: Markov) -> dict[str, float]:
+    found = judge_exact(truth, law, strings=0)
+    return {name: found[name].value or 0.0 for name in FIGURES}
+
+
+def _decoded(truth: Markov, student: Markov, entropy: float) -> dict[str, float]:
+    """Figures of the student, decoded at the temperature that gives it this entropy."""
+
+    def gap(temperature: float) -> float:
+        return _figures(truth, student.select(Selectivity(temperature=temperature)))["entropy"] - entropy
+
+    try:
+        temperature = float(brentq(gap, *REACH, xtol=1e-6))
+    except ValueError:
+        what = f"no temperature from {REACH[0]} to {REACH[1]} gives the student this entropy"
+        raise FitError(what, got=f"{entropy:.3g} nats", fix="take a warmer teacher, or a larger world") from None
+    return _figures(truth, student.select(Selectivity(temperature=temperature)))
+
+
+def measure(world: World, seeds: Sequence[int]) -> Measured:
+    """Measure the claim: differences in nats a row, each exact in its world, over worlds."""
+    temperatures = sorted({1.0, world.temperature, *world.path})
+    found: dict[tuple[int, str, float], list[dict[str, float]]] = {}
+    for seed in seeds:
+        doing(f"world {seed + 1} of {len(seeds)}")
+        truth = MarkovTruth(
+            order=world.order, vocabulary=world.vocabulary, max_new_tokens=world.max_new_tokens, end=world.end,
+            concentration=world.concentration, seed=seed,
+        ).law()  # fmt: skip
+
+        def fit(law: Markov, n: int, order: int, stream: Stream) -> Markov:
+            rows = law.sample(n, seed=stream)
+            sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
+            return fit_markov(rows, order, smoothing=world.smoothing, **sizes).model
+
+        stream = Stream(seed).child("colder-teacher")
+        teacher = fit(truth, world.train, world.teacher, stream.child("train"))
+        for order in world.students:
+            students = {
+                t: fit(teacher.select(Selectivity(temperature=t)), world.distill, order, stream.child("distill"))
+                for t in temperatures
+            }
+            for t, student in students.items():
+                mine = _figures(truth, student)
+                found.setdefault((order, "distilled", t), []).append(mine)
+                found.setdefault((order, "decoded", t), []).append(_decoded(truth, students[1.0], mine["entropy"]))
+    checks: list[Check] = []
+    for order in world.students:
+        cold, warm = (found[order, "distilled", t] for t in (world.temperature, 1.0))
+        decoded = found[order, "decoded", world.temperature]
+        for figure, says in (("precision", "above"), ("recall", "below")):
+            what = f"{figure}, distilled at {world.temperature:g} minus at 1, nats"
+            condition = f"against the warm teacher's student, of order {order}"
+            checks.append(Check(condition, what, _less(cold, warm, figure), says))
+        what = "precision, distilled minus decoded to the same entropy, nats"
+        condition = f"against that student decoded, of order {order}"
+        checks.append(Check(condition, what, _less(cold, decoded, "precision"), "above"))
+    lines = [
+        Line(
+            f"order {order}, {words}",
+            *(
+                [fmean(x[figure] for x in found[order, kind, t]) for t in temperatures]
+                for figure in ("recall", "precision")
+            ),
+            color=i,
+            dashed=kind == "decoded",
+        )
+        for i, order in enumerate(world.students)
+        for kind, words in (("distilled", "distilled"), ("decoded", "decoded to its entropy"))
+    ]
+    plane = Chart("Colder teachers: up and to the left", "recall, nats", "precision, nats", tuple(lines))
+    return Measured(tuple(checks), (plane,))
+
+
+def _less(a: Sequence[dict[str, float]], b: Sequence[dict[str, float]], figure: str) -> Estimate:
+    """Mean over worlds of the difference of a figure."""
+    return over_worlds([x[figure] - y[figure] for x, y in zip(a, b, strict=True)])

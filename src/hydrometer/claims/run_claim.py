@@ -1,0 +1,93 @@
+"""Measure a claim, and write what was found: figures, verdict, picture, and a page of words."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydrometer._version import __version__
+from hydrometer.claims.claim_chart import Chart, draw_claim
+from hydrometer.claims.claim_spec import ClaimSpec, load_claim, measure_of
+from hydrometer.claims.claim_verdict import LEVEL, Checked, Verdict, checked, verdict_of
+from hydrometer.core.io.files import write_atomic
+
+__all__ = ["ClaimResult", "run_claim"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimResult:
+    """A measured claim.
+
+    Attributes
+    ----------
+    spec : what was measured.
+    verdict : what follows, at 95 % for all checks together.
+    holding : conditions under which the claim holds.
+    checks : figures, with what came of each.
+    charts, notes : of the measure.
+    seconds : that it took.
+    """
+
+    spec: ClaimSpec
+    verdict: Verdict
+    holding: tuple[str, ...]
+    checks: tuple[Checked, ...]
+    charts: tuple[Chart, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with the conditions where it has some."""
+        where = f" {', '.join(self.holding)}" if self.verdict == "holds only where" else ""
+        return f"{self.verdict}{where}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that was found."""
+        return {
+            "claim": self.spec.model_dump(mode="json"),
+            "verdict": self.verdict,
+            "holding": list(self.holding),
+            "level": LEVEL,
+            "checks": [c.to_json() for c in self.checks],
+            "charts": [c.to_json() for c in self.charts],
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 1),
+            "version": __version__,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write claim.json, and the picture as SVG and PNG, into a folder that is made where it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "claim.json", json.dumps(self.to_json(), indent=1) + "\n")
+        for kind in ("svg", "png"):
+            write_atomic(folder / f"{self.spec.name}.{kind}", draw_claim(self.charts, kind))
+
+
+def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[str] = ()) -> ClaimResult:
+    """Measure a claim of the gallery, and write the result.
+
+    Parameters
+    ----------
+    name : of the claim (`claims`).
+    out : folder; ``runs/claims/NAME`` by default.
+    overrides : ``seeds=20``, ``world.order=2``: as ``--set``.
+
+    Raises
+    ------
+    SpecError : an unknown claim or key, or a world that makes no sense.
+    """
+    spec = load_claim(name, overrides)
+    module, world = measure_of(spec)
+    began = time.perf_counter()
+    found = module.measure(world, range(spec.seeds))
+    checks = checked(found.checks)
+    verdict, holding = verdict_of(checks)
+    took = time.perf_counter() - began
+    result = ClaimResult(spec, verdict, holding, checks, found.charts, found.notes, took)
+    result.write(Path(out) if out is not None else Path("runs") / "claims" / name)
+    return result

@@ -1,0 +1,39 @@
+"""`hydrometer run claims/NAME`: measure a claim, print its checks and its verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+__all__ = ["claim_command"]
+
+
+def claim_command(name: str, *, out: str | None, overrides: Sequence[str], as_json: bool) -> None:
+    """Measure a claim of the gallery."""
+    from hydrometer.run.execution.progress import ConsoleMonitor, console
+
+    with ConsoleMonitor():
+        from hydrometer.claims.run_claim import run_claim
+
+        folder = Path(out) if out is not None else Path("runs") / "claims" / name
+        result = run_claim(name, out=folder, overrides=overrides)
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for head in ("where", "figure", "measured", "claimed", "found"):
+        table.add_column(head)
+    for c in result.checks:
+        claimed = f"{c.check.says} {c.check.bound:g}"
+        table.add_row(c.check.condition, c.check.figure, str(c.check.estimate), claimed, c.found)
+    told = console()
+    told.print(result.spec.says)
+    told.print(table)
+    for note in result.notes:
+        told.print(note)
+    told.print(f"{result.sentence}; figures and picture in {folder}")

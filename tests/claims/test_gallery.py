@@ -1,0 +1,64 @@
+"""Every claim of the gallery has a measure, a kept verdict and a page; `run` measures one, and refuses what is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hydrometer.claims import claims, load_claim, run_claim
+from hydrometer.claims.claim_spec import measure_of
+from hydrometer.cli.commands import app
+from hydrometer.core.errors import SpecError
+from hydrometer.run.graph.recipes import load_spec
+
+DOCS = Path(__file__).parents[2] / "docs" / "claims"
+SMALL = ["seeds=3", "world.students=[1]", "world.path=[1.0, 0.5]", "world.max_new_tokens=8"]
+
+
+@pytest.mark.parametrize("name", claims())
+def test_each_claim_is_whole(name: str) -> None:
+    spec = load_claim(name)
+    assert spec.name == name
+    measure, _ = measure_of(spec)
+    assert callable(measure.measure)
+    kept = json.loads((DOCS / "verdicts.json").read_text("utf-8"))[name]
+    page = (DOCS / f"{name}.md").read_text("utf-8")
+    assert kept["says"] == spec.says
+    assert f"**{kept['words'].capitalize()}.**" in page
+    assert (DOCS / f"{name}.svg").is_file()
+
+
+def test_run_measures_a_claim(tmp_path: Path) -> None:
+    sets = [x for s in SMALL for x in ("--set", s)]
+    done = CliRunner().invoke(app, ["run", "claims/colder-teacher", "--out", str(tmp_path / "a"), *sets, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    again = run_claim("colder-teacher", out=tmp_path / "b", overrides=SMALL).to_json()
+    assert {k: found[k] for k in ("verdict", "checks", "charts")} == json.loads(
+        json.dumps({k: again[k] for k in ("verdict", "checks", "charts")})
+    )
+    a, b = (sorted((tmp_path / x).iterdir()) for x in "ab")
+    assert [p.name for p in a] == ["claim.json", "colder-teacher.png", "colder-teacher.svg"]
+    assert [p.read_bytes() for p in a[1:]] == [p.read_bytes() for p in b[1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("colder-teachr", [], "colder-teacher"),
+        ("colder-teacher", ["world.temprature=0.3"], "temperature"),
+        ("colder-teacher", ["seeds=1"], "seeds"),
+    ],
+)
+def test_bad_input_is_one_line(name: str, overrides: list[str], said: str) -> None:
+    with pytest.raises(SpecError, match=said) as e:
+        run_claim(name, overrides=overrides)
+    assert "\n" not in str(e.value)
+
+
+def test_a_claim_is_no_specification() -> None:
+    with pytest.raises(SpecError, match="hydrometer run measures it"):
+        load_spec("claims/colder-teacher")
