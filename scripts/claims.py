@@ -32,11 +32,6 @@ def said(found: dict[str, Any]) -> dict[str, Any]:
     return {"verdict": found["verdict"], "holding": found["holding"]}
 
 
-def words(found: dict[str, Any]) -> str:
-    """The verdict, in words."""
-    return found["verdict"] + (": " + "; ".join(found["holding"]) if found["verdict"] == "holds only where" else "")
-
-
 def number(check: dict[str, Any]) -> str:
     """A figure with its simultaneous interval."""
     e, interval = check["estimate"], check["interval"]
@@ -49,7 +44,7 @@ def number(check: dict[str, Any]) -> str:
 def page(name: str, found: dict[str, Any]) -> str:
     """The page of one claim."""
     claim = found["claim"]
-    out = [f"# {claim['says'].rstrip('.')}\n", f"**{words(found).capitalize()}.**\n"]
+    out = [f"# {claim['says'].rstrip('.')}\n", f"**{found['words'].capitalize()}.**\n"]
     out.append("Who says it: " + "; ".join(claim["sources"]) + ".\n")
     out.append(f"What they report: {claim['reported'].strip()}\n")
     out.append(f"![{claim['says']}]({name}.svg)\n")
@@ -90,15 +85,15 @@ def main() -> None:
     for name, found in results.items():
         before = {k: kept.get(name, {}).get(k) for k in ("verdict", "holding")}
         if said(found) != before:
-            turned.append(f"{name}: {before['verdict']} {before['holding']}, now {words(found)}")
-        print(f"{found['seconds']:6.1f} s  {name}: {words(found)}")
+            turned.append(f"{name}: {before['verdict']} {before['holding']}, now {found['words']}")
+        print(f"{found['seconds']:6.1f} s  {name}: {found['words']}")
     if args.write:
         DOCS.mkdir(exist_ok=True)
         for name, found in results.items():
             (DOCS / f"{name}.md").write_text(page(name, found), "utf-8")
             shutil.copyfile(BUILD / name / f"{name}.svg", DOCS / f"{name}.svg")
             claim = found["claim"]
-            kept[name] = {**said(found), "words": words(found), "says": claim["says"], "sources": claim["sources"]}
+            kept[name] = {**said(found), "words": found["words"], "says": claim["says"], "sources": claim["sources"]}
         KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
         (DOCS / "index.md").write_text(index(kept), "utf-8")
     elif turned:

@@ -43,7 +43,7 @@ class ClaimResult:
     @property
     def sentence(self) -> str:
         """The verdict in words, with the conditions where it has some."""
-        where = f" {', '.join(self.holding)}" if self.verdict == "holds only where" else ""
+        where = f": {'; '.join(self.holding)}" if self.verdict == "holds only where" else ""
         return f"{self.verdict}{where}"
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +52,7 @@ class ClaimResult:
             "claim": self.spec.model_dump(mode="json"),
             "verdict": self.verdict,
             "holding": list(self.holding),
+            "words": self.sentence,
             "level": LEVEL,
             "checks": [c.to_json() for c in self.checks],
             "charts": [c.to_json() for c in self.charts],

@@ -36,4 +36,5 @@ def claim_command(name: str, *, out: str | None, overrides: Sequence[str], as_js
     told.print(table)
     for note in result.notes:
         told.print(note)
-    told.print(f"{result.sentence}; figures and picture in {folder}")
+    told.print(result.sentence)
+    told.print(f"figures and picture in {folder}")

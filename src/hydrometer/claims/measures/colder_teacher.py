@@ -106,10 +106,10 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
         decoded = found[order, "decoded", world.temperature]
         for figure, says in (("precision", "above"), ("recall", "below")):
             what = f"{figure}, distilled at {world.temperature:g} minus at 1, nats"
-            condition = f"against the warm teacher's student, of order {order}"
+            condition = f"against a warm teacher, order {order}"
             checks.append(Check(condition, what, _less(cold, warm, figure), says))
         what = "precision, distilled minus decoded to the same entropy, nats"
-        condition = f"against that student decoded, of order {order}"
+        condition = f"against decoding, order {order}"
         checks.append(Check(condition, what, _less(cold, decoded, "precision"), "above"))
     lines = [
         Line(
