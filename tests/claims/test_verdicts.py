@@ -11,7 +11,7 @@ from hydrometer.core.statistics.estimate import Estimate
 
 
 def sure(condition: str, value: float, says: str = "above") -> Check:
-    return Check(condition, "recall, nats", Estimate(value, 0.0, 0.0, 0, method="exact"), says)  # type: ignore[arg-type]
+    return Check(condition, "recall, nats", Estimate(value, 0.0, 0.0, 0, method="exact"), says)
 
 
 def verdict(*checks: Check) -> tuple[str, tuple[str, ...]]:

@@ -35,14 +35,14 @@ class Check:
     condition : of the world, in words: "student of order 1". Checks of one condition stand or fall together.
     figure : what is measured, in words, with its unit: "recall, distilled at 0.5 minus at 1, nats".
     estimate : with its standard error; a figure without error has se 0.
-    says : whether the claim puts it above or below `bound`.
+    says : "above" or "below": where the claim puts it, seen from `bound`.
     bound : as a rule 0.
     """
 
     condition: str
     figure: str
     estimate: Estimate
-    says: Literal["above", "below"]
+    says: str
     bound: float = 0.0
 
     def __post_init__(self) -> None:

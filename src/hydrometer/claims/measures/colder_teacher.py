@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import BeforeValidator, Field
-from scipy.optimize import brentq
+from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
@@ -66,7 +66,7 @@ def _decoded(truth: Markov, student: Markov, entropy: float) -> dict[str, float]
         return _figures(truth, student.select(Selectivity(temperature=temperature)))["entropy"] - entropy
 
     try:
-        temperature = float(brentq(gap, *REACH, xtol=1e-6))
+        temperature = cast("float", brentq(gap, *REACH, xtol=1e-6))
     except ValueError:
         what = f"no temperature from {REACH[0]} to {REACH[1]} gives the student this entropy"
         raise FitError(what, got=f"{entropy:.3g} nats", fix="take a warmer teacher, or a larger world") from None
