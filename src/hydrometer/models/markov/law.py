@@ -219,10 +219,39 @@ class Markov(Shown):
         chosen = self._powered(s.sequence_power) if s.sequence_power is not None else selected(self.log_table, s)
         return Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens)
 
-    def _powered(self, power: float) -> Floats:
-        """p(y)^s / Z by the transfer matrix, backwards: a chain whose steps differ.
+    def tilted(self, reward: ArrayLike, strength: float) -> Markov:
+        """Return the law ``p(y) exp(r(y) / b) / Z`` of a reward that adds up along a row: what aligning aims at.
 
-        Z_t(c) = sum_v p(v | c)^s Z_{t+1}(c v),  Z after the end of sequence and after L is 1.
+        It is the law of largest ``E[r(y)] - b KL(q, p)``.
+
+        Parameters
+        ----------
+        reward : (V,) of each id, or (L, V) of each id at each step; r(y) is the sum over the ids of a row. Finite.
+        strength : b > 0, in units of the reward a nat; small ones tilt more.
+
+        Raises
+        ------
+        InputError : a reward or strength out of range; a chain too large for a table a step.
+
+        Examples
+        --------
+        >>> coin = Markov(np.log([[0.5, 0.25, 0.25]]), order=0, max_new_tokens=1)
+        >>> np.exp(coin.tilted([0, 0, np.log(2)], 1.0).log_table[0, 0]).round(3).tolist()
+        [0.4, 0.2, 0.4]
+        """
+        added = np.asarray(reward, np.float64)
+        shapes = (self.vocabulary,), (self.max_new_tokens, self.vocabulary)
+        if added.shape not in shapes or not np.isfinite(added).all():
+            raise InputError(f"a reward has finite numbers of shape {shapes[0]} or {shapes[1]}", got=added.shape)
+        if not 0 < strength < math.inf:
+            raise InputError("the strength b of a tilt must be a finite number above 0", got=strength)
+        table = self._powered(1.0, np.broadcast_to(added / strength, shapes[1]))
+        return Markov(table, order=self.order, max_new_tokens=self.max_new_tokens)
+
+    def _powered(self, power: float, added: Floats | None = None) -> Floats:
+        """p(y)^s exp(sum of `added` (L, V)) / Z by the transfer matrix, backwards: a chain whose steps differ.
+
+        Z_t(c) = sum_v p(v | c)^s exp(added_tv) Z_{t+1}(c v),  Z after the end of sequence and after L is 1.
         """
         width, count = self.max_new_tokens, (self.vocabulary + 1) ** self.order
         refuse_large(
@@ -235,7 +264,7 @@ class Markov(Shown):
         for t in reversed(range(width)):
             ahead = log_z[after]
             ahead[:, END] = 0.0
-            joint = power * self.step_table(t) + ahead
+            joint = power * self.step_table(t) + ahead + (0.0 if added is None else added[t])
             log_z = _log_sum(joint, 1)[:, 0]
             out[t] = joint - log_z[:, None]
         return out
