@@ -75,6 +75,8 @@ class Chart:
 
 def draw_claim(charts: Sequence[Chart], kind: Literal["svg", "png"]) -> bytes:
     """Draw the charts side by side. Equal charts make equal bytes."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     from hydrometer.report.figures.style import FAINT, PAPER, QUIET, drawing, render
 
     named = max(sum(bool(line.label) for line in chart.lines) for chart in charts)
@@ -98,10 +100,12 @@ def draw_claim(charts: Sequence[Chart], kind: Literal["svg", "png"]) -> bytes:
             if chart.zero:
                 axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
             axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
-            if chart.log_x:
-                axes.set_xscale("log")
-            if chart.log_y:
-                axes.set_yscale("log")
+            for axis, scaled in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
+                if scaled:  # the style sets no mathematics, in which matplotlib writes powers
+                    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+                    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+                    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                    axis.set_minor_formatter(NullFormatter())
             if any(line.label for line in chart.lines):
                 axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return render(figure, kind)
