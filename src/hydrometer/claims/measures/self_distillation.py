@@ -198,7 +198,7 @@ def _from_truth(got: _Found, kind: str, n: int, share: float) -> Floats:
 
 
 def _lost(got: _Found, kind: str, n: int, share: float) -> Floats:
-    """KL(truth || generation)."""
+    """KL(truth, generation)."""
     return -got[kind, n, share, "recall"] - got[kind, n, share, "entropy_truth"]
 
 
@@ -218,7 +218,7 @@ def _charts(got: _Found, world: World, shares: tuple[float, ...]) -> tuple[Chart
     def times(kind: str) -> Callable[[int, float], Floats]:
         return lambda n, share: _times(got, kind, n, share)
 
-    times_label = "KL(truth || generation) / the first's"
+    times_label = "KL(truth, generation) / the first's"
     return (
         Chart("Chains: entropy", "generation", "entropy minus the truth's, nats", lines(gap), zero=True),
         Chart("Chains: recall lost", "generation", times_label, lines(times("chain"))),
@@ -227,7 +227,7 @@ def _charts(got: _Found, world: World, shares: tuple[float, ...]) -> tuple[Chart
 
 
 def _times(got: _Found, kind: str, n: int, share: float) -> Floats:
-    """KL(truth || generation), mean over worlds, over that of the first generation."""
+    """KL(truth, generation), mean over worlds, over that of the first generation."""
     lost = _lost(got, kind, n, share).mean(axis=0)
     return lost / lost[0]
 
@@ -244,5 +244,5 @@ def _notes(got: _Found, world: World, shares: tuple[float, ...]) -> tuple[str, .
     for kind, words in (("chain", "Chains"), ("gaussian", "Gaussians")):
         for n in world.rows:
             by_share = "; ".join(f"share {s:g}: {_times(got, kind, n, s)[-1]:.3g}" for s in shares)
-            out.append(f"{words} of {n} rows, KL(truth || last generation) over the first's: {by_share}.")
+            out.append(f"{words} of {n} rows, KL(truth, last generation) over the first's: {by_share}.")
     return tuple(out)

@@ -24,7 +24,7 @@ from hydrometer.models.objectives import Divergence
 
 __all__ = ["World", "held_out", "measure", "student_of"]
 
-FIGURES = {"kl_truth_student": "KL(truth || student)", "kl_student_truth": "KL(student || truth)"}
+FIGURES = {"kl_truth_student": "KL(truth, student)", "kl_student_truth": "KL(student, truth)"}
 
 
 class World(Strict):
@@ -102,7 +102,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     for i, n in enumerate(world.rows):
         means = ", ".join(f"{x:.3g}" for x in own[:, i].mean(axis=0))
         orders = ", ".join(map(str, world.teachers))
-        notes.append(f"Teachers of {n} rows, orders {orders}: their own KL(truth || teacher), nats: {means}.")
+        notes.append(f"Teachers of {n} rows, orders {orders}: their own KL(truth, teacher), nats: {means}.")
         for j, temperature in enumerate(world.temperatures):
             for figure, words in FIGURES.items():
                 values = students[figure][:, i, j]
