@@ -1,7 +1,8 @@
 """Both directions of KL: descent on a flexible student's logits, and the optimum of an inflexible one."""
 
 # scipy leaves the type of what it finds open.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownLambdaType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
