@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.claims.measures.loss_temperature import World, measure, student_of
 from hydrometer.core.rng import Stream
@@ -18,10 +18,17 @@ WORLD = World(order=2, teacher=1, students=(0,), temperatures=(1.0, 3.0), vocabu
 
 
 def _worlds(seed: int) -> tuple[Markov, Markov]:
-    sizes = {"vocabulary": WORLD.vocabulary, "max_new_tokens": WORLD.max_new_tokens}
-    truth = MarkovTruth(order=WORLD.order, end=WORLD.end, concentration=WORLD.concentration, seed=seed, **sizes).law()
+    v, most = WORLD.vocabulary, WORLD.max_new_tokens
+    truth = MarkovTruth(
+        order=WORLD.order,
+        vocabulary=v,
+        max_new_tokens=most,
+        end=WORLD.end,
+        concentration=WORLD.concentration,
+        seed=seed,
+    ).law()
     rows = truth.sample(WORLD.train, seed=Stream(seed).child("loss-temperature", "train"))
-    return truth, fit_markov(rows, WORLD.teacher, smoothing=WORLD.smoothing, **sizes).model
+    return truth, fit_markov(rows, WORLD.teacher, smoothing=WORLD.smoothing, vocabulary=v, max_new_tokens=most).model
 
 
 def _law(m: Markov, row: list[int]) -> np.ndarray:
@@ -59,7 +66,9 @@ def _by_minimiser(teacher: Markov, direction: str, t: float) -> np.ndarray:
             total += chance * float(a @ np.log(a / b))
         return total
 
-    z = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14, "maxiter": 4000}).x
+    options = {"xatol": 1e-9, "fatol": 1e-14, "maxiter": 4000}
+    found = minimize(loss, np.zeros(3), method="Nelder-Mead", options=options)
+    z = np.asarray(found.x, np.float64)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     return np.exp(z) / np.exp(z).sum()
 
 

@@ -117,8 +117,8 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                 checks.append(Check(condition, what, over_worlds(gains), "above"))
     charts = tuple(_chart(figure, world.students, temperatures, found) for figure in FIGURES)
     notes = (
-        f"No log-probability of reverse KL's optimum moves by more than {moved:.1g} nats with the temperature: it is the "
-        "geometric mean of the teacher's laws at any.",
+        f"No log-probability of reverse KL's optimum moves by more than {moved:.1g} nats with the temperature: it is "
+        "the geometric mean of the teacher's laws at any.",
         "Forward KL's optimum is the mean of the tempered laws, raised to the power of the temperature: at a high "
         "temperature that is the geometric mean, too, and the directions end at one student.",
         "These are optima: what temperature does to the gradients on the way there is not measured here.",
@@ -145,5 +145,5 @@ def _chart(
             ends.append(interval if interval is not None else (means[-1], means[-1]))
         low, high = [e[0] for e in ends], [e[1] for e in ends]
         lines.append(Line(f"student of order {order}", list(temperatures), means, low, high))
-    label = f"{figure}, forward minus reverse, nats"
+    label = "forward minus reverse, nats"
     return Chart(figure.capitalize(), "temperature of the loss", label, tuple(lines), zero=True)
