@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,8 +68,8 @@ def _by_minimiser(teacher: Markov, direction: str, t: float) -> np.ndarray:
         return total
 
     options = {"xatol": 1e-9, "fatol": 1e-14, "maxiter": 4000}
-    found = minimize(loss, np.zeros(3), method="Nelder-Mead", options=options)
-    z = np.asarray(found.x, np.float64)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    found: Any = minimize(loss, np.zeros(3), method="Nelder-Mead", options=options)
+    z = np.asarray(found.x, np.float64)
     return np.exp(z) / np.exp(z).sum()
 
 
