@@ -19,7 +19,7 @@ from hydrometer.claims import claims, load_claim, run_claim
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "claims"
 KEPT = DOCS / "verdicts.json"
 BUILD = Path("build") / "claims"
-SHORT = 3.0
+SHORT, SHOWN = 3.0, 3  # minutes; conditions that the table names
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def number(check: dict[str, Any]) -> str:
 def page(name: str, found: dict[str, Any]) -> str:
     """The page of one claim."""
     claim = found["claim"]
-    out = [f"# {claim['says'].rstrip('.')}\n", f"**{found['words'].capitalize()}.**\n"]
+    out = [f"# {claim['says'].rstrip('.')}\n", f"**{found['words'][0].upper() + found['words'][1:]}.**\n"]
     out.append("Who says it: " + "; ".join(claim["sources"]) + ".\n")
     out.append(f"What they report: {claim['reported'].strip()}\n")
     out.append(f"![{claim['says']}]({name}.svg)\n")
@@ -52,7 +52,8 @@ def page(name: str, found: dict[str, Any]) -> str:
     out.append("Intervals hold for all rows of the table together at 95 %.\n")
     out.append("| where | figure | measured | claimed | found |\n|---|---|---|---|---|")
     for c in found["checks"]:
-        out.append(f"| {c['condition']} | {c['figure']} | {number(c)} | {c['says']} {c['bound']:g} | {c['found']} |")
+        cells = (c["condition"], c["figure"], number(c), f"{c['says']} {c['bound']:g}", c["found"])
+        out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if found["notes"]:
         out.append("\nWhat else was seen:\n")
         out += [f"- {note}" for note in found["notes"]]
@@ -66,7 +67,10 @@ def index(rows: dict[str, dict[str, Any]]) -> str:
     """The table of all claims."""
     head = (DOCS / "index.md").read_text("utf-8").partition("<!-- verdicts -->")[0]
     out = [head + "<!-- verdicts -->\n", "| claim | verdict | from |\n|---|---|---|"]
-    out += [f"| [{r['says']}]({n}.md) | {r['words']} | {'; '.join(r['sources'])} |" for n, r in rows.items()]
+    for name, r in rows.items():
+        where = "; ".join(r["holding"]) if len(r["holding"]) <= SHOWN else f"{len(r['holding'])} conditions of its page"
+        verdict = f"{r['verdict']}: {where}" if r["verdict"] == "holds only where" else r["verdict"]
+        out.append(f"| [{r['says']}]({name}.md) | {verdict} | {'; '.join(r['sources'])} |")
     return "\n".join(out) + "\n"
 
 

@@ -14,6 +14,7 @@ from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Accept, Selectivity, Strict, as_tuple
@@ -23,6 +24,7 @@ from hydrometer.models.choosing.best_of_n import choose
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.spec import MarkovTruth
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["World", "best_of_kl", "colder", "measure"]
 
@@ -120,7 +122,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             "rejection": choose(teacher, kept).sample(world.distill, seed=drawn),
         }
         for order, name in product(world.students, DATA):
-            student = fit_markov(data[name], order, smoothing=world.smoothing, **sizes).model
+            student = fit_markov(of_type(Sequences, data[name]), order, smoothing=world.smoothing, **sizes).model
             said = judge_exact(truth, student, strings=0)
             found.setdefault((order, name), []).append({f: said[f].value or 0.0 for f in names})
     checks = [
@@ -137,12 +139,12 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             (("kl_student_truth", "KL(student, truth)"), ("kl_truth_student", "KL(truth, student)")),
         )
     ]
+
+    def mean(order: int, name: str, figure: str) -> list[float]:
+        return [fmean(x[figure] for x in found[order, name])]
+
     lines = tuple(
-        Line(
-            f"{name}, order {order}",
-            *([fmean(x[f] for x in found[order, name])] for f in ("recall", "precision")),
-            connected=False,
-        )
+        Line(f"{name}, order {order}", mean(order, name, "recall"), mean(order, name, "precision"), connected=False)
         for order, name in product(world.students, DATA)
     )
     means = {k: {f: fmean(x[f] for x in v) for f in ("precision", "recall", "entropy")} for k, v in found.items()}
