@@ -15,6 +15,8 @@ __all__ = ["Chart", "Line", "draw_claim"]
 
 _COLORS = ("#0068a9", "#c94f00", "#00805f", "#a8528a", "#8a6d00", "#6b4fb3", "#5f6b7a")  # as `report.figures.style`
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_DECADES = 300.0
+"""A logarithmic axis that spans more than this factor shows powers of ten alone."""
 _HEIGHT, _WIDTH, _LEGEND = 3.1, 3.9, 0.17  # inches; of a line of the legend
 
 
@@ -75,7 +77,7 @@ class Chart:
 
 def draw_claim(charts: Sequence[Chart], kind: Literal["svg", "png"]) -> bytes:
     """Draw the charts side by side. Equal charts make equal bytes."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     from hydrometer.report.figures.style import FAINT, PAPER, QUIET, drawing, render
 
@@ -103,9 +105,13 @@ def draw_claim(charts: Sequence[Chart], kind: Literal["svg", "png"]) -> bytes:
             for axis, scaled in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
                 if scaled:  # the style sets no mathematics, in which matplotlib writes powers
                     (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
-                    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+                    low, high = sorted(axis.get_view_interval())
+                    between = (1.0,) if high > _DECADES * low else (1.0, 2.0, 5.0)
+                    axis.set_major_locator(LogLocator(subs=between, numticks=7))
                     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
                     axis.set_minor_formatter(NullFormatter())
+            if not chart.log_x and all(float(x).is_integer() for line in chart.lines for x in line.x):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if any(line.label for line in chart.lines):
                 axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return render(figure, kind)
