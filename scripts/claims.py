@@ -47,6 +47,7 @@ def page(name: str, found: dict[str, Any]) -> str:
     out = [f"# {claim['says'].rstrip('.')}\n", f"**{found['words'][0].upper() + found['words'][1:]}.**\n"]
     out.append("Who says it: " + "; ".join(claim["sources"]) + ".\n")
     out.append(f"What they report: {claim['reported'].strip()}\n")
+    out.append(f"What to do: {claim['advice'].strip()}\n")
     out.append(f"![{claim['says']}]({name}.svg)\n")
     out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")
     out.append("Intervals hold for all rows of the table together at 95 %.\n")
@@ -55,11 +56,11 @@ def page(name: str, found: dict[str, Any]) -> str:
         cells = (c["condition"], c["figure"], number(c), f"{c['says']} {c['bound']:g}", c["found"])
         out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if found["notes"]:
-        out.append("\nWhat else was seen:\n")
+        out.append("\n## What else was seen\n")
         out += [f"- {note}" for note in found["notes"]]
-    if claim["world"]:
-        out.append("\nThe world:\n\n```json\n" + json.dumps(claim["world"]) + "\n```")
-    out.append(f"\nWhat to do: {claim['advice'].strip()}\n")
+    out.append(f"\n## The world\n\n{found['how']}\n\n```text\n{found['about_world']}\n```\n")
+    out.append("```json\n" + json.dumps(found["world"], indent=1) + "\n```")
+    out.append("")
     return "\n".join(out)
 
 

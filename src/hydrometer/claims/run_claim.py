@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydrometer.claims.claim_chart import Chart, draw_claim
 from hydrometer.claims.claim_spec import ClaimSpec, load_claim, measure_of
 from hydrometer.claims.claim_verdict import LEVEL, Checked, Verdict, checked, verdict_of
 from hydrometer.core.io.files import write_atomic
+from hydrometer.core.spec import Strict
 
 __all__ = ["ClaimResult", "run_claim"]
 
@@ -25,6 +27,7 @@ class ClaimResult:
     Attributes
     ----------
     spec : what was measured.
+    world : all of its parameters. how : what the measure says of itself.
     verdict : what follows, at 95 % for all checks together.
     holding : conditions under which the claim holds.
     checks : figures, with what came of each.
@@ -33,6 +36,8 @@ class ClaimResult:
     """
 
     spec: ClaimSpec
+    world: Strict
+    how: str
     verdict: Verdict
     holding: tuple[str, ...]
     checks: tuple[Checked, ...]
@@ -54,6 +59,9 @@ class ClaimResult:
             "holding": list(self.holding),
             "words": self.sentence,
             "level": LEVEL,
+            "how": cleandoc(self.how),
+            "world": self.world.model_dump(mode="json"),
+            "about_world": cleandoc(type(self.world).__doc__ or ""),
             "checks": [c.to_json() for c in self.checks],
             "charts": [c.to_json() for c in self.charts],
             "notes": list(self.notes),
@@ -89,6 +97,6 @@ def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[s
     checks = checked(found.checks)
     verdict, holding = verdict_of(checks)
     took = time.perf_counter() - began
-    result = ClaimResult(spec, verdict, holding, checks, found.charts, found.notes, took)
+    result = ClaimResult(spec, world, module.__doc__ or "", verdict, holding, checks, found.charts, found.notes, took)
     result.write(Path(out) if out is not None else Path("runs") / "claims" / name)
     return result
