@@ -9,6 +9,7 @@ import yaml
 from typer.main import get_command
 
 import hydrometer as hm
+from hydrometer.claims import claims
 from hydrometer.cli import app
 from hydrometer.models.families import parse_run_spec
 
@@ -61,7 +62,7 @@ def test_commands_in_the_pages_exist(page: Path) -> None:
             assert words[1] in commands, line
             assert {w for w in words if w.startswith("--")} <= commands[words[1]] | {"--help"}, line
             if words[1] == "run" and not words[2].endswith((".yaml", "FILE")):
-                assert words[2] in hm.recipes(), line
+                assert words[2] in {*hm.recipes(), *(f"claims/{name}" for name in claims())}, line
 
 
 def test_make_targets_in_the_readme_exist() -> None:

@@ -62,3 +62,8 @@ def test_bad_input_is_one_line(name: str, overrides: list[str], said: str) -> No
 def test_a_claim_is_no_specification() -> None:
     with pytest.raises(SpecError, match="hydrometer run measures it"):
         load_spec("claims/colder-teacher")
+
+
+def test_recipes_lists_the_claims() -> None:
+    found = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
+    assert {f"claims/{name}" for name in claims()} <= set(found)

@@ -121,7 +121,8 @@ def test_a_truth_of_texts(
     assert chain.truth.text is not None
     assert chain.truth.text.chat
     assert chain.truth.max_new_tokens == 8  # three tokens an answer, rounded up
-    assert (chain.data.train, chain.data.validate_) == (22, 2)  # 24 answers are not kept for judging
+    assert (chain.data.train, chain.data.validate_) == (14, 1)  # half of 30 prompts are kept for judging
+    assert any("the truth is the answers of the file" in g for g in guesses_of(draft))
     assert any(guess in g for g in guesses_of(draft)) if guess else "is the column" not in draft.text
     assert f"{N} answers to {N} prompts" in draft.text
 
@@ -137,7 +138,8 @@ def test_a_folder_with_prompts_and_two_models(models: Path, tmp_path: Path) -> N
     assert chain.truth.source == str(tmp_path / "large")
     assert chain.teacher == "truth"
     assert chain.student.model_dump()["init"]["source"] == str(tmp_path / "small")
-    assert chain.truth.evaluate == 0.2
+    assert chain.truth.evaluate == 0.5
+    assert "data" in chain.resample  # or the direct student's rows are one draw for all seeds
     assert any("is the larger of the two" in g for g in guesses_of(draft))
     assert "taken as prompts alone: " in draft.text
 
@@ -239,3 +241,16 @@ def test_nothing_is_overwritten_and_bad_input_is_refused(models: Path, tmp_path:
     with pytest.raises(InputError, match="holds no model and no table"):
         begin([str(tmp_path / "empty")], out=out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("prompts", "share"), [(20, 0.5), (60, 0.5), (100, 0.3), (150, 0.2), (1000, 0.2)])
+def test_few_prompts_keep_more_for_judging(prompts: int, share: float, models: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"Question {i}?"}) for i in range(prompts)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "spec.yaml"
+    begin([str(tmp_path / "prompts.jsonl"), str(models / "large")], out=out)
+    chain = chain_of(out)
+    assert chain.truth.evaluate == share
+    kept = round(share * prompts)
+    assert chain.data.evaluate % kept == 0  # equally many rows a prompt
+    assert chain.data.train % (prompts - kept) == 0

@@ -145,10 +145,11 @@ app.command("init")(init_command)
 
 @app.command("recipes")
 def recipes_command(as_json: Json = False) -> None:
-    """List the recipes that ship with the package."""
+    """List the recipes and the claims that ship with the package."""
+    from hydrometer.claims.claim_spec import claims
     from hydrometer.run.graph.recipes import recipes
 
-    found = recipes()
+    found = recipes() | {f"claims/{name}": says for name, says in claims().items()}
     if as_json:
         typer.echo(json.dumps(found))
         return

