@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
-from typing import Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from hydrometer.claims.claim_verdict import Measured
 from hydrometer.core.errors import SpecError
 from hydrometer.core.io.yaml_io import apply_overrides, explain, is_object, nearest, parse_yaml
 from hydrometer.core.spec import Name, Strict, as_tuple
+
+if TYPE_CHECKING:
+    from hydrometer.claims.claim_verdict import Measured
 
 __all__ = ["ClaimSpec", "Measure", "claims", "load_claim", "measure_of"]
 

@@ -15,7 +15,6 @@ import typer
 
 from hydrometer._version import __version__
 from hydrometer.cli import exchange_commands
-from hydrometer.cli.claim_output import claim_command
 from hydrometer.cli.exit import end_with
 from hydrometer.cli.init_command import init_command
 from hydrometer.cli.judge_command import judge_command
@@ -77,6 +76,8 @@ def run_command(
             raise InputError(
                 "a claim is measured in this process, without stages", fix="give --out, --set, --json alone"
             )
+        from hydrometer.cli.claim_output import claim_command
+
         claim_command(recipe.removeprefix("claims/"), out=out, overrides=overrides or [], as_json=as_json)
         return
     with ConsoleMonitor() as monitor:
