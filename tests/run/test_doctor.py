@@ -80,6 +80,16 @@ def test_a_truth_that_teaches_alone_leaves_temperatures_to_compare() -> None:
         assert ("temperature in the data against temperature when decoding" in said) != bool(assistants)
 
 
+@pytest.mark.parametrize(
+    ("resample", "seeds", "shared"),
+    [(["distill", "student"], 2, True), (["data", "distill", "student"], 2, False), (["distill", "student"], 1, False)],
+)
+def test_a_draw_that_all_seeds_share_is_said(resample: list[str], seeds: int, shared: bool) -> None:
+    spec = parse_run_spec(markov(teacher="truth", resample=resample) | {"seeds": seeds}, "test")
+    (said,) = (f.why for f in examine_design(spec, "c") if f.code == "teacher-is-truth")
+    assert ("one draw for all seeds" in said) == shared
+
+
 def test_rows_that_every_seed_redraws_count_together() -> None:
     assert "few-rows" not in codes(mixture(seeds=6, data={"train": 60, "distill": 80, "evaluate": 10}))
 
