@@ -50,7 +50,10 @@ def page(name: str, found: dict[str, Any]) -> str:
     out.append(f"What to do: {claim['advice'].strip()}\n")
     out.append(f"![{claim['says']}]({name}.svg)\n")
     out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")
-    out.append("Intervals hold for all rows of the table together at 95 %.\n")
+    out.append(
+        "Intervals hold for all rows of the table together at 95 %; a condition holds where all of its rows are as "
+        "claimed.\n"
+    )
     out.append("| where | figure | measured | claimed | found |\n|---|---|---|---|---|")
     for c in found["checks"]:
         cells = (c["condition"], c["figure"], number(c), f"{c['says']} {c['bound']:g}", c["found"])

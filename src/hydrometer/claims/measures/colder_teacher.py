@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from statistics import fmean
 from typing import Annotated, cast
 
@@ -23,7 +24,7 @@ from hydrometer.models.markov.spec import MarkovTruth
 
 __all__ = ["World", "measure"]
 
-FIGURES = ("precision", "recall", "entropy")
+FIGURES = ("precision", "recall", "entropy", "precision_per_token", "length")
 REACH = 0.02, 2.0  # temperatures of the decoding control
 
 
@@ -36,7 +37,10 @@ class World(Strict):
     students : orders; each is a condition.
     temperature : of the cold teacher, in (0, 1).
     path : temperatures that are drawn.
-    vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`).
+    ends : probabilities of the end of sequence at every step of the truth; each is a condition. A colder teacher writes
+        longer rows, the more so where ends are rare. The student is decoded in the worlds of the first alone, since
+        cooling lengthens rows of others until no temperature gives an entropy.
+    vocabulary, max_new_tokens, concentration : of the truth (`MarkovTruth`): rows of its table are Dirichlet.
     train, distill : rows. smoothing : of counts.
     """
 
@@ -47,7 +51,7 @@ class World(Strict):
     path: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.85, 0.7, 0.6, 0.5)
     vocabulary: int = Field(default=8, ge=2, le=32)
     max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
+    ends: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.2, 0.1)
     concentration: float = Field(default=0.5, gt=0)
     train: int = Field(default=2000, ge=1)
     distill: int = Field(default=4000, ge=1)
@@ -76,13 +80,17 @@ def _decoded(truth: Markov, student: Markov, entropy: float) -> dict[str, float]
 def measure(world: World, seeds: Sequence[int]) -> Measured:
     """Measure the claim: differences in nats a row, each exact in its world, over worlds."""
     temperatures = sorted({1.0, world.temperature, *world.path})
-    found: dict[tuple[int, str, float], list[dict[str, float]]] = {}
-    for seed in seeds:
+    found: dict[tuple[float, int, str, float], list[dict[str, float]]] = {}
+    for seed, end in product(seeds, world.ends):
         doing(f"world {seed + 1} of {len(seeds)}")
         truth = MarkovTruth(
-            order=world.order, vocabulary=world.vocabulary, max_new_tokens=world.max_new_tokens, end=world.end,
-            concentration=world.concentration, seed=seed,
-        ).law()  # fmt: skip
+            order=world.order,
+            vocabulary=world.vocabulary,
+            max_new_tokens=world.max_new_tokens,
+            end=end,
+            concentration=world.concentration,
+            seed=seed,
+        ).law()
 
         def fit(law: Markov, n: int, order: int, stream: Stream) -> Markov:
             rows = law.sample(n, seed=stream)
@@ -98,34 +106,55 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             }
             for t, student in students.items():
                 mine = _figures(truth, student)
-                found.setdefault((order, "distilled", t), []).append(mine)
-                found.setdefault((order, "decoded", t), []).append(_decoded(truth, students[1.0], mine["entropy"]))
+                found.setdefault((end, order, "distilled", t), []).append(mine)
+                if end == world.ends[0]:
+                    decoded = _decoded(truth, students[1.0], mine["entropy"])
+                    found.setdefault((end, order, "decoded", t), []).append(decoded)
     checks: list[Check] = []
-    for order in world.students:
-        cold, warm = (found[order, "distilled", t] for t in (world.temperature, 1.0))
-        decoded = found[order, "decoded", world.temperature]
-        for figure, says in (("precision", "above"), ("recall", "below")):
-            what = f"{figure}, distilled at {world.temperature:g} minus at 1, nats"
-            condition = f"against a warm teacher, order {order}"
-            checks.append(Check(condition, what, _less(cold, warm, figure), says))
-        what = "precision, distilled minus decoded to the same entropy, nats"
-        condition = f"against decoding, order {order}"
-        checks.append(Check(condition, what, _less(cold, decoded, "precision"), "above"))
-    lines = [
-        Line(
-            f"order {order}, {words}",
-            *(
-                [fmean(x[figure] for x in found[order, kind, t]) for t in temperatures]
-                for figure in ("recall", "precision")
-            ),
-            color=i,
-            dashed=kind == "decoded",
+    charts: list[Chart] = []
+    for end in world.ends:
+        lines: list[Line] = []
+        for i, order in enumerate(world.students):
+            cold, warm = (found[end, order, "distilled", t] for t in (world.temperature, 1.0))
+            for figure, says in (("precision", "above"), ("recall", "below")):
+                what = f"{figure}, distilled at {world.temperature:g} minus at 1, nats"
+                condition = f"against a warm teacher, order {order}, end {end:g}"
+                checks.append(Check(condition, what, _less(cold, warm, figure), says))
+            lines.append(_path(f"order {order}, distilled", found, (end, order, "distilled"), temperatures, i))
+            if end == world.ends[0]:
+                what = "precision, distilled minus decoded to the same entropy, nats"
+                gap = _less(cold, found[end, order, "decoded", world.temperature], "precision")
+                checks.append(Check(f"against decoding, order {order}, end {end:g}", what, gap, "above"))
+                lines.append(_path(f"order {order}, decoded", found, (end, order, "decoded"), temperatures, i))
+        title = f"Teachers at {', '.join(f'{t:g}' for t in reversed(temperatures))}; end {end:g}"
+        charts.append(Chart(title, "recall, nats", "precision, nats", tuple(lines)))
+    notes: list[str] = []
+    for end, order in product(world.ends, world.students):
+        cold, warm = (found[end, order, "distilled", t] for t in (world.temperature, 1.0))
+        per_token = _less(cold, warm, "precision_per_token")
+        lengths = [fmean(x["length"] for x in rows) for rows in (warm, cold)]
+        notes.append(
+            f"Order {order}, end {end:g}: rows have {lengths[0]:.1f} tokens at 1 and {lengths[1]:.1f} at "
+            f"{world.temperature:g}; precision per token changes by {per_token.value:.2f} ± {per_token.se:.2f} nats."
         )
-        for i, order in enumerate(world.students)
-        for kind, words in (("distilled", "distilled"), ("decoded", "decoded to its entropy"))
-    ]
-    plane = Chart("Colder teachers: up and to the left", "recall, nats", "precision, nats", tuple(lines))
-    return Measured(tuple(checks), (plane,))
+    if world.teacher in world.students:
+        order = f"A student of the teacher's own order ({world.teacher})"
+        notes.append(f"{order} differs from decoding by finite rows and smoothing alone.")
+    return Measured(tuple(checks), tuple(charts), tuple(notes))
+
+
+def _path(
+    label: str,
+    found: dict[tuple[float, int, str, float], list[dict[str, float]]],
+    of: tuple[float, int, str],
+    temperatures: Sequence[float],
+    color: int,
+) -> Line:
+    """Means over worlds by temperature, in the plane."""
+    recall, precision = (
+        [fmean(x[figure] for x in found[(*of, t)]) for t in temperatures] for figure in ("recall", "precision")
+    )
+    return Line(label, recall, precision, color=color, dashed=of[-1] == "decoded")
 
 
 def _less(a: Sequence[dict[str, float]], b: Sequence[dict[str, float]], figure: str) -> Estimate:

@@ -155,8 +155,9 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     for exponent in world.exponents:
         even = {law: [_even(found, exponent, k, law) for k in world.kept] for law in two[:2]}
         notes.append(
-            f"Teacher rank^-{exponent:g}: over how many such positions draws must be averaged until sampled is as near "
-            f"to dense as the bias of {two[0]}: " + ", ".join(f"{n:.2g}" for n in even[two[0]])
+            f"Teacher rank^-{exponent:g}: over how many such positions independent draws must be averaged until "
+            "sampled (a run's own draws are systematic, which is less noisy) is as near to dense "
+            f"as the bias of {two[0]}: " + ", ".join(f"{n:.2g}" for n in even[two[0]])
             + f"; of {two[1]}: " + ", ".join(f"{n:.2g}" for n in even[two[1]])
             + f" (k = {', '.join(map(str, world.kept))})."
         )  # fmt: skip
