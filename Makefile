@@ -72,7 +72,7 @@ faults: $(STAMP)
 	$(BIN)/python scripts/reliability.py $(FAULTS_LOG)
 
 claims: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/claims.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/claims.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

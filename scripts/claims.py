@@ -1,7 +1,7 @@
-"""Measure the claims again: python scripts/claims.py [--check | --write] [NAME ...]; two at once.
+"""Measure the claims again: python scripts/claims.py [--write] [NAME ...]; two at once.
 
---check (the default) measures those of three minutes or fewer and fails where a verdict is not the one that is kept in
-docs/claims/verdicts.json. --write keeps verdicts, and writes a page and a picture for each, and the table of all.
+Without names those of three minutes or fewer are measured. It fails where a verdict is not the one that is kept in
+docs/claims/verdicts.json; --write keeps verdicts, and writes a page and a picture for each, and the table of all.
 """
 
 from __future__ import annotations
@@ -83,7 +83,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     names = args.names or [n for n in claims() if load_claim(n).minutes <= SHORT]
     kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}

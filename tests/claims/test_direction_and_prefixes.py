@@ -38,7 +38,7 @@ def context_of(prefix: tuple[int, ...], law: Markov) -> int:
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_student_on_the_teachers_prefixes_is_the_least(direction: str) -> None:
     teacher = MarkovTruth(order=2, vocabulary=V, max_new_tokens=LONGEST, end=0.3, seed=5).law()
-    world = World(vocabulary=V, max_new_tokens=LONGEST, smoothing=0.0)
+    world = World(vocabulary=V, max_new_tokens=LONGEST, least=0.0)
     student = students_of(world, teacher, 1)[direction, "teacher"]
     weights = prefix_weights(teacher)
 

@@ -15,7 +15,7 @@ from hydrometer.core.errors import SpecError
 from hydrometer.run.graph.recipes import load_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "claims"
-SMALL = ["seeds=3", "world.students=[1]", "world.path=[1.0, 0.5]", "world.max_new_tokens=8", "world.ends=[0.2]"]
+SMALL = ["seeds=3", "world.students=[1]", "world.path=[1.0, 0.5]", "world.max_new_tokens=8", "world.late=[]"]
 
 
 @pytest.mark.parametrize("name", claims())

@@ -63,6 +63,6 @@ def test_figures_are_those_of_every_draw() -> None:
 def test_a_small_world_is_measured() -> None:
     world = World(kept=(2, 5), exponents=(1.0,), vocabulary=20)
     found = measure(world, range(3))
-    assert len(found.checks) == 2 * (3 + 2)
+    assert len(found.checks) == 2 * (2 + 1)
     mass = next(c for c in found.checks if "mass" in c.figure)
     assert mass.estimate.value == pytest.approx(1 - 1.5 / sum(1 / r for r in range(1, 21)), rel=1e-12)

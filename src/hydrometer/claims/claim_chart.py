@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hydrometer.core.errors import InputError
+from hydrometer.core.statistics.estimate import Estimate
 
 __all__ = ["Chart", "Line", "draw_claim"]
 
@@ -48,6 +49,14 @@ class Line:
         sizes = {len(v) for v in (self.x, self.y, self.low, self.high) if v is not None}
         if len(sizes) != 1 or (self.low is None) != (self.high is None):
             raise InputError("a line needs as many x as y, and both ends of its intervals or none", got=self.label)
+
+    @classmethod
+    def of(cls, label: str, x: Sequence[float], estimates: Sequence[Estimate], *, color: int | None = None) -> Line:
+        """Return the line of these estimates with their 95 % intervals. Raises InputError where one is not finite."""
+        ends = [e.interval() for e in estimates]
+        y = [e.value for e in estimates if e.value is not None]
+        low, high = ([end[i] for end in ends if end is not None] for i in range(2))
+        return cls(label, x, y, low, high, color=color)
 
 
 @dataclass(frozen=True, slots=True)

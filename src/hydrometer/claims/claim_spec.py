@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 from pydantic import BeforeValidator, Field, ValidationError
 
 from hydrometer.core.errors import SpecError
-from hydrometer.core.io.yaml_io import apply_overrides, explain, is_object, nearest, parse_yaml
+from hydrometer.core.io.yaml_io import apply_overrides, explain, nearest, parse_yaml
 from hydrometer.core.spec import Name, Strict, as_tuple
 
 if TYPE_CHECKING:
     from hydrometer.claims.claim_verdict import Measured
 
-__all__ = ["ClaimSpec", "Measure", "claims", "load_claim", "measure_of"]
+__all__ = ["ClaimSpec", "Measure", "claim_of", "claims", "load_claim", "measure_of"]
 
+_PREFIX = "claims/"
 _SHIPPED = files("hydrometer.recipes").joinpath("claims")
 
 
@@ -57,6 +58,18 @@ class Measure(Protocol):
         ...
 
 
+def claim_of(recipe: str) -> str | None:
+    """Return the claim that ``claims/NAME`` names; None for another recipe, and for a file.
+
+    Examples
+    --------
+    >>> claim_of("claims/heating"), claim_of("quickstart"), claim_of("claims/mine.yaml")
+    ('heating', None, None)
+    """
+    is_file = recipe.endswith((".yaml", ".yml"))
+    return recipe.removeprefix(_PREFIX) if recipe.startswith(_PREFIX) and not is_file else None
+
+
 def claims() -> dict[str, str]:
     """Return the claims: name to what each says."""
     names = sorted(e.name for e in _SHIPPED.iterdir() if e.name.endswith(".yaml"))
@@ -84,8 +97,6 @@ def load_claim(name: str, overrides: Sequence[str] = ()) -> ClaimSpec:
 def measure_of(spec: ClaimSpec) -> tuple[Measure, Strict]:
     """Return the module that measures a claim, and its world. Raises SpecError."""
     module = cast("Measure", import_module(f"hydrometer.claims.measures.{spec.name.replace('-', '_')}"))
-    if not is_object(spec.world):
-        raise SpecError("a world is a mapping", got=spec.world)
     try:
         return module, module.World.model_validate(spec.world)
     except ValidationError as e:

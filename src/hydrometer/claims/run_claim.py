@@ -26,6 +26,7 @@ class ClaimResult:
 
     Attributes
     ----------
+    folder : with what `write` writes.
     spec : what was measured.
     world : all of its parameters. how : what the measure says of itself.
     verdict : what follows, at 95 % for all checks together.
@@ -35,6 +36,7 @@ class ClaimResult:
     seconds : that it took.
     """
 
+    folder: Path
     spec: ClaimSpec
     world: Strict
     how: str
@@ -69,12 +71,12 @@ class ClaimResult:
             "version": __version__,
         }
 
-    def write(self, folder: Path) -> None:
-        """Write claim.json, and the picture as SVG and PNG, into a folder that is made where it is missing."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "claim.json", json.dumps(self.to_json(), indent=1) + "\n")
+    def write(self) -> None:
+        """Write claim.json, and the picture as SVG and PNG, into the folder, which is made where it is missing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / "claim.json", json.dumps(self.to_json(), indent=1) + "\n")
         for kind in ("svg", "png"):
-            write_atomic(folder / f"{self.spec.name}.{kind}", draw_claim(self.charts, kind))
+            write_atomic(self.folder / f"{self.spec.name}.{kind}", draw_claim(self.charts, kind))
 
 
 def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[str] = ()) -> ClaimResult:
@@ -97,6 +99,9 @@ def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[s
     checks = checked(found.checks)
     verdict, holding = verdict_of(checks)
     took = time.perf_counter() - began
-    result = ClaimResult(spec, world, module.__doc__ or "", verdict, holding, checks, found.charts, found.notes, took)
-    result.write(Path(out) if out is not None else Path("runs") / "claims" / name)
+    folder = Path(out) if out is not None else Path("runs") / "claims" / name
+    result = ClaimResult(
+        folder, spec, world, module.__doc__ or "", verdict, holding, checks, found.charts, found.notes, took
+    )
+    result.write()
     return result

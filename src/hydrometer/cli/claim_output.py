@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
@@ -18,23 +17,21 @@ def claim_command(name: str, *, out: str | None, overrides: Sequence[str], as_js
     with ConsoleMonitor():
         from hydrometer.claims.run_claim import run_claim
 
-        folder = Path(out) if out is not None else Path("runs") / "claims" / name
-        result = run_claim(name, out=folder, overrides=overrides)
+        result = run_claim(name, out=out, overrides=overrides)
     if as_json:
         typer.echo(json.dumps(result.to_json()))
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for head in ("where", "figure", "measured", "claimed", "found"):
         table.add_column(head)
     for c in result.checks:
         claimed = f"{c.check.says} {c.check.bound:g}"
-        table.add_row(c.check.condition, c.check.figure, str(c.check.estimate), claimed, c.found)
+        table.add_row(*map(Text, (c.check.condition, c.check.figure, str(c.check.estimate), claimed, c.found)))
     told = console()
-    told.print(result.spec.says)
+    told.print(Text(result.spec.says))
     told.print(table)
-    for note in result.notes:
-        told.print(note)
-    told.print(result.sentence)
-    told.print(f"figures and picture in {folder}")
+    for line in (*result.notes, result.sentence, f"figures and picture in {result.folder}"):
+        told.print(Text(line))

@@ -69,16 +69,17 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run an experiment, go on with an interrupted one, or extend one by selectivities or seeds; or measure a claim."""
+    from hydrometer.claims.claim_spec import claim_of
     from hydrometer.run.execution.progress import ConsoleMonitor
 
-    if recipe.startswith("claims/"):
+    if (claim := claim_of(recipe)) is not None:
         if cache is not None or until is not None or executor != "local" or address is not None:
             raise InputError(
                 "a claim is measured in this process, without stages", fix="give --out, --set, --json alone"
             )
         from hydrometer.cli.claim_output import claim_command
 
-        claim_command(recipe.removeprefix("claims/"), out=out, overrides=overrides or [], as_json=as_json)
+        claim_command(claim, out=out, overrides=overrides or [], as_json=as_json)
         return
     with ConsoleMonitor() as monitor:
         from hydrometer.report import build_report

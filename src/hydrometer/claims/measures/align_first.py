@@ -11,13 +11,11 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Strict, as_tuple
+from hydrometer.core.spec import as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
-from hydrometer.models.markov.spec import MarkovTruth
 
 __all__ = ["World", "measure", "rare_share", "with_rare_id"]
 
@@ -26,7 +24,7 @@ LEAST = 0.01
 """Nats a row, or share of rows: differences below it are none that anybody would pay for."""
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths in which rows that begin with the last id are rare, a teacher and a student of rows.
 
     The reward is 1 for such a row and 0 for others, so the target, the truth's tilt, is the truth with more of them.
@@ -49,9 +47,6 @@ class World(Strict):
     rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 10_000)
     strength: float = Field(default=0.2, gt=0)
     vocabulary: int = Field(default=8, ge=3, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     train: int = Field(default=20_000, ge=1)
     smoothing: float = Field(default=0.01, gt=0)
 
@@ -74,38 +69,28 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     """Measure the claim against the truth's own tilt: figures exact in each world, over worlds."""
     reward = np.zeros((world.max_new_tokens, world.vocabulary))
     reward[0, -1] = 1.0
-    sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
     found: dict[tuple[float, int, str], list[dict[str, float]]] = {}
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        drawn = MarkovTruth(
-            order=world.order,
-            vocabulary=world.vocabulary,
-            max_new_tokens=world.max_new_tokens,
-            end=world.end,
-            concentration=world.concentration,
-            seed=seed,
-        ).law()
+        drawn = world.truth(world.order, seed)
         stream = Stream(seed).child("align-first")
         for rarity in world.rarities:
             truth = with_rare_id(drawn, rarity)
             target = truth.tilted(reward, world.strength)
             rows = truth.sample(world.train, seed=stream.child("train"))
-            teacher = fit_markov(rows, world.teacher, smoothing=world.smoothing, **sizes).model
+            teacher = world.fitted(rows, world.teacher)
             for n in world.rows:
 
                 def distilled(law: Markov, n: int = n, stream: Stream = stream) -> Markov:
                     drawn_rows = law.sample(n, seed=stream.child("distill"))
-                    return fit_markov(drawn_rows, world.student, smoothing=world.smoothing, **sizes).model
+                    return world.fitted(drawn_rows, world.student)
 
                 ends = (
                     distilled(teacher.tilted(reward, world.strength)),
                     distilled(teacher).tilted(reward, world.strength),
                 )
                 for order, law in zip(ORDERS, ends, strict=True):
-                    said = judge_exact(target, law, strings=0)
-                    figures = {name: said[name].value or 0.0 for name in ("precision", "recall")}
-                    figures["reward"] = rare_share(law)
+                    figures = {**exact_figures(target, law, ("precision", "recall")), "reward": rare_share(law)}
                     found.setdefault((rarity, n, order), []).append(figures)
     checks: list[Check] = []
     notes: list[str] = []
@@ -123,8 +108,11 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             "rows of the teacher",
             label,
             tuple(
-                Line(
-                    f"{order}, rarity {rarity:g}", world.rows, *_band(found, rarity, world.rows, order, figure), color=i
+                Line.of(
+                    f"{order}, rarity {rarity:g}",
+                    world.rows,
+                    [over_worlds([x[figure] for x in found[rarity, n, order]]) for n in world.rows],
+                    color=i,
                 )
                 for i, (rarity, order) in enumerate(product(world.rarities, ORDERS))
             ),
@@ -136,16 +124,3 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
         )
     ]
     return Measured(tuple(checks), tuple(charts), tuple(notes))
-
-
-def _band(
-    found: dict[tuple[float, int, str], list[dict[str, float]]],
-    rarity: float,
-    rows: Sequence[int],
-    order: str,
-    figure: str,
-) -> tuple[list[float], list[float], list[float]]:
-    """Means by number of rows, with their 95 % intervals."""
-    means = [over_worlds([x[figure] for x in found[rarity, n, order]]) for n in rows]
-    ends = [m.interval() or (0.0, 0.0) for m in means]
-    return [m.value or 0.0 for m in means], [low for low, _ in ends], [high for _, high in ends]

@@ -12,15 +12,13 @@ from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.errors import FitError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity, Strict, as_tuple
+from hydrometer.core.spec import Selectivity, as_tuple
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
-from hydrometer.models.markov.spec import MarkovTruth
 
 __all__ = ["World", "measure"]
 
@@ -28,7 +26,7 @@ FIGURES = ("precision", "recall", "entropy", "precision_per_token", "length")
 REACH = 0.02, 2.0  # temperatures of the decoding control
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random, a teacher of rows of each, students of rows of the teacher; all n-gram chains.
 
     Attributes
@@ -37,10 +35,10 @@ class World(Strict):
     students : orders; each is a condition.
     temperature : of the cold teacher, in (0, 1).
     path : temperatures that are drawn.
-    ends : probabilities of the end of sequence at every step of the truth; each is a condition. A colder teacher writes
-        longer rows, the more so where ends are rare. The student is decoded in the worlds of the first alone, since
-        cooling lengthens rows of others until no temperature gives an entropy.
-    vocabulary, max_new_tokens, concentration : of the truth (`MarkovTruth`): rows of its table are Dirichlet.
+    late : further probabilities of the end, in the place of `end`; each is a condition. A colder teacher writes longer
+        rows, the more so where ends are rare. The student is decoded in the worlds of `end` alone, since cooling
+        lengthens rows of others until no temperature gives an entropy.
+    vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`): rows of its table are Dirichlet.
     train, distill : rows. smoothing : of counts.
     """
 
@@ -49,18 +47,13 @@ class World(Strict):
     students: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (1, 2)
     temperature: float = Field(default=0.5, gt=0, lt=1)
     path: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.85, 0.7, 0.6, 0.5)
-    vocabulary: int = Field(default=8, ge=2, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    ends: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.2, 0.1)
-    concentration: float = Field(default=0.5, gt=0)
+    late: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.1,)
     train: int = Field(default=2000, ge=1)
     distill: int = Field(default=4000, ge=1)
-    smoothing: float = Field(default=0.05, gt=0)
 
 
 def _figures(truth: Markov, law: Markov) -> dict[str, float]:
-    found = judge_exact(truth, law, strings=0)
-    return {name: found[name].value or 0.0 for name in FIGURES}
+    return exact_figures(truth, law, FIGURES)
 
 
 def _decoded(truth: Markov, student: Markov, entropy: float) -> dict[str, float]:
@@ -81,21 +74,13 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     """Measure the claim: differences in nats a row, each exact in its world, over worlds."""
     temperatures = sorted({1.0, world.temperature, *world.path})
     found: dict[tuple[float, int, str, float], list[dict[str, float]]] = {}
-    for seed, end in product(seeds, world.ends):
+    ends = dict.fromkeys((world.end, *world.late))
+    for seed, end in product(seeds, ends):
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order,
-            vocabulary=world.vocabulary,
-            max_new_tokens=world.max_new_tokens,
-            end=end,
-            concentration=world.concentration,
-            seed=seed,
-        ).law()
+        truth = world.truth(world.order, seed, end=end)
 
         def fit(law: Markov, n: int, order: int, stream: Stream) -> Markov:
-            rows = law.sample(n, seed=stream)
-            sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
-            return fit_markov(rows, order, smoothing=world.smoothing, **sizes).model
+            return world.fitted(law.sample(n, seed=stream), order)
 
         stream = Stream(seed).child("colder-teacher")
         teacher = fit(truth, world.train, world.teacher, stream.child("train"))
@@ -107,12 +92,12 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             for t, student in students.items():
                 mine = _figures(truth, student)
                 found.setdefault((end, order, "distilled", t), []).append(mine)
-                if end == world.ends[0]:
+                if end == world.end:
                     decoded = _decoded(truth, students[1.0], mine["entropy"])
                     found.setdefault((end, order, "decoded", t), []).append(decoded)
     checks: list[Check] = []
     charts: list[Chart] = []
-    for end in world.ends:
+    for end in ends:
         lines: list[Line] = []
         for i, order in enumerate(world.students):
             cold, warm = (found[end, order, "distilled", t] for t in (world.temperature, 1.0))
@@ -121,7 +106,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                 condition = f"against a warm teacher, order {order}, end {end:g}"
                 checks.append(Check(condition, what, _less(cold, warm, figure), says))
             lines.append(_path(f"order {order}, distilled", found, (end, order, "distilled"), temperatures, i))
-            if end == world.ends[0]:
+            if end == world.end:
                 what = "precision, distilled minus decoded to the same entropy, nats"
                 gap = _less(cold, found[end, order, "decoded", world.temperature], "precision")
                 checks.append(Check(f"against decoding, order {order}, end {end:g}", what, gap, "above"))
@@ -129,7 +114,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
         title = f"Teachers at {', '.join(f'{t:g}' for t in reversed(temperatures))}; end {end:g}"
         charts.append(Chart(title, "recall, nats", "precision, nats", tuple(lines)))
     notes: list[str] = []
-    for end, order in product(world.ends, world.students):
+    for end, order in product(ends, world.students):
         cold, warm = (found[end, order, "distilled", t] for t in (world.temperature, 1.0))
         per_token = _less(cold, warm, "precision_per_token")
         lengths = [fmean(x["length"] for x in rows) for rows in (warm, cold)]

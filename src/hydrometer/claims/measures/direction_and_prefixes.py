@@ -11,14 +11,12 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity, Strict, as_tuple
+from hydrometer.core.spec import Selectivity, as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.objectives import Divergence
 
 __all__ = ["World", "measure"]
@@ -29,7 +27,7 @@ LEAST = 0.01
 """Nats a row: differences below it are none that anybody would pay for."""
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random, a teacher of rows of each, students that are exact optima under the teacher.
 
     Attributes
@@ -38,19 +36,16 @@ class World(Strict):
     students : orders; each is a condition.
     temperatures : of the teacher; the checks are at the first.
     vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`).
-    train : rows of the teacher. smoothing : of counts, and of the optima in expected visits of a row.
+    train : rows of the teacher. smoothing : of its counts.
+    least : smoothing of the optima, in expected visits of a row.
     """
 
     order: int = Field(default=3, ge=1, le=5)
     teacher: int = Field(default=3, ge=0, le=5)
     students: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (1, 2, 3)
     temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.8, 0.6)
-    vocabulary: int = Field(default=8, ge=2, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     train: int = Field(default=2000, ge=1)
-    smoothing: float = Field(default=1e-5, ge=0)
+    least: float = Field(default=1e-5, ge=0)
 
 
 def students_of(world: World, teacher: Markov, order: int) -> dict[tuple[str, str], Markov]:
@@ -59,7 +54,7 @@ def students_of(world: World, teacher: Markov, order: int) -> dict[tuple[str, st
     for (direction, kind), prefixes in product(DIRECTIONS.items(), PREFIXES):
         own = prefixes == "student"
         source = None if own else teacher
-        best = fit_objective(teacher, source, Divergence(kind), order, world.smoothing, float(own))
+        best = fit_objective(teacher, source, Divergence(kind), order, world.least, float(own))
         out[direction, prefixes] = best.model
     return out
 
@@ -69,23 +64,14 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     found: dict[tuple[int, float, str, str], list[dict[str, float]]] = {}
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order,
-            vocabulary=world.vocabulary,
-            max_new_tokens=world.max_new_tokens,
-            end=world.end,
-            concentration=world.concentration,
-            seed=seed,
-        ).law()
+        truth = world.truth(world.order, seed)
         rows = truth.sample(world.train, seed=Stream(seed).child("direction-and-prefixes"))
-        sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
-        warm = fit_markov(rows, world.teacher, smoothing=0.05, **sizes).model
+        warm = world.fitted(rows, world.teacher)
         for temperature, order in product(world.temperatures, world.students):
             teacher = warm.select(Selectivity(temperature=temperature))
             for (direction, prefixes), student in students_of(world, teacher, order).items():
-                said = judge_exact(truth, student, strings=0)
-                figures = {name: said[name].value or 0.0 for name in ("precision", "recall", "entropy")}
-                figures["from teacher"] = judge_exact(teacher, student, strings=0)["kl_student_truth"].value or 0.0
+                figures = exact_figures(truth, student, ("precision", "recall", "entropy"))
+                figures["from teacher"] = exact_figures(teacher, student, ("kl_student_truth",))["kl_student_truth"]
                 found.setdefault((order, temperature, direction, prefixes), []).append(figures)
     return Measured(tuple(_checks(world, found)), tuple(_charts(world, found)))
 

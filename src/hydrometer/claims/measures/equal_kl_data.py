@@ -14,16 +14,14 @@ from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Accept, Selectivity, Strict, as_tuple
+from hydrometer.core.spec import Accept, Selectivity, as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.choosing.best_of_n import choose
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["World", "best_of_kl", "colder", "measure"]
@@ -33,7 +31,7 @@ LEAST = 0.01
 """Nats a row: differences below it are none that anybody would pay for."""
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random, a teacher of rows of each, students of rows drawn in three ways; n-gram chains.
 
     Attributes
@@ -49,14 +47,9 @@ class World(Strict):
     teacher: int = Field(default=2, ge=0, le=5)
     students: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (1, 2)
     best_of: int = Field(default=4, ge=2, le=64)
-    vocabulary: int = Field(default=8, ge=2, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     train: int = Field(default=2000, ge=1)
     distill: int = Field(default=4000, ge=1)
     probe: int = Field(default=50_000, ge=1000)
-    smoothing: float = Field(default=0.05, gt=0)
 
 
 def best_of_kl(log_prob: Floats, n: int) -> float:
@@ -85,30 +78,22 @@ def colder(teacher: Markov, kl: float) -> float:
 
     def gap(temperature: float) -> float:
         cold = teacher.select(Selectivity(temperature=temperature))
-        return (judge_exact(teacher, cold, strings=0)["kl_student_truth"].value or 0.0) - kl
+        return exact_figures(teacher, cold, ("kl_student_truth",))["kl_student_truth"] - kl
 
     return cast("float", brentq(gap, 0.05, 1.0, xtol=1e-6))
 
 
 def measure(world: World, seeds: Sequence[int]) -> Measured:
     """Measure the claim: exact figures of students against the truth in each world, over worlds."""
-    sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
     names = ("precision", "recall", "entropy", "kl_student_truth", "kl_truth_student")
     found: dict[tuple[int, str], list[dict[str, float]]] = {}
     distance: list[float] = []
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order,
-            vocabulary=world.vocabulary,
-            max_new_tokens=world.max_new_tokens,
-            end=world.end,
-            concentration=world.concentration,
-            seed=seed,
-        ).law()
+        truth = world.truth(world.order, seed)
         stream = Stream(seed).child("equal-kl-data")
         rows = truth.sample(world.train, seed=stream.child("train"))
-        teacher = fit_markov(rows, world.teacher, smoothing=world.smoothing, **sizes).model
+        teacher = world.fitted(rows, world.teacher)
         scores = teacher.sample(world.probe, seed=stream.child("probe")).log_prob
         kl = best_of_kl(scores, world.best_of)
         distance.append(kl)
@@ -122,9 +107,8 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             "rejection": choose(teacher, kept).sample(world.distill, seed=drawn),
         }
         for order, name in product(world.students, DATA):
-            student = fit_markov(of_type(Sequences, data[name]), order, smoothing=world.smoothing, **sizes).model
-            said = judge_exact(truth, student, strings=0)
-            found.setdefault((order, name), []).append({f: said[f].value or 0.0 for f in names})
+            student = world.fitted(of_type(Sequences, data[name]), order)
+            found.setdefault((order, name), []).append(exact_figures(truth, student, names))
     checks = [
         Check(
             f"{words}, {name}, order {order}",

@@ -14,16 +14,15 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld
 from hydrometer.core.distillation import MLE, Objective
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity, Strict, as_tuple
+from hydrometer.core.spec import Selectivity, as_tuple
 from hydrometer.core.watching import doing
 from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.objectives import Divergence, PolicyGradient, divergence_of
 
 __all__ = ["World", "measure"]
@@ -36,7 +35,7 @@ Point = tuple[float, float]
 """Precision and recall, nats a row; recall is minus infinity where the student cannot say what the truth does."""
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random, a teacher of rows of each, and students that are exact optima; all n-gram chains.
 
     Attributes
@@ -63,11 +62,6 @@ class World(Strict):
         "skew_kl_student_teacher",
         "jsd",
     )
-    vocabulary: int = Field(default=8, ge=2, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
-    smoothing: float = Field(default=0.05, gt=0)
 
 
 def _point(truth: Markov, law: Markov) -> Point:
@@ -113,14 +107,10 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     found: dict[tuple[int, int], list[dict[tuple[str, str], Point]]] = {}
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order, vocabulary=world.vocabulary, max_new_tokens=world.max_new_tokens, end=world.end,
-            concentration=world.concentration, seed=seed,
-        ).law()  # fmt: skip
-        sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
+        truth = world.truth(world.order, seed)
         for n in world.train:
             rows = truth.sample(n, seed=Stream(seed).child("heating").child(str(n)))
-            teacher = fit_markov(rows, world.teacher, smoothing=world.smoothing, **sizes).model
+            teacher = world.fitted(rows, world.teacher)
             for order in world.students:
                 found.setdefault((order, n), []).append(_world(world, order, truth, teacher, ts))
     checks: list[Check] = []

@@ -16,12 +16,12 @@ from scipy.optimize import minimize
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Strict
 
 __all__ = ["World", "bell", "descend", "fit_bell", "head_of", "kl_gradient", "measure", "two_bells"]
 
-Floats = NDArray[np.float64]
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 TEACHERS, STARTS = ("teacher of two bells", "Dirichlet teacher"), ("uniform", "random")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,15 +10,13 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.distillation import Objective
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Strict, as_tuple
+from hydrometer.core.spec import as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.objectives import divergence_of
 
 __all__ = ["World", "measure", "student_of"]
@@ -28,7 +25,7 @@ OBJECTIVES = {"forward": "kl_teacher_student", "reverse": "kl_student_teacher"}
 FIGURES = ("precision", "recall")
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random, a teacher of rows of each, students of its laws on its own rows; all n-gram chains.
 
     Attributes
@@ -44,12 +41,7 @@ class World(Strict):
     teacher: int = Field(default=2, ge=0, le=5)
     students: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (0, 1)
     temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.5, 1.0, 2.0, 4.0)
-    vocabulary: int = Field(default=8, ge=2, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     train: int = Field(default=2000, ge=1)
-    smoothing: float = Field(default=0.05, gt=0)
 
 
 def student_of(teacher: Markov, direction: str, temperature: float, order: int) -> Markov:
@@ -67,22 +59,9 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     moved = 0.0
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order,
-            vocabulary=world.vocabulary,
-            max_new_tokens=world.max_new_tokens,
-            end=world.end,
-            concentration=world.concentration,
-            seed=seed,
-        ).law()
+        truth = world.truth(world.order, seed)
         rows = truth.sample(world.train, seed=Stream(seed).child("loss-temperature", "train"))
-        teacher = fit_markov(
-            rows,
-            world.teacher,
-            smoothing=world.smoothing,
-            vocabulary=world.vocabulary,
-            max_new_tokens=world.max_new_tokens,
-        ).model
+        teacher = world.fitted(rows, world.teacher)
         for order in world.students:
             still = student_of(teacher, "reverse", 1.0, order)
             for direction in OBJECTIVES:
@@ -90,10 +69,8 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                     student = student_of(teacher, direction, t, order)
                     if direction == "reverse":
                         moved = max(moved, float(np.abs(student.log_table - still.log_table).max()))
-                    figures = judge_exact(truth, student, strings=0)
-                    for figure in FIGURES:
-                        value = figures[figure].value
-                        found.setdefault((order, direction, t, figure), []).append(np.nan if value is None else value)
+                    for figure, value in exact_figures(truth, student, FIGURES).items():
+                        found.setdefault((order, direction, t, figure), []).append(value)
 
     def gap(order: int, t: float, figure: str) -> list[float]:
         a, b = (found[order, direction, t, figure] for direction in ("forward", "reverse"))
@@ -135,15 +112,10 @@ def _chart(
     """A figure's difference from reverse KL's at each temperature."""
     lines: list[Line] = []
     for order in orders:
-        means: list[float] = []
-        ends: list[tuple[float, float]] = []
-        for t in temperatures:
-            pairs = zip(found[order, "forward", t, figure], found[order, "reverse", t, figure], strict=True)
-            values = [a - b for a, b in pairs]
-            interval = over_worlds(values).interval()
-            means.append(fmean(values))
-            ends.append(interval if interval is not None else (means[-1], means[-1]))
-        low, high = [e[0] for e in ends], [e[1] for e in ends]
-        lines.append(Line(f"student of order {order}", list(temperatures), means, low, high))
+        gaps = [
+            np.asarray(found[order, "forward", t, figure]) - np.asarray(found[order, "reverse", t, figure])
+            for t in temperatures
+        ]
+        lines.append(Line.of(f"student of order {order}", temperatures, [over_worlds(gap) for gap in gaps]))
     label = "forward minus reverse, nats"
     return Chart(figure.capitalize(), "temperature of the loss", label, tuple(lines), zero=True)

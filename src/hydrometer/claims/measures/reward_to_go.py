@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,18 +10,16 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, degrees_between, exact_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.distillation import Objective
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Strict, as_tuple
+from hydrometer.core.spec import as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov, reached
-from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective, prefixes_of
 from hydrometer.models.markov.row_optimum import RowsKL
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.objectives import divergence_of
 
 __all__ = ["World", "expected_gradients", "measure"]
@@ -32,7 +29,7 @@ FIGURES = ("kl_student_truth", "precision", "recall", "entropy")
 DEGREE, NATS = 1.0, 0.01  # below these directions, and ends, are called equal
 
 
-class World(Strict):
+class World(ChainWorld):
     """Teachers drawn at random, students that train on their own rows from a fit of few of the teacher's.
 
     Attributes
@@ -45,9 +42,7 @@ class World(Strict):
 
     pairs: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ("2-2", "2-1", "3-3", "3-2", "3-1")
     vocabulary: int = Field(default=6, ge=2, le=16)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
     end: float = Field(default=0.1, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     train: int = Field(default=200, ge=1)
     smoothing: float = Field(default=0.5, gt=0)
 
@@ -85,12 +80,6 @@ def expected_gradients(teacher: Markov, student: Markov) -> tuple[Floats, Floats
     return gradient(own, visits), gradient(mean, met)
 
 
-def _angle(a: Floats, b: Floats) -> float:
-    """Degrees between two directions, right near 0 too."""
-    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
-    return math.degrees(2 * math.atan2(float(np.linalg.norm(a - b)), float(np.linalg.norm(a + b))))
-
-
 def measure(world: World, seeds: Sequence[int]) -> Measured:
     """Measure the claim: angles in degrees and figures in nats a row, each exact in its world, over worlds."""
     orders = world.orders()
@@ -98,21 +87,17 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     for seed in seeds:
         for pair, (of_teacher, order) in orders.items():
             doing(f"world {seed + 1} of {len(seeds)}, {pair}")
-            teacher = MarkovTruth(
-                order=of_teacher, vocabulary=world.vocabulary, max_new_tokens=world.max_new_tokens, end=world.end,
-                concentration=world.concentration, seed=seed,
-            ).law()  # fmt: skip
+            teacher = world.truth(of_teacher, seed)
             rows = teacher.sample(world.train, seed=Stream(seed).child("reward-to-go", "train"))
-            sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
-            start = fit_markov(rows, order, smoothing=world.smoothing, **sizes).model
+            start = world.fitted(rows, order)
             token, to_go = expected_gradients(teacher, start)
-            mine = {"angle": _angle(token, to_go)}
+            mine = {"angle": degrees_between(token, to_go)}
             for name in ENDS:
                 d = divergence_of(Objective(name))
                 assert d is not None
                 fit = fit_objective(teacher, None, d, order)
-                judged = judge_exact(teacher, fit.model, strings=0)
-                mine |= {f"{name} {figure}": judged[figure].value or 0.0 for figure in FIGURES}
+                judged = exact_figures(teacher, fit.model, FIGURES)
+                mine |= {f"{name} {figure}": value for figure, value in judged.items()}
                 mine[f"{name} tokens"] = float(reached(fit.model, order).sum())
                 mine[f"{name} ends"] = fit.info.get("fixed_points", 1.0)
             mine["tokens"] = float(reached(teacher, of_teacher).sum())
@@ -145,11 +130,8 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
         for i, of_teacher in enumerate(teachers):
             mine = sorted((a - b, pair) for pair, (a, b) in orders.items() if a == of_teacher)
             each = [over_worlds(found[pair, key]) for _, pair in mine]
-            y = [e.value or 0.0 for e in each]
-            ends = [e.interval(0.95) or (v, v) for e, v in zip(each, y, strict=True)]
             named = f"{label}, teacher of order {of_teacher}" if label else f"teacher of order {of_teacher}"
-            low, high = [e[0] for e in ends], [e[1] for e in ends]
-            out.append(Line(named, [gap for gap, _ in mine], y, low, high, color=color + i))
+            out.append(Line.of(named, [gap for gap, _ in mine], each, color=color + i))
         return out
 
     axis = "orders that the student lacks"

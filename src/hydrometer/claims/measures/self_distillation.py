@@ -13,15 +13,14 @@ from scipy.special import gammaincinv, ndtri  # pyright: ignore[reportUnknownVar
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Strict, as_tuple
+from hydrometer.core.spec import as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["GaussianFigures", "World", "chain_generations", "gaussian_generations", "measure"]
@@ -29,7 +28,7 @@ __all__ = ["GaussianFigures", "World", "chain_generations", "gaussian_generation
 FIGURES = ("entropy", "recall")
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random and n-gram chains of their order; and Gaussians, fitted by maximum likelihood.
 
     Every generation has equally many rows: real ones, drawn afresh from the truth, and else of the generation before.
@@ -46,10 +45,6 @@ class World(Strict):
     """
 
     order: int = Field(default=2, ge=0, le=5)
-    vocabulary: int = Field(default=8, ge=2, le=32)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     smoothing: float = Field(default=0.01, gt=0)
     rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (200, 2000)
     shares: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.0, 0.1, 0.5)
@@ -87,8 +82,7 @@ def chain_generations(
 
 
 def _figures(truth: Markov, law: Markov) -> dict[str, float]:
-    found = judge_exact(truth, law, strings=0)
-    return {name: found[name].value or 0.0 for name in (*FIGURES, "entropy_truth")}
+    return exact_figures(truth, law, (*FIGURES, "entropy_truth"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +135,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     found: dict[tuple[str, int, float, str], list[list[float]]] = {}  # by generation, of each world
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order, vocabulary=world.vocabulary, max_new_tokens=world.max_new_tokens, end=world.end,
-            concentration=world.concentration, seed=seed,
-        ).law()  # fmt: skip
+        truth = world.truth(world.order, seed)
         for n in world.rows:
             for share in shares:
                 stream = Stream(seed).child("self-distillation", str(n))

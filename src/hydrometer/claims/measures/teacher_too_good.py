@@ -10,16 +10,14 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity, Strict, as_tuple
+from hydrometer.core.spec import Selectivity, as_tuple
 from hydrometer.core.watching import doing
-from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
-from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import fit_objective
-from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.objectives import Divergence
 
 __all__ = ["World", "held_out", "measure", "student_of"]
@@ -27,7 +25,7 @@ __all__ = ["World", "held_out", "measure", "student_of"]
 FIGURES = {"kl_truth_student": "KL(truth, student)", "kl_student_truth": "KL(student, truth)"}
 
 
-class World(Strict):
+class World(ChainWorld):
     """Truths drawn at random, teachers of rows of each, students of all that each teacher says; n-gram chains.
 
     Attributes
@@ -41,14 +39,10 @@ class World(Strict):
 
     order: int = Field(default=4, ge=1, le=5)
     vocabulary: int = Field(default=4, ge=2, le=16)
-    max_new_tokens: int = Field(default=16, ge=1, le=64)
-    end: float = Field(default=0.2, gt=0, lt=1)
-    concentration: float = Field(default=0.5, gt=0)
     student: int = Field(default=1, ge=0, le=5)
     teachers: Annotated[tuple[int, ...], Field(min_length=2), BeforeValidator(as_tuple)] = (0, 1, 2, 3, 4)
     rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 20_000)
     temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.6)
-    smoothing: float = Field(default=0.05, gt=0)
 
 
 def student_of(teacher: Markov, order: int) -> Markov:
@@ -81,21 +75,16 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     own = np.zeros((len(seeds), len(world.rows), len(world.teachers)))
     for w, seed in enumerate(seeds):
         doing(f"world {seed + 1} of {len(seeds)}")
-        truth = MarkovTruth(
-            order=world.order, vocabulary=world.vocabulary, max_new_tokens=world.max_new_tokens, end=world.end,
-            concentration=world.concentration, seed=seed,
-        ).law()  # fmt: skip
-        sizes = {"vocabulary": world.vocabulary, "max_new_tokens": world.max_new_tokens}
+        truth = world.truth(world.order, seed)
         for i, n in enumerate(world.rows):
             drawn = truth.sample(n, seed=Stream(seed).child("teacher-too-good", str(n)))
             for k, order in enumerate(world.teachers):
-                teacher = fit_markov(drawn, order, smoothing=world.smoothing, **sizes).model
-                own[w, i, k] = judge_exact(truth, teacher, strings=0)["kl_truth_student"].value or 0.0
+                teacher = world.fitted(drawn, order)
+                own[w, i, k] = exact_figures(truth, teacher, ("kl_truth_student",))["kl_truth_student"]
                 for j, temperature in enumerate(world.temperatures):
                     student = student_of(teacher.select(Selectivity(temperature=temperature)), world.student)
-                    found = judge_exact(truth, student, strings=0)
-                    for figure in FIGURES:
-                        students[figure][w, i, j, k] = found[figure].value or 0.0
+                    for figure, value in exact_figures(truth, student, tuple(FIGURES)).items():
+                        students[figure][w, i, j, k] = value
     checks: list[Check] = []
     notes: list[str] = []
     largest = world.teachers[-1]
@@ -125,10 +114,8 @@ def _charts(students: dict[str, Floats], world: World) -> tuple[Chart, ...]:
         for i, n in enumerate(world.rows):
             for j, temperature in enumerate(world.temperatures):
                 gaps = students[figure][:, i, j] - students[figure][:, i, j, -1:]
-                intervals = [over_worlds(gaps[:, k]).interval(0.95) or (0.0, 0.0) for k in kept]
-                low, high = ([float(x[end]) for x in intervals] for end in (0, 1))
-                y = [float(gaps[:, k].mean()) for k in kept]
                 label = f"{n} rows, temperature {temperature:g}"
-                lines.append(Line(label, [world.teachers[k] for k in kept], y, low, high))
+                each = [over_worlds(gaps[:, k]) for k in kept]
+                lines.append(Line.of(label, [world.teachers[k] for k in kept], each))
         out.append(Chart(words, "order of the teacher", "minus the largest teacher's, nats", tuple(lines), zero=True))
     return tuple(out)

@@ -45,7 +45,7 @@ def examine_design(spec: RunSpec, name: str) -> list[Finding]:
     elif not any(canonical(s) for s in chain.controls):
         found.append(_no_control(chain))
     if not any(level.role == "teacher" for level in family.levels(chain)) and not _has_given_teacher(family, chain):
-        is_shared = len(spec.seeds) > 1 and "data" not in chain.resample
+        is_shared = seeds > 1 and "data" not in chain.resample
         found.append(_no_gate(family, is_alone=len(family.levels(chain)) == 1, is_shared=is_shared))
     return found
 

@@ -23,6 +23,7 @@ from hydrometer.core.errors import InputError, one_line
 from hydrometer.core.io.files import write_atomic
 from hydrometer.models.causal_lm.data.parts import Part, encoded, is_templated
 from hydrometer.models.causal_lm.drafting.looking import NO_MODEL, ModelFacts, TextFacts, look, sources_in
+from hydrometer.models.causal_lm.preflight.prompt_checks import ENOUGH
 from hydrometer.models.causal_lm.truth_spec import MAX_NEW_TOKENS
 
 __all__ = ["Draft", "Purpose", "begin", "guesses_of"]
@@ -30,8 +31,8 @@ __all__ = ["Draft", "Purpose", "begin", "guesses_of"]
 Purpose = Literal["text", "model", "judge", "callback"]
 
 RESAMPLE = "    resample: [data, distill, student]   # each seed draws the direct student's rows anew, too\n"
-SHARE, MOST, JUDGES = 0.2, 0.5, 30
-"""Of prompts kept for judging: the share, what few prompts may need, and how many carry an interval."""
+SHARE, MOST = 0.2, 0.5
+"""Of prompts, kept for judging: as a rule, and where they are few."""
 FEWEST = 20
 """Prompts of which some are kept apart."""
 _OUT = {"text": "spec.yaml", "model": "spec.yaml", "judge": "judge.sh", "callback": "callback.py"}
@@ -232,7 +233,7 @@ def _file(hand: _Hand, text: TextFacts, part: Part, place: Path) -> str:
 
 def _kept(asked: int) -> float:
     """Return the share of prompts that is kept for judging: more where a fifth would be too few for intervals."""
-    return min(max(SHARE, math.ceil(20 * JUDGES / asked) / 20), MOST)
+    return min(max(SHARE, math.ceil(20 * ENOUGH / asked) / 20), MOST)
 
 
 def _student(hand: _Hand) -> str:

@@ -25,9 +25,9 @@ from hydrometer.models.causal_lm.truth_spec import PromptsFile, TextFile, Truth
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["examine_parts", "examine_prompts", "shared_prompts"]
+__all__ = ["ENOUGH", "examine_parts", "examine_prompts", "shared_prompts"]
 
-_ENOUGH = 30
+ENOUGH = 30
 """Prompts from which an interval clustered by prompt is nearly what it says (docs, Uncertainty)."""
 
 _RENDERED = 16
@@ -81,12 +81,12 @@ def examine_parts(chain: CausalLMChain) -> list[Finding]:
         fix = "nothing if that is meant; else change evaluate, data.train, data.validate, or the file"
         found.append(note("parts", what, why, fix))
     n = len({turns for _, turns in (judged or trained).asked})
-    if source.are == "sample" and 1 < n < _ENOUGH:
-        fix, share = f"judge on {_ENOUGH} prompts or more", source.evaluate
+    if source.are == "sample" and 1 < n < ENOUGH:
+        fix, share = f"judge on {ENOUGH} prompts or more", source.evaluate
         if isinstance(share, float):
-            fix += f": give {math.ceil(_ENOUGH / share - 1e-9)} at evaluate: {share:g}"
+            fix += f": give {math.ceil(ENOUGH / share - 1e-9)} at evaluate: {share:g}"
             n_all = n + len(trained.asked)
-            fix += f", or set evaluate: {math.ceil(100 * _ENOUGH / n_all) / 100:g}" if n_all >= 2 * _ENOUGH else ""
+            fix += f", or set evaluate: {math.ceil(100 * ENOUGH / n_all) / 100:g}" if n_all >= 2 * ENOUGH else ""
         why = f"prompts are a sample, so intervals have {n - 1} degrees of freedom: they are wide, and hold less often "
         why += "than they say where prompts differ much"
         found.append(warning("few-prompts", f"{n} prompts carry every interval", why, fix))
