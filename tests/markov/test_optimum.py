@@ -478,5 +478,5 @@ def test_a_plan_counts_what_exact_optima_take() -> None:
 def test_the_recipe_has_every_way_at_every_temperature() -> None:
     plan = plan_run(hm.load_spec("objectives-exact"))
     ways = {c.distillation for c in plan.cells if c.role == "student" and c.distillation is not None}
-    assert len(ways) == 4 * (1 + 4 * 3)
+    assert len(ways) == 4 * (1 + 4 * 3 + 1)
     assert {d.prefixes.name for d in ways} == {"teacher", "truth", "student"}
