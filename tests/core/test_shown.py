@@ -50,3 +50,15 @@ def test_figures_are_a_dict_that_shows_a_line_a_figure_with_its_interval() -> No
     assert isinstance(exact, hm.Figures)
     assert "kl_student_truth" in repr(exact)
     assert repr(hm.Figures()) == "no figures"
+
+
+def test_a_caution_that_nearly_all_figures_have_is_said_once() -> None:
+    few = hm.Estimate(-1.5, 0.1, 0.1, 100, caution="few_rows")
+    sure = hm.Estimate(-2.5, 0.1, 0.1, 100)
+    found = hm.Figures({f"m{i}": few for i in range(9)} | {"kl": sure})
+    first, *lines = repr(found).splitlines()
+    assert first == "few rows or prompts decide 9 of 10 figures, not those marked *: their errors may be larger"
+    assert [("*" in line, "few" in line) for line in lines] == [(False, False)] * 9 + [(True, False)]
+    assert found._repr_html_().count("few rows") == 1
+    half = repr(hm.Figures({"a": few, "b": sure})).splitlines()
+    assert [line.count("few rows or prompts decide it") for line in half] == [1, 0]

@@ -13,6 +13,7 @@ from hydrometer.report import summary_table, verdict
 from hydrometer.report.read_results import parse
 from hydrometer.report.tables.model_tables import group_table, spread_table
 from hydrometer.report.wording import entry, model
+from hydrometer.report.words.verdict import sentences
 
 BASE = synthetic.results(seeds=3, mixture=False)
 
@@ -59,6 +60,50 @@ def test_gate_is_undecided_when_the_interval_holds_zero_whatever_the_file_says(r
 def test_gate_without_an_interval_gives_the_reason(run: dict[str, Any]) -> None:
     chain(run)["gate"] = {"passed": None, "contrast": None, "reason": "the teacher’s cell failed"}
     assert said(run)[0] == "The teacher gate is undecided: the teacher’s cell failed."
+
+
+def test_every_difference_whose_interval_holds_zero_is_undecided(run: dict[str, Any]) -> None:
+    """Gate, trade-off, control, adopted models and gaps: none claims a direction, and each says the word."""
+    words = ("precision", "recall", "entropy", "kl_student_truth")
+    zero = {m: contrast("a", "b", m, 0.3, 2.0) for m in words}
+    c = chain(run)
+    c["gate"]["contrast"] = zero["recall"]
+    c["tradeoff"][-1]["vs_neutral"] = zero
+    c["control"] = c["control"][-1:]
+    c["control"][0]["matched_entropy"] = {"entropy": 50.1, **zero}
+    student = c["tradeoff"][-1]["group"]
+    c["adopted"] = [{"group": student, "name": "mine", "training": "direct", "vs_direct": zero}]
+    figure = {"held_out": 1.0, "training_prompts": 0.7, "gap": zero["recall"]}
+    c["generalisation"] = [{"group": student, "figures": {"recall": figure}, "vs_direct": {"recall": zero["recall"]}}]
+    found = [s for s in sentences(parse(run), parse(run).chains["smollm2"]) if s.topic != "caveat"]
+    assert {"gate", "trade-off", "control", "adopted", "gap"} <= {s.topic for s in found}
+    for s in found:
+        assert s.text.count("interval −3.6 to 4.2") == (
+            s.text.count("undecided (+") + s.text.count("to 4.2, undecided)")
+        )
+        assert not any(verb in s.text for verb in ("raises", "lowers", "is ahead", "beats", "holds:"))
+
+
+def test_few_rows_are_said_once_and_named_where_few_have_them(run: dict[str, Any]) -> None:
+    assert not any("decide" in s for s in said(run)[3:])
+    mine = [c for c in run["cells"] if c["chain"] == "smollm2"]
+    for cell in mine:
+        cell["metrics"]["recall"]["caution"] = "few_rows"
+    teacher = [c for c in mine if c["role"] == "teacher"]
+    for cell in teacher:
+        cell["metrics"]["entropy"]["caution"] = "few_rows"
+    n = len(mine)
+    (words,) = (s for s in said(run)[3:] if "decide" in s)
+    assert words.startswith(f"Few rows decide recall of {n} of {n} cells and entropy of teacher: fewer than six carry")
+    run["specs"][0]["chains"]["smollm2"]["truth"] = {"prompts": {"are": "sample"}}
+    for prompts, why in ((12, "as of any so few"), (60, "for fewer than six of them carry the error")):
+        chain(run)["prompts"] = {"judged": prompts, "rows_judged": 4 * prompts}
+        (words,) = (s for s in said(run)[3:] if "decide" in s)
+        assert words.startswith(
+            f"The {prompts} prompts are a sample, and few of them decide recall of {n} of {n} cells"
+        )
+        assert why in words
+        assert "rows" not in words
 
 
 def test_no_teacher(run: dict[str, Any]) -> None:
@@ -193,7 +238,7 @@ def test_caveats_of_means_over_seeds(run: dict[str, Any]) -> None:
     assert any(s.startswith("Two peaks over seeds: recall of direct.") for s in caveats)
     assert any(s.startswith("Few seeds for so skewed a spread: precision of direct.") for s in caveats)
     assert any("10 seeds: an outcome that up to 26% of all trainings have" in s for s in caveats)
-    assert any("--set seeds=20 would bring 26% down to 14%." in s for s in caveats)
+    assert any("twice as many would bring 26% down to 14%." in s for s in caveats)
     found = {
         "code": "controls-disagree",
         "severity": "warning",

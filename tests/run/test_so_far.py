@@ -249,10 +249,15 @@ def test_a_models_figures_are_one_line() -> None:
     assert told.getvalue() == line
 
 
-def test_beside_texts_precision_is_the_references_and_few_rows_are_explained() -> None:
+def test_beside_texts_precision_is_the_references_and_few_rows_are_explained_once() -> None:
     told = io.StringIO()
     with ConsoleMonitor(Console(file=told, width=60)) as monitor:
         e = hm.Estimate(-12.345, 0.1234, 0.1234, 100, caution="few_rows")
         monitor.judged("direct", {"recall": e, "precision_reference": e})
-    few = "-12.35 ± 0.12 nats (few rows decide it: the error may be larger)"
-    assert told.getvalue() == f"judged   direct: precision under the reference {few}, recall {few}\n"
+        monitor.judged("other", {"recall": e})
+    few = "-12.35 ± 0.12 nats†"
+    assert told.getvalue() == (
+        f"judged   direct: precision under the reference {few}, recall {few}\n"
+        "judged   †: few rows or prompts decide it: the error may be larger\n"
+        f"judged   other: recall {few}\n"
+    )

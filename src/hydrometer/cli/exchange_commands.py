@@ -183,6 +183,7 @@ def scores_command(
     """Add your own scores of a cell's evaluation rows, or a benchmark's results, to a run's figures."""
     from rich.text import Text
 
+    from hydrometer.core.statistics.estimate import figures_in_words
     from hydrometer.report.terminal import FittedTable
     from hydrometer.run.execution.progress import ConsoleMonitor, console
 
@@ -193,13 +194,15 @@ def scores_command(
         done = add_scores(folder, file=file, cell=cell, columns=column, truth=truth, cache=cache)
         page = build_report([done.run.folder])
     if as_json:
-        added = {c: {m: e.to_json() for m, e in found.items()} for c, found in done.added.items()}
-        body = {"folder": str(done.run.folder), "report": str(page), "added": added, "waiting": done.waiting}
+        listed = {c: {m: e.to_json() for m, e in found.items()} for c, found in done.added.items()}
+        body = {"folder": str(done.run.folder), "report": str(page), "added": listed, "waiting": done.waiting}
         typer.echo(json.dumps(body))
         return
-    rows = [[owner, metric, str(e)] for owner, found in done.added.items() for metric, e in found.items()]
+    added = [(owner, metric, e) for owner, found in done.added.items() for metric, e in found.items()]
+    said, words = figures_in_words([e for _, _, e in added])
+    rows = [[owner, metric, w] for (owner, metric, _), w in zip(added, words, strict=True)]
     told = console()
-    told.print(FittedTable(["cell", "metric", "figure"], rows))
+    told.print(FittedTable(["cell", "metric", "figure"], rows, said))
     if missing := missing_sentence(done.run.results):
         told.print(Text(f"partial  {one_line(missing)}"), soft_wrap=True)
     if done.waiting:

@@ -53,10 +53,11 @@ def _cell(value: object) -> Cell:
     c = mapping(value)
     seed = finite(c.get("seed"))
     figures = {k: finite(mapping(m).get("value")) for k, m in mapping(c.get("metrics")).items()}
+    few = frozenset(k for k, m in mapping(c.get("metrics")).items() if mapping(m).get("caution"))
     seconds = number(c.get("seconds")) or 0.0
     whole = None if seed is None else int(seed)
     took = {k: n for k, v in mapping(c.get("fit")).items() if (n := finite(v)) is not None}
-    return read(Cell, c, seed=whole, ok=c.get("status") == "ok", values=figures, seconds=seconds, fit=took)
+    return read(Cell, c, seed=whole, ok=c.get("status") == "ok", values=figures, seconds=seconds, fit=took, few=few)
 
 
 def _control(value: object) -> Control:

@@ -161,7 +161,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One judged model of one seed. `fit` is what its fit took: steps, tokens, tokens_drawn, seconds."""
+    """One judged model of one seed. `fit` is what its fit took: steps, tokens, tokens_drawn, seconds.
+
+    `few` names the figures that few rows decide.
+    """
 
     id: Text
     group: Text
@@ -173,6 +176,7 @@ class Cell:
     seconds: float
     name: Text = ""
     fit: dict[str, float] = field(default_factory=dict[str, float])
+    few: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

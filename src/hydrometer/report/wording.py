@@ -22,12 +22,14 @@ __all__ = [
     "Topic",
     "among",
     "collapse_words",
+    "difference",
     "entry",
     "error",
     "figure",
     "is_neutral",
     "missing_words",
     "model",
+    "moved",
     "num",
     "per",
     "prompts_words",
@@ -181,6 +183,38 @@ def span(diff: Diff, sign: int = 1) -> str:
         return "no interval"
     low, high = sorted(sign * end for end in diff.ci95)
     return f"95 % interval {num(low, diff.se)} to {num(high, diff.se)}"
+
+
+def difference(diff: Diff, unit: str = "", *, sign: int = 1, more: str = "") -> str:
+    """Word a difference with its interval, and say "undecided" where that holds zero; its negative with ``sign=-1``.
+
+    Every sentence on a difference is made here or by `moved`.
+
+    Parameters
+    ----------
+    more : goes behind the interval.
+
+    Examples
+    --------
+    >>> difference(Diff("a", "b", "recall", 0.36, 1.6, 3.0, (-3.2, 3.9), "row"), "nats")
+    '+0.4 nats (95 % interval −3.2 to 3.9, undecided)'
+    >>> difference(Diff("a", "b", "recall", 0.36, 0.1, 3.0, (0.1, 0.62), "row"), sign=-1)
+    '−0.36 (95 % interval −0.62 to −0.10)'
+    """
+    if diff.value is None:
+        return "without a finite difference"
+    unsure = ", undecided" if diff.sign == 0 else ""
+    return f"{signed(sign * diff.value, diff.se)}{unit and f' {unit}'} ({span(diff, sign)}{unsure}{more})"
+
+
+def moved(diff: Diff, name: str, unit: str, more: str = "", *, sign: int = 1) -> str:
+    """Say what a difference did to a figure, as `difference`: ``raises precision by 3.1 nats (95 % interval ...)``."""
+    if diff.value is None:
+        return f"leaves no finite difference in {name}"
+    if not diff.sign:
+        return f"leaves {name} undecided ({signed(sign * diff.value, diff.se)} {unit}, {span(diff, sign)}{more})"
+    verb = "raises" if sign * diff.sign > 0 else "lowers"
+    return f"{verb} {name} by {num(abs(diff.value), diff.se)} {unit} ({span(diff, diff.sign)}{more})"
 
 
 def is_neutral(selectivity: Setting | None) -> bool:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.shown import html_table
 
 __all__ = [
+    "FEW_ROWS",
     "KNOWN_FREEDOM",
     "Caution",
     "Contrast",
     "Estimate",
     "Figures",
     "Method",
+    "figures_in_words",
     "interval_words",
     "t_interval",
     "t_quantile",
@@ -26,6 +28,9 @@ Method = Literal["mc", "cv", "exact", "canonical"]
 Caution = Literal["few_rows"]
 KNOWN_FREEDOM = 1e6
 """Degrees of freedom of an error that is known: Student's t is the normal law then."""
+FEW_ROWS = "few rows or prompts decide it: the error may be larger"
+"""What a caution says of a figure."""
+_MOST = 0.8  # of the figures of a table: above it a caution is said once
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,6 +88,9 @@ class Estimate:
         return cls(**{k: v for k, v in found.items() if k != "ci95"})
 
     def __str__(self) -> str:
+        return self._words() + (f" ({FEW_ROWS})" if self.caution else "")
+
+    def _words(self) -> str:
         if self.value is None:
             return f"infinite ({self.n_neg_inf} of {self.n} draws)" if self.n_neg_inf else "undefined"
         shown, error = f"{self.value:.4g}", ""
@@ -91,8 +99,7 @@ class Estimate:
         elif self.se is not None and math.isfinite(self.se):
             shown, error = (_with_digits(x, self.se) for x in (self.value, self.se))
             error = f" ± {error}"
-        few = " (few rows decide it: the error may be larger)" if self.caution else ""
-        return f"{shown}{error} {self.unit}{few}"
+        return f"{shown}{error} {self.unit}"
 
     def __repr__(self) -> str:
         return f"<Estimate {self}>"
@@ -113,6 +120,25 @@ def interval_words(e: Estimate) -> str:
     """Return the 95 % interval in words; empty where there is none to show."""
     ends = e.interval() if e.se and math.isfinite(e.se) else None
     return "" if ends is None or not e.se else " to ".join(_with_digits(end, e.se) for end in ends)
+
+
+def figures_in_words(figures: Sequence[Estimate]) -> tuple[str, list[str]]:
+    """Return what is said once of figures that are shown together, or an empty string; and each of them in words.
+
+    Where nearly all need a caution it is said once, with their number, and the others are marked.
+
+    Examples
+    --------
+    >>> few = Estimate(-1.5, 0.1, 0.1, 100, caution="few_rows")
+    >>> figures_in_words([few, few])[0]
+    'few rows or prompts decide 2 of 2 figures: their errors may be larger'
+    """
+    few = sum(e.caution is not None for e in figures)
+    if few < 2 or few < _MOST * len(figures):
+        return "", [str(e) for e in figures]
+    others = "" if few == len(figures) else ", not those marked *"
+    said = f"few rows or prompts decide {few} of {len(figures)} figures{others}: their errors may be larger"
+    return said, [str(replace(e, caution=None)) + ("" if e.caution else " *") for e in figures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +177,16 @@ class Figures(dict[str, Estimate]):
     recall  -1.50 ± 0.10 nats  -1.70 to -1.30
     """
 
-    def _rows(self) -> list[list[str]]:
-        return [[name, str(e), interval_words(e)] for name, e in self.items()]
+    def _rows(self) -> tuple[str, list[list[str]]]:
+        said, words = figures_in_words(list(self.values()))
+        return said, [[n, w, interval_words(e)] for (n, e), w in zip(self.items(), words, strict=True)]
 
     def __repr__(self) -> str:
-        rows = self._rows()
+        said, rows = self._rows()
         wide = [max((len(r[i]) for r in rows), default=0) for i in (0, 1)]
-        return "\n".join(f"{a:{wide[0]}}  {b:{wide[1]}}  {c}".rstrip() for a, b, c in rows) or "no figures"
+        lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c}".rstrip() for a, b, c in rows]
+        return "\n".join([*([said] if said else []), *lines]) or "no figures"
 
     def _repr_html_(self) -> str:
-        return html_table(["figure", "value ± standard error", "95 % interval"], self._rows())
+        said, rows = self._rows()
+        return html_table(["figure", "value ± standard error", "95 % interval"], rows, said)

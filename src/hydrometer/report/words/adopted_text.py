@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hydrometer.report.typed_results import Brought, Chain, Diff
-from hydrometer.report.wording import KL, Sentence, Topic, among, distilled_at, per, recall_of, signed, span
+from hydrometer.report.typed_results import Brought, Chain
+from hydrometer.report.wording import KL, Sentence, Topic, among, difference, distilled_at, per, recall_of
 
 __all__ = ["adopted_sentences"]
 
@@ -38,13 +38,6 @@ def _sentence(chain: Chain, b: Brought, topic: Topic, who: str) -> Sentence:
     named = [("precision", diffs.get("precision")), (KL, diffs.get("kl_student_truth"))]
     if recall is not None:
         named.append((recall.metric.replace("_", " "), recall))
-    parts = [f"{name} {_size(d)}" for name, d in named if d is not None]
+    parts = [f"{name} {difference(d)}" for name, d in named if d is not None]
     words = f"{who}, minus {_AGAINST[against]}, {chain.unit} per {per(chain)}: {among(parts)}."
     return Sentence(topic, "note" if any(d is not None and d.ci95 for _, d in named) else "open", words)
-
-
-def _size(d: Diff) -> str:
-    if d.value is None:
-        return "without a finite difference"
-    decided = " (undecided)" if d.sign == 0 else ""
-    return f"{signed(d.value, d.se)} ({span(d)}){decided}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hydrometer.report.typed_results import Chain, Diff, Run
-from hydrometer.report.wording import KL_OF_TRUTH, Sentence, among, model, per, signed, span
+from hydrometer.report.typed_results import Chain, Run
+from hydrometer.report.wording import KL_OF_TRUTH, Sentence, among, difference, model, per
 
 __all__ = ["gap_sentences"]
 
@@ -18,7 +18,7 @@ def gap_sentences(run: Run, chain: Chain) -> list[Sentence]:
     if not found:
         return []
     name = KL_OF_TRUTH if metric == "kl_truth_student" else "recall"
-    each = among([f"{model(run.groups[g.group])} {_size(d)}" for g, d in found[:MOST]])
+    each = among([f"{model(run.groups[g.group])} {difference(d)}" for g, d in found[:MOST]])
     more = "" if len(found) <= MOST else f"; {len(found) - MOST} more are in the tables"
     text = (
         f"{name} on prompts that no model was trained on, minus that on prompts of training, {chain.unit} per "
@@ -32,9 +32,3 @@ def gap_sentences(run: Run, chain: Chain) -> list[Sentence]:
     if who := [w for w, d in compared if d.sign in (0, None)]:
         text += f" Undecided against the direct student’s gap: {among(who)}."
     return [Sentence("gap", "note" if all(d.sign for _, d in found) else "open", text)]
-
-
-def _size(d: Diff) -> str:
-    if d.value is None:
-        return "without a finite difference"
-    return f"{signed(d.value, d.se)} ({span(d)})" + (" (undecided)" if d.sign == 0 else "")

@@ -8,7 +8,19 @@ from __future__ import annotations
 from hydrometer.report.data.capacity_gap import Correlation, correlation, gap_points
 from hydrometer.report.data.grid_data import Place, counted, places, tile
 from hydrometer.report.typed_results import Chain, Run
-from hydrometer.report.wording import KL, Sentence, Tone, is_neutral, num, per, recall_of, setting, signed, span, where
+from hydrometer.report.wording import (
+    KL,
+    Sentence,
+    Tone,
+    difference,
+    is_neutral,
+    num,
+    per,
+    recall_of,
+    setting,
+    span,
+    where,
+)
 
 __all__ = ["capacity_sentence", "map_sentences"]
 
@@ -52,8 +64,7 @@ def _best(chain: Chain, found: list[Place]) -> str:
     words = f" The most is {num(gain.value, gain.se)} {chain.unit} per {per(chain)} ({span(gain)}), at {at}"
     if cost is None or cost.value is None:
         return words + "."
-    moved = "and recall moves by" if cost.sign else "with recall undecided,"
-    return f"{words}, {moved} {signed(cost.value, cost.se)} ({span(cost)})."
+    return f"{words}, with recall {difference(cost)}."
 
 
 def _tradeoff(chain: Chain) -> Sentence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hydrometer.report.typed_results import Chain, Diff, Run
 from hydrometer.report.values import items, number, text
-from hydrometer.report.wording import KL, Sentence, model, signed, span
+from hydrometer.report.wording import KL, Sentence, difference, model
 
 __all__ = ["JUDGED_COLUMNS", "judged_sentences"]
 
@@ -52,10 +52,6 @@ def judged_sentences(run: Run, chain: Chain) -> list[Sentence]:
 
 def _difference(run: Run, a: str, b: str, found: list[Diff]) -> Sentence:
     """Say how a model differs from the truth, or from the first student."""
-    parts = [
-        f"{name} {signed(c.value or 0.0, c.se)} {unit} ({span(c)}{', undecided' if not c.sign else ''})"
-        for c in found
-        for name, unit in [JUDGED_COLUMNS[c.metric]]
-    ]
+    parts = [f"{name} {difference(c, unit)}" for c in found for name, unit in [JUDGED_COLUMNS[c.metric]]]
     words = f"{model(run.groups[a])} minus {model(run.groups[b])}: {'; '.join(parts)}."
     return Sentence("trade-off", "note" if any(c.sign for c in found) else "open", words)

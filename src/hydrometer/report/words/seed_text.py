@@ -40,7 +40,7 @@ def seed_words(run: Run, chain: Chain) -> list[str]:
         out.append(
             f"{chain.seeds} seeds: an outcome that up to {unseen:.0%} of all trainings have may by chance (one time in "
             "twenty) be in none of these; where it lies far off, no interval made of these seeds covers the mean. Only "
-            f"more seeds show rarer outcomes: --set seeds={2 * chain.seeds} would bring {unseen:.0%} down to "
+            f"more seeds show rarer outcomes: twice as many would bring {unseen:.0%} down to "
             f"{1 - (1 - unseen) ** 0.5:.0%}."
         )
     return out

@@ -12,11 +12,11 @@ from hydrometer.report.wording import (
     among,
     distilled_at,
     is_neutral,
+    moved,
     num,
     recall_of,
     setting,
     signed,
-    span,
     unit_per,
 )
 
@@ -30,16 +30,6 @@ def coldest(chain: Chain) -> Step | None:
     selective = [s for s in chain.tradeoff if not is_neutral(s.selectivity)]
     found = sorted((s for s in selective if s.coldest), key=lambda s: bool(s.method))  # each method has one
     return found[0] if found else selective[-1] if selective else None
-
-
-def _moved(diff: Diff, name: str, unit: str, more: str = "") -> str:
-    """Word one metric’s move, ``raised precision by 3.1 nats ...``."""
-    if diff.value is None:
-        return f"leaves no finite difference in {name}"
-    if diff.sign == 0 or diff.sign is None:
-        return f"leaves {name} undecided ({signed(diff.value, diff.se)} {unit}, {span(diff)}{more})"
-    verb = "raises" if diff.sign > 0 else "lowers"
-    return f"{verb} {name} by {num(abs(diff.value), diff.se)} {unit} ({span(diff, diff.sign)}{more})"
 
 
 def _part(diff: Diff, name: str, down: str, up: str) -> str:
@@ -77,8 +67,8 @@ def _recall_words(diffs: Mapping[str, Diff], unit: str) -> str:
     if recall.metric == "recall_on_support" or (recall.value is None and "recall_on_support" not in diffs):
         if recall.value is None:
             return "; its recall is −∞ on one side, so the difference is infinite"
-        return "; recall is −∞, and on the support alone it " + _moved(recall, "recall_on_support", unit)
-    return "; it " + _moved(recall, "recall", unit, _per_token(diffs, "recall"))
+        return "; recall is −∞, and on the support alone it " + moved(recall, "recall_on_support", unit)
+    return "; it " + moved(recall, "recall", unit, _per_token(diffs, "recall"))
 
 
 def tradeoff_sentence(run: Run, chain: Chain) -> Sentence:
@@ -97,7 +87,7 @@ def tradeoff_sentence(run: Run, chain: Chain) -> Sentence:
     if precision is None:
         return Sentence("trade-off", "open", f"{head}: precision could not be compared.")
     more = _per_token(diffs, "precision")
-    words = f"{head} {_moved(precision, 'precision', unit_per(chain), more)}{_split(diffs)}"
+    words = f"{head} {moved(precision, 'precision', unit_per(chain), more)}{_split(diffs)}"
     tone: Tone = "note" if precision.sign else "open"  # a gain in precision is a trade-off, not a success
     return Sentence(
         "trade-off", tone, words + _recall_words(diffs, "nats") + "." + _chosen(run, chain, step) + _methods(run, chain)
@@ -114,8 +104,8 @@ def _chosen(run: Run, chain: Chain, told: Step) -> str:
         diffs = step.vs_neutral if "precision" in step.vs_neutral else step.vs_direct
         precision = diffs.get("precision")
         if precision is not None:
-            moved = _moved(precision, "precision", unit_per(chain)) + _split(diffs) + _recall_words(diffs, "nats")
-            words += f" Distilling at {distilled_at(step)} {moved}."
+            found = moved(precision, "precision", unit_per(chain)) + _split(diffs) + _recall_words(diffs, "nats")
+            words += f" Distilling at {distilled_at(step)} {found}."
     return words
 
 
@@ -129,8 +119,8 @@ def _methods(run: Run, chain: Chain) -> str:
         for other, diffs in step.vs_methods.items():
             group, precision = run.groups.get(other), diffs.get("precision")
             if group is not None and precision is not None:
-                moved = _moved(precision, "precision", unit_per(chain)) + _split(diffs) + _recall_words(diffs, "nats")
-                words += f" Distilling at {distilled_at(step)} rather than {group.method or 'by mle'} {moved}."
+                found = moved(precision, "precision", unit_per(chain)) + _split(diffs) + _recall_words(diffs, "nats")
+                words += f" Distilling at {distilled_at(step)} rather than {group.method or 'by mle'} {found}."
     return words
 
 

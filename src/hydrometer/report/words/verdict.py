@@ -19,13 +19,13 @@ from hydrometer.report.wording import (
     Tone,
     among,
     collapse_words,
+    difference,
     distilled_at,
     is_neutral,
     missing_words,
     num,
     recall_of,
     setting,
-    signed,
     span,
     unit_per,
 )
@@ -34,6 +34,7 @@ from hydrometer.report.words.crossed_text import crossed_sentences
 from hydrometer.report.words.gap_text import gap_sentences
 from hydrometer.report.words.grid_text import capacity_sentence, map_sentences
 from hydrometer.report.words.judged_text import judged_sentences
+from hydrometer.report.words.row_text import row_words
 from hydrometer.report.words.seed_text import seed_words
 from hydrometer.report.words.tradeoff_text import MAX_METHODS, coldest, tradeoff_sentence
 
@@ -157,7 +158,7 @@ def _gate(chain: Chain) -> Sentence:
         "gate",
         "open",
         f"The teacher gate is undecided: the teacher’s recall minus the direct student’s is "
-        f"{signed(diff.value, diff.se)} {unit} ({span(diff)}). A gain below may be cooling only.",
+        f"{difference(diff, unit)}. A gain below may be cooling only.",
     )
 
 
@@ -182,7 +183,7 @@ def _lead(by_recall: int | None, by_kl: int | None) -> tuple[Tone, str]:
 def _size(diff: Diff | None, name: str, unit: str) -> str:
     if diff is None or diff.value is None:
         return f"{name}: no finite difference"
-    return f"{name} {signed(diff.value, diff.se)} {unit}, {span(diff)}"
+    return f"{name} {difference(diff, unit)}"
 
 
 def _matched(control: Control, chain: Chain) -> Sentence:
@@ -261,6 +262,7 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
             "One seed: the intervals speak of these trained models only, not of what training again would give."
         )
     said += seed_words(run, chain)
+    said += row_words(run, chain)
     said += collapse_words(run, chain)
     said += [f"Of the figures: {words}." for name, words in run.doubts if name == chain.name]
     infinite = [g for g in run.of_chain(chain.name) if g.is_infinite("recall")]

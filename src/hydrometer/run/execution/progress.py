@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from hydrometer.core.errors import one_line
 from hydrometer.core.findings import Finding
-from hydrometer.core.statistics.estimate import Estimate
+from hydrometer.core.statistics.estimate import FEW_ROWS, Estimate
 from hydrometer.core.watching import clock, watched_by
 
 __all__ = ["ConsoleMonitor", "Pace", "Waiting", "console"]
@@ -84,6 +85,7 @@ class Waiting:
 
 _EVERY = 10.0  # seconds between plain lines
 _WIDE = 10_000
+_FEW = "†"
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -168,6 +170,7 @@ class ConsoleMonitor:
     def __init__(self, told: Console | None = None) -> None:
         self.console = console(stderr=True) if told is None else told
         self.live = self.console.is_terminal
+        self._cautioned = False
         self._waiting, self._watch = Waiting(self.console), ExitStack()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -245,10 +248,14 @@ class ConsoleMonitor:
         self._show(last=self._pace.count == self._pace.stages)
 
     def judged(self, name: str, figures: Mapping[str, Estimate]) -> None:
-        """Print a model's first figures, a line above the bar."""
+        """Print a model's first figures, a line above the bar; what the mark of a caution means is said once."""
         kinds = {"precision": "precision", "precision_reference": "precision under the reference", "recall": "recall"}
-        shown = [f"{said} {figures[metric]}" for metric, said in kinds.items() if metric in figures]
+        found = {said: figures[metric] for metric, said in kinds.items() if metric in figures}
+        shown = [f"{said} {replace(e, caution=None)}{_FEW if e.caution else ''}" for said, e in found.items()]
         self.console.print(f"judged   {name}: {', '.join(shown)}", markup=False, highlight=False, soft_wrap=True)
+        if not self._cautioned and any(e.caution for e in found.values()):
+            self._cautioned = True
+            self.console.print(f"judged   {_FEW}: {FEW_ROWS}", markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, *, last: bool = False) -> None:
         pace = self._pace
