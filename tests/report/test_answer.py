@@ -9,7 +9,7 @@ from typing import Any
 import report_synthetic as synthetic
 
 import hydrometer as hm
-from hydrometer.report import answers, build_report
+from hydrometer.report import advice_notes, advice_sentences, answers, build_report
 from hydrometer.report.read_results import read_run
 from hydrometer.report.words.kept_advice import advice_of
 
@@ -47,6 +47,70 @@ def test_what_to_take_or_what_would_decide() -> None:
     assert said(why="its recall is minus infinity") == "Undecided: its recall is minus infinity."
 
 
+FIGURE = {"value": 0.4, "se": 0.5, "df": 9.0, "ci95": [-0.7, 1.5]}
+RISEN = {"value": 2.0, "se": 0.2, "df": 9.0, "ci95": [1.5, 2.5]}
+
+
+def advised(**changes: Any) -> list[str]:
+    expected = {"on": "fresh rows", "precision_gain": FIGURE, "recall_loss": RISEN, "lead": FIGURE}
+    data = {**ADVICE, "baseline": DIRECT["id"], "expected": expected, "seeds": 3, "rows": 50, **changes}
+    return [*advice_sentences(data), *advice_notes(data)]
+
+
+def test_a_difference_whose_interval_holds_zero_is_undecided() -> None:
+    said = advised(status="undecided", reason="close", more={"seeds": None, "rows": None, "together": None})
+    assert (
+        "it leaves precision undecided (+0.40 nats per token, 95 % interval −0.70 to 1.50) and lowers recall by"
+        in said[1]
+    )
+    assert "in precision is +0.40 nats per token (95 % interval −0.70 to 1.50, undecided)" in said[2]
+    assert not any(w in " ".join(said) for w in (" gains", " loses", " behind"))
+
+
+def test_what_would_decide_is_one_statement() -> None:
+    both = {"seeds": None, "rows": None, "together": {"seeds": 12, "rows": 1440}}
+    words = said(status="undecided", reason="close", more=both)
+    assert (
+        "; about 12 seeds and about 1,440 rows a figure together, neither of them alone, in all would decide" in words
+    )
+    assert words.endswith("run again with --set seeds=12 and as many rows (data.evaluate).")
+    few = said(status="undecided", reason="close", more=both, rows=120, prompts=30)
+    assert "about 1,440 rows a figure, of 360 prompts, together" in few
+    words = said(status="undecided", reason="close", more={**both, "together": None})
+    assert "; no number up to 1,000 seeds would decide, with rows in proportion, if the estimates" in words
+    words = said(status="undecided", reason="close", more={"seeds": None, "rows": None})  # of an earlier release
+    assert "; neither more seeds alone nor more rows alone would decide, if the estimates" in words
+
+
+def test_one_seed_is_said_first() -> None:
+    words = said(status="undecided", reason="one_seed", seeds=1)
+    assert words.startswith("Undecided: one seed never decides between students, since it says nothing of the variance")
+    missed = [{**DISTILLED, "slack": {"max_recall_loss": {"value": -1.0, "se": 0.1}}}]
+    words = said(status="none", reason=None, seeds=1, candidates=missed)
+    assert words.startswith("None of the 1 settings tried, as trained with one seed, is able to")
+    assert "one seed" not in said(status="none", reason=None, seeds=3, candidates=missed)
+
+
+def test_checks_of_measured_claims_are_notes_with_their_figure() -> None:
+    assert not any("docs/claims" in s for s in advised())
+    checks = {
+        "cooling": {"precision": FIGURE, "recall": FIGURE, "unit": "nats per sequence"},
+        "heating": {"recall_loss": FIGURE},
+        "length": {"length": RISEN, "precision_gain_per_token": FIGURE},
+    }
+    cooling, heating, length = (s for s in advised(checks=checks) if "docs/claims" in s)
+    assert (
+        "the student distilled at temperature 0.8 minus the direct student decoded is precision +0.40 nats per seq"
+        in cooling
+    )
+    assert "leaves recall undecided (−0.40 nats per token, 95 % interval −1.50 to 0.70)" in heating
+    assert "by +2.00 tokens (95 % interval 1.50 to 2.50): judge it per token as well, where it leaves prec" in length
+    assert [s[s.rindex("(") :] for s in (cooling, heating, length)] == [
+        "(docs/claims/colder-teacher.md).", "(docs/claims/heating.md).", "(docs/claims/colder-teacher.md).",
+    ]  # fmt: skip
+    assert all((Path(__file__).parents[2] / s[s.rindex("(") + 1 : -2]).is_file() for s in (cooling, heating, length))
+
+
 def test_results_without_advice_say_where_it_is_to_be_had() -> None:
     results = synthetic.results(seeds=3)
     assert "ask `hydrometer advise`" in answers(results)["smollm2"]
@@ -64,7 +128,11 @@ def test_a_page_begins_with_it_and_stated_advice_comes_first(tmp_path: Path) -> 
     digest = sha256((folder / "results.json").read_bytes()).hexdigest()
     kept = {**ADVICE, "schema": 1, "chain": "smollm2", "results": [digest], "leader": COLD["id"], "expected": {}}
     (folder / "advice.json").write_text(json.dumps(kept))
-    assert answers(results, folder)["smollm2"].startswith("Take the direct student decoded at temperature 0.6")
+    words = "Take the direct student decoded at temperature 0.6"
+    assert answers(results, folder)["smollm2"].startswith(f"Asked with --max-recall-loss 0.1 --margin 0.02: {words}")
+    need = {"max_recall_loss": 0.1, "margin": 0.02, "stated": False}
+    (folder / "advice.json").write_text(json.dumps({**kept, "need": need, "runs": ["a", "b"]}))
+    assert answers(results, folder)["smollm2"].startswith(f"Asked of 2 runs without a need: {words}")
     (folder / "advice.json").write_text(json.dumps({**kept, "results": []}))
     assert answers(results, folder)["smollm2"].startswith("Take the student distilled")
     (folder / "advice.json").write_text("{")

@@ -277,12 +277,12 @@ def test_the_seeds_asked_for_do_decide() -> None:
     values[:, 0, 0] = gap + sd * (noise - noise.mean()) / noise.std(ddof=1)
     rows = np.zeros((5, 50))
     arms = [Arm(str(g), values[:, g], np.zeros((5, 2)), rows) for g in range(2)]
-    seeds, more_rows = Joint(arms, Design(50, rows_shared=True)).needed(np.array([1.0, 0, -1, 0]), gap, level)
+    seeds, more_rows, _ = Joint(arms, Design(50, rows_shared=True)).needed(np.array([1.0, 0, -1, 0]), gap, level)
     exact = next(s for s in range(2, 99) if gap > float(stdtrit(s - 1, 1 - level)) * sd / math.sqrt(s))
     assert exact == 4
     assert seeds == 5  # never fewer than there are
     assert more_rows == 50
-    far, _ = Joint(arms, Design(50, rows_shared=True)).needed(np.array([1.0, 0, -1, 0]), gap / 4, level)
+    far, *_ = Joint(arms, Design(50, rows_shared=True)).needed(np.array([1.0, 0, -1, 0]), gap / 4, level)
     assert far == next(s for s in range(2, 99) if gap / 4 > float(stdtrit(s - 1, 1 - level)) * sd / math.sqrt(s))
 
 
@@ -297,9 +297,37 @@ def test_rows_help_where_rows_are_what_is_uncertain() -> None:
     ]
     joint = Joint(arms, Design(n, rows_shared=True))
     c = np.array([1.0, 0.0, -1.0, 0.0])
-    _, rows = joint.needed(c, gap, level)
+    _, rows, _ = joint.needed(c, gap, level)
     half = float(stdtrit(3, 1 - level)) * math.sqrt(2 * own / 4)
     assert rows == math.ceil(n * (half / gap) ** 2)
+
+
+def test_where_neither_seeds_nor_rows_suffice_both_together_do() -> None:
+    """Rows that all seeds share keep a floor under seeds, and the luck of seeds one under rows."""
+    n, s, level = 100, 4, 0.05 / 3
+    noise = np.array([0.03, -0.01, -0.04, 0.02])
+    rows = np.random.default_rng(3).normal(0, 1.0, (2, 1, n))
+    arms: list[Arm] = []
+    for g, sign in enumerate((1, -1)):
+        table = np.repeat(rows[g] - rows[g].mean(), s, axis=0) - 4.0 + 0.05 * g + sign * noise[:, None]
+        arms.append(Arm(str(g), np.column_stack([table.mean(axis=1)] * 2), np.zeros((s, 2)), table))
+    need = Need(min_precision_gain=0.0, margin=0.0)
+    d = decide([replace(a, values=a.values - [5.0 * (1 - g), 0]) for g, a in enumerate(arms)], Design(n, True), need, 0)
+    assert (d.status, d.leader) == ("undecided", 1)
+    assert d.more is not None
+    assert (d.more.seeds, d.more.rows) == (None, None)
+    together = d.more.together
+    assert together is not None
+    # The closed form: both parts of the variance shrink alike, Welch's degrees of freedom grow with them.
+    between = float(np.var(2 * noise, ddof=1)) / s
+    shared = float(np.square(rows[0] - rows[0].mean() - rows[1] + rows[1].mean()).sum()) / n / (n - 1)
+
+    def half(seeds: int) -> float:
+        a, b = between * s / seeds, shared * s / seeds
+        df = (a + b) ** 2 / (a * a / (seeds - 1) + b * b / (n * seeds / s - 1))
+        return float(stdtrit(df, 1 - level)) * math.sqrt(a + b)
+
+    assert together == {"seeds": (seeds := next(x for x in range(s, 1000) if half(x) < 0.05)), "rows": n * seeds // s}
 
 
 def test_left_out_seeds_undo_the_winners_curse() -> None:

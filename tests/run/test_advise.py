@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hydrometer.core.errors import FolderError, InputError
 from hydrometer.report import advice_notes, advice_sentences, advice_table, build_report
 from hydrometer.report.read_results import read_run
 from hydrometer.report.words.kept_advice import advice_of
+from hydrometer.run.advice import advise as verb
+from hydrometer.run.advice.advise import decision_of
 from hydrometer.run.advice.candidates import entries, open_source
 from hydrometer.run.advice.holdout import rejudged
 from hydrometer.run.pilot import plan_pilot
@@ -101,6 +104,112 @@ def test_fresh_rows_are_new_rows_of_the_same_models(run: Path) -> None:
     new = [n for n in plan.nodes.values() if isinstance(n, JudgeNode)]
     assert len(new) == len(nodes)
     assert not old & {(r.stream.seed, r.stream.path) for n in new for r in (n.truth_rows, n.law_rows)}
+
+
+def test_fresh_rows_that_turn_the_choice_make_the_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is made wrong on purpose: the worst of two that differ by nats, as luck of rows might have it."""
+    need = hm.Need(max_recall_loss=2.0)
+    right = hm.advise(run, need)
+    assert right.data["expected"]["leader"] == right.leader
+
+    def wrong(*given: Any) -> Any:
+        d = decision_of(*given)
+        assert d.leader != given[1].baseline
+        return replace(d, status="decided", reason=None, leader=given[1].baseline, runner_up=d.leader)
+
+    monkeypatch.setattr(verb, "decision_of", wrong)
+    advice = hm.advise(run, need)
+    assert (advice.status, advice.reason, advice.take) == ("undecided", "unconfirmed", None)
+    assert advice.data["expected"]["leader"] == right.leader
+    said = advice_sentences(advice.data)
+    assert said[0].startswith(
+        "Undecided: the student distilled at temperature 1 led in precision among those that lose"
+    )
+    assert "on the run’s own rows, and fresh rows turn the choice: on these the " in said[0]
+    assert said[0].endswith(" leads.")
+    assert said[1].startswith("The student distilled at temperature 1 is the baseline")
+    assert "do not confirm" not in " ".join(said)
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that end late, which a colder teacher lengthens, and a student heated."""
+    folder = tmp_path_factory.mktemp("late")
+    chain = {**MARKOV["chains"]["n"], "truth": {"order": 2, "vocabulary": 5, "max_new_tokens": 16, "end": 0.06}}
+    chain |= {"data": {"train": 2000, "distill": 2000, "evaluate": 400}}
+    chain |= {"selectivity": [{"temperature": t} for t in (1, 0.5, 1.6)]}
+    hm.run(write_spec({**MARKOV, "chains": {"n": chain}}, folder), out=folder / "run")
+    return folder / "run"
+
+
+def test_lengths_are_checked_where_nats_are_counted_by_row(late: Path) -> None:
+    cold = "n.student.distilled-temperature0.5"
+    need = hm.Need(weight=0.0, min_precision_gain=0.0, per="sequence")
+    contrasts = {(c["a"], c["b"], c["metric"]): c for c in hm.load_results(late)["contrasts"]}
+    found = leading(late, need, cold).data
+    for key, metric in (("length", "length"), ("precision_gain_per_token", "precision_per_token")):
+        c = contrasts[cold, found["baseline"], metric]
+        assert found["checks"]["length"][key]["value"] == pytest.approx(c["value"])
+        assert found["checks"]["length"][key]["se"] == pytest.approx(c["se"])
+    assert found["checks"]["length"]["length"]["ci95"][0] > 0
+    (note,) = (n for n in advice_notes(found) if n.startswith("Precision a row falls with every token"))
+    assert "(docs/claims/colder-teacher.md)" in note
+    assert "length" not in leading(late, hm.Need(max_recall_loss=9.0), cold).data["checks"]
+    assert "length" not in leading(late, need, found["baseline"]).data["checks"]
+
+
+def test_heating_is_checked_on_the_leaders_own_figures(late: Path) -> None:
+    recall = hm.Need(min_precision_gain=0.0)
+    hot = leading(late, recall, "n.student.distilled-temperature1.6").data
+    loss = hot["checks"]["heating"]["recall_loss"]
+    assert loss == by_id_of(hot, hot["leader"])["recall_loss"]
+    assert loss["ci95"][1] > 0
+    assert any(n.startswith("Heating buys recall only where") for n in advice_notes(hot))
+    assert "heating" not in leading(late, hm.Need(max_recall_loss=9.0), hot["leader"]).data["checks"]
+    cold = leading(late, recall, "n.student.distilled-temperature0.5").data
+    assert "heating" not in cold["checks"]
+    assert "cooling" not in cold["checks"]  # no decoded student has its entropy
+
+
+def test_mere_cooling_is_told_where_the_decoded_student_is_not_behind_at_equal_entropy(tmp_path: Path) -> None:
+    chain = {**MARKOV["chains"]["n"], "truth": {"order": 2, "vocabulary": 5, "max_new_tokens": 16, "end": 0.35}}
+    chain |= {"data": {"train": 2000, "distill": 2000, "evaluate": 400}}
+    chain |= {"selectivity": [{"temperature": t} for t in (1, 0.5)]}
+    chain |= {"decoding": [{"temperature": t} for t in (0.2, 0.3, 0.4, 0.5, 0.7)]}
+    run, name = tmp_path / "run", "n.student.distilled-temperature0.5"
+    results = hm.run(write_spec({**MARKOV, "chains": {"n": chain}}, tmp_path), out=run).results
+    (control,) = (c for c in results["summary"]["chains"]["n"]["control"] if c["distilled"] == name)
+    matched = control["matched_entropy"]
+    assert all(matched[m]["ci95"][0] <= 0 for m in ("precision", "recall"))
+    found = leading(run, hm.Need(max_recall_loss=9.0), name).data
+    assert found["checks"]["cooling"]["recall"]["value"] == matched["recall"]["value"]
+    assert found["checks"]["cooling"]["unit"] == "nats per sequence"
+    assert any(
+        n.startswith("Cooling alone may do as much: at equal entropy, the student dist") for n in advice_notes(found)
+    )
+    for other in (found["baseline"], "n.student.direct.decoded-temperature0.5"):
+        assert "cooling" not in leading(run, hm.Need(max_recall_loss=9.0), other).data["checks"]
+    kept = json.loads((run / "results.json").read_text())
+    for c in kept["summary"]["chains"]["n"]["control"]:
+        c["matched_entropy"]["recall"]["ci95"] = [0.1, 0.2]
+    (run / "results.json").write_text(json.dumps(kept))
+    assert "cooling" not in leading(run, hm.Need(max_recall_loss=9.0), name).data["checks"]
+
+
+def by_id_of(data: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(c for c in data["candidates"] if c["id"] == name)
+
+
+def leading(folder: Path, need: hm.Need, name: str) -> hm.Advice:
+    """Advise as if a candidate led."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def chosen(*given: Any) -> Any:
+            d, field = decision_of(*given), given[1]
+            return replace(d, leader=next(i for i, e in enumerate(field.found) if e.id == name))
+
+        patch.setattr(verb, "decision_of", chosen)
+        return hm.advise(folder, need, fresh=False)
 
 
 def test_costs_say_that_decoding_needs_no_teacher(run: Path) -> None:
@@ -248,7 +357,8 @@ def test_one_seed_never_decides(tmp_path: Path) -> None:
     assert (advice.status, advice.reason) == ("undecided", "one_seed")
     assert advice.data["expected"]["on"] == "the rows that chose it"
     said = advice_sentences(advice.data)
-    assert "one seed says nothing of the variance" in said[0]
+    assert said[0].startswith("Undecided: one seed never decides between students")
+    assert said[2].endswith("three seeds or more would tell: run again with --set seeds=5.")
     assert "rows each), so optimistic" in said[1]
     assert ",:" not in said[1]
     other = {**advice.data, "leader": advice.data["baseline"]}

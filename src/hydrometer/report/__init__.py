@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hydrometer.report.tables.advice_table import advice_table
     from hydrometer.report.tables.model_tables import missing_sentence, summary_table
     from hydrometer.report.tables.status_view import status_view
-    from hydrometer.report.words.advice_text import advice_notes, advice_sentences
+    from hydrometer.report.words.advice_notes import advice_notes
+    from hydrometer.report.words.advice_text import advice_sentences
     from hydrometer.report.words.first_sentence import answers
     from hydrometer.report.words.verdict import verdict
 
@@ -37,7 +38,8 @@ __getattr__, __dir__ = lazily(
         "page": "build_report",
         "tables.model_tables": "missing_sentence summary_table",
         "tables.advice_table": "advice_table",
-        "words.advice_text": "advice_notes advice_sentences",
+        "words.advice_notes": "advice_notes",
+        "words.advice_text": "advice_sentences",
         "words.first_sentence": "answers",
         "words.verdict": "verdict",
         "live_page": "build_live_report",

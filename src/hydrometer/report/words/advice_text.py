@@ -5,28 +5,31 @@ The sentences say what to take, what it gains and costs, and how certain that is
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-from hydrometer.report.values import Json, items, mapping, number, read_method, read_setting, text
-from hydrometer.report.wording import Tone, among, num, setting
+from hydrometer.report.typed_results import Diff, read
+from hydrometer.report.values import Json, count, items, mapping, number, read_method, read_setting, text
+from hydrometer.report.wording import Tone, among, difference, moved, num, setting
 
 __all__ = [
-    "advice_notes",
     "advice_sentence",
     "advice_sentences",
+    "asked_with",
+    "candidate_by_id",
     "candidate_of",
+    "difference_of",
     "distilled_at",
     "nats_per",
+    "need_words",
     "precision_of",
     "provisional",
     "seconds_words",
     "student_named",
+    "teacher_draws",
     "tone_of",
 ]
 
 SCHEMA = 1
 MAX_BYTES = 5_000_000
+_OPTIONS = ("max_recall_loss", "min_precision_gain", "min_score", "weight", "margin")
 _CONSTRAINTS = ("max_recall_loss", "min_precision_gain", "min_score")
 
 
@@ -50,8 +53,6 @@ def advice_sentence(data: Json) -> str:
     first = _answer(data)
     if data.get("status") == "decided" or not data.get("status"):
         return first
-    if data.get("reason") == "one_seed":
-        return first.rstrip(".") + "; three seeds or more would tell: run again with --set seeds=5."
     return first.rstrip(".") + _more(data) + "."
 
 
@@ -60,10 +61,11 @@ def advice_sentence(data: Json) -> str:
 
 def candidate_of(data: Json, which: str) -> Json:
     """Return the candidate that a key names: leader, runner_up, baseline or cheaper."""
-    return _by_id(data, data.get(which))
+    return candidate_by_id(data, data.get(which))
 
 
-def _by_id(data: Json, wanted: object) -> Json:
+def candidate_by_id(data: Json, wanted: object) -> Json:
+    """Return the candidate of an id, or an empty one."""
     for c in items(data.get("candidates")):
         if mapping(c).get("id") == wanted:
             return mapping(c)
@@ -102,8 +104,8 @@ def precision_of(data: Json) -> str:
     return f"precision under the {reference}" if reference else "precision"
 
 
-def _wanted(data: Json) -> str:
-    """The constraints: ``loses at most 0.1 nats per token of recall``."""
+def need_words(data: Json) -> str:
+    """Word the constraints: ``lose at most 0.1 nats per token of recall``."""
     need = mapping(data.get("need"))
     loss, gain, least = (number(need.get(k)) for k in _CONSTRAINTS)
     parts: list[str] = []
@@ -114,6 +116,22 @@ def _wanted(data: Json) -> str:
     if least is not None:
         parts.append(f"reach at least {least:g} in {text(need.get('score'))}")
     return among(parts)
+
+
+def asked_with(data: Json) -> str:
+    """Say by which call of `advise` an advice was asked for: ``with --max-recall-loss 0.1``.
+
+    Examples
+    --------
+    >>> asked_with({"need": {"max_recall_loss": 1.0, "margin": 0.02, "per": "token", "stated": True}})
+    'with --max-recall-loss 1 --margin 0.02'
+    """
+    need = mapping(data.get("need"))
+    if need.get("stated") is False:
+        return "without a need"
+    said = [f"--{k.replace('_', '-')} {n:g}" for k in _OPTIONS if (n := number(need.get(k))) is not None]
+    said += [f"--score {text(need.get('score'))}"] if text(need.get("score")) else []
+    return "with " + " ".join([*said, *(["--per sequence"] if need.get("per") == "sequence" else [])])
 
 
 def _objective(data: Json) -> str:
@@ -139,43 +157,58 @@ def _size(value: object, unit: str = "") -> str:
 
 def _answer(data: Json) -> str:
     leader, rival = (student_named(data, candidate_of(data, k)) for k in ("leader", "runner_up"))
-    count = len(items(data.get("candidates")))
-    wanted = _wanted(data)
+    tried = len(items(data.get("candidates")))
+    wanted, other = need_words(data), _turned_to(data)
     margin = f"{number(mapping(data.get('need')).get('margin')) or 0:g} {nats_per(data)}"
     those = f" among those that {wanted}" if wanted else ""
     if data.get("status") == "decided":
-        return f"Take {leader}: of {count} settings tried it has the highest {_objective(data)}{those}."
+        return f"Take {leader}: of {tried} settings tried it has the highest {_objective(data)}{those}."
     if data.get("status") == "none":
-        return f"None of the {count} settings tried is able to {wanted}; the nearest is {leader}{_miss(data)}."
+        of = ", as trained with one seed," if count(data.get("seeds")) == 1 else ""
+        return f"None of the {tried} settings tried{of} is able to {wanted}; the nearest is {leader}{_miss(data)}."
+    leads = f"{leader} leads in {_objective(data)}{those}"
+    if other:
+        leads = (
+            f"{leader} led in {_objective(data)}{those} on the run’s own rows, and fresh rows turn the choice: on "
+            f"these {student_named(data, other)} leads"
+        )
     match data.get("reason"):
         case "equivalent":
-            same = among([student_named(data, _by_id(data, c)) for c in items(data.get("contenders"))])
+            same = among([student_named(data, candidate_by_id(data, c)) for c in items(data.get("contenders"))])
             cheaper = candidate_of(data, "cheaper")
             take = f"the cheaper, {student_named(data, cheaper)}" if cheaper else "whichever costs less"
             return (
-                f"Undecided: {same} are equivalent within the margin of {margin} in {_objective(data)}, so take {take}."
+                f"Undecided: {same} are equivalent within the margin of {margin} in {_objective(data)}{those}, so "
+                f"take {take}."
             )
         case "one_seed":
             return (
-                "Undecided: one seed says nothing of the variance between training runs; of these trained "
-                f"models {leader} leads in {_objective(data)}{those}."
+                "Undecided: one seed never decides between students, since it says nothing of the variance between "
+                f"training runs; of these trained models {leads}."
             )
         case "partial":
-            seeds = [_whole(n) for n in items(data.get("seeds_so_far"))]
+            seeds = [count(n) for n in items(data.get("seeds_so_far"))]
             on = f", {seeds[0]} of {seeds[1]} seeds so far," if len(seeds) == 2 and seeds[1] > seeds[0] else ""
-            return f"Undecided so far: of the {count} settings judged{on} {leader} leads in {_objective(data)}{those}."
-        case "unconfirmed":
+            return f"Undecided so far: of the {tried} settings judged{on} {leads}."
+        case "unconfirmed" if not other:
             return f"Undecided: {leader} leads on the run’s own rows, and fresh rows do not confirm it."
         case "constraint":
-            open_ = [_by_id(data, c) for c in items(data.get("contenders"))]
+            open_ = [candidate_by_id(data, c) for c in items(data.get("contenders"))]
             asked = [student_named(data, c) for c in open_ if c.get("feasible") != "met"]
-            names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {count} settings tried"
-            return f"Undecided: {leader} leads, but whether {names} would {wanted} is open."
+            names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {tried} settings tried"
+            leads = f"{leader} leads, but" if not other else f"{leads};"
+            return f"Undecided: {leads} whether {names} would {wanted} is open."
+        case _ if other:
+            return f"Undecided: {leads}."
         case _:
-            return (
-                f"Undecided: {leader} leads in {_objective(data)}{those}, but is not shown to be more than {margin} "
-                f"ahead of {rival}."
-            )
+            return f"Undecided: {leads}, but is not shown to be more than {margin} ahead of {rival}."
+
+
+def _turned_to(data: Json) -> Json:
+    """Return the candidate that leads on fresh rows, where that is another one; else empty."""
+    on_fresh = mapping(data.get("expected")).get("leader")
+    is_turned = on_fresh is not None and on_fresh != data.get("leader") and data.get("status") == "undecided"
+    return candidate_by_id(data, on_fresh) if is_turned else {}
 
 
 def _miss(data: Json) -> str:
@@ -196,31 +229,37 @@ def _miss(data: Json) -> str:
 
 def _figures(data: Json) -> str:
     expected, leader = mapping(data.get("expected")), candidate_of(data, "leader")
-    seeds, rows = _whole(data.get("seeds")), _whole(data.get("rows"))
+    seeds, rows = count(data.get("seeds")), count(data.get("rows"))
     design = f"{seeds or 1} seed{'s' if seeds > 1 else ''}, {rows} rows each"
     how = {
         "fresh rows": f"On fresh rows ({design})",
         "seeds left out of the choice": f"On seeds left out of the choice ({design})",
     }.get(text(expected.get("on")), f"On the rows that chose it ({design}), so optimistic,")
-    cost = _cost(leader)
     if data.get("leader") == data.get("baseline"):
         how = how[0].lower() + how[1:].rstrip(",")
         figures = [expected.get("precision") or leader.get("objective"), expected.get("recall")]
         shown = ", ".join(
             f"{n} {_size(f, nats_per(data))}" for n, f in zip((precision_of(data), "recall"), figures, strict=True) if f
         )
-        return f"It is the baseline that others are compared with; {how}: {shown}; {cost}."
-    gain, loss = mapping(expected.get("precision_gain")), mapping(expected.get("recall_loss"))
+        who = student_named(data, leader) if _turned_to(data) else "it"
+        said = f"{who} is the baseline that others are compared with; {how}: {shown}; {_cost(leader)}."
+        return said[0].upper() + said[1:]
+    gain, lost, unit = (
+        difference_of(expected.get("precision_gain")),
+        difference_of(expected.get("recall_loss")),
+        nats_per(data),
+    )
     base = student_named(data, candidate_of(data, "baseline"))
+    who = student_named(data, leader) if _turned_to(data) else "it"
     return (
-        f"{how} it {_moved(gain, 'gains', 'loses', nats_per(data))} of {precision_of(data)} and "
-        f"{_moved(loss, 'loses', 'gains', '')} of recall against {base}; {cost}."
+        f"{how} {who} {moved(gain, precision_of(data), unit)} and {moved(lost, 'recall', unit, sign=-1)} against "
+        f"{base}; {_cost(leader)}."
     )
 
 
-def _moved(figure: Json, rises: str, falls: str, unit: str) -> str:
-    rising = (number(figure.get("value")) or 0.0) >= 0
-    return f"{rises if rising else falls} {_size(figure if rising else _turned(figure), unit)}"
+def difference_of(figure: object) -> Diff:
+    """Read a figure of advice.json as the difference that it is."""
+    return read(Diff, figure)
 
 
 def _cost(c: Json) -> str:
@@ -241,11 +280,6 @@ def _cost(c: Json) -> str:
     return f"it costs {rows:,.0f} teacher draws{of} and a fit{itself} ({seconds_words(fitted)}) a seed{taught}"
 
 
-def _whole(value: object) -> int:
-    n = number(value)
-    return int(n) if n is not None and math.isfinite(n) else 0
-
-
 def seconds_words(s: float) -> str:
     """Write a duration."""
     if 0 < s < 0.1:
@@ -257,15 +291,14 @@ def _sureness(data: Json) -> str:
     leader = candidate_of(data, "leader")
     p = number(leader.get("p_best")) or 0.0
     shown = ">0.999" if p > 0.999 else f"{p:.2g}" if p < 0.995 else f"{p:.3f}"
-    words = f"P(best of those tried that meet the need) is {shown}"
+    own = " on the run’s own rows" if _turned_to(data) else ""
+    words = f"P(best of those tried that meet the need) is {shown}{own}"
     rival = candidate_of(data, "runner_up")
     if rival:
-        lead = mapping(mapping(data.get("expected")).get("lead"))
-        words += (
-            f"; the closest rival, {student_named(data, rival)}, {_behind(lead, nats_per(data))} in {_objective(data)}"
-        )
-        if data.get("status") != "decided" and _draws(leader) and _draws(rival) == 0:
-            words += " and costs no teacher draws"
+        lead = difference(difference_of(mapping(data.get("expected")).get("lead")), nats_per(data))
+        words += f"; its lead over the closest rival, {student_named(data, rival)}, in {_objective(data)} is {lead}"
+        if data.get("status") != "decided" and teacher_draws(leader) and teacher_draws(rival) == 0:
+            words += ", which costs no teacher draws"
     else:
         words += "; no other setting may still meet the need"
     if data.get("status") == "decided":
@@ -275,116 +308,41 @@ def _sureness(data: Json) -> str:
     return f"{words}{_more(data)}."
 
 
-def _draws(c: Json) -> float | None:
+def teacher_draws(c: Json) -> float | None:
+    """Return how many rows the teacher draws for a candidate, for one seed; None where that is not known."""
     return number(mapping(c.get("cost")).get("teacher_rows"))
 
 
-def _behind(lead: Json, unit: str) -> str:
-    behind = (number(lead.get("value")) or 0.0) >= 0
-    return f"lies {_size(lead if behind else _turned(lead), unit)} {'behind' if behind else 'ahead'}"
-
-
-def _turned(figure: Json) -> Json:
-    """Return the figure with its sign flipped."""
-    ends = [-(number(e) or 0.0) for e in reversed(items(figure.get("ci95")))]
-    return {**figure, "value": -(number(figure.get("value")) or 0.0), "ci95": ends}
-
-
 def _more(data: Json) -> str:
+    """Say what would decide; nothing where the answer is decided, or not for want of data."""
     more = mapping(data.get("more"))
+    if data.get("reason") == "one_seed":
+        return "; three seeds or more would tell: run again with --set seeds=5"
     if not more:
         return ""
-    seeds, rows = number(more.get("seeds")), number(more.get("rows"))
+    if _turned_to(data):
+        return "; own and fresh rows disagree, so no number that would decide is known: train more seeds, on more rows"
+    seeds, both = number(more.get("seeds")), mapping(more.get("together"))
     ways = [f"about {seeds:.0f} seeds"] if seeds is not None else []
-    ways += [f"about {rows:,.0f} rows a figure"] if rows is not None else []
+    ways += [_rows_words(data, more)] if number(more.get("rows")) is not None else []
+    if not ways and both:
+        seeds = number(both.get("seeds"))
+        ways = [f"about {seeds or 0:.0f} seeds and {_rows_words(data, both)} together, neither of them alone,"]
     if not ways:
-        return "; the present estimates lie so close that no affordable number of seeds or rows would decide"
+        alone = "neither more seeds alone nor more rows alone would decide"
+        alone = "no number up to 1,000 seeds would decide, with rows in proportion" if "together" in more else alone
+        return f"; {alone}, if the estimates stayed as they are"
     again = "" if seeds is None or data.get("pilot") else f": run again with --set seeds={seeds:.0f}"
-    return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are{again}"
+    rows = " and as many rows (data.evaluate)" if again and both else ""
+    return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are{again}{rows}"
 
 
-# notes ---------------------------------------------------------------------------------------------------------------
-
-
-def advice_notes(data: Json) -> list[str]:
-    """Return notes: what was assumed or left out, and limits of a pilot."""
-    need, said = mapping(data.get("need")), list[str]()
-    if need.get("stated") is False:
-        said.append(f"No need was stated: at most {_wanted(data).removeprefix('lose at most ')} may be lost.")
-    on = text(mapping(data.get("expected")).get("on"))
-    if on == "fresh rows":
-        said.append(
-            "The expected figures are from rows that took no part in the choice, but of the same trained models: "
-            "training variance is still in them."
-        )
-        if need.get("score"):
-            said.append(f"{text(need.get('score'))} was not measured again: it is from the run’s own rows.")
-    elif on == "seeds left out of the choice":
-        agreeing = _whole(mapping(data.get("expected")).get("agreeing"))
-        said.append(
-            f"Without fresh rows the sample was split: each seed’s figures are those of the setting that the other "
-            f"seeds choose; {agreeing} of {_whole(data.get('seeds'))} choices are the leader."
-        )
-    if data.get("shared_prompts") is True:
-        said.append(
-            "Warning: models are judged on the prompts that they are trained on; of other prompts these figures say "
-            "nothing. Keep some for judging: prompts: {file: ..., evaluate: 0.2}."
-        )
-    if any(c.get("training") == "direct" and _draws(c) for c in map(mapping, items(data.get("candidates")))):
-        said.append(
-            "The teacher is the truth, so the direct student learns from its draws, too, as if distilled at "
-            "temperature 1: what is compared is temperature in the data against temperature when decoding."
-        )
-    reasons: dict[str, list[str]] = {}
-    for x in items(data.get("excluded")):
-        c = mapping(x)
-        reasons.setdefault(text(c.get("reason")), []).append(student_named(data, c))
-    for reason, names in reasons.items():
-        said.append(f"Left out: {among(names)}{', each' if len(names) > 1 else ''} because {reason}.")
-    lacking = mapping(data.get("lacking"))
-    lacks = [f"{student_named(data, _by_id(data, c))} lacks {_listed(items(seeds))}" for c, seeds in lacking.items()]
-    if lacks:
-        said.append(f"All are compared on the {_seeds(data)} that they have in common: {among(lacks)}.")
-    adopted = [mapping(c) for c in items(data.get("candidates")) if mapping(c).get("adopted")]
-    if adopted:
-        names = among(list(dict.fromkeys(text(c["adopted"]) for c in adopted)))
-        said.append(
-            f"Trained elsewhere and adopted: {names}. What they were trained on is what `adopt` was told, and their "
-            "cost is not known, so none is called the cheaper."
-        )
-    return said + _pilot(mapping(data.get("pilot")))
-
-
-def _listed(seeds: Sequence[object]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(_whole(s)) for s in seeds)}"
-
-
-def _seeds(data: Json) -> str:
-    count = _whole(data.get("seeds"))
-    return f"{count} seed{'s' if count != 1 else ''}"
-
-
-def _pilot(pilot: Json) -> list[str]:
-    if not pilot:
-        return []
-    share, seconds = number(pilot.get("planned_share")) or 0.0, number(pilot.get("seconds")) or 0.0
-    rows = {k: [_whole(n) for n in items(v)] for k, v in mapping(pilot.get("rows")).items()}
-    seeds = [_whole(n) for n in items(pilot.get("seeds"))]
-    smaller = [f"{k} {v[1]} of {v[0]}" for k, v in rows.items() if len(v) == 2 and v[1] < v[0]]
-    said = [
-        f"A pilot of {seeds[1]} seeds for {seeds[0]}, planned at {share:.3f} of the full run’s cost; it took "
-        f"{seconds_words(seconds)}, so the full run should take "
-        f"{seconds_words(seconds / share) if share else 'unknown'}."
-    ]
-    if smaller:
-        said.append(
-            f"Rows: {', '.join(smaller)}. Students of less data are worse, and not by the same amount at every "
-            "setting: a pilot tells which setting leads at its own size, not the full run’s figures, and the order may "
-            "differ where two settings are close or lie near a constraint’s limit."
-        )
-    else:
-        said.append("Rows are as many as in the full run: only the number of seeds differs.")
-    return said
+def _rows_words(data: Json, more: Json) -> str:
+    """Say how many rows, and of how many prompts where those are a sample: more answers to the same would not do."""
+    rows, here = number(more.get("rows")) or 0.0, number(data.get("rows"))
+    prompts = number(data.get("prompts"))
+    of = f", of {prompts * rows / here:,.0f} prompts," if prompts and here else ""
+    return f"about {rows:,.0f} rows a figure{of}"
 
 
 def tone_of(data: Json) -> Tone:

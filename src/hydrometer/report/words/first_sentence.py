@@ -8,9 +8,9 @@ from pathlib import Path
 from hydrometer.report.data.grid_data import places
 from hydrometer.report.read_results import parse
 from hydrometer.report.typed_results import Chain, Group, Run
-from hydrometer.report.values import Json, text
-from hydrometer.report.wording import Sentence, is_neutral, model, recall_of, setting, signed, span, where
-from hydrometer.report.words.advice_text import advice_sentence, provisional, tone_of
+from hydrometer.report.values import Json, items, text
+from hydrometer.report.wording import Sentence, difference, is_neutral, model, recall_of, setting, where
+from hydrometer.report.words.advice_text import advice_sentence, asked_with, provisional, tone_of
 from hydrometer.report.words.kept_advice import kept_advice
 from hydrometer.store.storage_uri import Url
 
@@ -37,7 +37,7 @@ def answers(results: Json, folder: Path | Url | None = None) -> dict[str, str]:
 def answer(run: Run, chain: Chain) -> Sentence:
     """Say in one sentence which setting to take, distilled or decoded; or that it is undecided, and what would decide.
 
-    The answer to a need that was stated last (`hydrometer advise`) comes before the one that the run itself records.
+    The last answer of `hydrometer advise` comes before the one that the run itself records, and says what was asked.
     Of a part of a run it is provisional.
     """
     found = _answer(run, chain)
@@ -54,7 +54,7 @@ def _answer(run: Run, chain: Chain) -> Sentence:
     if text(data.get("why")):
         return Sentence("answer", "open", f"Undecided: {text(data.get('why')).rstrip('.')}.")
     if data.get("status"):
-        return Sentence("answer", tone_of(data), advice_sentence(data))
+        return Sentence("answer", tone_of(data), _asked(kept) + advice_sentence(data))
     if not any(not is_neutral(s.selectivity) for s in chain.tradeoff):
         words = "Undecided: no student was distilled selectively; add settings to `selectivity` and run again."
         return Sentence("answer", "open", words)
@@ -62,6 +62,15 @@ def _answer(run: Run, chain: Chain) -> Sentence:
         "Undecided: these results hold no advice; run the experiment again, or ask `hydrometer advise` of its folder."
     )
     return Sentence("answer", "open", words)
+
+
+def _asked(kept: Json) -> str:
+    """Say what `advise` was asked, where the answer is its; empty where it is the run's own."""
+    if not kept.get("status"):
+        return ""
+    runs = items(kept.get("runs"))
+    of = f" of {len(runs)} runs" if len(runs) > 1 else ""
+    return f"Asked{of} {asked_with(kept)}: "
 
 
 def _map(chain: Chain) -> Sentence:
@@ -83,9 +92,9 @@ def _map(chain: Chain) -> Sentence:
     best = max(free, key=lambda f: f[0])[1]
     gain, lost = best.step.vs_direct["precision"], recall_of(best.step.vs_direct)
     at = ", ".join(w for w in (where(best.point.point), setting(best.step.selectivity)) if w)
-    recall = "" if lost is None or lost.value is None else f", with recall {signed(lost.value, lost.se)} ({span(lost)})"
+    recall = "" if lost is None or lost.value is None else f", with recall {difference(lost)}"
     words = (
-        f"Distil at {at}: {of} it gains most precision, {signed(gain.value or 0.0, gain.se)} ({span(gain)}), without a "
+        f"Distil at {at}: {of} it gains most precision, {difference(gain)}, without a "
         f"decided loss of recall{recall}; a run of that point alone would confirm it."
     )
     return Sentence("answer", "note", words)

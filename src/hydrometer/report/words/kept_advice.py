@@ -10,7 +10,8 @@ from hydrometer.core.io.files import file_digest
 from hydrometer.report.typed_results import Chain, Run
 from hydrometer.report.values import Json, items, mapping, text
 from hydrometer.report.wording import Sentence
-from hydrometer.report.words.advice_text import MAX_BYTES, SCHEMA, advice_notes, advice_sentences, tone_of
+from hydrometer.report.words.advice_notes import advice_notes
+from hydrometer.report.words.advice_text import MAX_BYTES, SCHEMA, advice_sentences, tone_of
 
 __all__ = ["advice_of", "kept_advice"]
 

@@ -20,15 +20,17 @@ from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.core.io.files import write_atomic
 from hydrometer.core.shown import html_table
+from hydrometer.core.statistics.sampling_design import Clusters
 from hydrometer.report.tables.advice_table import advice_table
-from hydrometer.report.words.advice_text import advice_notes, advice_sentences
+from hydrometer.report.words.advice_notes import advice_notes
+from hydrometer.report.words.advice_text import advice_sentences
 from hydrometer.run.advice.candidate_table import Field, field_of, is_on_texts, unit_of
 from hydrometer.run.advice.candidates import Entry, Excluded, Source, open_source
+from hydrometer.run.advice.checks import checks_of, figure_json
 from hydrometer.run.advice.holdout import Again, judge_again
 from hydrometer.run.graph.outcome import Monitor, SilentMonitor
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.stages.cells import Cell
-from hydrometer.stages.statistics.covariance import Linear
 from hydrometer.stages.statistics.decision import ERROR, Candidate, Decision, Need, decide, left_out
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, plain
@@ -190,19 +192,27 @@ def _data(
         "objective": need.objective,
         **({"reference": sources[0].reference} if sources[0].reference else {}),
         "error": ERROR,
-        "seeds": 0 if field.seeds == [None] else len(field.seeds),
-        "rows": field.design.n,
+        **_design(field),
         **decided(field, decision),
         **_so_far(sources, field),
         "baseline": field.found[field.baseline].id,
         "expected": _expected(field, need, decision, again),
         "candidates": [_candidate(e, c) for e, c in zip(field.found, decision.candidates, strict=True)],
+        "checks": checks_of(field, need, decision, again),
         "excluded": [_excluded(x) for x in field.excluded],
         "lacking": field.lacking,
         "missing": [cell for s in sources for cell in s.missing],
         "shared_prompts": any(s.shared_prompts for s in sources),
         "pilot": None,
     }
+
+
+def _design(field: Field) -> Json:
+    """Return how many seeds and rows are behind every figure, and prompts where those are a sample."""
+    seeds = 0 if field.seeds == [None] else len(field.seeds)
+    strata = field.design.strata
+    prompts = {"prompts": strata.count} if isinstance(strata, Clusters) else {}
+    return {"seeds": seeds, "rows": field.design.n, **prompts}
 
 
 def decided(field: Field, decision: Decision) -> Json:
@@ -219,10 +229,6 @@ def decided(field: Field, decision: Decision) -> Json:
         "cheaper": None if cheaper is None or cheaper.is_adopted else cheaper.id,  # no contender's cost is known
         "more": None if decision.more is None else asdict(decision.more),
     }
-
-
-def _figure(x: Linear | None) -> Json | None:
-    return None if x is None else {"value": x.value, "se": x.se, "df": x.df, "ci95": list(x.ci95)}
 
 
 def as_setting(cell: Cell) -> Json:
@@ -245,11 +251,11 @@ def _candidate(entry: Entry, c: Candidate) -> Json:
         "run": resolved(entry.source.folder).name,
         "feasible": c.feasible,
         "p_best": c.p_best,
-        "objective": _figure(c.objective),
-        "precision_gain": _figure(c.gain),
-        "recall_loss": _figure(c.loss),
-        "score": _figure(c.score),
-        "slack": {name: _figure(x) for name, x in c.slack.items()},
+        "objective": figure_json(c.objective),
+        "precision_gain": figure_json(c.gain),
+        "recall_loss": figure_json(c.loss),
+        "score": figure_json(c.score),
+        "slack": {name: figure_json(x) for name, x in c.slack.items()},
         "cost": entry.cost,
     }
 
@@ -263,20 +269,21 @@ def _expected(field: Field, need: Need, decision: Decision, again: Again | None)
     if again is not None:
         return {
             "on": "fresh rows",
-            "precision": _figure(again.precision),
-            "recall": _figure(again.recall),
-            "precision_gain": _figure(again.gain),
-            "recall_loss": _figure(again.loss),
-            "lead": _figure(again.lead),
+            "leader": field.found[again.leader].id,
+            "precision": figure_json(again.precision),
+            "recall": figure_json(again.recall),
+            "precision_gain": figure_json(again.gain),
+            "recall_loss": figure_json(again.loss),
+            "lead": figure_json(again.lead),
         }
     found = left_out(field.arms, field.design, need, field.baseline)
-    lead = _figure(decision.lead)
+    lead = figure_json(decision.lead)
     if found is None:
         c = decision.candidates[decision.leader]
-        figures = {"precision_gain": _figure(c.gain), "recall_loss": _figure(c.loss)}
+        figures = {"precision_gain": figure_json(c.gain), "recall_loss": figure_json(c.loss)}
         return {"on": "the rows that chose it", **figures, "lead": lead}
     gain, loss, agreeing = found
-    figures = {"precision_gain": _figure(gain), "recall_loss": _figure(loss)}
+    figures = {"precision_gain": figure_json(gain), "recall_loss": figure_json(loss)}
     return {"on": "seeds left out of the choice", "agreeing": agreeing, **figures, "lead": lead}
 
 
@@ -314,6 +321,7 @@ def answer(
     return {
         **decided(field, decision),
         **_so_far([source], field),
+        **_design(field),
         "per": unit_of(source, need),
         "objective": need.objective,
         "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.fit_capabilities import DrawsInFits
-from hydrometer.report.values import mapping, text
+from hydrometer.report.values import items, mapping, text
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import reopen
 from hydrometer.run.preflight.diagnosis import shared_prompts
@@ -42,6 +42,7 @@ class Source:
     missing : ids of the chain's cells that are not judged yet.
     shared_prompts : whether models are judged on the prompts that they are trained on, and no description says so.
     reference : what precision is measured under where the truth is texts; else empty.
+    controls : by group of a distilled student, what it is minus the direct student decoded to the same entropy.
     """
 
     books: RunFolder
@@ -54,6 +55,7 @@ class Source:
     missing: tuple[str, ...] = ()
     shared_prompts: bool = False
     reference: str = ""
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     @property
     def folder(self) -> Path | Url:
@@ -164,6 +166,8 @@ def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path |
     if isinstance(kept, Path) and not kept.is_dir():
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
     opened = reopen(books, cache, name)
+    summary = mapping(results["summary"]["chains"][name])
+    controls = [mapping(c) for c in items(summary.get("control"))]
     return Source(
         books,
         str(results.get("name", opened.spec.name)),
@@ -174,7 +178,8 @@ def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path |
         digest=file_digest(books.root / "results.json"),
         missing=tuple(results.get("partial", {}).get(name, [])),
         shared_prompts=bool(shared_prompts(opened.spec, opened.plan.chains[name])),
-        reference=text(mapping(results["summary"]["chains"][name]).get("reference")),
+        reference=text(summary.get("reference")),
+        controls={text(c.get("distilled")): mapping(c.get("matched_entropy")) for c in controls},
     )
 
 

@@ -46,7 +46,8 @@ class Again:
     precision, recall : of the leader.
     gain, loss : precision gained and recall lost against the baseline.
     lead : its objective minus the runner-up's; None without one.
-    confirmed : whether it again provably meets the need and leads the runner-up by more than the margin.
+    leader : index of the candidate, of those judged again, that leads by estimates on fresh rows.
+    confirmed : whether it leads again, provably meets the need and leads the runner-up by more than the margin.
     """
 
     precision: Linear
@@ -54,6 +55,7 @@ class Again:
     gain: Linear
     loss: Linear
     lead: Linear | None
+    leader: int
     confirmed: bool
 
 
@@ -140,7 +142,7 @@ def judge_again(field: Field, need: Need, decision: Decision, monitor: Monitor) 
     problem = Problem(_arms(field, chosen, new), field.design, measured, chosen.index(field.baseline))
     g = chosen.index(decision.leader)
     h = None if decision.runner_up is None else chosen.index(decision.runner_up)
-    joint = problem.joint
+    joint, leads = problem.joint, chosen[problem.leader()]
     figures = np.zeros((2, joint.mean.size))
     figures[0, g * joint.q], figures[1, g * joint.q + 1] = 1.0, 1.0
     return Again(
@@ -149,7 +151,8 @@ def judge_again(field: Field, need: Need, decision: Decision, monitor: Monitor) 
         joint.linear(problem.gain(g)),
         joint.linear(-problem.gain(g, 1)),
         None if h is None else problem.lead(g, h),
-        confirmed(problem, g, h),
+        leads,
+        leads == decision.leader and confirmed(problem, g, h),
     )
 
 

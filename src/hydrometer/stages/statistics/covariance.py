@@ -214,8 +214,8 @@ class Joint:
         """The combination at each seed, (S,)."""
         return self.table.reshape(self.seeds, -1) @ c
 
-    def needed(self, c: Floats, gap: float, level: float) -> tuple[int | None, int | None]:
-        """How many seeds, or rows, in all would show a gap of this size at one-sided error `level`.
+    def needed(self, c: Floats, gap: float, level: float) -> tuple[int | None, int | None, int | None]:
+        """How many seeds, or rows, or both, in all would show a gap of this size at one-sided error `level`.
 
         The gap, both variances and the skewness are taken as estimated: with so many, one time in two it would be
         shown.
@@ -226,11 +226,11 @@ class Joint:
 
         Returns
         -------
-        (seeds, rows) : None where no number up to 1,000 seeds or ten million rows would, or one seed leaves the spread
-            over seeds unknown.
+        (seeds, rows, together) : `together` are seeds, where rows grow by as much. None where no number up to 1,000
+            seeds or ten million rows would, or one seed leaves the spread over seeds unknown.
         """
         if gap <= 0 or self.seeds < 2:
-            return None, None
+            return None, None, None
         between, shared, own = (max(float(c @ m @ c), 0.0) for m in (self.between, self.shared, self.own))
         own = min(own, between)
         s, n, values = float(self.seeds), float(self.design.n), self._by_seed(c)
@@ -243,7 +243,8 @@ class Joint:
             return Linear(gap, math.sqrt(a + b), df, skew).bounds(level)[0] > 0
 
         seeds = _first(self.seeds, _MOST_SEEDS, lambda x: shown(x, n))
-        return seeds, _first(self.design.n, _MOST_ROWS, lambda x: shown(s, x))
+        together = _first(self.seeds, _MOST_SEEDS, lambda x: shown(x, n * x / s))
+        return seeds, _first(self.design.n, _MOST_ROWS, lambda x: shown(s, x)), together
 
     def draws(self, n: int, stream: Stream) -> Floats:
         """Draw figures from their joint posterior: flat prior, Student's t over seeds, normal over shared rows.

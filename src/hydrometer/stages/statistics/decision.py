@@ -145,10 +145,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class More:
-    """What would decide, if estimates stayed as they are: so many seeds in all, or so many rows; None: none would."""
+    """What would decide, if estimates stayed as they are: so many seeds in all, or so many rows; None: none would.
+
+    `together` holds the fewest `seeds` that would with `rows` grown in proportion; None where that is not needed.
+    """
 
     seeds: int | None
     rows: int | None
+    together: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,10 +322,10 @@ def _within(x: Linear, need: Need) -> bool:
 
 
 def _more(problem: Problem, answer: Decision) -> More:
-    """Seeds or rows that would settle every open question, each in the way that takes least."""
+    """Seeds or rows, or else both, that would settle every open question, each in the way that takes least."""
     need, joint, g = problem.need, problem.joint, answer.leader
 
-    def settle(c: Floats, constant: float) -> tuple[int | None, int | None]:
+    def settle(c: Floats, constant: float) -> tuple[int | None, int | None, int | None]:
         gap = float(c @ joint.mean) + constant
         return joint.needed(math.copysign(1.0, gap) * c, abs(gap), need.level)
 
@@ -335,7 +339,7 @@ def _more(problem: Problem, answer: Decision) -> More:
             ways.append(settle(problem.objective(g) - problem.objective(h), -need.indifference))
         questions.append(ways)
 
-    def most(which: Literal[0, 1]) -> int | None:
+    def most(which: Literal[0, 1, 2]) -> int | None:
         least: list[int] = []
         for ways in questions:
             known = [n for w in ways if (n := w[which]) is not None]
@@ -344,7 +348,10 @@ def _more(problem: Problem, answer: Decision) -> More:
             least.append(min(known))
         return max(least, default=None)
 
-    return More(most(0), most(1))
+    seeds, rows, both = most(0), most(1), most(2)
+    if seeds is not None or rows is not None or both is None:
+        return More(seeds, rows)
+    return More(None, None, {"seeds": both, "rows": math.ceil(joint.design.n * both / joint.seeds)})
 
 
 def confirmed(problem: Problem, leader: int, runner_up: int | None) -> bool:
