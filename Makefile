@@ -8,6 +8,7 @@
 #   make check      format, lint, types, import rules and circles, docs
 #   make install    install alone
 #   make claims     measure the gallery of claims again; fail where a verdict turned (docs/claims)
+#   make gpu        is this machine's CUDA card right, and how fast is it: minutes, needs a card
 #   make engines    vLLM against the native sampler, in an environment of its own (.venv-vllm); minutes to make, minutes to run
 #   make oldest     tests with the oldest direct dependencies that pyproject.toml allows; make newest: with the newest
 #   make bench      drawing, scoring, training, mixtures against their peers (benchmarks/README.md); two hours, idle machine
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/quickstart
 
-.PHONY: install demo test test-all faults engines claims check oldest newest docs format bench clean
+.PHONY: install demo test test-all faults engines claims gpu check oldest newest docs format bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -73,6 +74,10 @@ faults: $(STAMP)
 
 claims: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/claims.py
+
+gpu: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m hydrometer.benchmarks.gpu --json build/gpu.json
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

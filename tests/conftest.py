@@ -21,6 +21,10 @@ settings.register_profile("fast", max_examples=50, deadline=None, derandomize=Tr
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
+# Without a card Triton's kernels run in its interpreter; it reads this when it is first imported, by torch for one.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Long campaigns: `make test` runs what is marked smoke of these folders, `make test-all` every test of them. The family
 # from outside keeps its place in `tests/test_contract.py`.
 CAMPAIGNS = {"examples", "faults", "hostile", "migration", "outside_family", "ray", "remote"}

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from hydrometer.models.causal_lm.cpu.layer_ops import add_rms_norm, attend, gate
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 
-__all__ = ["Cache", "Llama", "Packing", "PromptCache", "as_array"]
+__all__ = ["Cache", "Llama", "Packing", "PromptCache", "as_array", "llama_twin", "same_logits"]
 
 _NAMES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}
@@ -152,7 +152,7 @@ class Llama:
 
     @staticmethod
     def recognise(model: PreTrainedModel) -> bool:
-        """Whether the network is of this type by class, configuration and parts, and lies on the CPU."""
+        """Whether the network is of this type by class, configuration and parts."""
         config: Any = model.config
         if type(model).__name__ not in _NAMES or not type(model).__module__.startswith("transformers.models."):
             return False
@@ -160,8 +160,7 @@ class Llama:
         kinds: Any = getattr(config, "layer_types", None) or ["full_attention"]
         windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
         plain = (
-            model.device.type == "cpu"
-            and model.dtype in (torch.float32, torch.bfloat16)
+            model.dtype in (torch.float32, torch.bfloat16)
             and config.hidden_act in ("silu", "swish")
             and rope.get("rope_type", "default") in _FIXED_ROPE
             and set(kinds) == {"full_attention"}
@@ -188,39 +187,13 @@ class Llama:
     @staticmethod
     @torch.no_grad()
     def agrees(model: PreTrainedModel) -> bool:
-        """Whether this class gives the logits of a small float32 twin of the network: same class and settings.
-
-        A twin, because bfloat16 logits are too coarse to compare (transformers rounds the residual stream, this class
-        does not), and a float32 copy of a large network costs too much.
-        """
-        fields: dict[str, Any] = model.config.to_dict()
-        group = fields["num_attention_heads"] // fields["num_key_value_heads"]
-        fields |= {
-            "num_hidden_layers": 2,
-            "num_key_value_heads": 2,
-            "num_attention_heads": 2 * group,
-            "head_dim": 16,
-            "hidden_size": 32 * group,
-            "intermediate_size": 48,
-            "vocab_size": 64,
-            "layer_types": None,
-            "pad_token_id": None,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "dtype": None,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            twin: Any = type(model)(type(model.config)(**fields)).float().eval()
-            for p in twin.parameters():
-                p.data.normal_(std=0.3)
-        if {type(m) for m in twin.modules()} != {type(m) for m in model.modules()}:
+        """Whether this class gives the logits of a small float32 twin of the network: same class and settings."""
+        twin = llama_twin(model)
+        if twin is None:
             return False
         engine = Llama(twin)
         ids = tuple(range(5, 17))
-        ours = torch.from_numpy(engine.logits(engine.prefix_states(ids)))
-        theirs: Tensor = twin(torch.tensor([ids])).logits[0]
-        return bool((ours - theirs).abs().max() <= 1e-4 * max(1.0, float(theirs.abs().max())))
+        return same_logits(torch.from_numpy(engine.logits(engine.prefix_states(ids))), twin, ids)
 
     # -- products -----------------------------------------------------------------------------------------------------
 
@@ -355,6 +328,42 @@ class Llama:
             cos, sin = self._rotary(torch.empty(0, dtype=torch.float32), at)
             self._angles = angles = cos[0].float().numpy(), sin[0].float().numpy()
         return angles
+
+
+def llama_twin(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return a small float32 network of the same class and settings, on the CPU; None where it has other parts.
+
+    A twin, because bfloat16 logits are too coarse to compare (transformers rounds the residual stream, `Llama` does
+    not), and a float32 copy of a large network costs too much.
+    """
+    fields: dict[str, Any] = model.config.to_dict()
+    group = fields["num_attention_heads"] // fields["num_key_value_heads"]
+    fields |= {
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "num_attention_heads": 2 * group,
+        "head_dim": 16,
+        "hidden_size": 32 * group,
+        "intermediate_size": 48,
+        "vocab_size": 64,
+        "layer_types": None,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": None,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin: Any = type(model)(type(model.config)(**fields)).float().eval()
+        for p in twin.parameters():
+            p.data.normal_(std=0.3)
+    return twin if {type(m) for m in twin.modules()} == {type(m) for m in model.modules()} else None
+
+
+def same_logits(ours_TW: Tensor, twin: Any, ids: tuple[int, ...], first: int = 0) -> bool:
+    """Whether logits at every token of a row, from the `first` on, are the twin's."""
+    theirs: Tensor = twin(torch.tensor([ids], device=twin.device)).logits[0, first:]
+    return bool((ours_TW - theirs).abs().max() <= 1e-4 * max(1.0, float(theirs.abs().max())))
 
 
 def _norm(module: Any) -> Array:

@@ -23,6 +23,7 @@ from hydrometer.core.errors import InputError, LawMismatchError, ModelError, Spe
 from hydrometer.core.shown import Shown
 from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.cpu.llama import Llama
+from hydrometer.models.causal_lm.cuda.device_llama import DeviceLlama
 from hydrometer.models.causal_lm.data.tokenizer_file import difference
 from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache
 from hydrometer.models.causal_lm.inference.outcome_law import Outcomes
@@ -61,7 +62,7 @@ class OpenedLM(Shown):
     network : the network as body and head.
     running : how the network may be run, by length; computed lazily.
     has_cache : whether keys and values can be cached; else every step runs the whole prefix.
-    is_llama : whether `Llama` can run it.
+    is_llama : whether `Llama` can run it, or on an accelerator `DeviceLlama`.
     frozen : whether the weights are final; their packed form and hidden states are then cached.
     adapter : what was trained, where the weights hold it merged; written beside them.
     """
@@ -84,10 +85,11 @@ class OpenedLM(Shown):
         self.network = Network(self.model, None if bool(known.all()) else (~known).nonzero()[:, 0])
         self.frozen: bool = False
         self.adapter: Saves | None = None
-        self._engine: Llama | None = None
+        self._engine: Llama | DeviceLlama | None = None
         self.hidden_states: HiddenStateCache | None = None
         doing("checking how the network runs")
-        self.is_llama: bool = self.network.is_split and Llama.recognise(self.model) and Llama.agrees(self.model)
+        own: Any = Llama if self.device.type == "cpu" else DeviceLlama
+        self.is_llama: bool = self.network.is_split and Llama.recognise(self.model) and own.agrees(self.model)
         if not self.is_llama and not self.has_cache:
             what = f"{type(self.model).__name__} keeps no attention cache that can be extended"
             warnings.warn(f"{what}: every drawn token runs its whole prefix again, which is slow", stacklevel=2)
@@ -195,12 +197,23 @@ class OpenedLM(Shown):
 
         Made anew at every call, as weights may have changed, unless `frozen`.
         """
+        found = self._made()
+        return found if isinstance(found, Llama) else None
+
+    @property
+    def on_device(self) -> DeviceLlama | None:
+        """The network as stacked matrices on its accelerator, where it is of Llama type; made anew as `engine` is."""
+        found = self._made()
+        return found if isinstance(found, DeviceLlama) else None
+
+    def _made(self) -> Llama | DeviceLlama | None:
         if not self.is_llama or not Llama.untouched(self.model):
             return None
+        make = Llama if self.device.type == "cpu" else DeviceLlama
         if not self.frozen:
-            return Llama(self.model, self.holes)
+            return make(self.model, self.holes)
         if self._engine is None:
-            self._engine = Llama(self.model, self.holes)
+            self._engine = make(self.model, self.holes)
         return self._engine
 
     @cached_property

@@ -19,6 +19,8 @@ from hydrometer.core.array_types import Ints
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
+from hydrometer.models.causal_lm.cuda.device_llama import DeviceLlama
+from hydrometer.models.causal_lm.inference.device_sampler import draw_on_device
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
 from hydrometer.models.causal_lm.networks.decoders import CachedDecoder, Decoder, LlamaDecoder, RecomputeDecoder
@@ -47,14 +49,16 @@ def draw_rows(law: Asked, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequence
     return _draw_rows(law, _packed_engine(law), u_nL, prompt_n)
 
 
-def _packed_engine(law: Asked) -> Llama | None:
+def _packed_engine(law: Asked) -> Llama | DeviceLlama | None:
     engine = law.lm.engine
     if engine is not None:
         engine.pack()
-    return engine
+    return engine or law.lm.on_device
 
 
-def _draw_rows(law: Asked, engine: Llama | None, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+def _draw_rows(law: Asked, engine: Llama | DeviceLlama | None, u_nL: NDArray[np.float64], prompt_n: Ints) -> Sequences:
+    if isinstance(engine, DeviceLlama):
+        return draw_on_device(law, engine, u_nL, prompt_n)
     lm, (n, longest) = law.lm, u_nL.shape
     distinct, of_n = np.unique(prompt_n, return_inverse=True)
     prompts = [law.prompts.ids[p] for p in distinct]

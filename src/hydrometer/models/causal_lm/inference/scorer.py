@@ -25,6 +25,8 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import PairedScores
 from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
+from hydrometer.models.causal_lm.cuda.device_llama import DeviceLlama
+from hydrometer.models.causal_lm.cuda.device_source import DeviceSource
 from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache, cached_states
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
@@ -50,6 +52,7 @@ PACKED_TOKENS = 1024  # of a batch of packed rows
 PADDED_ROWS, PADDED_TOKENS = 128, 4096
 _LOGITS_TOGETHER = 256  # padded positions where the states are the logits themselves
 _HEAD_POSITIONS = 64  # positions a worker computes logits of at once, 6 MB in bfloat16; more is no faster
+_DEVICE_TOKENS, _DEVICE_POSITIONS = 1 << 16, 1024  # the same on an accelerator
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,7 +168,7 @@ def score_steps(
         np.zeros(shape, np.bool_) if rounds else None,
     )
     laws = [law] if against is None else [law, against]
-    engines = [a.lm.engine for a in laws]
+    engines = [a.lm.engine or _packing(a.lm.on_device) for a in laws]
     kept = None
     if again and law.lm.frozen:  # not of weights that may change
         kept = cached_states(law.lm.hidden_states, x)
@@ -177,8 +180,9 @@ def score_steps(
         texts = [law.prompts.ids[p] for p in group]
         packed = [e for e in engines if e is not None]
         if is_packed := len(packed) == len(laws):
-            batches = list(_full_batches(rows, x.lengths, PACKED_TOKENS))
-            pool = ThreadPool(len(batches))
+            threaded = all(isinstance(e, Llama) for e in packed)
+            batches = list(_full_batches(rows, x.lengths, PACKED_TOKENS if threaded else _DEVICE_TOKENS))
+            pool = ThreadPool(len(batches) if threaded else 1)
         else:
             tokens = PADDED_TOKENS if all(a.lm.is_split for a in laws) else _LOGITS_TOGETHER
             batches = list(row_batches(rows, x.lengths, rows_together, tokens))
@@ -190,7 +194,10 @@ def score_steps(
         ):
             after[0] = []  # all states are cached: no prompt is run
         sources: list[Source] = (
-            [_PackedSource(e, t, pool) for e, t in zip(packed, after, strict=True)]
+            [
+                _PackedSource(e, t, pool) if isinstance(e, Llama) else DeviceSource(e, t)
+                for e, t in zip(packed, after, strict=True)
+            ]
             if is_packed
             else [GeneralSource(a.lm.network, a.way, t) for a, t in zip(laws, after, strict=True)]
         )
@@ -202,6 +209,10 @@ def score_steps(
 
         pool.each(work, batches)
     return out
+
+
+def _packing(llama: DeviceLlama | None) -> DeviceLlama | None:
+    return llama if llama is not None and llama.packs else None
 
 
 class _PackedSource:
@@ -272,8 +283,9 @@ def _score_batch(
     step_M = np.concatenate([np.arange(len(row)) for row in ids])
     states = [source.states(ids, of_B) for source in sources]
     mine = laws[0]
-    for a in range(0, len(wanted), _HEAD_POSITIONS):
-        part = slice(a, a + _HEAD_POSITIONS)
+    together = _DEVICE_POSITIONS if isinstance(sources[0], DeviceSource) else _HEAD_POSITIONS
+    for a in range(0, len(wanted), together):
+        part = slice(a, a + together)
         at = row_M[part], step_M[part]
         logits = [source.logits(s[part]) for source, s in zip(sources, states, strict=True)]
         found = next_token.score(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +24,18 @@ from hydrometer.models.causal_lm.cpu import logit_kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature, selected_log_weights
 
-__all__ = ["BF16_ERROR", "TokenScores", "cross_entropy", "draw", "score", "score_dropped", "terms_of"]
+__all__ = [
+    "BF16_ERROR",
+    "OnDevice",
+    "TokenScores",
+    "cross_entropy",
+    "draw",
+    "draw_fused",
+    "draw_on_device",
+    "score",
+    "score_dropped",
+    "terms_of",
+]
 
 Logits = NDArray[np.float32] | NDArray[np.uint16] | Tensor
 _CHUNK = 256
@@ -47,6 +60,15 @@ class TokenScores:
     unselected: NDArray[np.float64]
     near_edge: NDArray[np.bool_]
     entropy: NDArray[np.float64]
+
+
+class OnDevice(NamedTuple):
+    """Ids drawn at M states, and their `TokenScores`, as tensors."""
+
+    ids: Tensor
+    selected: Tensor
+    unselected: Tensor
+    near_edge: Tensor
 
 
 def terms_of(s: Selectivity | None) -> tuple[np.float32, int, float, np.float32]:
@@ -83,7 +105,7 @@ def draw(
     """
     rows = _rows(logits_MW)
     if rows is None:
-        return _draw_by_torch(torch.as_tensor(logits_MW)[:, :vocab_size].float(), s, u_M)
+        return _draw_by_torch(torch.as_tensor(logits_MW)[:, :vocab_size], s, u_M)
     m = len(rows)
     ids, log_p, near = np.empty(m, np.int64), np.empty((m, 2)), np.empty(m, np.bool_)
     logit_kernels.draw_rows(rows, vocab_size, u_M, terms_of(s), ids, log_p, near)
@@ -145,18 +167,42 @@ def _as_float32(x: NDArray[np.float32] | NDArray[np.uint16]) -> NDArray[np.float
 def _draw_by_torch(
     logits_MV: Tensor, s: Selectivity | None, u_M: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], TokenScores]:
-    """Look the inverse CDF up in two stages, over sums of chunks and then within one, both in float64."""
+    found = draw_on_device(logits_MV, s, torch.from_numpy(u_M).to(logits_MV.device))
+    ids, selected, unselected, near = (x.cpu().numpy() for x in found)
+    return ids, TokenScores(selected, unselected, near, np.empty(0))
+
+
+def draw_on_device(logits_MV: Tensor, s: Selectivity | None, u_M: Tensor) -> OnDevice:
+    """Draw one id a row as `draw` does, and leave what is found where the logits are.
+
+    By a kernel on CUDA where Triton is installed; else by torch's operations: the inverse CDF is looked up in two
+    stages, over sums of chunks and then within one, both in float64.
+
+    Parameters
+    ----------
+    logits_MV : (M, V), float32 or bfloat16. u_M : float64, on the same device.
+    """
+    if logits_MV.device.type == "cuda" and find_spec("triton") is not None:
+        return draw_fused(logits_MV, s, u_M)
+    logits_MV = logits_MV.float()
     w_MV = selected_log_weights(logits_MV, s).log_weights
     w_MV = (w_MV - w_MV.amax(-1, keepdim=True)).exp_()
     w_MKC = F.pad(w_MV, (0, -w_MV.shape[1] % _CHUNK)).view(w_MV.shape[0], -1, _CHUNK)
     cdf_MK = w_MKC.sum(-1, dtype=torch.float64).cumsum(-1)
-    target_M1 = torch.from_numpy(u_M).to(w_MV.device)[:, None] * cdf_MK[:, -1:]
+    target_M1 = u_M[:, None] * cdf_MK[:, -1:]
     chunk_M1 = _first_above(cdf_MK, target_M1)
     before_M1 = F.pad(cdf_MK, (1, 0)).gather(-1, chunk_M1)
     rows = torch.arange(w_MV.shape[0], device=w_MV.device)
     cdf_MC = w_MKC[rows, chunk_M1[:, 0]].double().cumsum(-1)
     ids_M = (chunk_M1 * _CHUNK + _first_above(cdf_MC, target_M1 - before_M1))[:, 0]
-    return ids_M.cpu().numpy(), _score_by_torch(logits_MV, s, ids_M, entropy=False)
+    return OnDevice(ids_M, *_scored_on_device(logits_MV, s, ids_M)[0])
+
+
+def draw_fused(logits_MV: Tensor, s: Selectivity | None, u_M: Tensor) -> OnDevice:
+    """Draw as `draw_on_device` does, in one Triton kernel."""
+    from hydrometer.models.causal_lm.cuda.draw_kernel import draw_rows
+
+    return OnDevice(*draw_rows(logits_MV, terms_of(s), u_M))
 
 
 def _first_above(cdf_MN: Tensor, target_M1: Tensor) -> Tensor:
@@ -169,23 +215,28 @@ def _first_above(cdf_MN: Tensor, target_M1: Tensor) -> Tensor:
 
 
 def _score_by_torch(logits_MV: Tensor, s: Selectivity | None, ids_M: Tensor, *, entropy: bool) -> TokenScores:
+    scores, w_MV = _scored_on_device(logits_MV, s, ids_M)
+    h = _cross_by_torch(w_MV, w_MV).cpu().numpy() if entropy else np.empty(0)
+    selected, unselected, near = (x.cpu().numpy() for x in scores)
+    return TokenScores(selected, unselected, near, h)
+
+
+def _scored_on_device(
+    logits_MV: Tensor, s: Selectivity | None, ids_M: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Selected and unselected log-probability and nearness of an edge, (M,) each; and the selected log-weights."""
     kept = selected_log_weights(logits_MV, s)
     w_MV = kept.log_weights
     known_M = (ids_M >= 0) & (ids_M < w_MV.shape[1])
     at_M1 = torch.where(known_M, ids_M, 0)[:, None]
-    log_mass_M = w_MV.double().logsumexp(-1)
 
-    def found(log_weights_MV: Tensor, log_mass: Tensor) -> NDArray[np.float64]:
-        log_p_M = log_weights_MV.gather(-1, at_M1)[:, 0].double() - log_mass
-        return torch.where(known_M, log_p_M, -math.inf).cpu().numpy()
+    def found(log_weights_MV: Tensor) -> Tensor:
+        log_p_M = log_weights_MV.gather(-1, at_M1)[:, 0].double() - log_weights_MV.double().logsumexp(-1)
+        return torch.where(known_M, log_p_M, -math.inf)
 
-    h = np.empty(0)
-    if entropy:
-        h = _cross_by_torch(w_MV, w_MV).cpu().numpy()
-    unselected = found(logits_MV, logits_MV.double().logsumexp(-1))
     x_M1 = kept.tempered.gather(-1, at_M1)
     near_M = known_M & ((kept.low <= x_M1) & (x_M1 <= kept.high))[:, 0]
-    return TokenScores(found(w_MV, log_mass_M), unselected, near_M.cpu().numpy(), h)
+    return (found(w_MV), found(logits_MV), near_M), w_MV
 
 
 def _cross_by_torch(a_MV: Tensor, b_MV: Tensor) -> Tensor:
