@@ -85,6 +85,7 @@ def test_contract(name: str, check: Check, made: Callable[[str], ContractCase], 
 
 
 KNOWN = {
+    "benchmarks": {"causal_lm"},  # a card is examined on language models
     "claims": {"markov"},  # worlds that claims are measured in
     "run": {"causal_lm"},  # judging, exporting and adopting are of language models
     "metrics": {"markov", "mixture"},  # exact figures
