@@ -19,7 +19,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 import hydrometer as hm  # noqa: E402
 from hydrometer.cli.commands import app  # noqa: E402
-from hydrometer.core.errors import DataError, InputError  # noqa: E402
+from hydrometer.core.errors import DataError, InputError, SpecError  # noqa: E402
 from hydrometer.integrations import PlaneCallback  # noqa: E402
 from hydrometer.models.causal_lm.drafting.drafts import begin, guesses_of  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
@@ -191,9 +191,32 @@ def test_what_is_not_at_hand_is_guessed_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "guess    no model was named; smollm2-135m-instruct comes with" in done.stdout
+    assert "price    not known: " in done.stdout
     chain = chain_of(tmp_path / "spec.yaml")
     assert chain.teacher.model_dump()["source"] == "smollm2-135m-instruct"  # type: ignore[union-attr]
     assert chain.student.model_dump()["init"]["layers"][::14] == (0, 29)
+
+
+def test_a_run_has_the_name_that_is_given_and_a_price(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": q}) for q in ASKED))
+    given, out = [str(tmp_path / "prompts.jsonl"), str(models / "large")], tmp_path / "spec.yaml"
+    done = CliRunner().invoke(app, ["init", *given, "--out", str(out), "--name", "trial-1"])
+    assert done.exit_code == 0, done.output
+    assert hm.load_spec(out).name == "trial-1"
+    price, after = done.output.splitlines()[-2:]
+    total = hm.plan(out).total["hours"]
+    assert isinstance(total, float)
+    assert price.startswith(f"price    {total * 60:.3g} min" if total * 60 >= 1 else f"price    {total * 3600:.2g} s")
+    assert price.endswith(f"on this machine; `hydrometer plan {out}` says of what")
+    assert after == f"next     hydrometer doctor {out}"
+    assert "of one seed `advise` never decides" in out.read_text()
+    begin(given, out=tmp_path / "mine.yaml")
+    assert hm.load_spec(tmp_path / "mine.yaml").name == "mine"
+    with pytest.raises(SpecError, match=r"--name: a name is 1 to 64 of the characters"):
+        begin(given, out=tmp_path / "other.yaml", name="two words")
+    with pytest.raises(InputError, match="only a specification has a name"):
+        begin(given, "callback", tmp_path / "callback.py", "trial-1")
+    assert not (tmp_path / "other.yaml").exists()
 
 
 def test_the_command_line_of_judge_judges(models: Path, tmp_path: Path) -> None:

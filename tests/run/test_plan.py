@@ -240,6 +240,18 @@ def test_a_truth_that_is_not_there_is_planned_from_its_description_alone(tmp_pat
     assert "3 tokens expected" in out
 
 
+def test_the_table_has_a_column_for_the_longest_answers_where_they_take_longer(tmp_path: Path, command: Any) -> None:
+    path = write_spec(described(), tmp_path)
+
+    def heads(*more: str) -> list[str]:
+        _, out, _ = command("plan", str(path), "--device", "h100", *more)
+        assert "the truth was not asked" not in out
+        return next(line for line in out.splitlines() if "FLOPs" in line).split()[5:]
+
+    assert heads() == ["memory", "time", "from"]
+    assert heads("--mean-tokens", "3") == ["memory", "time", "at", "most", "from"]
+
+
 def test_a_model_that_is_described_and_at_hand_is_planned_as_it_is(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

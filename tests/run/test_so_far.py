@@ -184,7 +184,8 @@ def test_an_interrupted_run_tells_what_it_has_and_goes_on(tmp_path: Path) -> Non
     whole = hm.run(path, out=tmp_path / "whole", monitor=(all_of := Stop(100)))
     assert len(all_of.heard) == len(set(all_of.heard)) == 12  # one line a row of the table, not a line a seed
     names = {c["name"] for c in whole.results["cells"] if c.get("name")}
-    assert {n for n in all_of.heard if not n.startswith("truth") and " decoded-" not in n} <= names
+    assert {n for n in all_of.heard if not n.startswith("truth") and " at " not in n} <= names
+    assert {"teacher-seed0 at weight_power 20", "direct-seed0, decoded at weight_power 20"} <= set(all_of.heard)
     assert without_timings(again.results) == without_timings(whole.results)
 
 

@@ -13,7 +13,7 @@ from hydrometer.cli.options import Artifacts, Json, Overrides, Recipe
 if TYPE_CHECKING:
     from hydrometer.report.terminal import FittedTable
 
-__all__ = ["plan_command", "plan_table"]
+__all__ = ["plan_command", "plan_table", "price_words"]
 
 _SCALES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -73,26 +73,37 @@ def plan_table(body: Mapping[str, Any]) -> FittedTable:
     from hydrometer.report.terminal import FittedTable
 
     rows: list[list[str]] = []
-    chain = None
+    chain, total, device = None, body["total"], body["device"]
+    times = [(_time(r["hours"]), _time(r["hours_most"])) for r in (*body["stages"], total)]
+    most = any(expected != longest for expected, longest in times)
     for row in body["stages"]:
         if row["chain"] != chain:
             chain = row["chain"]
-            rows.append([f"{chain}:"] + [""] * 8)
-        rows.append([f"{row['stage']} {row['role']}".rstrip(), *_cells(row, row["hours"]), row["source"]])
-    total, device = body["total"], body["device"]
-    rows.append([f"{device['count']} x {device['name']}", *_cells(total, total["hours"]), ""])
+            rows.append([f"{chain}:"] + [""] * (7 + most))
+        rows.append([f"{row['stage']} {row['role']}".rstrip(), *_cells(row, most), row["source"]])
+    rows.append([f"{device['count']} x {device['name']}", *_cells(total, most), ""])
     captions: list[str] = []
     if total["hours_least"] < total["hours"]:
-        captions.append(f"{_hours(total['hours_least'])} to {_hours(total['hours_worst'])}, since some is coarse")
+        captions.append(_span(total))
     if total["usd"] is not None:
-        captions.append(f"{_hours(total['device_hours'])} of a device, {total['usd']:,.2f} USD")
-    head = ["stage", "there", "tokens", "FLOPs", "disk", "memory", "hours", "at most", "from"]
+        captions.append(f"{_time(total['device_hours'])} of a device, {total['usd']:,.2f} USD")
+    head = ["stage", "there", "tokens", "FLOPs", "disk", "memory", "time", *(["at most"] if most else []), "from"]
     return FittedTable(head, rows, caption="\n".join(captions))
 
 
-def _cells(row: Mapping[str, Any], hours: float | None) -> list[str]:
+def price_words(total: Mapping[str, Any]) -> str:
+    """Say in a few words how long a run takes. `total`: as ``CostPlan.total``."""
+    return _time(total["hours"]) + (f" ({_span(total)})" if total["hours_least"] < total["hours"] else "")
+
+
+def _span(total: Mapping[str, Any]) -> str:
+    return f"{_time(total['hours_least'])} to {_time(total['hours_worst'])}, since some is coarse"
+
+
+def _cells(row: Mapping[str, Any], most: bool) -> list[str]:
     sizes = [_short(row[k]) for k in ("tokens", "flops", "disk", "memory")]
-    return [f"{row['done']}/{row['stages']}", *sizes, _hours(hours), _hours(row["hours_most"])]
+    times = [_time(row[k]) for k in ("hours", *(["hours_most"] if most else []))]
+    return [f"{row['done']}/{row['stages']}", *sizes, *times]
 
 
 def _short(value: float) -> str:
@@ -103,8 +114,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value else "-"
 
 
-def _hours(value: float | None) -> str:
-    """Hours, or minutes or seconds where they are few."""
+def _time(value: float | None) -> str:
+    """Write hours with their unit, or as minutes or seconds where they are few."""
     if value is None:
         return "unknown"
     if value >= 1:

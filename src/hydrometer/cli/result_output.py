@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,8 +11,6 @@ import typer
 from hydrometer.core.errors import one_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hydrometer.run.api import RunResult
     from hydrometer.store.storage_uri import Url
 
@@ -27,6 +26,7 @@ def say_results(result: RunResult, page: Path | Url, *, as_json: bool) -> None:
 
     from hydrometer.report import answers, summary_table
     from hydrometer.run.execution.progress import console
+    from hydrometer.run.results.named_models import FOLDER
 
     failed, outcome = result.failed_cells, result.outcome
     told = console(stderr=as_json)
@@ -43,6 +43,8 @@ def say_results(result: RunResult, page: Path | Url, *, as_json: bool) -> None:
     else:
         told.print(summary_table(result.results))
         told.print(Text(f"results  {result.folder / 'results.json'}\nreport   {page}"), soft_wrap=True)
+        if isinstance(models := result.folder / FOLDER, Path) and models.is_dir():
+            told.print(Text(f"models   {models}"), soft_wrap=True)
         found = answers(result.results, result.folder)
         for name, words in found.items():
             told.print(Text(one_line(f"{name}: {words}" if len(found) > 1 else words, LONGEST)))

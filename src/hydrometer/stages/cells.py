@@ -140,6 +140,24 @@ class Cell(Place):
         parts += [f"seed{self.seed}"] if self.seed is not None else []
         return (f"{self.chain}." if with_chain else "") + "-".join(parts)
 
+    def called(self, *, with_chain: bool = False) -> str:
+        """What people are told that the cell is: its model's name in the run, and the decoding in the tables' words.
+
+        Of a map, whose models have no names, the group's id.
+
+        Examples
+        --------
+        >>> place = Place(level=1, role="student", training="direct", decoding=Selectivity(temperature=0.7))
+        >>> Cell.at(place, id="", group="", chain="lm", seed=0, judge="").called()
+        'direct-seed0, decoded at temperature 0.7'
+        """
+        if self.point is not None:
+            return self.group
+        how = (
+            "" if self.decoding is None else f"{', decoded' if self.role == 'student' else ''} at {self.decoding.label}"
+        )
+        return self.model_name(with_chain=with_chain) + how
+
     @property
     def on_training(self) -> Cell | None:
         """The same model judged on prompts of training, where it is."""

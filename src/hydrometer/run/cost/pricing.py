@@ -223,7 +223,9 @@ class Pricing:
             found = counted.lengths(chain.spec)
             keep_length(truth, found)
         else:
-            found = kept_length(truth) or Lengths(float(most), most, "max_new_tokens: the truth was not asked")
+            found = kept_length(truth) or Lengths(
+                float(most), most, "max_new_tokens: no run and no --measure here has found how long they are"
+            )
         self.lengths[chain.name] = found
         family = self.plan.chains[chain.name].context.family
         if isinstance(family, DrawsUnscored) and (served := family.unscored_roles(chain.spec)):

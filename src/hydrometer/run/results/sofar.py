@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from hydrometer.run.graph.outcome import Monitor, Outcome
 from hydrometer.run.graph.plan import Plan
-from hydrometer.stages.cells import Cell
 from hydrometer.stages.judge_files import load_metrics
 from hydrometer.stages.nodes import Node
 from hydrometer.store.artifacts import ArtifactStore
@@ -44,14 +43,6 @@ def _there(key: str | None, left: Collection[str]) -> str | None:
     return None if key in left else key
 
 
-def _printed(cell: Cell, *, with_chain: bool) -> str:
-    """Return a model's name, with its decoding; of a map, whose models have no names, the group's id."""
-    if cell.point is not None:
-        return cell.group
-    decoded = "" if cell.decoding is None else f" decoded-{cell.decoding.slug}"
-    return cell.model_name(with_chain=with_chain) + decoded
-
-
 class SoFar:
     """Hears of every stage that ends; tells the monitor of new models, and has results written from time to time.
 
@@ -64,7 +55,7 @@ class SoFar:
         self.store, self.monitor, self.write = store, monitor, write
         self.groups: dict[str, dict[str, str]] = {}
         for cell in plan.cells:
-            self.groups.setdefault(cell.judge, {})[cell.group] = _printed(cell, with_chain=len(plan.chains) > 1)
+            self.groups.setdefault(cell.judge, {})[cell.group] = cell.called(with_chain=len(plan.chains) > 1)
         self.told: set[str] | None = None
         self.untold: list[Node] = []
         self.unseen: list[Node] = []  # what another machine made may be seen here later than it is heard of

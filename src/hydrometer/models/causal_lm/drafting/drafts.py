@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from hydrometer._version import __version__
 from hydrometer.core.errors import InputError, one_line
 from hydrometer.core.io.files import write_atomic
+from hydrometer.core.io.yaml_io import explain
+from hydrometer.core.spec import Name
 from hydrometer.models.causal_lm.data.parts import Part, encoded, is_templated
 from hydrometer.models.causal_lm.drafting.looking import NO_MODEL, ModelFacts, TextFacts, look, sources_in
 from hydrometer.models.causal_lm.preflight.prompt_checks import ENOUGH
@@ -107,7 +110,9 @@ class _Hand:
         return (wanted, why) if wanted <= room else (room, f"all that the model takes behind a prompt; {why}")
 
 
-def begin(names: Sequence[str], purpose: Purpose | None = None, out: Path | None = None) -> Draft:
+def begin(
+    names: Sequence[str], purpose: Purpose | None = None, out: Path | None = None, name: str | None = None
+) -> Draft:
     """Write what a person begins with, after looking at what they have. No file is overwritten.
 
     Parameters
@@ -115,17 +120,24 @@ def begin(names: Sequence[str], purpose: Purpose | None = None, out: Path | None
     names : at most one table of prompts, with answers or without, and at most two models; or folders of these.
     purpose : what for; by default a truth of texts where there are answers, else of a model.
     out : the file to write; spec.yaml, judge.sh or callback.py by default.
+    name : of the run that a specification is of; by default its file's, without the ending.
 
     Raises
     ------
-    InputError : a file that cannot be read, too many of a kind, too few for the purpose, or `out` is there already.
+    InputError : a file that cannot be read, too many of a kind, too few for the purpose, no name that a run may have,
+        or `out` is there already.
     """
     hand = _at_hand(list(sources_in(names)), purpose)
     place = Path(_OUT[hand.purpose]) if out is None else out
     if place.exists():
         raise InputError("the file is there already", got=str(place), fix="name another with --out, or remove it")
-    write = {"judge": _judgement, "callback": _callback}.get(hand.purpose, _specification)
-    draft = Draft(hand.purpose, place, write(hand, place))
+    if hand.purpose in ("judge", "callback"):
+        if name is not None:
+            raise InputError("only a specification has a name", got=name, fix="leave --name out")
+        text = (_judgement if hand.purpose == "judge" else _callback)(hand, place)
+    else:
+        text = _specification(hand, place, _named(place) if name is None else _checked(name))
+    draft = Draft(hand.purpose, place, text)
     write_atomic(place, draft.text)
     return draft
 
@@ -179,7 +191,7 @@ def _looked(hand: _Hand) -> str:
     return "\n".join(f"# {one_line(s, 200)}" for s in said)
 
 
-def _specification(hand: _Hand, place: Path) -> str:
+def _specification(hand: _Hand, place: Path, name: str) -> str:
     of_texts = hand.purpose == "text"
     other = hand.small if hand.small is not None and hand.small.vocabulary != hand.large.vocabulary else None
     if other is not None and not of_texts:
@@ -203,8 +215,8 @@ def _specification(hand: _Hand, place: Path) -> str:
 # Begun by hydrometer {__version__} init. What was found:
 {_looked(hand)}
 # Then: `hydrometer doctor {place}` (what would spoil it), `plan` (what it takes), `run`, `advise`.
-name: {json.dumps(_name(place))}
-seeds: 3   # replications; intervals then hold the luck of training, too
+name: {json.dumps(name)}
+seeds: 3   # replications: intervals then hold the luck of training, too; of one seed `advise` never decides
 chains:
   lm:
     family: causal_lm
@@ -304,5 +316,12 @@ def _no_columns(hand: _Hand) -> None:
         raise InputError("only a specification names columns", got=list(hand.text.columns.values()), fix=fix)
 
 
-def _name(place: Path) -> str:
+def _checked(name: str) -> str:
+    try:
+        return TypeAdapter[str](Name).validate_python(name)
+    except ValidationError as e:
+        raise explain(e, "--name") from None
+
+
+def _named(place: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", place.stem).strip("-_")[:64] or "mine"
