@@ -52,7 +52,7 @@ def chain(source: Path | str, **changes: Any) -> CausalLMChain:
     fields: dict[str, Any] = {
         "truth": {"source": str(source), "max_new_tokens": 24, "prompts": "w5 w6"},
         "teacher": {"init": {"layers_of": "truth", "layers": [0, 1]}},
-        "student": {"init": {"layers_of": "truth", "layers": [0]}},
+        "student": {"init": {"layers_of": "truth", "layers": [0]}, "training": {"num_train_epochs": 60}},
         "data": {"train": 64, "validate": 16, "distill": 64, "evaluate": 512},
         "selectivity": [{"temperature": 1}, {"temperature": 0.8}],
         "threads": 1, "draw_dtype": "float32",
@@ -118,7 +118,8 @@ def test_few_judged_prompts_and_what_trains_are_said(sound: Path, tmp_path: Path
         "12 prompts carry every interval; judge on 30 prompts or more: give 150 at evaluate: 0.2, or set evaluate: 0.5"
     )
     assert few["parts"].startswith(
-        "answers to 48 prompts train and answers to 16 of them choose the epoch; models are judged on 12 others;"
+        "50 answers to 48 prompts train, and 16 other answers, drawn apart to 16 of these prompts, choose the epoch; "
+        "models are judged on 12 prompts of which none has a part in either;"
     )
     assert set(of(60, evaluate=0.5)) == {"parts"}
     assert set(of(60, evaluate=0.2, are="fixed")) == {"parts"}
@@ -128,6 +129,55 @@ def test_few_judged_prompts_and_what_trains_are_said(sound: Path, tmp_path: Path
     assert of(30, are="sample") == of(20) == {}
     prompts = jsonl(tmp_path, *(f"w3 w{3 + i}" for i in range(5)))["truth"]["prompts"]
     assert found(chain(sound, truth={"prompts": prompts | {"evaluate": 0.4}}))["few-prompts"].severity == "warning"
+
+
+def test_few_steps_from_no_working_network_are_said(sound: Path) -> None:
+    """Of random weights and of a part of the layers; not of a whole network, nor of steps enough."""
+
+    def of(init: Any, **more: Any) -> Finding | None:
+        level = {"init": init, "training": {"num_train_epochs": 3, **more.pop("training", {})}}
+        level |= {"architecture": {"num_hidden_layers": 1}} if init == "scratch" else {}
+        return found(chain(sound, **{"student": level} | more)).get("few-steps")
+
+    part = {"layers_of": "truth", "layers": [1]}
+    said = of(part)
+    assert said is not None
+    assert said.severity == "warning"
+    assert said.what == "the student starts from 1 of 2 layers and takes 6 steps directly and 6 steps distilled"
+    one = of("scratch", data={"train": 64, "validate": 16, "distill": 1280, "evaluate": 512})
+    assert one is not None
+    assert one.what == "the student starts from random weights and takes 6 steps directly"
+    both = of(part, teacher={"init": part, "training": {"max_steps": 99}}, training={"num_train_epochs": 50})
+    assert both is not None
+    assert both.what == "the teacher starts from 1 of 2 layers and takes 99 steps"
+    assert of(part, training={"num_train_epochs": 50}) is None  # a hundred steps
+    for whole in ("truth", "above", {"layers_of": "truth", "layers": [1, 0]}, {"source": str(sound)}):
+        assert of(whole) is None
+
+
+def test_beside_a_text_the_model_is_called_by_its_role(sound: Path, tmp_path: Path) -> None:
+    """It is the teacher, or the reference: what is found of it is not of the truth, which is texts."""
+    rows = [{"prompt": f"w3 w{3 + i % 5}", "completion": f"w{3 + i // 5}"} for i in range(25)]
+    (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+
+    def of(**truth: Any) -> dict[str, Finding]:
+        text = {
+            "source": "",
+            "prompts": None,
+            "text": {"file": str(tmp_path / "answers.jsonl"), "chat": False, "evaluate": 0.5},
+        }
+        c = chain(
+            sound, truth=text | truth, teacher={"source": str(sound)}, draw_dtype="bfloat16", judge_dtype="bfloat16",
+            data={"train": 16, "validate": 2, "distill": 64, "evaluate": 4},
+        )  # fmt: skip
+        return found(c)
+
+    for role, truth in (("teacher", {}), ("reference", {"reference": {"source": str(sound)}})):
+        said = of(**truth)
+        assert f"off the float32 {role}" in said["draw-dtype"].what
+        assert f"the {role}'s log-probability is off" in said["judge-dtype"].what
+        assert f"and the {role}'s entropy is" in said["coarse"].what
+        assert not any("truth" in f.what for f in said.values())
 
 
 def test_an_engine_that_draws_does_not_spare_the_weights(sound: Path) -> None:

@@ -32,6 +32,11 @@ def test_a_divergence_below_zero_is_found() -> None:
 def test_an_adjusted_mean_far_from_the_plain_one_is_found() -> None:
     assert codes(precision=replace(GOOD, plain=1.0 + 4.9 * 0.28)) == []
     assert codes(precision=replace(GOOD, plain=1.0 + 5.1 * 0.29)) == ["controls-disagree"]
+    (said,) = implausible("m", {"m.student": {"precision": replace(GOOD, plain=2.5)}})
+    assert said.what == (
+        "1 figure whose estimate with control variates and plain mean differ by more than 5 standard errors: "
+        "precision (1 and 2.5) of m.student"
+    )
 
 
 def test_controls_that_explain_nothing_disagree_by_chance() -> None:

@@ -270,7 +270,9 @@ def test_whole_documents_are_a_sample_of_documents(tmp_path: Path, models: Path)
     file.write_text("\n".join(json.dumps(r) for r in rows))
     path = spec_of(tmp_path, {"text": str(file)}, teacher={"source": str(models / "teacher")}, decoding=[])
     said = {f.code: f.what for f in hm.doctor(path).findings}
-    assert said["parts"] == "29 texts train and 3 choose the epoch; models are judged on 8 others"
+    assert said["parts"] == (
+        "29 texts train, and 3 others choose the epoch; models are judged on 8 texts of which none has a part in either"
+    )
     assert "few-prompts" not in said
     cells = metrics_of(hm.run(path, out=tmp_path / "out", overrides=["seeds=1"]).results)
     _, judged = parts_of(TextFile(file=str(file)))

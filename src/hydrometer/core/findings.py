@@ -8,11 +8,23 @@ from typing import Literal
 from hydrometer.core.errors import StoreError, one_line
 from hydrometer.core.io.yaml_io import is_object
 
-__all__ = ["FIGURE_CODES", "SEVERITIES", "SHARED_PROMPTS", "Finding", "Severity", "fatal", "note", "warning"]
+__all__ = [
+    "FIGURE_CODES",
+    "HARDLY_LEARNT",
+    "SEVERITIES",
+    "SHARED_PROMPTS",
+    "Finding",
+    "Severity",
+    "fatal",
+    "note",
+    "warning",
+]
 
 Severity = Literal["fatal", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fatal", "warning", "note")
-FIGURE_CODES = ("kl-below-zero", "controls-disagree")
+HARDLY_LEARNT = "hardly-learnt"
+"""Code of the finding that trained models have learnt less than half of what there is to learn."""
+FIGURE_CODES = ("kl-below-zero", "controls-disagree", HARDLY_LEARNT)
 """Codes of findings about figures, made when all is judged; all others are of what is about to be made."""
 SHARED_PROMPTS = "prompts-shared"
 """Code of the finding that models are judged on the prompts that they are trained on; results and pages say it, too."""

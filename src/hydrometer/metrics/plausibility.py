@@ -24,26 +24,26 @@ def implausible(chain: str, cells: Mapping[str, Mapping[str, Estimate]]) -> list
 
     Parameters
     ----------
-    cells : figures by cell.
+    cells : figures by cell, under the name by which people know it.
 
     Returns
     -------
     At most one finding of each code of `core.findings.FIGURE_CODES`, with how many figures it is about and the first.
     """
     below = [(c, k) for c, k, e in _each(cells) if k.startswith("kl_") and _is_below_zero(e)]
-    apart = [(c, k) for c, k, e in _each(cells) if _disagrees(e)]
+    apart = [(c, f"{k} ({e.value:.3g} and {e.plain:.3g})") for c, k, e in _each(cells) if _disagrees(e)]
     out: list[Finding] = []
     if below:
         what = f"{_count(below)} with an interval wholly below zero: {_listed(below)}"
         why = "a KL divergence is never negative: rows do not stand for their law, or are not of it"
         out.append(warning("kl-below-zero", what, why, "judge with more rows; if it stays, report it as a defect"))
     if apart:
-        far = f"more than {_DISAGREE:g} standard errors from the plain mean of the same rows"
-        what = f"{_count(apart)} {far}: {_listed(apart)}"
-        why = "the rows miss, or have too much of, something whose probability is known"
-        out.append(
-            warning("controls-disagree", what, why, "judge with more rows (data.evaluate); results hold both figures")
-        )
+        far = f"differ by more than {_DISAGREE:g} standard errors"
+        what = f"{_count(apart)} whose estimate with control variates and plain mean {far}: {_listed(apart)}"
+        why = "both are of the same rows, which miss, or have too much of, something whose probability is known; the "
+        why += "interval of neither can be trusted"
+        fix = "judge with more rows (data.evaluate) until the two agree; results hold both, as value and plain"
+        out.append(warning("controls-disagree", what, why, fix))
     return [replace(f, chain=chain) for f in out]
 
 

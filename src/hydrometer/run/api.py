@@ -41,6 +41,7 @@ from hydrometer.run.results.reported import Reported, check_report, dashboards_o
 from hydrometer.run.results.run_result import RunResult
 from hydrometer.run.results.sofar import SoFar, part_of
 from hydrometer.run.results.truths import keep_truths, truth_files
+from hydrometer.run.results.unlearnt import unlearnt
 from hydrometer.run.results.user_scores import read_scores
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.stages.cells import Cell
@@ -290,8 +291,8 @@ class _Books:
         found: list[Finding] = []
         for name, chain in self.plan.chains.items():
             if not chain.maps:
-                cells = {c.id: m for c in chain.cells if (m := self.metrics(c)) is not None}
-                found += implausible(name, cells)
+                cells = {c.called(): m for c in chain.cells if (m := self.metrics(c)) is not None}
+                found += [*implausible(name, cells), *unlearnt(chain, self.plan, self.store, self.outcome)]
         return [f.to_json() for f in found]
 
     def record(self, cell: Cell) -> dict[str, object]:

@@ -297,6 +297,11 @@ class Truth(Strict):
         return isinstance(self.source, Served)
 
     @property
+    def model_role(self) -> Literal["truth", "teacher", "reference"]:
+        """What the model `source` is to the chain: the truth, or beside a text the teacher or another reference."""
+        return "truth" if self.text is None else "teacher" if self.reference == "teacher" else "reference"
+
+    @property
     def kept_prompts(self) -> object:
         """What a run keeps of its prompts (`prompts.Kept`), or None; no part of what the specification says."""
         return self._kept

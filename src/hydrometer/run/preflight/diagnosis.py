@@ -30,7 +30,7 @@ from hydrometer.store.storage_uri import Url
 
 __all__ = ["Diagnosis", "diagnose", "examined_folder", "keep", "remembered", "shared_prompts", "told"]
 
-STAGE, VERSION = "examine", 3
+STAGE, VERSION = "examine", 4
 _FILE = "findings.json"
 _NAMED = 6
 

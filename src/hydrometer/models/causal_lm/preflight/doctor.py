@@ -16,16 +16,19 @@ from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.inference.served_source import ServedConfig
+from hydrometer.models.causal_lm.level_spec import FromLayers, Init
 from hydrometer.models.causal_lm.networks.network import max_positions
 from hydrometer.models.causal_lm.opening import judged_prompts
 from hydrometer.models.causal_lm.preflight.prompt_checks import examine_parts, examine_prompts, shared_prompts
 from hydrometer.models.causal_lm.preflight.token_checks import Subject, examine_tokens
 from hydrometer.models.causal_lm.preflight.truth_probe import examine_probe, take_probe
 from hydrometer.models.causal_lm.spec import FromSource, PromptsFile
-from hydrometer.models.causal_lm.text_truth import baseline_part, training_texts
+from hydrometer.models.causal_lm.text_truth import baseline_part, text_truth, training_texts
 from hydrometer.models.causal_lm.truth_spec import TextFile
 
 __all__ = ["Subject", "examine"]
+
+_FEW_STEPS = 100  # of an optimiser; what fits of fewer had learnt is in docs, Uncertainty
 
 
 def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw | ServedLaw]) -> list[Finding]:
@@ -42,6 +45,7 @@ def examine(subject: Subject, open_law: Callable[[Precision], CausalLaw | Served
         *examine_parts(subject.chain),
         *examine_prompts(subject.prompts, subject.tokenizer, subject.stop_ids),
         *_sizes(subject),
+        *_steps(subject),
         *_weights(subject),
         *_rows_per_prompt(subject),
         *_texts(subject),
@@ -72,7 +76,9 @@ def _served(s: Subject) -> list[Finding]:
         if model is None or not isinstance(model.source, Served):
             continue
         at = model.source.served
-        called = "reference" if role == "truth" and s.chain.truth.text is not None else role
+        called = s.chain.truth.model_role if role == "truth" else role
+        if called != role and called in named:
+            continue  # beside a text the teacher stands in both places
         what = f"the {called} is {at.model}, served at {at.base_url}; nothing of its weights is opened here"
         why = (
             "its draws and scores are the server's, so figures under it are plain means without control variates, and "
@@ -93,7 +99,8 @@ def _learnt(s: Subject, law: CausalLaw) -> Iterator[Finding]:
         "looks-ahead",
         "what the network says at a position depends on later ones or on other rows of a batch",
         f"the {' and the '.join(fitted)} would learn another law than the one that is drawn from and judged",
-        "take another truth" + ("" if limit is None else f", or keep prompt and answer within {limit} tokens"),
+        f"take another {s.chain.truth.model_role}"
+        + ("" if limit is None else f", or keep prompt and answer within {limit} tokens"),
     )
 
 
@@ -146,7 +153,7 @@ def _room(s: Subject) -> list[Finding]:
     longest = max(len(p) for p in s.prompts.ids) + s.chain.truth.max_new_tokens
     short = {
         role: room
-        for role, config in s.configs.items()
+        for role, config in s.by_name.items()
         if (room := max_positions(config)) is not None and longest > room
     }
     return [
@@ -175,6 +182,38 @@ def _sizes(s: Subject) -> Iterator[Finding]:
     )
 
 
+def _steps(s: Subject) -> Iterator[Finding]:
+    """Fits of few steps that start from no working network."""
+    texts, said = text_truth(s.chain), list[str]()
+    direct = s.chain.data.train if texts is None else texts.train
+    for role, level in s.chain.level_specs.items():
+        fits = {"": direct} if role == "teacher" else {" directly": direct, " distilled": s.chain.data.distill}
+        few = {how: n for how, rows in fits.items() if (n := level.training.steps(rows)[1]) < _FEW_STEPS}
+        if few and (start := _untrained(s, level.init)) is not None:
+            taken = " and ".join(f"{n} steps{how}" for how, n in few.items())
+            said.append(f"the {role} starts from {start} and takes {taken}")
+    if said:
+        yield warning(
+            "few-steps",
+            "; ".join(said),
+            "such a network is no working model, and after so few steps it has hardly learnt: how students differ then "
+            f"says nothing of trained ones (fewer than {_FEW_STEPS} steps are said)",
+            "raise data.train, data.distill or num_train_epochs, lower per_device_train_batch_size, or start from a "
+            "trained model, init: {source: PATH}",
+        )
+
+
+def _untrained(s: Subject, init: Init) -> str | None:
+    """Say what a level starts from, where that is no working network: random weights, or a part of one's layers."""
+    if init == "scratch":
+        return "random weights"
+    if not isinstance(init, FromLayers):
+        return None
+    owner = s.configs["truth"] if init.layers_of == "truth" else s.configs.get("teacher", s.configs["truth"])
+    layers = int(owner.get_text_config().num_hidden_layers)
+    return f"{len(init.layers)} of {layers} layers" if len(init.layers) < layers else None
+
+
 def _weights(s: Subject) -> Iterator[Finding]:
     """Note a quantised truth."""
     quantised = getattr(s.outline.config, "quantization_config", None) is not None
@@ -182,7 +221,7 @@ def _weights(s: Subject) -> Iterator[Finding]:
         return
     yield note(
         "quantised-truth",
-        f"the truth is {s.resolved.description}",
+        f"the {s.chain.truth.model_role} is {s.resolved.description}",
         "figures are about the network with rounded weights, which is a law of its own; they are exact for it and "
         "say nothing of the original's",
         "use the original weights where the original is meant",

@@ -70,13 +70,14 @@ def examine_parts(chain: CausalLMChain) -> list[Finding]:
         texts, n = text_truth(chain), len(trained.asked)
         if texts is None:
             of, chosen = min(n, chain.data.train), min(n, chain.data.validate_)
-            what = (
-                f"answers to {of} prompts train and answers to {chosen} of them choose the epoch; models are judged on "
-            )
-            what += f"{len(judged.asked)} others"
+            what = f"{chain.data.train} answers to {of} prompts train, and {chain.data.validate_} other answers, drawn "
+            what += f"apart to {chosen} of these prompts, choose the epoch; "
+            what += f"models are judged on {len(judged.asked)} prompts of which none has a part in either"
         else:
-            what = f"{texts.train} texts train and {texts.validate} choose the epoch; models are judged on "
-            what += f"{texts.evaluate} others" + (f", of {len(judged.asked)} prompts" if judged.asked[0][1] else "")
+            what = f"{texts.train} texts train, and {texts.validate} others choose the epoch; "
+            what += f"models are judged on {texts.evaluate} texts"
+            what += f" to {len(judged.asked)} prompts" if judged.asked[0][1] else ""
+            what += " of which none has a part in either"
         why = "few to train on teach little, and by few an epoch is chosen by chance"
         fix = "nothing if that is meant; else change evaluate, data.train, data.validate, or the file"
         found.append(note("parts", what, why, fix))

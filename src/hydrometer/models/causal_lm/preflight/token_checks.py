@@ -43,6 +43,11 @@ class Subject:
     other: OtherTeacher | None = None
 
     @property
+    def by_name(self) -> Mapping[str, PretrainedConfig]:
+        """`configs` by what the models are called: beside a text the first is the teacher's or the reference's."""
+        return {self.chain.truth.model_role if role == "truth" else role: c for role, c in self.configs.items()}
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The truth's."""
         return self.outline.tokenizer
@@ -61,20 +66,20 @@ def examine_tokens(s: Subject) -> list[Finding]:
 
 def _vocabularies(s: Subject) -> Iterator[Finding]:
     """Compare the rows of every output matrix with the tokenizer's ids."""
-    truth_rows = _rows(s.configs["truth"])
-    for role, config in s.configs.items():
+    truth_rows, first = _rows(s.configs["truth"]), s.chain.truth.model_role
+    for role, config in s.by_name.items():
         rows = _rows(config)
         if rows < s.size:
             yield fatal(
                 "vocabulary-short",
                 f"the {role} has {rows} output rows and the tokenizer {s.size} ids",
                 "some tokens have no logit, so the model is no law over the truth's outcomes; its fit would fail",
-                "use the model's own tokenizer" if role == "truth" else "leave vocab_size as the truth's",
+                "use the model's own tokenizer" if role == first else f"leave vocab_size as the {first}'s",
             )
         elif rows != truth_rows:
             yield note(
                 "vocabulary-padding-differs",
-                f"the {role} has {rows} output rows, the truth {truth_rows}, the tokenizer {s.size} ids",
+                f"the {role} has {rows} output rows, the {first} {truth_rows}, the tokenizer {s.size} ids",
                 "every law here masks the rows beyond the tokenizer, so figures are right; a loss elsewhere that "
                 "compares logits of the two models by position stops with a shape error",
                 "cut both to the tokenizer's size before such a loss",
@@ -82,7 +87,7 @@ def _vocabularies(s: Subject) -> Iterator[Finding]:
     if truth_rows > s.size:
         yield note(
             "vocabulary-padded",
-            f"the truth has {truth_rows} output rows and the tokenizer {s.size} ids",
+            f"the {first} has {truth_rows} output rows and the tokenizer {s.size} ids",
             "rows beyond the tokenizer are masked here and the rest renormalised; an engine that does not mask "
             "them can draw ids that mean nothing, and its log-probabilities differ by their mass",
             "mask them in the engine, or cut the matrix to the tokenizer's size",

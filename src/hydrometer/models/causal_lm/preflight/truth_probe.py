@@ -94,7 +94,7 @@ def small_law(law: CausalLaw) -> CausalLaw:
     longest = min(law.max_new_tokens, _TOKENS // _FEWEST)
     rows = max(_FEWEST, min(_ROWS, _TOKENS // longest))
     prompts = law.prompts.take(chosen)
-    doing("drawing and scoring a few rows of the truth")
+    doing("drawing and scoring a few rows")
     return replace(law, prompts=prompts, max_new_tokens=longest, block_rows=rows)
 
 
@@ -112,26 +112,27 @@ def _stop_log_prob(law: CausalLaw, x: Sequences) -> Floats:
 
 def examine_probe(probe: Probe, chain: CausalLMChain) -> list[Finding]:
     """Return the probe's findings."""
-    longest, sampler = chain.truth.max_new_tokens, list(_sampler(probe))
+    longest, role = chain.truth.max_new_tokens, chain.truth.model_role
+    sampler = list(_sampler(probe, role))
     if any(f.code == _BROKEN for f in sampler):
         return sampler  # the other figures would be meaningless
     return [
         *sampler,
-        *_ends(probe, longest),
+        *_ends(probe, longest, role),
         *_round_trip(probe),
         *_certain(probe, longest),
         *_dtypes(probe, chain),
-        *_resolution(probe, chain.data.evaluate),
+        *_resolution(probe, chain.data.evaluate, role),
     ]
 
 
-def _sampler(p: Probe) -> Iterator[Finding]:
+def _sampler(p: Probe, role: str) -> Iterator[Finding]:
     """Compare recorded with scored log-probabilities, token by token."""
     within, recorded = p.x.within, p.x.token_log_prob
     if not np.isfinite(p.scored[within]).all() or not np.isfinite(p.x.log_prob).all():
         yield fatal(
             _BROKEN,
-            "a drawn token has no finite log-probability under the truth that drew it",
+            f"a drawn token has no finite log-probability under the {role} that drew it",
             "the network gives NaN or infinite logits, and every figure would be one too",
             "check the weights; if they overflow in bfloat16, draw and judge in float32",
         )
@@ -149,7 +150,7 @@ def _sampler(p: Probe) -> Iterator[Finding]:
         yield warning("sampler-off-scorer", what, why, fix)
 
 
-def _ends(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
+def _ends(p: Probe, max_new_tokens: int, role: str) -> Iterator[Finding]:
     """Check how many answers stop, and whether they can."""
     n, longest = len(p.x), p.law.max_new_tokens
     if not p.law.stop_ids:
@@ -158,7 +159,7 @@ def _ends(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
     if p.stop_log_prob is not None and float(np.exp(p.stop_log_prob).mean()) < _NEVER:
         yield warning(
             "stop-unreachable",
-            f"after {longest} tokens the truth gives its stop tokens a probability of "
+            f"after {longest} tokens the {role} gives its stop tokens a probability of "
             f"{float(np.exp(p.stop_log_prob).mean()):.1g} on average, and none of {n} answers stopped",
             "answers run on to max_new_tokens, and every student learns to do so",
             "name the tokens that end this model's answers in truth.stop, or use its chat template",
@@ -169,7 +170,7 @@ def _ends(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
         if stopped > _HARDLY * n:
             return
         why = f"whether they stop within max_new_tokens, {max_new_tokens}, is not known"
-        yield note("stop-not-seen", share, why, "look at eos_rate of the truth after the run")
+        yield note("stop-not-seen", share, why, f"look at eos_rate of the {role} after the run")
         return
     if stopped <= _HARDLY * n:
         yield warning(
@@ -227,19 +228,16 @@ def _certain(p: Probe, max_new_tokens: int) -> Iterator[Finding]:
 
 def _dtypes(p: Probe, chain: CausalLMChain) -> Iterator[Finding]:
     """Measure the effect of bfloat16 on training rows and on figures."""
-    truth, teacher = chain.truth, chain.given_teacher
-    called = "truth" if truth.text is None else "model of truth.source"
-    if truth.text is not None and teacher is not None and teacher.source == truth.source:
-        called = "teacher"
+    role = chain.truth.model_role
     if p.drift is not None:
         rows, lengths = p.drift
         per_token = float(rows.sum() / lengths.sum())
         error = float(np.sqrt(mean_variance(rows, None))) * len(rows) / float(lengths.sum())
         what = (
             f"training rows are drawn in {chain.draw_dtype}: {per_token:.2g} nats a token off the float32 "
-            f"{called} (standard error {error:.1g})"
+            f"{role} (standard error {error:.1g})"
         )
-        why = f"this is KL(drawn law || {called}) a token, what even a perfect fit to these rows keeps"
+        why = f"this is KL(drawn law || {role}) a token, what even a perfect fit to these rows keeps"
         fix = "set draw_dtype: float32 where this is not small beside the effects you look for"
         off = per_token - 2 * error > _DRIFT
         yield warning("draw-dtype", what, why, fix) if off else note("draw-dtype", what, why, fix)
@@ -247,14 +245,14 @@ def _dtypes(p: Probe, chain: CausalLMChain) -> Iterator[Finding]:
         bias = mean_estimate(p.bias, "nats", p.x.strata)
         yield warning(
             "judge-dtype",
-            f"models are judged in {chain.judge_dtype}; the truth's log-probability is off by {_pm(bias)} nats an "
+            f"models are judged in {chain.judge_dtype}; the {role}'s log-probability is off by {_pm(bias)} nats an "
             "answer",
             "figures are those of rounded networks; their bias is estimated on 64 rows of every cell and not taken off",
             "set judge_dtype: float32",
         )
 
 
-def _resolution(p: Probe, rows: int) -> Iterator[Finding]:
+def _resolution(p: Probe, rows: int, role: str) -> Iterator[Finding]:
     """Estimate the smallest difference that the planned evaluation rows can resolve."""
     if p.law.max_new_tokens < 2 or len(p.x) < 2:
         return
@@ -267,7 +265,7 @@ def _resolution(p: Probe, rows: int) -> Iterator[Finding]:
     yield warning(
         "coarse",
         f"{rows} evaluation rows show differences of precision of {shown:.2g} nats an answer or more, and the "
-        f"truth's entropy is {entropy:.2g}",
+        f"{role}'s entropy is {entropy:.2g}",
         "smaller differences will mostly be undecided",
         f"set data.evaluate to {_at_least(rows, shown, entropy)} or more",
     )
