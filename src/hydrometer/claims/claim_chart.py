@@ -18,6 +18,7 @@ _COLORS = ("#0068a9", "#c94f00", "#00805f", "#a8528a", "#8a6d00", "#6b4fb3", "#5
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _DECADES = 300.0
 """A logarithmic axis that spans more than this factor shows powers of ten alone."""
+_COLUMNS = 3
 _HEIGHT, _WIDTH, _LEGEND = 3.1, 3.9, 0.17  # inches; of a line of the legend
 
 
@@ -85,14 +86,17 @@ class Chart:
 
 
 def draw_claim(charts: Sequence[Chart], kind: Literal["svg", "png"]) -> bytes:
-    """Draw the charts side by side. Equal charts make equal bytes."""
+    """Draw the charts in rows of three at most. Equal charts make equal bytes."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     from hydrometer.report.figures.style import FAINT, PAPER, QUIET, drawing, render
 
     named = max(sum(bool(line.label) for line in chart.lines) for chart in charts)
-    with drawing(_WIDTH * len(charts), _HEIGHT + _LEGEND * named) as figure:
-        for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+    columns = min(len(charts), _COLUMNS)
+    rows = -(-len(charts) // columns)
+    with drawing(_WIDTH * columns, rows * (_HEIGHT + _LEGEND * named)) as figure:
+        places = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, chart in zip(places, charts, strict=False):
             for i, line in enumerate(chart.lines):
                 number = i if line.color is None else line.color
                 color = QUIET if line.dashed and line.color is None else _COLORS[number % len(_COLORS)]

@@ -78,7 +78,7 @@ class Measured:
     Attributes
     ----------
     checks : what the claim says of figures; at least one.
-    charts : what is drawn, left to right; at most three.
+    charts : what is drawn, left to right, in whole rows of three or one row of fewer.
     notes : sentences on what else was seen, with figures: what the checks do not say.
     """
 

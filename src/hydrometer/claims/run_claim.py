@@ -63,7 +63,7 @@ class ClaimResult:
             "level": LEVEL,
             "how": cleandoc(self.how),
             "world": self.world.model_dump(mode="json"),
-            "about_world": cleandoc(type(self.world).__doc__ or ""),
+            "about_world": "\n\n".join(cleandoc(type(w).__doc__ or "") for w in _worlds(self.world)),
             "checks": [c.to_json() for c in self.checks],
             "charts": [c.to_json() for c in self.charts],
             "notes": list(self.notes),
@@ -77,6 +77,11 @@ class ClaimResult:
         write_atomic(self.folder / "claim.json", json.dumps(self.to_json(), indent=1) + "\n")
         for kind in ("svg", "png"):
             write_atomic(self.folder / f"{self.spec.name}.{kind}", draw_claim(self.charts, kind))
+
+
+def _worlds(world: Strict) -> list[Strict]:
+    """A world, and the worlds among its parameters."""
+    return [world, *(value for _, value in world if isinstance(value, Strict))]
 
 
 def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[str] = ()) -> ClaimResult:

@@ -39,6 +39,7 @@ __all__ = [
     "PADDED_ROWS",
     "PADDED_TOKENS",
     "PROMPTS_TOGETHER",
+    "PackedSource",
     "StepScores",
     "row_batches",
     "score",
@@ -195,7 +196,7 @@ def score_steps(
             after[0] = []  # all states are cached: no prompt is run
         sources: list[Source] = (
             [
-                _PackedSource(e, t, pool) if isinstance(e, Llama) else DeviceSource(e, t)
+                PackedSource(e, t, pool) if isinstance(e, Llama) else DeviceSource(e, t)
                 for e, t in zip(packed, after, strict=True)
             ]
             if is_packed
@@ -215,13 +216,21 @@ def _packing(llama: DeviceLlama | None) -> DeviceLlama | None:
     return llama if llama is not None and llama.packs else None
 
 
-class _PackedSource:
+class PackedSource:
+    """A network of Llama type, without padding.
+
+    Parameters
+    ----------
+    prompts : U prompts of the rows; empty if no states will be computed. pool : runs the prompts.
+    """
+
     def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], pool: ThreadPool) -> None:
         self.engine = engine
         engine.pack_head()
         self.prompts = engine.prompts(prompts, pool) if prompts else engine.no_prompts()
 
     def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
+        """States of each row in turn, at each position that predicts one of its tokens."""
         first_BD = self.prompts.states[torch.from_numpy(of_B)]
         fed = np.array([len(row) - 1 for row in ids])
         if not fed.any():
@@ -240,6 +249,7 @@ class _PackedSource:
         return whole
 
     def logits(self, states_MD: Tensor) -> Logits:
+        """Logits of every row of the output matrix, (M, W)."""
         return self.engine.logits(states_MD)
 
 

@@ -30,7 +30,7 @@ from hydrometer.models.causal_lm.networks.network import max_positions, network_
 from hydrometer.models.causal_lm.networks.per_layer import chosen_fields, cut_config
 from hydrometer.models.causal_lm.networks.twin import make_twin
 
-__all__ = ["empty_network", "fresh_network", "layers_config", "with_layers"]
+__all__ = ["empty_network", "fresh_network", "layers_config", "with_layers", "without_layers"]
 
 _POSITIONS = 24
 _TOLERANCE = 1e-4  # of the largest logit's size
@@ -115,6 +115,14 @@ def with_layers(source: OpenedLM, chosen: Sequence[int] | None) -> CausalLM:
     model.generation_config = copy.deepcopy(source.model.generation_config)
     network: Any = model
     return CausalLM(network.to(source.device), source.tokenizer)
+
+
+def without_layers(source: OpenedLM, left_out: Sequence[int]) -> CausalLM:
+    """Copy a model without some of its decoder layers, counted from 0. Raises SpecError, ModelError."""
+    n = _layer_list(source.model)[1]
+    if unknown := sorted(set(left_out) - set(range(n))):
+        raise SpecError(f"layers are counted from 0 to {n - 1}", got=unknown)
+    return with_layers(source, [i for i in range(n) if i not in left_out])
 
 
 def _renumbered(owner: PreTrainedModel, chosen: Sequence[int] | None) -> PreTrainedModel:
