@@ -47,6 +47,8 @@ def page(name: str, found: dict[str, Any]) -> str:
     out = [f"# {claim['says'].rstrip('.')}\n", f"**{found['words'][0].upper() + found['words'][1:]}.**\n"]
     out.append("Who says it: " + "; ".join(claim["sources"]) + ".\n")
     out.append(f"What they report: {claim['reported'].strip()}\n")
+    if claim["in_runs"]:
+        out.append(f"What runs found: {claim['in_runs'].strip()}\n")
     out.append(f"What to do: {claim['advice'].strip()}\n")
     out.append(f"![{claim['says']}]({name}.svg)\n")
     out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")

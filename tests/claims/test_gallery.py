@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_each_claim_is_whole(name: str) -> None:
     assert kept["says"] == spec.says
     assert f"{kept['words'][1:]}.**" in page
     assert (DOCS / f"{name}.svg").is_file()
+
+
+@pytest.mark.parametrize("name", [n for n in claims() if load_claim(n).in_runs])
+def test_figures_of_runs_stand_on_their_pages(name: str) -> None:
+    said = load_claim(name).in_runs
+    assert said in (DOCS / f"{name}.md").read_text("utf-8")
+    linked = [(DOCS / place).resolve() for place in re.findall(r"\]\((.+?)\)", said)]
+    pages = " ".join(p.read_text("utf-8") for p in linked).replace("\N{MINUS SIGN}", "-")
+    figures = re.findall(r"-?\d[\d.]* (?:to|±) -?\d+(?:\.\d+)?", said)
+    assert len(figures) >= len(linked)
+    assert [f for f in figures if f not in pages] == []
 
 
 def test_run_measures_a_claim(tmp_path: Path) -> None:

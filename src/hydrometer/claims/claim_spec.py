@@ -31,6 +31,7 @@ class ClaimSpec(Strict):
     says : the claim, in one sentence.
     sources : who says it: title, arXiv number or address.
     reported : what they report: figures, and where they stand.
+    in_runs : what runs of `docs/results` found of the same: figures as they stand there, and links from `docs/claims`.
     advice : what a practitioner should do, given what is measured here.
     minutes : on two cores, at most; of three or fewer `make claims` measures it again.
     seeds : worlds, or draws of one; the verdict's error bars are over them.
@@ -41,6 +42,7 @@ class ClaimSpec(Strict):
     says: str = Field(min_length=1)
     sources: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(min_length=1)
     reported: str = Field(min_length=1)
+    in_runs: str = ""
     advice: str = Field(min_length=1)
     minutes: float = Field(default=3.0, gt=0)
     seeds: int = Field(ge=2, le=10_000)
