@@ -14,8 +14,8 @@ from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.base import Controlled  # noqa: E402
 from hydrometer.models.causal_lm.cpu.llama import Llama  # noqa: E402
 from hydrometer.models.causal_lm.inference import scorer  # noqa: E402
-from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
+from hydrometer.models.causal_lm.networks.hidden_state_cache import HiddenStateCache  # noqa: E402
 from naive import PROMPTS, SETTINGS, all_strings, as_sequences, slug  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
@@ -63,7 +63,7 @@ def test_what_is_kept_is_bounded_and_only_of_weights_that_stay(llama: CausalLM, 
     law.score_beside(x, law, again=True)
     assert llama.hidden_states is None
     monkeypatch.setattr(llama, "frozen", True)
-    monkeypatch.setattr("hydrometer.models.causal_lm.inference.hidden_state_cache.MAX_BYTES", 10)
+    monkeypatch.setattr("hydrometer.models.causal_lm.networks.hidden_state_cache.MAX_BYTES", 10)
     kept = law.score_beside(x, law, again=True)
     assert llama.hidden_states is not None
     assert llama.hidden_states.bytes == 0
@@ -81,7 +81,7 @@ def test_rows_of_another_law_and_other_outcomes_are_refused(small: CausalLM, lla
 
 
 def test_rounds_longer_than_there_is_room_for_keep_their_first_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hydrometer.models.causal_lm.inference.hidden_state_cache.MAX_BYTES", 80)
+    monkeypatch.setattr("hydrometer.models.causal_lm.networks.hidden_state_cache.MAX_BYTES", 80)
     kept, states = HiddenStateCache(), torch.zeros(10)  # 40 bytes
 
     def ask(name: str) -> bool:

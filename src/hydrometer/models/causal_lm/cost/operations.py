@@ -31,10 +31,10 @@ from hydrometer.models.causal_lm.cost.memory import (
     trained_parameters,
 )
 from hydrometer.models.causal_lm.cpu.thread_pool import MAX_THREADS
-from hydrometer.models.causal_lm.inference.hidden_state_cache import MAX_BYTES
 from hydrometer.models.causal_lm.inference.scorer import PACKED_TOKENS
 from hydrometer.models.causal_lm.inference.served_source import ServedConfig
 from hydrometer.models.causal_lm.level_spec import LevelSpec
+from hydrometer.models.causal_lm.networks.hidden_state_cache import MAX_BYTES
 from hydrometer.models.causal_lm.spec import CausalLMChain, Training
 from hydrometer.models.causal_lm.training.layers import empty_network
 from hydrometer.models.causal_lm.training.packed_rows import learns_packed, packed_size

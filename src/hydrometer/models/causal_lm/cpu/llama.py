@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from hydrometer.models.causal_lm.cpu.layer_ops import add_rms_norm, attend, gate
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 
-__all__ = ["Cache", "Llama", "Packing", "PromptCache", "as_array", "llama_twin", "same_logits"]
+__all__ = ["Array", "Cache", "Llama", "Packing", "PromptCache", "as_array", "llama_twin", "same_logits"]
 
 _NAMES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _FIXED_ROPE = {"default", "linear", "llama3", "yarn"}

@@ -25,11 +25,11 @@ from hydrometer.core.watching import doing
 from hydrometer.models.causal_lm.cpu.llama import Llama
 from hydrometer.models.causal_lm.cuda.device_llama import DeviceLlama
 from hydrometer.models.causal_lm.data.tokenizer_file import difference
-from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache
 from hydrometer.models.causal_lm.inference.outcome_law import Outcomes
 from hydrometer.models.causal_lm.loading import load
 from hydrometer.models.causal_lm.loading.model_files import quiet
 from hydrometer.models.causal_lm.networks.decoders import Way
+from hydrometer.models.causal_lm.networks.hidden_state_cache import HiddenStateCache
 from hydrometer.models.causal_lm.networks.network import Network, max_positions, network_errors
 from hydrometer.models.causal_lm.networks.running import Running, find_running
 

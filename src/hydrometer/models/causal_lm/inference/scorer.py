@@ -23,13 +23,14 @@ from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import LawMismatchError, StageError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import PairedScores
-from hydrometer.models.causal_lm.cpu.llama import Llama, Packing
+from hydrometer.models.causal_lm.cpu.llama import Llama
+from hydrometer.models.causal_lm.cpu.packed_source import PackedSource
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.cuda.device_llama import DeviceLlama
 from hydrometer.models.causal_lm.cuda.device_source import DeviceSource
-from hydrometer.models.causal_lm.inference.hidden_state_cache import HiddenStateCache, cached_states
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks import next_token
+from hydrometer.models.causal_lm.networks.hidden_state_cache import HiddenStateCache, cached_states
 from hydrometer.models.causal_lm.networks.next_token import Logits, TokenScores
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
 from hydrometer.models.rows.sequences import Sequences
@@ -39,7 +40,6 @@ __all__ = [
     "PADDED_ROWS",
     "PADDED_TOKENS",
     "PROMPTS_TOGETHER",
-    "PackedSource",
     "StepScores",
     "row_batches",
     "score",
@@ -214,43 +214,6 @@ def score_steps(
 
 def _packing(llama: DeviceLlama | None) -> DeviceLlama | None:
     return llama if llama is not None and llama.packs else None
-
-
-class PackedSource:
-    """A network of Llama type, without padding.
-
-    Parameters
-    ----------
-    prompts : U prompts of the rows; empty if no states will be computed. pool : runs the prompts.
-    """
-
-    def __init__(self, engine: Llama, prompts: list[tuple[int, ...]], pool: ThreadPool) -> None:
-        self.engine = engine
-        engine.pack_head()
-        self.prompts = engine.prompts(prompts, pool) if prompts else engine.no_prompts()
-
-    def states(self, ids: list[Ints], of_B: Ints) -> Tensor:
-        """States of each row in turn, at each position that predicts one of its tokens."""
-        first_BD = self.prompts.states[torch.from_numpy(of_B)]
-        fed = np.array([len(row) - 1 for row in ids])
-        if not fed.any():
-            return first_BD
-        at = Packing.of(fed, self.prompts.length[of_B])
-        cache = self.engine.cache(len(ids), int(fed.max()), shared=True)
-        tokens = np.concatenate([row[:-1] for row in ids])
-        later_MD = self.engine.forward(tokens, at, cache, self.prompts, of_B)
-        # Each row's first state, then its others.
-        starts = np.cumsum(fed) - fed
-        whole = torch.empty(len(tokens) + len(ids), later_MD.shape[1], dtype=later_MD.dtype)
-        is_first = np.zeros(len(whole), np.bool_)
-        is_first[starts + np.arange(len(ids))] = True
-        mask = torch.from_numpy(is_first)
-        whole[mask], whole[~mask] = first_BD, later_MD
-        return whole
-
-    def logits(self, states_MD: Tensor) -> Logits:
-        """Logits of every row of the output matrix, (M, W)."""
-        return self.engine.logits(states_MD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,9 +12,9 @@ import torch
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import LawMismatchError, ModelError
+from hydrometer.models.causal_lm.cpu.packed_source import PackedSource
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.inference.opened import Asked
-from hydrometer.models.causal_lm.inference.scorer import PackedSource
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
 from hydrometer.models.rows.sequences import Sequences
 
