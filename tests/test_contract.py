@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import hydrometer as hm
 from chains import MIXTURE, lm_chain
+from hydrometer.core.errors import InputError
 from hydrometer.models.families import BUILT_IN, families
 from hydrometer.testing import (
     CHECKS,
@@ -82,6 +85,31 @@ def test_every_family_is_tested_here() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_contract(name: str, check: Check, made: Callable[[str], ContractCase], tmp_path: Path) -> None:
     check(made(name), tmp_path)
+
+
+TILTS = {
+    "mixture": {"reward": {"bump": {"center": [0, 0], "width": 1, "height": 3}}, "strength": 1},
+    "markov": {"reward": "-length", "strength": 1},
+}
+"""Tilts that lower the entropy, as the contract's cold setting does; others raise it."""
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", TILTS)
+def test_contract_of_a_tilt(name: str, check: Check, made: Callable[[str], ContractCase], tmp_path: Path) -> None:
+    check(replace(made(name), cold=hm.Selectivity.model_validate({"tilt": TILTS[name]})), tmp_path)
+
+
+def test_a_language_model_refuses_a_tilt_and_names_what_is_near(tmp_path: Path) -> None:
+    case = causal_case(tmp_path)
+    tilt = {"tilt": {"reward": "length", "strength": 1}}
+    with pytest.raises(InputError, match="best_of: N with rank_by") as caught:
+        case.law.select(hm.Selectivity.model_validate(tilt | {"temperature": 0.8}))
+    assert "\n" not in str(caught.value)
+    for setting in (tilt, tilt | {"temperature": 0.8}, tilt | {"best_of": 2, "rank_by": "length"}):
+        body = case.chain.model_dump(mode="json", exclude_none=True) | {"selectivity": [setting]}
+        with pytest.raises(ValidationError, match="best_of: N with rank_by"):
+            case.family.chain_spec.model_validate(body)
 
 
 KNOWN = {

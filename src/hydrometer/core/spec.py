@@ -1,29 +1,19 @@
-"""The parts that every specification is made of: strict frozen models, selectivities, safe YAML, overrides.
+"""The parts that every specification is made of: chains, their selectivities, and limits on both.
 
 What a family's own chain looks like is written in that family's folder; `models.families` closes the union.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, LiteralString, Self, cast
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from hydrometer.core.errors import SpecError, brief
-from hydrometer.core.io.yaml_io import explain, is_array, nearest, parse_yaml
+from hydrometer.core.selectivity import Accept, Selectivity, parse_selectivity
+from hydrometer.core.strict import Name, Strict, as_tuple, as_tuples
+from hydrometer.core.tilt import Tilt
 
 __all__ = [
     "MAX_ROWS",
@@ -34,6 +24,7 @@ __all__ = [
     "Resample",
     "Selectivity",
     "Strict",
+    "Tilt",
     "as_tuple",
     "as_tuples",
     "parse_selectivity",
@@ -44,271 +35,6 @@ MAX_SEED = 2**63 - 1
 MAX_SETTINGS = 1000
 MAX_ROWS = 10**12
 MAX_LEVELS = 64
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys and names the nearest known one."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
-
-    if not TYPE_CHECKING:
-
-        def __init__(self, /, *args: object, **fields: object) -> None:
-            if args:
-                fix = f"its fields are {', '.join(type(self).model_fields)}"
-                raise SpecError(f"{type(self).__name__} takes its fields by name", got=args[0], fix=fix)
-            try:
-                super().__init__(**fields)
-            except ValidationError as e:
-                raise explain(e, type(self).__name__, fields) from None
-
-        __init__.__pydantic_base_init__ = True  # as in RootModel: validation bypasses it and keeps the key's location
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: object) -> object:
-        known = [f.alias or name for name, f in cls.model_fields.items()]
-        for key in cast("dict[object, object]", data) if isinstance(data, dict) else ():
-            if key not in known:
-                raise PydanticCustomError(
-                    "unknown_key",
-                    "unknown key {key}; {hint}",
-                    {"key": brief(key), "hint": cls._hint(key if isinstance(key, str) else "", known)},
-                )
-        return cast("object", data)
-
-    @classmethod
-    def _hint(cls, key: str, known: list[str]) -> str:
-        return nearest(key, known)
-
-
-def _name(value: str) -> str:
-    if not value or len(value) > 64 or not all(c.isascii() and (c.isalnum() or c in "_-") for c in value):
-        raise PydanticCustomError("name", "a name is 1 to 64 of the characters a-z A-Z 0-9 _ -")
-    if value[0] in "_-":
-        raise PydanticCustomError("name", "a name starts with a letter or a digit")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-
-
-def as_tuple(value: object) -> object:
-    """Return a list as a tuple and anything else as it is: what pydantic validates for a frozen model."""
-    return tuple(value) if is_array(value) else value
-
-
-def as_tuples(value: object) -> object:
-    """Return nested lists as nested tuples.
-
-    Examples
-    --------
-    >>> as_tuples([[1, 2], 3])
-    ((1, 2), 3)
-    """
-    return tuple(as_tuples(v) for v in value) if is_array(value) else value
-
-
-class Accept(Strict):
-    """Which candidates rejection keeps: those whose score lies between two bounds, both included.
-
-    Parameters
-    ----------
-    by : name of a score (docs, Best of n and rejection).
-    min, max : bounds; at least one of them.
-    tries : most candidates drawn for each one kept; a row that needs more fails. It is no part of the law, so two
-        rules that differ in it alone are equal.
-
-    Examples
-    --------
-    >>> Accept(by="length", max=20, tries=50) == Accept(by="length", max=20)
-    True
-    """
-
-    by: Name
-    min: float | None = None
-    max: float | None = None
-    tries: int = Field(default=1000, ge=1, le=1_000_000)
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        bounds = [b for b in (self.min, self.max) if b is not None]
-        if not bounds or not all(math.isfinite(b) for b in bounds) or bounds != sorted(bounds):
-            raise PydanticCustomError("range", "accept needs a finite min, max, or both, min not above max")
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Accept) and self._region == other._region
-
-    def __hash__(self) -> int:
-        return hash(self._region)
-
-    @property
-    def _region(self) -> tuple[str, float | None, float | None]:
-        return self.by, self.min, self.max
-
-    def to_json(self) -> dict[str, float | str]:
-        """Return the score and the bounds that are set."""
-        return self.model_dump(exclude_none=True, exclude={"tries"})
-
-    @property
-    def label(self) -> str:
-        """For people: ``3 <= length <= 20``."""
-        low = "" if self.min is None else f"{self.min:g} <= "
-        return low + self.by + ("" if self.max is None else f" <= {self.max:g}")
-
-
-def _rank(value: str) -> str:
-    _name(value.removeprefix("-"))
-    return value
-
-
-_RANGES: dict[str, tuple[Callable[[float], bool], LiteralString]] = {
-    "temperature": (
-        lambda v: 0 < v < math.inf,
-        "temperature must be a finite number above 0 (1 changes nothing, 0.3 shows the trend)",
-    ),
-    "top_k": (lambda v: 1 <= v < 2**31, "top_k must be at least 1, and below 2^31"),
-    "top_p": (lambda v: 0 < v <= 1, "top_p must lie in (0, 1] (1 keeps every token)"),
-    "min_p": (lambda v: 0 <= v <= 1, "min_p must lie in [0, 1] (0 keeps every token)"),
-    "weight_power": (
-        lambda v: v >= 1,
-        "weight_power (beta) must be at least 1 (1 keeps the weights, .inf keeps the heaviest)",
-    ),
-    "sequence_power": (
-        lambda v: 0 < v < math.inf,
-        "sequence_power must be a finite number above 0 (1 changes nothing)",
-    ),
-}
-
-
-class Selectivity(Strict):
-    """How a law is sharpened before it is drawn from: the knob on the teacher.
-
-    Either token selectivities, applied in the order temperature, top_k, top_p, min_p to every next-token law, as
-    transformers does (vLLM applies min_p before top_k and top_p), or `weight_power`, applied to the weights of a
-    mixture, ``a_k(beta) ~ a_k ** beta``, or `sequence_power`, applied to whole sequences of an n-gram chain.
-
-    `accept` and `best_of` choose among whole rows drawn from the law that the other fields make: the first `best_of`
-    candidates that `accept` keeps, and of them the one with the highest score. Such a law is drawn from, but has no
-    log-probability.
-
-    A family takes the fields under which its laws can be normalised, and says what they mean there: without tokens,
-    `temperature` may be that of a latent variable.
-
-    Parameters
-    ----------
-    temperature : > 0; 1 changes nothing.
-    top_k : >= 1; keep the k likeliest tokens, ties kept.
-    top_p : in (0, 1]; keep the smallest set of likeliest tokens of at least this mass, ties kept.
-    min_p : in [0, 1]; keep tokens of at least this share of the likeliest token's probability.
-    weight_power : >= 1, may be infinite: uniform over the heaviest components.
-    sequence_power : > 0; ``p(y) ** s`` normalised over all sequences, where a family can do that exactly.
-    best_of : >= 1, candidates of which the best is kept; 1 changes nothing.
-    rank_by : name of the score that tells the best; a minus sign before it prefers low scores. With `best_of` only.
-    accept : which candidates count at all.
-
-    Examples
-    --------
-    >>> Selectivity(temperature=0.8, top_p=0.95).label
-    'temperature 0.8, top_p 0.95'
-    >>> Selectivity(weight_power=1).is_neutral
-    True
-    >>> Selectivity(temperature=0.8, best_of=4, rank_by="-length").label
-    'temperature 0.8, best of 4 by -length'
-    """
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    weight_power: float | None = None
-    sequence_power: float | None = None
-    best_of: int | None = Field(default=None, ge=1, le=100_000)
-    rank_by: Annotated[str, AfterValidator(_rank)] | None = None
-    accept: Accept | None = None
-
-    @field_validator(*_RANGES)
-    @classmethod
-    def _in_range(cls, v: float | None, about: ValidationInfo) -> float | None:
-        holds, said = _RANGES[str(about.field_name)]
-        if v is not None and not holds(v):
-            raise PydanticCustomError("range", said)
-        return v
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if not self.model_dump(exclude_none=True):
-            raise PydanticCustomError(
-                "empty",
-                "a selectivity needs one of temperature, top_k, top_p, min_p, weight_power, sequence_power, best_of, "
-                "accept",
-            )
-        if (self.best_of is None) != (self.rank_by is None):
-            raise PydanticCustomError("rank", "best_of and rank_by go together: best_of 4, rank_by log_prob")
-        kinds = (self.weight_power is not None, self.sequence_power is not None, self.is_token)
-        if sum(kinds) > 1:
-            raise PydanticCustomError(
-                "kinds", "weight_power or sequence_power cannot be combined with another selectivity"
-            )
-        return self
-
-    @property
-    def is_token(self) -> bool:
-        """Whether any token selectivity is set."""
-        return any(v is not None for v in (self.temperature, self.top_k, self.top_p, self.min_p))
-
-    @property
-    def is_neutral(self) -> bool:
-        """Whether it changes nothing."""
-        return (
-            self.temperature in (None, 1)
-            and self.top_k is None
-            and self.top_p in (None, 1)
-            and self.min_p in (None, 0)
-            and self.weight_power in (None, 1)
-            and self.sequence_power in (None, 1)
-            and not self.chooses
-        )
-
-    @property
-    def chooses(self) -> bool:
-        """Whether rows are chosen among candidates, so that the law has no log-probability."""
-        return self.best_of not in (None, 1) or self.accept is not None
-
-    @property
-    def candidates(self) -> Selectivity | None:
-        """The part that makes the candidates' law, or None where that is the unselected law."""
-        fields = self._numbers
-        return Selectivity(**fields) if fields else None
-
-    @property
-    def _numbers(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True, exclude={"best_of", "rank_by", "accept"})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the set fields; infinity as the string "inf"."""
-        out: dict[str, Any] = {k: "inf" if v == math.inf else v for k, v in self._numbers.items()}
-        if self.best_of is not None:
-            out |= {"best_of": self.best_of, "rank_by": self.rank_by}
-        return out if self.accept is None else out | {"accept": self.accept.to_json()}
-
-    @property
-    def label(self) -> str:
-        """For people: ``temperature 0.8, top_p 0.95``."""
-        parts = [f"{k} {v:g}" for k, v in self._numbers.items()]
-        parts += [] if self.best_of is None else [f"best of {self.best_of} by {self.rank_by}"]
-        parts += [] if self.accept is None else [f"accept {self.accept.label}"]
-        return ", ".join(parts)
-
-    @property
-    def slug(self) -> str:
-        """For file names; never parsed back."""
-        parts = [k.replace("_", "") + repr(v) for k, v in self._numbers.items()]
-        parts += [] if self.best_of is None else [f"bestof{self.best_of}-by-{self.rank_by}"]
-        if self.accept is not None:
-            parts.append("accept" + "".join(f"-{k}-{v}" for k, v in self.accept.to_json().items()))
-        return "_".join(parts)
 
 
 def _distinct(values: tuple[Selectivity, ...]) -> tuple[Selectivity, ...]:
@@ -367,32 +93,3 @@ class ChainSpec(Strict):
     def undecoded(self) -> tuple[str, str] | None:
         """Why decoding changes nothing about the student, and what to do about it; None where it changes something."""
         return None
-
-
-def parse_selectivity(text: str, option: str = "--selectivity") -> Selectivity:
-    """Read ``temperature=0.8,top_p=0.95``.
-
-    Parameters
-    ----------
-    option : of the command line, for messages.
-
-    Raises
-    ------
-    SpecError : anything else.
-
-    Examples
-    --------
-    >>> parse_selectivity("temperature=0.8, top_p=0.95").label
-    'temperature 0.8, top_p 0.95'
-    """
-    fields: dict[str, object] = {}
-    for part in text.split(","):
-        key, equals, value = (p.strip() for p in part.partition("="))
-        if not equals or not key or key in fields:
-            fix = "for example temperature=0.8,top_p=0.95"
-            raise SpecError(f"{option} takes NAME=VALUE,NAME=VALUE, each name once", got=text, fix=fix)
-        fields[key] = parse_yaml(f"value: {value}", option)["value"]
-    try:
-        return Selectivity.model_validate(fields)
-    except ValidationError as e:
-        raise explain(e, option, fields) from None

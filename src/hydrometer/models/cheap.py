@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError, LawMismatchError, one_line
@@ -36,7 +37,7 @@ from hydrometer.models.finite_selectivity import refuse_choice
 from hydrometer.models.rows.points import Points
 from hydrometer.models.rows.sequences import Sequences, load_sequences, save_sequences
 
-__all__ = ["EVERYTHING", "CheapChain", "CheapFamily", "Density", "RowCounts", "points_of"]
+__all__ = ["EVERYTHING", "ChainWithTarget", "CheapChain", "CheapFamily", "Density", "RowCounts", "points_of"]
 
 Stage = Literal["draw", "fit", "judge"]
 EVERYTHING: tuple[Resample, ...] = ("data", "teacher", "distill", "student", "evaluate")
@@ -51,7 +52,44 @@ class RowCounts(Strict):
     evaluate: int = Field(default=4000, ge=2, le=MAX_ROWS)
 
 
-class CheapChain(ChainSpec):
+class ChainWithTarget(ChainSpec):
+    """A chain whose models may be judged against the truth as a selectivity makes it, such as a tilt.
+
+    Attributes
+    ----------
+    target : what models are judged against; None for the truth as it is. Fits read rows of the truth as it is.
+    """
+
+    target: Selectivity | None = None
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit defaults, so that specifications from before these fields stay what they are."""
+        body: dict[str, Any] = handler(self)
+        return {k: v for k, v in body.items() if k not in self._omitted}
+
+    @property
+    def _omitted(self) -> set[str]:
+        return {"target"} if self.target is None else set()
+
+    @model_validator(mode="after")
+    def _scored(self) -> Self:
+        if self.target is not None and self.target.chooses:
+            what = "what models are judged against has log-probabilities, which best_of and accept have not"
+            raise PydanticCustomError("target", what)
+        if self.target is not None and getattr(self, "teacher", None) == "truth":
+            what = "a target needs a teacher of its own: the truth's figures are the target's, not the teacher's"
+            raise PydanticCustomError("target", what)
+        return self
+
+    @property
+    def settings(self) -> tuple[Selectivity, ...]:
+        """All selectivities that are named: of the teacher, of decoded students, and of the target."""
+        target = () if self.target is None else (self.target,)
+        return (*self.selectivity, *(self.decoding or ()), *target)
+
+
+class CheapChain(ChainWithTarget):
     """A chain with counts of rows, of which a new seed redraws everything.
 
     A subclass adds `truth`, which has a method ``law()``, `teacher` and `student`, and `assistants` where it has some.
@@ -151,6 +189,12 @@ class Density(ABC):
             raise LawMismatchError(what, got=theirs)
 
 
+def against(chain: ChainSpec) -> str:
+    """Return what to add to a truth's description: what models are judged against, where that is not the truth."""
+    target = chain.target if isinstance(chain, ChainWithTarget) else None
+    return "" if target is None else f"; models are judged against its {target.label}"
+
+
 class CheapFamily(ABC):
     """A family whose rows are drawn again where they are needed; a subclass says what it is and how it is fitted.
 
@@ -187,10 +231,13 @@ class CheapFamily(ABC):
         return {"validate": 0} | cast("Any", chain).data.model_dump(by_alias=True)
 
     def check(self, chain: ChainSpec) -> None:
-        """Refuse settings that a `Density` is not selected by. Raises InputError."""
+        """Refuse what a `Density` is not selected by, and a target where draws are stored. Raises InputError."""
+        target = chain.target if isinstance(chain, ChainWithTarget) else None
+        if target is not None and self.keeps_draws:
+            raise InputError(f"{self.name} stores its draws and is judged against the truth alone", got=target.label)
         kind = getattr(self, "law_type", object)
         if issubclass(kind, Density):
-            for s in (*chain.selectivity, *(chain.decoding or ())):
+            for s in (*chain.selectivity, *(chain.decoding or ()), *(() if target is None else (target,))):
                 kind.refuse(s)
 
     def examine(self, chain: ChainSpec) -> Sequence[Finding]:
@@ -262,7 +309,7 @@ class CheapFamily(ABC):
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the family and the truth's parameters."""
         fields = cast("Any", chain).truth.model_dump(mode="json", exclude_none=True)
-        return one_line(f"{self.name}: " + ", ".join(f"{k} {v}" for k, v in fields.items()), 120)
+        return one_line(f"{self.name}: " + ", ".join(f"{k} {v}" for k, v in fields.items()), 120) + against(chain)
 
     def cost(self, chain: ChainSpec, stage: Stage, role: str, rows: int) -> float:
         """Seconds on one core, roughly."""

@@ -15,7 +15,12 @@ from hydrometer.core.arguments import one_of
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
 
-__all__ = ["Selectivity", "canonical", "power_log_weights", "refuse_choice"]
+__all__ = ["NO_TILT", "Selectivity", "canonical", "power_log_weights", "refuse_choice"]
+
+NO_TILT = (
+    "a language model has no exact tilt; best_of: N with rank_by is near one, at most log N - (N - 1)/N nats from the "
+    "model, and accept keeps the rows above a reward"
+)
 
 
 def canonical(s: Selectivity | None) -> Selectivity | None:

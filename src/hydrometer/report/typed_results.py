@@ -207,7 +207,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Distilled at a selectivity against the direct student decoded at it."""
+    """Distilled at a selectivity against the direct student decoded at it; of a tilt also against the neutral one."""
 
     selectivity: SomeSetting
     distilled: Text
@@ -217,6 +217,7 @@ class Control:
     matched_entropy: Finite
     matched_reason: Text
     method: Method = ""
+    vs_neutral_decoded: Diffs = field(default_factory=dict[str, "Diff"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@ import math
 import re
 from typing import Any
 
+from pydantic import ValidationError
+
 from hydrometer.core.io.yaml_io import is_array, is_object
+from hydrometer.core.tilt import Tilt
 
 __all__ = [
     "Json",
@@ -21,6 +24,7 @@ __all__ = [
     "read_method",
     "read_point",
     "read_setting",
+    "read_tilt",
     "text",
     "unit",
     "word",
@@ -78,15 +82,20 @@ def count(value: object) -> int:
 def read_setting(value: object) -> Setting | None:
     """Return a selectivity's numbers by name, or None.
 
-    A choice among candidates also has names in it; they go into the key, with ``{}`` where its number is read.
+    A tilt and a choice among candidates also have names in them; they go into the key, with ``{}`` where the number is
+    read.
 
     Examples
     --------
     >>> read_setting({"best_of": 4, "rank_by": "length", "accept": {"by": "stopped", "min": 1}})
     {'best of {} by length': 4.0, 'accept stopped ≥ {}': 1.0}
+    >>> read_setting({"tilt": {"reward": "-length", "strength": 2}})
+    {'tilt (-length, b={})': 2.0}
     """
     given = mapping(value)
     found = {word(k): n for k, v in given.items() if (n := number(v)) is not None and k != "best_of"}
+    if (tilt := read_tilt(given.get("tilt"))) is not None:
+        found[f"tilt ({tilt.by}, b={{}})"] = tilt.strength
     best, accept = number(given.get("best_of")), mapping(given.get("accept"))
     if best is not None and best != 1:
         found[f"best of {{}} by {word(given.get('rank_by'))}"] = best
@@ -94,6 +103,14 @@ def read_setting(value: object) -> Setting | None:
         if (bound := number(accept.get(end))) is not None:
             found[f"accept {word(accept.get('by'))} {sign} {{}}"] = bound
     return found or None
+
+
+def read_tilt(value: object) -> Tilt | None:
+    """Return a tilt, or None."""
+    try:
+        return Tilt.model_validate(value)
+    except ValidationError:
+        return None
 
 
 def read_method(value: object) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "error",
     "figure",
     "is_neutral",
+    "is_tilt",
     "missing_words",
     "model",
     "moved",
@@ -220,6 +221,11 @@ def moved(diff: Diff, name: str, unit: str, more: str = "", *, sign: int = 1) ->
 def is_neutral(selectivity: Setting | None) -> bool:
     """Whether a setting changes nothing."""
     return not selectivity or all(NEUTRAL.get(k) == v for k, v in selectivity.items())
+
+
+def is_tilt(selectivity: Setting | None) -> bool:
+    """Whether a setting tilts towards a reward."""
+    return any(k.startswith("tilt (") for k in selectivity or ())
 
 
 def _plain(value: float) -> str:

@@ -365,7 +365,7 @@ class _Books:
             rows: Samples = bench.outline(node.context, node.truth_rows)
             if node.truth_judge is None and (node.law.kind == "fit" or node.decoding is not None):
                 family, chain = node.context.family, node.context.spec
-                own = bench.law(node.context, node.truth, family.precision(chain, "judge")).log_prob(rows)
+                own = bench.judged_against(node, family.precision(chain, "judge")).log_prob(rows)
             else:
                 own = load_law_on_truth(self.store.path("judge", node.truth_judge or node.key))
             all_kept = isinstance(node, JudgeGivenNode)  # of the teacher there is no column of ids to count

@@ -18,7 +18,7 @@ from hydrometer.models.base import Family, Law, Precision, Samples
 from hydrometer.models.capabilities import AsksParts, CompactRows, given_models
 from hydrometer.models.choosing.best_of_n import TextFamily, choose, needs_truth
 from hydrometer.models.rows.sequences import Sequences
-from hydrometer.stages.nodes import Context, LawRef, Rows
+from hydrometer.stages.nodes import Context, JudgeNode, LawRef, Rows
 
 if TYPE_CHECKING:
     from hydrometer.core.spec import Selectivity
@@ -92,6 +92,10 @@ class ArtifactLoader:
         if truth is not None and able is not None:
             truth = able.asked(context.spec, truth, purpose)
         return choose(law, selectivity, truth=truth, texts=lambda x: family.texts(context.spec, law, x))
+
+    def judged_against(self, node: JudgeNode, precision: Precision) -> Law:
+        """Open what a law is judged against: the truth, or the chain's target, which drew the truth's rows."""
+        return self.law(node.context, node.truth, precision, node.truth_rows.selectivity)
 
     def rows(self, context: Context, rows: Rows) -> Samples:
         """Open rows from their blocks, or draw them again where draws are cheap."""

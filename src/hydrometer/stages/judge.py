@@ -208,7 +208,7 @@ def _judge_here(node: JudgeNode, bench: ArtifactLoader, folder: Path) -> dict[st
     Its rows were drawn just now by the arithmetic that would score them: the recorded log-probability is the score.
     """
     precision = node.context.family.precision(node.context.spec, "judge")
-    truth = bench.law(node.context, node.truth, precision)
+    truth = bench.judged_against(node, precision)
     is_truth = node.law == node.truth and node.decoding is None
     truth_rows = bench.rows(node.context, node.truth_rows)
     law_rows = truth_rows if is_truth else bench.rows(node.context, node.law_rows)
@@ -239,8 +239,10 @@ def show(node: ShowNode, bench: ArtifactLoader, folder: Path) -> dict[str, objec
     """Write a judged cell's exhibit; an empty one where the family has nothing to show."""
     judged, context = node.judged, node.context
     precision = context.family.precision(context.spec, "judge")
-    truth = bench.law(context, judged.truth, precision)
-    law = cast("Law", candidates_of(bench.law(context, judged.law, precision, judged.decoding)))
+    truth = bench.judged_against(judged, precision)
+    is_truth = judged.law == judged.truth and judged.decoding is None
+    judged_law = truth if is_truth else bench.law(context, judged.law, precision, judged.decoding)
+    law = cast("Law", candidates_of(judged_law))
     truth_on_law = load_truth_on_law(bench.store.path("judge", judged.key))
     rows = bench.head(context, judged.law_rows, SHOWN_STORED)
     shown = context.family.exhibit(context.spec, truth, law, rows, truth_on_law)

@@ -34,6 +34,7 @@ from hydrometer.models.causal_lm.engines.served_model import Served
 from hydrometer.models.causal_lm.level_spec import Baseline, LevelSpec, level_spec, tagged
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.causal_lm.truth_spec import FromSource, GivenSource, PromptsFile, Truth
+from hydrometer.models.finite_selectivity import NO_TILT
 from hydrometer.models.fit_capabilities import Budget
 from hydrometer.models.objectives import (
     check_prefixes,
@@ -173,6 +174,8 @@ class CausalLMChain(ChainSpec):
     @classmethod
     def _token_selectivities(cls, value: Selectivities | None) -> Selectivities | None:
         for s in value or ():
+            if s.tilt is not None:
+                raise PydanticCustomError("selectivity", "{no}; got {s}", {"no": NO_TILT, "s": s.label})
             if not (s.is_token or s.chooses) or (s.candidates is not None and not s.candidates.is_token):
                 raise PydanticCustomError(
                     "selectivity",

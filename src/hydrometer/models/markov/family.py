@@ -16,7 +16,7 @@ from hydrometer.core.findings import Finding
 from hydrometer.core.io.arrays import open_arrays
 from hydrometer.core.spec import ChainSpec, Selectivity
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
-from hydrometer.models.cheap import CheapFamily, Stage
+from hydrometer.models.cheap import CheapFamily, Stage, against
 from hydrometer.models.markov.doctor import examine
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
@@ -72,8 +72,8 @@ class MarkovFamily(CheapFamily):
             undropped = teacher = of_type(Markov, request.teacher)
             if (s := request.selectivity) is not None:
                 teacher = teacher.select(s)
-                drops = s.sequence_power is None
-                undropped = undropped.select(Selectivity(temperature=s.temperature or 1)) if drops else teacher
+                by_token = s.sequence_power is None and s.tilt is None
+                undropped = undropped.select(Selectivity(temperature=s.temperature or 1)) if by_token else teacher
             prefixes = Prefixes.from_json(request.prefix_source)
             source = {"truth": truth, "teacher": teacher, "student": None}[prefixes.name]
             smoothing = level.smoothing / len(request.data)
@@ -120,7 +120,8 @@ class MarkovFamily(CheapFamily):
         truth = _chain(chain).truth
         law = truth.law()
         source = "drawn" if truth.text is None else f"counted in {Path(truth.text).name}"
-        return f"chain of order {law.order} over {law.vocabulary} ids, at most {law.max_new_tokens} long, {source}"
+        said = f"chain of order {law.order} over {law.vocabulary} ids, at most {law.max_new_tokens} long, {source}"
+        return said + against(chain)
 
 
 def _entries(chain: MarkovChain) -> int:
@@ -128,7 +129,8 @@ def _entries(chain: MarkovChain) -> int:
     above = chain.truth if chain.teacher == "truth" else chain.teacher
     longest = max(above.order, chain.student.order, *(a.order for a in chain.assistants))
     v = chain.truth.law().vocabulary
-    by_step = any(s.sequence_power is not None for s in chain.selectivity) or any("to_go" in x for x in chain.loss)
+    by_step = any(s.sequence_power is not None or s.tilt is not None for s in chain.selectivity)
+    by_step |= any("to_go" in x for x in chain.loss)
     steps = chain.truth.max_new_tokens if by_step else 1
     return steps * (v + 1) ** longest * v
 

@@ -20,6 +20,7 @@ from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
+from hydrometer.models.markov.rewards import reward_table
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["END", "Markov", "contexts", "reached", "refuse_large", "selected"]
@@ -207,17 +208,25 @@ class Markov(Shown):
     def select(self, s: Selectivity) -> Markov:
         """Return the law sharpened by a token selectivity, or by `sequence_power`: p(y)^s, normalised over sequences.
 
+        What these make is tilted last, where there is a `tilt`.
+
         Raises
         ------
-        InputError : weight_power, since a chain has no components; best_of and accept, which `hydrometer.choose` takes.
+        InputError : weight_power, since a chain has no components; best_of and accept, which `hydrometer.choose` takes;
+            a tilt by another reward than `length`, `tokens` and `starts_with`.
         """
         refuse_choice(s)
         if s.weight_power is not None:
-            raise InputError("a chain is selected by token selectivities or sequence_power", got=s.label)
-        if canonical(s) is None:
-            return self
-        chosen = self._powered(s.sequence_power) if s.sequence_power is not None else selected(self.log_table, s)
-        return Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens)
+            what = "a chain is selected by token selectivities, sequence_power or tilt"
+            raise InputError(what, got=s.label)
+        law, first = self, canonical(s.untilted)
+        if first is not None:
+            power = first.sequence_power
+            chosen = selected(self.log_table, first) if power is None else self._powered(power)
+            law = Markov(chosen, order=self.order, max_new_tokens=self.max_new_tokens)
+        if s.tilt is None:
+            return law
+        return law.tilted(reward_table(s.tilt, self.vocabulary, self.max_new_tokens), s.tilt.strength)
 
     def tilted(self, reward: ArrayLike, strength: float) -> Markov:
         """Return the law ``p(y) exp(r(y) / b) / Z`` of a reward that adds up along a row: what aligning aims at.

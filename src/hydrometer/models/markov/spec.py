@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hydrometer.core.distillation import Objective, Prefixes, distillations_of
 from hydrometer.core.errors import DataError, HydrometerError, SpecError
 from hydrometer.core.io.yaml_io import is_object
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Strict, as_tuples
-from hydrometer.models.cheap import EVERYTHING
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, Resample, Strict, as_tuples
+from hydrometer.models.cheap import EVERYTHING, ChainWithTarget
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import refuse_inexact
-from hydrometer.models.objectives import Divergence, check_prefixes, divergence_of, refuse_infinite
+from hydrometer.models.markov.rewards import reward_table
+from hydrometer.models.objectives import Divergence, check_prefixes, divergence_of, drops, refuse_infinite
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
 
@@ -130,7 +123,7 @@ class MarkovData(Strict):
     evaluate: int = Field(default=4000, ge=2, le=MAX_ROWS)
 
 
-class MarkovChain(ChainSpec):
+class MarkovChain(ChainWithTarget):
     """truth -> teacher -> student, all n-gram chains.
 
     `loss` names objectives, each with every selectivity (see `models.objectives`; their exact optima, `optimum`), and
@@ -149,13 +142,9 @@ class MarkovChain(ChainSpec):
     data: MarkovData = MarkovData()
     resample: Annotated[tuple[Resample, ...], Field(max_length=5), BeforeValidator(as_tuples)] = EVERYTHING
 
-    @model_serializer(mode="wrap")
-    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit the default, so that specifications from before this field stay what they are."""
-        body: dict[str, Any] = handler(self)
-        if self.prefixes == ("teacher",):
-            body.pop("prefixes", None)
-        return body
+    @property
+    def _omitted(self) -> set[str]:
+        return super()._omitted | ({"prefixes"} if self.prefixes == ("teacher",) else set())
 
     @field_validator("prefixes")
     @classmethod
@@ -184,6 +173,9 @@ class MarkovChain(ChainSpec):
                         raise SpecError(
                             f"{o.name} needs the teacher's next-id laws, which choosing has not", got=s.label
                         )
+                    if o.name == "generalised_kl" and s.tilt is not None and drops(s):
+                        what = "generalised_kl sees the teacher before it drops ids, which a tilt comes after"
+                        raise SpecError(what, got=s.label, fix="tilt without top_k, top_p and min_p")
                 own = any(Prefixes.from_json(p).own for p in self.prefixes)
                 if isinstance(d, Divergence) and d.mle > 0 and own:
                     raise SpecError("maximum likelihood on its own rows teaches a student nothing", got=o.to_json())
@@ -214,15 +206,19 @@ class MarkovChain(ChainSpec):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        for s in (*self.selectivity, *(self.decoding or ())):
-            if s.weight_power is not None:
-                raise PydanticCustomError(
-                    "kind", "a chain is selected by token selectivities or sequence_power, not by {s}", {"s": s.label}
-                )
         try:
             v = self.truth.law().vocabulary
         except HydrometerError as e:
             raise PydanticCustomError("truth", "{m}", {"m": str(e)}) from None
+        for s in self.settings:
+            if s.weight_power is not None:
+                what = "a chain is selected by token selectivities, sequence_power or tilt, not by {s}"
+                raise PydanticCustomError("kind", what, {"s": s.label})
+            if s.tilt is not None:
+                try:
+                    reward_table(s.tilt, v, self.truth.max_new_tokens)
+                except HydrometerError as e:
+                    raise PydanticCustomError("tilt", "{m}", {"m": str(e)}) from None
         levels = (self.student, *self.assistants, *(() if self.teacher == "truth" else (self.teacher,)))
         if any((v + 1) ** x.order * v > MOST_ENTRIES for x in levels):
             raise PydanticCustomError("size", "a level's table has too many entries; lower its order")

@@ -37,7 +37,8 @@ def _sizes(chain: MixtureChain) -> Iterator[Finding]:
 
 
 def _decoding(chain: MixtureChain) -> Iterator[Finding]:
-    if chain.student.n_components > 1 or not any(canonical(s) for s in chain.controls):
+    idle = any(canonical(s) is not None and s.tilt is None for s in chain.controls)
+    if chain.student.n_components > 1 or not idle:
         return
     yield note(
         "decoding-idle",

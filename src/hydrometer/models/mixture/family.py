@@ -21,7 +21,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import ChainSpec, Strict
 from hydrometer.models.base import FitRequest, Fitted, Footprint, Law, Precision, Samples
 from hydrometer.models.capabilities import MapPoint
-from hydrometer.models.cheap import CheapFamily, Stage
+from hydrometer.models.cheap import CheapFamily, Stage, against
 from hydrometer.models.mixture.batch import MixtureBatch
 from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
@@ -150,7 +150,8 @@ class MixtureFamily(CheapFamily):
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the truth."""
         m = _chain(chain).truth.law()
-        return f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
+        said = f"mixture of {m.n_components} Gaussians in {m.n_features} dimensions ({m.covariance_type} covariance)"
+        return said + against(chain)
 
 
 def _fit(x: Floats, level: Strict, seed: Stream | list[Stream]) -> MixtureFit:

@@ -9,7 +9,7 @@ Shapes: N points, K components, d dimensions. float64 and nats throughout. Covar
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,8 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.controls import Reference
 from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import power_log_weights, refuse_choice
-from hydrometer.models.mixture.real_arrays import real_array, symmetric
+from hydrometer.models.mixture.real_arrays import CovarianceType, covariance_shape, real_array, symmetric
+from hydrometer.models.mixture.tilting import tilted
 from hydrometer.models.rows.points import Points
 
 if TYPE_CHECKING:
@@ -30,20 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CovarianceType", "Mixture"]
 
-CovarianceType = Literal["full", "tied", "diag", "spherical"]
 _LOG_2PI = math.log(2 * math.pi)
-
-
-def _covariance_shape(kind: CovarianceType, k: int, d: int) -> tuple[int, ...]:
-    match kind:
-        case "full":
-            return (k, d, d)
-        case "tied":
-            return (d, d)
-        case "diag":
-            return (k, d)
-        case "spherical":
-            return (k,)
 
 
 class Mixture(Shown):
@@ -90,7 +78,7 @@ class Mixture(Shown):
         cov = real_array(covariances, "covariances", InputError)
         if mu.ndim != 2 or 0 in mu.shape or w.shape != mu.shape[:1]:
             raise InputError("a mixture needs weights (K,) and means (K, d)", got=(w.shape, mu.shape))
-        shape = _covariance_shape(covariance_type, *mu.shape)
+        shape = covariance_shape(covariance_type, *mu.shape)
         if cov.shape != shape:
             raise InputError(f"{covariance_type!r} covariances must have shape {shape}", got=cov.shape)
         if not (np.isfinite(w).all() and np.isfinite(mu).all() and np.isfinite(cov).all()):
@@ -307,16 +295,24 @@ class Mixture(Shown):
         return Points(x, self.log_prob(x))
 
     def select(self, s: Selectivity) -> Mixture:
-        """Return the mixture with weights raised to ``s.weight_power`` and normalised.
+        """Return the mixture with weights raised to ``s.weight_power`` and normalised, then tilted by ``s.tilt``.
 
         Raises
         ------
-        InputError : a token selectivity, or a choice among candidates; a mixture has no tokens.
+        InputError : a token selectivity, or a choice among candidates; a mixture has no tokens. A tilt by another
+            reward than `quadratic` and `bump`, in other dimensions, or by a bump too high.
         """
         refuse_choice(s)
-        if s.weight_power is None:
-            raise InputError("a mixture is selected by weight_power", got=s.label, fix="use weight_power: BETA")
-        return self._with_log_weights(power_log_weights(self._log_weights, s.weight_power or 1.0))
+        if not set(s.to_json()) <= {"weight_power", "tilt"}:
+            fix = "use weight_power: BETA"
+            raise InputError("a mixture is selected by weight_power or tilt", got=s.label, fix=fix)
+        powered = self
+        if s.weight_power is not None:
+            powered = self._with_log_weights(power_log_weights(self._log_weights, s.weight_power))
+        if s.tilt is None:
+            return powered
+        parts = powered.log_weights, self.means, self.covariances, self.covariance_type
+        return Mixture.from_log_weights(*tilted(*parts, s.tilt))
 
     def compatible(self, other: object) -> None:
         """Refuse a law over other outcomes: a density over R^d says d as `n_features`. Raises LawMismatchError."""

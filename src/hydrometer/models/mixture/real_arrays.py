@@ -1,16 +1,17 @@
-"""Checks of arrays: plain real numbers, as float64; covariances symmetric up to rounding."""
+"""Checks of arrays: plain real numbers, as float64; covariances of the right shape, symmetric up to rounding."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import DataError, InputError
 
-__all__ = ["RELATIVE_ASYMMETRY", "real_array", "symmetric"]
+__all__ = ["RELATIVE_ASYMMETRY", "CovarianceType", "covariance_shape", "real_array", "symmetric"]
 
+CovarianceType = Literal["full", "tied", "diag", "spherical"]
 
 RELATIVE_ASYMMETRY = 1e-5
 """Largest difference between a matrix and its transpose, over its largest entry, that is taken for rounding.
@@ -59,6 +60,19 @@ def real_array(value: object, name: str, error: type[InputError] = DataError) ->
         raise error(f"{name} must be plain real numbers, not {what}", got=found.dtype.name, fix=fix)
     with np.errstate(over="ignore"):  # an extended float beyond float64 becomes infinite, and is refused as that
         return found.astype(np.float64, copy=False)
+
+
+def covariance_shape(kind: CovarianceType, k: int, d: int) -> tuple[int, ...]:
+    """Return the shape of the covariances of k components in d dimensions."""
+    match kind:
+        case "full":
+            return (k, d, d)
+        case "tied":
+            return (d, d)
+        case "diag":
+            return (k, d)
+        case "spherical":
+            return (k,)
 
 
 def _masked(value: object) -> bool:

@@ -13,11 +13,12 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.distillation import MLE, Objective, distillations_of
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, ChainSpec, Resample, Selectivity, Strict, as_tuples
+from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, Resample, Selectivity, Strict, as_tuples
 from hydrometer.models.capabilities import MapPoint
-from hydrometer.models.cheap import EVERYTHING
+from hydrometer.models.cheap import EVERYTHING, ChainWithTarget
 from hydrometer.models.mixture.divergence_fit import KINDS
 from hydrometer.models.mixture.law import CovarianceType, Mixture
+from hydrometer.models.mixture.tilting import place_of
 from hydrometer.models.objectives import Divergence, divergence_of
 
 __all__ = ["MixtureChain", "MixtureData", "MixtureGrid", "MixtureLevel", "MixtureTruth", "MixtureWorld"]
@@ -155,7 +156,7 @@ class MixtureData(Strict):
     evaluate: int = Field(default=20_000, ge=2, le=MAX_ROWS)
 
 
-class MixtureChain(ChainSpec):
+class MixtureChain(ChainWithTarget):
     """truth -> teacher -> student, all mixtures of Gaussians.
 
     `loss` names objectives between densities, each with every selectivity (see `divergence_fit`).
@@ -192,15 +193,16 @@ class MixtureChain(ChainSpec):
 
     @property
     def controls(self) -> tuple[Selectivity, ...]:
-        """Settings of the decoding control; by default none where the student has no weights to sharpen."""
-        if self.decoding is None and self.grid is None and self.undecoded is not None:
-            return ()
-        return super().controls
+        """Settings of the decoding control; by default none but tilts where the student has no weights to sharpen."""
+        found = super().controls
+        if self.decoding is None and self.grid is None and self.student.n_components == 1:
+            return tuple(s for s in found if s.tilt is not None)
+        return found
 
     @property
     def undecoded(self) -> tuple[str, str] | None:
-        """One component has no weights to sharpen."""
-        if self.student.n_components > 1:
+        """One component has no weights to sharpen, but it can be tilted."""
+        if self.student.n_components > 1 or any(s.tilt is not None for s in self.selectivity):
             return None
         return "a student of one component has no weights to sharpen", "give the student two components or more"
 
@@ -246,8 +248,8 @@ class MixtureChain(ChainSpec):
             return self
         if self.loss != ("mle",):
             raise PydanticCustomError("grid", "a grid's students are fitted by mle: leave loss out")
-        if self.as_released or self.assistants:
-            raise PydanticCustomError("grid", "a grid goes with neither assistants nor as_released")
+        if self.as_released or self.assistants or self.target is not None:
+            raise PydanticCustomError("grid", "a grid goes with neither assistants, as_released nor target")
         if set(self.resample) != {"data", "teacher", "distill", "student", "evaluate"}:
             raise PydanticCustomError("grid", "a grid redraws everything with each seed; leave resample out")
         if self.grid.separation and isinstance(self.truth, MixtureTruth):
@@ -267,9 +269,15 @@ class MixtureChain(ChainSpec):
                 "exact figures are for one or two dimensions; got {d}; leave exact out",
                 {"d": self._dimensions()},
             )
-        for s in (*self.selectivity, *(self.decoding or ())):
-            if s.weight_power is None or s.chooses:
-                raise PydanticCustomError("kind", "a mixture is selected by weight_power, not by {s}", {"s": s.label})
+        for s in self.settings:
+            if not set(s.to_json()) <= {"weight_power", "tilt"}:
+                what = "a mixture is selected by weight_power or tilt, not by {s}"
+                raise PydanticCustomError("kind", what, {"s": s.label})
+            if s.tilt is not None:
+                try:
+                    place_of(s.tilt, self._dimensions())
+                except InputError as e:
+                    raise PydanticCustomError("tilt", "{m}", {"m": str(e)}) from None
         levels = [("student", self.student), *((f"assistants.{i}", a) for i, a in enumerate(self.assistants))]
         for name, level in levels:
             points = min(self.data.train, self.data.distill)

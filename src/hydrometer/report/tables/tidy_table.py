@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow
 
 from hydrometer.core.errors import InputError
-from hydrometer.report.values import Json, finite, items, mapping, number, read_interval, text
+from hydrometer.report.values import Json, finite, items, mapping, number, read_interval, read_tilt, text
 from hydrometer.report.wording import NEUTRAL
 
 __all__ = ["Rows", "tidy_table"]
@@ -92,10 +92,11 @@ def _facts(cell: Json, known: list[str]) -> Json:
 
 def _flat(setting: object) -> Json:
     """Return a setting's numbers, and the names of scores in it, by name."""
-    value = mapping(setting)
-    value = {k: v for k, v in value.items() if k != "accept"} | {
-        f"accept_{k}": v for k, v in mapping(value.get("accept")).items()
-    }
+    value: Json = {}
+    for k, v in mapping(setting).items():
+        value |= {f"accept_{x}": y for x, y in mapping(v).items()} if k == "accept" else {} if k == "tilt" else {k: v}
+    if (tilt := read_tilt(mapping(setting).get("tilt"))) is not None:
+        value |= {"tilt_by": tilt.by, "tilt_strength": tilt.strength}
     return {k: v if isinstance(v, str) and number(v) is None else number(v) for k, v in value.items()}
 
 

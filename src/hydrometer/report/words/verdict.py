@@ -8,6 +8,7 @@ zero, and says why where there is no interval. Precision is always given with it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from hydrometer.report.read_results import parse
@@ -22,6 +23,7 @@ from hydrometer.report.wording import (
     difference,
     distilled_at,
     is_neutral,
+    is_tilt,
     missing_words,
     num,
     recall_of,
@@ -164,8 +166,11 @@ def _gate(chain: Chain) -> Sentence:
 
 def outcome(control: Control) -> tuple[int | None, int | None]:
     """Return who is ahead at equal entropy on recall and on KL: +1 distilled, -1 decoded, 0 undecided, None unknown."""
-    matched = control.matched or {}
-    recall, kl = recall_of(matched), matched.get("kl_student_truth")
+    return _ahead(control.matched or {})
+
+
+def _ahead(found: Mapping[str, Diff]) -> tuple[int | None, int | None]:
+    recall, kl = recall_of(found), found.get("kl_student_truth")
     by_kl = None if kl is None or kl.sign is None else -kl.sign
     return (None if recall is None else recall.sign), by_kl
 
@@ -215,8 +220,36 @@ def _others(chosen: Control, rest: list[Control]) -> str:
     return words
 
 
+def _tilted(control: Control, chain: Chain) -> tuple[Tone, str]:
+    """What a tilt does to the teacher and what to the student, at one setting."""
+    unit = unit_per(chain)
+
+    def sizes(found: Mapping[str, Diff]) -> str:
+        return f"{_size(recall_of(found), 'recall', unit)}; {_size(found.get('kl_student_truth'), KL, 'nats')}."
+
+    tone, lead = _lead(*_ahead(control.same_setting))
+    at = distilled_at(control)
+    words = (
+        f"The control, at the same {at}: {lead}. Distilled from the tilted teacher minus the direct student, tilted: "
+    )
+    words += sizes(control.same_setting)
+    if control.vs_neutral_decoded:
+        words += f" Minus the distilled student, tilted: {sizes(control.vs_neutral_decoded)}"
+    return tone, words
+
+
 def _control(run: Run, chain: Chain) -> Sentence:
-    selective = sorted((c for c in chain.control if not is_neutral(c.selectivity)), key=lambda c: not c.method)
+    tilts = [_tilted(c, chain) for c in chain.control if is_tilt(c.selectivity)]
+    selective = [c for c in chain.control if not (is_neutral(c.selectivity) or is_tilt(c.selectivity))]
+    if tilts and not selective:
+        tone, _ = tilts[0]
+        agree = all(other == tone for other, _ in tilts)
+        return Sentence("control", tone if agree else "note", " ".join(words for _, words in tilts))
+    found = _sharpened(run, chain, sorted(selective, key=lambda c: not c.method))
+    return Sentence("control", found.tone, " ".join([found.text, *(words for _, words in tilts)]))
+
+
+def _sharpened(run: Run, chain: Chain, selective: list[Control]) -> Sentence:
     matched = [c for c in selective if c.matched]
     if matched:
         # Decreasing teacher entropy, as the trade-off is listed: the last is the coldest.

@@ -62,9 +62,10 @@ class ModelNodes(TextNodes):
         return root.child("evaluate", *(("training-prompts",) if self.context.on_training else ()), *names)
 
     def judge_on(self, seed: int) -> None:
-        """Plan the truth's rows that models are judged on."""
+        """Plan the truth's rows that models are judged on, those of the chain's target where it has one."""
         stream, n = self.evaluate(self.root("evaluate", seed), "truth"), self.sizes["evaluate"]
-        self.truth_rows[self.seed_of(seed)] = self.rows(self.truth, None, stream, n, "judge")
+        target: Selectivity | None = getattr(self.chain, "target", None)
+        self.truth_rows[self.seed_of(seed)] = self.rows(self.truth, target, stream, n, "judge")
         if self.beside is not None:
             self.beside.judge_on(seed)
 

@@ -32,6 +32,7 @@ def strength(s: Selectivity) -> tuple[float, ...]:
         -(s.top_p if s.top_p is not None else 1.0),
         -float(s.top_k) if s.top_k is not None else float("-inf"),
         s.min_p or 0.0,
+        0.0 if s.tilt is None else 1 / s.tilt.strength,
         float(s.best_of or 1),
         float(s.accept is not None),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Selectivity
 from hydrometer.core.statistics.sampling_design import PromptsAre
+from hydrometer.models.finite_selectivity import NO_TILT
 from hydrometer.models.finite_selectivity import canonical as neutral_is_none
 
 __all__ = ["JudgeSettings"]
@@ -58,6 +59,8 @@ class JudgeSettings:
         if self.prompts_are not in (None, "fixed", "sample"):
             raise InputError("prompts are fixed or a sample", got=self.prompts_are, fix="use fixed or sample")
         for s in self.decodings:
+            if s.tilt is not None:
+                raise InputError(NO_TILT, got=s.label)
             if not s.is_token:
                 raise InputError("a language model is decoded by temperature, top_k, top_p, min_p", got=s.label)
         if len({s.slug for s in self.decodings}) < len(self.decodings):

@@ -112,6 +112,17 @@ class ChainGroups:
         """The student of the same method that was distilled from the unselected teacher; of None the first of all."""
         return self.neutral if d is None else self.neutrals.get(d.method)
 
+    def neutral_decoded(self, d: Distillation) -> str | None:
+        """The student of the same method of the unselected teacher, decoded at this one's setting."""
+        alike = (
+            n
+            for n, c in self.example.items()
+            if c.decoding == d.selectivity and c.distillation is not None and c.origin is None
+            and canonical(c.selectivity) is None and c.distillation.method == d.method
+            and c.level == self.example[self.distilled[d]].level
+        )  # fmt: skip
+        return next(alike, None)
+
     def has(self, *names: str | None) -> bool:
         """Whether all of these groups have judged cells."""
         return all(n is not None and n in self.groups for n in names)
@@ -156,7 +167,10 @@ def matched(c: ChainGroups, distilled: str) -> Json:
 
 
 def _matched(c: ChainGroups, distilled: str) -> Json | str:
-    path = [n for n in (c.direct, *c.decoded.values()) if n is not None and n in c.groups]
+    if (s := c.example[distilled].selectivity) is not None and s.tilt is not None:
+        return "a tilt is for a reward, not for a lower entropy, and is compared at its own setting"
+    untilted = (n for s, n in c.decoded.items() if s.tilt is None)
+    path = [n for n in (c.direct, *untilted) if n is not None and n in c.groups]
     entropies = {n: group_figure(c.groups[n], "entropy").value for n in path}
     known = sorted((h, n) for n, h in entropies.items() if h is not None)
     target = group_figure(c.groups[distilled], "entropy").value

@@ -274,6 +274,8 @@ def _controls(c: ChainGroups) -> list[Json]:
                 "decoded": decoded,
                 "same_setting": c.differences(distilled, decoded),
             }
+            if s.tilt is not None:  # align, then distil, less distil, then align
+                entry["vs_neutral_decoded"] = c.differences(distilled, c.neutral_decoded(d))
             out.append(entry | matched(c, distilled))
     return out
 

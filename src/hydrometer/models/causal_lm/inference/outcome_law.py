@@ -13,7 +13,7 @@ from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Samples
 from hydrometer.models.causal_lm.data.prompts import Prompts
-from hydrometer.models.finite_selectivity import refuse_choice
+from hydrometer.models.finite_selectivity import NO_TILT, refuse_choice
 from hydrometer.models.rows.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class Outcomes(Shown):
         Temperatures compose; any other selectivity of an already selected law has no single meaning and is refused.
         """
         refuse_choice(s)
+        if s.tilt is not None:
+            raise InputError(NO_TILT, got=s.label)
         if not s.is_token:
             raise InputError("a language model takes token selectivities", got=s.label, fix="use temperature or top_p")
         if s.is_neutral:
