@@ -166,3 +166,22 @@ def test_what_a_mixture_cannot_be_tilted_by_is_refused(tilt: dict[str, Any], say
         with pytest.raises(SpecError, match=says) as refused:
             parse_run_spec({"name": "x", "chains": {"x": body | {name: value}}}, "here")
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"loss": ["jsd"]}, "take mle, or a quadratic"), ({"exact": True}, "leave exact out")]
+)
+def test_what_would_take_hours_with_a_bump_is_refused(changes: dict[str, Any], says: str) -> None:
+    body = {
+        "family": "mixture", "truth": {"means": [[0, 0], [1, 1]], "covariances": 1}, "teacher": {"n_components": 2},
+        "student": {"n_components": 2},
+    }  # fmt: skip
+    for name, refused in (("bump", True), ("quadratic", False)):
+        chain = body | {"selectivity": [tilted(name, 2, 1.0).to_json()]} | changes
+        spec = {"name": "x", "chains": {"x": chain}}
+        if not refused:
+            parse_run_spec(spec, "here")
+            continue
+        with pytest.raises(SpecError, match=says) as caught:
+            parse_run_spec(spec, "here")
+        assert "\n" not in str(caught.value)

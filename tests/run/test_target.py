@@ -10,6 +10,7 @@ import pytest
 import hydrometer as hm
 from chains import mixture_spec, write_spec
 from hydrometer.models.families import RunSpec
+from hydrometer.report.words.verdict import verdict
 from hydrometer.run.graph.plan import plan_run
 from hydrometer.stages.artifact_loader import ArtifactLoader
 from hydrometer.store.artifacts import ArtifactStore
@@ -72,6 +73,27 @@ def test_aligning_at_either_level_nears_the_target(tmp_path: Path) -> None:
     assert set(kl) == {(False, False), (True, False), (False, True)}
     for aligned in ((True, False), (False, True)):
         assert kl[aligned]["value"] < kl[False, False]["value"] - 5 * kl[False, False]["se"]
+
+
+def test_a_tilt_is_compared_at_its_own_setting(tmp_path: Path) -> None:
+    """Aligned first less aligned last is the difference of the two cells; no entropy is matched along a tilt."""
+    spec = markov_spec(target=FIRST, selectivity=[{"temperature": 1}, {"temperature": 0.7}, FIRST])
+    result = hm.run(write_spec(spec, tmp_path), out=tmp_path / "out")
+    results = result.results
+    tilt, cold = sorted(results["summary"]["chains"]["m"]["control"], key=lambda c: "temperature" in c["selectivity"])
+    kl = {c["id"]: c["metrics"]["kl_truth_student"]["value"] for c in results["cells"]}
+    first = next(v for k, v in kl.items() if ".distilled-tilt" in k)
+    last = next(v for k, v in kl.items() if ".distilled-temperature1" in k and ".decoded-tilt" in k)
+    assert tilt["vs_neutral_decoded"]["kl_truth_student"]["value"] == pytest.approx(first - last, abs=1e-9)
+    assert tilt["matched_entropy"] is None
+    assert "compared at its own setting" in tilt["matched_reason"]
+    assert "vs_neutral_decoded" not in cold
+    matched = cold["matched_entropy"]
+    assert matched is None or "tilt" not in str(matched)
+    said = [text for text in verdict(results)["m"] if "The control" in text]
+    assert len(said) == 1
+    assert "The control, at the same tilt (starts with 2, b=0.4)" in said[0]
+    assert "Minus the distilled student, tilted: recall" in said[0]
 
 
 def test_a_target_changes_what_is_judged_and_nothing_that_is_fitted(tmp_path: Path) -> None:

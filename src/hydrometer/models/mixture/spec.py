@@ -14,6 +14,7 @@ from hydrometer.core.distillation import MLE, Objective, distillations_of
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import MAX_LEVELS, MAX_ROWS, MAX_SEED, Resample, Selectivity, Strict, as_tuples
+from hydrometer.core.tilt import Reward
 from hydrometer.models.capabilities import MapPoint
 from hydrometer.models.cheap import EVERYTHING, ChainWithTarget
 from hydrometer.models.mixture.divergence_fit import KINDS
@@ -156,6 +157,10 @@ class MixtureData(Strict):
     evaluate: int = Field(default=20_000, ge=2, le=MAX_ROWS)
 
 
+def _is_bump(s: Selectivity) -> bool:
+    return s.tilt is not None and isinstance(s.tilt.reward, Reward) and s.tilt.reward.bump is not None
+
+
 class MixtureChain(ChainWithTarget):
     """truth -> teacher -> student, all mixtures of Gaussians.
 
@@ -237,6 +242,9 @@ class MixtureChain(ChainWithTarget):
                 if isinstance(d, Divergence) and (d.temperature != 1 or d.mle > 0):
                     what = "an objective between densities has neither temperature nor a share of mle"
                     raise SpecError(what, got=o.to_json(), fix="leave them out")
+                if o != MLE and (bump := next((s for s in self.selectivity if _is_bump(s)), None)):
+                    what = f"{o.name} would take hours: a teacher at a bump has a hundred components and more"
+                    raise SpecError(what, got=bump.label, fix="take mle, or a quadratic")
             distillations_of(self)
         except SpecError as e:
             raise PydanticCustomError("loss", "{problem}", {"problem": str(e)}) from None
@@ -269,6 +277,9 @@ class MixtureChain(ChainWithTarget):
                 "exact figures are for one or two dimensions; got {d}; leave exact out",
                 {"d": self._dimensions()},
             )
+        if self.exact and self._dimensions() > 1 and (bump := next(filter(_is_bump, self.settings), None)):
+            what = "exact figures at a bump, of a hundred components and more, are for one dimension; got {s}; "
+            raise PydanticCustomError("exact", what + "leave exact out", {"s": bump.label})
         for s in self.settings:
             if not set(s.to_json()) <= {"weight_power", "tilt"}:
                 what = "a mixture is selected by weight_power or tilt, not by {s}"
