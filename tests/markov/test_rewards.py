@@ -10,9 +10,11 @@ import pytest
 import hydrometer as hm
 from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
+from hydrometer.models.base import FitRequest
 from hydrometer.models.families import parse_run_spec
+from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.markov.law import END, Markov
-from hydrometer.models.markov.spec import MarkovTruth
+from hydrometer.models.markov.spec import MarkovLevel, MarkovTruth
 from hydrometer.models.rows.sequences import Sequences
 
 V, LONGEST = 4, 5
@@ -147,3 +149,15 @@ def test_generalised_kl_refuses_a_tilt_of_what_drops_ids() -> None:
         parse_run_spec({"name": "x", "chains": {"x": body | {"selectivity": given}}}, "here")
     given[0].pop("top_k")
     parse_run_spec({"name": "x", "chains": {"x": body | {"selectivity": given}}}, "here")
+
+
+@pytest.mark.parametrize("loss", ["kl_teacher_student", "kl_student_teacher", "generalised_kl"])
+def test_objectives_see_the_tilted_teacher(loss: str) -> None:
+    """A reward for the first id changes the start's context alone: a student of its order has it whole."""
+    teacher, s = chain(1), tilted({"starts_with": 3}, 0.5)
+    data = teacher.sample(200, seed=Stream(0))
+    level = MarkovLevel(order=1, smoothing=0)
+    request = FitRequest(data, None, teacher, teacher, level, "teacher", loss, Stream(1), selectivity=s)
+    found, wanted = MARKOV.fit(request).model.log_prob(ALL), teacher.select(s).log_prob(ALL)
+    assert np.abs(wanted - teacher.log_prob(ALL)).max() > 0.5
+    np.testing.assert_allclose(found, wanted, atol=1e-8)

@@ -82,7 +82,7 @@ class _Place(Strict):
     @property
     def _said(self) -> str:
         widths = self.width if isinstance(self.width, tuple) else (self.width,)
-        center, width = (" ".join(f"{v:g}" for v in values) for values in (self.center, widths))
+        center, width = (",".join(f"{v:g}" for v in values) for values in (self.center, widths))
         return f"at ({center}) of width {width if len(widths) == 1 else f'({width})'}"
 
 

@@ -6,6 +6,7 @@ Minus is U+2212 in words for people. A figure is rounded to two digits of its st
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -236,6 +237,12 @@ def _worded(key: str, value: float, words: Mapping[str, str], join: str) -> str:
     return key.replace("{}", _plain(value)) if "{}" in key else f"{words.get(key, key)}{join}{_plain(value)}"
 
 
+def _short(key: str) -> str:
+    """A tilt's name for charts: its reward without how far it reaches."""
+    tilt = re.fullmatch(r"tilt \((.*), b=\{\}\)", key)
+    return key if tilt is None else re.sub(r" at (\([^)]*\)) of width .*", r"\1", tilt[1]) + " b={}"
+
+
 def setting(selectivity: Setting | None, *, short: bool = False) -> str:
     """Name a selectivity.
 
@@ -245,11 +252,13 @@ def setting(selectivity: Setting | None, *, short: bool = False) -> str:
     ('temperature 0.8, top-p 0.95', 'β=∞')
     >>> setting({"temperature": 0.8, "best of {} by length": 4.0})
     'temperature 0.8, best of 4 by length'
+    >>> setting({"tilt (bump at (0,1) of width 2 and height 3, b={})": 0.5}, short=True)
+    'bump(0,1) b=0.5'
     """
     if not selectivity:
         return "as it is"
     if short:
-        return " ".join(_worded(k, v, _SYMBOLS, "=") for k, v in selectivity.items())
+        return " ".join(_worded(_short(k), v, _SYMBOLS, "=") for k, v in selectivity.items())
     return ", ".join(_worded(k, v, _WORDS, " ") for k, v in selectivity.items())
 
 
