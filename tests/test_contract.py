@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import hydrometer as hm
 from chains import MIXTURE, lm_chain
 from hydrometer.core.errors import InputError
+from hydrometer.models.diffusion.spherical import ddim, noise_levels
 from hydrometer.models.families import BUILT_IN, families
 from hydrometer.testing import (
     CHECKS,
@@ -58,6 +59,18 @@ def markov_case(folder: Path) -> ContractCase:
     return _case(chain, law, hm.Selectivity(temperature=1), hm.Selectivity(temperature=0.5))
 
 
+def diffusion_case(folder: Path) -> ContractCase:
+    chain = {
+        "family": "diffusion", "truth": {"means": [[0, 0], [2, 1], [-1, 3]], "covariances": [0.3, 0.2, 0.5],
+        "weights": [0.6, 0.3, 0.1]}, "teacher": {"steps": 12}, "student": {"steps": 2, "n_components": 2},
+        "loss": ["mle", "regression"], "data": {"train": 200, "distill": 200, "evaluate": 200},
+        "selectivity": [{"temperature": 1}, {"temperature": 0.5}],
+    }  # fmt: skip
+    spec: Any = families()["diffusion"].chain_spec.model_validate(chain)
+    law = ddim(spec.truth.law(), noise_levels(12, 20.0, 0.02, 7.0))
+    return _case(chain, law, hm.Selectivity(temperature=1), hm.Selectivity(temperature=0.5))
+
+
 def _case(chain: dict[str, Any], law: hm.Law, neutral: hm.Selectivity, cold: hm.Selectivity) -> ContractCase:
     family = families()[chain["family"]]
     return ContractCase(family, law, neutral, cold, family.chain_spec.model_validate(chain))
@@ -66,6 +79,7 @@ def _case(chain: dict[str, Any], law: hm.Law, neutral: hm.Selectivity, cold: hm.
 CASES: dict[str, Callable[[Path], ContractCase]] = {
     "mixture": mixture_case,
     "markov": markov_case,
+    "diffusion": diffusion_case,
     "causal_lm": causal_case,
 }
 CASES |= {name: lambda _, make=make: make() for name, make in installed_cases().items()}
@@ -129,7 +143,7 @@ def test_a_family_is_known_in_its_folder_and_where_the_union_is_closed() -> None
     for path in source.rglob("*.py"):
         place = path.relative_to(source).parts
         own = place[1] if place[0] == "models" else ""
-        named = set(re.findall(r"hydrometer\.models\.(mixture|markov|causal_lm)\b", path.read_text("utf-8")))
+        named = set(re.findall(r"hydrometer\.models\.(mixture|markov|diffusion|causal_lm)\b", path.read_text("utf-8")))
         if len(place) > 1 and own not in (*named, "families.py"):
             found.setdefault(place[0], set()).update(named)
     assert {room: families for room, families in found.items() if families} == KNOWN

@@ -20,12 +20,13 @@ from hydrometer.core.io.yaml_io import explain, is_array, is_object, nearest
 from hydrometer.core.spec import MAX_SEED, MAX_SEEDS, ChainSpec, Name, Strict, as_tuple
 from hydrometer.models.base import Family
 from hydrometer.models.causal_lm.family import CAUSAL_LM
+from hydrometer.models.diffusion.family import DIFFUSION
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.mixture.family import MIXTURE
 
 __all__ = ["RunSpec", "families", "family_of", "missing_methods", "parse_run_spec"]
 
-BUILT_IN: tuple[Family, ...] = (MIXTURE, MARKOV, CAUSAL_LM)
+BUILT_IN: tuple[Family, ...] = (MIXTURE, MARKOV, DIFFUSION, CAUSAL_LM)
 _BUILT_IN_NAMES = frozenset(f.name for f in BUILT_IN)
 
 

@@ -27,17 +27,15 @@ from hydrometer.models.mixture.doctor import examine
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureChain, MixtureLevel, MixtureWorld
 from hydrometer.models.objectives import Divergence, divergence_of
-from hydrometer.models.rows.points import Points
+from hydrometer.models.rows.points import Points, density_exhibit
 
 if TYPE_CHECKING:
     from hydrometer.models.mixture.batch import MixtureFit
 
 __all__ = ["MIXTURE", "MixtureFamily"]
 
-_GRID = 72
 _SECONDS_A_PAIR = 0.02  # of components, and start
 _PLACES = 60_000  # points of the finest grid in two dimensions
-_SHOWN_POINTS = 200
 
 
 class MixtureFamily(CheapFamily):
@@ -132,20 +130,7 @@ class MixtureFamily(CheapFamily):
             return None
         reach = 4 * float(np.sqrt(np.max(p_star.covariances)))
         low, high = p_star.means.min(axis=0) - reach, p_star.means.max(axis=0) + reach
-        steps = np.arange(_GRID, dtype=np.float64) / (_GRID - 1)
-        x, y = (low[i] + (high[i] - low[i]) * steps for i in range(2))
-        grid = np.column_stack([np.tile(x, _GRID), np.repeat(y, _GRID)])
-        log_density = m.log_prob(grid).reshape(_GRID, _GRID)
-        return {
-            "kind": "density-2d",
-            "version": 1,
-            "x": x.round(6).tolist(),
-            "y": y.round(6).tolist(),
-            "log_density": log_density.round(4).tolist(),
-            "points": points.x[:_SHOWN_POINTS].round(4).tolist(),
-            "means": m.means.round(6).tolist(),
-            "weights": m.weights.round(9).tolist(),
-        }
+        return density_exhibit(m.log_prob, (low, high), points, m.means, m.weights)
 
     def describe_truth(self, chain: ChainSpec) -> str:
         """Name the truth."""

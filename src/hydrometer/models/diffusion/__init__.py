@@ -1,0 +1,1 @@
+"""Deterministic diffusion samplers over the plane, whose laws are known exactly."""
