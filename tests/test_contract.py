@@ -128,7 +128,7 @@ def test_a_language_model_refuses_a_tilt_and_names_what_is_near(tmp_path: Path) 
 
 KNOWN = {
     "benchmarks": {"causal_lm"},  # a card is examined on language models
-    "claims": {"markov", "causal_lm"},  # worlds that claims are measured in
+    "claims": {"causal_lm", "diffusion", "markov", "mixture"},  # worlds that claims are measured in
     "run": {"causal_lm"},  # judging, exporting and adopting are of language models
     "metrics": {"markov", "mixture"},  # exact figures
     "cli": {"causal_lm"},  # `init` drafts of tables of prompts and answers, and of models, which no other family has
