@@ -120,6 +120,18 @@ def test_a_step_is_undone_anywhere() -> None:
     assert sampler(5).log_prob(np.array([[math.inf, 0.0]])).tolist() == [-math.inf]
 
 
+@pytest.mark.parametrize("trial", range(12))
+def test_drawn_and_scored_agree_for_odd_mixtures_and_levels(trial: int) -> None:
+    u = Stream(trial).child("odd").uniforms(0, 6, 5)
+    k, spread, narrow = 1 + trial % 6, (0.1, 1.0, 30.0)[trial % 3], (1e-3, 1.0)[trial % 2]
+    odd = Spherical(u[:k, 0] / u[:k, 0].sum(), spread * (u[:k, 1:3] * 2 - 1), narrow * u[:k, 3])
+    law = sampler(1 + 3 * trial, odd, sigma_max=(5.0, 80.0)[trial % 2], sigma_min=(0.2, 0.002)[trial // 6])
+    law = law.select(hm.Selectivity(temperature=(0.05, 0.3, 2.0)[trial // 4]))
+    x = law.sample(200, seed=trial)
+    assert law.log_prob(x) == pytest.approx(x.log_prob, abs=1e-9)
+    assert np.isfinite(law.log_prob(np.concatenate([odd.sample(200).x, u[:, :2] * 500]))).all()
+
+
 def test_guidance_gives_heavier_components_more_and_the_plane_between_them_less() -> None:
     x, area = grid(4.5, 100)
     law, nearest = sampler(40), TRUTH.component_log_density(x).argmax(axis=0)
