@@ -1,54 +1,109 @@
-"""Align the teacher and distil, or distil and align the student: n-gram chains, a rare kind of row, exact tilts."""
+"""Align the teacher and distil, or distil and align the student: rare rows of chains, a light component of a mixture.
+
+Chains are aligned by the exact tilt, by policy gradients and by DPO; mixtures by the exact tilt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import product
-from typing import Annotated
+from statistics import fmean, stdev
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from hydrometer.claims.aligning import dpo, policy_gradient
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.light_component import NODES, LightFigures, LightRun, LightWorld, figures_of
 from hydrometer.claims.worlds import ChainWorld, exact_figures
+from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import as_tuple
+from hydrometer.core.spec import Selectivity, as_tuple
 from hydrometer.core.watching import doing
 from hydrometer.models.markov.law import Markov
 
-__all__ = ["World", "measure", "rare_share", "with_rare_id"]
+__all__ = ["Run", "Setting", "World", "measure", "rare_share", "with_rare_id"]
 
-ORDERS = ("align, then distil", "distil, then align")
+Way = Literal["exact tilt", "policy gradient", "DPO"]
+Order = Literal["first", "last"]
+WAYS: tuple[Way, ...] = get_args(Way)
+ORDERS: tuple[Order, ...] = get_args(Order)
 LEAST = 0.01
-"""Nats a row, or share of rows: differences below it are none that anybody would pay for."""
+"""Nats a row, or share of the target's reward: differences below it are none that anybody would pay for."""
+_Few = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
+_Some = Annotated[tuple[float, ...], BeforeValidator(as_tuple)]
+
+
+class Setting(NamedTuple):
+    """A setting; see `World`."""
+
+    rarity: float
+    rows: int
+    student: int
+    strength: float
+    temperature: float
+    drawn: int
 
 
 class World(ChainWorld):
     """Truths in which rows that begin with the last id are rare, a teacher and a student of rows.
 
-    The reward is 1 for such a row and 0 for others, so the target, the truth's tilt, is the truth with more of them.
+    The reward is 1 for such a row and 0 for others, so it is their share, the mass on what is wanted; the target, the
+    truth's tilt, is the truth with more of them. Of the tuples the first is the base; the others are varied alone.
 
     Attributes
     ----------
-    order, teacher, student : of truth, teacher and student.
-    rarities : share of rows of the truth that begin with the rare id; each is a condition. In other contexts the id's
-        probability is multiplied by it.
-    rows : of the teacher's law that the student is fitted to; each is a condition.
-    strength : b of the tilt exp(reward / b).
+    order, teacher : of truth and teacher.
+    rarities : share of rows of the truth that begin with the rare id. In other contexts the id's probability is
+        multiplied by it.
+    rows : of the teacher's law that the student is fitted to.
+    students : orders.
+    strengths : b of the tilt exp(reward / b).
+    temperatures : at which the rows that the student is fitted to are drawn.
+    drawn : rows that a policy gradient or DPO sees in all.
+    batch, rate : of a policy gradient: own rows a step, each against the mean of the others, and rate / b times the
+        gradient of E[r] - b KL as the step of the logits. It begins at its reference.
+    sharpness : of DPO's annotator: of two rows of the reference y is preferred to z with probability
+        sigmoid(sharpness (r(y) - r(z))). Ties are left out; the fit ends where a fifth of the pairs, held out, says so.
     vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`).
     train : rows of the teacher. smoothing : of counts.
+    light : mixtures on a line, tilted exactly. Of the truth's five components four are heavy: weights from 0.5 to 1.5,
+        normalised, means -6, -2, 2 and 6, each moved by 1 at most, standard deviations from 0.5 to 1.2, all uniform.
+        The light one, N(12, 0.7^2), has the rarity as its weight, and the reward is exp(-((x - 12) / 0.7)^2 / 2). The
+        teacher is a fit of `train` rows from the truth's own parameters, the student, of `students` components, one of
+        `rows` from k-means. At a temperature T these are drawn from the density p^(1 / T).
     """
 
     order: int = Field(default=3, ge=1, le=5)
-    teacher: int = Field(default=2, ge=0, le=5)
-    student: int = Field(default=1, ge=0, le=5)
-    rarities: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.1, 0.02, 0.002)
-    rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 10_000)
-    strength: float = Field(default=0.2, gt=0)
+    teacher: int = Field(default=2, ge=1, le=5)
+    rarities: _Some = Field(default=(0.01, 0.1, 0.001), min_length=1)
+    rows: _Few = Field(default=(300, 100, 3000), min_length=1)
+    students: _Few = Field(default=(1, 2), min_length=1)
+    strengths: _Some = Field(default=(0.2, 1.0), min_length=1)
+    temperatures: _Some = Field(default=(1.0, 0.7, 0.5), min_length=1)
+    drawn: _Few = Field(default=(20_000, 2000), min_length=1)
+    batch: int = Field(default=100, ge=2)
+    rate: float = Field(default=2.0, gt=0)
+    sharpness: float = Field(default=2.0, gt=0)
     vocabulary: int = Field(default=8, ge=3, le=32)
-    train: int = Field(default=20_000, ge=1)
+    train: int = Field(default=50_000, ge=1)
     smoothing: float = Field(default=0.01, gt=0)
+    light: LightWorld = LightWorld()
+
+    def settings(self) -> dict[str, Setting]:
+        """Return the settings, the base first, by what is changed in them."""
+        rarity, rows, student = self.rarities[0], self.rows[0], self.students[0]
+        base = Setting(rarity, rows, student, self.strengths[0], self.temperatures[0], self.drawn[0])
+        out = {"base": base}
+        out |= {f"rarity {x:g}": base._replace(rarity=x) for x in self.rarities[1:]}
+        out |= {f"{x:,} rows": base._replace(rows=x) for x in self.rows[1:]}
+        out |= {f"student of order {x}": base._replace(student=x) for x in self.students[1:]}
+        out |= {f"b {x:g}": base._replace(strength=x) for x in self.strengths[1:]}
+        out |= {f"temperature {x:g}": base._replace(temperature=x) for x in self.temperatures[1:]}
+        return out | {f"{x:,} drawn": base._replace(drawn=x) for x in self.drawn[1:]}
 
 
 def with_rare_id(law: Markov, rarity: float) -> Markov:
@@ -65,62 +120,210 @@ def rare_share(law: Markov) -> float:
     return float(np.exp(law.step_table(0)[law.start, -1]))
 
 
+class Figures(NamedTuple):
+    """Where one order ended in one world: the reward in shares of the target's, nats a row, rare rows distilled."""
+
+    reward: float
+    precision: float
+    recall: float
+    kl_student_target: float
+    kl_target_student: float
+    rare_rows: int
+
+
+class Run:
+    """One world: its truths, their teachers and what is made of them."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.truth = world.truth(world.order, seed)
+        self.stream = Stream(seed).child("align-first")
+        self.reward = np.zeros((world.max_new_tokens, world.vocabulary))
+        self.reward[0, -1] = 1.0
+        self._teachers: dict[tuple[object, ...], Markov] = {}
+
+    def teacher(self, p: Setting) -> Markov:
+        """Fit the teacher."""
+        key = ("none", p.rarity)
+        if key not in self._teachers:
+            rows = with_rare_id(self.truth, p.rarity).sample(self.world.train, seed=self.stream.child("train"))
+            self._teachers[key] = self.world.fitted(rows, self.world.teacher)
+        return self._teachers[key]
+
+    def aligned_teacher(self, p: Setting, way: Way) -> Markov:
+        """Align the teacher."""
+        key = (way, p.rarity, p.strength, p.drawn)
+        if key not in self._teachers:
+            self._teachers[key] = self.aligned(self.teacher(p), p, way)
+        return self._teachers[key]
+
+    def aligned(self, law: Markov, p: Setting, way: Way) -> Markov:
+        """Align any chain."""
+        w, stream = self.world, self.stream.child(way)
+        match way:
+            case "exact tilt":
+                return law.tilted(self.reward, p.strength)
+            case "policy gradient":
+                sizes = {"rows": p.drawn, "batch": w.batch}
+                return policy_gradient(law, self.reward, p.strength, **sizes, rate=w.rate, stream=stream)
+            case "DPO":
+                return dpo(law, self.reward, p.strength, rows=p.drawn, sharpness=w.sharpness, stream=stream)
+
+    def distilled(self, law: Markov, p: Setting) -> tuple[Markov, int]:
+        """Fit a student to rows of a law; and how many of them are rare."""
+        rows = law.select(Selectivity(temperature=p.temperature)).sample(p.rows, seed=self.stream.child("distill"))
+        return self.world.fitted(rows, p.student), int((rows.ids[:, 0] == self.world.vocabulary - 1).sum())
+
+    def ends(self, p: Setting, way: Way) -> dict[Order, Figures]:
+        """Go both ways."""
+        target = with_rare_id(self.truth, p.rarity).tilted(self.reward, p.strength)
+        first, seen_first = self.distilled(self.aligned_teacher(p, way), p)
+        student, seen_last = self.distilled(self.teacher(p), p)
+        last = self.aligned(student, p, way)
+        return {"first": _figures(target, first, seen_first), "last": _figures(target, last, seen_last)}
+
+
+def _figures(target: Markov, law: Markov, rare_rows: int) -> Figures:
+    exact = exact_figures(target, law, ("precision", "recall", "kl_student_truth", "kl_truth_student"))
+    return Figures(
+        reward=rare_share(law) / rare_share(target),
+        precision=exact["precision"],
+        recall=exact["recall"],
+        kl_student_target=exact["kl_student_truth"],
+        kl_target_student=exact["kl_truth_student"],
+        rare_rows=rare_rows,
+    )
+
+
+Found = dict[tuple[str, Way, Order], list[Figures]]
+"""By setting, way and order: a list over worlds."""
+FoundLight = dict[tuple[str, Order], list[LightFigures]]
+
+
 def measure(world: World, seeds: Sequence[int]) -> Measured:
-    """Measure the claim against the truth's own tilt: figures exact in each world, over worlds."""
-    reward = np.zeros((world.max_new_tokens, world.vocabulary))
-    reward[0, -1] = 1.0
-    found: dict[tuple[float, int, str], list[dict[str, float]]] = {}
+    """Measure the claim against the truth's own tilt: figures exact in each world, over worlds.
+
+    Of chains the exact tilt is drawn and noted, not checked: it ends where policy gradients end, but for what they
+    never drew.
+    """
+    found: Found = {}
+    light: FoundLight = {}
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
-        drawn = world.truth(world.order, seed)
-        stream = Stream(seed).child("align-first")
-        for rarity in world.rarities:
-            truth = with_rare_id(drawn, rarity)
-            target = truth.tilted(reward, world.strength)
-            rows = truth.sample(world.train, seed=stream.child("train"))
-            teacher = world.fitted(rows, world.teacher)
-            for n in world.rows:
-
-                def distilled(law: Markov, n: int = n, stream: Stream = stream) -> Markov:
-                    drawn_rows = law.sample(n, seed=stream.child("distill"))
-                    return world.fitted(drawn_rows, world.student)
-
-                ends = (
-                    distilled(teacher.tilted(reward, world.strength)),
-                    distilled(teacher).tilted(reward, world.strength),
-                )
-                for order, law in zip(ORDERS, ends, strict=True):
-                    figures = {**exact_figures(target, law, ("precision", "recall")), "reward": rare_share(law)}
-                    found.setdefault((rarity, n, order), []).append(figures)
-    checks: list[Check] = []
-    notes: list[str] = []
-    for rarity, n in product(world.rarities, world.rows):
-        first, last = (found[rarity, n, order] for order in ORDERS)
-        for figure, unit in (("reward", "share"), ("precision", "nats"), ("recall", "nats")):
-            gap = over_worlds([x[figure] - y[figure] for x, y in zip(first, last, strict=True)], unit)
-            what = f"{figure} at {n:,} rows, aligned first minus aligned last, {unit}"
-            checks.append(Check(f"{figure}, rarity {rarity:g}", what, gap, "above", LEAST))
-        a, b = (float(np.std([x["reward"] for x in y], ddof=1)) for y in (first, last))
-        notes.append(f"Rarity {rarity:g}, {n:,} rows: spread of the reward over worlds {a:.2g} first, {b:.2g} last.")
-    charts = [
-        Chart(
-            title,
-            "rows of the teacher",
-            label,
-            tuple(
-                Line.of(
-                    f"{order}, rarity {rarity:g}",
-                    world.rows,
-                    [over_worlds([x[figure] for x in found[rarity, n, order]]) for n in world.rows],
-                    color=i,
-                )
-                for i, (rarity, order) in enumerate(product(world.rarities, ORDERS))
-            ),
-            log_x=True,
-        )
-        for title, figure, label in (
-            ("What is rewarded", "reward", "share of rows of the rare kind"),
-            ("Cover of the target", "recall", "recall of the truth's tilt, nats"),
-        )
+        run = Run(world, seed)
+        for way, (name, setting) in product(WAYS, world.settings().items()):
+            if way != "exact tilt" or setting.drawn == world.drawn[0]:  # which draws nothing
+                for order, figures in run.ends(setting, way).items():
+                    found.setdefault((name, way, order), []).append(figures)
+        mixtures = LightRun(world.light, seed)
+        for name, light_setting in world.light.settings().items():
+            target, *ends = mixtures.laws(light_setting)
+            for order, law in zip(ORDERS, ends, strict=True):
+                light.setdefault((name, order), []).append(figures_of(target, law))
+    checks = [
+        _check(figure, name, way, found[name, way, "first"], found[name, way, "last"])
+        for figure, name, way in product(("reward", "recall"), world.settings(), WAYS[1:])
     ]
-    return Measured(tuple(checks), tuple(charts), tuple(notes))
+    checks += [
+        _check(figure, name, WAYS[0], light[name, "first"], light[name, "last"])
+        for figure, name in product(("reward", "precision", "recall"), world.light.settings())
+    ]
+    return Measured(tuple(checks), _charts(world, found, seeds[0]), _notes(world, found, light))
+
+
+def _check(figure: str, name: str, way: Way, first: Sequence[NamedTuple], last: Sequence[NamedTuple]) -> Check:
+    unit, words = ("share", "of the target's") if figure == "reward" else ("nats", "nats")
+    gap = over_worlds(_gaps(figure, first, last), unit)
+    return Check(f"{figure}, {name}", f"{figure}, {way}, aligned first minus last, {words}", gap, "above", LEAST)
+
+
+def _gaps(figure: str, first: Sequence[NamedTuple], last: Sequence[NamedTuple]) -> list[float]:
+    return [getattr(x, figure) - getattr(y, figure) for x, y in zip(first, last, strict=True)]
+
+
+def _charts(world: World, found: Found, seed: int) -> tuple[Chart, ...]:
+    """What is earned by temperature, what is not covered by rarity, and the mixtures of one world."""
+    names = {setting: name for name, setting in world.settings().items()}
+    base = next(iter(names))
+
+    def chart(title: str, field: str, values: Sequence[float], figure: str, x_label: str, y_label: str) -> Chart:
+        x = sorted(values)
+        at = [names[base._replace(**{field: v})] for v in x]
+
+        def line(way: Way, order: Order) -> Line:
+            each = [over_worlds([getattr(f, figure) for f in found[name, way, order]]) for name in at]
+            return replace(Line.of(f"{way}, aligned {order}", x, each, color=WAYS.index(way)), dashed=order == "last")
+
+        lines = tuple(line(way, order) for way, order in product(WAYS, ORDERS))
+        return Chart(title, x_label, y_label, lines, log_x=field != "temperature")
+
+    target, first, last = LightRun(world.light, seed).laws(next(iter(world.light.settings().values())))
+
+    def curve(label: str, log_p: Floats, every: int, color: int | None = None) -> Line:
+        shown = slice(1000, 7500, every)
+        y = np.exp(log_p[shown]).tolist()
+        return Line(label, NODES[shown].tolist(), y, dashed=label != "aligned first", color=color)
+
+    return (
+        chart(
+            "Chains: what is rewarded", "temperature", world.temperatures, "reward",
+            "temperature of the student's rows", "reward, of the target's",
+        ),
+        chart(
+            "Chains: what is not covered", "rarity", world.rarities, "kl_target_student",
+            "share of rare rows", "KL(target, student), nats a row",
+        ),
+        Chart(
+            "One mixture, exact tilt", "x", "density",
+            (curve("target", target, 20), curve("aligned first", first, 75, 0), curve("aligned last", last, 20, 0)),
+        ),
+    )  # fmt: skip
+
+
+Ends = dict[str, tuple[Sequence[Figures | LightFigures], Sequence[Figures | LightFigures]]]
+"""By setting: aligned first, and last."""
+
+
+def _both(ends: Ends, figure: str, over: Callable[[Iterable[float]], float] = fmean) -> str:
+    """Say what a figure is for both orders, by setting."""
+    return "; ".join(
+        f"{name} " + " and ".join(f"{over([getattr(x, figure) for x in order]):.2g}" for order in both)
+        for name, both in ends.items()
+    )
+
+
+def _notes(world: World, found: Found, light: FoundLight) -> tuple[str, ...]:
+    """Spread, precision, distance and mass, and what came of students that saw no rare row."""
+    notes: list[str] = []
+    mixtures: Ends = {name: (light[name, "first"], light[name, "last"]) for name in world.light.settings()}
+    for way in WAYS:
+        names = [name for name in world.settings() if (name, way, "first") in found]
+        ends: Ends = {name: (found[name, way, "first"], found[name, way, "last"]) for name in names}
+        ends |= mixtures if way == "exact tilt" else {}
+        label = way[0].upper() + way[1:]
+        notes.append(
+            f"{label}, spread of the reward over worlds, of the target's, first and last: "
+            f"{_both(ends, 'reward', stdev)}."
+        )
+        gaps = {name: over_worlds(_gaps("precision", *both)) for name, both in ends.items()}
+        said = [f"{name} {e.value:.2g} ({e.se:.2g})" for name, e in gaps.items()]
+        notes.append(f"{label}, precision, first minus last, nats, with its standard error: {'; '.join(said)}.")
+        notes.append(f"{label}, KL(student, target), nats, first and last: {_both(ends, 'kl_student_target')}.")
+    notes.append(
+        f"Mass within two widths of the light component, of the target's, first and last: {_both(mixtures, 'mass')}."
+    )
+    for name in world.settings():
+        last = found[name, "policy gradient", "last"]
+        blind = [i for i, x in enumerate(last) if x.rare_rows == 0]
+        if not blind:
+            continue
+        ends = {
+            way: ([found[name, way, "first"][i] for i in blind], [found[name, way, "last"][i] for i in blind])
+            for way in WAYS
+            if (name, way, "last") in found
+        }
+        notes.append(
+            f"{name[0].upper()}{name[1:]}: in {len(blind)} of {len(last)} worlds the student to align saw no rare row. "
+            f"There the reward, of the target's, is, first and last: {_both(ends, 'reward')}."
+        )
+    return tuple(notes)
