@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from hydrometer.claims.measures.sample_metrics import World, measure, neighbour_figures
 from hydrometer.core.errors import SpecError
 
-SMALL = World(dimensions=(1, 3), points=(10, 20), neighbours=(2, 4), shift=1.5)
+SMALL = World(dimensions=(1, 3), points=(10, 20), neighbours=(2, 4), per_cluster=5, shift=1.5)
 
 
 def by_loops(real: np.ndarray, generated: np.ndarray, k: int) -> dict[str, float]:
@@ -50,12 +50,16 @@ def test_density_and_coverage_of_equal_laws_have_known_means() -> None:
 
 def test_checks_are_differences_from_one_and_from_the_frontier() -> None:
     checks = measure(SMALL, range(4)).checks
-    assert len(checks) == 10
+    assert len(checks) == 2 * 9
     alpha, _ = quad(lambda x: min(stats.norm.pdf(x), stats.norm.pdf(x, SMALL.shift)), -12, 12, points=[SMALL.shift / 2])
-    for supports, frontier in (checks[3:5], checks[8:10]):
+    for supports, frontier in (checks[3:5], checks[12:14]):
         assert supports.condition == frontier.condition
         assert frontier.estimate.value - supports.estimate.value == pytest.approx(1 - alpha, abs=1e-7)  # type: ignore[operator]
         assert frontier.estimate.se == pytest.approx(supports.estimate.se, rel=1e-9)
+    mean = sum(
+        x.y[0] for x in measure(SMALL, range(4)).charts[2].lines if x.label == "1.5 apart: 20 points, 4 clusters"
+    )
+    assert checks[7].estimate.value == pytest.approx(mean, abs=1e-12)
     again = measure(SMALL, range(4)).checks
     assert [c.estimate for c in again] == [c.estimate for c in checks]
 
@@ -66,3 +70,9 @@ def test_checks_are_differences_from_one_and_from_the_frontier() -> None:
 def test_worlds_that_make_no_sense_are_refused(change: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(SpecError, match="two numbers of points"):
         measure(SMALL.model_copy(update=change), range(2))
+
+
+@pytest.mark.parametrize("per_cluster", [6, 15])
+def test_clusters_are_two_numbers_of_two_or_more(per_cluster: int) -> None:
+    with pytest.raises(SpecError, match="numbers of clusters"):
+        measure(SMALL.model_copy(update={"per_cluster": per_cluster}), range(2))

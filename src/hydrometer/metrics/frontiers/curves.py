@@ -139,7 +139,7 @@ def area_of(kl_q: Floats, kl_p: Floats) -> tuple[float, Floats, Floats]:
 
     Parameters
     ----------
-    kl_q, kl_p : (J,) KL(q || r_w) and KL(p* || r_w) at `WEIGHTS`, nats.
+    kl_q, kl_p : (J,) KL(q || r_w) and KL(p* || r_w) at rising weights w, as `WEIGHTS`, nats.
 
     Returns
     -------
