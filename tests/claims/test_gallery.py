@@ -16,7 +16,10 @@ from hydrometer.core.errors import SpecError
 from hydrometer.run.graph.recipes import load_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "claims"
-SMALL = ["seeds=3", "world.students=[1]", "world.path=[1.0, 0.5]", "world.max_new_tokens=8", "world.late=[]"]
+SMALL = [
+    *("seeds=3", "world.students=[1]", "world.path=[1.0, 0.5]", "world.max_new_tokens=8", "world.late=[]"),
+    *("world.mixtures.students=[2]", "world.mixtures.powers=[1.0, 30.0]"),
+]
 
 
 @pytest.mark.parametrize("name", claims())

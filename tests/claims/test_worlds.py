@@ -11,9 +11,17 @@ from typer.testing import CliRunner
 
 import hydrometer as hm
 from chains import mixture_spec
-from hydrometer.claims.worlds import ChainWorld, degrees_between, exact_figures
+from hydrometer.claims.worlds import (
+    ChainWorld,
+    degrees_between,
+    exact_figures,
+    fitted_mixture,
+    mixture_entropy,
+    mixture_figures,
+)
 from hydrometer.cli.commands import app
 from hydrometer.core.errors import FitError
+from hydrometer.core.rng import Stream
 
 
 def test_a_world_draws_and_counts() -> None:
@@ -33,6 +41,30 @@ def test_an_infinite_figure_is_no_number() -> None:
     assert exact_figures(said, silent, ("precision",))["precision"] < 0
     with pytest.raises(FitError, match="infinite in a world; got 'recall'"):
         exact_figures(said, silent, ("precision", "recall"))
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_figures_of_mixtures_are_sums_over_a_grid(d: int) -> None:
+    truth = hm.Mixture([0.6, 0.4], np.repeat([[-1.0], [1.5]], d, axis=1), [0.5, 1.0], covariance_type="spherical")
+    law = hm.Mixture([0.2, 0.8], np.repeat([[0.0], [1.0]], d, axis=1), np.full((2, d), 0.7), covariance_type="diag")
+    step = 0.05
+    x = np.stack(np.meshgrid(*[np.arange(-9, 9, step)] * d, indexing="ij"), axis=-1).reshape(-1, d)
+    (p, log_p), (q, log_q) = ((np.exp(m.log_prob(x)) * step**d, m.log_prob(x)) for m in (truth, law))
+    expected = {
+        "precision": q @ log_p,
+        "recall": p @ log_q,
+        "entropy": -(q @ log_q),
+        "kl_student_truth": q @ (log_q - log_p),
+    }
+    assert mixture_figures(truth, law) == pytest.approx(expected, rel=1e-5)
+    assert mixture_entropy(truth) == pytest.approx(-(p @ log_p), rel=1e-5)
+
+
+def test_a_mixture_of_one_has_the_points_moments() -> None:
+    rows = hm.Mixture([1.0], [[2.0, 0.0]], [1.0], covariance_type="spherical").sample(50)
+    law = fitted_mixture(rows, 1, Stream(0), reg_covar=0.25)
+    assert law.means[0] == pytest.approx(rows.x.mean(axis=0))
+    assert law.covariances[0] == pytest.approx(rows.x.var(axis=0) + 0.25)
 
 
 def test_angles_near_nothing_and_of_opposites() -> None:

@@ -1,4 +1,4 @@
-"""What the measures of several claims share: worlds of n-gram chains, exact figures, angles."""
+"""What the measures of several claims share: worlds of n-gram chains and of mixtures, exact figures, angles."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from pydantic import Field
 
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import FitError
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Strict
-from hydrometer.metrics.exact import judge_exact
+from hydrometer.metrics.exact import expected_log_prob, judge_exact
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.spec import MarkovTruth
+from hydrometer.models.mixture.em import fit_mixture
+from hydrometer.models.mixture.law import Mixture
+from hydrometer.models.rows.points import Points
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["ChainWorld", "degrees_between", "exact_figures"]
+__all__ = ["ChainWorld", "degrees_between", "exact_figures", "fitted_mixture", "mixture_entropy", "mixture_figures"]
+
+_STILL = 1e-6  # of quadratures: worlds differ by far more
 
 
 class ChainWorld(Strict):
@@ -67,6 +73,38 @@ def exact_figures(truth: Markov, law: Markov, names: Sequence[str]) -> dict[str,
             raise FitError("a figure is infinite in a world", got=name, fix="smooth more, or take a warmer teacher")
         out[name] = value
     return out
+
+
+def fitted_mixture(rows: Points, components: int, seed: Stream, *, reg_covar: float = 1e-6) -> Mixture:
+    """Fit a mixture of diagonal Gaussians by maximum likelihood (`fit_mixture`)."""
+    fit = fit_mixture(rows.x, components, covariance_type="diag", seed=seed, reg_covar=reg_covar)
+    assert isinstance(fit.model, Mixture)  # one data set
+    return fit.model
+
+
+def mixture_entropy(law: Mixture) -> float:
+    """Entropy of a mixture on a line or in the plane by quadrature, nats a point.
+
+    Examples
+    --------
+    >>> round(mixture_entropy(Mixture([1.0], [[0.0]], [1.0], covariance_type="spherical")), 6)
+    1.418939
+    """
+    return -expected_log_prob(law, law, still=_STILL)[0]
+
+
+def mixture_figures(truth: Mixture, law: Mixture) -> dict[str, float]:
+    """Return precision, recall, entropy and KL(law, truth), nats a point, by quadrature.
+
+    Examples
+    --------
+    >>> one, two = (Mixture([1.0], [[m]], [1.0], covariance_type="spherical") for m in (0.0, 2.0))
+    >>> round(mixture_figures(one, two)["kl_student_truth"], 6)
+    2.0
+    """
+    precision, recall = (expected_log_prob(p, q, still=_STILL)[0] for p, q in ((law, truth), (truth, law)))
+    entropy = mixture_entropy(law)
+    return {"precision": precision, "recall": recall, "entropy": entropy, "kl_student_truth": -entropy - precision}
 
 
 def degrees_between(a: Floats, b: Floats) -> float:

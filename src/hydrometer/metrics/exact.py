@@ -57,7 +57,7 @@ def _narrowest(p: Mixture, q: Mixture) -> float:
     return float(widths[..., 0][within].min(initial=math.inf))
 
 
-def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
+def _by_quadrature(p: Mixture, q: Mixture, still: float) -> tuple[float, float]:
     found: list[float] = []
     # Two sums also agree where both step over the same narrow component.
     narrowest = _narrowest(p, q)
@@ -74,7 +74,7 @@ def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
             total += float(p.weights[k]) * float(w @ q.log_prob(p.component_points(np.array([k]), z)[0]))
         found.append(total)
         for a, b in pairwise(found[-2:]):
-            if step <= narrowest and abs(a - b) <= _STILL * (1 + abs(b)):
+            if step <= narrowest and abs(a - b) <= still * (1 + abs(b)):
                 return b, abs(a - b)
     gap = abs(found[-1] - found[-2])
     if gap > 1e-6 * (1 + abs(found[-1])):
@@ -86,8 +86,12 @@ def _by_quadrature(p: Mixture, q: Mixture) -> tuple[float, float]:
     return found[-1], gap
 
 
-def expected_log_prob(p: Mixture, q: Mixture) -> tuple[float, float]:
+def expected_log_prob(p: Mixture, q: Mixture, *, still: float = _STILL) -> tuple[float, float]:
     """Return E_p log q, nats, and what the last refinement changed (0 for a closed form).
+
+    Parameters
+    ----------
+    still : relative change below which a sum is refined no more.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def expected_log_prob(p: Mixture, q: Mixture) -> tuple[float, float]:
         return value, 0.0
     if p.n_features not in _STEPS:
         raise InputError("quadrature is for one or two dimensions", got=p.n_features, fix="use judge, by Monte Carlo")
-    return _by_quadrature(p, q)
+    return _by_quadrature(p, q, still)
 
 
 def _on_nodes(p: Mixture, q: Mixture, step: float) -> Outcomes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
@@ -12,22 +13,37 @@ from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
-from hydrometer.claims.worlds import ChainWorld, exact_figures
+from hydrometer.claims.worlds import ChainWorld, exact_figures, fitted_mixture, mixture_entropy, mixture_figures
 from hydrometer.core.errors import FitError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity, as_tuple
+from hydrometer.core.spec import Selectivity, Strict, as_tuple
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.watching import doing
 from hydrometer.models.markov.law import Markov
+from hydrometer.models.mixture.law import Mixture
+from hydrometer.models.mixture.spec import MixtureTruth
 
-__all__ = ["World", "measure"]
+__all__ = ["Mixtures", "World", "as_cold", "measure"]
 
 FIGURES = ("precision", "recall", "entropy", "precision_per_token", "length")
 REACH = 0.02, 2.0  # temperatures of the decoding control
+COLDEST = 1e4  # weight power: the heaviest component alone, but for others as heavy to the fourth digit
+RING = tuple((float(x), float(y)) for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y)
+
+
+class Mixtures(Strict):
+    """Points of the truth, a teacher of them, students of points of the teacher; all mixtures of Gaussians."""
+
+    truth: MixtureTruth = MixtureTruth(means=RING, covariances=0.025)
+    teacher: int = Field(default=4, ge=1, le=64)
+    students: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (1, 2, 4)
+    powers: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    train: int = Field(default=100, ge=1)
+    distill: int = Field(default=1000, ge=1)
 
 
 class World(ChainWorld):
-    """Truths drawn at random, a teacher of rows of each, students of rows of the teacher; all n-gram chains.
+    """Truths drawn at random, a teacher of rows of each, students of rows of the teacher; n-gram chains, and mixtures.
 
     Attributes
     ----------
@@ -40,6 +56,10 @@ class World(ChainWorld):
         lengthens rows of others until no temperature gives an entropy.
     vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`): rows of its table are Dirichlet.
     train, distill : rows. smoothing : of counts.
+    mixtures : Gaussians, mixed, in the plane, by default those of the paper: `truth`; `teacher` and `students`,
+        numbers of components, fitted to `train` points of the truth and `distill` of the teacher; `powers` of the
+        teacher's weights, the greatest of which is the cold one's. The warm student is cooled, by its own weights, to
+        the cold one's entropy, or where no power gives that, as far as it goes: to its heaviest component.
     """
 
     order: int = Field(default=3, ge=1, le=5)
@@ -50,6 +70,7 @@ class World(ChainWorld):
     late: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.1,)
     train: int = Field(default=2000, ge=1)
     distill: int = Field(default=4000, ge=1)
+    mixtures: Mixtures = Mixtures()
 
 
 def _figures(truth: Markov, law: Markov) -> dict[str, float]:
@@ -71,7 +92,12 @@ def _decoded(truth: Markov, student: Markov, entropy: float) -> dict[str, float]
 
 
 def measure(world: World, seeds: Sequence[int]) -> Measured:
-    """Measure the claim: differences in nats a row, each exact in its world, over worlds."""
+    """Measure the claim: differences in nats a row or a point, each exact in its world, over worlds."""
+    chains, mixtures = _chains(world, seeds), _mixtures(world.mixtures, seeds)
+    return Measured(chains.checks + mixtures.checks, chains.charts + mixtures.charts, chains.notes + mixtures.notes)
+
+
+def _chains(world: World, seeds: Sequence[int]) -> Measured:
     temperatures = sorted({1.0, world.temperature, *world.path})
     found: dict[tuple[float, int, str, float], list[dict[str, float]]] = {}
     ends = dict.fromkeys((world.end, *world.late))
@@ -126,6 +152,88 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
         order = f"A student of the teacher's own order ({world.teacher})"
         notes.append(f"{order} differs from decoding by finite rows and smoothing alone.")
     return Measured(tuple(checks), tuple(charts), tuple(notes))
+
+
+def as_cold(law: Mixture, entropy: float) -> tuple[Mixture, bool]:
+    """Cool a mixture by its weights until it has this entropy, nats, or as far as that goes.
+
+    Returns
+    -------
+    The mixture, and whether it has the entropy.
+    """
+
+    def cooled(log_power: float) -> Mixture:
+        return law.select(Selectivity(weight_power=math.exp(log_power)))
+
+    def gap(log_power: float) -> float:
+        return mixture_entropy(cooled(log_power)) - entropy
+
+    ends = 0.0, math.log(COLDEST)
+    warm, cold = (gap(x) for x in ends)
+    if warm <= 0 or cold >= 0:
+        return cooled(ends[int(warm > 0)]), warm == 0 or cold == 0
+    return cooled(cast("float", brentq(gap, *ends, xtol=1e-9))), True
+
+
+_Found = dict[tuple[int, float | None], list[dict[str, float]]]  # by student and power; None: cooled itself
+
+
+def _students(world: Mixtures, powers: Sequence[float], seeds: Sequence[int]) -> tuple[_Found, dict[int, int]]:
+    """Figures of students in each world, and in how many the cooled one has the cold one's entropy."""
+    truth, cold = world.truth.law(), powers[-1]
+    found, reached = _Found(), dict.fromkeys(world.students, 0)
+    for seed in seeds:
+        doing(f"mixtures {seed + 1} of {len(seeds)}")
+        stream = Stream(seed).child("colder-teacher", "mixtures")
+        drawn = truth.sample(world.train, seed=stream.child("train"))
+        teacher = fitted_mixture(drawn, world.teacher, stream.child("teacher"))
+        for k in world.students:
+            laws = {
+                b: fitted_mixture(
+                    teacher.select(Selectivity(weight_power=b)).sample(world.distill, seed=stream.child("distill")),
+                    k,
+                    stream.child("student", str(k)),
+                )
+                for b in powers
+            }
+            for b, law in laws.items():
+                found.setdefault((k, b), []).append(mixture_figures(truth, law))
+            cooled, there = as_cold(laws[1.0], found[k, cold][-1]["entropy"])
+            found.setdefault((k, None), []).append(mixture_figures(truth, cooled))
+            reached[k] += there
+    return found, reached
+
+
+def _mixtures(world: Mixtures, seeds: Sequence[int]) -> Measured:
+    powers = sorted({1.0, *world.powers})
+    cold = powers[-1]
+    found, reached = _students(world, powers, seeds)
+    checks: list[Check] = []
+    lines: list[Line] = []
+    notes: list[str] = []
+
+    def mean(student: int, power: float | None, figure: str) -> float:
+        return fmean(x[figure] for x in found[student, power])
+
+    for k in world.students:
+        where = f"mixtures, student of {k}"
+        for figure, says in (("precision", "above"), ("recall", "below")):
+            what = f"{figure}, distilled at weight power {cold:g} minus at 1, nats"
+            gap = _less(found[k, cold], found[k, 1.0], figure)
+            checks.append(Check(f"against a warm teacher, {where}", what, gap, says))
+        what = "precision, distilled minus cooled to the same entropy, or as far as it goes, nats"
+        gap = _less(found[k, cold], found[k, None], "precision")
+        checks.append(Check(f"against cooling, {where}", what, gap, "above"))
+        recall, precision = ([mean(k, b, figure) for b in powers] for figure in ("recall", "precision"))
+        lines.append(Line(f"student of {k}", recall, precision))
+        notes.append(
+            f"Mixtures, student of {k}, at weight powers {', '.join(f'{b:g}' for b in powers)}: precision "
+            f"{', '.join(f'{x:.3g}' for x in precision)}, recall {', '.join(f'{x:.3g}' for x in recall)} nats a point; "
+            f"cooled, the warm student has the cold one's entropy in {reached[k]} of {len(seeds)} worlds, precision "
+            f"{mean(k, None, 'precision'):.3g} and recall {mean(k, None, 'recall'):.3g}."
+        )
+    title = f"Mixtures, weight powers {', '.join(f'{b:g}' for b in powers)}"
+    return Measured(tuple(checks), (Chart(title, "recall, nats", "precision, nats", tuple(lines)),), tuple(notes))
 
 
 def _path(
