@@ -7,12 +7,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hydrometer.claims.measures.teacher_too_good import World, held_out, measure, student_of
+from hydrometer.claims.measures import teacher_too_good
+from hydrometer.claims.measures.teacher_too_good import Mixtures, World, held_out, measure, student_of
+from hydrometer.claims.worlds import mixture_entropy
 from hydrometer.core.errors import InputError
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.spec import MarkovTruth
+from hydrometer.models.mixture.spec import MixtureWorld
 
 V, L = 3, 4
 
@@ -56,6 +60,24 @@ def test_students_are_as_enumerated(order: int, temperature: float) -> None:
     assert found["kl_student_truth"].value == pytest.approx(q @ np.log(q / p), rel=1e-9)
 
 
+def test_students_of_mixtures_are_in_closed_form() -> None:
+    truth = MixtureWorld(n_components=3, n_features=1)
+    mixtures = Mixtures(truth=truth, student=1, teachers=(1, 3), rows=(200,), powers=(1.0,), distill=50_000)
+    found = teacher_too_good._mixtures(mixtures, range(2))
+    for w in range(2):
+        law = truth.model_copy(update={"seed": w}).law()
+        x = law.sample(200, seed=Stream(w).child("teacher-too-good", "mixtures", "200")).x
+        mean, variance = (
+            x.mean(),
+            x.var() + 0.01,
+        )  # a mixture of one, and its student, up to 50,000 points and twice 0.01
+        of_law, spread = (float(m[0].item()) for m in law.moments())
+        kl = -mixture_entropy(law) + 0.5 * (np.log(2 * np.pi * variance) + (spread + (of_law - mean) ** 2) / variance)
+        assert found.own[w, 0, 0] == pytest.approx(kl, rel=1e-4)
+        assert found.students["kl_truth_student"][w, 0, 0, 0] == pytest.approx(kl, abs=0.01)
+        assert abs(found.own[w, 0, 1] - kl) > 0.1  # another teacher would be told apart
+
+
 def test_the_choice_is_held_out() -> None:
     # Even worlds choose the second column, odd ones would choose the first.
     values = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 2.0], [3.0, 1.0, 2.0], [0.0, 4.0, 3.0]])
@@ -67,7 +89,14 @@ def test_the_choice_is_held_out() -> None:
 
 
 def test_a_small_world_repeats() -> None:
-    world = World(order=2, vocabulary=3, max_new_tokens=3, teachers=(0, 1, 2), rows=(50,), temperatures=(1.0, 0.6))
+    truth = MixtureWorld(n_components=3, n_features=1)
+    mixtures = Mixtures(truth=truth, student=1, teachers=(1, 2, 3), rows=(100,), powers=(1.0,), distill=100)
+    chains = {"order": 2, "vocabulary": 3, "max_new_tokens": 3, "teachers": (0, 1, 2), "rows": (50,)}
+    world = World(**chains, temperatures=(1.0, 0.6), mixtures=mixtures)
     a, b = (measure(world, range(4)) for _ in range(2))
     assert a == b
-    assert len(a.checks) == 4
+    assert len(a.checks) == 4 + 2
+    gap = a.checks[-1].estimate.value
+    other = measure(world.model_copy(update={"mixtures": mixtures.model_copy(update={"rows": (400,)})}), range(4))
+    assert other.checks[-1].estimate.value != gap
+    assert other.checks[:4] == a.checks[:4]

@@ -75,9 +75,27 @@ def exact_figures(truth: Markov, law: Markov, names: Sequence[str]) -> dict[str,
     return out
 
 
-def fitted_mixture(rows: Points, components: int, seed: Stream, *, reg_covar: float = 1e-6) -> Mixture:
-    """Fit a mixture of diagonal Gaussians by maximum likelihood (`fit_mixture`)."""
-    fit = fit_mixture(rows.x, components, covariance_type="diag", seed=seed, reg_covar=reg_covar)
+def fitted_mixture(
+    rows: Points,
+    components: int,
+    seed: Stream,
+    *,
+    reg_covar: float = 1e-6,
+    n_init: int = 1,
+    tol: float = 1e-3,
+    max_iter: int = 100,
+) -> Mixture:
+    """Fit a mixture of diagonal Gaussians by maximum likelihood; parameters as in `fit_mixture`."""
+    fit = fit_mixture(
+        rows.x,
+        components,
+        covariance_type="diag",
+        seed=seed,
+        reg_covar=reg_covar,
+        n_init=n_init,
+        tol=tol,
+        max_iter=max_iter,
+    )
     assert isinstance(fit.model, Mixture)  # one data set
     return fit.model
 

@@ -1,8 +1,11 @@
-"""Students of teachers of several orders: whether a smaller teacher than the largest makes the better one."""
+"""Students of teachers of several sizes: whether a smaller teacher than the largest makes the better one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Annotated
 
 import numpy as np
@@ -10,23 +13,38 @@ from pydantic import BeforeValidator, Field
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
-from hydrometer.claims.worlds import ChainWorld, exact_figures
+from hydrometer.claims.worlds import ChainWorld, exact_figures, fitted_mixture, mixture_entropy, mixture_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import Selectivity, as_tuple
+from hydrometer.core.spec import Selectivity, Strict, as_tuple
 from hydrometer.core.watching import doing
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.optimum import fit_objective
+from hydrometer.models.mixture.law import Mixture
+from hydrometer.models.mixture.spec import MixtureWorld
 from hydrometer.models.objectives import Divergence
 
-__all__ = ["World", "held_out", "measure", "student_of"]
+__all__ = ["Mixtures", "World", "held_out", "measure", "student_of"]
 
 FIGURES = {"kl_truth_student": "KL(truth, student)", "kl_student_truth": "KL(student, truth)"}
 
 
+class Mixtures(Strict):
+    """Truths drawn at random, teachers of points of each, students of all that each teacher says; mixtures."""
+
+    truth: MixtureWorld = MixtureWorld(n_components=16, n_features=1, separation=2.0, weight_ratio=4.0)
+    student: int = Field(default=4, ge=1, le=16)
+    teachers: Annotated[tuple[int, ...], Field(min_length=2), BeforeValidator(as_tuple)] = (4, 6, 10, 16, 24)
+    rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 20_000)
+    powers: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 2.0)
+    distill: int = Field(default=5000, ge=1)
+    reg_covar: float = Field(default=0.01, ge=0)
+    n_init: int = Field(default=5, ge=1)
+
+
 class World(ChainWorld):
-    """Truths drawn at random, teachers of rows of each, students of all that each teacher says; n-gram chains.
+    """Truths drawn at random, teachers of rows of each, students of all that each teacher says; chains, and mixtures.
 
     Attributes
     ----------
@@ -35,6 +53,10 @@ class World(ChainWorld):
     teachers : orders; the last is the largest, the others are the smaller ones.
     rows : of a teacher; each is a condition. smoothing : of its counts.
     temperatures : of a teacher; each is a condition.
+    mixtures : Gaussians, mixed, on a line: `truth`, drawn anew with each seed (`MixtureWorld`); `student` and
+        `teachers`, numbers of components, the teachers fitted to `rows` points, and students to `distill` points of a
+        teacher, with `reg_covar` added to variances, the best of `n_init` starts; `powers` of a teacher's weights in
+        the place of temperatures.
     """
 
     order: int = Field(default=4, ge=1, le=5)
@@ -43,6 +65,7 @@ class World(ChainWorld):
     teachers: Annotated[tuple[int, ...], Field(min_length=2), BeforeValidator(as_tuple)] = (0, 1, 2, 3, 4)
     rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 20_000)
     temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.6)
+    mixtures: Mixtures = Mixtures()
 
 
 def student_of(teacher: Markov, order: int) -> Markov:
@@ -68,8 +91,42 @@ def held_out(values: Floats) -> tuple[int, Floats]:
     return best, other[:, -1] - other[:, best]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Figures of a kind of world, and its words.
+
+    Attributes
+    ----------
+    students : by figure, (W, rows, coolings, teachers). own : of the teachers, KL(truth, teacher), (W, rows, teachers).
+    sizes : of teachers; the last is the largest. size : what it is. student : its size.
+    where : by rows and cooling, in words.
+    """
+
+    students: dict[str, Floats]
+    own: Floats
+    sizes: tuple[int, ...]
+    size: str
+    student: int
+    where: tuple[tuple[str, ...], ...]
+
+
 def measure(world: World, seeds: Sequence[int]) -> Measured:
-    """Measure the claim: differences in nats a row, exact in each world, over the worlds that did not choose."""
+    """Measure the claim: differences in nats, exact in each world, over the worlds that did not choose."""
+    checks: list[Check] = []
+    notes: list[str] = []
+    charts: list[Chart] = []
+    for found, shown in (
+        (_chains(world, seeds), tuple(FIGURES)),
+        (_mixtures(world.mixtures, seeds), ("kl_truth_student",)),
+    ):
+        more, said = _compared(found)
+        checks += more
+        notes += said
+        charts += _charts(found, shown)
+    return Measured(tuple(checks), tuple(charts), tuple(notes))
+
+
+def _chains(world: World, seeds: Sequence[int]) -> _Found:
     shape = len(seeds), len(world.rows), len(world.temperatures), len(world.teachers)
     students = {figure: np.zeros(shape) for figure in FIGURES}
     own = np.zeros((len(seeds), len(world.rows), len(world.teachers)))
@@ -85,37 +142,83 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                     student = student_of(teacher.select(Selectivity(temperature=temperature)), world.student)
                     for figure, value in exact_figures(truth, student, tuple(FIGURES)).items():
                         students[figure][w, i, j, k] = value
+    where = tuple(tuple(f"teachers of {n} rows at temperature {t:g}" for t in world.temperatures) for n in world.rows)
+    return _Found(students, own, world.teachers, "order", world.student, where)
+
+
+def _mixtures(world: Mixtures, seeds: Sequence[int]) -> _Found:
+    shape = len(seeds), len(world.rows), len(world.powers), len(world.teachers)
+    students = {figure: np.zeros(shape) for figure in FIGURES}
+    own = np.zeros((len(seeds), len(world.rows), len(world.teachers)))
+    # Looser fits end before they have settled, by more than what teachers differ by.
+    fitted = partial(fitted_mixture, reg_covar=world.reg_covar, n_init=world.n_init, tol=1e-5, max_iter=1000)
+    for w, seed in enumerate(seeds):
+        doing(f"mixtures {seed + 1} of {len(seeds)}")
+        truth = world.truth.model_copy(update={"seed": seed}).law()
+        entropy = mixture_entropy(truth)
+
+        def figures(law: Mixture, truth: Mixture = truth, entropy: float = entropy) -> dict[str, float]:
+            found = mixture_figures(truth, law)
+            return {**found, "kl_truth_student": -entropy - found["recall"]}
+
+        stream = Stream(seed).child("teacher-too-good", "mixtures")
+        for (i, n), (k, size) in product(enumerate(world.rows), enumerate(world.teachers)):
+            drawn = truth.sample(n, seed=stream.child(str(n)))
+            teacher = fitted(drawn, size, stream.child("teacher", str(size)))
+            own[w, i, k] = figures(teacher)["kl_truth_student"]
+            for j, power in enumerate(world.powers):
+                cold = teacher.select(Selectivity(weight_power=power))
+                points = cold.sample(world.distill, seed=stream.child("distill"))
+                found = figures(fitted(points, world.student, stream.child("student")))
+                for figure in FIGURES:
+                    students[figure][w, i, j, k] = found[figure]
+    where = tuple(
+        tuple(f"mixtures, teachers of {n} points at weight power {b:g}" for b in world.powers) for n in world.rows
+    )
+    return _Found(students, own, world.teachers, "number of components", world.student, where)
+
+
+def _compared(found: _Found) -> tuple[list[Check], list[str]]:
+    """The largest teacher's student against that of the best smaller one, and what each teacher's is."""
     checks: list[Check] = []
     notes: list[str] = []
-    largest = world.teachers[-1]
-    for i, n in enumerate(world.rows):
-        means = ", ".join(f"{x:.3g}" for x in own[:, i].mean(axis=0))
-        orders = ", ".join(map(str, world.teachers))
-        notes.append(f"Teachers of {n} rows, orders {orders}: their own KL(truth, teacher), nats: {means}.")
-        for j, temperature in enumerate(world.temperatures):
+    sizes, largest = ", ".join(map(str, found.sizes)), found.sizes[-1]
+    for i, coolings in enumerate(found.where):
+        means = ", ".join(f"{x:.3g}" for x in found.own[:, i].mean(axis=0))
+        teachers = coolings[0].rpartition(" at ")[0]
+        teachers = f"{teachers[0].upper()}{teachers[1:]}"
+        notes.append(f"{teachers}, {found.size} {sizes}: their own KL(truth, teacher), nats: {means}.")
+        for j, where in enumerate(coolings):
             for figure, words in FIGURES.items():
-                values = students[figure][:, i, j]
+                values = found.students[figure][:, i, j]
                 best, gap = held_out(values)
-                condition = f"{words}, teachers of {n} rows at temperature {temperature:g}"
-                what = f"{words}, largest teacher's (order {largest}) minus best smaller one's, nats"
-                checks.append(Check(condition, what, over_worlds(gap), "above"))
+                what = f"{words}, largest teacher's ({found.size} {largest}) minus best smaller one's, nats"
+                checks.append(Check(f"{words}, {where}", what, over_worlds(gap), "above"))
                 means = ", ".join(f"{x:.4g}" for x in values.mean(axis=0))
-                chosen = f"the best smaller teacher is of order {world.teachers[best]}"
-                notes.append(f"{condition}: {chosen}; by order, nats: {means}.")
-    return Measured(tuple(checks), _charts(students, world), tuple(notes))
+                chosen = f"the best smaller teacher has {found.size} {found.sizes[best]}"
+                notes.append(f"{words}, {where}: {chosen}; by {found.size}, nats: {means}.")
+    return checks, notes
 
 
-def _charts(students: dict[str, Floats], world: World) -> tuple[Chart, ...]:
+def _charts(found: _Found, shown: tuple[str, ...]) -> list[Chart]:
     """Figures minus the largest teacher's, of teachers that can say what the student can."""
-    kept = [k for k, order in enumerate(world.teachers) if order >= world.student]
+    kept = [k for k, size in enumerate(found.sizes) if size >= found.student]
     out: list[Chart] = []
-    for figure, words in FIGURES.items():
+    for figure in shown:
         lines: list[Line] = []
-        for i, n in enumerate(world.rows):
-            for j, temperature in enumerate(world.temperatures):
-                gaps = students[figure][:, i, j] - students[figure][:, i, j, -1:]
-                label = f"{n} rows, temperature {temperature:g}"
+        for i, coolings in enumerate(found.where):
+            for j, where in enumerate(coolings):
+                gaps = found.students[figure][:, i, j] - found.students[figure][:, i, j, -1:]
+                label = where.rpartition("teachers of ")[2].replace(" at ", ", ")
                 each = [over_worlds(gaps[:, k]) for k in kept]
-                lines.append(Line.of(label, [world.teachers[k] for k in kept], each))
-        out.append(Chart(words, "order of the teacher", "minus the largest teacher's, nats", tuple(lines), zero=True))
-    return tuple(out)
+                lines.append(Line.of(label, [found.sizes[k] for k in kept], each))
+        out.append(
+            Chart(
+                FIGURES[figure],
+                f"{found.size} of the teacher",
+                "minus the largest teacher's, nats",
+                tuple(lines),
+                zero=True,
+            )
+        )
+    return out
