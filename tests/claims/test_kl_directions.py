@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,9 @@ from hydrometer.claims.measures.kl_directions import (
     fit_bell,
     head_of,
     kl_gradient,
+    laws_on_the_way,
     measure,
+    toys,
     two_bells,
 )
 
@@ -79,6 +83,36 @@ def test_forward_bell_has_the_moments_of_the_teacher() -> None:
     q = fit_bell(p, "forward", [(24.0, 2.0), (36.0, 2.0), (30.0, 6.0)])
     x = np.arange(60)
     assert [q @ x, q @ x**2] == pytest.approx([p @ x, p @ x**2], rel=1e-4)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_adam_is_torchs(direction: Direction) -> None:
+    torch = pytest.importorskip("torch")
+    toy = toys()[0]
+    p = toy.law / toy.law.sum()
+    start = np.random.default_rng(0).uniform(size=len(p))
+    theirs = torch.tensor(start, requires_grad=True)
+    adam = torch.optim.Adam([theirs], lr=toy.rate)
+    log_p = torch.tensor(np.log(p))
+    for ours in islice(laws_on_the_way(p[None], start[None], direction, rate=toy.rate, adam=True), 60):
+        log_q = torch.log_softmax(theirs, -1)
+        np.testing.assert_allclose(ours[0], log_q.exp().detach().numpy(), rtol=1e-9)
+        a, b = (log_p, log_q) if direction == "forward" else (log_q, log_p)
+        adam.zero_grad()
+        (a.exp() * (a - b)).mean().backward()
+        adam.step()
+
+
+def test_what_is_left_is_what_the_papers_notebook_prints() -> None:
+    toy = toys()[2]
+    rng = np.random.default_rng(0)
+    p = toy.law * (1 + toy.noise * rng.uniform(size=(8, 80)))
+    p /= p.sum(axis=1, keepdims=True)
+    start = rng.uniform(size=p.shape)
+    for direction, printed in zip(DIRECTIONS, (1.1492e-06, 5.1159e-06), strict=True):  # of FR_compare, means over bins
+        *_, q = islice(laws_on_the_way(p, start, direction, rate=toy.rate, adam=True), toy.steps)
+        left = np.mean([_kl(*pair, direction) for pair in zip(p, q, strict=True)]) / 80
+        assert left == pytest.approx(printed, rel=0.05)
 
 
 def test_equal_seeds_give_equal_figures_and_few_steps_do_not_arrive() -> None:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,7 +22,18 @@ from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Strict
 
-__all__ = ["World", "bell", "descend", "fit_bell", "head_of", "kl_gradient", "measure", "two_bells"]
+__all__ = [
+    "World",
+    "bell",
+    "descend",
+    "fit_bell",
+    "head_of",
+    "kl_gradient",
+    "laws_on_the_way",
+    "measure",
+    "toys",
+    "two_bells",
+]
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -41,7 +54,7 @@ class World(Strict):
     bins : outcomes.
     rate, steps : of gradient descent on the student's logits.
     early : the step at which the directions are compared.
-    head : mass of the fewest likeliest bins that are the head.
+    head : mass of the fewest likeliest bins that are the head. The paper's own toys have their own bins and steps.
     apart, near : distances of the modes that the inflexible student meets, in standard deviations of each.
     end : total variation below which a student has arrived.
     """
@@ -91,6 +104,30 @@ def _softmax(z: Floats) -> Floats:
     return e / e.sum(-1, keepdims=True)
 
 
+def laws_on_the_way(
+    p: Floats, logits: Floats, direction: Direction, *, rate: float, adam: bool = False
+) -> Iterator[Floats]:
+    """Yield the students' laws (W, bins), from the start on, as one direction of KL is descended.
+
+    Parameters
+    ----------
+    p, logits : (W, bins) teachers, and the students' logits at the start.
+    adam : descend the mean over bins by Adam (Kingma and Ba 2015, its defaults) instead of KL by plain gradients.
+    """
+    z = logits.copy()
+    mean, square = np.zeros_like(z), np.zeros_like(z)
+    t = 0
+    while True:
+        q = _softmax(z)
+        yield q
+        g, t = kl_gradient(p, np.maximum(q, 1e-300), direction), t + 1
+        if adam:
+            g = g / p.shape[1]
+            mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+            g = mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        z -= rate * g
+
+
 def descend(
     p: Floats, logits: Floats, direction: Direction, *, rate: float, steps: int, head: float
 ) -> tuple[Floats, Floats]:
@@ -105,15 +142,80 @@ def descend(
     head, tail : (steps + 1, W) sum of abs(p - q) over the head of p, and over the rest.
     """
     inside = head_of(p, head)
-    z = logits.copy()
     found = np.empty((2, steps + 1, len(p)))
-    for t in range(steps + 1):
-        q = _softmax(z)
+    for t, q in enumerate(islice(laws_on_the_way(p, logits, direction, rate=rate), steps + 1)):
         error = np.abs(p - q)
         found[0, t] = (error * inside).sum(-1)
         found[1, t] = error.sum(-1) - found[0, t]
-        z -= rate * kl_gradient(p, np.maximum(q, 1e-300), direction)
     return found[0], found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """A toy of the paper, as its notebooks have it: a student's logits, from uniform ones in (0, 1), by Adam.
+
+    Attributes
+    ----------
+    teacher : in words.
+    law : (bins,) not normalised. noise : each bin is multiplied by up to 1 + noise, drawn anew.
+    rate, steps : of Adam.
+    early, far : the step at which it shows the tail, and the first bin that it then shows; None where it does not.
+    """
+
+    teacher: str
+    law: Floats
+    noise: float
+    rate: float
+    steps: int
+    early: int | None = None
+    far: int | None = None
+
+
+def toys() -> tuple[Toy, ...]:
+    """Return the toys of github.com/wutaiqiang/LLM_KD_AKL, notebooks FR_KL (50 bins) and FR_compare (80 bins)."""
+    x, long = np.arange(0.0, 100.0, 2.0), np.arange(0.0, 100.0, 1.25)
+
+    def normal(at: Floats, mean: float, sd: float) -> Floats:
+        return np.exp(-0.5 * ((at - mean) / sd) ** 2)
+
+    return (
+        Toy("two bells of 50 bins", 0.3 * normal(x, 25, 10) + 0.5 * normal(x, 75, 10), 0.0, 0.1, 200),
+        Toy("bell of 50 bins", normal(x, 50, 15), 0.0, 0.1, 200),
+        Toy("long tail of 80 bins", normal(long, 0, 16), 0.01, 0.2, 800, 10, 47),
+    )
+
+
+def _toy(toy: Toy, world: World, seeds: Sequence[int]) -> tuple[list[Check], str]:
+    """Checks of one toy of the paper, and what is left at its end."""
+    laws: list[Floats] = []
+    logits: list[Floats] = []
+    for seed in seeds:
+        rng = np.random.default_rng(Stream(seed).child("kl-directions", "toy", toy.teacher).integer())
+        law = toy.law * (1 + toy.noise * rng.uniform(size=len(toy.law)))
+        laws.append(law / law.sum())
+        logits.append(rng.uniform(size=len(toy.law)))
+    p, z = np.stack(laws), np.stack(logits)
+    way = {d: list(islice(laws_on_the_way(p, z, d, rate=toy.rate, adam=True), toy.steps)) for d in DIRECTIONS}
+    where = f"the paper's {toy.teacher}, by Adam"
+    left = np.maximum(*(np.abs(p - way[d][-1]).sum(-1) / 2 for d in DIRECTIONS))
+    what = f"total variation at step {toy.steps - 1}, the greater of both"
+    checks = [Check(f"at the end, {where}", what, over_worlds(left, "1"), "below", world.end)]
+    if toy.early is not None:
+        f, r = (np.abs(p - way[d][toy.early]) for d in DIRECTIONS)
+        head, far = head_of(p, world.head), np.arange(p.shape[1]) >= (toy.far or 0)
+        parts = (
+            (where, "head", head, "below"),
+            (where, f"bins from {toy.far} on, the paper's tail", far, "above"),
+            (f"{where}, tail of the other half of the mass", "tail", ~head, "above"),
+        )
+        for condition, name, inside, says in parts:
+            gap = over_worlds(((f - r) * inside).sum(-1), "1")
+            what = f"error in the {name}, forward minus reverse"
+            checks.append(Check(f"at step {toy.early}, {condition}", what, gap, says))
+    ends = (p, way["forward"][-1]), (way["reverse"][-1], p)  # each its own loss
+    kl = [float((a * (np.log(a) - np.log(b))).sum(-1).mean()) for a, b in ends]
+    said = f"forward KL {kl[0]:.2g} and reverse KL {kl[1]:.2g} nats are left at step {toy.steps - 1}"
+    return checks, f"The paper's {toy.teacher}, by Adam: {said}."
 
 
 def fit_bell(p: Floats, direction: Direction, starts: Sequence[tuple[float, float]]) -> Floats:
@@ -203,6 +305,10 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                 ]
         title = f"{teacher[0].upper() + teacher[1:]}, uniform start"
         charts.append(Chart(title, "step", "error, sum of |p - q|", tuple(lines), log_x=True, log_y=True))
+    for toy in toys():
+        more, said = _toy(toy, world, seeds)
+        checks += more
+        notes.append(said)
     for distance in (world.apart, world.near):
         ratios = [_inflexible(world, distance, seed) for seed in seeds]
         condition = f"inflexible student, modes {distance:g} sd apart"

@@ -39,7 +39,7 @@ class World(Strict):
 
     Attributes
     ----------
-    kept : numbers k of ids. exponents : of the teachers; each pair is a condition.
+    kept : numbers k of ids. exponents : of the teachers; each pair is a condition. The first and the last are drawn.
     vocabulary : ids.
     gap : standard deviation of the student's logits about the teacher's.
     language_model : teachers beside these that are a language model, along its own answers (`ModelWorld`), or None.
@@ -175,7 +175,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     model = world.language_model
     real = [] if model is None else _of_model(world, model, seeds[0])
     checks = [c for t in (*drawn, *real) for k in world.kept for law in _BIASED for c in _checks(t, k, law, world)]
-    charts = _charts_drawn(world, drawn)
+    charts = _charts_drawn(world, (drawn[0], drawn[-1]))
     notes = [
         "The mean over draws of sampled is the dense gradient by algebra, whatever k is; its figures of the mean are 0 "
         "and 1 without measuring. What it pays is noise, in the third picture.",
@@ -183,7 +183,7 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
         "by the mass that is kept.",
         "top_k_bucket gives its ids the teacher's mass at the optimum: no overconfidence; what is in the bucket stays "
         "divided as the student divided it.",
-        *(_even_note(t, world) for t in drawn),
+        *(note for t in drawn for note in (_turned_note(t, world), _even_note(t, world))),
     ]
     if model is not None:
         charts += _charts_of_model(world, model, real)
@@ -258,6 +258,15 @@ def _charts_of_model(world: World, model: ModelWorld, teachers: Sequence[_Teache
         Chart("Direction at a position of the model", *axes, lines(_BIASED, 0), log_x=True),
         Chart(f"Direction of {batch}", *axes, lines(_BIASED, world.batch), log_x=True),
         Chart(f"Error of a batch, k = {middle}", "positions", "rms error over dense norm", errors, True, True),
+    )
+
+
+def _turned_note(t: _Teacher, world: World) -> str:
+    law = _BIASED[0]
+    angles, longer = (", ".join(f"{t.mean(k, law, figure):.2g}" for k in world.kept) for figure in ("angle", "ratio"))
+    return (
+        f"{t.name[0].upper() + t.name[1:]}: {law} turns the gradient by {angles} degrees, and makes it {longer} times as "
+        f"long (k = {', '.join(map(str, world.kept))})."
     )
 
 
