@@ -7,10 +7,21 @@ import pytest
 from scipy.special import digamma
 from scipy.stats import binom
 
-from hydrometer.claims.measures.self_distillation import World, chain_generations, gaussian_generations, measure
+from hydrometer.claims.measures import self_distillation
+from hydrometer.claims.measures.self_distillation import (
+    Mixtures,
+    World,
+    chain_generations,
+    gaussian_generations,
+    measure,
+    mixture_generations,
+)
+from hydrometer.claims.worlds import mixture_figures
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.models.markov.spec import MarkovTruth
+from hydrometer.models.mixture.law import Mixture
+from hydrometer.models.mixture.spec import MixtureWorld
 
 
 def _enumerated(n: int, real: int, p: float, smoothing: float, generations: int) -> np.ndarray:
@@ -74,10 +85,36 @@ def test_gaussian_figures_are_integrals() -> None:
     assert float(found.recall[2, 0]) == pytest.approx(np.trapezoid(p * log_q, x), rel=1e-8)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_mixtures_of_one_are_gaussians(share: float) -> None:
+    n, generations, worlds = 20, 4, 300
+    truth = Mixture([1.0], [[0.0]], [1.0], covariance_type="spherical")
+    runs = [
+        mixture_generations(truth, n, share, generations=generations, reg_covar=1e-12, stream=Stream(s).child("test"))
+        for s in range(worlds)
+    ]
+    found = np.array([[[g["entropy"], g["recall"]] for g in run] for run in runs])
+    lines = gaussian_generations(n, share, generations=generations, lines=40_000, stream=Stream(3))
+    expected = np.stack([lines.entropy.mean(axis=1), lines.recall.mean(axis=1)], axis=1)
+    se = found.std(axis=0, ddof=1) / worlds**0.5
+    assert (np.abs(found.mean(axis=0) - expected) < 4.5 * se).all()
+    other = gaussian_generations(n, 0.5 - share, generations=generations, lines=40_000, stream=Stream(3))
+    assert abs(other.entropy[-1].mean() - expected[-1, 0]) > 4.5 * se[-1, 0]  # another share would be told apart
+
+
+def test_figures_on_a_line_are_those_of_quadrature() -> None:
+    truth = MixtureWorld(n_components=3, n_features=1, separation=4.0).law()
+    law = Mixture([0.2, 0.5, 0.3], truth.means + 0.3, [0.001, 1.2, 0.5], covariance_type="spherical")
+    found, exact = self_distillation._on_line(truth, law), mixture_figures(truth, law)
+    assert found == pytest.approx({name: exact[name] for name in found}, rel=1e-5)
+
+
 def test_a_small_world_repeats_and_bad_shares_are_refused() -> None:
-    world = World(vocabulary=3, max_new_tokens=3, rows=(20,), shares=(0.5,), generations=3, gaussians=10)
+    mixtures = Mixtures(truth=MixtureWorld(n_components=2, n_features=1), lines=2)
+    sizes = {"vocabulary": 3, "max_new_tokens": 3, "rows": (20,), "shares": (0.5,), "generations": 3}
+    world = World(**sizes, gaussians=10, mixtures=mixtures)
     a, b = (measure(world, range(3)) for _ in range(2))
     assert a == b
-    assert len(a.checks) == 2 * 4
+    assert len(a.checks) == 3 * 4
     with pytest.raises(InputError, match="share"):
         measure(world.model_copy(update={"shares": (1.0,)}), range(2))

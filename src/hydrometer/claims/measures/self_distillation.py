@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
 from typing import Annotated
 
 import numpy as np
@@ -13,23 +15,43 @@ from scipy.special import gammaincinv, ndtri  # pyright: ignore[reportUnknownVar
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
-from hydrometer.claims.worlds import ChainWorld, exact_figures
+from hydrometer.claims.worlds import ChainWorld, exact_figures, fitted_mixture
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
-from hydrometer.core.spec import as_tuple
+from hydrometer.core.spec import Strict, as_tuple
 from hydrometer.core.watching import doing
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
+from hydrometer.models.mixture.law import Mixture
+from hydrometer.models.mixture.spec import MixtureWorld
+from hydrometer.models.rows.points import Points
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["GaussianFigures", "World", "chain_generations", "gaussian_generations", "measure"]
+__all__ = [
+    "GaussianFigures",
+    "Mixtures",
+    "World",
+    "chain_generations",
+    "gaussian_generations",
+    "measure",
+    "mixture_generations",
+]
 
 FIGURES = ("entropy", "recall")
+_REACH, _STEP = 12.0, 0.01  # of the line, in standard deviations of the truth's components
+
+
+class Mixtures(Strict):
+    """A truth, and mixtures of as many components, fitted to points of it and of one another."""
+
+    truth: MixtureWorld = MixtureWorld(n_components=4, n_features=1, separation=4.0, weight_ratio=4.0)
+    reg_covar: float = Field(default=1e-3, ge=1e-3)
+    lines: int = Field(default=40, ge=1)
 
 
 class World(ChainWorld):
-    """Truths drawn at random and n-gram chains of their order; and Gaussians, fitted by maximum likelihood.
+    """Truths drawn at random and n-gram chains of their order; and Gaussians, and mixtures of them, by likelihood.
 
     Every generation has equally many rows: real ones, drawn afresh from the truth, and else of the generation before.
     The first has real rows alone.
@@ -42,6 +64,8 @@ class World(ChainWorld):
     shares : of real rows from the second generation on; 0 is always measured.
     generations : the last is compared with the first.
     gaussians : lines of Gaussians a seed, of which the mean is taken.
+    mixtures : `truth`, Gaussians on an axis whose means are drawn anew with each seed (`MixtureWorld`); what is added
+        to the variances of a fit, `reg_covar`; and lines of generations a seed, `lines`, of which the mean is taken.
     """
 
     order: int = Field(default=2, ge=0, le=5)
@@ -50,6 +74,7 @@ class World(ChainWorld):
     shares: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.0, 0.1, 0.5)
     generations: int = Field(default=10, ge=2, le=100)
     gaussians: int = Field(default=2000, ge=2)
+    mixtures: Mixtures = Mixtures()
 
 
 def _split(n: int, share: float) -> tuple[int, int]:
@@ -129,8 +154,33 @@ def _chi_squared(u: Floats, degrees: int) -> Floats:
     return 2 * np.asarray(gammaincinv(degrees / 2, u), np.float64) if degrees else np.zeros_like(u)
 
 
+def mixture_generations(
+    truth: Mixture, n: int, share: float, *, generations: int, reg_covar: float, stream: Stream
+) -> list[dict[str, float]]:
+    """Return entropy and recall of each generation of mixtures of the truth's components, nats a point, exact."""
+    own, real = _split(n, share)
+    law, out = truth, list[dict[str, float]]()
+    for g in range(1, generations + 1):
+        parts = [law.sample(n if g == 1 else own, seed=stream.child("real" if g == 1 else "own", str(g)))]
+        if real and g > 1:
+            parts.append(truth.sample(real, seed=stream.child("real", str(g))))
+        x, log_p = (np.concatenate(p) for p in zip(*((p.x, p.log_prob) for p in parts), strict=True))
+        fit = stream.child("fit", str(g))
+        law = fitted_mixture(Points(x, log_p), truth.n_components, fit, reg_covar=reg_covar, tol=1e-6, max_iter=3000)
+        out.append(_on_line(truth, law))
+    return out
+
+
+def _on_line(truth: Mixture, law: Mixture) -> dict[str, float]:
+    """Entropy and recall by one sum over a line, which no component of a fit is narrow enough to slip through."""
+    ends = truth.means.min() - _REACH, truth.means.max() + _REACH
+    x = np.arange(*ends, _STEP)[:, None]
+    log_p, log_q = truth.log_prob(x), law.log_prob(x)
+    return {"entropy": -float(np.exp(log_q) @ log_q) * _STEP, "recall": float(np.exp(log_p) @ log_q) * _STEP}
+
+
 def measure(world: World, seeds: Sequence[int]) -> Measured:
-    """Measure the claim: differences in nats a row, exact in each world of chains, over worlds."""
+    """Measure the claim: differences in nats a row or a point, exact in each world, over worlds."""
     shares = tuple(sorted({0.0, *world.shares}))
     found: dict[tuple[str, int, float, str], list[list[float]]] = {}  # by generation, of each world
     for seed in seeds:
@@ -142,8 +192,10 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                 chain = chain_generations(
                     truth, n, share, generations=world.generations, smoothing=world.smoothing, stream=stream
                 )
+                mixture = _mixtures(world, seed, n, share)
                 for figure in (*FIGURES, "entropy_truth"):
                     found.setdefault(("chain", n, share, figure), []).append([x[figure] for x in chain])
+                    found.setdefault(("mixture", n, share, figure), []).append([x[figure] for x in mixture])
                 stream = stream.child(f"{share:g}")
                 gaussian = gaussian_generations(
                     n, share, generations=world.generations, lines=world.gaussians, stream=stream
@@ -156,9 +208,23 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
                 ):
                     found.setdefault(("gaussian", n, share, figure), []).append(by_generation.tolist())
     got = {key: np.asarray(x, np.float64) for key, x in found.items()}  # (W, generations)
-    kinds = {"chain": "chains", "gaussian": "Gaussians"}
+    kinds = {"chain": "chains", "gaussian": "Gaussians", "mixture": "mixtures"}
     checks = [c for kind, words in kinds.items() for n in world.rows for c in _checks(got, kind, words, n, shares)]
     return Measured(tuple(checks), _charts(got, world, shares), _notes(got, world, shares))
+
+
+def _mixtures(world: World, seed: int, n: int, share: float) -> list[dict[str, float]]:
+    truth = world.mixtures.truth.model_copy(update={"seed": seed}).law()
+    stream = Stream(seed).child("self-distillation", "mixtures", str(n))
+    generations = partial(
+        mixture_generations, truth, n, share, generations=world.generations, reg_covar=world.mixtures.reg_covar
+    )
+    lines = [generations(stream=stream.child(str(line))) for line in range(world.mixtures.lines)]
+    entropy = _on_line(truth, truth)["entropy"]
+    return [
+        {"entropy_truth": entropy, **{figure: fmean(x[figure] for x in each) for figure in FIGURES}}
+        for each in zip(*lines, strict=True)
+    ]
 
 
 _Found = dict[tuple[str, int, float, str], Floats]
@@ -213,7 +279,7 @@ def _charts(got: _Found, world: World, shares: tuple[float, ...]) -> tuple[Chart
     return (
         Chart("Chains: entropy", "generation", "entropy minus the truth's, nats", lines(gap), zero=True),
         Chart("Chains: recall lost", "generation", times_label, lines(times("chain"))),
-        Chart("Gaussians: recall lost", "generation", times_label, lines(times("gaussian"))),
+        Chart("Mixtures: recall lost", "generation", times_label, lines(times("mixture"))),
     )
 
 
@@ -232,7 +298,7 @@ def _notes(got: _Found, world: World, shares: tuple[float, ...]) -> tuple[str, .
             for x in (_from_truth(got, "chain", n, s),)
         )
         out.append(f"Chains of {n} rows, entropy minus the truth's in the first and last generation, nats: {by_share}.")
-    for kind, words in (("chain", "Chains"), ("gaussian", "Gaussians")):
+    for kind, words in (("chain", "Chains"), ("gaussian", "Gaussians"), ("mixture", "Mixtures")):
         for n in world.rows:
             by_share = "; ".join(f"share {s:g}: {_times(got, kind, n, s)[-1]:.3g}" for s in shares)
             out.append(f"{words} of {n} rows, KL(truth, last generation) over the first's: {by_share}.")
