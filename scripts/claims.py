@@ -50,8 +50,6 @@ def page(name: str, found: dict[str, Any]) -> str:
     if claim["in_runs"]:
         out.append(f"What runs found: {claim['in_runs'].strip()}\n")
     out.append(f"What to do: {claim['advice'].strip()}\n")
-    if claim["elsewhere"]:
-        out.append(f"On language models: {claim['elsewhere'].strip()}\n")
     out.append(f"![{claim['says']}]({name}.svg)\n")
     out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")
     out.append(

@@ -33,7 +33,6 @@ class ClaimSpec(Strict):
     reported : what they report: figures, and where they stand.
     in_runs : what runs of `docs/results` found of the same: figures as they stand there, and links from `docs/claims`.
     advice : what a practitioner should do, given what is measured here.
-    elsewhere : what a page of results has of it on language models, with its link, seen from docs/claims; or nothing.
     minutes : on two cores, at most; of three or fewer `make claims` measures it again.
     seeds : worlds, or draws of one; the verdict's error bars are over them.
     world : the parameters of the measure.
@@ -45,7 +44,6 @@ class ClaimSpec(Strict):
     reported: str = Field(min_length=1)
     in_runs: str = ""
     advice: str = Field(min_length=1)
-    elsewhere: str = ""
     minutes: float = Field(default=3.0, gt=0)
     seeds: int = Field(ge=2, le=10_000)
     world: dict[str, Any] = Field(default_factory=dict)
