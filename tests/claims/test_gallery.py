@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,10 @@ def test_a_claim_is_no_specification() -> None:
 def test_recipes_lists_the_claims() -> None:
     found = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).stdout)
     assert {f"claims/{name}" for name in claims()} <= set(found)
+
+
+def test_many_conditions_are_counted(tmp_path: Path) -> None:
+    found = replace(run_claim("colder-teacher", out=tmp_path, overrides=SMALL), verdict="holds only where")
+    assert replace(found, holding=("a", "b")).sentence == "holds only where: a; b"
+    conditions = len({c.check.condition for c in found.checks})
+    assert replace(found, holding=tuple("abcd")).sentence == f"holds only where: 4 of {conditions} conditions"

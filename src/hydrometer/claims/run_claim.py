@@ -19,6 +19,8 @@ from hydrometer.core.spec import Strict
 
 __all__ = ["ClaimResult", "run_claim"]
 
+_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimResult:
@@ -49,9 +51,12 @@ class ClaimResult:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words, with the conditions where it has some."""
-        where = f": {'; '.join(self.holding)}" if self.verdict == "holds only where" else ""
-        return f"{self.verdict}{where}"
+        """The verdict in words, with the conditions where it has some; with their number where they are many."""
+        if self.verdict != "holds only where":
+            return self.verdict
+        if len(self.holding) <= _NAMED:
+            return f"{self.verdict}: {'; '.join(self.holding)}"
+        return f"{self.verdict}: {len(self.holding)} of {len({c.check.condition for c in self.checks})} conditions"
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that was found."""

@@ -265,8 +265,8 @@ def _turned_note(t: _Teacher, world: World) -> str:
     law = _BIASED[0]
     angles, longer = (", ".join(f"{t.mean(k, law, figure):.2g}" for k in world.kept) for figure in ("angle", "ratio"))
     return (
-        f"{t.name[0].upper() + t.name[1:]}: {law} turns the gradient by {angles} degrees, and makes it {longer} times as "
-        f"long (k = {', '.join(map(str, world.kept))})."
+        f"{t.name[0].upper() + t.name[1:]}: {law} turns the gradient by {angles} degrees, and makes it {longer} times "
+        f"as long (k = {', '.join(map(str, world.kept))})."
     )
 
 
