@@ -19,6 +19,7 @@ _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _DECADES = 300.0
 """A logarithmic axis that spans more than this factor shows powers of ten alone."""
 _COLUMNS = 3
+_CURVE = 30  # points; a line of more has no markers
 _HEIGHT, _WIDTH, _LEGEND = 3.1, 3.9, 0.17  # inches; of a line of the legend
 
 
@@ -107,7 +108,8 @@ def draw_claim(charts: Sequence[Chart], kind: Literal["svg", "png"]) -> bytes:
                     ]
                     axes.errorbar(line.x, line.y, yerr=ends, fmt="none", ecolor=color, elinewidth=1.0, capsize=2)
                 style = "--" if line.dashed else "-" if line.connected else "none"
-                marks: dict[str, Any] = {} if line.dashed else {
+                is_curve = line.connected and len(line.x) > _CURVE
+                marks: dict[str, Any] = {} if line.dashed or is_curve else {
                     "marker": _MARKERS[number % len(_MARKERS)], "markersize": 5, "markeredgecolor": PAPER,
                     "markeredgewidth": 0.6,
                 }  # fmt: skip
