@@ -25,10 +25,7 @@ from hydrometer.core.errors import (  # noqa: E402
     SpecError,
     StoreError,
 )
-from hydrometer.core.io.yaml_io import (
-    explain,
-    parse_yaml,
-)
+from hydrometer.core.io.yaml_io import explain, parse_yaml  # noqa: E402
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.causal_lm.data.prompts import read_prompts  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
