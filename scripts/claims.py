@@ -32,15 +32,6 @@ def said(found: dict[str, Any]) -> dict[str, Any]:
     return {"verdict": found["verdict"], "holding": found["holding"]}
 
 
-def number(check: dict[str, Any]) -> str:
-    """A figure with its simultaneous interval."""
-    e, interval = check["estimate"], check["interval"]
-    if e["value"] is None:
-        return "not finite"
-    ends = "" if interval is None or not e["se"] else f" ({interval[0]:.3g} to {interval[1]:.3g})"
-    return f"{e['value']:.3g}{ends}"
-
-
 def page(name: str, found: dict[str, Any]) -> str:
     """The page of one claim."""
     claim = found["claim"]
@@ -58,7 +49,7 @@ def page(name: str, found: dict[str, Any]) -> str:
     )
     out.append("| where | figure | measured | claimed | found |\n|---|---|---|---|---|")
     for c in found["checks"]:
-        cells = (c["condition"], c["figure"], number(c), f"{c['says']} {c['bound']:g}", c["found"])
+        cells = (c["condition"], c["figure"], c["measured"], f"{c['says']} {c['bound']:g}", c["found"])
         out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if found["notes"]:
         out.append("\n## What else was seen\n")

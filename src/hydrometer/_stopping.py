@@ -30,8 +30,13 @@ class Stop(BaseException):
 
 
 def how_to_go_on() -> str:
-    """Return the command that goes on, and that it does."""
-    return f"nothing finished is lost, go on with: {shlex.join(['hydrometer', *sys.argv[1:]])}"
+    """Return the command that goes on, and that it does: with a run; a claim is measured anew."""
+    kept = "a claim that is stopped is measured anew, by" if _is_claim() else "nothing finished is lost, go on with"
+    return f"{kept}: {shlex.join(['hydrometer', *sys.argv[1:]])}"
+
+
+def _is_claim() -> bool:
+    return sys.argv[1:2] == ["run"] and any(a.startswith("claims/") for a in sys.argv[2:])
 
 
 def go_on(signum: int) -> str:

@@ -43,3 +43,12 @@ def test_intervals_hold_for_all_checks_together() -> None:
 def test_few_or_infinite_worlds_are_refused(values: list[float]) -> None:
     with pytest.raises(InputError, match="two finite numbers"):
         over_worlds(values)
+
+
+def test_a_figure_is_worded_with_the_interval_that_decides_it() -> None:
+    values = [0.2, 0.5, 0.9, 0.7, 0.1]
+    found = checked([Check("a", "x", over_worlds(values), "above")])[0]
+    low, high = stats.t.interval(0.95, 4, loc=0.48, scale=stats.sem(values))
+    assert found.measured == f"0.48 ({low:.3g} to {high:.3g})"
+    assert found.to_json()["measured"] == found.measured
+    assert checked([sure("a", 1.25)])[0].measured == "1.25"

@@ -176,3 +176,12 @@ def test_where_nothing_can_be_taken_the_reason_is_recorded(tmp_path: Path) -> No
     words = answers(run.results)["markov"]
     assert words.startswith("Undecided")
     assert run.results["summary"]["chains"]["markov"]["advice"]["take"] is None
+
+
+def test_a_student_of_a_divergence_costs_its_fit_and_its_teachers() -> None:
+    cost = {"teacher_rows": 0, "fit_seconds": 20.0, "teacher_fit_seconds": 60.0}
+    leaders = [{**c, "cost": cost} for c in (DIRECT, DISTILLED)]
+    direct, distilled = (" ".join(advice_sentences({**ADVICE, "candidates": [c], "leader": c["id"]})) for c in leaders)
+    assert "costs no teacher draws, only its fit on the truth’s rows (20 s a seed here)" in direct
+    assert "teacher’s own fit" not in direct
+    assert "costs no teacher draws, but its fit (20 s a seed here), beside the teacher’s own fit" in distilled

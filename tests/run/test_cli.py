@@ -11,8 +11,10 @@ import pytest
 
 import hydrometer as hm
 from chains import complaints, mixture_spec, write_spec
+from hydrometer._stopping import Stop, how_to_go_on
 from hydrometer.claims import load_claim
 from hydrometer.cli import commands
+from hydrometer.cli.exit import end_with
 
 COMMAND = [sys.executable, "-m", "hydrometer.cli"]
 
@@ -183,6 +185,26 @@ def test_a_failed_cell_is_exit_1(hydrometer: Any, tmp_path: Path, monkeypatch: p
     assert code == 1
     assert "no usable model" in err
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_stop_that_a_library_makes_its_own_error_of_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    def compiled(**_: object) -> None:
+        try:
+            raise Stop(signal.SIGTERM)
+        except Stop as e:
+            raise RuntimeError("failed in the pipeline") from e
+
+    with pytest.raises(SystemExit) as ended:
+        end_with(compiled)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.startswith("hydrometer: terminated; ")
+
+
+def test_a_stopped_claim_is_not_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["hydrometer", "run", "claims/heating"])
+    assert how_to_go_on() == "a claim that is stopped is measured anew, by: hydrometer run claims/heating"
+    monkeypatch.setattr("sys.argv", ["hydrometer", "run", "quickstart"])
+    assert how_to_go_on() == "nothing finished is lost, go on with: hydrometer run quickstart"
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

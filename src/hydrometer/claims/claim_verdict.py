@@ -64,11 +64,26 @@ class Checked:
     interval: tuple[float, float] | None
     found: Said
 
+    @property
+    def measured(self) -> str:
+        """The figure with its interval, in words: ``0.355 (0.175 to 0.535)``."""
+        e = self.check.estimate
+        if e.value is None:
+            return "not finite"
+        ends = "" if self.interval is None or not e.se else " ({:.3g} to {:.3g})".format(*self.interval)
+        return f"{e.value:.3g}{ends}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the check's fields beside what came of it."""
         c = self.check
         said = {"condition": c.condition, "figure": c.figure, "says": c.says, "bound": c.bound}
-        return {**said, "estimate": c.estimate.to_json(), "interval": self.interval, "found": self.found}
+        return {
+            **said,
+            "estimate": c.estimate.to_json(),
+            "interval": self.interval,
+            "measured": self.measured,
+            "found": self.found,
+        }
 
 
 @dataclass(frozen=True, slots=True)

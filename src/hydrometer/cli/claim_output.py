@@ -29,9 +29,10 @@ def claim_command(name: str, *, out: str | None, overrides: Sequence[str], as_js
         table.add_column(head)
     for c in result.checks:
         claimed = f"{c.check.says} {c.check.bound:g}"
-        table.add_row(*map(Text, (c.check.condition, c.check.figure, str(c.check.estimate), claimed, c.found)))
+        table.add_row(*map(Text, (c.check.condition, c.check.figure, c.measured, claimed, c.found)))
     told = console()
     told.print(Text(result.spec.says))
     told.print(table)
+    told.print(Text("Intervals hold for all rows together, at 95 %."))
     for line in (*result.notes, result.sentence, f"figures and picture in {result.folder}"):
         told.print(Text(line))

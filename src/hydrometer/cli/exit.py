@@ -37,6 +37,8 @@ def end_with(app: Callable[..., object]) -> NoReturn:
         except HydrometerError as e:
             _complain(str(e), 1)
         except Exception as e:
+            if (stop := next((x for x in raised_over(e) if isinstance(x, Stop)), None)) is not None:
+                _end(go_on(stop.signum), CODES[stop.signum])  # a library made an error of its own of it
             _complain_of(e)
         sys.exit(code if isinstance(code, int) else 0)
 

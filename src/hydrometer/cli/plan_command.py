@@ -97,7 +97,7 @@ def price_words(total: Mapping[str, Any]) -> str:
 
 
 def _span(total: Mapping[str, Any]) -> str:
-    return f"{_time(total['hours_least'])} to {_time(total['hours_worst'])}, since some is coarse"
+    return f"{_time(total['hours_least'])} to {_time(total['hours_worst'])}, since some prices are coarse"
 
 
 def _cells(row: Mapping[str, Any], most: bool) -> list[str]:

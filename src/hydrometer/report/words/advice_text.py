@@ -272,11 +272,12 @@ def _cost(c: Json) -> str:
     )
     own = number(cost.get("own_tokens"))
     itself = f", in which it draws {own:,.0f} tokens itself," if own else ""
-    if not rows:
-        how = f"its fit{itself}" if itself else "only its fit on the truth’s rows"
-        return f"it costs no teacher draws, {'but ' if itself else ''}{how} ({seconds_words(fitted)} a seed here)"
-    of = f" ({tokens:,.0f} tokens, {seconds_words(drawn)})" if tokens else ""
     taught = f", beside the teacher’s own fit ({seconds_words(teacher)})" if teacher else ""
+    if not rows:
+        direct = c.get("training") == "direct"
+        how = "only its fit on the truth’s rows" if direct else f"but its fit{itself}"
+        return f"it costs no teacher draws, {how} ({seconds_words(fitted)} a seed here){'' if direct else taught}"
+    of = f" ({tokens:,.0f} tokens, {seconds_words(drawn)})" if tokens else ""
     return f"it costs {rows:,.0f} teacher draws{of} and a fit{itself} ({seconds_words(fitted)}) a seed{taught}"
 
 
