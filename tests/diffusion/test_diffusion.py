@@ -120,6 +120,13 @@ def test_a_step_is_undone_anywhere() -> None:
     assert sampler(5).log_prob(np.array([[math.inf, 0.0]])).tolist() == [-math.inf]
 
 
+def test_a_point_beyond_float64_is_refused_and_not_a_number_less() -> None:
+    step = Step(np.zeros(2), np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([0.5, 0.7]), 2.0)
+    with np.errstate(all="ignore"), pytest.raises(FitError, match="traced back") as caught:
+        step.inverse(np.array([[0.5, 0.5], [1e160, 0.0]]))
+    assert "1e+160" in str(caught.value)
+
+
 @pytest.mark.parametrize("trial", range(12))
 def test_drawn_and_scored_agree_for_odd_mixtures_and_levels(trial: int) -> None:
     u = Stream(trial).child("odd").uniforms(0, 6, 5)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,21 @@ def test_what_would_take_hours_with_a_bump_is_refused(changes: dict[str, Any], s
         with pytest.raises(SpecError, match=says) as caught:
             parse_run_spec(spec, "here")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("narrow", [1e-3, 1e-6, 1e-8, 1e-12])
+def test_a_narrow_reward_leaves_the_other_dimension_exact(narrow: float) -> None:
+    """Against (S^-1 + D)^-1 in fractions; differences of large numbers would lose it."""
+    law = Mixture([1.0], [[0.3, -0.2]], [[[1.0, 0.5], [0.5, 1.0]]])
+    reward = {"quadratic": {"center": [0.7, -0.4], "width": [1.0, narrow]}}
+    found = law.select(hm.Selectivity.model_validate({"tilt": {"reward": reward, "strength": 1}}))
+    a, b, c = (Fraction(x) for x in (law.covariances[0, 0, 0], law.covariances[0, 0, 1], law.covariances[0, 1, 1]))
+    det, tight = a * c - b * b, 1 / Fraction(narrow) ** 2
+    p, q, r = c / det + 1, -b / det, a / det + tight  # the precision of what is left
+    whole = p * r - q * q
+    expected = [[r / whole, -q / whole], [-q / whole, p / whole]]
+    np.testing.assert_allclose(found.covariances[0], [[float(x) for x in row] for row in expected], rtol=1e-12)
+    off = [Fraction(x) - Fraction(y) for x, y in zip((0.7, -0.4), law.means[0].tolist(), strict=True)]
+    moved = [row[0] * off[0] + row[1] * tight * off[1] for row in expected]
+    right = [float(Fraction(m) + x) for m, x in zip(law.means[0].tolist(), moved, strict=True)]
+    np.testing.assert_allclose(found.means[0], right, rtol=1e-12)

@@ -89,6 +89,9 @@ class Step:
         for _ in range(_MOST):
             at, hessian = self.at(x[left])
             move = _solved(hessian, y[left] - at)
+            if not (known := np.isfinite(move).all(axis=1)).all():
+                left = left[~known]
+                break
             far = np.abs(move).max(axis=1) > _TOLERANCE * (1 + np.abs(x[left]).max(axis=1))
             x[left[~far]] += move[~far]
             left = left[far]

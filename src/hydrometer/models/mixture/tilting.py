@@ -61,27 +61,20 @@ def tilted(
     place = place_of(tilt, d)
     with np.errstate(all="ignore"):
         center, log_scale_P, precision_Pd = _factors(place, tilt.strength)
-        try:
-            if covariance_type in ("full", "tied"):
-                found = _times_full(means, np.broadcast_to(covariances, (k, d, d)), center, precision_Pd)
-            else:
-                found = _times_diag(means, np.broadcast_to(covariances.reshape(k, -1), (k, d)), center, precision_Pd)
-        except np.linalg.LinAlgError:
-            raise _unheld(tilt) from None
+        if covariance_type in ("full", "tied"):
+            found = _times_full(means, np.broadcast_to(covariances, (k, d, d)), center, precision_Pd)
+        else:
+            found = _times_diag(means, np.broadcast_to(covariances.reshape(k, -1), (k, d)), center, precision_Pd)
         log_w = (log_weights + log_scale_P[:, None] + found[0]).ravel()
         log_w -= np.logaddexp.reduce(log_w)
     mean, spread = (x.reshape(-1, *x.shape[2:]) for x in found[1:])
     if np.isnan(log_w).any() or not (np.isfinite(mean).all() and np.isfinite(spread).all()):
-        raise _unheld(tilt)
+        raise InputError("float64 does not hold this tilt", got=tilt.label, fix="raise width, or strength")
     if covariance_type == "spherical" and (precision_Pd == precision_Pd[:, :1]).all():
         return log_w, mean, spread[:, 0], "spherical"
     if covariance_type == "tied" and len(log_scale_P) == 1:
         return log_w, mean, spread[0], "tied"
     return log_w, mean, spread, "diag" if spread.ndim == 2 else "full"
-
-
-def _unheld(tilt: Tilt) -> InputError:
-    return InputError("float64 does not hold this tilt", got=tilt.label, fix="raise width, or strength")
 
 
 def _factors(place: Quadratic | Bump, strength: float) -> tuple[Floats, Floats, Floats]:
@@ -110,20 +103,20 @@ def _times_diag(mean_Kd: Floats, var_Kd: Floats, center: Floats, precision_Pd: F
 def _times_full(
     mean_Kd: Floats, cov_Kdd: Floats, center: Floats, precision_Pd: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Return the same with covariances (P, K, d, d); products of factors, so that nothing cancels.
+    """Return the same with covariances (P, K, d, d): one dimension's factor after the other.
 
-    With S = L L', D the precision as a diagonal matrix and r = sqrt(D): S' = L (1 + L' D L)^-1 L', mean' = mean +
-    S' D (c - mean), and the quadratic form's matrix is r (1 + r S r)^-1 r.
+    For precision q at dimension i and S the covariance so far, S' = S - S_i S_i' q / (1 + q S_ii); its row i is
+    S_i / (1 + q S_ii), written as that, since it would be a difference of nearly equal numbers where q is large.
     """
-    d = mean_Kd.shape[1]
-    lower = np.linalg.cholesky(cov_Kdd)[None]
-    root_P1d, eye = np.sqrt(precision_Pd)[:, None], np.eye(d)
-    scaled = root_P1d[..., None] * lower
-    half = np.linalg.inv(np.linalg.cholesky(eye + scaled.swapaxes(-1, -2) @ scaled)) @ lower.swapaxes(-1, -2)
-    cov = half.swapaxes(-1, -2) @ half
-    off = center - mean_Kd
-    mean = mean_Kd + np.einsum("pkij,pkj->pki", cov, precision_Pd[:, None] * off)
-    around = np.linalg.cholesky(eye + scaled @ scaled.swapaxes(-1, -2))
-    z = np.linalg.solve(around, (root_P1d * off)[..., None])[..., 0]
-    log_det = 2 * np.log(np.diagonal(around, axis1=-2, axis2=-1)).sum(axis=-1)
-    return -0.5 * (log_det + np.square(z).sum(axis=-1)), mean, cov
+    shape = (len(precision_Pd), *mean_Kd.shape)
+    mean, cov = np.broadcast_to(mean_Kd, shape).copy(), np.broadcast_to(cov_Kdd, (*shape, shape[-1])).copy()
+    log_factor = np.zeros(shape[:2])
+    for i, q_P1 in enumerate(precision_Pd.T[:, :, None]):
+        column, off = cov[..., i].copy(), center[i] - mean[..., i]
+        scaled = q_P1 * column[..., i]
+        gain = q_P1 / (1 + scaled)
+        log_factor -= 0.5 * (np.log1p(scaled) + gain * np.square(off))
+        mean += (gain * off)[..., None] * column
+        cov -= gain[..., None, None] * column[..., :, None] * column[..., None, :]
+        cov[..., i] = cov[..., i, :] = column / (1 + scaled)[..., None]
+    return log_factor, mean, cov
