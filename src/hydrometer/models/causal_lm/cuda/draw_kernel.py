@@ -25,7 +25,6 @@ __all__ = ["draw_rows"]
 _BLOCK = 4096
 _LEAST = tl.constexpr(logit_kernels.LEAST)
 _WEIGHTY = tl.constexpr(logit_kernels.WEIGHTY)
-_BY_COUNT, _BY_MASS, _BY_MOST = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
 
 
 def draw_rows(logits_MV: Tensor, terms: tuple[Any, int, float, Any], u_M: Tensor) -> tuple[Tensor, ...]:
@@ -42,12 +41,12 @@ def draw_rows(logits_MV: Tensor, terms: tuple[Any, int, float, Any], u_M: Tensor
     """
     m, n = logits_MV.shape
     rate, top_k, top_p, log_min_p = terms
-    drops = 1 * (0 < top_k < n) + 2 * (top_p < 1) + 4 * (log_min_p > -torch.inf)
+    drops = {"BY_COUNT": 0 < top_k < n, "BY_MASS": top_p < 1, "BY_MOST": bool(log_min_p > -torch.inf)}
     step = 2 * logit_kernels.NEAR_EDGE * float(rate)
     numbers = _on_device((float(rate), step, float(top_k), top_p, float(log_min_p)), logits_MV.device)
     out = torch.empty((m, 4), dtype=torch.float64, device=logits_MV.device)
     block = min(_BLOCK, triton.next_power_of_2(n))
-    _draw[(m,)](logits_MV, logits_MV.stride(0), n, u_M.contiguous(), numbers, out, DROPS=drops, BLOCK=block)
+    _draw[(m,)](logits_MV, logits_MV.stride(0), n, u_M.contiguous(), numbers, out, **drops, BLOCK=block)
     return out[:, 0].long(), out[:, 1], out[:, 2], out[:, 3] > 0
 
 
@@ -104,7 +103,18 @@ def _threshold(row, n, m, rate, floor, wanted, BY_MASS: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _draw(logits, stride, n, us, numbers, out, DROPS: tl.constexpr, BLOCK: tl.constexpr):
+def _draw(
+    logits,
+    stride,
+    n,
+    us,
+    numbers,
+    out,
+    BY_COUNT: tl.constexpr,
+    BY_MASS: tl.constexpr,
+    BY_MOST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     r = tl.program_id(0)
     row = logits + r.to(tl.int64) * stride
     rate, step = tl.load(numbers).to(tl.float32), tl.load(numbers + 1).to(tl.float32)
@@ -121,11 +131,11 @@ def _draw(logits, stride, n, us, numbers, out, DROPS: tl.constexpr, BLOCK: tl.co
     nothing = -float("inf")
     edge = tl.full((), nothing, tl.float32)
     unsure = tl.zeros((), tl.int1)
-    if DROPS & _BY_COUNT:
+    if BY_COUNT:
         edge = _threshold(row, n, m, rate, nothing, top_k, False, BLOCK)
         count, _ = _above(row, n, m, rate, edge, BLOCK)
         unsure = count.to(tl.float64) > top_k
-    if DROPS & _BY_MASS:
+    if BY_MASS:
         _, mass = _above(row, n, m, rate, edge, BLOCK)
         nucleus = _threshold(row, n, m, rate, edge, top_p * mass, True, BLOCK)
         _, whole = _above(row, n, m, rate, tl.maximum(nucleus, edge), BLOCK)
@@ -135,7 +145,7 @@ def _draw(logits, stride, n, us, numbers, out, DROPS: tl.constexpr, BLOCK: tl.co
         moved = tl.maximum(step.to(tl.float64) * top_p * (1 - top_p), 2e-7)
         unsure = (unsure & (nucleus <= edge)) | ((nucleus >= edge) & (close <= moved))
         edge = tl.maximum(edge, nucleus)
-    if DROPS & _BY_MOST:
+    if BY_MOST:
         unsure = unsure & (edge >= least_p)
         edge = tl.maximum(edge, least_p)
         for start in range(0, n, BLOCK):
