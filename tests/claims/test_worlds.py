@@ -62,7 +62,7 @@ def test_figures_of_mixtures_are_sums_over_a_grid(d: int) -> None:
 
 def test_a_mixture_of_one_has_the_points_moments() -> None:
     rows = hm.Mixture([1.0], [[2.0, 0.0]], [1.0], covariance_type="spherical").sample(50)
-    law = fitted_mixture(rows, 1, Stream(0), reg_covar=0.25)
+    law = fitted_mixture(rows.x, 1, Stream(0), reg_covar=0.25)
     assert law.means[0] == pytest.approx(rows.x.mean(axis=0))
     assert law.covariances[0] == pytest.approx(rows.x.var(axis=0) + 0.25)
 

@@ -55,7 +55,7 @@ def test_the_score_and_its_jacobian_are_those_of_autograd(s: float) -> None:
 
     x = Stream(1).child("x").uniforms(0, 40, 2) * 8 - 4
     (step,) = ddim(TRUTH, np.array([s])).steps  # from s to 0: the denoiser itself
-    at, (xx, xy, yy) = step.at(x)
+    at, (xx, xy, yy, det) = step.at(x)
     for i, point in enumerate(torch.tensor(x)):
         point.requires_grad_()
         (score,) = torch.autograd.grad(log_density(point), point, create_graph=True)
@@ -63,6 +63,17 @@ def test_the_score_and_its_jacobian_are_those_of_autograd(s: float) -> None:
         hessian = np.eye(2) + s * s * np.stack(rows)
         assert (at[i] - x[i]) / s**2 == pytest.approx(score.detach().numpy(), abs=1e-9)
         assert [xx[i], xy[i], yy[i]] == pytest.approx([hessian[0, 0], hessian[0, 1], hessian[1, 1]], abs=1e-9)
+        assert det[i] == pytest.approx(np.linalg.det(hessian), rel=1e-6)
+
+
+@pytest.mark.parametrize("c", [1e-4, 1e-10, 1e-16])
+def test_the_determinant_of_pieces_on_a_line_does_not_cancel(c: float) -> None:
+    """Of two pieces of one curvature C has rank one, so the determinant is c (c + b tr C)."""
+    step = Step(np.zeros(2), np.array([[-1.0, -0.7], [1.0, 0.9]]), np.full(2, c), 3.0)
+    x = Stream(4).child("x").uniforms(0, 50, 2) - 0.5
+    r = step.shares(x)[0]
+    expected = c * (c + 3.0 * r[0] * r[1] * (2.0**2 + 1.6**2))
+    np.testing.assert_allclose(step.at(x)[1][3], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
@@ -252,6 +263,8 @@ def test_a_fit_by_regression_takes_the_latent_points_of_the_selected_teacher() -
         ({"selectivity": [{"weight_power": 2}]}, "not selected by this"),
         ({"teacher": "truth"}, "teacher"),
         ({"teacher": {"steps": 4, "sigma_min": 30}}, "sigma_min must lie below sigma_max"),
+        ({"teacher": {"steps": 4, "sigma_min": 1e-170}}, "sigma_min"),
+        ({"teacher": {"steps": 999, "sigma_min": 20 * (1 - 1e-15)}}, "so many steps do not fit"),
         ({"student": {"steps": 2}}, "n_components"),
         ({"student": {"steps": 2, "n_components": 100}}, "not below the 100 points"),
         ({"truth": {"means": [[0, 0]], "covariances": -1}}, "above 0"),

@@ -230,20 +230,25 @@ def _training(device: str, sizes: Sizes) -> Case:
         at: list[float] = []
         level = LevelSpec(init="truth", training=Training(num_train_epochs=1, **options))
         law = first.law(None, max_new_tokens=length)
-        tick: Any = lambda done, total, what: at.append(time.perf_counter())  # noqa: E731
+
+        def tick(done: float, total: float, what: str) -> None:
+            at.append(time.perf_counter())
+
         fit(FitRequest(data, None, law, None, level, "truth", "mle", Stream(0), tick=tick))
         return batch * length / statistics.median(np.diff(at)[2:])
 
     def peer() -> float:
         from transformers import Trainer, TrainerCallback, TrainingArguments
 
+        at: list[float] = []
+
         class Clock(TrainerCallback):
-            at: list[float] = []  # noqa: RUF012
-
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.at.append(time.perf_counter())
+                at.append(time.perf_counter())
 
-        Clock.at = []
+        def collate(found: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+            return {k: torch.tensor([f[k] for f in found]) for k in found[0]}
+
         lm = random_lm(shape, device)
         ids = [[0, *row] for row in data.ids.tolist()]
         rows = [{"input_ids": r, "labels": [-100, *r[1:]], "attention_mask": [1] * len(r)} for r in ids]
@@ -252,9 +257,8 @@ def _training(device: str, sizes: Sizes) -> Case:
                 place, num_train_epochs=1, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
                 use_cpu=device == "cpu", **options,
             )  # fmt: skip
-            collate: Any = lambda found: {k: torch.tensor([f[k] for f in found]) for k in found[0]}  # noqa: E731
             Trainer(lm.model, args, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()  # pyright: ignore[reportArgumentType]
-        return batch * length / statistics.median(np.diff(Clock.at)[2:])
+        return batch * length / statistics.median(np.diff(at)[2:])
 
     title = f"train {shape}, batches of {batch} x {length}, bfloat16 arithmetic"
     return Case(title, "tokens/s", 1.5, 1 / 3, {"hydrometer": ours, "Trainer": peer})

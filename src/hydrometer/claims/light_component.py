@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from hydrometer.claims.worlds import fitted_mixture
 from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
@@ -138,15 +139,8 @@ class LightRun:
     def distilled(self, log_p: Floats, s: LightSetting) -> Floats:
         """Fit a student to rows of a law."""
         rows = drawn(powered(log_p, s.temperature), self.world.rows, self.stream.child("distill"))
-        fit = fit_mixture(
-            rows,
-            s.components,
-            covariance_type="diag",
-            n_init=4,
-            reg_covar=_LEAST_VARIANCE,
-            seed=self.stream.child("fit"),
-        )
-        return of_type(Mixture, fit.model).log_prob(NODES[:, None])
+        fitted = fitted_mixture(rows, s.components, self.stream.child("fit"), reg_covar=_LEAST_VARIANCE, n_init=4)
+        return fitted.log_prob(NODES[:, None])
 
     def laws(self, s: LightSetting) -> tuple[Floats, Floats, Floats]:
         """Return the target, and what aligning first and aligning last end at."""

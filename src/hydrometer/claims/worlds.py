@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
+from hydrometer.core.arguments import of_type
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import FitError
 from hydrometer.core.rng import Stream
@@ -18,7 +19,6 @@ from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.mixture.em import fit_mixture
 from hydrometer.models.mixture.law import Mixture
-from hydrometer.models.rows.points import Points
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["ChainWorld", "degrees_between", "exact_figures", "fitted_mixture", "mixture_entropy", "mixture_figures"]
@@ -76,7 +76,7 @@ def exact_figures(truth: Markov, law: Markov, names: Sequence[str]) -> dict[str,
 
 
 def fitted_mixture(
-    rows: Points,
+    points: Floats,
     components: int,
     seed: Stream,
     *,
@@ -87,7 +87,7 @@ def fitted_mixture(
 ) -> Mixture:
     """Fit a mixture of diagonal Gaussians by maximum likelihood; parameters as in `fit_mixture`."""
     fit = fit_mixture(
-        rows.x,
+        points,
         components,
         covariance_type="diag",
         seed=seed,
@@ -96,8 +96,7 @@ def fitted_mixture(
         tol=tol,
         max_iter=max_iter,
     )
-    assert isinstance(fit.model, Mixture)  # one data set
-    return fit.model
+    return of_type(Mixture, fit.model)
 
 
 def mixture_entropy(law: Mixture) -> float:

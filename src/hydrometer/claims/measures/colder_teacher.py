@@ -186,11 +186,11 @@ def _students(world: Mixtures, powers: Sequence[float], seeds: Sequence[int]) ->
         doing(f"mixtures {seed + 1} of {len(seeds)}")
         stream = Stream(seed).child("colder-teacher", "mixtures")
         drawn = truth.sample(world.train, seed=stream.child("train"))
-        teacher = fitted_mixture(drawn, world.teacher, stream.child("teacher"))
+        teacher = fitted_mixture(drawn.x, world.teacher, stream.child("teacher"))
         for k in world.students:
             laws = {
                 b: fitted_mixture(
-                    teacher.select(Selectivity(weight_power=b)).sample(world.distill, seed=stream.child("distill")),
+                    teacher.select(Selectivity(weight_power=b)).sample(world.distill, seed=stream.child("distill")).x,
                     k,
                     stream.child("student", str(k)),
                 )

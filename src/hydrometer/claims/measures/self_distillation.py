@@ -25,7 +25,6 @@ from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.mixture.law import Mixture
 from hydrometer.models.mixture.spec import MixtureWorld
-from hydrometer.models.rows.points import Points
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = [
@@ -161,12 +160,13 @@ def mixture_generations(
     own, real = _split(n, share)
     law, out = truth, list[dict[str, float]]()
     for g in range(1, generations + 1):
-        parts = [law.sample(n if g == 1 else own, seed=stream.child("real" if g == 1 else "own", str(g)))]
+        parts = [law.sample(n if g == 1 else own, seed=stream.child("real" if g == 1 else "own", str(g))).x]
         if real and g > 1:
-            parts.append(truth.sample(real, seed=stream.child("real", str(g))))
-        x, log_p = (np.concatenate(p) for p in zip(*((p.x, p.log_prob) for p in parts), strict=True))
+            parts.append(truth.sample(real, seed=stream.child("real", str(g))).x)
         fit = stream.child("fit", str(g))
-        law = fitted_mixture(Points(x, log_p), truth.n_components, fit, reg_covar=reg_covar, tol=1e-6, max_iter=3000)
+        law = fitted_mixture(
+            np.concatenate(parts), truth.n_components, fit, reg_covar=reg_covar, tol=1e-6, max_iter=3000
+        )
         out.append(_on_line(truth, law))
     return out
 

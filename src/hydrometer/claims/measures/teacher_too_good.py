@@ -163,12 +163,12 @@ def _mixtures(world: Mixtures, seeds: Sequence[int]) -> _Found:
 
         stream = Stream(seed).child("teacher-too-good", "mixtures")
         for (i, n), (k, size) in product(enumerate(world.rows), enumerate(world.teachers)):
-            drawn = truth.sample(n, seed=stream.child(str(n)))
+            drawn = truth.sample(n, seed=stream.child(str(n))).x
             teacher = fitted(drawn, size, stream.child("teacher", str(size)))
             own[w, i, k] = figures(teacher)["kl_truth_student"]
             for j, power in enumerate(world.powers):
                 cold = teacher.select(Selectivity(weight_power=power))
-                points = cold.sample(world.distill, seed=stream.child("distill"))
+                points = cold.sample(world.distill, seed=stream.child("distill")).x
                 found = figures(fitted(points, world.student, stream.child("student")))
                 for figure in FIGURES:
                     students[figure][w, i, j, k] = found[figure]

@@ -65,15 +65,25 @@ class Step:
         return r / total, (top + np.log(total)) / self.sharpness
 
     def at(self, x: Floats) -> tuple[Floats, Floats]:
-        """Return F(x), (N, 2), and its Jacobian's entries xx, xy, yy, (3, N), at points (N, 2)."""
+        """Return F(x), (N, 2), and its Jacobian's entries xx, xy, yy and determinant, (4, N), at points (N, 2).
+
+        With C = Cov_r(m + c x) the determinant is ``least^2 + least b tr C + b^2 det C``, and det C one coordinate's
+        variance times what of the other's is left beside it: all positive, where xx yy - xy^2 cancels if pieces lie
+        nearly on a line.
+        """
         r, _ = self.shares(x)
         c = self.curvatures[:, None]
         g0, g1 = (self.slopes[:, d : d + 1] + c * x[:, d] for d in range(2))
         y0, y1 = (r * g0).sum(axis=0), (r * g1).sum(axis=0)
-        least, d0, d1 = (r * c).sum(axis=0), g0 - y0, g1 - y1
-        xx, xy, yy = ((r * a * b).sum(axis=0) for a, b in ((d0, d0), (d0, d1), (d1, d1)))
-        b = self.sharpness
-        return np.stack([y0, y1], axis=1), np.stack([least + b * xx, b * xy, least + b * yy])
+        least: Floats = (r * c).sum(axis=0)
+        d_2KN = np.stack([g0 - y0, g1 - y1])
+        xx, xy, yy = np.stack([(r * d_2KN[i] * d_2KN[j]).sum(axis=0) for i, j in ((0, 0), (0, 1), (1, 1))])
+        b, most = self.sharpness, np.maximum(xx, yy)
+        share = xy / np.where(most > 0, most, 1.0)
+        one_KN, other_KN = np.where(xx >= yy, d_2KN, d_2KN[::-1])
+        left = (r * (other_KN - share * one_KN) ** 2).sum(axis=0)
+        det = least * (least + b * (xx + yy)) + b * b * most * left
+        return np.stack([y0, y1], axis=1), np.stack([least + b * xx, b * xy, least + b * yy, det])
 
     def inverse(self, y: Floats) -> Floats:
         """Return the points x (N, 2) with F(x) = y, to within 1e-12 of 1 + |x|.
@@ -127,7 +137,7 @@ class Step:
 
 
 def _solved(hessian: Floats, right: Floats) -> Floats:
-    """Solve symmetric systems: entries (3, N), right-hand sides (N, 2)."""
-    xx, xy, yy = hessian
+    """Solve symmetric systems: entries and determinants (4, N), right-hand sides (N, 2)."""
+    xx, xy, yy, det = hessian
     a, b = right.T
-    return np.stack([yy * a - xy * b, xx * b - xy * a], axis=1) / (xx * yy - xy * xy)[:, None]
+    return np.stack([yy * a - xy * b, xx * b - xy * a], axis=1) / det[:, None]

@@ -99,7 +99,7 @@ class Diffusion(Density):
         log_density = self._base(z)
         for step in self.steps:
             x, jacobian = step.at(x)
-            log_density -= _log_det(jacobian)
+            log_density -= np.log(jacobian[3])
         return x, log_density
 
     def latent(self, x: Floats) -> Floats:
@@ -115,7 +115,7 @@ class Diffusion(Density):
         at, log_dets = x[finite], np.zeros(int(finite.sum()))
         for step in reversed(self.steps):
             at = step.inverse(at)
-            log_dets += _log_det(step.at(at)[1])
+            log_dets += np.log(step.at(at)[1][3])
         found[finite] = self._base(at / self.scale) - log_dets
         return found
 
@@ -131,8 +131,3 @@ def _normals(uniforms: Floats) -> Floats:
     from scipy.special import ndtri
 
     return np.asarray(ndtri(uniforms), np.float64)
-
-
-def _log_det(jacobian: Floats) -> Floats:
-    xx, xy, yy = jacobian
-    return np.log(xx * yy - xy * xy)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from hydrometer.core.errors import InputError
 from hydrometer.core.spec import Strict, as_tuples
 from hydrometer.models.cheap import CheapChain
-from hydrometer.models.diffusion.spherical import Spherical
+from hydrometer.models.diffusion.spherical import Spherical, noise_levels
 
 __all__ = ["DiffusionChain", "DiffusionStudent", "DiffusionTeacher", "DiffusionTruth"]
 
@@ -61,13 +61,16 @@ class DiffusionTeacher(Strict):
     steps: int = Field(ge=1, le=1000)
     n_components: int | None = Field(default=None, ge=1, le=1024)
     sigma_max: float = Field(default=20.0, gt=0, lt=1e6)
-    sigma_min: float = Field(default=0.02, gt=0, lt=1e6)
+    sigma_min: float = Field(default=0.02, ge=1e-6, lt=1e6)
     rho: float = Field(default=7.0, ge=1, le=100)
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
         if not self.sigma_min < self.sigma_max:
             raise PydanticCustomError("levels", "sigma_min must lie below sigma_max")
+        levels = noise_levels(self.steps, self.sigma_max, self.sigma_min, self.rho)
+        if not (np.diff(levels) < 0).all():
+            raise PydanticCustomError("levels", "so many steps do not fit between sigma_max and sigma_min in float64")
         return self
 
 

@@ -20,7 +20,7 @@ from hydrometer.core.shown import Shown
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.base import Law, PairedScores, Samples, ScoreKind
 from hydrometer.models.finite_selectivity import canonical, refuse_choice
-from hydrometer.models.markov.rewards import reward_table
+from hydrometer.models.markov.rewards import in_nats, reward_table
 from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["END", "Markov", "contexts", "reached", "refuse_large", "selected"]
@@ -254,7 +254,7 @@ class Markov(Shown):
             raise InputError(f"a reward has finite numbers of shape {shapes[0]} or {shapes[1]}", got=added.shape)
         if not 0 < strength < math.inf:
             raise InputError("the strength b of a tilt must be a finite number above 0", got=strength)
-        table = self._powered(1.0, np.broadcast_to(added / strength, shapes[1]))
+        table = self._powered(1.0, in_nats(np.broadcast_to(added, shapes[1]), strength))
         return Markov(table, order=self.order, max_new_tokens=self.max_new_tokens)
 
     def _powered(self, power: float, added: Floats | None = None) -> Floats:

@@ -8,10 +8,10 @@ from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
 from hydrometer.core.tilt import Tilt
 
-__all__ = ["reward_table"]
+__all__ = ["in_nats", "reward_table"]
 
 _MOST_NATS = 1e5
-"""Of a row: beyond, what tells ids apart would be lost to rounding."""
+"""Of a row's tilt: beyond, what tells ids apart would be lost to rounding."""
 
 
 def reward_table(tilt: Tilt, vocabulary: int, max_new_tokens: int) -> Floats:
@@ -19,7 +19,7 @@ def reward_table(tilt: Tilt, vocabulary: int, max_new_tokens: int) -> Floats:
 
     Raises
     ------
-    InputError : a reward of points, an id beyond the vocabulary, a tilt beyond rounding.
+    InputError : a reward of points, an id beyond the vocabulary.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def reward_table(tilt: Tilt, vocabulary: int, max_new_tokens: int) -> Floats:
     """
     out = np.zeros((max_new_tokens, vocabulary))
     if isinstance(tilt.reward, str):
-        return _held(out + (-1.0 if tilt.reward.startswith("-") else 1.0), tilt)
+        return out + (-1.0 if tilt.reward.startswith("-") else 1.0)
     tokens, first = tilt.reward.tokens or (), tilt.reward.starts_with
     if not tokens and first is None:
         raise InputError("a chain has no such reward", got=tilt.by, fix="use length, -length, tokens or starts_with")
@@ -39,11 +39,13 @@ def reward_table(tilt: Tilt, vocabulary: int, max_new_tokens: int) -> Floats:
         out[:, i] = value
     if first is not None:
         out[0, first] = 1.0
-    return _held(out, tilt)
+    return out
 
 
-def _held(reward: Floats, tilt: Tilt) -> Floats:
-    most = float(np.abs(reward).max(axis=1).sum()) / tilt.strength
-    if not most <= _MOST_NATS:
+def in_nats(reward_LV: Floats, strength: float) -> Floats:
+    """Return r / b, what a tilt adds to each id's log-probability at each step; InputError beyond rounding."""
+    with np.errstate(over="ignore"):
+        nats_LV = reward_LV / strength
+    if not (most := float(np.abs(nats_LV).max(axis=1).sum())) <= _MOST_NATS:
         raise InputError(f"a tilt is at most {_MOST_NATS:g} nats of a row", got=most, fix="raise strength")
-    return reward
+    return nats_LV

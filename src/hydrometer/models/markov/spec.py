@@ -19,7 +19,7 @@ from hydrometer.models.cheap import EVERYTHING, ChainWithTarget
 from hydrometer.models.markov.law import END, MOST_ENTRIES, Markov
 from hydrometer.models.markov.ngram_fit import fit_markov
 from hydrometer.models.markov.optimum import refuse_inexact
-from hydrometer.models.markov.rewards import reward_table
+from hydrometer.models.markov.rewards import in_nats, reward_table
 from hydrometer.models.objectives import Divergence, check_prefixes, divergence_of, drops, refuse_infinite
 
 __all__ = ["MarkovChain", "MarkovData", "MarkovLevel", "MarkovTruth"]
@@ -216,7 +216,7 @@ class MarkovChain(ChainWithTarget):
                 raise PydanticCustomError("kind", what, {"s": s.label})
             if s.tilt is not None:
                 try:
-                    reward_table(s.tilt, v, self.truth.max_new_tokens)
+                    in_nats(reward_table(s.tilt, v, self.truth.max_new_tokens), s.tilt.strength)
                 except HydrometerError as e:
                     raise PydanticCustomError("tilt", "{m}", {"m": str(e)}) from None
         levels = (self.student, *self.assistants, *(() if self.teacher == "truth" else (self.teacher,)))

@@ -17,12 +17,12 @@ def advice_checks(data: Json) -> list[str]:
     data : content of advice.json (docs, Advice).
     """
     found = mapping(data.get("checks"))
-    said = {
-        "colder-teacher": _cooling(data, mapping(found.get("cooling"))),
-        "heating": _heating(data, mapping(found.get("heating"))),
-        "colder-teacher, lengths": _length(data, mapping(found.get("length"))),
-    }
-    return [f"{words} (docs/claims/{claim.partition(',')[0]}.md)." for claim, words in said.items() if words]
+    said = (
+        ("colder-teacher", _cooling(data, mapping(found.get("cooling")))),
+        ("heating", _heating(data, mapping(found.get("heating")))),
+        ("colder-teacher", _length(data, mapping(found.get("length")))),
+    )
+    return [f"{words} (docs/claims/{claim}.md)." for claim, words in said if words]
 
 
 def _cooling(data: Json, found: Json) -> str:

@@ -357,8 +357,7 @@ def _more(problem: Problem, answer: Decision) -> More:
 def confirmed(problem: Problem, leader: int, runner_up: int | None) -> bool:
     """Whether fresh rows, too, show the leader to meet the need and to lead the runner-up by more than the margin.
 
-    The fresh candidates may be fewer: the leader, the runner-up and the baseline. Those shown beaten on the run's own
-    rows, or shown to break a constraint there, stay so.
+    Fresh candidates may be fewer: what the run's own rows showed beaten, or to break a constraint, stays so.
     """
     need = problem.need
     slack = {n: problem.joint.linear(c, k) for n, (c, k) in problem.slack(leader).items()}

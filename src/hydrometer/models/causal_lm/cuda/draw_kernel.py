@@ -41,12 +41,12 @@ def draw_rows(logits_MV: Tensor, terms: tuple[Any, int, float, Any], u_M: Tensor
     """
     m, n = logits_MV.shape
     rate, top_k, top_p, log_min_p = terms
-    drops = {"BY_COUNT": 0 < top_k < n, "BY_MASS": top_p < 1, "BY_MOST": bool(log_min_p > -torch.inf)}
+    drops = 1 * (0 < top_k < n) + 2 * (top_p < 1) + 4 * (log_min_p > -torch.inf)
     step = 2 * logit_kernels.NEAR_EDGE * float(rate)
     numbers = _on_device((float(rate), step, float(top_k), top_p, float(log_min_p)), logits_MV.device)
     out = torch.empty((m, 4), dtype=torch.float64, device=logits_MV.device)
     block = min(_BLOCK, triton.next_power_of_2(n))
-    _draw[(m,)](logits_MV, logits_MV.stride(0), n, u_M.contiguous(), numbers, out, **drops, BLOCK=block)
+    _draw[(m,)](logits_MV, logits_MV.stride(0), n, u_M.contiguous(), numbers, out, DROPS=drops, BLOCK=block)
     return out[:, 0].long(), out[:, 1], out[:, 2], out[:, 3] > 0
 
 
@@ -103,18 +103,8 @@ def _threshold(row, n, m, rate, floor, wanted, BY_MASS: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _draw(
-    logits,
-    stride,
-    n,
-    us,
-    numbers,
-    out,
-    BY_COUNT: tl.constexpr,
-    BY_MASS: tl.constexpr,
-    BY_MOST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _draw(logits, stride, n, us, numbers, out, DROPS: tl.constexpr, BLOCK: tl.constexpr):
+    # DROPS: bits 1 by count, 2 by mass, 4 by the most likely; plain numbers, as the interpreter has no int & constexpr
     r = tl.program_id(0)
     row = logits + r.to(tl.int64) * stride
     rate, step = tl.load(numbers).to(tl.float32), tl.load(numbers + 1).to(tl.float32)
@@ -131,11 +121,11 @@ def _draw(
     nothing = -float("inf")
     edge = tl.full((), nothing, tl.float32)
     unsure = tl.zeros((), tl.int1)
-    if BY_COUNT:
+    if DROPS & 1:
         edge = _threshold(row, n, m, rate, nothing, top_k, False, BLOCK)
         count, _ = _above(row, n, m, rate, edge, BLOCK)
         unsure = count.to(tl.float64) > top_k
-    if BY_MASS:
+    if DROPS & 2:
         _, mass = _above(row, n, m, rate, edge, BLOCK)
         nucleus = _threshold(row, n, m, rate, edge, top_p * mass, True, BLOCK)
         _, whole = _above(row, n, m, rate, tl.maximum(nucleus, edge), BLOCK)
@@ -145,7 +135,7 @@ def _draw(
         moved = tl.maximum(step.to(tl.float64) * top_p * (1 - top_p), 2e-7)
         unsure = (unsure & (nucleus <= edge)) | ((nucleus >= edge) & (close <= moved))
         edge = tl.maximum(edge, nucleus)
-    if BY_MOST:
+    if DROPS & 4:
         unsure = unsure & (edge >= least_p)
         edge = tl.maximum(edge, least_p)
         for start in range(0, n, BLOCK):

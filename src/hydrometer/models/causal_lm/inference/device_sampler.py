@@ -108,21 +108,5 @@ class _Drawn:
 
     def sequences(self, law: Asked, prompt_n: Ints) -> Sequences:
         """Return the rows."""
-        n = len(prompt_n)
-        ids, selected, unselected, near, length, stopped = (
-            x[:n].cpu().numpy()
-            for x in (self.ids, self.selected, self.unselected, self.near, self.length, self.stopped)
-        )
-        width = int(length.max())
-        return Sequences(
-            law.prompts.ids,
-            prompt_n,
-            ids[:, :width],
-            length,
-            stopped,
-            selected.sum(-1),
-            token_log_prob=selected[:, :width].astype(np.float32),
-            token_log_prob_unselected=unselected[:, :width].astype(np.float32),
-            near_edge=near,
-            prompts_are=law.prompts.are,
-        )
+        found = self.ids, self.length, self.stopped, self.selected, self.unselected, self.near
+        return law.drawn(prompt_n, *(x[: len(prompt_n)].cpu().numpy() for x in found))

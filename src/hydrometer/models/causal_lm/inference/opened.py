@@ -15,10 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hydrometer.core.array_types import Floats, Ints
 from hydrometer.core.errors import InputError, LawMismatchError, ModelError, SpecError
 from hydrometer.core.shown import Shown
 from hydrometer.core.watching import doing
@@ -32,6 +35,7 @@ from hydrometer.models.causal_lm.networks.decoders import Way
 from hydrometer.models.causal_lm.networks.hidden_state_cache import HiddenStateCache
 from hydrometer.models.causal_lm.networks.network import Network, max_positions, network_errors
 from hydrometer.models.causal_lm.networks.running import Running, find_running
+from hydrometer.models.rows.sequences import Sequences
 
 __all__ = ["Asked", "OpenedLM", "model_stop_ids", "pick_device", "stop_set", "vocabulary_hash"]
 
@@ -268,6 +272,31 @@ class Asked(Outcomes):
         if not self.lm.is_llama and self.lm.running.way(longest) is None:
             what = "what the network says of a row this long depends on the rows that it was run on before"
             raise InputError(what, got=(longest, self.lm.running.limit), fix=fix)
+
+    def drawn(
+        self,
+        prompt_n: Ints,
+        ids_nL: Ints,
+        length_n: Ints,
+        stopped_n: NDArray[np.bool_],
+        selected_nL: Floats,
+        unselected_nL: Floats,
+        near_n: Ints,
+    ) -> Sequences:
+        """Return n drawn rows as they are recorded; what lies beyond a row's length is zero."""
+        width = int(length_n.max())
+        return Sequences(
+            self.prompts.ids,
+            prompt_n,
+            ids_nL[:, :width],
+            length_n,
+            stopped_n,
+            selected_nL.sum(-1),
+            token_log_prob=selected_nL[:, :width].astype(np.float32),
+            token_log_prob_unselected=unselected_nL[:, :width].astype(np.float32),
+            near_edge=near_n,
+            prompts_are=self.prompts.are,
+        )
 
     @property
     def way(self) -> Way:

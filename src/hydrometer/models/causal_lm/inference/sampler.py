@@ -117,16 +117,4 @@ def _draw(
             rows_A, token_A = rows_A[kept], token_A[kept]
             decoder.keep(kept)
         logits_AW = decoder.step(token_A)
-    width = int(length_n.max())
-    return Sequences(
-        law.prompts.ids,
-        prompt_n,
-        ids_nL[:, :width],
-        length_n,
-        stopped_n,
-        selected_nL.sum(-1),
-        token_log_prob=selected_nL[:, :width].astype(np.float32),
-        token_log_prob_unselected=unselected_nL[:, :width].astype(np.float32),
-        near_edge=near_n,
-        prompts_are=law.prompts.are,
-    )
+    return law.drawn(prompt_n, ids_nL, length_n, stopped_n, selected_nL, unselected_nL, near_n)
