@@ -86,9 +86,10 @@ def _one_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say loudly that the browser tests did not run; a quiet skip would be taken for a pass."""
+    """Say loudly which tests did not run for want of something here; a quiet skip would be taken for a pass."""
     skipped = [str(r.longrepr) for r in terminalreporter.stats.get("skipped", [])]
-    reasons = [m.group(0) for text in skipped if (m := re.search(r"NO BROWSER: [^'\"]*", text))]
-    if reasons:
-        terminalreporter.section("BROWSER TESTS DID NOT RUN", sep="!", red=True, bold=True)
-        terminalreporter.line(f"{len(reasons)} tests of the page in a real browser: {reasons[0]}")
+    for lack, of in (("NO BROWSER", "of the page in a real browser"), ("NO CARD", "of what runs on a CUDA card")):
+        reasons = [m.group(0) for text in skipped if (m := re.search(lack + r": [^'\"]*", text))]
+        if reasons:
+            terminalreporter.section(f"TESTS DID NOT RUN: {lack}", sep="!", red=True, bold=True)
+            terminalreporter.line(f"{len(reasons)} tests {of}: {reasons[0]}")

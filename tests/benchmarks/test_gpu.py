@@ -14,10 +14,13 @@ pytest.importorskip("transformers")
 from hydrometer.benchmarks import device_checks, gpu  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 
+NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CARD: needs a CUDA device; see `make gpu`")
 
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.card, NO_CARD])])
 @pytest.mark.parametrize("check", device_checks.CHECKS, ids=lambda c: c.__name__)
-def test_the_processor_is_right(check: device_checks.DeviceCheck, tmp_path: Path) -> None:
-    assert check("cpu", tmp_path)
+def test_a_device_is_right(check: device_checks.DeviceCheck, device: str, tmp_path: Path) -> None:
+    assert check(device, tmp_path)
 
 
 def test_a_wrong_draw_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

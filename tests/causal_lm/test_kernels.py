@@ -11,8 +11,11 @@ torch = pytest.importorskip("torch")
 
 from hydrometer.core.spec import Selectivity  # noqa: E402
 from hydrometer.models.arithmetic import exp32  # noqa: E402
-from hydrometer.models.causal_lm.networks import next_token  # noqa: E402
-from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights  # noqa: E402
+from hydrometer.models.causal_lm.networks import next_token, selected_logits  # noqa: E402
+from hydrometer.models.causal_lm.networks.selected_logits import (  # noqa: E402
+    running_sum_by_products,
+    selected_log_weights,
+)
 from naive import cross_entropy, entropy, log_law, slug  # noqa: E402
 
 SIZES = [8, 700, 5000]
@@ -290,3 +293,29 @@ def test_a_gap_that_rounding_closes_is_near(draw):
 def test_a_kept_set_that_cannot_change_is_not_near_its_edge(draw, s):
     x = np.array([[2.0, 1.0, 0.5, 0.0]], np.float32)
     assert draw(x, 4, s, np.array([0.5]))[1].near_edge.tolist() == [False]
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 5000])
+def test_running_sums_by_products_are_cumulative_sums_and_flat_at_zero(n):
+    torch.manual_seed(0)
+    x = torch.rand(7, n, dtype=torch.float64) ** 8
+    x[:, ::3] = 0
+    found = running_sum_by_products(x)
+    torch.testing.assert_close(found, x.cumsum(-1), rtol=1e-13, atol=0)
+    steps = found.diff(dim=-1, prepend=torch.zeros(7, 1))
+    assert (steps[x == 0] == 0).all()
+    assert (steps >= 0).all()
+
+
+@pytest.mark.parametrize("s", [None, Selectivity(top_p=0.9), Selectivity(temperature=0.7, top_p=0.999)])
+def test_what_draws_on_a_device_needs_no_sum_that_a_fit_refuses_there(s, monkeypatch):
+    """CUDA has no deterministic `cumsum` of floats; fits draw own rows under deterministic algorithms."""
+    torch.manual_seed(1)
+    logits, u = 3 * torch.randn(50, 3000), torch.rand(50, dtype=torch.float64)
+    right = next_token.draw_on_device(logits, s, u)
+    for module in (selected_logits, next_token):
+        monkeypatch.setattr(module, "running_sum", running_sum_by_products)
+    monkeypatch.setattr(torch.Tensor, "cumsum", None)
+    found = next_token.draw_on_device(logits, s, u)
+    assert torch.equal(found.ids, right.ids)
+    assert torch.equal(found.selected, right.selected)

@@ -31,6 +31,7 @@ from hydrometer.models.causal_lm.data.prompts import read_prompts  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.loading import load  # noqa: E402
+from hydrometer.models.causal_lm.loading.libraries import numerics  # noqa: E402
 from hydrometer.models.causal_lm.spec import CausalLMChain, PromptsFile  # noqa: E402
 from tiny import make_llama, make_tokenizer  # noqa: E402
 
@@ -252,6 +253,15 @@ def test_truth_identity_and_numerics(llama_folder: Path):
     assert CAUSAL_LM.describe_truth(c) == "tiny-llama"
     assert CAUSAL_LM.cost(c, "fit", "teacher", 100) > CAUSAL_LM.cost(c, "draw", "teacher", 100) > 0
     assert CAUSAL_LM.cost(c, "judge", "student", 100) > 0
+
+
+def test_what_equal_bits_depend_on_names_the_card_and_its_kernels(monkeypatch: pytest.MonkeyPatch):
+    assert "card" not in numerics(1, "auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    assert numerics(1, "auto")["card"] == "a card"
+    assert "triton" in numerics(1, "cuda")
+    assert "card" not in numerics(1, "cpu")
 
 
 def test_a_law_survives_its_folder(llama_folder: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 
 import hydrometer as hm
 from chains import complaints, lm_spec, mixture_spec, write_spec
-from hydrometer.core.errors import DataError, SpecError
+from hydrometer.core.errors import DataError, InputError, SpecError
 from hydrometer.models.markov.family import MARKOV
 from hydrometer.models.work import Device, Part
 from hydrometer.run.cost import cost_plan
@@ -128,6 +128,32 @@ def test_a_plan_is_coarse_until_something_is_known_and_then_says_from_where(
     assert again.lengths["lm"].mean == measured.lengths["lm"].mean
     for name in ("stages", "tokens", "flops", "disk"):
         assert again.total[name] == measured.total[name]  # seconds alone are better known
+
+
+def test_an_accelerator_is_measured_at_the_chains_shapes_without_being_asked(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor stands for a card: rates that name a memory of its own are an accelerator's."""
+    from hydrometer.models.causal_lm.cost import timing
+    from hydrometer.models.causal_lm.cost_model import CostModel
+
+    path, machine = write_spec(tiny(tiny_models["llama"]), tmp_path), CostModel.machine
+    monkeypatch.setattr(CostModel, "machine", lambda self, chain: {**machine(self, chain), "memory": 8e10})
+
+    def refuse(*_: object) -> dict[str, float]:
+        raise InputError("the chain's models are too large to be timed here in seconds")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "measure", refuse)
+        coarse = hm.plan(path, out=tmp_path / "out")
+    assert {s.source for s in coarse.stages if s.stage in ("draw", "fit", "score")} == {"coarse"}
+    assert any("lm: the chain's models are too large" in line for line in coarse.notes)
+    first = hm.plan(path, out=tmp_path / "out")
+    assert {s.source for s in first.stages if s.stage in ("open", "draw", "fit", "score")} == {"measured"}
+    kept = machine_file(tmp_path / "cache").read_text()
+    again = hm.plan(path, out=tmp_path / "out")
+    assert again.total["hours"] == first.total["hours"]
+    assert machine_file(tmp_path / "cache").read_text() == kept  # measured once
 
 
 def machine_file(cache: Path) -> Path:

@@ -25,8 +25,10 @@ from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.scorer import score_steps
 from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec
 from hydrometer.models.causal_lm.spec import Training
+from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_cross_entropy, linear_divergence
 from hydrometer.models.causal_lm.training.trainer import fit
 from hydrometer.models.families import families
+from hydrometer.models.objectives import WEIGHTS, Divergence
 from hydrometer.testing import CHECKS as CONTRACT
 from hydrometer.testing import ContractCase
 
@@ -176,6 +178,33 @@ def fits_are_the_processors(device: str, folder: Path) -> str:
     return ", ".join(f"{loss} {gap:.1e} nats a token" for loss, gap in off.items())
 
 
+def losses_are_dense_ones(device: str, folder: Path) -> str:
+    """Losses and their gradients by states, in float32, are those of whole logits in float64 on the processor."""
+    g, n, v, width = torch.Generator().manual_seed(0), 300, 5000, 32
+    states, theirs = (torch.randn(n, width, generator=g) for _ in range(2))
+    heads = [torch.randn(v, width, generator=g) / 4 for _ in range(2)]
+    ids = torch.randint(v, (n,), generator=g)
+    worst = 0.0
+    for loss in (None, *(Divergence(kind, w or 0.5) for kind, w in WEIGHTS.items())):
+        found: list[torch.Tensor] = []
+        for where, dtype in ((device, torch.float32), ("cpu", torch.float64)):
+            h, w, other, matrix = (x.to(where, dtype) for x in (states, heads[0], theirs, heads[1]))
+            h.requires_grad_()
+            over: dict[str, Any] = {"n_items": n, "vocab_size": v - 3}
+            at = ids.to(where).clamp(max=v - 4)
+            if loss is None:
+                value = linear_cross_entropy(h, w, None, at, **over)
+            else:
+                value = linear_divergence(h, (w, None), at, (TeacherRows(other, matrix), loss), **over)
+            value.backward()
+            assert h.grad is not None
+            found += [value.detach().cpu().double(), h.grad.cpu().double()]
+        off = float((found[1] - found[3]).abs().max() / found[3].abs().max())
+        assert max(off, float((found[0] / found[2] - 1).abs())) < 1e-4, (loss, off, found[0], found[2])
+        worst = max(worst, off)
+    return f"gradients of {1 + len(WEIGHTS)} losses are off by {worst:.1e} of the largest"
+
+
 def a_killed_fit_goes_on(device: str, folder: Path) -> str:
     """A fit that ends in its sixth step goes on from its fourth, to the same weights."""
 
@@ -208,6 +237,7 @@ CHECKS: tuple[DeviceCheck, ...] = (
     bfloat16_is_near,
     laws_by_enumeration,
     a_block_repeats,
+    losses_are_dense_ones,
     fits_are_the_processors,
     a_killed_fit_goes_on,
 )

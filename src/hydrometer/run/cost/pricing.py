@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from hydrometer.core.errors import InputError
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, Precision
 from hydrometer.models.capabilities import DrawsUnscored
@@ -149,6 +150,11 @@ class Pricing:
         name, machine, lengths = chain.name, chain.machine, self._lengths(chain, counted)
         if machine is not None and self.measure and chain.left:
             machine.measure(counted, lengths.mean, self._measured.setdefault(machine.path, {}))
+        elif machine is not None and chain.left:
+            try:
+                machine.measure_card(counted, lengths.mean)
+            except InputError as e:
+                self.note(f"{name}: {e}")
         device = machine.device() if machine is not None else self.given
         assert device is not None
         self.used.append(device)

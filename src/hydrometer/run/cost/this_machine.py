@@ -172,6 +172,24 @@ class ThisMachine:
         already |= counted.measure(self.chain, mean, already)
         self._keep({k: self._figure(v, "measured", load) for k, v in already.items()})
 
+    def measure_card(self, counted: HasCostModel, mean: float) -> None:
+        """Measure on an accelerator what no run or plan has timed there; seconds, or nothing on the processor.
+
+        What share of its rates a stage reaches depends on the shapes, so coarse seconds are worth little there.
+
+        Raises
+        ------
+        FolderError
+        InputError : models too large to be timed.
+        """
+        if not self.device().launch:
+            return
+        known = {name: f.seconds for name, f in self.figures.items()}
+        load = _load(0)
+        self.say("measuring this card at the chain's shapes")
+        found = {k: v for k, v in counted.measure(self.chain, mean, known).items() if k not in known}
+        self._keep({k: self._figure(v, "measured", load) for k, v in found.items()})
+
     def cautions(self, names: Iterable[str]) -> list[str]:
         """Return reasons to doubt timings: age, load, other versions."""
         used = [self.figures[n] for n in names if n in self.figures]

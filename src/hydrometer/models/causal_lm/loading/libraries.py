@@ -22,12 +22,17 @@ def needs_torch() -> None:
 
 
 def numerics(threads: int, device: str) -> dict[str, object]:
-    """Return what equal bits depend on besides the inputs: versions, threads, processor class, device."""
+    """Return what equal bits depend on besides the inputs: versions, threads, processor class, device and its card."""
     import torch
 
+    card: dict[str, object] = {}
+    if device != "cpu" and torch.cuda.is_available():
+        kernels = metadata.version("triton") if find_spec("triton") is not None else "none"
+        card = {"card": torch.cuda.get_device_name(), "triton": kernels}
     return {
         **{package: metadata.version(package) for package in ("torch", "transformers", "tokenizers", "numba")},
         "threads": threads,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": device,
+        **card,
     }

@@ -22,7 +22,12 @@ from torch.nn import functional as F
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu import logit_kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
-from hydrometer.models.causal_lm.networks.selected_logits import as_if_kept, inverse_temperature, selected_log_weights
+from hydrometer.models.causal_lm.networks.selected_logits import (
+    as_if_kept,
+    inverse_temperature,
+    running_sum,
+    selected_log_weights,
+)
 
 __all__ = [
     "BF16_ERROR",
@@ -188,12 +193,12 @@ def draw_on_device(logits_MV: Tensor, s: Selectivity | None, u_M: Tensor) -> OnD
     w_MV = selected_log_weights(logits_MV, s).log_weights
     w_MV = (w_MV - w_MV.amax(-1, keepdim=True)).exp_()
     w_MKC = F.pad(w_MV, (0, -w_MV.shape[1] % _CHUNK)).view(w_MV.shape[0], -1, _CHUNK)
-    cdf_MK = w_MKC.sum(-1, dtype=torch.float64).cumsum(-1)
+    cdf_MK = running_sum(w_MKC.sum(-1, dtype=torch.float64))
     target_M1 = u_M[:, None] * cdf_MK[:, -1:]
     chunk_M1 = _first_above(cdf_MK, target_M1)
     before_M1 = F.pad(cdf_MK, (1, 0)).gather(-1, chunk_M1)
     rows = torch.arange(w_MV.shape[0], device=w_MV.device)
-    cdf_MC = w_MKC[rows, chunk_M1[:, 0]].double().cumsum(-1)
+    cdf_MC = running_sum(w_MKC[rows, chunk_M1[:, 0]].double())
     ids_M = (chunk_M1 * _CHUNK + _first_above(cdf_MC, target_M1 - before_M1))[:, 0]
     return OnDevice(ids_M, *_scored_on_device(logits_MV, s, ids_M)[0])
 

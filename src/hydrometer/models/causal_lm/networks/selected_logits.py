@@ -11,14 +11,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu.logit_kernels import LEAST, NEAR_EDGE, WEIGHTY
 
-__all__ = ["Kept", "as_if_kept", "inverse_temperature", "selected_log_weights"]
+__all__ = [
+    "Kept",
+    "as_if_kept",
+    "inverse_temperature",
+    "running_sum",
+    "running_sum_by_products",
+    "selected_log_weights",
+]
 
 _LIKELY = 1024  # a nucleus is looked for among so many of the likeliest before all are sorted
 _ROUNDING = 2e-7  # of a mass
+_TRIANGLE = 256  # numbers that one product sums
 
 
 class Kept(NamedTuple):
@@ -83,6 +92,22 @@ def inverse_temperature(s: Selectivity) -> float:
     return 1.0 if s.temperature is None else min(1 / s.temperature, 1e38)
 
 
+def running_sum(x_BN: Tensor) -> Tensor:
+    """Cumulative sums of rows of weights. On CUDA by products: torch's has no fixed order there, and fits refuse it."""
+    return x_BN.cumsum(-1) if x_BN.device.type == "cpu" else running_sum_by_products(x_BN)
+
+
+def running_sum_by_products(x_BN: Tensor) -> Tensor:
+    """Do the same by matrix products with triangles of ones, whose order is fixed; flat where a weight is zero."""
+    n = x_BN.shape[-1]
+    x_BKC = F.pad(x_BN, (0, -n % _TRIANGLE)).unflatten(-1, (-1, _TRIANGLE))
+    within_BKC = x_BKC @ x_BN.new_ones(_TRIANGLE, _TRIANGLE).triu()
+    sums_BK = within_BKC[..., -1]
+    before_BK = sums_BK @ x_BN.new_ones(2 * sums_BK.shape[-1:]).triu(1)
+    sums_BN = (within_BKC + before_BK[..., None]).flatten(-2)[..., :n]
+    return sums_BN.where(x_BN > 0, 0.0).cummax(-1).values
+
+
 def as_if_kept(logits_EV: Tensor, s: Selectivity, token_E1: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of tokens with themselves among the kept, and whether errors within `error` let them in, (E,).
 
@@ -135,7 +160,7 @@ def _nucleus(w_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     left = torch.arange(w_BV.shape[0], device=w_BV.device)
     for k in sorted({min(_LIKELY, w_BV.shape[1]), w_BV.shape[1]}):
         sorted_BK = w_BV[left].topk(k, dim=-1).values
-        cdf_BK = (sorted_BK.double() - log_mass_B1[left]).exp().cumsum(-1)
+        cdf_BK = running_sum((sorted_BK.double() - log_mass_B1[left]).exp())
         last_B = (cdf_BK < top_p).sum(-1)  # index of the first id at which the mass is reached
         found_B = last_B < k
         found, last_F1 = left[found_B], last_B[found_B][:, None]

@@ -8,6 +8,7 @@ Their formulas are in `models.objectives`.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from hydrometer.models.causal_lm.networks.next_token import terms_of
 from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights
 from hydrometer.models.objectives import Divergence
 
-__all__ = ["KINDS", "terms", "to_gradient"]
+__all__ = ["KINDS", "terms", "to_gradient", "to_gradient_fused"]
 
 KINDS = {
     "kl_teacher_student": kernels.FORWARD,
@@ -45,8 +46,10 @@ _PLAIN = {
 
 def to_gradient(
     student_mW: Tensor, teacher_mW: Tensor, vocab_size: int, s: Selectivity | None, d: Divergence, scale: float
-) -> float:
+) -> float | Tensor:
     """Turn the student's logits into ``scale`` times their divergence's gradient, in place.
+
+    By kernels on the processor, and on CUDA where Triton is installed; else by torch's operations.
 
     Parameters
     ----------
@@ -55,14 +58,15 @@ def to_gradient(
 
     Returns
     -------
-    The sum of the rows' divergences, nats; infinite where the teacher's selectivity makes it so.
+    The sum of the rows' divergences, nats; infinite where the teacher's selectivity makes it so. From kernels on CUDA
+    it is a tensor, for which nobody has waited.
     """
+    if student_mW.device.type == "cuda" and student_mW.dtype != torch.float64 and find_spec("triton") is not None:
+        return to_gradient_fused(student_mW, teacher_mW, vocab_size, s, d, scale)
     if student_mW.device.type != "cpu" or student_mW.dtype == torch.float64:
         return _to_gradient_by_torch(student_mW, teacher_mW, vocab_size, s, d, scale)
     value = np.empty(len(student_mW))
-    # With weight 0 the mixture is one of the laws, which underflows where its logarithm does not.
-    kind = _PLAIN.get(d.kind, KINDS[d.kind]) if d.weight == 0 else KINDS[d.kind]
-    form = kind, float(d.weight), np.float32(1 / d.temperature)
+    form = _kind(d), float(d.weight), np.float32(1 / d.temperature)
     kernels.divergence_rows(
         as_array(student_mW),
         as_array(teacher_mW),
@@ -73,6 +77,30 @@ def to_gradient(
         value,
     )
     return float(value.sum()) * d.factor
+
+
+def _kind(d: Divergence) -> int:
+    """Return a kernel's number: with weight 0 the mixture is one law, which underflows where its logarithm does not."""
+    return _PLAIN.get(d.kind, KINDS[d.kind]) if d.weight == 0 else KINDS[d.kind]
+
+
+def to_gradient_fused(
+    student_mW: Tensor, teacher_mW: Tensor, vocab_size: int, s: Selectivity | None, d: Divergence, scale: float
+) -> float | Tensor:
+    """Do as `to_gradient` does, in one Triton kernel; what of a teacher is kept is found by torch's operations.
+
+    Where a head is sought, or mass is left out, all is done by torch's operations.
+    """
+    drops = s is not None and (s.top_k is not None or s.top_p is not None or bool(s.min_p))
+    if d.kind == "adaptive_kl" or (drops and d.kind == "generalised_kl"):
+        return _to_gradient_by_torch(student_mW, teacher_mW, vocab_size, s, d, scale)
+    from hydrometer.models.causal_lm.cuda.loss_kernels import divergence_rows
+
+    theirs_mV, rate = teacher_mW[:, :vocab_size], float(terms_of(s)[0])
+    if drops:
+        theirs_mV, rate = selected_log_weights(theirs_mV.float(), s).log_weights, 1.0
+    form = _kind(d), float(d.weight), 1 / d.temperature, rate / d.temperature
+    return divergence_rows(student_mW, theirs_mV, vocab_size, form, scale * d.factor / d.temperature).sum() * d.factor
 
 
 def _to_gradient_by_torch(

@@ -20,7 +20,7 @@ from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.inference.law import CausalLaw
 from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
-from hydrometer.models.causal_lm.networks.selected_logits import inverse_temperature, selected_log_weights
+from hydrometer.models.causal_lm.networks.selected_logits import inverse_temperature, running_sum, selected_log_weights
 from hydrometer.models.causal_lm.training.answer_loss import Answers, answer_states, collate
 from hydrometer.models.causal_lm.training.kept_rows import KeptRows
 from hydrometer.models.causal_lm.training.losses import TeacherRows, linear_divergence
@@ -86,7 +86,7 @@ def _kept(log_p_mV: Tensor, asked: TeacherLaw, u_m: Tensor) -> KeptBlock:
         ids, rest, log_p = (x.cpu().numpy() for x in (ids_mk, rest_m, log_p_mk))
         return KeptBlock(ids.astype(dtype), rest.astype(np.float32), log_p.astype(np.float32))
     p_mV = log_p_mV.exp()
-    cdf_mV = p_mV.cumsum(-1)
+    cdf_mV = running_sum(p_mV)
     at_mk = (torch.arange(asked.k, device=cdf_mV.device) + u_m.to(cdf_mV.device)[:, None]) / asked.k * cdf_mV[:, -1:]
     last_m1 = (cdf_mV < cdf_mV[:, -1:]).sum(-1, keepdim=True)  # rounding may put a point at the end of the whole mass
     ids_mk = torch.minimum(torch.searchsorted(cdf_mV, at_mk, right=True), last_m1)
@@ -178,7 +178,7 @@ def _compare(
     ours = TeacherRows(states) if head is None else TeacherRows(states, head.weight, head.bias, lm.holes)
     with torch.no_grad():
         rows = [slice(i, i + 1) for i in range(len(states))]
-        return [theirs.to_gradient(ours.logits(row).clone(), row, size, d, 1.0) for row in rows]
+        return [float(theirs.to_gradient(ours.logits(row).clone(), row, size, d, 1.0)) for row in rows]
 
 
 def _product(a: list[Tensor], b: list[Tensor]) -> float:

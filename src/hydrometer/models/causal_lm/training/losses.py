@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from hydrometer.models.causal_lm.training.divergences import to_gradient
 from hydrometer.models.causal_lm.training.kept_rows import KeptRows
 from hydrometer.models.objectives import Divergence
 
-__all__ = ["TeacherRows", "linear_cross_entropy", "linear_divergence", "linear_policy_gradient"]
+__all__ = ["TeacherRows", "cross_entropy_fused", "linear_cross_entropy", "linear_divergence", "linear_policy_gradient"]
 
 _CHUNK = 1024
 
@@ -42,7 +43,7 @@ class _Settings:
         summed loss, in place, and returns that sum.
     """
 
-    gradient: Callable[[Tensor, slice], float]
+    gradient: Callable[[Tensor, slice], float | Tensor]
     n_items: float
     holes: Tensor | None
     dtype: torch.dtype
@@ -73,7 +74,7 @@ def linear_cross_entropy(
     dtype : of the products; None takes that of the states. Sums over the vocabulary are float32 and float64.
     """
 
-    def gradient(logits_mW: Tensor, rows: slice) -> float:
+    def gradient(logits_mW: Tensor, rows: slice) -> float | Tensor:
         return _to_gradient(logits_mW, ids_M[rows], vocab_size, 1 / n_items)
 
     apply: Any = _LinearLoss.apply
@@ -110,7 +111,9 @@ class TeacherRows:
             made += self.bias
         return made if self.holes is None else made.index_fill(-1, self.holes.to(made.device), -torch.inf)
 
-    def to_gradient(self, logits_mW: Tensor, rows: slice, vocab_size: int, d: Divergence, scale: float) -> float:
+    def to_gradient(
+        self, logits_mW: Tensor, rows: slice, vocab_size: int, d: Divergence, scale: float
+    ) -> float | Tensor:
         """Turn the student's logits of some rows into ``scale`` times their divergence's gradient; return their sum."""
         return to_gradient(logits_mW, self.logits(rows), vocab_size, self.selectivity, d, scale)
 
@@ -142,7 +145,7 @@ def linear_divergence(
     teacher, divergence = target
     theirs = teacher.to(made)
 
-    def gradient(logits_mW: Tensor, rows: slice) -> float:
+    def gradient(logits_mW: Tensor, rows: slice) -> float | Tensor:
         share = divergence.mle
         own = logits_mW.clone() if share else logits_mW
         found = (1 - share) * theirs.to_gradient(logits_mW, rows, vocab_size, divergence, (1 - share) / n_items)
@@ -176,7 +179,7 @@ def linear_policy_gradient(
     """
     log_ratio_M, advantage_M = target
 
-    def gradient(logits_mW: Tensor, rows: slice) -> float:
+    def gradient(logits_mW: Tensor, rows: slice) -> float | Tensor:
         _to_gradient(logits_mW, ids_M[rows], vocab_size, 1 / n_items)
         logits_mW *= advantage_M[rows, None].to(logits_mW.dtype)
         return -float(log_ratio_M[rows].sum())
@@ -196,12 +199,14 @@ class _LogitsLoss(torch.autograd.Function):
     """The same for a network whose output is logits that no one product makes of its states."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, gradient: Callable[[Tensor, slice], float], n_items: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, gradient: Callable[[Tensor, slice], float | Tensor], n_items: float
+    ) -> Tensor:
         made = logits.detach().clone(memory_format=torch.contiguous_format)
         with torch.no_grad():
             total = gradient(made, slice(0, len(made)))
         ctx.gradient = made
-        return torch.tensor(total / n_items, dtype=torch.promote_types(made.dtype, torch.float32), device=made.device)
+        return torch.as_tensor(total / n_items).to(made.device, torch.promote_types(made.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
@@ -224,14 +229,14 @@ class _LinearLoss(torch.autograd.Function):
         pool = ThreadPool(len(h) if h.device.type == "cpu" else 1)
         room = torch.empty(min(size, len(h)), len(w), dtype=dtype, device=w.device)
         product = torch.empty_like(w) if learnt else None
-        total = 0.0
+        total: float | Tensor = 0.0
         with torch.no_grad():
             for at in range(0, len(h), size):
                 chunk = slice(at, min(at + size, len(h)))
                 h_m, d_m = h[chunk], d_states[chunk]
                 g = room[: len(h_m)]
 
-                def through_rows(part: slice, h_m: Tensor = h_m, d_m: Tensor = d_m, at: int = at) -> float:
+                def through_rows(part: slice, h_m: Tensor = h_m, d_m: Tensor = d_m, at: int = at) -> float | Tensor:
                     """Logits, their gradient in place, and the gradient of the states."""
                     own = room[part]
                     torch.mm(h_m[part], w.t(), out=own)
@@ -253,14 +258,14 @@ class _LinearLoss(torch.autograd.Function):
                     else:
                         d_weight[part] += product[part]
 
-                total += sum(pool.each(through_rows, pool.split(len(h_m))))
+                total = total + sum(pool.each(through_rows, pool.split(len(h_m))))
                 if learnt:
                     pool.each(through_ids, pool.split(len(w)))
                 if d_bias is not None:
                     d_bias += g.sum(0, dtype=d_bias.dtype)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
         ctx.gradients = (d_states.to(states.dtype), None if d_weight is None else d_weight.to(weight.dtype), last)
-        return torch.tensor(total / settings.n_items, dtype=made, device=states.device)
+        return torch.as_tensor(total / settings.n_items).to(states.device, made)
 
     @staticmethod
     @once_differentiable
@@ -272,13 +277,22 @@ class _LinearLoss(torch.autograd.Function):
         return (*gradients, None)
 
 
-def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:
+def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float | Tensor:
     """Turn logits into ``scale`` times their loss's gradient, in place; return the sum of the losses, nats."""
+    if logits_mW.device.type == "cuda" and logits_mW.dtype != torch.float64 and find_spec("triton") is not None:
+        return cross_entropy_fused(logits_mW, ids_m, vocab_size, scale)
     if logits_mW.device.type != "cpu" or logits_mW.dtype == torch.float64:
         return _to_gradient_by_torch(logits_mW, ids_m, vocab_size, scale)
     loss = np.empty(len(logits_mW))
     softmax_gradient(as_array(logits_mW), vocab_size, ids_m.numpy(), np.float32(scale), loss)
     return float(loss.sum())
+
+
+def cross_entropy_fused(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> Tensor:
+    """Do the same in one Triton kernel; the sum is a tensor, for which nobody has waited."""
+    from hydrometer.models.causal_lm.cuda.loss_kernels import cross_entropy_rows
+
+    return cross_entropy_rows(logits_mW, ids_m, vocab_size, scale).sum()
 
 
 def _to_gradient_by_torch(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float:
