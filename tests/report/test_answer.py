@@ -82,6 +82,72 @@ def test_what_would_decide_is_one_statement() -> None:
     assert "; neither more seeds alone nor more rows alone would decide, if the estimates" in words
 
 
+def of_objective(value: float, slack: float, which: dict[str, Any], feasible: str = "open") -> dict[str, Any]:
+    figures = {"objective": {"value": value, "se": 0.1}, "slack": {"max_recall_loss": {"value": slack, "se": 0.1}}}
+    return {**which, "feasible": feasible, **figures}
+
+
+def test_one_that_is_ahead_and_may_break_the_need_is_said_to_be_ahead() -> None:
+    """The leader is the best of those whose estimates meet the need: another may have more, and miss it by estimate."""
+    leader, broken = of_objective(-3.0, 0.05, DISTILLED, "met"), of_objective(9.0, -5.0, DIRECT, "violated")
+    hotter = of_objective(-2.4, -0.01, COLD)
+    ahead = {"status": "undecided", "reason": "constraint", "candidates": [leader, hotter, broken]}
+    words = said(**ahead)
+    assert words == (
+        "Undecided: the student distilled at temperature 0.8 leads in precision among those that, by the estimates, "
+        "lose at most 0.1 nats per token of recall; the direct student decoded at temperature 0.6 is ahead of it by "
+        "0.60 nats per token, but is not shown to meet the need."
+    )
+    both = said(**{**ahead, "candidates": [{**leader, "feasible": "open"}, hotter, broken]})
+    assert both.endswith(
+        "is not shown to meet the need; whether the student distilled at temperature 0.8 and the direct student "
+        "decoded at temperature 0.6 would lose at most 0.1 nats per token of recall is open."
+    )
+    behind = said(**{**ahead, "candidates": [leader, of_objective(-3.1, -0.01, COLD), broken]})
+    assert "leads in precision among those that lose at most" in behind
+    assert "ahead" not in behind
+    alone = said(**ahead | {"reason": "one_seed"})
+    assert "decoded at temperature 0.6 is ahead of it by 0.60 nats per token, but is not shown to meet the" in alone
+
+
+def test_none_leads_where_no_estimate_meets_the_need() -> None:
+    near, far = of_objective(-3.0, -0.05, DISTILLED), of_objective(-2.4, -0.2, COLD)
+    words = said(status="undecided", reason="constraint", candidates=[near, far])
+    assert words.startswith(
+        "Undecided: by the estimates none of the 2 settings tried meets the need; the nearest is the student distilled "
+        "at temperature 0.8, which misses by 0.05 nats per token of recall, and whether "
+    )
+    assert "leads" not in words
+
+
+def test_a_negative_lead_is_a_rival_ahead() -> None:
+    below = {"value": -0.6, "se": 0.1, "df": 9.0, "ci95": [-0.8, -0.4]}
+    expected = {"on": "seeds left out of the choice", "lead": below}
+    rival = {**COLD, "feasible": "open"}
+    sure = advised(status="undecided", reason="constraint", expected=expected, candidates=[DISTILLED, rival])[2]
+    assert (
+        "; the closest rival, the direct student decoded at temperature 0.6, is ahead of it in precision by 0.60 nats "
+        "per token (95 % interval 0.40 to 0.80), but is not shown to meet the need."
+    ) in sure
+    assert "its lead" not in sure
+    met = advised(status="undecided", reason="constraint", expected=expected)[2]
+    assert "is ahead of it in precision by 0.60" in met
+    assert "not shown" not in met
+
+
+def test_a_high_probability_beside_not_shown_is_explained() -> None:
+    likely = {**DISTILLED, "p_best": 0.95}
+    close = {"status": "undecided", "reason": "close", "candidates": [DIRECT, COLD, likely]}
+    sure = advised(**close)[2]
+    assert sure.startswith(
+        "P(best of those tried that meet the need) is 0.95 on the run’s own rows (a decision asks for a stricter "
+        "bound, and fresh rows); its lead over"
+    )
+    sure = advised(**close, expected={"on": "seeds left out of the choice", "lead": FIGURE})[2]
+    assert " is 0.95 on the run’s own rows (a decision asks for a stricter bound); its lead over" in sure
+    assert "stricter" not in advised(candidates=[DIRECT, COLD, likely])[2]
+
+
 def test_one_seed_is_said_first() -> None:
     words = said(status="undecided", reason="one_seed", seeds=1)
     assert words.startswith("Undecided: one seed never decides between students, since it says nothing of the variance")
@@ -165,7 +231,7 @@ def test_a_run_records_what_advise_decides(tmp_path: Path) -> None:
     advised = hm.advise(tmp_path / "run", fresh=False).data
     for key in ("status", "reason", "take", "leader", "runner_up", "contenders", "more", "per", "objective"):
         assert found[key] == advised[key]
-    names = ("id", "training", "selectivity", "decoding", "feasible")
+    names = ("id", "training", "selectivity", "decoding", "feasible", "objective", "slack")
     assert found["candidates"] == [{k: c[k] for k in names} for c in advised["candidates"]]
 
 

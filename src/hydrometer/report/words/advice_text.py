@@ -5,6 +5,8 @@ The sentences say what to take, what it gains and costs, and how certain that is
 
 from __future__ import annotations
 
+import math
+
 from hydrometer.report.typed_results import Diff, read
 from hydrometer.report.values import Json, count, items, mapping, number, read_method, read_setting, text
 from hydrometer.report.wording import Tone, among, difference, moved, num, setting
@@ -166,11 +168,11 @@ def _answer(data: Json) -> str:
     if data.get("status") == "none":
         of = ", as trained with one seed," if count(data.get("seeds")) == 1 else ""
         return f"None of the {tried} settings tried{of} is able to {wanted}; the nearest is {leader}{_miss(data)}."
-    leads = f"{leader} leads in {_objective(data)}{those}"
+    leads = _led(data, leader, those)
     if other:
+        led = f"{leader} led in {_objective(data)}{those}" if not _miss(data) else f"{leader} was nearest to the need"
         leads = (
-            f"{leader} led in {_objective(data)}{those} on the run’s own rows, and fresh rows turn the choice: on "
-            f"these {student_named(data, other)} leads"
+            f"{led} on the run’s own rows, and fresh rows turn the choice: on these {student_named(data, other)} leads"
         )
     match data.get("reason"):
         case "equivalent":
@@ -196,12 +198,44 @@ def _answer(data: Json) -> str:
             open_ = [candidate_by_id(data, c) for c in items(data.get("contenders"))]
             asked = [student_named(data, c) for c in open_ if c.get("feasible") != "met"]
             names = among(asked) if len(asked) <= 3 else f"{len(asked)} of the {tried} settings tried"
-            leads = f"{leader} leads, but" if not other else f"{leads};"
+            ahead = {} if _miss(data) else _ahead(data)
+            if not other and ahead and asked == [student_named(data, ahead)]:
+                return f"Undecided: {leads}."
+            leads += ";" if other or ahead else ", and" if _miss(data) else ", but"
             return f"Undecided: {leads} whether {names} would {wanted} is open."
         case _ if other:
             return f"Undecided: {leads}."
         case _:
             return f"Undecided: {leads}, but is not shown to be more than {margin} ahead of {rival}."
+
+
+def _led(data: Json, leader: str, those: str) -> str:
+    """Say how the leader stands: it may be nearest to the need alone, or behind one that may break it."""
+    if missed := _miss(data):
+        tried = len(items(data.get("candidates")))
+        return f"by the estimates none of the {tried} settings tried meets the need; the nearest is {leader}{missed}"
+    ahead = _ahead(data)
+    if not ahead:
+        return f"{leader} leads in {_objective(data)}{those}"
+    by, se = _by(data, ahead), number(mapping(ahead.get("objective")).get("se"))
+    return (
+        f"{leader} leads in {_objective(data)}{those.replace(' that ', ' that, by the estimates, ', 1)}; "
+        f"{student_named(data, ahead)} is ahead of it by {num(by, se)} {nats_per(data)}, but is not shown to meet the "
+        "need"
+    )
+
+
+def _ahead(data: Json) -> Json:
+    """Return the candidate furthest ahead of the leader of those that are not shown to break the need; else empty."""
+    open_ = [c for c in map(mapping, items(data.get("candidates"))) if c.get("feasible") == "open"]
+    best = max(open_, key=lambda c: _by(data, c), default=Json())
+    return best if best and _by(data, best) > 0 else {}
+
+
+def _by(data: Json, c: Json) -> float:
+    """Return how far a candidate's objective is above the leader's; minus infinity where one is not recorded."""
+    own, other = (number(mapping(x.get("objective")).get("value")) for x in (candidate_of(data, "leader"), c))
+    return -math.inf if own is None or other is None else other - own
 
 
 def _turned_to(data: Json) -> Json:
@@ -292,14 +326,18 @@ def _sureness(data: Json) -> str:
     leader = candidate_of(data, "leader")
     p = number(leader.get("p_best")) or 0.0
     shown = ">0.999" if p > 0.999 else f"{p:.2g}" if p < 0.995 else f"{p:.3f}"
-    own = " on the run’s own rows" if _turned_to(data) else ""
-    words = f"P(best of those tried that meet the need) is {shown}{own}"
+    words = f"P(best of those tried that meet the need) is {shown}{_stricter(data)}"
     rival = candidate_of(data, "runner_up")
     if rival:
-        lead = difference(difference_of(mapping(data.get("expected")).get("lead")), nats_per(data))
-        words += f"; its lead over the closest rival, {student_named(data, rival)}, in {_objective(data)} is {lead}"
-        if data.get("status") != "decided" and teacher_draws(leader) and teacher_draws(rival) == 0:
-            words += ", which costs no teacher draws"
+        lead, per = difference_of(mapping(data.get("expected")).get("lead")), nats_per(data)
+        is_free = data.get("status") != "decided" and teacher_draws(leader) and teacher_draws(rival) == 0
+        named = f"the closest rival, {student_named(data, rival)},{' which costs no teacher draws,' if is_free else ''}"
+        if lead.value is not None and lead.value < 0:
+            by = difference(lead, per, sign=-1).removeprefix("+")
+            words += f"; {named} is ahead of it in {_objective(data)} by {by}"
+            words += ", but is not shown to meet the need" if rival.get("feasible") == "open" else ""
+        else:
+            words += f"; its lead over {named} in {_objective(data)} is {difference(lead, per)}"
     else:
         words += "; no other setting may still meet the need"
     if data.get("status") == "decided":
@@ -307,6 +345,14 @@ def _sureness(data: Json) -> str:
         size = " of the pilot’s size" if data.get("pilot") else ""
         return f"{words}; an answer as confident as this is wrong in at most {100 * error:g} % of such runs{size}."
     return f"{words}{_more(data)}."
+
+
+def _stricter(data: Json) -> str:
+    """Say why a high probability may stand beside "not shown"."""
+    if data.get("reason") not in ("close", "constraint", "unconfirmed"):
+        return ""
+    again = ", and fresh rows" if mapping(data.get("expected")).get("on") == "fresh rows" else ""
+    return f" on the run’s own rows (a decision asks for a stricter bound{again})"
 
 
 def teacher_draws(c: Json) -> float | None:

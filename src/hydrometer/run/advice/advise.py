@@ -249,15 +249,19 @@ def _candidate(entry: Entry, c: Candidate) -> Json:
         **as_setting(entry.cell),
         "id": entry.id,
         "run": resolved(entry.source.folder).name,
-        "feasible": c.feasible,
+        **_standing(c),
         "p_best": c.p_best,
-        "objective": figure_json(c.objective),
         "precision_gain": figure_json(c.gain),
         "recall_loss": figure_json(c.loss),
         "score": figure_json(c.score),
-        "slack": {name: figure_json(x) for name, x in c.slack.items()},
         "cost": entry.cost,
     }
+
+
+def _standing(c: Candidate) -> Json:
+    """Return what the words of an answer need of a candidate: whether and by how much it meets the need, and leads."""
+    slack = {name: figure_json(x) for name, x in c.slack.items()}
+    return {"feasible": c.feasible, "objective": figure_json(c.objective), "slack": slack}
 
 
 def _excluded(x: Excluded) -> Json:
@@ -325,5 +329,5 @@ def answer(
         "per": unit_of(source, need),
         "objective": need.objective,
         "need": {"max_recall_loss": need.max_recall_loss, "margin": need.indifference},
-        "candidates": [{**as_setting(e.cell), "feasible": c.feasible} for e, c in candidates],
+        "candidates": [{**as_setting(e.cell), **_standing(c)} for e, c in candidates],
     }
