@@ -152,9 +152,11 @@ def test_infinite_recall_uses_its_companion_and_says_so(run: dict[str, Any]) -> 
     group["metrics"]["recall"] = synthetic.metric(None, None, 17)
     group["decoding"] = {"temperature": 0.6, "top_p": 0.9}
     _, trade, decides, *caveats = said(run)
-    assert "recall is −∞, and on the support alone it lowers recall_on_support by 4.0 nats" in trade
-    assert "recall_on_support, as recall is −∞" in decides
-    assert any("temperature 0.6, top-p 0.9" in c and "probability zero" in c for c in caveats)
+    assert "recall is −∞, and it lowers recall on the support by 4.0 nats" in trade
+    assert "recall on the support, as recall is −∞" in decides
+    (infinite,) = (c for c in caveats if "temperature 0.6, top-p 0.9" in c)
+    assert "probability zero. Recall on the support stands in" in infinite
+    assert "_" not in " ".join(said(run))  # words, no identifiers
 
 
 def matched(run: dict[str, Any], recall: float, kl: float) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "KL",
     "KL_OF_TRUTH",
     "NEUTRAL",
+    "ON_SUPPORT",
     "Sentence",
     "Tone",
     "Topic",
@@ -62,6 +63,8 @@ Topic = Literal[
 
 KL = "KL(q‖p*)"
 KL_OF_TRUTH = "KL(p*‖q)"
+ON_SUPPORT = "recall on the support"
+"""Of a model that cuts off: over the truth's draws that it gives some probability (docs, Theory, Eq. 17)."""
 
 MINUS = "−"
 NO_SCORE = "no score"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hydrometer.report.typed_results import Chain, Diff, Run, Step
 from hydrometer.report.wording import (
     KL,
+    ON_SUPPORT,
     Sentence,
     Tone,
     among,
@@ -67,7 +68,7 @@ def _recall_words(diffs: Mapping[str, Diff], unit: str) -> str:
     if recall.metric == "recall_on_support" or (recall.value is None and "recall_on_support" not in diffs):
         if recall.value is None:
             return "; its recall is −∞ on one side, so the difference is infinite"
-        return "; recall is −∞, and on the support alone it " + moved(recall, "recall_on_support", unit)
+        return "; recall is −∞, and it " + moved(recall, ON_SUPPORT, unit)
     return "; it " + moved(recall, "recall", unit, _per_token(diffs, "recall"))
 
 

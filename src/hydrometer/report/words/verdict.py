@@ -16,6 +16,7 @@ from hydrometer.report.typed_results import Chain, Control, Diff, Run
 from hydrometer.report.values import count, mapping
 from hydrometer.report.wording import (
     KL,
+    ON_SUPPORT,
     Sentence,
     Tone,
     among,
@@ -196,7 +197,7 @@ def _matched(control: Control, chain: Chain) -> Sentence:
     tone, lead = _lead(*outcome(control))
     recall = recall_of(matched)
     on_support = recall is not None and recall.metric == "recall_on_support"
-    name = "recall_on_support, as recall is −∞," if on_support else "recall"
+    name = f"{ON_SUPPORT}, as recall is −∞," if on_support else "recall"
     at = f" ({num(control.matched_entropy)} {chain.unit})" if control.matched_entropy is not None else ""
     return Sentence(
         "control",
@@ -272,7 +273,7 @@ def _sharpened(run: Run, chain: Chain, selective: list[Control]) -> Sentence:
     words = f"The control is undecided at equal entropy: {why.rstrip('.')}."
     recall, kl = recall_of(last.same_setting), last.same_setting.get("kl_student_truth")
     if (recall and recall.value is not None) or (kl and kl.value is not None):
-        name = "recall_on_support" if recall is not None and recall.metric == "recall_on_support" else "recall"
+        name = ON_SUPPORT if recall is not None and recall.metric == "recall_on_support" else "recall"
         words += (
             f" At the same setting, {distilled_at(last)}, distilled minus decoded: "
             f"{_size(recall, name, unit_per(chain))}; {_size(kl, KL, 'nats')}; the two differ in entropy too."
@@ -303,7 +304,7 @@ def _caveats(run: Run, chain: Chain) -> list[Sentence]:
         cut = sorted({setting(g.decoding or g.selectivity) for g in infinite})
         said.append(
             f"Recall is −∞ at {among(cut)}: a cut-off gives some of the truth’s draws probability zero. "
-            "recall_on_support stands in for it, over the truth’s draws that keep some probability, "
+            f"{ON_SUPPORT.capitalize()} stands in for it, over the truth’s draws that keep some probability, "
             "so two models' figures are not over the same draws."
         )
     chosen = [g for g in run.of_chain(chain.name) if g.absent]
