@@ -144,6 +144,22 @@ def test_a_folder_with_prompts_and_two_models(models: Path, tmp_path: Path) -> N
     assert "taken as prompts alone: " in draft.text
 
 
+def test_the_same_model_twice_is_no_larger_one(models: Path, tmp_path: Path) -> None:
+    alpaca(tmp_path / "answers.json")
+    large, again = str(models / "large"), f"{models}/small/../large"
+    for purpose, comes_to in (("text", "begins as its own teacher"), ("model", "nothing to learn")):
+        draft = begin([large, again, str(tmp_path / "answers.json")], purpose, tmp_path / f"{purpose}.yaml")
+        (said,) = (g for g in guesses_of(draft) if "named twice" in g)
+        assert said.startswith(f"the same model is named twice, {large}: the student ")
+        assert comes_to in said
+        assert "larger of the two" not in draft.text
+        sound(draft.place, tmp_path)
+    (tmp_path / "copy").symlink_to(models / "large")  # the same by its place, not by its name
+    CausalLM(make_llama(layers=4, seed=5), make_tokenizer(64)).save(tmp_path / "twin")
+    draft = begin([str(tmp_path / "copy"), str(tmp_path / "twin")], out=tmp_path / "twin.yaml")
+    assert f"guess: {tmp_path}/copy is as large as {tmp_path}/twin and named first" in draft.text
+
+
 def test_a_base_model_and_documents(models: Path, tmp_path: Path) -> None:
     """Without a chat template prompts are asked as they are; documents are texts, or prompts to go on with."""
     CausalLM(make_llama(), make_tokenizer(64, template=None)).save(tmp_path / "base")

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from hydrometer._version import __version__
 from hydrometer.core.errors import InputError, one_line
 from hydrometer.core.io.files import write_atomic
-from hydrometer.core.io.yaml_io import explain
+from hydrometer.core.io.yaml_io import explain, user_path
 from hydrometer.core.spec import Name
 from hydrometer.models.causal_lm.data.parts import Part, encoded, is_templated
 from hydrometer.models.causal_lm.drafting.looking import NO_MODEL, ModelFacts, TextFacts, look, sources_in
@@ -187,8 +187,25 @@ def _looked(hand: _Hand) -> str:
         models = [m for m in (hand.large, hand.small) if m is not None]
         said += [f"{m.source}: {m.parameters:,} parameters, {m.layers} layers" for m in models]
     if hand.small is not None:
-        said.append(f"guess: {hand.large.source} is the larger of the two, and teaches {hand.small.source}")
+        said.append(f"guess: {_roles(hand, hand.small)}")
     return "\n".join(f"# {one_line(s, 200)}" for s in said)
+
+
+def _roles(hand: _Hand, small: ModelFacts) -> str:
+    """Say which of two models teaches, and why that one; or that both are one model, and what this comes to."""
+    large = hand.large
+    if user_path(large.source).resolve() == user_path(small.source).resolve():
+        comes_to = {
+            "text": "the student begins as its own teacher (self-distillation)",
+            "model": "the student begins as the truth itself, and trained directly has nothing to learn; name a "
+            "smaller model, or this one once",
+            "judge": "it is judged against itself",
+            "callback": "it is the truth",
+        }
+        return f"the same model is named twice, {large.source}: {comes_to[hand.purpose]}"
+    if large.parameters == small.parameters:
+        return f"{large.source} is as large as {small.source} and named first, and teaches it"
+    return f"{large.source} is the larger of the two, and teaches {small.source}"
 
 
 def _specification(hand: _Hand, place: Path, name: str) -> str:
