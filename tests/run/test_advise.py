@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hydrometer.report import advice_notes, advice_sentences, advice_table, buil
 from hydrometer.report.read_results import read_run
 from hydrometer.report.words.kept_advice import advice_of
 from hydrometer.run.advice import advise as verb
+from hydrometer.run.advice import candidates
 from hydrometer.run.advice.advise import decision_of
 from hydrometer.run.advice.candidates import entries, open_source
 from hydrometer.run.advice.holdout import rejudged
@@ -398,6 +401,49 @@ def test_language_models_are_paired_by_row_seed_and_prompt(
     (tmp_path / "prompts.jsonl").unlink()
     with pytest.raises(InputError, match="the file cannot be read"):
         hm.advise(out, cache=cache)
+
+
+@pytest.mark.parametrize("kind", ["apart", "taught by the truth"])
+def test_advice_that_draws_nothing_reads_records_alone(
+    kind: str, tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as from the plan, whose models must be there; then without them, and without torch."""
+    source, asked = tmp_path / "model", tmp_path / "asked.jsonl"
+    shutil.copytree(tiny_models["llama"], source)
+    asked.write_text("\n".join(json.dumps({"prompt": f"w{3 + i} w{4 + i}"}) for i in range(8)))
+    prompts = {"file": str(asked), **({"evaluate": 0.5} if kind == "apart" else {})}
+    changes = {"loss": ["kl_teacher_student"], "prefixes": ["truth"]} if kind == "apart" else {}
+    changes |= {} if kind == "apart" else {"teacher": "truth", "student": {"init": "truth"}}
+    spec = lm_spec(source, seeds=2, selectivity=[{"temperature": 1}, {"temperature": 0.7}], **changes)
+    chain = spec["chains"]["lm"]
+    chain["truth"] |= {"prompts": prompts}
+    chain["student"] |= {"training": {"num_train_epochs": 1, "per_device_train_batch_size": 16, "bf16": False}}
+    run = tmp_path / "run"
+    hm.run(write_spec(spec, tmp_path), out=run)
+    need = hm.Need(max_recall_loss=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "recorded_plan", lambda *_: None)
+        planned = hm.advise(run, need, fresh=False).data
+    assert planned["shared_prompts"] == (kind != "apart")
+    shutil.rmtree(source)
+    asked.unlink()
+    code = (
+        "import sys, json, hydrometer as hm\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        f"print(json.dumps(hm.advise({str(run)!r}, hm.Need(max_recall_loss=0.5), fresh=False).data))"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == json.loads(json.dumps(planned))
+    with pytest.raises(InputError):  # fresh rows are drawn of the models
+        hm.advise(run, need)
+    results = json.loads((run / "results.json").read_text())
+    for name in ("judge-../../elsewhere", 3):  # what leads out of the store is not followed
+        results["cells"][0]["artifacts"]["judge"] = name
+        (run / "results.json").write_text(json.dumps(results))
+        with pytest.raises(InputError):
+            hm.advise(run, need, fresh=False)
 
 
 def test_a_pilot_is_run_and_advised_on(tmp_path: Path) -> None:

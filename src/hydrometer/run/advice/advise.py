@@ -114,7 +114,7 @@ def advise(
     if not paths:
         raise InputError("no run to advise from", got=paths, fix="give at least one run folder")
     wanted, stated = completed(need)
-    sources = [open_source(p, chain, cache) for p in paths]
+    sources = [open_source(p, chain, cache, reads_alone=not fresh) for p in paths]
     return advise_on(sources, wanted, stated=stated, fresh=fresh, monitor=monitor or SilentMonitor())
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydrometer.core.errors import FolderError, InputError
+from hydrometer.core.findings import SHARED_PROMPTS
 from hydrometer.core.io.files import file_digest
 from hydrometer.core.io.yaml_io import nearest
 from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.models.fit_capabilities import DrawsInFits
 from hydrometer.report.values import items, mapping, text
+from hydrometer.run.advice.recorded_plan import recorded_plan
 from hydrometer.run.graph.plan import ChainPlan, Plan
 from hydrometer.run.graph.reopen import reopen
 from hydrometer.run.preflight.diagnosis import shared_prompts
@@ -24,6 +26,7 @@ from hydrometer.stages.cells import Cell
 from hydrometer.stages.nodes import FitNode, Rows
 from hydrometer.store.artifacts import ArtifactStore
 from hydrometer.store.records import RunFolder, load_results
+from hydrometer.store.remote import open_store
 from hydrometer.store.storage_uri import Url, place_of
 
 __all__ = ["Entry", "Excluded", "Source", "entries", "is_finite", "open_source", "the_chain"]
@@ -68,10 +71,10 @@ class Source:
         return {c.role for c in self.chain.cells} == {"truth", "student"}
 
     @property
-    def truth_rows(self) -> dict[str, Rows]:
-        """The truth's rows that students were judged on, by key."""
+    def truth_rows(self) -> dict[tuple[str, ...], Rows]:
+        """The truth's rows that students were judged on, by their blocks, or by key where they are not stored."""
         nodes = self.plan.judges_of(c for c in self.chain.cells if c.training is not None)
-        return {n.truth_rows.key: n.truth_rows for n in nodes}
+        return {n.truth_rows.blocks or (n.truth_rows.key,): n.truth_rows for n in nodes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,15 @@ def _advisable(results: dict[str, Any], where: str) -> list[str]:
         ) from None
 
 
-def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path | None) -> Source:
+def open_source(
+    folder: str | Path | Url, chain: str | None, cache: str | Path | None, *, reads_alone: bool = False
+) -> Source:
     """Open one chain of a finished run, with the models that it adopted.
+
+    Parameters
+    ----------
+    reads_alone : nothing will be drawn: take the chain from records and artifacts, without its models, where they tell
+        enough (`recorded_plan`).
 
     Raises
     ------
@@ -165,22 +175,35 @@ def open_source(folder: str | Path | Url, chain: str | None, cache: str | Path |
     kept = books.artifacts if cache is None else place_of(cache)
     if isinstance(kept, Path) and not kept.is_dir():
         raise FolderError("the run's artifacts are not there", got=str(kept), fix="name the run's --cache")
-    opened = reopen(books, cache, name)
+    store = open_store(kept)
+    plan = recorded_plan(books, results, name, store) if reads_alone else None
+    if plan is None:
+        opened = reopen(books, cache, name)
+        plan, store = opened.plan, opened.store
+        shared = bool(shared_prompts(opened.spec, plan.chains[name]))
+    else:
+        shared = any(_is_shared(mapping(f), name) for f in items(mapping(results["summary"]).get("findings")))
     summary = mapping(results["summary"]["chains"][name])
     controls = [mapping(c) for c in items(summary.get("control"))]
     return Source(
         books,
-        str(results.get("name", opened.spec.name)),
-        opened.plan,
-        opened.plan.chains[name],
-        opened.store,
+        str(results.get("name", name)),
+        plan,
+        plan.chains[name],
+        store,
         cells={c["id"]: c for c in results["cells"]},
         digest=file_digest(books.root / "results.json"),
         missing=tuple(results.get("partial", {}).get(name, [])),
-        shared_prompts=bool(shared_prompts(opened.spec, opened.plan.chains[name])),
+        shared_prompts=shared,
         reference=text(summary.get("reference")),
         controls={text(c.get("distilled")): mapping(c.get("matched_entropy")) for c in controls},
     )
+
+
+def _is_shared(finding: Mapping[str, object], chain: str) -> bool:
+    """Whether a run's finding warns that models are judged on the prompts that they are trained on."""
+    told = finding.get("code"), finding.get("severity"), finding.get("chain")
+    return told == (SHARED_PROMPTS, "warning", chain)
 
 
 def need_artifact(source: Source, stage: Literal["draw", "fit", "judge"], key: str) -> Path:

@@ -34,6 +34,7 @@ __all__ = [
     "one_of_methods",
     "reopen",
     "require_run",
+    "spec_of",
     "training_rows",
 ]
 
@@ -98,7 +99,7 @@ def reopen(folder: RunFolder, cache: str | Path | None = None, chain: str | None
     is_changed = False
     for base in dict.fromkeys([*folder.bases(), shipped_recipes(), Path.cwd(), *_around(folder)]):
         try:
-            spec = merge([_spec(a, base) for a in accepted])
+            spec = merge([spec_of(a, base) for a in accepted])
             if chain is not None:
                 spec = spec.model_copy(update={"chains": {chain: _known(chain, spec.chains)}})
             spec = with_prompts(spec, folder)
@@ -120,7 +121,8 @@ def _around(folder: RunFolder) -> tuple[Path, ...]:
     return (folder.place, folder.place.parent) if isinstance(folder.place, Path) else ()
 
 
-def _spec(entry: dict[str, Any], base: Path) -> RunSpec:
+def spec_of(entry: dict[str, Any], base: Path) -> RunSpec:
+    """Read the specification of an accepted entry. Raises FolderError, SpecError."""
     body = entry.get("spec")
     if not isinstance(body, dict):
         raise FolderError("a file in specs/ holds no specification", fix="restore or remove it")
