@@ -101,5 +101,21 @@ def test_models_that_have_hardly_learnt_are_named() -> None:
     (more,) = hardly_learnt("lm", rows, {f"seed{i}": mixed(truth, 0.1) for i in range(5)})
     assert ") and 2 more;" in more.what
     assert hardly_learnt("lm", rows, {"cut": np.full(200, -np.inf)}) == []
+    one = mixed(truth, 0.9)
+    one[3] = -np.inf  # a row that it cannot say tells nothing of the others
+    assert hardly_learnt("lm", rows, {"one": one}) == []
     nothing = replace(rows, log_prob=np.full(200, BLIND))
     assert hardly_learnt("lm", nothing, {"a": np.full(200, BLIND - 1.0)}) == []  # where context tells nothing
+
+
+def test_a_model_that_cannot_say_some_rows_is_measured_on_the_others() -> None:
+    """It has learnt at most what it has if it knew these rows as the truth does; its KL is infinite."""
+    rows, truth = repeats(400, seed=3)
+    few, filled = mixed(truth, 0.2), mixed(truth, 0.2)
+    few[:5], filled[:5] = -np.inf, truth[:5]
+    known = Learnable.of(rows)
+    share = 1 - known.per_token(truth - filled) / known.whole
+    assert share > 1 - known.per_token(truth - mixed(truth, 0.2)) / known.whole
+    (said,) = hardly_learnt("lm", rows, {"few": few, "b": truth})
+    assert f": few at most {share:.0%} (KL(p*||q) is infinite: 5 of 400 rows it cannot say); a law" in said.what
+    assert said.what.startswith("1 of 2 trained models have learnt less than half")

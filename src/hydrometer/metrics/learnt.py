@@ -9,10 +9,14 @@ than the truth itself, and no law without context is nearer. That is what there 
 
     share  =  1 - KL(p* || q) / (H(f) - H(p*)),        KL per token:
 
-1 at the truth, 0 where it knows no more than frequencies, negative below. It needs no vocabulary and no length. A model
-that is shown to have learnt less than a half has hardly learnt; the half is a convention. Models that are selective on
-purpose lose recall, and are not measured by it. Not to be confused with distance from uniform draws, log V: a model
-learns frequencies in its first steps.
+1 at the truth, 0 where it knows no more than frequencies, negative below. It needs no vocabulary and no length. A
+model that is shown to have learnt less than a half has hardly learnt; the half is a convention. Models that are
+selective on purpose lose recall, and are not measured by it. Not to be confused with distance from uniform draws, log
+V: a model learns frequencies in its first steps.
+
+Of a model that gives some rows probability zero KL is infinite, for these rows alone; how much it has learnt is told
+by the others, so that its share is counted as if it knew these rows as the truth does, and is at most that. Of texts
+in the place of a truth H(p*) is not known, and so no share.
 
 Shapes: N rows, V tokens that occur.
 """
@@ -114,24 +118,31 @@ def hardly_learnt(chain: str, rows: Sequences, models: Mapping[str, Floats]) -> 
     Parameters
     ----------
     rows : (N) of the truth, with its own log-probabilities.
-    models : (N,) log-probability of these rows under each trained model that is not selective, nats; by name.
+    models : (N,) log-probability of these rows under each trained model that is not selective, nats; by name. Rows of
+        probability zero count as if the model knew them.
     """
     truth = Learnable.of(rows)
     known = truth.over(rows.log_prob, LEAST_LEARNT).interval()
     if known is None or known[0] <= 0:  # a truth that is not shown to use its context teaches none of it
         return []
-    ends = {name: truth.over(x, LEAST_LEARNT).interval() for name, x in models.items()}
+    counted = {name: np.where(np.isneginf(x), rows.log_prob, x) for name, x in models.items()}
+    ends = {name: truth.over(x, LEAST_LEARNT).interval() for name, x in counted.items()}
     low = [name for name, interval in ends.items() if interval is not None and interval[1] < 0]
     if not low:
         return []
-    shares = {name: 1 - truth.per_token(rows.log_prob - models[name]) / truth.whole for name in low}
-    named = ", ".join(
-        f"{name} {share:.0%} (KL(p*||q) {(1 - share) * truth.whole:.3g} nats a token)"
-        for name, share in list(shares.items())[:_NAMED]
-    )
+    named = ", ".join(_named(name, truth, counted[name], int(np.isneginf(models[name]).sum())) for name in low[:_NAMED])
     named += f" and {len(low) - _NAMED} more" if len(low) > _NAMED else ""
     what = f"{len(low)} of {len(models)} trained models have learnt less than half of what prompt and context tell: "
     what += f"{named}; a law that knows how often each token comes, and nothing else, is at {truth.whole:.3g}"
     why = "such models are of little use, and how they differ, or what distilling changes, says nothing of trained ones"
     fix = "train longer (data, num_train_epochs), or start from a trained model, init: {source: PATH}"
     return [replace(warning(HARDLY_LEARNT, what, why, fix), chain=chain)]
+
+
+def _named(name: str, truth: Learnable, counted: Floats, unsaid: int) -> str:
+    """Word a model's share; at most that where rows that it cannot say are counted as known."""
+    kl = truth.per_token(truth.rows.log_prob - counted)
+    share = 1 - kl / truth.whole
+    if unsaid:
+        return f"{name} at most {share:.0%} (KL(p*||q) is infinite: {unsaid} of {len(counted)} rows it cannot say)"
+    return f"{name} {share:.0%} (KL(p*||q) {kl:.3g} nats a token)"
