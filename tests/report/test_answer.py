@@ -95,8 +95,8 @@ def test_one_that_is_ahead_and_may_break_the_need_is_said_to_be_ahead() -> None:
     words = said(**ahead)
     assert words == (
         "Undecided: the student distilled at temperature 0.8 leads in precision among those that, by the estimates, "
-        "lose at most 0.1 nats per token of recall; the direct student decoded at temperature 0.6 is ahead of it by "
-        "0.60 nats per token, but is not shown to meet the need."
+        "lose at most 0.1 nats per token of recall; ahead of it by 0.60 nats per token is the direct student decoded "
+        "at temperature 0.6, which is not shown to meet the need."
     )
     both = said(**{**ahead, "candidates": [{**leader, "feasible": "open"}, hotter, broken]})
     assert both.endswith(
@@ -107,7 +107,7 @@ def test_one_that_is_ahead_and_may_break_the_need_is_said_to_be_ahead() -> None:
     assert "leads in precision among those that lose at most" in behind
     assert "ahead" not in behind
     alone = said(**ahead | {"reason": "one_seed"})
-    assert "decoded at temperature 0.6 is ahead of it by 0.60 nats per token, but is not shown to meet the" in alone
+    assert "ahead of it by 0.60 nats per token is the direct student decoded at temperature 0.6, which is not" in alone
 
 
 def test_none_leads_where_no_estimate_meets_the_need() -> None:

@@ -220,8 +220,8 @@ def _led(data: Json, leader: str, those: str) -> str:
     by, se = _by(data, ahead), number(mapping(ahead.get("objective")).get("se"))
     return (
         f"{leader} leads in {_objective(data)}{those.replace(' that ', ' that, by the estimates, ', 1)}; "
-        f"{student_named(data, ahead)} is ahead of it by {num(by, se)} {nats_per(data)}, but is not shown to meet the "
-        "need"
+        f"ahead of it by {num(by, se)} {nats_per(data)} is {student_named(data, ahead)}, which is not shown to meet "
+        "the need"
     )
 
 
