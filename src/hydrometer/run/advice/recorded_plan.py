@@ -7,10 +7,10 @@ plan can be had without planning, whose keys need the models' content and the ve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydrometer.core.distillation import Distillation
 from hydrometer.core.errors import SpecError, StoreError
@@ -29,6 +29,7 @@ from hydrometer.store.records import RunFolder
 __all__ = ["recorded_plan"]
 
 _ANY = Stream(0)  # nothing is drawn
+_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 def recorded_plan(books: RunFolder, results: Mapping[str, Any], name: str, store: ArtifactStore) -> Plan | None:
@@ -80,7 +81,7 @@ def _tells(c: Mapping[str, Any]) -> bool:
 
 def _key(name: object) -> str:
     """Return an artifact's key. Raises _Untold: results hold no such name, and might lead out of the store."""
-    found = re.fullmatch(r"[a-z_]+-([0-9a-f]{32})", text(name))
+    found = re.fullmatch(rf"[a-z_]+-({_KEY.pattern})", text(name))
     if found is None:
         raise _Untold
     return found[1]
@@ -108,11 +109,19 @@ class _Reader:
     def judged(self, cell: Cell) -> JudgeNode:
         artifacts = mapping(self.known[cell.id].get("artifacts"))
         law, draws = self._law(cell.id), mapping(artifacts.get("draws"))
-        on_truth, own = (
-            self._rows(whose, [_key(k) for k in items(draws.get(side))])
-            for whose, side in ((self.truth, "truth"), (law, "own"))
+        on_truth, own = ([_key(k) for k in items(draws.get(side))] for side in ("truth", "own"))
+        return JudgeNode(
+            cell.judge,
+            self.context,
+            law,
+            cell.decoding,
+            self.truth,
+            self._judged_on(self.truth, on_truth),
+            self._judged_on(law, own),
+            None,
+            (),
+            (),
         )
-        return JudgeNode(cell.judge, self.context, law, cell.decoding, self.truth, on_truth, own, None, (), ())
 
     def fitted(self, cell: Cell, law: LawRef) -> FitNode:
         """Read a fit's training rows: the first draws among its inputs, then those that the epoch is chosen by."""
@@ -120,13 +129,14 @@ class _Reader:
         teacher = None if d is None else self._law(text(cell.parent))
         taught = d is not None and d.prefixes.name == "teacher"
         whose = teacher if taught and teacher is not None else self.truth
-        inputs = items(self.store.meta("fit", law.key).get("inputs"))
-        blocks = [k for k in map(text, inputs) if self.store.path("draw", k).is_dir()]
+        inputs = map(text, items(self._meta("fit", law.key).get("inputs")))
+        blocks = [k for k in inputs if _KEY.fullmatch(k) and self.store.has("draw", k)]
         data, rest = self._first(blocks, sizes["distill" if taught else "train"])
         held_out, _ = self._first(rest, sizes["validate"])
-        validate = self._rows(whose, held_out) if held_out else None
+        on_data = _rows(whose, data, sizes["distill" if taught else "train"], "train")
+        validate = _rows(whose, held_out, sizes["validate"], "train") if held_out else None
         level = self.context.family.levels(self.context.spec)[-1]
-        return FitNode(law.key, self.context, level, self.truth, self._rows(whose, data), validate, teacher, d, _ANY)
+        return FitNode(law.key, self.context, level, self.truth, on_data, validate, teacher, d, _ANY)
 
     def _law(self, cell_id: str) -> LawRef:
         """Return the law of a cell before it is decoded."""
@@ -138,8 +148,13 @@ class _Reader:
             return LawRef("fit", _key(fit), text(c.get("role")))
         return self.truth if c.get("role") == "truth" else LawRef("given", cell_id, text(c.get("role")))
 
-    def _count(self, block: str) -> int:
-        return int(self.store.meta("draw", block)["info"]["rows"])
+    def _meta(self, stage: str, key: str) -> Mapping[str, Any]:
+        if not self.store.has(stage, key):
+            raise _Untold
+        return self.store.meta(stage, key)
+
+    def _judged_on(self, law: LawRef, blocks: Sequence[str]) -> Rows:
+        return _rows(law, blocks, self.context.family.sizes(self.context.spec)["evaluate"], "judge")
 
     def _first(self, blocks: list[str], n: int) -> tuple[list[str], list[str]]:
         """Split off the blocks that hold the first n rows."""
@@ -148,9 +163,9 @@ class _Reader:
             if taken == n:
                 return blocks[:i], blocks[i:]
             if i < len(blocks):
-                taken += self._count(blocks[i])
+                taken += int(self._meta("draw", blocks[i])["info"]["rows"])
         raise _Untold
 
-    def _rows(self, law: LawRef, blocks: Iterable[str]) -> Rows:
-        keys = tuple(blocks)
-        return Rows(law, None, _ANY, sum(map(self._count, keys)), "judge", keys, content_key({"blocks": keys}))
+
+def _rows(law: LawRef, blocks: Sequence[str], n: int, purpose: Literal["train", "judge"]) -> Rows:
+    return Rows(law, None, _ANY, n, purpose, tuple(blocks), content_key({"blocks": list(blocks)}))
