@@ -34,7 +34,7 @@ def test_what_to_take_or_what_would_decide() -> None:
     close = said(status="undecided", reason="close", more={"seeds": 6, "rows": None})
     assert close.startswith("Undecided: the student distilled at temperature 0.8 leads in precision")
     assert "in precision among those that lose at most 0.1 nats per token of recall, but is not shown" in close
-    assert "direct student decoded at temperature 0.6; about 6 seeds in all would decide" in close
+    assert "direct student decoded at temperature 0.6; in all, about 6 seeds would decide" in close
     assert close.endswith("if the estimates stayed as they are: run again with --set seeds=6.")
     assert close.count(".") == close.count("0.") + 1  # one sentence
     assert "run again with --set seeds=5" in said(status="undecided", reason="one_seed")
@@ -70,12 +70,10 @@ def test_a_difference_whose_interval_holds_zero_is_undecided() -> None:
 def test_what_would_decide_is_one_statement() -> None:
     both = {"seeds": None, "rows": None, "together": {"seeds": 12, "rows": 1440}}
     words = said(status="undecided", reason="close", more=both)
-    assert (
-        "; about 12 seeds and about 1,440 rows a figure together, neither of them alone, in all would decide" in words
-    )
+    assert "; in all, about 12 seeds and about 1,440 rows a figure together, but neither alone, would decide" in words
     assert words.endswith("run again with --set seeds=12 and as many rows (data.evaluate).")
     few = said(status="undecided", reason="close", more=both, rows=120, prompts=30)
-    assert "about 1,440 rows a figure, of 360 prompts, together" in few
+    assert "about 1,440 rows a figure (of 360 prompts) together" in few
     words = said(status="undecided", reason="close", more={**both, "together": None})
     assert "; no number up to 1,000 seeds would decide, with rows in proportion, if the estimates" in words
     words = said(status="undecided", reason="close", more={"seeds": None, "rows": None})  # of an earlier release

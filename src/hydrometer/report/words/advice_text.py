@@ -374,21 +374,21 @@ def _more(data: Json) -> str:
     ways += [_rows_words(data, more)] if number(more.get("rows")) is not None else []
     if not ways and both:
         seeds = number(both.get("seeds"))
-        ways = [f"about {seeds or 0:.0f} seeds and {_rows_words(data, both)} together, neither of them alone,"]
+        ways = [f"about {seeds or 0:.0f} seeds and {_rows_words(data, both)} together, but neither alone,"]
     if not ways:
         alone = "neither more seeds alone nor more rows alone would decide"
         alone = "no number up to 1,000 seeds would decide, with rows in proportion" if "together" in more else alone
         return f"; {alone}, if the estimates stayed as they are"
     again = "" if seeds is None or data.get("pilot") else f": run again with --set seeds={seeds:.0f}"
     rows = " and as many rows (data.evaluate)" if again and both else ""
-    return f"; {' or '.join(ways)} in all would decide, if the estimates stayed as they are{again}{rows}"
+    return f"; in all, {' or '.join(ways)} would decide, if the estimates stayed as they are{again}{rows}"
 
 
 def _rows_words(data: Json, more: Json) -> str:
     """Say how many rows, and of how many prompts where those are a sample: more answers to the same would not do."""
     rows, here = number(more.get("rows")) or 0.0, number(data.get("rows"))
     prompts = number(data.get("prompts"))
-    of = f", of {prompts * rows / here:,.0f} prompts," if prompts and here else ""
+    of = f" (of {prompts * rows / here:,.0f} prompts)" if prompts and here else ""
     return f"about {rows:,.0f} rows a figure{of}"
 
 
