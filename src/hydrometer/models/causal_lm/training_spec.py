@@ -118,12 +118,13 @@ def _refuse(data: object, reasons: Mapping[str, str]) -> None:
 class Training(Strict):
     """How a level is fitted.
 
-    `bf16` is autocast over the master weights, whose type is `torch_dtype`. After each epoch, or every `eval_steps`
-    steps and at the end, the held-out rows are scored in float32 under the law that will be stored, and the best
-    evaluation is kept; `early_stopping_patience` ends a fit after so many evaluations in a row that are no better than
-    the best. `metric_for_best_model` says by which figure, an objective's name; None for the fit's own objective, which
-    a fit that does not see its teacher always has. `max_steps` takes the place of `num_train_epochs`. `decay_ratio` is
-    of the warmup-stable-decay schedule.
+    `bf16` is autocast over the weights, whose type is `torch_dtype`. With `master_weights` the optimizer steps float32
+    copies of bfloat16 weights, which are these rounded; the copies are the law that is scored and stored. After each
+    epoch, or every `eval_steps` steps and at the end, the held-out rows are scored in float32 under the law that will
+    be stored, and the best evaluation is kept; `early_stopping_patience` ends a fit after so many evaluations in a row
+    that are no better than the best. `metric_for_best_model` says by which figure, an objective's name; None for the
+    fit's own objective, which a fit that does not see its teacher always has. `max_steps` takes the place of
+    `num_train_epochs`. `decay_ratio` is of the warmup-stable-decay schedule.
 
     `num_workers` processes (Ray's `ScalingConfig` has the name) share every batch by rows, under `strategy`: each holds
     the whole model (ddp), or a share of its weights, gradients and optimizer states (fsdp). Batch sizes stay those of
@@ -153,6 +154,7 @@ class Training(Strict):
     )
     optim: Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd"] = "adamw_torch_fused"
     torch_dtype: Literal["float32", "bfloat16"] = "float32"
+    master_weights: bool = False
     gradient_checkpointing: bool = False
     eval_steps: int | None = Field(default=None, ge=1, le=_MANY)
     early_stopping_patience: int | None = Field(default=None, ge=1, le=_MANY)
@@ -232,6 +234,14 @@ class Training(Strict):
         return self
 
     @model_validator(mode="after")
+    def _of_rounded_weights(self) -> Self:
+        if self.master_weights and (self.torch_dtype != "bfloat16" or self.lora is not None):
+            raise PydanticCustomError(
+                "master_weights", "master_weights needs torch_dtype: bfloat16, and no lora: adapters are float32 anyway"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _read(self) -> Self:
         """Refuse a value that would change nothing."""
         why = {
@@ -274,6 +284,6 @@ class Training(Strict):
 
 _LATER = (
     "max_steps", "warmup_steps", "lr_scheduler_type", "optim", "torch_dtype", "gradient_checkpointing", "eval_steps",
-    "early_stopping_patience", "lora", "metric_for_best_model",
+    "early_stopping_patience", "lora", "metric_for_best_model", "master_weights",
 )  # fmt: skip
 """Fields that keys of older fits lack."""

@@ -108,7 +108,7 @@ def write_setting(store: ArtifactStore, node: FitNode, trainer: TrlTrainer, targ
             "trainer": trainer,
             "arguments": arguments,
             "stop_ids": list(truth.stop_ids),
-            "dtype": level.training.torch_dtype,
+            "dtype": "float32" if level.training.master_weights else level.training.torch_dtype,
             "selectivity": ",".join([*named, f"prefix_source={d.prefixes.to_json()}"]),
             "differs": list(differs),
         }

@@ -209,7 +209,7 @@ def trained_parameters(config: PretrainedConfig, training: Training) -> int:
 def _trained(config: PretrainedConfig, n: int, t: Training) -> int:
     """Weights, gradients, the optimizer's state, the law's network where it is another, and the best evaluation."""
     learnt, width = trained_parameters(config, t), BYTES[t.torch_dtype]
-    own = width if t.lora is None else 4  # adapters are float32 over any base
+    own = width if t.lora is None and not t.master_weights else 4  # adapters are float32 over any base
     apart = 0 if t.lora is None and width == 4 else width * n
     if t.lora is not None:
         apart += 4 * learnt

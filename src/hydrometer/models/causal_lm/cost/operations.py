@@ -350,7 +350,8 @@ def _fit(s: Subject, role: str, rows: int, mean: float) -> tuple[Part, ...]:
     )
     steps = epochs * rows / (batch * training.gradient_accumulation_steps)
     matrix = own.width * own.vocabulary
-    moved = (_STEP_BYTES + 8 * MOMENTS[training.optim]) * BYTES["float32" if adapted else training.torch_dtype] / 4
+    width = BYTES["float32" if adapted or training.master_weights else training.torch_dtype]
+    moved = (_STEP_BYTES + 8 * MOMENTS[training.optim]) * width / 4
     rest = Part(
         f"train.rest {name}",
         answers,
@@ -390,6 +391,7 @@ def _manner(training: Training, learnt: int) -> str:
         f"lora{learnt}": training.lora is not None,
         "recomputed": training.gradient_checkpointing,
         "rounded": training.torch_dtype != "float32",
+        "mastered": training.master_weights,
         training.optim: training.optim != Training().optim,
     }
     return "".join(f" {word}" for word, is_so in said.items() if is_so)

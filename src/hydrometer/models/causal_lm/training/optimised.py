@@ -1,6 +1,7 @@
 """What a fit trains, beside the float32 network of the law that is scored and stored.
 
-They are one network, unless weights are rounded or adapters are trained in their place (Hu et al. 2021):
+They are one network, unless weights are rounded (to bfloat16 after every step, or from float32 master weights that the
+optimizer steps: Micikevicius et al. 2018), or adapters are trained in their place (Hu et al. 2021):
 
     W' = W + s B A,    s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`
 
@@ -15,6 +16,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Generator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,16 @@ from hydrometer.models.causal_lm.training_spec import Lora
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["ADAPTER", "BASE", "Adapted", "Optimised", "adapter_parameters", "check_adapters", "optimised"]
+__all__ = [
+    "ADAPTER",
+    "BASE",
+    "Adapted",
+    "MasterWeights",
+    "Optimised",
+    "adapter_parameters",
+    "check_adapters",
+    "optimised",
+]
 
 ADAPTER, BASE = "adapter", "base"
 """Folders beside a stored model: its adapter, and what the adapter is over."""
@@ -48,7 +59,9 @@ ADAPTER, BASE = "adapter", "base"
 def optimised(lm: CausalLM, level: LevelSpec, seed: int) -> Generator[Optimised]:
     """Make what the loop trains; on exit the law's network is as any other. As `check_adapters` raises."""
     training, dtype = level.training, getattr(torch, level.training.torch_dtype)
-    if training.lora is None:
+    if training.master_weights:
+        own = MasterWeights(lm, dtype)
+    elif training.lora is None:
         own = Optimised(lm, dtype)
     else:
         named = level.init if isinstance(level.init, FromSource) else None
@@ -111,6 +124,17 @@ class Optimised:
             self.trained = _around(lm, _rounded(lm.model, dtype))
             self.gather()
 
+    @property
+    def stepped(self) -> CausalLM:
+        """The network whose weights the optimizer steps and checkpoints hold."""
+        return self.trained
+
+    def attach(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        """Take part in the steps of an optimizer of `stepped`, where that is not the network in the loop."""
+
+    def follow(self) -> None:
+        """Bring the network in the loop up to date with `stepped`."""
+
     def gather(self) -> None:
         """Bring the law's network up to date."""
         if self.trained is not self.lm:
@@ -123,6 +147,57 @@ class Optimised:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Set the law's network to an earlier state."""
         self.lm.model.load_state_dict(state)
+
+
+class MasterWeights(Optimised):
+    """Float32 master weights, which are the law's own network, and the network in the loop: these rounded.
+
+    Gradients are added up over the batches of a step, clipped and applied in float32; steps below the rounding add up.
+    """
+
+    def __init__(self, lm: CausalLM, dtype: torch.dtype) -> None:
+        super().__init__(lm, dtype)
+        rounded, masters = self.trained.model.parameters(), lm.model.parameters()
+        self._pairs = list(zip(rounded, masters, strict=True))
+        for own, master in self._pairs:
+            own.register_post_accumulate_grad_hook(partial(_hand_over, master))
+
+    @property
+    def stepped(self) -> CausalLM:
+        """The law's network."""
+        return self.lm
+
+    def attach(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        """Clip the masters' gradients before a step; round the masters after it."""
+
+        def clip(*_: object) -> None:
+            torch.nn.utils.clip_grad_norm_(self.lm.model.parameters(), max_grad_norm)
+
+        def end(*_: object) -> None:
+            self.lm.model.zero_grad()
+            self.follow()
+
+        optimizer.register_step_pre_hook(clip)
+        optimizer.register_step_post_hook(end)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Round the masters."""
+        for own, master in self._pairs:
+            own.copy_(master)
+
+    def gather(self) -> None:
+        """Leave the law's network: it is what is stepped."""
+
+
+def _hand_over(master: nn.Parameter, own: Tensor) -> None:
+    """Add a gradient to the master's, and forget it."""
+    assert own.grad is not None  # called after it was made
+    gradient, own.grad = own.grad.to(master.dtype), None
+    if master.grad is None:
+        master.grad = gradient
+    else:
+        master.grad += gradient
 
 
 class Adapted(Optimised):

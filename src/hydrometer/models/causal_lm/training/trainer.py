@@ -30,7 +30,6 @@ from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples
 from hydrometer.models.causal_lm.data.prompts import Prompts
 from hydrometer.models.causal_lm.inference.law import CausalLaw, learns_from_whole_rows
-from hydrometer.models.causal_lm.inference.model import CausalLM
 from hydrometer.models.causal_lm.inference.served_law import ServedLaw
 from hydrometer.models.causal_lm.level_spec import level_spec
 from hydrometer.models.causal_lm.loading.model_files import quiet
@@ -50,7 +49,7 @@ from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, 
 from hydrometer.models.causal_lm.training.evaluations import Evaluations
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.keeping import left_out
-from hydrometer.models.causal_lm.training.optimised import optimised
+from hydrometer.models.causal_lm.training.optimised import Optimised, optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED
 from hydrometer.models.causal_lm.training.teacher_laws import LawsAlongRows
 from hydrometer.models.causal_lm.training.trainer_settings import reproducible, trainer_arguments
@@ -114,7 +113,7 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
         kept = _checkpoints(training, request.partial, evaluations, group, held)
         folder = None if kept is None else kept.folder
         arguments = trainer_arguments(training, len(data), lm, seed, folder, request.tokens)
-        trainer = _MLETrainer(own.trained, loss, arguments, data, evaluations, group)
+        trainer = _MLETrainer(own, loss, arguments, data, evaluations, group)
         trainer.drawn, trainer.planned = drawn, training.steps(len(data))[1]
         start = _goes_on_from(trainer, kept, evaluations, group)
         if start is not None:
@@ -177,19 +176,19 @@ class _MLETrainer(Trainer):
 
     def __init__(
         self,
-        lm: CausalLM,
+        own: Optimised,
         loss: Loss,
         args: TrainingArguments,
         data: Sequences | TrainingRows,
         evaluations: Evaluations,
         group: Distributed | None,
     ) -> None:
-        model = lm.model if group is None else group.trained.model
+        model = own.trained.model if group is None else group.trained.model
         super().__init__(
             model=model, args=args, train_dataset=Answers(data), data_collator=collate, callbacks=[evaluations]
         )
         self.remove_callback(PrinterCallback)
-        self.lm, self.loss, self.group, self.evaluations = lm, loss, group, evaluations
+        self.own, self.lm, self.loss, self.group, self.evaluations = own, own.trained, loss, group, evaluations
         self.drawn: OwnRows | None = None
         self.planned = 0
         # The loss divides by the answer tokens of the whole step, so accumulated batches weigh by their tokens.
@@ -229,6 +228,19 @@ class _MLETrainer(Trainer):
         self.state.num_input_tokens_seen += int(n or 0)  # kept with checkpoints
         return given, n
 
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        """Make the optimizer of the weights that it steps, which need not be those of the network in the loop."""
+        if self.own.stepped is self.own.trained:
+            return super().create_optimizer(*given)
+        network: Any = self.model
+        self.model: Any = self.own.stepped.model
+        try:
+            made = super().create_optimizer()
+        finally:
+            self.model = network
+        self.own.attach(made, self.args.max_grad_norm)
+        return made
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Follow the schedule by steps, or by the share of the tokens that are learned."""
         tokens, planned = self.evaluations.tokens, self.planned
@@ -258,14 +270,15 @@ class _MLETrainer(Trainer):
         """Write a checkpoint's weights only; the Trainer would also pickle its arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.lm.model, str(folder / _WEIGHTS))
+        save_model(self.own.stepped.model, str(folder / _WEIGHTS))
 
     def load(self, checkpoint: str) -> None:
         """Set the network to a checkpoint's weights."""
         self._load_from_checkpoint(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(self.lm.model, Path(resume_from_checkpoint) / _WEIGHTS)
+        load_model(self.own.stepped.model, Path(resume_from_checkpoint) / _WEIGHTS)
+        self.own.follow()
 
 
 def _checkpoints(
