@@ -73,10 +73,10 @@ def make_llama(vocab: int = 64, layers: int = 3, seed: int = 0, **fields: object
     return LlamaForCausalLM(config)
 
 
-def make_gpt2(tied: bool) -> GPT2LMHeadModel:
+def make_gpt2(tied: bool, **fields: object) -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1,
-        tie_word_embeddings=tied, initializer_range=0.2,
+        tie_word_embeddings=tied, initializer_range=0.2, **fields,
     )  # fmt: skip
     torch.manual_seed(1)
     return GPT2LMHeadModel(config)

@@ -60,18 +60,23 @@ class Network:
     ----------
     model : a network with an output over a vocabulary.
     holes : ids that do not exist; their logits are -inf.
+    is_split : of a network without storage, which cannot be asked; None asks it.
 
     Attributes
     ----------
     is_split : whether `body` returns hidden states; if not, it returns the logits.
     """
 
-    def __init__(self, model: PreTrainedModel, holes: Tensor | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, holes: Tensor | None = None, *, is_split: bool | None = None
+    ) -> None:
         self.model, self.holes = model, holes
         self._body = _body_of(model)
         self._accepts = set(inspect.signature((self._body or model).forward).parameters)
-        with network_errors(model, "running the network on a few ids"), torch.no_grad():
-            self.is_split: bool = _is_split(model, self._body)
+        self.is_split: bool = bool(is_split)
+        if is_split is None:
+            with network_errors(model, "running the network on a few ids"), torch.no_grad():
+                self.is_split = _is_split(model, self._body)
 
     def pristine(self) -> Network:
         """Return a copy that shares the weights but no state that a run may leave behind."""

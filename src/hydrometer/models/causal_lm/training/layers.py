@@ -30,7 +30,7 @@ from hydrometer.models.causal_lm.networks.network import max_positions, network_
 from hydrometer.models.causal_lm.networks.per_layer import chosen_fields, cut_config
 from hydrometer.models.causal_lm.networks.twin import make_twin
 
-__all__ = ["empty_network", "fresh_network", "layers_config", "with_layers", "without_layers"]
+__all__ = ["Configuration", "empty_network", "fresh_network", "layers_config", "with_layers", "without_layers"]
 
 _POSITIONS = 24
 _TOLERANCE = 1e-4  # of the largest logit's size
@@ -46,20 +46,25 @@ def fresh_network(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 
 def empty_network(config: PretrainedConfig) -> PreTrainedModel:
     """Return a network of a configuration without storage, for counting. Raises ModelError."""
-    return _empty(_Config(type(config), config.to_json_string(use_diff=False), config))
+    return _empty(Configuration.of(config))
 
 
 @dataclass(frozen=True, slots=True)
-class _Config:
+class Configuration:
     """A configuration, hashable by its JSON, which alone would lose infinities."""
 
     kind: type[PretrainedConfig]
     body: str
     config: PretrainedConfig = field(compare=False)
 
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Configuration:
+        """Make one of a configuration as it is now."""
+        return cls(type(config), config.to_json_string(use_diff=False), config)
+
 
 @lru_cache(maxsize=64)
-def _empty(named: _Config) -> PreTrainedModel:
+def _empty(named: Configuration) -> PreTrainedModel:
     with torch.device("meta"):
         return _build(copy.deepcopy(named.config))
 

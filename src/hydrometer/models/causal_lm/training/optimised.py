@@ -47,8 +47,11 @@ __all__ = [
     "MasterWeights",
     "Optimised",
     "adapter_parameters",
+    "attached",
     "check_adapters",
     "optimised",
+    "recomputing",
+    "rounded",
 ]
 
 ADAPTER, BASE = "adapter", "base"
@@ -66,15 +69,19 @@ def optimised(lm: CausalLM, level: LevelSpec, seed: int) -> Generator[Optimised]
     else:
         named = level.init if isinstance(level.init, FromSource) else None
         own = Adapted(lm, training.lora, dtype, seed, named)
-    network: Any = own.trained.model
-    if not training.gradient_checkpointing:
+    with recomputing(own.trained.model) if training.gradient_checkpointing else contextlib.nullcontext():
         yield own
-        return
+
+
+@contextlib.contextmanager
+def recomputing(model: PreTrainedModel) -> Generator[None]:
+    """Have a network forget its layers' activations and compute them again."""
+    network: Any = model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # later releases also have another name for it
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
-        yield own
+        yield
     finally:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
@@ -121,7 +128,7 @@ class Optimised:
         network: Any = lm.model
         network.requires_grad_(True)
         if dtype != torch.float32:
-            self.trained = _around(lm, _rounded(lm.model, dtype))
+            self.trained = _around(lm, rounded(lm.model, dtype))
             self.gather()
 
     @property
@@ -214,10 +221,10 @@ class Adapted(Optimised):
     """
 
     def __init__(self, lm: CausalLM, lora: Lora, dtype: torch.dtype, seed: int, named: FromSource | None) -> None:
-        network = _rounded(lm.model, dtype)
+        network = rounded(lm.model, dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.adapter = _attached(network, lora)
+            self.adapter = attached(network, lora)
         self.lm, self.trained, self.named = lm, _around(lm, network), named
         self._copy(lambda name, value: True)
         self.gather()
@@ -292,7 +299,7 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Return a copy with parameters of that type; buffers, such as angles, stay float32."""
     network: Any = copy.deepcopy(model)
     for p in network.parameters():
@@ -307,8 +314,8 @@ def _around(lm: CausalLM, model: PreTrainedModel) -> CausalLM:
     return other
 
 
-def _attached(network: PreTrainedModel, lora: Lora) -> PeftModel:
-    """Put fresh adapters into a network; all else is frozen."""
+def attached(network: PreTrainedModel, lora: Lora) -> PeftModel:
+    """Put fresh adapters into a network; all else is frozen. Raises as `check_adapters`."""
     check_adapters(network, lora)
     import peft
 
