@@ -14,12 +14,13 @@ torch = pytest.importorskip("torch")
 from hydrometer.core.errors import SpecError  # noqa: E402
 from hydrometer.core.rng import Stream  # noqa: E402
 from hydrometer.models.base import FitRequest, Fitted  # noqa: E402
-from hydrometer.models.causal_lm.cost.memory import _trained, count_parameters  # noqa: E402
+from hydrometer.models.causal_lm.cost.memory import count_parameters  # noqa: E402
 from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training.optimised import MasterWeights  # noqa: E402
+from hydrometer.models.causal_lm.training.step_memory import fit_bytes  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 
 ROWS = 32
@@ -191,7 +192,9 @@ def test_a_killed_fit_goes_on_bit_for_bit(llama: CausalLM, tmp_path: Path, optim
 
 def test_memory_counts_masters_and_their_states(llama: CausalLM) -> None:
     """Of a parameter: master 4, rounded 2, gradient 4, two moments of 4, the best evaluation's copy 4 bytes."""
-    n = count_parameters(llama.model.config)
-    assert _trained(llama.model.config, n, Training(**MASTERS)) == 22 * n
-    assert _trained(llama.model.config, n, Training(torch_dtype="bfloat16")) == 16 * n
-    assert _trained(llama.model.config, n, Training()) == 20 * n
+    config = llama.model.config
+    n = count_parameters(config)
+    plain = fit_bytes(config, n, Training())
+    assert fit_bytes(config, n, Training(**MASTERS)) - plain == 2 * n
+    assert fit_bytes(config, n, Training(torch_dtype="bfloat16")) - plain == -4 * n
+    assert fit_bytes(config, n, Training(**MASTERS, optim="sgd")) - plain == -6 * n

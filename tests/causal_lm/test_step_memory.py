@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from hydrometer.models.causal_lm.training.step_memory import (  # noqa: E402
     SavedBytes,
     activation_bytes,
     fit_bytes,
-    refuse_too_large,
+    refuse_where_too_large,
 )
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
@@ -87,3 +86,35 @@ def test_recomputing_keeps_inputs_of_layers_and_one_layer(bf16: bool) -> None:
     counted = activation_bytes(three.model.config, recomputed, BATCH)
     assert counted == _real(three, recomputed) + one
     assert counted < activation_bytes(three.model.config, plain, BATCH)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_take_the_place_of_activations_in_a_step_of_one_batch(parts: int) -> None:
+    config, t = make_llama(64).config, Training(gradient_accumulation_steps=parts)
+    n = sum(p.numel() for p in make_llama(64).parameters())
+    saved = activation_bytes(config, t, BATCH)
+    assert saved > 4 * n
+    assert fit_bytes(config, n, t, BATCH) - fit_bytes(config, n, t) == (saved if parts > 1 else saved - 4 * n)
+
+
+def test_a_fit_that_does_not_fit_is_refused_in_one_line() -> None:
+    """The network itself is there already. Three rows of at most 3 + 6 tokens in batches of two."""
+    lm, t = CausalLM(make_llama(64), make_tokenizer(64)), Training(per_device_train_batch_size=2)
+    data = lm.law("w3 w4", max_new_tokens=6, block_rows=16).sample(3, seed=3)
+    n, lengths = lm.n_parameters, data.lengths
+    batch = Batch(2, len(data.prompt_ids[0]) + int(lengths.max()), int(lengths.min()))
+    needs = fit_bytes(lm.model.config, n, t, batch) - 4 * n
+    refuse_where_too_large(lm, data, t, needs)
+    with pytest.raises(FitError, match=r"gradient_accumulation_steps, or gradient_checkpointing: true") as e:
+        refuse_where_too_large(lm, data, t, needs - 1)
+    assert re.match(r"the fit needs at least 0\.0 GiB more on the card", str(e.value))
+    assert "\n" not in str(e.value)
+
+
+def test_a_network_that_looks_at_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not known is left out, and the fit is not refused."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    inner = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: inner(self, x) * float(x.sum()))
+    assert activation_bytes(make_llama(64, hidden_size=24).config, Training(), BATCH) == 0

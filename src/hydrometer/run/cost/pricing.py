@@ -204,7 +204,8 @@ class Pricing:
         most = max(rows, key=lambda r: r.memory, default=None)
         if most is None or device.memory is None or most.memory <= device.memory:
             return
-        what = f"{name}: {most.stage} {most.role} holds at least {size(int(most.memory))} at once, more than the "
+        holds = "may hold" if most.stage == "fit" else "holds at least"  # a fit's batches may be narrower
+        what = f"{name}: {most.stage} {most.role} {holds} {size(int(most.memory))} at once, more than the "
         what += f"{size(int(device.memory))} of {'this machine' if device.name == 'this' else f'one {device.name}'}"
         self.notes.insert(0, f"{what}: take a smaller model or batch, fewer block_rows, or a larger device")
 

@@ -28,13 +28,12 @@ from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, GivenSou
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
 from hydrometer.models.causal_lm.training.optimised import adapter_parameters
+from hydrometer.models.causal_lm.training.step_memory import BYTES, fit_bytes
 from hydrometer.models.causal_lm.training.teacher_laws import MAX_BYTES
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.rows.training_rows import IN_MEMORY
 
 __all__ = [
-    "BYTES",
-    "MOMENTS",
     "count_parameters",
     "footprint",
     "judge_bytes",
@@ -44,10 +43,6 @@ __all__ = [
     "trained_parameters",
 ]
 
-BYTES = {"float32": 4, "bfloat16": 2}
-MOMENTS = {"adamw_torch_fused": 2, "adamw_torch": 2, "adafactor": 0, "sgd": 0}
-"""Numbers that an optimizer keeps of a parameter; adafactor keeps those of rows and columns."""
-_CHUNK = 1024  # rows of logits that the loss holds at once
 _PARQUET = 6000  # bytes of a file's own, and of its prompts'
 _JUDGED = 26_000
 
@@ -103,7 +98,7 @@ def footprint(
     anywhere: bool = False,
     described: tuple[int, ...] | None = None,
 ) -> Footprint:
-    """Return the bytes of a stage, without activations and library overhead.
+    """Return the bytes of a stage, without activations (`batches.step_bytes`) and library overhead.
 
     Parameters
     ----------
@@ -112,8 +107,7 @@ def footprint(
     anywhere : also count an accelerator's memory.
     described : lengths of the prompts, where the truth is not at hand to count their tokens.
 
-    Sources: `trainer` for what a fit holds (master weights, gradients, the optimizer's state, the best evaluation),
-    `losses` for the output matrix's products, `decoders` for keys and values.
+    Sources: `step_memory` for what a fit holds, its loss among it, `decoders` for keys and values.
     """
 
     def held(n_bytes: int) -> int:
@@ -127,7 +121,7 @@ def footprint(
         case "fit":
             level = chain.level_specs.get(role)
             t = Training() if level is None else level.training
-            fitted = _trained(own, n, t) + _loss(own, 2 if t.bf16 else 4, learnt=t.lora is None)
+            fitted = fit_bytes(own, n, t)
             if role != "teacher" and set(chain.teacher_law) - {DENSE.to_json()}:
                 fitted = max(fitted, 16 * n)  # what a kept law leaves out is measured by gradients of all weights
             fitted += BYTES[chain.judge_dtype] * count_parameters(truth)
@@ -206,29 +200,12 @@ def trained_parameters(config: PretrainedConfig, training: Training) -> int:
     return count_parameters(config) if training.lora is None else adapter_parameters(network, training.lora)
 
 
-def _trained(config: PretrainedConfig, n: int, t: Training) -> int:
-    """Weights, gradients, the optimizer's state, the law's network where it is another, and the best evaluation."""
-    learnt, width = trained_parameters(config, t), BYTES[t.torch_dtype]
-    own = width if t.lora is None and not t.master_weights else 4  # adapters are float32 over any base
-    apart = 0 if t.lora is None and width == 4 else width * n
-    if t.lora is not None:
-        apart += 4 * learnt
-    return 4 * n + apart + learnt * own * (1 + MOMENTS[t.optim]) + 4 * learnt
-
-
 def _adapter_bytes(config: PretrainedConfig, n: int, level: LevelSpec | None) -> int:
     """A stored adapter, and its base where no one else has it."""
     if level is None or level.training.lora is None:
         return 0
     base = 0 if isinstance(level.init, FromSource) else 4 * n + _tokenizer_bytes(config)
     return 4 * trained_parameters(config, level.training) + base
-
-
-def _loss(config: PretrainedConfig, width: int, *, learnt: bool = True) -> int:
-    """The output matrix's gradient, if it is learnt, its product and a chunk of logits."""
-    text = config.get_text_config()
-    matrix = _vocabulary(config) * int(getattr(text, "hidden_size", 0))
-    return matrix * (4 + width if learnt else width) + _CHUNK * _vocabulary(config) * width
 
 
 def _vocabulary(config: PretrainedConfig) -> int:

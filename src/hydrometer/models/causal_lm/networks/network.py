@@ -67,9 +67,7 @@ class Network:
     is_split : whether `body` returns hidden states; if not, it returns the logits.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, holes: Tensor | None = None, *, is_split: bool | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, holes: Tensor | None = None, *, is_split: bool | None = None) -> None:
         self.model, self.holes = model, holes
         self._body = _body_of(model)
         self._accepts = set(inspect.signature((self._body or model).forward).parameters)

@@ -1,4 +1,4 @@
-"""What a fit holds in memory: weights, gradients, optimizer states, the loss, and what a step saves for its backward pass.
+"""What a fit holds in memory: weights, gradients, optimizer states, and what a step saves for its backward pass.
 
 Shapes: B rows, T positions of the widest batch, M answer tokens of it, H heads, D width.
 
@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -27,13 +28,16 @@ from transformers import PretrainedConfig, masking_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hydrometer.core.errors import FitError
+from hydrometer.models.causal_lm.inference.opened import OpenedLM
 from hydrometer.models.causal_lm.networks.network import Network
 from hydrometer.models.causal_lm.networks.twin import make_twin
 from hydrometer.models.causal_lm.training.layers import Configuration, empty_network
 from hydrometer.models.causal_lm.training.optimised import adapter_parameters, attached, recomputing, rounded
 from hydrometer.models.causal_lm.training_spec import Training
+from hydrometer.models.rows.sequences import Sequences
+from hydrometer.models.rows.training_rows import TrainingRows
 
-__all__ = ["BYTES", "MOMENTS", "Batch", "SavedBytes", "activation_bytes", "fit_bytes", "refuse_too_large"]
+__all__ = ["BYTES", "MOMENTS", "Batch", "SavedBytes", "activation_bytes", "fit_bytes", "refuse_where_too_large"]
 
 BYTES = {"float32": 4, "bfloat16": 2}
 MOMENTS = {"adamw_torch_fused": 2, "adamw_torch": 2, "adafactor": 0, "sgd": 0}
@@ -116,21 +120,23 @@ def _loss(config: PretrainedConfig, width: int, *, learnt: bool = True) -> int:
     return matrix * (4 + width if learnt else width) + _CHUNK * size * width
 
 
-def refuse_too_large(needs: int, free: int) -> None:
-    """Refuse a fit that needs more memory than an accelerator has free, bytes both. Raises FitError.
+def refuse_where_too_large(lm: OpenedLM, data: Sequences | TrainingRows, t: Training, free: int) -> None:
+    """Refuse a fit whose network is on an accelerator, and that needs more than the free bytes there. Raises FitError.
 
-    Examples
-    --------
-    >>> refuse_too_large(3 * 2**30, 2**30)
-    Traceback (most recent call last):
-    ...
-    hydrometer.core.errors.FitError: the fit needs at least 3.0 GiB more on the card; got 1.0 GiB free; ...
+    Counted at the longest row and a whole batch; of several workers, whose share of it differs, not at all.
     """
+    if t.num_workers > 1:
+        return
+    prompts = np.array([len(p) for p in data.prompt_ids])
+    widest = int((prompts[data.prompt_index] + data.lengths).max())
+    batch = Batch(min(t.per_device_train_batch_size, len(data)), widest, int(data.lengths.min()))
+    n = lm.n_parameters
+    needs = fit_bytes(lm.model.config, n, t, batch, lm.device.type) - 4 * n
     if needs > free:
         raise FitError(
             f"the fit needs at least {needs / _GIB:.1f} GiB more on the card",
             got=f"{free / _GIB:.1f} GiB free",
-            fix="a smaller per_device_train_batch_size with gradient_accumulation_steps, or gradient_checkpointing: true",
+            fix="lower per_device_train_batch_size with gradient_accumulation_steps, or gradient_checkpointing: true",
         )
 
 
@@ -231,7 +237,7 @@ class _WithoutNumbers(TorchFunctionMode):
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = device
-        self._patched: Any = mock.patch.object(masking_utils, "is_tracing", lambda *_: False, create=True)
+        self._patched: Any = mock.patch.object(masking_utils, "is_tracing", return_value=False, create=True)
 
     def __enter__(self) -> Any:
         self._patched.__enter__()

@@ -51,6 +51,7 @@ from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.keeping import left_out
 from hydrometer.models.causal_lm.training.optimised import Optimised, optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED
+from hydrometer.models.causal_lm.training.step_memory import refuse_where_too_large
 from hydrometer.models.causal_lm.training.teacher_laws import LawsAlongRows
 from hydrometer.models.causal_lm.training.trainer_settings import reproducible, trainer_arguments
 from hydrometer.models.objectives import Divergence, divergence_of
@@ -86,6 +87,10 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     law = CausalLaw(lm, truth.prompts, truth.stop_ids, truth.max_new_tokens, None, truth.block_rows)
     _refuse_what_looks_ahead(law)
     training = level.training
+    if lm.device.type == "cuda":
+        free = torch.cuda.mem_get_info(lm.device)[0]
+        free += torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
+        refuse_where_too_large(lm, data, training, free)
     with contextlib.ExitStack() as held:
         held.enter_context(reproducible(seed))
         held.enter_context(quiet())
@@ -228,10 +233,10 @@ class _MLETrainer(Trainer):
         self.state.num_input_tokens_seen += int(n or 0)  # kept with checkpoints
         return given, n
 
-    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer of the weights that it steps, which need not be those of the network in the loop."""
         if self.own.stepped is self.own.trained:
-            return super().create_optimizer(*given)
+            return super().create_optimizer(*(() if model is None else (model,)))
         network: Any = self.model
         self.model: Any = self.own.stepped.model
         try:
