@@ -19,8 +19,8 @@ from hydrometer.models.causal_lm.inference.law import CausalLaw  # noqa: E402
 from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
+from hydrometer.models.causal_lm.training.memory.step_memory import fit_bytes  # noqa: E402
 from hydrometer.models.causal_lm.training.optimised import MasterWeights  # noqa: E402
-from hydrometer.models.causal_lm.training.step_memory import fit_bytes  # noqa: E402
 from hydrometer.models.causal_lm.training.trainer import fit  # noqa: E402
 
 ROWS = 32

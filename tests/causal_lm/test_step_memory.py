@@ -18,15 +18,15 @@ from hydrometer.models.causal_lm.inference.model import CausalLM  # noqa: E402
 from hydrometer.models.causal_lm.level_spec import FromLayers, LevelSpec  # noqa: E402
 from hydrometer.models.causal_lm.spec import Training  # noqa: E402
 from hydrometer.models.causal_lm.training.answer_loss import answer_states  # noqa: E402
-from hydrometer.models.causal_lm.training.optimised import optimised  # noqa: E402
-from hydrometer.models.causal_lm.training.packed_rows import IGNORED  # noqa: E402
-from hydrometer.models.causal_lm.training.step_memory import (  # noqa: E402
+from hydrometer.models.causal_lm.training.memory.step_memory import (  # noqa: E402
     Batch,
     SavedBytes,
     activation_bytes,
     fit_bytes,
     refuse_where_too_large,
 )
+from hydrometer.models.causal_lm.training.optimised import optimised  # noqa: E402
+from hydrometer.models.causal_lm.training.packed_rows import IGNORED  # noqa: E402
 from tiny import make_gpt2, make_llama, make_tokenizer  # noqa: E402
 
 BATCH = Batch(3, 14, 5)

@@ -27,8 +27,8 @@ from hydrometer.models.causal_lm.opening import judged_prompts, truth_opening
 from hydrometer.models.causal_lm.spec import CausalLMChain, FromSource, GivenSource
 from hydrometer.models.causal_lm.training.initialization import scratch_config
 from hydrometer.models.causal_lm.training.layers import empty_network, layers_config
+from hydrometer.models.causal_lm.training.memory.step_memory import BYTES, Batch, fit_bytes
 from hydrometer.models.causal_lm.training.optimised import adapter_parameters
-from hydrometer.models.causal_lm.training.step_memory import BYTES, fit_bytes
 from hydrometer.models.causal_lm.training.teacher_laws import MAX_BYTES
 from hydrometer.models.causal_lm.training_spec import Training
 from hydrometer.models.rows.training_rows import IN_MEMORY
@@ -40,6 +40,7 @@ __all__ = [
     "level_configs",
     "on_accelerator",
     "row_bytes",
+    "step_bytes",
     "trained_parameters",
 ]
 
@@ -98,7 +99,7 @@ def footprint(
     anywhere: bool = False,
     described: tuple[int, ...] | None = None,
 ) -> Footprint:
-    """Return the bytes of a stage, without activations (`batches.step_bytes`) and library overhead.
+    """Return the bytes of a stage, without activations (`step_bytes`) and library overhead.
 
     Parameters
     ----------
@@ -187,6 +188,21 @@ def row_bytes(rows: int, tokens: float) -> int:
     where hardly any id repeats.
     """
     return int(rows * (tokens * 15 + 20)) + _PARQUET
+
+
+def step_bytes(config: PretrainedConfig, n: int, training: Training, rows: int, longest: tuple[int, int]) -> int:
+    """Return the bytes that a step's activations add to a fit of so many rows.
+
+    Of padded rows, as accelerators run them, wherever the plan is made; where rows are packed it is a bound. Each of
+    several workers has its share of the rows.
+
+    Parameters
+    ----------
+    n : parameters of the network. longest : positions of a row, and answer tokens among them, at most.
+    """
+    together = -(-training.per_device_train_batch_size // training.num_workers)
+    batch = Batch(min(together, rows), *longest)
+    return fit_bytes(config, n, training, batch) - fit_bytes(config, n, training)
 
 
 def judge_bytes(rows: int) -> int:

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PretrainedConfig
 
-from hydrometer.models.causal_lm.cost.batches import padded_batch, step_bytes, training_positions
 from hydrometer.models.causal_lm.cost.memory import (
     footprint,
     judge_bytes,
     on_accelerator,
     row_bytes,
+    step_bytes,
     trained_parameters,
 )
 from hydrometer.models.causal_lm.cpu.thread_pool import MAX_THREADS
@@ -34,23 +36,26 @@ from hydrometer.models.causal_lm.level_spec import LevelSpec
 from hydrometer.models.causal_lm.networks.hidden_state_cache import MAX_BYTES
 from hydrometer.models.causal_lm.spec import CausalLMChain, Training
 from hydrometer.models.causal_lm.training.layers import empty_network
-from hydrometer.models.causal_lm.training.packed_rows import learns_packed
-from hydrometer.models.causal_lm.training.step_memory import BYTES, MOMENTS
+from hydrometer.models.causal_lm.training.memory.step_memory import BYTES, MOMENTS
+from hydrometer.models.causal_lm.training.packed_rows import learns_packed, packed_size
 from hydrometer.models.rows.training_rows import IN_MEMORY
 from hydrometer.models.work import Part, Stage, Work
 
 __all__ = [
     "Shape",
     "Subject",
+    "padded_batch",
     "score_names",
     "shape_of",
     "spread",
     "stage_work",
+    "training_positions",
     "workers_of",
 ]
 
 _ID_BYTES = 64  # moved a vocabulary entry where a row of logits is drawn from or scored by torch operations
 _LAUNCHES = 16  # operations of a decoder layer
+_BATCHES = 8  # of training, whose packs are counted
 _SCORED = 1500  # bytes of an artifact of scores beside its columns
 _GRAM_TOKEN = 88  # bytes that a token of judged rows takes while distinct n-grams are counted: `metrics.text`
 _STEP_BYTES = 24  # a parameter and step: weights and gradient, read and written; the norm for clipping
@@ -164,6 +169,38 @@ def spread(tokens: float, workers: int) -> float:
     return max(busy) * workers + (tokens - counted)
 
 
+def padded_batch(subject: Subject, training: Training) -> tuple[int, int]:
+    """Rows of a training batch, and positions of its longest: prompt and max_new_tokens."""
+    return training.per_device_train_batch_size, max(subject.prompts) + subject.chain.truth.max_new_tokens
+
+
+def training_positions(s: Subject, own: Shape, rows: int, mean: float, *, most: int, longest: int) -> float:
+    """Positions that a training batch is run at: of its packs, each prompt once, where the network takes them.
+
+    Parameters
+    ----------
+    rows : of a batch. mean : tokens of an answer. most : prompts there are at most. longest : tokens of an answer, at
+        most.
+    """
+    if on_accelerator(s.chain) or not own.packs:
+        return float(rows * (max(s.prompts) + longest))
+    return _packed_positions(
+        s.prompts[:most], max(s.prompts) + longest, rows, longest, max(1, round(2 * mean) - longest)
+    )
+
+
+@lru_cache(maxsize=64)
+def _packed_positions(prompts: tuple[int, ...], width: int, rows: int, longest: int, short: int) -> float:
+    """Mean over a few batches, half of whose answers have the full length, the rest `short`."""
+    rng, length_U = np.random.default_rng(0), np.array(prompts)
+    found: list[int] = []
+    for _ in range(_BATCHES):
+        i = rng.permutation(4 * rows)[:rows]
+        of = i % len(prompts)
+        found.append(packed_size(of.tolist(), length_U[of], np.where(i % 2, min(short, longest), longest), width))
+    return sum(found) / len(found)
+
+
 def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float, precision: str) -> Work:
     """Return the work of a stage.
 
@@ -200,7 +237,8 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
             parts = _fit(subject, role, rows, mean)
             epochs = 1.0 if training is None else _epochs(training, rows)
             held = min(rows * longest * 2, IN_MEMORY)  # more of them are mapped
-            saved = step_bytes(subject, role, rows)
+            t, n, width = training or Training(), subject.shapes[role].parameters, max(subject.prompts) + longest
+            saved = step_bytes(subject.configs[role], n, t, rows, (width, longest))
             return Work(tokens * epochs, takes.disk_most, takes.memory_least + held + saved, parts)
         case _:
             parts = _score(subject, stage, role, rows, mean, precision)

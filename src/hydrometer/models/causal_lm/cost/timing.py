@@ -22,12 +22,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from hydrometer.core.errors import InputError
 from hydrometer.core.rng import Stream
 from hydrometer.models.base import FitRequest
-from hydrometer.models.causal_lm.cost.batches import padded_batch, training_positions
 from hydrometer.models.causal_lm.cost.operations import (
     Shape,
     Subject,
+    padded_batch,
     score_names,
     stage_work,
+    training_positions,
     workers_of,
 )
 from hydrometer.models.causal_lm.data.prompts import Prompts

@@ -49,9 +49,9 @@ from hydrometer.models.causal_lm.training.distributed import Distributed, Loss, 
 from hydrometer.models.causal_lm.training.evaluations import Evaluations
 from hydrometer.models.causal_lm.training.initialization import init_model
 from hydrometer.models.causal_lm.training.keeping import left_out
+from hydrometer.models.causal_lm.training.memory.step_memory import refuse_where_too_large
 from hydrometer.models.causal_lm.training.optimised import Optimised, optimised
 from hydrometer.models.causal_lm.training.packed_rows import IGNORED
-from hydrometer.models.causal_lm.training.step_memory import refuse_where_too_large
 from hydrometer.models.causal_lm.training.teacher_laws import LawsAlongRows
 from hydrometer.models.causal_lm.training.trainer_settings import reproducible, trainer_arguments
 from hydrometer.models.objectives import Divergence, divergence_of
