@@ -17,7 +17,11 @@ from types import FrameType
 
 HERE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(HERE / "tests"), str(HERE / "src")]
-SKIPPED = ("hydrometer.run.execution.on_ray",)  # need ray
+SKIPPED = (
+    "hydrometer.run.execution.on_ray",  # need ray
+    "hydrometer.models.causal_lm.cuda.draw_kernel",  # need triton
+    "hydrometer.models.causal_lm.cuda.loss_kernels",
+)
 
 
 def main() -> None:

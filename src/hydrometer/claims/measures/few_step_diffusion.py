@@ -1,8 +1,9 @@
 """Diffusion samplers of few steps: one score in fewer steps, students regressed on pairs, and guidance of either.
 
 Truths are mixtures in the plane, drawn at random. A sampler's score is the truth's own at every noise level, and its
-density is exact; precision and recall are sums over grids, right to 0.002 nats. Only a student by regression has noise,
-that of its pairs.
+density is exact; precision and recall are sums over grids, right to 0.002 nats. A student by regression (docs, Laws,
+Diffusion samplers) has the noise of its pairs, and where its teacher is guided its search may have no end: then where
+it stops decides its recall.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class World(Strict):
     narrow, wide : the components' standard deviations lie between, uniformly.
     many, few : steps of DDIM; each of `few` is a condition.
     sigma_max, sigma_min, rho : noise levels (docs, Specification).
-    temperature : of guidance, the posterior to the power 1 / temperature.
+    temperature : of guidance, the posterior to the power 1 / temperature; of a sampler itself, and for students of one
+        step, which are not guided, of the teacher of `many` steps.
     path : further temperatures that are drawn.
     pairs : rows of the sampler of many steps, with their latent points, for a student by regression.
     pieces : of the one step of such a student.

@@ -1,6 +1,8 @@
 """Precision by cooling and recall by heating, of the teacher and of the student decoded, beside recall by other losses.
 
-Students are the exact optimum of their objective on the teacher's law: what is seen is no noise of distilling.
+Students are the exact optimum of their objective on the teacher's law, kl_teacher_student on the teacher's prefixes but
+for the other losses: what is seen is no noise of distilling. "Teacher heated" is the student of a heated teacher. The
+best loss and the best temperature are chosen in each world; temperatures are those from 1 up, of both ways.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class World(ChainWorld):
     cold, hot : temperatures below and above 1.
     path : further temperatures that are drawn.
     losses : at temperature 1, on the teacher's prefixes; with ``on truth`` behind, on the truth's.
-    vocabulary, max_new_tokens, end, concentration : of the truth (`MarkovTruth`). smoothing : of the teacher's counts.
+    vocabulary, max_new_tokens : of the truth (`MarkovTruth`), whose rows end with probability `end` at every step;
+        the other ids' shares are Dirichlet of `concentration`. smoothing : of the teacher's counts alone.
     """
 
     order: int = Field(default=3, ge=1, le=5)
