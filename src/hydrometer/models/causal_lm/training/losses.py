@@ -206,7 +206,8 @@ class _LogitsLoss(torch.autograd.Function):
         with torch.no_grad():
             total = gradient(made, slice(0, len(made)))
         ctx.gradient = made
-        return torch.as_tensor(total / n_items).to(made.device, torch.promote_types(made.dtype, torch.float32))
+        dtype = torch.promote_types(made.dtype, torch.float32)
+        return torch.as_tensor(total / n_items, dtype=dtype, device=made.device)
 
     @staticmethod
     @once_differentiable
@@ -265,7 +266,7 @@ class _LinearLoss(torch.autograd.Function):
                     d_bias += g.sum(0, dtype=d_bias.dtype)
         last = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
         ctx.gradients = (d_states.to(states.dtype), None if d_weight is None else d_weight.to(weight.dtype), last)
-        return torch.as_tensor(total / settings.n_items).to(states.device, made)
+        return torch.as_tensor(total / settings.n_items, dtype=made, device=states.device)
 
     @staticmethod
     @once_differentiable
