@@ -131,7 +131,7 @@ def train(lm: CausalLM, x, kind: str) -> list[float]:
         law = lm.law("w5", max_new_tokens=6)
         own = Optimised(lm, torch.float32)
         evaluations = Evaluations(law, own, None, training, len(x), lambda *_: None, None)
-        trainer = _MLETrainer(lm, loss_of(law, training), args, x, evaluations, None)
+        trainer = _MLETrainer(own, loss_of(law, training), args, x, evaluations, None)
     else:
         trainer = Trainer(model=lm.model, args=args, train_dataset=Answers(x), data_collator=collate)
     inner, out = trainer.training_step, []
