@@ -188,8 +188,8 @@ def losses_are_dense_ones(device: str, folder: Path) -> str:
     for loss in (None, *(Divergence(kind, w or 0.5) for kind, w in WEIGHTS.items())):
         found: list[torch.Tensor] = []
         for where, dtype in ((device, torch.float32), ("cpu", torch.float64)):
-            h, w, other, matrix = (x.to(where, dtype) for x in (states, heads[0], theirs, heads[1]))
-            h.requires_grad_()
+            h, w, other, matrix = (x.detach().to(where, dtype) for x in (states, heads[0], theirs, heads[1]))
+            h = h.detach().requires_grad_()
             over: dict[str, Any] = {"n_items": n, "vocab_size": v - 3}
             at = ids.to(where).clamp(max=v - 4)
             if loss is None:
