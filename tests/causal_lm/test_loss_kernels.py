@@ -67,6 +67,15 @@ def test_large_logits_lose_no_digits(d: Divergence) -> None:
     np.testing.assert_allclose(student.cpu(), gradient, atol=1e-5 * max(float(gradient.abs().max()), 1e-2))
 
 
+@pytest.mark.parametrize("temperature", [1e-38, 1e-6, 1e6])
+def test_extreme_temperatures_of_a_teacher(temperature: float) -> None:
+    d, s = Divergence("kl_teacher_student"), Selectivity(temperature=temperature)
+    student, teacher = _rows(torch.float32, shift=40.0)
+    right, gradient = _dense(student, teacher, s, d, 1.0)
+    assert divergences.to_gradient_fused(student, teacher, V, s, d, 1.0) == pytest.approx(right, rel=3e-6)
+    np.testing.assert_allclose(student.cpu(), gradient, atol=1e-5)
+
+
 def test_equal_laws_have_no_divergence() -> None:
     for d in KINDS:
         student, _ = _rows(torch.float32)

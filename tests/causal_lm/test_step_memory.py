@@ -98,17 +98,38 @@ def test_gradients_take_the_place_of_activations_in_a_step_of_one_batch(parts: i
 
 
 def test_a_fit_that_does_not_fit_is_refused_in_one_line() -> None:
-    """The network itself is there already. Three rows of at most 3 + 6 tokens in batches of two."""
+    """The network itself is there already. Rows of at most 3 + 24 tokens in batches of two, two moments a weight."""
     lm, t = CausalLM(make_llama(64), make_tokenizer(64)), Training(per_device_train_batch_size=2)
-    data = lm.law("w3 w4", max_new_tokens=6, block_rows=16).sample(3, seed=3)
-    n, lengths = lm.n_parameters, data.lengths
-    batch = Batch(2, len(data.prompt_ids[0]) + int(lengths.max()), int(lengths.min()))
-    needs = fit_bytes(lm.model.config, n, t, batch) - 4 * n
-    refuse_where_too_large(lm, data, t, needs)
+    data = lm.law("w3 w4", max_new_tokens=24, block_rows=16).sample(5, seed=3)
+    n, lengths, prompt = lm.n_parameters, data.lengths, len(data.prompt_ids[0])
+    assert lengths.min() < lengths.max()
+
+    def needs(width: int) -> int:
+        return 8 * n + max(4 * n, activation_bytes(lm.model.config, t, Batch(2, width, int(lengths.min()))))
+
+    widest, narrowest = needs(prompt + int(lengths.max())), needs(prompt + int(lengths.min()))
+    assert narrowest < widest
+    refuse_where_too_large(lm, data, t, widest)
     with pytest.raises(FitError, match=r"gradient_accumulation_steps, or gradient_checkpointing: true") as e:
-        refuse_where_too_large(lm, data, t, needs - 1)
+        refuse_where_too_large(lm, data, t, widest - 1)
     assert re.match(r"the fit needs at least 0\.0 GiB more on the card", str(e.value))
     assert "\n" not in str(e.value)
+    few = t.model_copy(update={"max_steps": 2})  # of three: the widest row may not be among theirs
+    for kind, own in ((few, False), (t, True)):
+        refuse_where_too_large(lm, data, kind, narrowest, draws_own=own)
+        with pytest.raises(FitError):
+            refuse_where_too_large(lm, data, kind, narrowest - 1, draws_own=own)
+
+
+def test_what_cannot_be_counted_says_nothing_and_takes_no_time(capfd: pytest.CaptureFixture[str]) -> None:
+    """Experts are chosen by numbers; a recurrent network runs position after position."""
+    from transformers import MambaConfig, MixtralConfig
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    for config in (MambaConfig(**small), MixtralConfig(**small, **heads)):
+        assert activation_bytes(config, Training(), BATCH) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_network_that_looks_at_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from hydrometer.core.errors import InputError
+from hydrometer.core.errors import FitError, InputError
 from hydrometer.core.spec import ChainSpec
 from hydrometer.models.base import Family, Precision
 from hydrometer.models.capabilities import DrawsUnscored
@@ -153,8 +153,8 @@ class Pricing:
         elif machine is not None and chain.left:
             try:
                 machine.measure_card(counted, lengths.mean)
-            except InputError as e:
-                self.note(f"{name}: {e}")
+            except (InputError, FitError) as e:  # too large to be timed, or the card is full
+                self.note(f"{name}: not measured on this card: {e}")
         device = machine.device() if machine is not None else self.given
         assert device is not None
         self.used.append(device)

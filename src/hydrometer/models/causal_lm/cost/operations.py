@@ -238,7 +238,8 @@ def stage_work(subject: Subject, stage: Stage, role: str, rows: int, mean: float
             epochs = 1.0 if training is None else _epochs(training, rows)
             held = min(rows * longest * 2, IN_MEMORY)  # more of them are mapped
             t, n, width = training or Training(), subject.shapes[role].parameters, max(subject.prompts) + longest
-            saved = step_bytes(subject.configs[role], n, t, rows, (width, longest))
+            on_card = subject.chain.device != "cpu"  # on the processor batches are packed, and narrower
+            saved = step_bytes(subject.configs[role], n, t, rows, (width, longest)) if on_card else 0
             return Work(tokens * epochs, takes.disk_most, takes.memory_least + held + saved, parts)
         case _:
             parts = _score(subject, stage, role, rows, mean, precision)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hydrometer.models.causal_lm.cpu import logit_kernels
 
-__all__ = ["draw_rows", "numbers_on"]
+__all__ = ["draw_rows"]
 
 _BLOCK = 4096
 _LEAST = tl.constexpr(logit_kernels.LEAST)
@@ -43,7 +43,7 @@ def draw_rows(logits_MV: Tensor, terms: tuple[Any, int, float, Any], u_M: Tensor
     rate, top_k, top_p, log_min_p = terms
     drops = 1 * (0 < top_k < n) + 2 * (top_p < 1) + 4 * (log_min_p > -torch.inf)
     step = 2 * logit_kernels.NEAR_EDGE * float(rate)
-    numbers = numbers_on((float(rate), step, float(top_k), top_p, float(log_min_p)), logits_MV.device)
+    numbers = _on_device((float(rate), step, float(top_k), top_p, float(log_min_p)), logits_MV.device)
     out = torch.empty((m, 4), dtype=torch.float64, device=logits_MV.device)
     block = min(_BLOCK, triton.next_power_of_2(n))
     _draw[(m,)](logits_MV, logits_MV.stride(0), n, u_M.contiguous(), numbers, out, DROPS=drops, BLOCK=block)
@@ -51,7 +51,7 @@ def draw_rows(logits_MV: Tensor, terms: tuple[Any, int, float, Any], u_M: Tensor
 
 
 @lru_cache(maxsize=64)
-def numbers_on(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers in float64, which a kernel's own arguments have not; copied once, as a copy waits."""
     return torch.tensor(numbers, dtype=torch.float64, device=device)
 

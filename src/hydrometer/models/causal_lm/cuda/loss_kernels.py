@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from hydrometer.models.causal_lm.cpu import divergence_kernels as kinds
-from hydrometer.models.causal_lm.cuda.draw_kernel import numbers_on
 
 __all__ = ["cross_entropy_rows", "divergence_rows"]
 
@@ -44,12 +43,12 @@ def divergence_rows(
     The divergences, (m,) float64 nats: infinite where the teacher has no mass and must have some, NaN where a logit is
     NaN or +inf. The gradient is by the student's logits multiplied, not by those that were given.
     """
-    kind, *rates = terms
+    kind, weight, *rates = terms
     value = torch.empty(len(student_mW), dtype=torch.float64, device=student_mW.device)
     if len(value):
-        strides = student_mW.stride(0), teacher_mW.stride(0)
-        numbers = numbers_on((*rates, scale, vocab_size, student_mW.shape[1], *strides), value.device)
-        _divergence[(len(value),)](student_mW, teacher_mW, numbers, value, KIND=kind, BLOCK=_block(vocab_size))
+        sizes = vocab_size, student_mW.shape[1], student_mW.stride(0), teacher_mW.stride(0)
+        numbers = weight, *(min(rate, 1e38) for rate in rates), scale
+        _divergence[(len(value),)](student_mW, teacher_mW, *sizes, *numbers, value, KIND=kind, BLOCK=_block(vocab_size))
     return value
 
 
@@ -77,24 +76,25 @@ def _block(vocab_size: int) -> int:
 
 
 @triton.jit
-def _logits(row, start, n, rate, BLOCK: tl.constexpr):
+def _logits(row, start, n, BLOCK: tl.constexpr):
     at = start + tl.arange(0, BLOCK)
-    return tl.load(row + at, mask=at < n, other=-float("inf")).to(tl.float32) * rate
+    return tl.load(row + at, mask=at < n, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
 def _normaliser(row, n, rate, BLOCK: tl.constexpr):
-    """Return the largest of rate logit, and the log of the sum of exp of what they are below it.
+    """Return the largest logit, and the log of the sum of exp of rate times what they are below it.
 
     The latter is NaN where a logit is, or is +inf, or all are -inf.
     """
     most = tl.full((), -float("inf"), tl.float32)
     mass = tl.zeros((), tl.float64)
     for start in range(0, n, BLOCK):
-        x = _logits(row, start, n, rate, BLOCK)
+        x = _logits(row, start, n, BLOCK)
         here = tl.maximum(most, tl.max(x))
         shift = tl.where(here == -float("inf"), 0.0, here)
-        mass = mass * tl.exp(most - shift).to(tl.float64) + tl.sum(tl.exp(x - shift)).to(tl.float64)
+        before = tl.exp((most - shift) * rate).to(tl.float64)
+        mass = mass * before + tl.sum(tl.exp((x - shift) * rate)).to(tl.float64)
         most = here
     return most, tl.log(mass)
 
@@ -134,28 +134,38 @@ def _terms(log_p, log_q, a, KIND: tl.constexpr):
 
 
 @triton.jit
-def _divergence(student, teacher, numbers, out, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _divergence(
+    student,
+    teacher,
+    n,
+    width,
+    stride_q,
+    stride_p,
+    a,
+    rate_q,
+    rate_p,
+    scale,
+    out,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     r = tl.program_id(0)
-    a, rate_q = tl.load(numbers).to(tl.float32), tl.load(numbers + 1).to(tl.float32)
-    rate_p, scale = tl.load(numbers + 2).to(tl.float32), tl.load(numbers + 3).to(tl.float32)
-    n, width = tl.load(numbers + 4).to(tl.int32), tl.load(numbers + 5).to(tl.int32)
-    row = student + r.to(tl.int64) * tl.load(numbers + 6).to(tl.int64)
-    other = teacher + r.to(tl.int64) * tl.load(numbers + 7).to(tl.int64)
+    row, other = student + r.to(tl.int64) * stride_q, teacher + r.to(tl.int64) * stride_p
     m_q, mass_q = _normaliser(row, n, rate_q, BLOCK)
     m_p, mass_p = _normaliser(other, n, rate_p, BLOCK)
     z_q, z_p = mass_q.to(tl.float32), mass_p.to(tl.float32)
     value = tl.zeros((), tl.float64)
     mean = tl.zeros((), tl.float64)
     for start in range(0, n, BLOCK):
-        log_q = _logits(row, start, n, rate_q, BLOCK) - m_q - z_q
-        phi, s = _terms(_logits(other, start, n, rate_p, BLOCK) - m_p - z_p, log_q, a, KIND)
+        log_q = (_logits(row, start, n, BLOCK) - m_q) * rate_q - z_q
+        phi, s = _terms((_logits(other, start, n, BLOCK) - m_p) * rate_p - z_p, log_q, a, KIND)
         value += tl.sum(phi).to(tl.float64)
         mean += tl.sum(s).to(tl.float64)
     middle = mean.to(tl.float32)
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        log_q = _logits(row, start, n, rate_q, BLOCK) - m_q - z_q
-        _, s = _terms(_logits(other, start, n, rate_p, BLOCK) - m_p - z_p, log_q, a, KIND)
+        log_q = (_logits(row, start, n, BLOCK) - m_q) * rate_q - z_q
+        _, s = _terms((_logits(other, start, n, BLOCK) - m_p) * rate_p - z_p, log_q, a, KIND)
         slope = tl.where(at < n, (s - tl.exp(log_q) * middle) * scale, 0.0)
         tl.store(row + at, slope.to(student.dtype.element_ty), mask=at < width)
     unknown = (mass_q - mass_q != 0) | (mass_p - mass_p != 0)
@@ -173,7 +183,7 @@ def _cross_entropy(logits, ids, n, width, stride, scale, out, BLOCK: tl.constexp
     z, at_own = mass.to(tl.float32), tl.exp(-loss.to(tl.float32)) - 1.0
     for start in range(0, width, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        q = tl.exp(_logits(row, start, n, 1.0, BLOCK) - m - z)
+        q = tl.exp(_logits(row, start, n, BLOCK) - m - z)
         slope = tl.where(at < n, tl.where(at == own, at_own, q) * scale, 0.0)
         tl.store(row + at, slope.to(logits.dtype.element_ty), mask=at < width)
     tl.store(out + r, loss)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from hydrometer.core.distillation import Objective
+from hydrometer.core.distillation import Objective, Prefixes
 from hydrometer.core.errors import FitError, InputError, LawMismatchError
 from hydrometer.core.io.locking import claim
 from hydrometer.models.base import FitRequest, Fitted, Samples
@@ -90,7 +90,8 @@ def fit(request: FitRequest) -> Fitted[CausalLaw]:
     if lm.device.type == "cuda":
         free = torch.cuda.mem_get_info(lm.device)[0]
         free += torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
-        refuse_where_too_large(lm, data, training, free)
+        own = Prefixes.from_json(request.prefix_source).own > 0
+        refuse_where_too_large(lm, data, training, free, draws_own=own)
     with contextlib.ExitStack() as held:
         held.enter_context(reproducible(seed))
         held.enter_context(quiet())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 from unittest import mock
@@ -120,18 +121,26 @@ def _loss(config: PretrainedConfig, width: int, *, learnt: bool = True) -> int:
     return matrix * (4 + width if learnt else width) + _CHUNK * size * width
 
 
-def refuse_where_too_large(lm: OpenedLM, data: Sequences | TrainingRows, t: Training, free: int) -> None:
+def refuse_where_too_large(
+    lm: OpenedLM, data: Sequences | TrainingRows, t: Training, free: int, *, draws_own: bool = False
+) -> None:
     """Refuse a fit whose network is on an accelerator, and that needs more than the free bytes there. Raises FitError.
 
-    Counted at the longest row and a whole batch; of several workers, whose share of it differs, not at all.
+    Counted is what the fit surely holds at once: a whole batch, as wide as the longest row if every row is learnt;
+    neither the best evaluation, which may be kept when the last step is over, nor what the loss takes in passing. Of
+    several workers, whose share of it differs, nothing is.
     """
     if t.num_workers > 1:
         return
-    prompts = np.array([len(p) for p in data.prompt_ids])
-    widest = int((prompts[data.prompt_index] + data.lengths).max())
-    batch = Batch(min(t.per_device_train_batch_size, len(data)), widest, int(data.lengths.min()))
-    n = lm.n_parameters
-    needs = fit_bytes(lm.model.config, n, t, batch, lm.device.type) - 4 * n
+    widths = np.array([len(p) for p in data.prompt_ids])[data.prompt_index] + data.lengths
+    together = t.per_device_train_batch_size * t.gradient_accumulation_steps
+    whole = not draws_own and t.steps(len(data))[1] * together >= len(data)
+    width = int(widths.max() if whole else widths.min())
+    batch = Batch(min(t.per_device_train_batch_size, len(data)), width, int(data.lengths.min()))
+    config, n = lm.model.config, lm.n_parameters
+    learnt = n if t.lora is None else adapter_parameters(empty_network(config), t.lora)
+    needs = fit_bytes(config, n, t, batch, lm.device.type) - 4 * n - 4 * learnt
+    needs -= _loss(config, 2 if t.bf16 else 4, learnt=t.lora is None)
     if needs > free:
         raise FitError(
             f"the fit needs at least {needs / _GIB:.1f} GiB more on the card",
@@ -146,7 +155,9 @@ _known: dict[tuple[object, ...], int] = {}
 
 
 def activation_bytes(config: PretrainedConfig, training: Training, batch: Batch, device: str = "cpu") -> int:
-    """Return the bytes that a step of a batch saves for its backward pass; 0 of a network that needs numbers to run.
+    """Return the bytes that a step of a batch saves for its backward pass.
+
+    0 of a network that needs numbers to run, as mixtures of experts do, or that runs position after position.
 
     With gradient checkpointing those are the layers' inputs, and what the largest layer saves when it is run again.
     The loss keeps the states that predict answers, and their gradient; of divergences the teacher's side is left out.
@@ -160,11 +171,16 @@ def activation_bytes(config: PretrainedConfig, training: Training, batch: Batch,
 
 
 def _counted(config: PretrainedConfig, t: Training, batch: Batch, device: str) -> int:
-    twin = make_twin(empty_network(config))
-    if twin is not None and t.lora is not None:
-        attached(twin, t.lora)
-    split = twin is not None and Network(twin).is_split
+    if getattr(type(empty_network(config)), "_is_stateful", False):
+        return 0
+    told = logging.getLogger("torch._subclasses.fake_tensor")
+    level = told.level
+    told.setLevel(logging.CRITICAL)  # it prints a traceback of what has no form without numbers
     try:
+        twin = make_twin(empty_network(config))
+        if twin is not None and t.lora is not None:
+            attached(twin, t.lora)
+        split = twin is None or Network(twin).is_split
         with FakeTensorMode(), _WithoutNumbers(device):
             network = _without_storage(config, t, device)
             whole, largest = _forward(network, split, t, batch, device)
@@ -174,6 +190,8 @@ def _counted(config: PretrainedConfig, t: Training, batch: Batch, device: str) -
                 return _forward(network, split, t, batch, device)[0] + largest
     except Exception:  # a network's code is its author's, and may look at numbers
         return 0
+    finally:
+        told.setLevel(level)
 
 
 def _without_storage(config: PretrainedConfig, t: Training, device: str) -> Any:
