@@ -285,3 +285,17 @@ def test_parts_that_make_no_law_are_refused() -> None:
     with pytest.raises(InputError, match="not selected"):
         TRUTH.select(COLD)
     assert DiffusionChain.model_validate(chain()).loss == ("mle", "regression")
+
+
+def test_a_student_of_pairs_that_a_step_cannot_join_ends_at_the_bound() -> None:
+    """Halves of the plane that go to two points: the sharper the nearer, without end."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((200, 2))
+    x = np.where(z[:, :1] > 0, [[1.0, 0.0]], [[-1.0, 0.0]])
+    slopes = np.array([[[0.5, 0.0], [-0.5, 0.0]]])
+    start = Diffusion(1.0, np.zeros((1, 2)), slopes, np.full((1, 2), 0.5), np.ones(1))
+    law, facts = fit_pairs([start], z, x, lambda *_: None)
+    assert facts["squared_error"] < 0.01
+    assert 10 < law.sharpness[0] <= 1000 * (1 + 1e-12)
+    assert law.curvatures.min() >= 0.5e-3 * (1 - 1e-12)
+    assert np.isfinite(law.log_prob(x)).all()

@@ -2,8 +2,8 @@
 
 Truths are mixtures in the plane, drawn at random. A sampler's score is the truth's own at every noise level, and its
 density is exact; precision and recall are sums over grids, right to 0.002 nats. A student by regression (docs, Laws,
-Diffusion samplers) has the noise of its pairs, and where its teacher is guided its search may have no end: then where
-it stops decides its recall.
+Diffusion samplers) has the noise of its pairs, and where its teacher is guided it may sharpen without end: then the
+search's bound decides its recall.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from hydrometer.models.diffusion.law import Diffusion
 __all__ = ["fit_pairs", "loss_and_gradient"]
 
 _MAX_ITER = 300
+_FACTOR = 1e3
+"""By which curvatures and sharpness may move from the start: from few pairs some students would sharpen without end."""
 
 
 def fit_pairs(starts: Sequence[Diffusion], z: Floats, x: Floats, tick: Tick) -> tuple[Diffusion, dict[str, float]]:
@@ -46,7 +48,11 @@ def fit_pairs(starts: Sequence[Diffusion], z: Floats, x: Floats, tick: Tick) -> 
         tick(next(rounds), _MAX_ITER, "rounds")
 
     options = {"maxiter": _MAX_ITER, "maxfun": 2 * _MAX_ITER, "maxcor": 30, "ftol": 1e-10, "gtol": 1e-8}
-    found = minimize(error, _theta(start), jac=True, method="L-BFGS-B", options=options, callback=after_round)
+    theta = _theta(start)
+    reach = np.full(len(theta), np.inf)
+    reach[-len(start.curvatures.ravel()) - len(start.sharpness) :] = np.log(_FACTOR)
+    bounds = optimize.Bounds(theta - reach, theta + reach)  # pyright: ignore[reportArgumentType]
+    found = minimize(error, theta, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=after_round)
     if not np.isfinite(found.fun):
         raise FitError("a student diverged from its pairs", got=float(found.fun), fix="give it fewer steps or pieces")
     return _law(start, found.x), {"squared_error": float(found.fun), "rounds": int(found.nit)}
