@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import MixtralConfig  # noqa: E402
 
 from chains import lm_spec  # noqa: E402
+from hydrometer.models.causal_lm.cost.memory import step_bytes  # noqa: E402
 from hydrometer.models.causal_lm.cost.operations import Shape, shape_of, spread, stage_work, workers_of  # noqa: E402
 from hydrometer.models.causal_lm.cost.timing import _Bench, measure  # noqa: E402
 from hydrometer.models.causal_lm.family import CAUSAL_LM  # noqa: E402
@@ -154,7 +155,12 @@ def test_a_plans_memory_is_counted_wherever_it_is(llama_folder: Path, monkeypatc
     said = {s: CAUSAL_LM.work(here, s, "student", 16, 6.0, "float32").memory for s in ("draw", "fit", "score law")}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert CAUSAL_LM.footprint(auto, "draw", "student", 16).memory_least == 0
-    assert said == {s: CAUSAL_LM.work(auto, s, "student", 16, 6.0, "float32").memory for s in said}
+    card = {s: CAUSAL_LM.work(auto, s, "student", 16, 6.0, "float32").memory for s in said}
+    subject, longest = CAUSAL_LM.subject(auto), auto.truth.max_new_tokens
+    n, width = subject.shapes["student"].parameters, max(subject.prompts) + longest
+    saved = step_bytes(subject.configs["student"], n, auto.student.training, 16, (width, longest))
+    assert saved > 0
+    assert card == {**said, "fit": said["fit"] + saved}  # batches are padded there
     assert (workers_of(here), workers_of(auto)) == (4, 1)
 
 

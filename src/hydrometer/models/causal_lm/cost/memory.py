@@ -193,8 +193,8 @@ def row_bytes(rows: int, tokens: float) -> int:
 def step_bytes(config: PretrainedConfig, n: int, training: Training, rows: int, longest: tuple[int, int]) -> int:
     """Return the bytes that a step's activations add to a fit of so many rows.
 
-    Of padded rows, as accelerators run them, wherever the plan is made; where rows are packed it is a bound. Each of
-    several workers has its share of the rows.
+    Of padded rows, as accelerators run them; where rows are packed it is a bound. Each of several workers has its share
+    of the rows.
 
     Parameters
     ----------
