@@ -3,7 +3,7 @@
 Right first: the contract of families, draws against an enumerated law, fits against the processor's, a killed fit that
 goes on. Then speed against peers on random weights of real shapes; medians of five turns. No network is needed. Peers
 that are not installed (trl, liger-kernel) are named and left out. With --device cpu --small the same code runs on any
-machine in a minute: a test of the command, not a measurement.
+machine in two minutes: a test of the command, not a measurement.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _machine(device: str) -> dict[str, str]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hydrometer.benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="sizes that any machine runs in a minute")
+    parser.add_argument("--small", action="store_true", help="sizes that any machine runs in two minutes")
     parser.add_argument("--checks", action="store_true", help="only whether it is right")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each")
     parser.add_argument("--json", type=Path, help="write what was found there too")

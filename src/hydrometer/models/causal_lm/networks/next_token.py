@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu import logit_kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
+from hydrometer.models.causal_lm.cuda import has_kernels
 from hydrometer.models.causal_lm.networks.selected_logits import (
     as_if_kept,
     inverse_temperature,
@@ -187,7 +187,7 @@ def draw_on_device(logits_MV: Tensor, s: Selectivity | None, u_M: Tensor) -> OnD
     ----------
     logits_MV : (M, V), float32 or bfloat16. u_M : float64, on the same device.
     """
-    if logits_MV.device.type == "cuda" and find_spec("triton") is not None:
+    if has_kernels(logits_MV):
         return draw_fused(logits_MV, s, u_M)
     logits_MV = logits_MV.float()
     w_MV = selected_log_weights(logits_MV, s).log_weights

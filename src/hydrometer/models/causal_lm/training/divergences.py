@@ -8,7 +8,6 @@ Their formulas are in `models.objectives`.
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu import divergence_kernels as kernels
 from hydrometer.models.causal_lm.cpu.llama import as_array
+from hydrometer.models.causal_lm.cuda import has_kernels
 from hydrometer.models.causal_lm.networks.next_token import terms_of
 from hydrometer.models.causal_lm.networks.selected_logits import selected_log_weights
 from hydrometer.models.objectives import Divergence
@@ -61,7 +61,7 @@ def to_gradient(
     The sum of the rows' divergences, nats; infinite where the teacher's selectivity makes it so. From kernels on CUDA
     it is a tensor, for which nobody has waited.
     """
-    if student_mW.device.type == "cuda" and student_mW.dtype != torch.float64 and find_spec("triton") is not None:
+    if has_kernels(student_mW):
         return to_gradient_fused(student_mW, teacher_mW, vocab_size, s, d, scale)
     if student_mW.device.type != "cpu" or student_mW.dtype == torch.float64:
         return _to_gradient_by_torch(student_mW, teacher_mW, vocab_size, s, d, scale)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from hydrometer.core.spec import Selectivity
 from hydrometer.models.causal_lm.cpu.divergence_kernels import softmax_gradient
 from hydrometer.models.causal_lm.cpu.llama import as_array
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
+from hydrometer.models.causal_lm.cuda import has_kernels
 from hydrometer.models.causal_lm.training.divergences import to_gradient
 from hydrometer.models.causal_lm.training.kept_rows import KeptRows
 from hydrometer.models.objectives import Divergence
@@ -280,7 +280,7 @@ class _LinearLoss(torch.autograd.Function):
 
 def _to_gradient(logits_mW: Tensor, ids_m: Tensor, vocab_size: int, scale: float) -> float | Tensor:
     """Turn logits into ``scale`` times their loss's gradient, in place; return the sum of the losses, nats."""
-    if logits_mW.device.type == "cuda" and logits_mW.dtype != torch.float64 and find_spec("triton") is not None:
+    if has_kernels(logits_mW):
         return cross_entropy_fused(logits_mW, ids_m, vocab_size, scale)
     if logits_mW.device.type != "cpu" or logits_mW.dtype == torch.float64:
         return _to_gradient_by_torch(logits_mW, ids_m, vocab_size, scale)

@@ -100,9 +100,7 @@ def fit_bytes(config: PretrainedConfig, n: int, t: Training, batch: Batch | None
     ----------
     n : parameters of the network. batch : counts activations too. device : that autocast follows.
     """
-    width, learnt = BYTES[t.torch_dtype], n
-    if t.lora is not None:
-        learnt = adapter_parameters(empty_network(config), t.lora)
+    width, learnt = BYTES[t.torch_dtype], _learnt(config, n, t)
     own = width if t.lora is None and not t.master_weights else 4  # adapters are float32 over any base
     apart = 0 if t.lora is None and width == 4 else width * n
     if t.lora is not None:
@@ -112,6 +110,11 @@ def fit_bytes(config: PretrainedConfig, n: int, t: Training, batch: Batch | None
     # Of a step of one batch gradients come as activations go; later batches of a step find gradients there.
     most = gradients + saved if t.gradient_accumulation_steps > 1 else max(gradients, saved)
     return kept + most + _loss(config, 2 if t.bf16 else 4, learnt=t.lora is None)
+
+
+def _learnt(config: PretrainedConfig, n: int, t: Training) -> int:
+    """How many of n parameters are trained, or those of adapters."""
+    return n if t.lora is None else adapter_parameters(empty_network(config), t.lora)
 
 
 def _loss(config: PretrainedConfig, width: int, *, learnt: bool = True) -> int:
@@ -138,8 +141,7 @@ def refuse_where_too_large(
     width = int(widths.max() if whole else widths.min())
     batch = Batch(min(t.per_device_train_batch_size, len(data)), width, int(data.lengths.min()))
     config, n = lm.model.config, lm.n_parameters
-    learnt = n if t.lora is None else adapter_parameters(empty_network(config), t.lora)
-    needs = fit_bytes(config, n, t, batch, lm.device.type) - 4 * n - 4 * learnt
+    needs = fit_bytes(config, n, t, batch, lm.device.type) - 4 * n - 4 * _learnt(config, n, t)
     needs -= _loss(config, 2 if t.bf16 else 4, learnt=t.lora is None)
     if needs > free:
         raise FitError(
