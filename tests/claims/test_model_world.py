@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hydrometer.claims.measures.top_k_teachers import World, measure
-from hydrometer.claims.model_world import Along, ModelWorld, along_answers
+from hydrometer.claims.model_world import Along, CutModelWorld, along_answers
 from hydrometer.core.errors import InputError, MissingDependencyError
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.data.prompts import read_prompts
@@ -24,15 +24,17 @@ Laws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> ModelWorld:
+def world(tmp_path_factory: pytest.TempPathFactory) -> CutModelWorld:
     folder = tmp_path_factory.mktemp("model")
     make_llama(vocab=V, seed=3).save_pretrained(folder)
     make_tokenizer(V).save_pretrained(folder)
-    return ModelWorld(source=str(folder), prompts=4, longest=60, max_new_tokens=9, positions=4, left_out=((LEFT_OUT,),))
+    return CutModelWorld(
+        source=str(folder), prompts=4, longest=60, max_new_tokens=9, positions=4, left_out=((LEFT_OUT,),)
+    )
 
 
 @pytest.fixture(scope="module")
-def expected(world: ModelWorld) -> list[Laws]:
+def expected(world: CutModelWorld) -> list[Laws]:
     """By transformers, of the answers that the world draws."""
     lm = CausalLM.from_pretrained(world.source)
     every = read_prompts(
@@ -56,7 +58,7 @@ def expected(world: ModelWorld) -> list[Laws]:
 STREAM = Stream(0).child("top-k-teachers", "answers")
 
 
-def test_laws_along_answers_are_those_of_transformers(world: ModelWorld, expected: list[Laws]) -> None:
+def test_laws_along_answers_are_those_of_transformers(world: CutModelWorld, expected: list[Laws]) -> None:
     found: list[Along] = list(along_answers(world, STREAM))
     assert len(found) == world.prompts
     for along, (p, q, states) in zip(found, expected, strict=True):
@@ -65,7 +67,7 @@ def test_laws_along_answers_are_those_of_transformers(world: ModelWorld, expecte
         np.testing.assert_allclose(along.students[0].states, states, atol=1e-4)
 
 
-def test_figures_are_those_of_the_dense_laws(world: ModelWorld, expected: list[Laws]) -> None:
+def test_figures_are_those_of_the_dense_laws(world: CutModelWorld, expected: list[Laws]) -> None:
     asked = World(kept=(3, V), exponents=(1.0,), vocabulary=V, language_model=world, batch=2)
     found = {
         (c.condition, c.figure): c.estimate for c in measure(asked, range(2)).checks if "layer fewer" in c.condition
@@ -103,7 +105,7 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.degrees(np.arccos(np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b))))
 
 
-def test_what_is_missing_is_said_in_a_line(world: ModelWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_said_in_a_line(world: CutModelWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"too few prompts .*; set prompts to \d+"):
         next(along_answers(world.model_copy(update={"longest": 3}), STREAM))
     with pytest.raises(InputError, match="layers are counted from 0 to 2; got \\[7\\]"):

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.next_tokens import TokenWorld, at_temperature, drawn, fitted, token_figures, token_worlds
 from hydrometer.claims.worlds import ChainWorld, exact_figures, fitted_mixture, mixture_entropy, mixture_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
@@ -43,6 +45,29 @@ class Mixtures(Strict):
     n_init: int = Field(default=5, ge=1)
 
 
+class Tokens(TokenWorld):
+    """A language model's next tokens: teachers of its first layers, of rows, students of all that each teacher says.
+
+    Attributes
+    ----------
+    layers : of the teachers; the last is the largest, the others are the smaller ones.
+    student : layers of the student, one of them. rows : of a teacher. temperatures : of a teacher.
+    distill : rows that all that a teacher says weighs as, beside the penalty.
+    """
+
+    layers: Annotated[tuple[int, ...], Field(min_length=2), BeforeValidator(as_tuple)] = (3, 6, 12, 30)
+    student: int = 3
+    rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 20_000)
+    temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.6)
+    distill: int = Field(default=20_000, ge=1)
+
+    @model_validator(mode="after")
+    def _student_is_there(self) -> Self:
+        if self.student not in self.layers:
+            raise PydanticCustomError("student", "the student's number of layers is one of layers")
+        return self
+
+
 class World(ChainWorld):
     """Truths drawn at random, teachers of rows of each, students of all that each teacher says; chains, and mixtures.
 
@@ -57,6 +82,7 @@ class World(ChainWorld):
         `teachers`, numbers of components, the teachers fitted to `rows` points, and students to `distill` points of a
         teacher, with `reg_covar` added to variances, the best of `n_init` starts; `powers` of a teacher's weights in
         the place of temperatures.
+    language_model : the same of its next tokens (`Tokens`), or None.
     """
 
     order: int = Field(default=4, ge=1, le=5)
@@ -66,6 +92,7 @@ class World(ChainWorld):
     rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 20_000)
     temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.6)
     mixtures: Mixtures = Mixtures()
+    language_model: Tokens | None = None
 
 
 def student_of(teacher: Markov, order: int) -> Markov:
@@ -115,9 +142,11 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     checks: list[Check] = []
     notes: list[str] = []
     charts: list[Chart] = []
+    model = world.language_model
     for found, shown in (
         (_chains(world, seeds), tuple(FIGURES)),
         (_mixtures(world.mixtures, seeds), ("kl_truth_student",)),
+        *(() if model is None else ((_tokens(model, seeds[0]), tuple(FIGURES)),)),
     ):
         more, said = _compared(found)
         checks += more
@@ -176,6 +205,29 @@ def _mixtures(world: Mixtures, seeds: Sequence[int]) -> _Found:
         tuple(f"mixtures, teachers of {n} points at weight power {b:g}" for b in world.powers) for n in world.rows
     )
     return _Found(students, own, world.teachers, "number of components", world.student, where)
+
+
+def _tokens(world: Tokens, seed: int) -> _Found:
+    shape = world.worlds, len(world.rows), len(world.temperatures), len(world.layers)
+    students = {figure: np.zeros(shape) for figure in FIGURES}
+    own = np.zeros((world.worlds, len(world.rows), len(world.layers)))
+    stream = Stream(seed).child("teacher-too-good", "tokens")
+    at = world.layers.index(world.student)
+    for w, contexts in enumerate(token_worlds(world, stream.child("answers"))):
+        for (i, n), (k, states) in product(enumerate(world.rows), enumerate(contexts.states)):
+            rows = drawn(contexts.log_p, n, stream.child(str(w), str(n)))
+            teacher = fitted(states, rows, world.penalty)
+            own[w, i, k] = token_figures(contexts.log_p, teacher)["kl_truth_student"]
+            for j, temperature in enumerate(world.temperatures):
+                said = np.exp(at_temperature(teacher, temperature)) * (world.distill / len(states))
+                student = fitted(contexts.states[at], said, world.penalty)
+                for figure, value in token_figures(contexts.log_p, student).items():
+                    if figure in FIGURES:
+                        students[figure][w, i, j, k] = value
+    where = tuple(
+        tuple(f"next tokens, teachers of {n} rows at temperature {t:g}" for t in world.temperatures) for n in world.rows
+    )
+    return _Found(students, own, world.layers, "layers", world.student, where)
 
 
 def _compared(found: _Found) -> tuple[list[Check], list[str]]:

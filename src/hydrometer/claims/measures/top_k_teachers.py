@@ -17,7 +17,7 @@ from scipy.special import ndtri
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
 from hydrometer.claims.measures.top_k_gradients import LAWS, batch_figures, figures_of, likeliest_first
-from hydrometer.claims.model_world import Along, ModelWorld, along_answers
+from hydrometer.claims.model_world import Along, CutModelWorld, along_answers
 from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Strict, as_tuple
@@ -42,7 +42,7 @@ class World(Strict):
     kept : numbers k of ids. exponents : of the teachers; each pair is a condition. The first and the last are drawn.
     vocabulary : ids.
     gap : standard deviation of the student's logits about the teacher's.
-    language_model : teachers beside these that are a language model, along its own answers (`ModelWorld`), or None.
+    language_model : teachers beside these that are a language model, along its own answers (`CutModelWorld`), or None.
     batch : prompts whose positions make a batch of the language model's.
     """
 
@@ -50,7 +50,7 @@ class World(Strict):
     exponents: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 2.0)
     vocabulary: int = Field(default=32000, ge=2, le=1_000_000)
     gap: float = Field(default=0.5, gt=0)
-    language_model: ModelWorld | None = None
+    language_model: CutModelWorld | None = None
     batch: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
@@ -110,7 +110,7 @@ def _drawn(world: World, exponent: float, seeds: Sequence[int]) -> _Teacher:
     return out
 
 
-def _of_model(world: World, asked: ModelWorld, seed: int) -> list[_Teacher]:
+def _of_model(world: World, asked: CutModelWorld, seed: int) -> list[_Teacher]:
     """A language model, once for each student, over prompts and over batches of them."""
     layers = [f"{len(x)} layers fewer" if len(x) > 1 else "a layer fewer" for x in asked.left_out]
     out: list[_Teacher] = []
@@ -226,7 +226,7 @@ def _charts_drawn(world: World, teachers: Sequence[_Teacher]) -> tuple[Chart, ..
     )
 
 
-def _charts_of_model(world: World, model: ModelWorld, teachers: Sequence[_Teacher]) -> tuple[Chart, ...]:
+def _charts_of_model(world: World, model: CutModelWorld, teachers: Sequence[_Teacher]) -> tuple[Chart, ...]:
     middle = world.kept[len(world.kept) // 2]
     positions = {0: 1, 1: model.positions, world.batch: world.batch * model.positions}
 
