@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hydrometer.claims.measures import teacher_too_good
-from hydrometer.claims.measures.teacher_too_good import Mixtures, World, held_out, measure, student_of
+from hydrometer.claims.measures.teacher_too_good import Mixtures, Tokens, World, held_out, measure, student_of
+from hydrometer.claims.next_tokens import drawn, token_worlds
 from hydrometer.claims.worlds import mixture_entropy
-from hydrometer.core.errors import InputError
+from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.metrics.exact import judge_exact
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.spec import MarkovTruth
 from hydrometer.models.mixture.spec import MixtureWorld
+from tiny import make_llama, make_tokenizer
 
 V, L = 3, 4
 
@@ -76,6 +80,49 @@ def test_students_of_mixtures_are_in_closed_form() -> None:
         assert found.own[w, 0, 0] == pytest.approx(kl, rel=1e-4)
         assert found.students["kl_truth_student"][w, 0, 0, 0] == pytest.approx(kl, abs=0.01)
         assert abs(found.own[w, 0, 1] - kl) > 0.1  # another teacher would be told apart
+
+
+def _regression(states: np.ndarray, counts: np.ndarray, penalty: float) -> np.ndarray:
+    """By autograd in float64."""
+    x, n = torch.tensor(states), torch.tensor(counts)
+    w = torch.zeros(x.shape[1], n.shape[1], dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [w], max_iter=2000, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        search.zero_grad()
+        value = penalty / 2 * (w * w).sum() - (n * (x @ w).log_softmax(1)).sum()
+        value.backward()
+        return value
+
+    search.step(loss)
+    return (x @ w).softmax(1).detach().numpy()
+
+
+def test_students_of_next_tokens_are_as_autograd_finds_them(tmp_path: Path) -> None:
+    make_llama(vocab=24, seed=3).save_pretrained(tmp_path)
+    make_tokenizer(24).save_pretrained(tmp_path)
+    sizes = {"prompts": 4, "longest": 60, "max_new_tokens": 9, "positions": 6, "worlds": 2, "ids": 6, "directions": 4}
+    settings = {"layers": (1, 2), "student": 1, "rows": (50, 200), "temperatures": (1.0, 0.5), "distill": 100}
+    world = Tokens(source=str(tmp_path), **sizes, **settings, narrow=2, penalty=0.5)
+    wide, narrow = teacher_too_good._tokens(world, 3)
+    assert [f.students["kl_truth_student"].shape for f in (wide, narrow)] == [(2, 2, 2, 2), (2, 1, 1, 2)]
+    stream = Stream(3).child("teacher-too-good", "tokens")
+    contexts = list(token_worlds(world, stream.child("answers")))[1]
+    p = np.exp(contexts.log_p)
+    for found, directions, i, j, temperature in ((wide, 4, 1, 1, 0.5), (narrow, 2, 0, 0, 1.0)):
+        one, two = (np.column_stack([s[:, :directions], s[:, -1]]) for s in contexts.states)
+        teacher = _regression(two, drawn(contexts.log_p, 200, stream.child("1", "200")), 0.5)
+        cold = teacher ** (1 / temperature)
+        cold /= cold.sum(1, keepdims=True)
+        student = _regression(one, cold * 100 / len(cold), 0.5)
+        kl = [(a * np.log(a / b)).sum() / len(p) for a, b in ((p, teacher), (p, student), (student, p))]
+        mine = [found.own[1, i, 1], *(found.students[f][1, i, j, 1] for f in ("kl_truth_student", "kl_student_truth"))]
+        np.testing.assert_allclose(mine, kl, rtol=2e-3)
+        assert abs(mine[0] - mine[1]) > 0.02 * mine[0]  # another would be told apart
+    with pytest.raises(SpecError, match="the student's number of layers is one of layers"):
+        Tokens(layers=(1, 2), student=3)
 
 
 def test_the_choice_is_held_out() -> None:

@@ -8,7 +8,7 @@ Shapes: C contexts, K ids, D directions of states and a constant. float64, nats.
 """
 
 # scipy leaves the type of what it finds open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from hydrometer.core.rng import Stream
 from hydrometer.core.spec import as_tuple
 from hydrometer.core.watching import doing
 
-__all__ = ["Contexts", "TokenWorld", "at_temperature", "drawn", "fitted", "token_figures", "token_worlds"]
+__all__ = ["Contexts", "TokenWorld", "at_temperature", "drawn", "fitted", "leading", "token_figures", "token_worlds"]
 
-_STEPS, _MEMORY, _SLOPE = 2000, 20, 1e-4
+_STEPS, _SLOPE = 2000, 1e-4
 
 
 class TokenWorld(ModelWorld):
@@ -127,6 +127,11 @@ def _directions(states: Floats, n: int) -> Floats:
     return np.column_stack([left[:, :n] * np.sqrt(len(states)), np.ones(len(states))])
 
 
+def leading(states: Floats, directions: int) -> Floats:
+    """Return the leading directions and the constant of states, (C, D), D at most directions + 1."""
+    return np.column_stack([states[:, :-1][:, :directions], states[:, -1]])
+
+
 def at_temperature(log_p: Floats, temperature: float) -> Floats:
     """Return the laws at a temperature, (C, K)."""
     return np.asarray(log_softmax(log_p / temperature, axis=1), np.float64)
@@ -165,9 +170,9 @@ def fitted(states: Floats, counts: Floats, penalty: float) -> Floats:
         value = weight / 2 * float(np.sum(w * w)) - float(np.sum(share * log_q))
         return value, ((weight * w - states.T @ (share - each * np.exp(log_q))) * scale).ravel()
 
-    options = {"maxiter": _STEPS, "maxcor": _MEMORY, "gtol": _SLOPE, "ftol": 0.0}
+    options = {"maxiter": _STEPS, "gtol": _SLOPE, "ftol": 0.0}
     found = minimize(loss, np.zeros(width * counts.shape[1]), jac=True, method="L-BFGS-B", options=options)
-    if float(np.abs(found.jac).max()) > 100 * _SLOPE:
+    if float(np.abs(found.jac).max()) > 10 * _SLOPE:
         raise FitError("a softmax regression has not settled", got=f"slope {np.abs(found.jac).max():.1g}")
     return np.asarray(log_softmax(states @ (found.x.reshape(shape) * scale), axis=1), np.float64)
 

@@ -14,7 +14,16 @@ from pydantic_core import PydanticCustomError
 
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
-from hydrometer.claims.next_tokens import TokenWorld, at_temperature, drawn, fitted, token_figures, token_worlds
+from hydrometer.claims.next_tokens import (
+    Contexts,
+    TokenWorld,
+    at_temperature,
+    drawn,
+    fitted,
+    leading,
+    token_figures,
+    token_worlds,
+)
 from hydrometer.claims.worlds import ChainWorld, exact_figures, fitted_mixture, mixture_entropy, mixture_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import InputError
@@ -51,15 +60,18 @@ class Tokens(TokenWorld):
     Attributes
     ----------
     layers : of the teachers; the last is the largest, the others are the smaller ones.
-    student : layers of the student, one of them. rows : of a teacher. temperatures : of a teacher.
-    distill : rows that all that a teacher says weighs as, beside the penalty.
+    student : layers of the student, one of `layers`.
+    rows : of a teacher; each is a condition. temperatures : of a teacher; each is a condition.
+    distill : as how many rows all that a teacher says weighs beside the penalty of its student's fit.
+    narrow : leading directions of teachers and students of a further condition, at most rows and the first temperature.
     """
 
     layers: Annotated[tuple[int, ...], Field(min_length=2), BeforeValidator(as_tuple)] = (3, 6, 12, 30)
     student: int = 3
-    rows: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = (300, 20_000)
-    temperatures: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (1.0, 0.6)
-    distill: int = Field(default=20_000, ge=1)
+    rows: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(as_tuple)] = (300, 3000)
+    temperatures: Annotated[tuple[float, ...], Field(min_length=1), BeforeValidator(as_tuple)] = (1.0, 0.6)
+    distill: int = Field(default=3000, ge=1)
+    narrow: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _student_is_there(self) -> Self:
@@ -143,15 +155,16 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     notes: list[str] = []
     charts: list[Chart] = []
     model = world.language_model
-    for found, shown in (
-        (_chains(world, seeds), tuple(FIGURES)),
-        (_mixtures(world.mixtures, seeds), ("kl_truth_student",)),
-        *(() if model is None else ((_tokens(model, seeds[0]), tuple(FIGURES)),)),
-    ):
-        more, said = _compared(found)
-        checks += more
-        notes += said
-        charts += _charts(found, shown)
+    kinds = {"Chains": (_chains(world, seeds),), "Mixtures": (_mixtures(world.mixtures, seeds),)}
+    if model is not None:
+        kinds["Next tokens"] = _tokens(model, seeds[0])
+    for kind, each in kinds.items():
+        for found in each:
+            more, said = _compared(found)
+            checks += more
+            notes += said
+        charts += _charts(kind, each)
+    charts = charts[:: len(FIGURES)] + charts[1 :: len(FIGURES)]  # a figure a row
     return Measured(tuple(checks), tuple(charts), tuple(notes))
 
 
@@ -207,27 +220,49 @@ def _mixtures(world: Mixtures, seeds: Sequence[int]) -> _Found:
     return _Found(students, own, world.teachers, "number of components", world.student, where)
 
 
-def _tokens(world: Tokens, seed: int) -> _Found:
-    shape = world.worlds, len(world.rows), len(world.temperatures), len(world.layers)
-    students = {figure: np.zeros(shape) for figure in FIGURES}
-    own = np.zeros((world.worlds, len(world.rows), len(world.layers)))
+def _tokens(world: Tokens, seed: int) -> tuple[_Found, _Found]:
+    """Of all directions, and of few."""
     stream = Stream(seed).child("teacher-too-good", "tokens")
-    at = world.layers.index(world.student)
+    most, first = max(world.rows), world.temperatures[0]
+    wide = _TokenFigures(world, world.directions, world.rows, world.temperatures)
+    narrow = _TokenFigures(world, world.narrow, (most,), (first,))
     for w, contexts in enumerate(token_worlds(world, stream.child("answers"))):
-        for (i, n), (k, states) in product(enumerate(world.rows), enumerate(contexts.states)):
+        for n in world.rows:
             rows = drawn(contexts.log_p, n, stream.child(str(w), str(n)))
-            teacher = fitted(states, rows, world.penalty)
-            own[w, i, k] = token_figures(contexts.log_p, teacher)["kl_truth_student"]
-            for j, temperature in enumerate(world.temperatures):
-                said = np.exp(at_temperature(teacher, temperature)) * (world.distill / len(states))
-                student = fitted(contexts.states[at], said, world.penalty)
-                for figure, value in token_figures(contexts.log_p, student).items():
-                    if figure in FIGURES:
-                        students[figure][w, i, j, k] = value
-    where = tuple(
-        tuple(f"next tokens, teachers of {n} rows at temperature {t:g}" for t in world.temperatures) for n in world.rows
-    )
-    return _Found(students, own, world.layers, "layers", world.student, where)
+            for figures in (wide, narrow):
+                if n in figures.rows:
+                    figures.add(w, n, contexts, rows)
+    return wide.found(f"{world.directions} directions"), narrow.found(f"{world.narrow} directions")
+
+
+class _TokenFigures:
+    """Figures of next tokens, of laws of some directions."""
+
+    def __init__(self, world: Tokens, directions: int, rows: Sequence[int], temperatures: Sequence[float]) -> None:
+        self.world, self.directions, self.rows, self.temperatures = world, directions, rows, temperatures
+        shape = world.worlds, len(rows), len(temperatures), len(world.layers)
+        self.students = {figure: np.zeros(shape) for figure in FIGURES}
+        self.own = np.zeros((world.worlds, len(rows), len(world.layers)))
+
+    def add(self, w: int, n: int, contexts: Contexts, counts: Floats) -> None:
+        world, i = self.world, self.rows.index(n)
+        states = [leading(s, self.directions) for s in contexts.states]
+        mine = states[world.layers.index(world.student)]
+        for k, theirs in enumerate(states):
+            teacher = fitted(theirs, counts, world.penalty)
+            self.own[w, i, k] = token_figures(contexts.log_p, teacher)["kl_truth_student"]
+            for j, temperature in enumerate(self.temperatures):
+                said = np.exp(at_temperature(teacher, temperature)) * (world.distill / len(teacher))
+                found = token_figures(contexts.log_p, fitted(mine, said, world.penalty))
+                for figure in FIGURES:
+                    self.students[figure][w, i, j, k] = found[figure]
+
+    def found(self, width: str) -> _Found:
+        where = tuple(
+            tuple(f"next tokens, {width}, teachers of {n} rows at temperature {t:g}" for t in self.temperatures)
+            for n in self.rows
+        )
+        return _Found(self.students, self.own, self.world.layers, "layers", self.world.student, where)
 
 
 def _compared(found: _Found) -> tuple[list[Check], list[str]]:
@@ -252,25 +287,19 @@ def _compared(found: _Found) -> tuple[list[Check], list[str]]:
     return checks, notes
 
 
-def _charts(found: _Found, shown: tuple[str, ...]) -> list[Chart]:
+def _charts(kind: str, each: Sequence[_Found]) -> list[Chart]:
     """Figures minus the largest teacher's, of teachers that can say what the student can."""
-    kept = [k for k, size in enumerate(found.sizes) if size >= found.student]
     out: list[Chart] = []
-    for figure in shown:
+    for figure, words in FIGURES.items():
         lines: list[Line] = []
-        for i, coolings in enumerate(found.where):
-            for j, where in enumerate(coolings):
-                gaps = found.students[figure][:, i, j] - found.students[figure][:, i, j, -1:]
-                label = where.rpartition("teachers of ")[2].replace(" at ", ", ")
-                each = [over_worlds(gaps[:, k]) for k in kept]
-                lines.append(Line.of(label, [found.sizes[k] for k in kept], each))
-        out.append(
-            Chart(
-                FIGURES[figure],
-                f"{found.size} of the teacher",
-                "minus the largest teacher's, nats",
-                tuple(lines),
-                zero=True,
-            )
-        )
+        for found in each:
+            kept = [k for k, size in enumerate(found.sizes) if size >= found.student]
+            for i, coolings in enumerate(found.where):
+                for j, where in enumerate(coolings):
+                    gaps = found.students[figure][:, i, j] - found.students[figure][:, i, j, -1:]
+                    label = where.replace("next tokens, ", "").replace("mixtures, ", "").replace("teachers of ", "")
+                    gap = [over_worlds(gaps[:, k]) for k in kept]
+                    lines.append(Line.of(label.replace(" at ", ", "), [found.sizes[k] for k in kept], gap))
+        size = f"{each[0].size} of the teacher"
+        out.append(Chart(f"{kind}: {words}", size, "minus the largest teacher's, nats", tuple(lines), zero=True))
     return out
