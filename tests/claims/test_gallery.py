@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hydrometer.claims import claims, load_claim, run_claim
 from hydrometer.claims.claim_spec import measure_of
 from hydrometer.cli.commands import app
-from hydrometer.core.errors import SpecError
+from hydrometer.core.errors import MissingDependencyError, ModelError, SpecError
 from hydrometer.run.graph.recipes import load_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "claims"
@@ -73,6 +73,28 @@ def test_bad_input_is_one_line(name: str, overrides: list[str], said: str) -> No
     with pytest.raises(SpecError, match=said) as e:
         run_claim(name, overrides=overrides)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", [n for n in claims() if load_claim(n).world.get("language_model")])
+def test_a_model_that_is_not_there_is_missed_before_anything_is_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measure, _ = measure_of(load_claim(name))
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ModelError, match="nowhere"):
+        run_claim(name, out=tmp_path, overrides=["world.language_model.source=./nowhere"])
+    monkeypatch.setattr("hydrometer.models.causal_lm.loading.libraries.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'hydrometer\[lm\]'"):
+        run_claim(name, out=tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        run_claim(name, out=tmp_path, overrides=["world.language_model=null"])
+
+
+def test_what_a_world_inherits_is_on_its_page(tmp_path: Path) -> None:
+    about = run_claim("colder-teacher", out=tmp_path, overrides=SMALL).to_json()["about_world"]
+    assert "n-gram chains, and mixtures." in about
+    assert "Truths drawn at random, and what is fitted to rows of them; all n-gram chains." in about  # of ChainWorld
+    assert "Points of the truth, a teacher of them" in about
 
 
 def test_a_claim_is_no_specification() -> None:

@@ -45,6 +45,15 @@ class ModelWorld(Strict):
     longest: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=24, ge=1)
 
+    def check(self) -> None:
+        """Refuse a model that is not there, without opening it. Raises MissingDependencyError, ModelError."""
+        from hydrometer.models.causal_lm.loading.libraries import needs_torch
+
+        needs_torch()
+        from hydrometer.models.causal_lm.loading.load import locate
+
+        locate(self.source)
+
 
 class CutModelWorld(ModelWorld):
     """A language model as it is, answers that it draws, and students that are the model without some of its layers.
@@ -94,9 +103,7 @@ def answers_of(world: ModelWorld, stream: Stream) -> Answers:
     MissingDependencyError : torch, or the model's package, is not installed.
     InputError : fewer prompts are short enough.
     """
-    from hydrometer.models.causal_lm.loading.libraries import needs_torch
-
-    needs_torch()
+    world.check()
     from hydrometer.models.causal_lm.data.prompts import read_prompts
     from hydrometer.models.causal_lm.inference.model import CausalLM
     from hydrometer.models.causal_lm.truth_spec import PromptsFile

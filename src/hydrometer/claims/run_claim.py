@@ -14,6 +14,7 @@ from hydrometer._version import __version__
 from hydrometer.claims.claim_chart import Chart, draw_claim
 from hydrometer.claims.claim_spec import ClaimSpec, load_claim, measure_of
 from hydrometer.claims.claim_verdict import LEVEL, Checked, Verdict, checked, verdict_of
+from hydrometer.claims.model_world import ModelWorld
 from hydrometer.core.io.files import write_atomic
 from hydrometer.core.spec import Strict
 
@@ -68,7 +69,7 @@ class ClaimResult:
             "level": LEVEL,
             "how": cleandoc(self.how),
             "world": self.world.model_dump(mode="json"),
-            "about_world": "\n\n".join(cleandoc(type(w).__doc__ or "") for w in _worlds(self.world)),
+            "about_world": "\n\n".join(cleandoc(c.__doc__ or "") for w in _worlds(self.world) for c in _kinds(w)),
             "checks": [c.to_json() for c in self.checks],
             "charts": [c.to_json() for c in self.charts],
             "notes": list(self.notes),
@@ -89,6 +90,11 @@ def _worlds(world: Strict) -> list[Strict]:
     return [world, *(value for _, value in world if isinstance(value, Strict))]
 
 
+def _kinds(world: Strict) -> list[type]:
+    """A world's class, and those that it has parameters of."""
+    return [c for c in type(world).__mro__ if issubclass(c, Strict) and c is not Strict]
+
+
 def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[str] = ()) -> ClaimResult:
     """Measure a claim of the gallery, and write the result.
 
@@ -101,9 +107,13 @@ def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[s
     Raises
     ------
     SpecError : an unknown claim or key, or a world that makes no sense.
+    MissingDependencyError, ModelError : a world's language model, or what runs it, is not there.
     """
     spec = load_claim(name, overrides)
     module, world = measure_of(spec)
+    for w in _worlds(world):
+        if isinstance(w, ModelWorld):
+            w.check()
     began = time.perf_counter()
     found = module.measure(world, range(spec.seeds))
     checks = checked(found.checks)
