@@ -19,7 +19,7 @@ from hydrometer.claims.next_tokens import (
     token_figures,
     token_worlds,
 )
-from hydrometer.core.errors import FitError, InputError
+from hydrometer.core.errors import FitError, InputError, SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.models.causal_lm.data.prompts import read_prompts
 from hydrometer.models.causal_lm.inference.model import CausalLM
@@ -146,7 +146,7 @@ def test_figures_are_sums() -> None:
 def test_what_makes_no_sense_is_refused_in_a_line(world: TokenWorld) -> None:
     with pytest.raises(InputError, match="a world has a prompt or more of its own; got 4; lower worlds"):
         next(token_worlds(world.model_copy(update={"worlds": 5}), STREAM))
-    with pytest.raises(InputError, match=r"the model has fewer layers; got \[9\]; at most 3"):
+    with pytest.raises(SpecError, match=r"states are after 0 to 3 layers; got \[9\]"):
         next(token_worlds(world.model_copy(update={"layers": (9,)}), STREAM))
 
 

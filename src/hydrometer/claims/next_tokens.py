@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,9 @@ class TokenWorld(ModelWorld):
     """Next tokens of a language model along its own answers; each world has prompts of its own.
 
     Of the positions of its prompts' answers each is a context, and all weigh alike. A law of n layers is a softmax
-    regression on the states that the network has after its first n, scaled to mean square 1: on their leading principal
-    directions over the world's contexts, each scaled to variance 1, and a constant.
+    regression on the states that the network has after its first n (after all, those that its output matrix is given),
+    scaled to mean square 1: on their leading principal directions over the world's contexts, each scaled to variance 1,
+    and a constant.
 
     Attributes
     ----------
@@ -82,7 +83,8 @@ def token_worlds(world: TokenWorld, stream: Stream) -> Iterator[Contexts]:
     Raises
     ------
     MissingDependencyError : torch, or the model's package, is not installed.
-    InputError : fewer prompts are short enough, a world has none, or the model has fewer layers.
+    InputError : fewer prompts are short enough, or a world has none.
+    SpecError : the model has fewer layers.
     """
     each = world.prompts // world.worlds
     if each < 1:
@@ -103,20 +105,11 @@ def token_worlds(world: TokenWorld, stream: Stream) -> Iterator[Contexts]:
 
 def _along(found: Answers, row: int, world: TokenWorld) -> tuple[Floats, list[Floats]]:
     """Laws (M, V), and states (M, width) after each number of layers, at some positions of one answer; one pass."""
-    import torch
+    from hydrometer.models.causal_lm.inference.whole_laws import layer_states
 
-    prompt, own = found.law.prompts.ids[row], found.rows.row(row).tolist()
-    at = torch.as_tensor(len(prompt) - 1 + spaced(len(own), world.positions))
-    model: Any = found.lm.model
-    with torch.inference_mode():
-        asked = torch.tensor([[*prompt, *own]])
-        out = model(asked, output_hidden_states=True, use_cache=False, logits_to_keep=at)
-        log_p = out.logits[0, :, : found.lm.vocab_size].double().log_softmax(-1).numpy()
-        after = out.hidden_states
-        if max(world.layers) >= len(after):
-            raise InputError("the model has fewer layers", got=list(world.layers), fix=f"at most {len(after) - 1}")
-        states = [after[n][0, at].double().numpy() for n in world.layers]
-    return log_p, [s / np.sqrt(np.mean(s * s, axis=1, keepdims=True)) for s in states]
+    at = spaced(int(found.rows.lengths[row]), world.positions)
+    along = layer_states(found.law, found.rows, row, at, world.layers)
+    return along.log_p, [s / np.sqrt(np.mean(s * s, axis=1, keepdims=True)) for s in along.states]
 
 
 def _directions(states: Floats, n: int) -> Floats:

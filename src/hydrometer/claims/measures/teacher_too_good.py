@@ -155,7 +155,10 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
     notes: list[str] = []
     charts: list[Chart] = []
     model = world.language_model
-    kinds = {"Chains": (_chains(world, seeds),), "Mixtures": (_mixtures(world.mixtures, seeds),)}
+    kinds: dict[str, tuple[_Found, ...]] = {
+        "Chains": (_chains(world, seeds),),
+        "Mixtures": (_mixtures(world.mixtures, seeds),),
+    }
     if model is not None:
         kinds["Next tokens"] = _tokens(model, seeds[0])
     for kind, each in kinds.items():

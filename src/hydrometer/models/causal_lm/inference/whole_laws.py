@@ -5,20 +5,22 @@ Shapes: M positions, V ids, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from hydrometer.core.array_types import Floats
-from hydrometer.core.errors import LawMismatchError, ModelError
+from hydrometer.core.array_types import Floats, Ints
+from hydrometer.core.errors import LawMismatchError, ModelError, SpecError
 from hydrometer.models.causal_lm.cpu.packed_source import PackedSource
 from hydrometer.models.causal_lm.cpu.thread_pool import ThreadPool
 from hydrometer.models.causal_lm.inference.opened import Asked
 from hydrometer.models.causal_lm.networks.sources import GeneralSource, Source
 from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["WholeLaws", "whole_laws"]
+__all__ = ["LayerStates", "WholeLaws", "layer_states", "whole_laws"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,3 +63,41 @@ def whole_laws(law: Asked, x: Sequences) -> WholeLaws:
     logits_MV = source.logits(states_MD)[:, : law.lm.vocab_size]
     log_p_MV = torch.as_tensor(logits_MV).double().log_softmax(-1)
     return WholeLaws(log_p_MV.cpu().numpy(), states_MD.double().cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerStates:
+    """Next-token laws at some tokens of one row, and what the network has there after some of its layers.
+
+    Attributes
+    ----------
+    log_p : (M, V) float64 nats, without selectivity. states : (M, D) float64 each, as the next layer is given them, of
+        the last layer as the output matrix is.
+    """
+
+    log_p: Floats
+    states: tuple[Floats, ...]
+
+
+@torch.inference_mode()
+def layer_states(law: Asked, x: Sequences, row: int, at: Ints, layers: Sequence[int]) -> LayerStates:
+    """Run transformers over one prompt and its answer, once.
+
+    Parameters
+    ----------
+    row : of x. at : (M,) tokens of it, counted from 0. layers : after how many; 0 is the embedding.
+
+    Raises
+    ------
+    SpecError : the network has fewer layers.
+    """
+    prompt, own = x.prompt_ids[int(x.prompt_index[row])], x.row(row).tolist()
+    before = torch.as_tensor(len(prompt) - 1 + at, device=law.lm.device)
+    network: Any = law.lm.model
+    ids_BS = torch.tensor([[*prompt, *own]], device=law.lm.device)
+    out = network(ids_BS, output_hidden_states=True, use_cache=False, logits_to_keep=before)
+    after = out.hidden_states
+    if not 0 <= min(layers) <= max(layers) < len(after):
+        raise SpecError(f"states are after 0 to {len(after) - 1} layers", got=list(layers))
+    log_p_MV = out.logits[0, :, : law.lm.vocab_size].double().log_softmax(-1)
+    return LayerStates(log_p_MV.cpu().numpy(), tuple(after[n][0, before].double().cpu().numpy() for n in layers))
