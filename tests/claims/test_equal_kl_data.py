@@ -1,13 +1,28 @@
-"""The distance of the best of n, and the temperature of equal distance, against enumeration."""
+"""Data of equal distance against enumeration and sums; students of them against closed forms."""
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
-from hydrometer.claims.measures.equal_kl_data import best_of_kl, colder
+from hydrometer.claims.claim_spec import load_claim, measure_of
+from hydrometer.claims.measures import equal_kl_data
+from hydrometer.claims.measures.equal_kl_data import (
+    Tokens,
+    World,
+    best_of_kl,
+    best_tokens,
+    colder,
+    colder_tokens,
+    kept_tokens,
+    measure,
+)
+from hydrometer.claims.next_tokens import Contexts, at_temperature
+from hydrometer.core.errors import InputError, SpecError
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.spec import MarkovTruth
@@ -43,3 +58,97 @@ def log_of(law: Markov, row: tuple[int, ...]) -> float:
         out += float(law.step_table(t)[context, v])
         context = int(law.follow(np.array(context), np.array(v)))
     return out
+
+
+def laws(seed: int, contexts: int = 6, ids: int = 4) -> np.ndarray:
+    return np.asarray(log_softmax(1.5 * np.random.default_rng(seed).standard_normal((contexts, ids)), axis=1))
+
+
+def kl(log_q: np.ndarray, log_p: np.ndarray) -> float:
+    """Of tables that weigh alike, nats a row."""
+    q, p = np.exp(log_q) / len(log_q), np.exp(log_p) / len(log_p)
+    return float(sum(a * math.log(a / b) for a, b in zip(q.flat, p.flat, strict=True) if a > 0))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_best_of_n_tokens_by_enumerating_draws(n: int) -> None:
+    log_p = np.log([[0.1, 0.4, 0.1, 0.4], [0.05, 0.15, 0.3, 0.5]])  # ties in one context, among the chosen at random
+    for found, p in zip(np.exp(best_tokens(log_p, n)), np.exp(log_p), strict=True):
+        expected = np.zeros(4)
+        for draws in product(range(4), repeat=n):
+            winners = [v for v in draws if p[v] == max(p[list(draws)])]
+            for v in winners:
+                expected[v] += p[list(draws)].prod() / len(winners)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_best_of_many_has_finite_logarithms() -> None:
+    found = best_tokens(np.asarray(log_softmax([[0.0, -80.0, -90.0]], axis=1)), 64)
+    np.testing.assert_allclose(found[0, 1:], [64 * -80.0, 64 * -90.0], rtol=1e-4)  # F(v)^n, F(v) about p(v)
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.413, 1.0])
+def test_all_three_are_as_far_as_was_asked(distance: float) -> None:
+    log_p = laws(1)
+    temperature = colder_tokens(log_p, 0.1)
+    assert 0 < temperature < 1
+    assert kl(at_temperature(log_p, temperature), log_p) == pytest.approx(0.1, abs=1e-5)
+    kept = kept_tokens(log_p, distance)
+    assert kl(kept, log_p) == pytest.approx(distance, abs=1e-9)
+    assert np.exp(kept).sum() / len(log_p) == pytest.approx(1, abs=1e-12)
+    # A threshold: whatever is likelier than the row that is kept by lot is kept alike, and nothing below.
+    share = np.exp(kept - log_p).ravel()[np.argsort(-log_p, axis=None)]
+    whole = int((share > share[0] * (1 - 1e-12)).sum())
+    assert 0 < share[whole] < share[0]
+    assert not share[whole + 1 :].any()
+
+
+def test_a_threshold_above_all_rows_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no threshold is so far from the teacher; got .KL 9.; lower best_of"):
+        kept_tokens(laws(1), 9.0)
+
+
+def test_students_of_next_tokens_are_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A student on a constant alone learns the data's frequencies, one with a direction for each context all of them.
+    truths = [0.4 * laws(w, contexts=30) for w in (1, 2, 3)]
+    truths = [np.asarray(log_softmax(x, axis=1)) for x in truths]
+    each = [Contexts(p, np.arange(4), 1.0, (np.ones((len(p), 1)), np.eye(len(p)))) for p in truths]
+    monkeypatch.setattr(equal_kl_data, "token_worlds", lambda *_: iter(each))
+    monkeypatch.setattr("hydrometer.claims.next_tokens._SLOPE", 1e-7)
+    asked = Tokens(layers=(0, 1), teacher=1, best_of=(4, 3), distill=400_000, train=4_000_000, penalty=1e-3)
+    world = World(students=(1,), train=50, distill=50, probe=1000, language_model=asked)
+    found = {c.condition: c.estimate for c in measure(world, range(2)).checks}
+
+    def expected(way: str, n: int, figure: str, *, whole: bool) -> float:
+        out = []
+        for p in truths:
+            best = best_tokens(p, n)
+            distance = kl(best, p)
+            cold = at_temperature(p, colder_tokens(p, distance))
+            data = [best if way == "best of n" else kept_tokens(p, distance), cold]
+            if not whole:
+                data = [np.log(np.exp(x).mean(0))[None].repeat(len(p), 0) for x in data]
+            kls = [kl(x, p) if figure == "KL(student, truth)" else kl(p, x) for x in data]
+            out.append(kls[0] - kls[1])
+        return float(np.mean(out))
+
+    small = "next tokens, student of 0 layers"
+    for figure in ("KL(student, truth)", "KL(truth, student)"):
+        for way, (where, n, error) in product(
+            ("best of n", "rejection"),
+            (("", 4, 1e-4), (", n = 3", 3, 1e-4), (", 400000 rows", 4, 0.02), (", fitted teacher", 4, 0.01)),
+        ):
+            value = expected(way, n, figure, whole=False)
+            assert found[f"{figure}, {way}, {small}{where}"].value == pytest.approx(value, abs=error)
+        value = expected("best of n", 4, figure, whole=True)  # the penalty lifts the rarest tokens of the data
+        assert found[f"{figure}, best of n, next tokens, student of 1 layers"].value == pytest.approx(
+            value, rel=0.06, abs=1e-3
+        )
+    assert len(found) == 4 + 20
+    assert len({c.condition for c in measure(world.model_copy(update={"language_model": None}), range(2)).checks}) == 4
+
+
+def test_a_teacher_of_layers_that_nobody_has_is_refused() -> None:
+    with pytest.raises(SpecError, match="teacher's number of layers is one of layers") as e:
+        measure_of(load_claim("equal-kl-data", ["world.language_model.teacher=12"]))
+    assert "\n" not in str(e.value)
