@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,7 @@ from hydrometer.claims.measures.equal_kl_data import (
 )
 from hydrometer.claims.next_tokens import Contexts, at_temperature
 from hydrometer.core.errors import InputError, SpecError
+from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Selectivity
 from hydrometer.models.markov.law import Markov
 from hydrometer.models.markov.spec import MarkovTruth
@@ -117,7 +119,8 @@ def test_students_of_next_tokens_are_closed_forms(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("hydrometer.claims.next_tokens._SLOPE", 1e-7)
     asked = Tokens(layers=(0, 1), teacher=1, best_of=(4, 3), distill=400_000, train=4_000_000, penalty=1e-3)
     world = World(students=(1,), train=50, distill=50, probe=1000, language_model=asked)
-    found = {c.condition: c.estimate for c in measure(world, range(2)).checks}
+    measured = measure(world, range(2))
+    found, notes = {c.condition: c.estimate for c in measured.checks}, measured.notes
 
     def expected(way: str, n: int, figure: str, *, whole: bool) -> float:
         out = []
@@ -145,7 +148,28 @@ def test_students_of_next_tokens_are_closed_forms(monkeypatch: pytest.MonkeyPatc
             value, rel=0.06, abs=1e-3
         )
     assert len(found) == 4 + 20
-    assert len({c.condition for c in measure(world.model_copy(update={"language_model": None}), range(2)).checks}) == 4
+    distance = np.mean([kl(best_tokens(p, 3), p) for p in truths])
+    temperature = np.mean([colder_tokens(p, kl(best_tokens(p, 3), p)) for p in truths])
+    said = [note for note in notes if note.startswith("Next tokens, best of 3, teacher the model itself: ")]
+    assert f" {distance:.3g} nats a token" in said[0]
+    assert f"temperature {temperature:.2g};" in said[0]
+
+
+def test_chains_alone_tell_how_long_the_rows_are() -> None:
+    world = World(students=(1,), train=200, distill=1000, probe=20_000)
+    found = measure(world, range(2))
+    assert len(found.checks) == 4
+    said = next(note for note in found.notes if note.startswith("Mean length"))
+    lengths = {
+        name: float(value) for name, value in re.findall(r"(colder|best of n|rejection|as drawn) ([\d.]+\d)", said)
+    }
+    expected = []
+    for seed in range(2):
+        truth = world.truth(world.order, seed)
+        rows = truth.sample(world.train, seed=Stream(seed).child("equal-kl-data", "train"))
+        expected.append(world.fitted(rows, world.teacher).sample(50_000, seed=9).lengths.mean())
+    assert lengths["as drawn"] == pytest.approx(np.mean(expected), rel=0.03)
+    assert lengths["best of n"] < 0.6 * lengths["colder"]
 
 
 def test_a_teacher_of_layers_that_nobody_has_is_refused() -> None:

@@ -57,16 +57,17 @@ class Tokens(TokenWorld):
     A row is a context and a token, and KL is between laws of both; in the teacher's all contexts of a world weigh
     alike. Best of n: in a context, the likeliest of n tokens that the teacher draws there. Token v has probability
     F(v)^n - F(v-)^n, where F(v) is the teacher's mass of tokens that are no likelier than v, F(v-) of those that are
-    less likely; equally likely tokens share it by probability. Colder: the teacher at one temperature for all contexts
-    of a world. Rejection: rows whose log-probability under the teacher is above a threshold, one for all contexts, and
-    a share of the rows at it, drawn by lot, so that the KL is exactly equal; some contexts then have more rows than
-    others, or none. As drawn: the teacher's own rows.
+    less likely; equally likely tokens share it by probability. Its KL from the teacher is that of the others, too, in
+    each world. Colder: the teacher at one temperature for all contexts of a world. Rejection: rows whose
+    log-probability under the teacher is above a threshold, one for all contexts, and a share of the rows at it, drawn
+    by lot, so that the KL is exactly equal; some contexts then have more rows than others, or none. As drawn: the
+    teacher's own rows, for students of the base.
 
     Attributes
     ----------
     layers : of the students; each is a condition.
     best_of : n, ranked by the teacher's log-probability.
-    distill : rows that all that the data's law says weighs as, beside the penalty.
+    distill : as how many rows all that the data's law says weighs beside the penalty of a student's fit.
     teacher : layers of a fitted teacher, one of `layers`. train : rows of the truth's that it is fitted to.
 
     The base is the model as its own teacher, the first n, and students fitted to the law itself. Then one thing is
@@ -88,7 +89,7 @@ class Tokens(TokenWorld):
 
 
 class World(ChainWorld):
-    """Truths drawn at random, a teacher of rows of each, students of rows made in three ways; n-gram chains.
+    """Truths drawn at random, a teacher of rows of each, students of rows drawn in three ways; n-gram chains.
 
     Attributes
     ----------
@@ -238,24 +239,28 @@ def _chains(world: World, seeds: Sequence[int]) -> tuple[list[Check], Chart, lis
     names = ("precision", "recall", "entropy", *FIGURES)
     found: dict[int, Found] = {order: {name: [] for name in DATA} for order in world.students}
     distance: list[float] = []
+    lengths: dict[str, list[float]] = {name: [] for name in (*DATA, AS_DRAWN)}
     for seed in seeds:
         doing(f"world {seed + 1} of {len(seeds)}")
         truth = world.truth(world.order, seed)
         stream = Stream(seed).child(_STREAM)
         rows = truth.sample(world.train, seed=stream.child("train"))
         teacher = world.fitted(rows, world.teacher)
-        scores = teacher.sample(world.probe, seed=stream.child("probe")).log_prob
+        probe = teacher.sample(world.probe, seed=stream.child("probe"))
+        scores = probe.log_prob
         kl = best_of_kl(scores, world.best_of)
         distance.append(kl)
         least = float(np.quantile(scores, 1 - math.exp(-kl)))  # KL of a law given an event is -log of its probability
         best = Selectivity(best_of=world.best_of, rank_by="log_prob")
         kept = Selectivity(accept=Accept(by="log_prob", min=least))
-        drawn = stream.child("distill")
+        source = stream.child("distill")
         data = {
-            "colder": teacher.select(Selectivity(temperature=colder(teacher, kl))).sample(world.distill, seed=drawn),
-            "best of n": choose(teacher, best).sample(world.distill, seed=drawn),
-            "rejection": choose(teacher, kept).sample(world.distill, seed=drawn),
+            "colder": teacher.select(Selectivity(temperature=colder(teacher, kl))).sample(world.distill, seed=source),
+            "best of n": choose(teacher, best).sample(world.distill, seed=source),
+            "rejection": choose(teacher, kept).sample(world.distill, seed=source),
         }
+        for name, of_way in {**data, AS_DRAWN: probe}.items():
+            lengths[name].append(float(of_type(Sequences, of_way).lengths.mean()))
         for order, name in product(world.students, DATA):
             student = world.fitted(of_type(Sequences, data[name]), order)
             found[order][name].append(exact_figures(truth, student, names))
@@ -270,6 +275,8 @@ def _chains(world: World, seeds: Sequence[int]) -> tuple[list[Check], Chart, lis
         for order, name in product(world.students, DATA)
     )
     notes = [f"KL of the data from the teacher: {fmean(distance):.3g} nats a row, over worlds, in all three ways."]
+    said = ", ".join(f"{name} {fmean(each):.3g}" for name, each in lengths.items())
+    notes.append(f"Mean length of the data's rows, tokens: {said}.")
     for order, name in product(world.students, DATA):
         figures = ", ".join(f"{f} {_mean(found[order], name, f):.3g}" for f in names[:3])
         notes.append(f"Student of order {order} of {name}: {figures} nats.")
@@ -352,11 +359,16 @@ def _plane(world: Tokens, found: Sequence[Found]) -> Chart:
     """Precision and recall of the base conditions: a line for each way, from the first student to the last."""
     students = found[: len(world.layers)]
     lines = tuple(
-        Line(name, [_mean(s, name, "recall") for s in students], [_mean(s, name, "precision") for s in students])
-        for name in (*DATA, AS_DRAWN)
+        Line(
+            name,
+            [_mean(s, name, "recall") for s in students],
+            [_mean(s, name, "precision") for s in students],
+            color=color,
+        )
+        for name, color in zip((*DATA, AS_DRAWN), (0, 1, 2, 6), strict=True)  # ways have the colours of order 1
     )
-    layers = " and ".join(map(str, world.layers))
-    return Chart(f"Next tokens, {layers} layers", "recall, nats a token", "precision, nats a token", lines)
+    layers = " to ".join(map(str, world.layers))
+    return Chart(f"Next tokens, from {layers} layers", "recall, nats a token", "precision, nats a token", lines)
 
 
 def _token_notes(
