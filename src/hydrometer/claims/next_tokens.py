@@ -159,9 +159,13 @@ def fitted(states: Floats, counts: Floats, penalty: float) -> Floats:
 
     def loss(flat: NDArray[np.float64]) -> tuple[float, Floats]:
         w = flat.reshape(shape) * scale
-        log_q = np.asarray(log_softmax(states @ w, axis=1), np.float64)
-        value = weight / 2 * float(np.sum(w * w)) - float(np.sum(share * log_q))
-        return value, ((weight * w - states.T @ (share - each * np.exp(log_q))) * scale).ravel()
+        logits = states @ w
+        logits -= logits.max(axis=1, keepdims=True)
+        q = np.exp(logits)
+        mass = q.sum(axis=1, keepdims=True)
+        nats = float(np.sum(each * np.log(mass))) - float(np.vdot(share, logits))
+        slope = weight * w - states.T @ (share - q * (each / mass))
+        return weight / 2 * float(np.vdot(w, w)) + nats, (slope * scale).ravel()
 
     options = {"maxiter": _STEPS, "gtol": _SLOPE, "ftol": 0.0}
     found = minimize(loss, np.zeros(width * counts.shape[1]), jac=True, method="L-BFGS-B", options=options)
