@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from hydrometer.claims import claims, load_claim, run_claim
 from hydrometer.claims.claim_spec import measure_of
+from hydrometer.claims.run_claim import about
 from hydrometer.cli.commands import app
 from hydrometer.core.errors import MissingDependencyError, ModelError, SpecError
+from hydrometer.core.spec import Strict
 from hydrometer.run.graph.recipes import load_spec
 
 DOCS = Path(__file__).parents[2] / "docs" / "claims"
@@ -34,6 +36,14 @@ def test_each_claim_is_whole(name: str) -> None:
     assert kept["says"] == spec.says
     assert f"{kept['words'][1:]}.**" in page
     assert (DOCS / f"{name}.svg").is_file()
+
+
+@pytest.mark.parametrize("name", claims())
+def test_a_page_says_what_each_parameter_of_a_world_is(name: str) -> None:
+    _, world = measure_of(load_claim(name))
+    parts = [world, *(value for _, value in world if isinstance(value, Strict))]
+    named = {field for part in parts if type(part).__module__.startswith("hydrometer.claims") for field, _ in part}
+    assert sorted(named - set(re.findall(r"\w+", about(world)))) == []
 
 
 @pytest.mark.parametrize("name", [n for n in claims() if load_claim(n).in_runs])
@@ -88,13 +98,6 @@ def test_a_model_that_is_not_there_is_missed_before_anything_is_measured(
         run_claim(name, out=tmp_path)
     with pytest.raises(pytest.fail.Exception, match="measured"):
         run_claim(name, out=tmp_path, overrides=["world.language_model=null"])
-
-
-def test_what_a_world_inherits_is_on_its_page(tmp_path: Path) -> None:
-    about = run_claim("colder-teacher", out=tmp_path, overrides=SMALL).to_json()["about_world"]
-    assert "n-gram chains, and mixtures." in about
-    assert "Truths drawn at random, and what is fitted to rows of them; all n-gram chains." in about  # of ChainWorld
-    assert "Points of the truth, a teacher of them" in about
 
 
 def test_a_claim_is_no_specification() -> None:

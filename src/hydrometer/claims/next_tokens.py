@@ -69,12 +69,14 @@ class Contexts:
     ----------
     log_p : (C, K) the truth. ids : (K,) which of the model's ids these are, ascending. held : their mass in its law.
     states : after each number of `layers`, (C, D).
+    texts : of the ids.
     """
 
     log_p: Floats
     ids: Ints
     held: float
     states: tuple[Floats, ...]
+    texts: tuple[str, ...] = ()
 
 
 def token_worlds(world: TokenWorld, stream: Stream) -> Iterator[Contexts]:
@@ -100,7 +102,8 @@ def token_worlds(world: TokenWorld, stream: Stream) -> Iterator[Contexts]:
             _directions(np.concatenate([s[i] for _, s in along]), world.directions) for i in range(len(world.layers))
         )
         held = np.asarray(log_softmax(log_p[:, ids], axis=1), np.float64)
-        yield Contexts(held, ids, float(mean[ids].sum()), states)
+        texts = tuple(str(found.lm.tokenizer.decode([i])) for i in ids.tolist())
+        yield Contexts(held, ids, float(mean[ids].sum()), states, texts)
 
 
 def _along(found: Answers, row: int, world: TokenWorld) -> tuple[Floats, list[Floats]]:

@@ -18,7 +18,7 @@ from hydrometer.claims.model_world import ModelWorld
 from hydrometer.core.io.files import write_atomic
 from hydrometer.core.spec import Strict
 
-__all__ = ["ClaimResult", "run_claim"]
+__all__ = ["ClaimResult", "about", "run_claim"]
 
 _NAMED = 3
 
@@ -69,7 +69,7 @@ class ClaimResult:
             "level": LEVEL,
             "how": cleandoc(self.how),
             "world": self.world.model_dump(mode="json"),
-            "about_world": "\n\n".join(cleandoc(c.__doc__ or "") for w in _worlds(self.world) for c in _kinds(w)),
+            "about_world": about(self.world),
             "checks": [c.to_json() for c in self.checks],
             "charts": [c.to_json() for c in self.charts],
             "notes": list(self.notes),
@@ -90,9 +90,12 @@ def _worlds(world: Strict) -> list[Strict]:
     return [world, *(value for _, value in world if isinstance(value, Strict))]
 
 
-def _kinds(world: Strict) -> list[type]:
-    """A world's class, and those that it has parameters of."""
-    return [c for c in type(world).__mro__ if issubclass(c, Strict) and c is not Strict]
+def about(world: Strict) -> str:
+    """Return the docstrings of a world, of the worlds among its parameters, and of what these extend, each once."""
+    kinds = [
+        kind for w in _worlds(world) for kind in type(w).__mro__ if issubclass(kind, Strict) and kind is not Strict
+    ]
+    return "\n\n".join(dict.fromkeys(cleandoc(kind.__doc__ or "") for kind in kinds))
 
 
 def run_claim(name: str, *, out: str | Path | None = None, overrides: Sequence[str] = ()) -> ClaimResult:

@@ -1,6 +1,8 @@
 """Align the teacher and distil, or distil and align the student: rare rows of chains, a light component of a mixture.
 
-Chains are aligned by the exact tilt, by policy gradients and by DPO; mixtures by the exact tilt.
+Chains are aligned by the exact tilt, by policy gradients and by DPO; mixtures by the exact tilt. Where a language model
+is named, the same is done of its next tokens in fixed contexts, with softmax regressions on its states in the place of
+trained networks.
 """
 
 from __future__ import annotations
@@ -9,15 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from statistics import fmean, stdev
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from hydrometer.claims.aligning import dpo, policy_gradient
+from hydrometer.claims.aligning import ORDERS, WAYS, Figures, Order, Way, dpo, policy_gradient
 from hydrometer.claims.claim_chart import Chart, Line
 from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
 from hydrometer.claims.light_component import NODES, LightFigures, LightRun, LightWorld, figures_of
+from hydrometer.claims.token_alignment import SELDOM, TokenEnds, Tokens, token_ends
 from hydrometer.claims.worlds import ChainWorld, exact_figures
 from hydrometer.core.array_types import Floats
 from hydrometer.core.rng import Stream
@@ -27,10 +30,6 @@ from hydrometer.models.markov.law import Markov
 
 __all__ = ["Run", "Setting", "World", "measure", "rare_share", "with_rare_id"]
 
-Way = Literal["exact tilt", "policy gradient", "DPO"]
-Order = Literal["first", "last"]
-WAYS: tuple[Way, ...] = get_args(Way)
-ORDERS: tuple[Order, ...] = get_args(Order)
 LEAST = 0.01
 """Nats a row, or share of the target's reward: differences below it are none that anybody would pay for."""
 _Few = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
@@ -75,6 +74,7 @@ class World(ChainWorld):
         The light one, N(12, 0.7^2), has the rarity as its weight, and the reward is exp(-((x - 12) / 0.7)^2 / 2). The
         teacher is a fit of `train` rows from the truth's own parameters, the student, of `students` components, one of
         `rows` from k-means. At a temperature T these are drawn from the density p^(1 / T).
+    language_model : the same of its next tokens (`Tokens`), or None.
     """
 
     order: int = Field(default=3, ge=1, le=5)
@@ -92,6 +92,7 @@ class World(ChainWorld):
     train: int = Field(default=50_000, ge=1)
     smoothing: float = Field(default=0.01, gt=0)
     light: LightWorld = LightWorld()
+    language_model: Tokens | None = None
 
     def settings(self) -> dict[str, Setting]:
         """Return the settings, the base first, by what is changed in them."""
@@ -118,17 +119,6 @@ def with_rare_id(law: Markov, rarity: float) -> Markov:
 def rare_share(law: Markov) -> float:
     """Share of rows that begin with the last id, exact."""
     return float(np.exp(law.step_table(0)[law.start, -1]))
-
-
-class Figures(NamedTuple):
-    """Where one order ended in one world: the reward in shares of the target's, nats a row, rare rows distilled."""
-
-    reward: float
-    precision: float
-    recall: float
-    kl_student_target: float
-    kl_target_student: float
-    rare_rows: int
 
 
 class Run:
@@ -220,15 +210,29 @@ def measure(world: World, seeds: Sequence[int]) -> Measured:
             target, *ends = mixtures.laws(light_setting)
             for order, law in zip(ORDERS, ends, strict=True):
                 light.setdefault((name, order), []).append(figures_of(target, law))
-    checks = [
-        _check(figure, name, way, found[name, way, "first"], found[name, way, "last"])
-        for figure, name, way in product(("reward", "recall"), world.settings(), WAYS[1:])
-    ]
+    model = world.language_model
+    tokens = None if model is None else token_ends(model, seeds[0])
+    checks = _both_ways(world.settings(), found)
     checks += [
         _check(figure, name, WAYS[0], light[name, "first"], light[name, "last"])
         for figure, name in product(("reward", "precision", "recall"), world.light.settings())
     ]
-    return Measured(tuple(checks), _charts(world, found, seeds[0]), _notes(world, found, light))
+    charts = _charts(world, found, seeds[0])
+    notes: tuple[str, ...] = ()
+    if model is not None and tokens is not None:
+        checks += _both_ways(model.settings(), tokens.ends)
+        charts += _token_charts(model, tokens)
+        found |= tokens.ends
+        notes = _token_notes(model, tokens)
+    return Measured(tuple(checks), charts, _notes(world, found, light) + notes)
+
+
+def _both_ways(settings: Iterable[str], found: Found) -> list[Check]:
+    """Both ways from samples, in every setting."""
+    return [
+        _check(figure, name, way, found[name, way, "first"], found[name, way, "last"])
+        for figure, name, way in product(("reward", "recall"), settings, WAYS[1:])
+    ]
 
 
 def _check(figure: str, name: str, way: Way, first: Sequence[NamedTuple], last: Sequence[NamedTuple]) -> Check:
@@ -241,6 +245,17 @@ def _gaps(figure: str, first: Sequence[NamedTuple], last: Sequence[NamedTuple]) 
     return [getattr(x, figure) - getattr(y, figure) for x, y in zip(first, last, strict=True)]
 
 
+def _lines(found: Found, x: Sequence[float], at: Sequence[str], figure: str) -> tuple[Line, ...]:
+    """A figure at some settings, by way and order."""
+
+    def line(way: Way, order: Order) -> Line:
+        each = [over_worlds([getattr(f, figure) for f in found[name, way, order]]) for name in at]
+        return replace(Line.of(f"{way}, aligned {order}", x, each, color=WAYS.index(way)), dashed=order == "last")
+
+    ways: list[Way] = [way for way in WAYS if all((name, way, "first") in found for name in at)]
+    return tuple(line(way, order) for way, order in product(ways, ORDERS))
+
+
 def _charts(world: World, found: Found, seed: int) -> tuple[Chart, ...]:
     """What is earned by temperature, what is not covered by rarity, and the mixtures of one world."""
     names = {setting: name for name, setting in world.settings().items()}
@@ -249,13 +264,7 @@ def _charts(world: World, found: Found, seed: int) -> tuple[Chart, ...]:
     def chart(title: str, field: str, values: Sequence[float], figure: str, x_label: str, y_label: str) -> Chart:
         x = sorted(values)
         at = [names[base._replace(**{field: v})] for v in x]
-
-        def line(way: Way, order: Order) -> Line:
-            each = [over_worlds([getattr(f, figure) for f in found[name, way, order]]) for name in at]
-            return replace(Line.of(f"{way}, aligned {order}", x, each, color=WAYS.index(way)), dashed=order == "last")
-
-        lines = tuple(line(way, order) for way, order in product(WAYS, ORDERS))
-        return Chart(title, x_label, y_label, lines, log_x=field != "temperature")
+        return Chart(title, x_label, y_label, _lines(found, x, at, figure), log_x=field != "temperature")
 
     target, first, last = LightRun(world.light, seed).laws(next(iter(world.light.settings().values())))
 
@@ -280,6 +289,48 @@ def _charts(world: World, found: Found, seed: int) -> tuple[Chart, ...]:
     )  # fmt: skip
 
 
+def _token_charts(world: Tokens, tokens: TokenEnds) -> tuple[Chart, ...]:
+    """By rows, what is earned and what is not covered; and where the wanted lies in the contexts of one world."""
+    names = {setting: name for name, setting in world.settings().items()}
+    base = next(iter(names))
+    x = sorted(world.rows)
+    at = [names[base._replace(rows=n)] for n in x]
+
+    def chart(title: str, figure: str, y_label: str) -> Chart:
+        label = "rows that the student is fitted to"
+        return Chart(title, label, y_label, _lines(tokens.ends, x, at, figure), log_x=True)
+
+    order = np.argsort(-tokens.by_context[0], kind="stable")
+    rank = np.arange(1.0, len(order) + 1).tolist()
+    target, first, last = (y[order].tolist() for y in tokens.by_context)
+    where = (
+        Line("target", rank, target, dashed=True),
+        Line("aligned first", rank, first, connected=False, color=0),
+        Line("aligned last", rank, last, connected=False, color=1),
+    )
+    return (
+        chart("Next tokens: what is rewarded", "reward", "reward, of the target's"),
+        chart("Next tokens: what is not covered", "kl_target_student", "KL(target, student), nats a token"),
+        Chart(
+            "Contexts of one world, exact tilt",
+            "context, by the target's share",
+            f"share of the kind {base.kind}",
+            where,
+        ),
+    )
+
+
+def _token_notes(world: Tokens, tokens: TokenEnds) -> tuple[str, ...]:
+    """Where the wanted lies before aligning: a student of few layers gives it to contexts that have none."""
+    everywhere, seldom = (", ".join(f"{x:.3g}" for x in tokens.shares[:, i].mean(axis=0)) for i in range(2))
+    base = next(iter(world.settings().values()))
+    return (
+        f"Next tokens, share of the kind {base.kind} in truth, teacher and student of {base.rows:,} rows, not aligned: "
+        f"{everywhere}. Of the contexts {tokens.seldom.mean():.2g} have less than {SELDOM:g} of it in the truth; what "
+        f"of it lies there is, in the same order: {seldom}.",
+    )
+
+
 Ends = dict[str, tuple[Sequence[Figures | LightFigures], Sequence[Figures | LightFigures]]]
 """By setting: aligned first, and last."""
 
@@ -297,7 +348,7 @@ def _notes(world: World, found: Found, light: FoundLight) -> tuple[str, ...]:
     notes: list[str] = []
     mixtures: Ends = {name: (light[name, "first"], light[name, "last"]) for name in world.light.settings()}
     for way in WAYS:
-        names = [name for name in world.settings() if (name, way, "first") in found]
+        names = dict.fromkeys(name for name, its, _ in found if its == way)
         ends: Ends = {name: (found[name, way, "first"], found[name, way, "last"]) for name in names}
         ends |= mixtures if way == "exact tilt" else {}
         label = way[0].upper() + way[1:]
@@ -312,7 +363,7 @@ def _notes(world: World, found: Found, light: FoundLight) -> tuple[str, ...]:
     notes.append(
         f"Mass within two widths of the light component, of the target's, first and last: {_both(mixtures, 'mass')}."
     )
-    for name in world.settings():
+    for name in dict.fromkeys(name for name, _, _ in found):
         last = found[name, "policy gradient", "last"]
         blind = [i for i, x in enumerate(last) if x.rare_rows == 0]
         if not blind:
