@@ -57,7 +57,7 @@ def test_checks_are_differences_from_one_and_from_the_frontier() -> None:
         assert frontier.estimate.value - supports.estimate.value == pytest.approx(1 - alpha, abs=1e-7)  # type: ignore[operator]
         assert frontier.estimate.se == pytest.approx(supports.estimate.se, rel=1e-9)
     mean = sum(
-        x.y[0] for x in measure(SMALL, range(4)).charts[2].lines if x.label == "1.5 apart: 20 points, 4 clusters"
+        x.y[0] for x in measure(SMALL, range(4)).charts[2].lines if x.label == "laws 1.5 apart: 20 points, 4 clusters"
     )
     assert checks[7].estimate.value == pytest.approx(mean, abs=1e-12)
     again = measure(SMALL, range(4)).checks

@@ -3,7 +3,11 @@
     r_w = w p + (1 - w) q:   the area under ( exp(-C KL(q || r_w)), exp(-C KL(p || r_w)) ),  C = 5
 
 MAUVE (Pillutla et al. 2021, arXiv 2102.01454) takes for p and q shares of points: those that fall into each of the
-clusters that k-means finds in both sets together. Of the laws themselves the same integral is a sum over a fine grid.
+clusters that k-means finds in both sets together. Of the laws themselves the same integral is a sum over a fine grid,
+or, where rows have probabilities under both, its divergences are means over rows:
+
+    KL(q || r_w) = -E_q log(w p/q + 1 - w)     KL(p || r_w) = -E_p log(w + (1 - w) q/p)
+
 Weights are those of the package mauve-text 0.3, which before it clusters also scales points to unit length and keeps
 nine tenths of their variance; here points are taken as they are.
 """
@@ -21,7 +25,7 @@ from scipy.special import rel_entr  # pyright: ignore[reportUnknownVariableType]
 from hydrometer.core.array_types import Floats
 from hydrometer.metrics.frontiers.curves import area_of
 
-__all__ = ["cluster_shares", "mauve", "mauve_of_shift"]
+__all__ = ["cluster_shares", "mauve", "mauve_of_rows", "mauve_of_shift"]
 
 WEIGHTS = np.linspace(1e-6, 1 - 1e-6, 25)
 _ITERATIONS = 50
@@ -78,3 +82,20 @@ def mauve_of_shift(shift: float) -> float:
     x = np.arange(-_REACH, _REACH + shift + _STEP, _STEP)
     p, q = (np.exp(-0.5 * np.square(x - m)) * _STEP / math.sqrt(2 * math.pi) for m in (0.0, shift))
     return mauve(p, q)
+
+
+def mauve_of_rows(of_p: Floats, of_q: Floats) -> float:
+    """Return MAUVE of two laws from rows of each, of which both probabilities are known.
+
+    Parameters
+    ----------
+    of_p, of_q : (N,), (M,) log p - log q of rows of p and of rows of q, nats.
+
+    Examples
+    --------
+    >>> mauve_of_rows(np.zeros(3), np.zeros(2))
+    1.0
+    """
+    w, v = np.log(WEIGHTS)[:, None], np.log1p(-WEIGHTS)[:, None]
+    kl_q, kl_p = -np.logaddexp(w + of_q, v).mean(axis=1), -np.logaddexp(w, v - of_p).mean(axis=1)
+    return area_of(kl_q, kl_p)[0]

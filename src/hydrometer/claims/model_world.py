@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hydrometer.models.causal_lm.inference.whole_laws import WholeLaws
     from hydrometer.models.rows.sequences import Sequences
 
-__all__ = ["Along", "Answers", "CutModelWorld", "ModelWorld", "along_answers", "answers_of", "spaced"]
+__all__ = ["Along", "Answers", "CutModelWorld", "ModelWorld", "along_answers", "answers_of", "asked", "spaced"]
 
 _TOGETHER = 8  # answers, whose whole laws are in memory
 _PROMPTS = "user-instructions.jsonl"
@@ -96,7 +96,14 @@ class Along:
 
 
 def answers_of(world: ModelWorld, stream: Stream) -> Answers:
-    """Open the model, and draw an answer to each prompt.
+    """Open the model, and draw an answer to each prompt. Raises as `asked` does."""
+    lm, law = asked(world)
+    doing("drawing answers")
+    return Answers(lm, law, law.sample(law.n_prompts, seed=stream))
+
+
+def asked(world: ModelWorld) -> tuple[CausalLM, CausalLaw]:
+    """Open the model, and return it with the law of its answers to the world's prompts.
 
     Raises
     ------
@@ -117,9 +124,7 @@ def answers_of(world: ModelWorld, stream: Stream) -> Answers:
     if len(short) < world.prompts:
         fix = f"set prompts to {len(short)}, or raise longest"
         raise InputError(f"too few prompts of at most {world.longest} tokens", got=world.prompts, fix=fix)
-    law = lm.law(every.take(short), max_new_tokens=world.max_new_tokens)
-    doing("drawing answers")
-    return Answers(lm, law, law.sample(len(short), seed=stream))
+    return lm, lm.law(every.take(short), max_new_tokens=world.max_new_tokens)
 
 
 def along_answers(world: CutModelWorld, stream: Stream) -> Iterator[Along]:
