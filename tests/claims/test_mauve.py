@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.cluster import vq
 from scipy.integrate import quad
 from sklearn.cluster import KMeans
 from sklearn.metrics import auc
@@ -52,6 +53,17 @@ def test_area_of_laws_has_no_dimension() -> None:
     x = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     p, q = (stats.multivariate_normal(np.full(2, m)).pdf(x) * step**2 for m in (0.0, shift / np.sqrt(2)))
     assert mauve(p, q) == pytest.approx(mauve_of_shift(shift), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:One of the clusters is empty")
+def test_k_means_stops_where_further_steps_change_nothing() -> None:
+    rng = np.random.default_rng(3)
+    for n, d, clusters in ((60, 2, 6), (400, 1, 40), (200, 8, 20)):
+        real, generated = rng.standard_normal((2, n, d))
+        both = np.concatenate([real, generated])
+        label = vq.kmeans2(both, clusters, iter=50, minit="points", seed=7)[1]
+        for part, share in zip(np.split(label, 2), cluster_shares(real, generated, clusters, 7), strict=True):
+            np.testing.assert_array_equal(share, np.bincount(part, minlength=clusters) / n)
 
 
 @pytest.mark.parametrize("d", [1, 8])

@@ -44,8 +44,8 @@ class AnswerWorld(ModelWorld):
     states, after the final norm (`CausalLaw.embed`): all numbers of it, or their products with a matrix of standard
     normal numbers, one for all sets. Points are as they are, not scaled.
 
-    The laws' own alpha(1) and MAUVE are means over answers: of each real one log p - log q, of each of q the same. Over
-    all sets they are figures of the laws; a set's own are S times those less S - 1 times those of the other sets (the
+    alpha(1), the mean of its two forms, and MAUVE of p and q are of means over all real answers and all of q, whose
+    probabilities under both laws are exact. A set's own are S times these less S - 1 times those of the other sets (the
     jackknife's pseudo-values), and stand beside the set's figures, so that intervals over sets hold both errors.
 
     Attributes

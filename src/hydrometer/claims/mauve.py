@@ -64,7 +64,12 @@ def cluster_shares(real: Floats, generated: Floats, clusters: int, seed: int) ->
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster has no share of either set
         kmeans: Any = vq.kmeans2  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         both = np.concatenate([real, generated])
-        label = np.asarray(kmeans(both, clusters, iter=_ITERATIONS, minit="points", seed=seed)[1], np.intp)
+        centres, label = kmeans(both, clusters, iter=1, minit="points", seed=seed)
+        for _ in range(_ITERATIONS - 1):
+            before = label
+            centres, label = kmeans(both, centres, iter=1, minit="matrix")
+            if np.array_equal(label, before):  # as all further steps would leave it
+                break
     a, b = (np.bincount(part, minlength=clusters) / len(part) for part in np.split(label, [len(real)]))
     return a, b
 
