@@ -50,10 +50,13 @@ class AnswerWorld(ModelWorld):
 
     Attributes
     ----------
-    prompts, longest, max_new_tokens : as of every language model's world; an answer ends with the stop token or is cut.
+    source, prompts, longest : the model, and the instructions it answers: the first ones of the recipe `instruct` of at
+        most `longest` tokens, the chat template's among them.
+    max_new_tokens : of an answer, which ends with the stop token or is cut.
     temperature : of the colder law.
-    sets : S, of each of the three. points : fewest and most, of a set of either law; the fewest are parts of the most,
-        and their figures means over the parts.
+    sets : S, of each of the three; a claim's seeds are not of this world.
+    points : fewest and most, of a set of either law; the fewest are parts of the most, and their figures means over the
+        parts.
     directions : numbers of which a point is made beside the whole embedding; the first is checked, and the whole.
     """
 
