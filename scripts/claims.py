@@ -44,8 +44,8 @@ def page(name: str, found: dict[str, Any]) -> str:
     out.append(f"![{claim['says']}]({name}.svg)\n")
     out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")
     out.append(
-        "Intervals are Student's over the worlds of the seeds, at 1 - 0.05 / rows of the table, so that all hold "
-        "together at 95 % (Bonferroni); a condition holds where all of its rows are as claimed.\n"
+        "Intervals are Student's over the worlds of the seeds, or a language model's own, at 1 - 0.05 / rows of the "
+        "table, so that all hold together at 95 % (Bonferroni); a condition holds where all of its rows are as claimed.\n"
     )
     out.append("| where | figure | measured | claimed | found |\n|---|---|---|---|---|")
     for c in found["checks"]:
