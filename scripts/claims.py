@@ -1,7 +1,9 @@
 """Measure the claims again: python scripts/claims.py [--write] [NAME ...]; two at once.
 
 Without names those of three minutes or fewer are measured. It fails where a verdict is not the one that is kept in
-docs/claims/verdicts.json; --write keeps verdicts, and writes a page and a picture for each, and the table of all.
+docs/claims/verdicts.json, or a condition that held fails, or the reverse. One that became undecided, or is so no more,
+is only told: on another processor other last digits lead what is drawn and fitted elsewhere. --write keeps verdicts,
+and writes a page and a picture for each, and the table of all.
 """
 
 from __future__ import annotations
@@ -28,8 +30,17 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def said(found: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a verdict."""
-    return {"verdict": found["verdict"], "holding": found["holding"]}
+    """What is kept of a verdict: the conditions under which it holds, and those under which a figure is against it."""
+    failing = dict.fromkeys(c["condition"] for c in found["checks"] if c["found"] == "against the claim")
+    return {"verdict": found["verdict"], "holding": found["holding"], "failing": list(failing)}
+
+
+def turned(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is decided otherwise than it was, in words."""
+    out = [f"{kept.get('verdict')}, now {now['verdict']}"] if kept.get("verdict") != now["verdict"] else []
+    for was, this in (("holding", "failing"), ("failing", "holding")):
+        out += [f"{x}: {was}, now {this}" for x in kept.get(was, []) if x in now[this]]
+    return out
 
 
 def page(name: str, found: dict[str, Any]) -> str:
@@ -45,7 +56,8 @@ def page(name: str, found: dict[str, Any]) -> str:
     out.append(f"Measured by `hydrometer run claims/{name}` over {claim['seeds']} seeds, {found['seconds']:.0f} s.")
     out.append(
         "Intervals are Student's over the worlds of the seeds, or a language model's own, at 1 - 0.05 / rows of the "
-        "table, so that all hold together at 95 % (Bonferroni); a condition holds where all of its rows are as claimed.\n"
+        "table, so that all hold together at 95 % (Bonferroni); "
+        "a condition holds where all of its rows are as claimed.\n"
     )
     out.append("| where | figure | measured | claimed | found |\n|---|---|---|---|---|")
     for c in found["checks"]:
@@ -79,12 +91,13 @@ def main() -> None:
     kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
     with ProcessPoolExecutor(2) as pool:
         results = dict(zip(names, pool.map(measured, names), strict=True))
-    turned = []
+    wrong: list[str] = []
     for name, found in results.items():
-        before = {k: kept.get(name, {}).get(k) for k in ("verdict", "holding")}
-        if said(found) != before:
-            turned.append(f"{name}: {before['verdict']} {before['holding']}, now {found['words']}")
+        before, now = kept.get(name, {}), said(found)
+        wrong += [f"{name}: {x}" for x in turned(before, now)]
         print(f"{found['seconds']:6.1f} s  {name}: {found['words']}")
+        for x in sorted(set(before.get("holding", [])) ^ set(now["holding"])):
+            print(f"          {x}: holds {'now' if x in now['holding'] else 'no more'}")
     if args.write:
         DOCS.mkdir(exist_ok=True)
         for name, found in results.items():
@@ -94,8 +107,8 @@ def main() -> None:
             kept[name] = {**said(found), "words": found["words"], "says": claim["says"], "sources": claim["sources"]}
         KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
         (DOCS / "index.md").write_text(index(kept), "utf-8")
-    elif turned:
-        sys.exit("verdicts that turned: " + "; ".join(turned))
+    elif wrong:
+        sys.exit("verdicts that turned: " + "; ".join(wrong))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -98,6 +99,23 @@ def test_a_model_that_is_not_there_is_missed_before_anything_is_measured(
         run_claim(name, out=tmp_path)
     with pytest.raises(pytest.fail.Exception, match="measured"):
         run_claim(name, out=tmp_path, overrides=["world.language_model=null"])
+
+
+def test_a_verdict_turns_where_something_is_decided_otherwise() -> None:
+    spec = importlib.util.spec_from_file_location("claims_script", DOCS.parents[1] / "scripts" / "claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    checks = [{"condition": "a", "found": "as claimed"}, {"condition": "b", "found": "against the claim"}]
+    kept = script.said({"verdict": "holds only where", "holding": ("a",), "checks": checks})
+    assert kept == {"verdict": "holds only where", "holding": ("a",), "failing": ["b"]}
+    assert script.turned(kept, kept) == []
+    assert script.turned(kept, {**kept, "holding": [], "failing": ["b"]}) == []  # a is undecided
+    assert script.turned(kept, {**kept, "failing": ["a", "b"]}) == ["a: holding, now failing"]
+    assert script.turned(kept, {**kept, "holding": ["a", "b"]}) == ["b: failing, now holding"]
+    assert script.turned(kept, {**kept, "verdict": "holds"}) == ["holds only where, now holds"]
+    assert script.turned({}, kept) == ["None, now holds only where"]
 
 
 def test_a_claim_is_no_specification() -> None:
