@@ -19,7 +19,18 @@ from hydrometer.claims.claim_chart import Chart
 from hydrometer.core.errors import InputError
 from hydrometer.core.statistics.estimate import Estimate
 
-__all__ = ["LEVEL", "Check", "Checked", "Measured", "Said", "Verdict", "checked", "over_worlds", "verdict_of"]
+__all__ = [
+    "LEVEL",
+    "Check",
+    "Checked",
+    "Measured",
+    "Said",
+    "Verdict",
+    "checked",
+    "in_words",
+    "over_worlds",
+    "verdict_of",
+]
 
 LEVEL = 0.95
 Said = Literal["as claimed", "against the claim", "undecided"]
@@ -123,6 +134,18 @@ def over_worlds(values: ArrayLike, unit: str = "nats") -> Estimate:
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise InputError("a mean over worlds needs two finite numbers or more", got=x.tolist())
     return Estimate(float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))), 0.0, len(x), unit=unit)
+
+
+def in_words(e: Estimate) -> str:
+    """Return a figure with its 95 % interval, as ``0.355 (0.175 to 0.535)``.
+
+    Examples
+    --------
+    >>> in_words(over_worlds([1.0, 2.0, 3.0]))
+    '2 (-0.484 to 4.48)'
+    """
+    ends = e.interval()
+    return f"{e.value:.3g}" if ends is None else f"{e.value:.3g} ({ends[0]:.3g} to {ends[1]:.3g})"
 
 
 def checked(checks: Sequence[Check]) -> tuple[Checked, ...]:

@@ -26,14 +26,13 @@ from pydantic import BeforeValidator, Field
 from scipy.spatial.distance import cdist
 
 from hydrometer.claims.claim_chart import Chart, Line
-from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.claim_verdict import Check, Measured, in_words, over_worlds
 from hydrometer.claims.embedded_answers import AnswerSets, AnswerWorld, answer_sets, shared_mass
 from hydrometer.claims.mauve import cluster_shares, mauve, mauve_of_rows, mauve_of_shift
 from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import SpecError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import Strict, as_tuple
-from hydrometer.core.statistics.estimate import Estimate
 from hydrometer.core.watching import doing
 
 __all__ = ["World", "measure", "neighbour_figures"]
@@ -343,14 +342,10 @@ def _answer_notes(f: _Found, sets: AnswerSets) -> list[str]:
     to_p, to_q = (over_worlds(x.mean(axis=1)) for x in (-sets.of_colder, sets.of_real))
     of_p, of_q = (f"{100 * x:.0f} %" for x in sets.alike)
     return [
-        f"Of {f.laws[1]}: alpha(1) is {_said(alpha)}, MAUVE {_said(area)}, KL(q || p) {_said(to_p)} and KL(p || q) "
-        f"{_said(to_q)} nats an answer, of p at 1 and q colder. Another of its own equals {of_p} of all {len(real)} "
+        f"Of {f.laws[1]}: alpha(1) is {in_words(alpha)}, MAUVE {in_words(area)}, KL(q || p) {in_words(to_p)} and "
+        f"KL(p || q) {in_words(to_q)} nats an answer, of p at 1 and q colder. Another of its own equals {of_p} of all "
+        f"{len(real)} "
         f"answers of p, and {of_q} of those of q.",
         f"Precision and recall of {f.laws[1]}, {many} points, k = {k}, by dimensions: {each}.",
         f"All {len(real)} answers as one set, {whole} dimensions, k = {k}: of {said}.",
     ]
-
-
-def _said(e: Estimate) -> str:
-    ends = e.interval()
-    return f"{e.value:.3g}" if ends is None else f"{e.value:.3g} ({ends[0]:.3g} to {ends[1]:.3g})"

@@ -15,7 +15,7 @@ from scipy.optimize import brentq  # pyright: ignore[reportUnknownVariableType]
 from scipy.special import ndtri
 
 from hydrometer.claims.claim_chart import Chart, Line
-from hydrometer.claims.claim_verdict import Check, Measured, over_worlds
+from hydrometer.claims.claim_verdict import Check, Measured, in_words, over_worlds
 from hydrometer.claims.measures.top_k_gradients import LAWS, batch_figures, figures_of, likeliest_first
 from hydrometer.claims.model_world import Along, CutModelWorld, along_answers
 from hydrometer.core.array_types import Floats
@@ -294,7 +294,7 @@ def _model_notes(t: _Teacher, world: World) -> list[str]:
     ids = f"k = {', '.join(map(str, world.kept))}"
 
     def each(law: str, figure: str, prompts: int = 0) -> str:
-        return f"{law} " + ", ".join(_said(t.estimate(k, law, figure, prompts)) for k in world.kept)
+        return f"{law} " + ", ".join(in_words(t.estimate(k, law, figure, prompts)) for k in world.kept)
 
     def both(prompts: int) -> str:
         errors = "; ".join(each(law, "error", prompts) for law in LAWS)
@@ -306,14 +306,9 @@ def _model_notes(t: _Teacher, world: World) -> list[str]:
     missed = ", ".join(f"{100 * fmean(t.missed[k]):.0f} %" for k in world.kept)
     head = f"{t.name[0].upper()}{t.name[1:]}"
     return [
-        f"{head}: KL(teacher, student) {_said(over_worlds(t.kl))} nats a token. Of the teacher's mass "
+        f"{head}: KL(teacher, student) {in_words(over_worlds(t.kl))} nats a token. Of the teacher's mass "
         f"{', '.join(f'{m:.3g}' for m in beyond)} lies beyond its k likeliest ids, as much as in teachers of rank^-"
         f"{', '.join(f'{s:.2f}' for s in like)}; k ids miss more than {SHARE:g} at {missed} of the positions ({ids}).",
         f"{head}: error of the gradient at a position over the dense norm, mean over positions: {both(0)}",
         f"{head}: error of the gradient of a batch of {world.batch} prompts over the dense norm: {both(world.batch)}",
     ]
-
-
-def _said(e: Estimate) -> str:
-    ends = e.interval()
-    return f"{e.value:.3g}" if ends is None else f"{e.value:.3g} ({ends[0]:.3g} to {ends[1]:.3g})"
