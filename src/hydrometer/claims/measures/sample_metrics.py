@@ -344,8 +344,7 @@ def _answer_notes(f: _Found, sets: AnswerSets) -> list[str]:
     return [
         f"Of {f.laws[1]}: alpha(1) is {in_words(alpha)}, MAUVE {in_words(area)}, KL(q || p) {in_words(to_p)} and "
         f"KL(p || q) {in_words(to_q)} nats an answer, of p at 1 and q colder. Another of its own equals {of_p} of all "
-        f"{len(real)} "
-        f"answers of p, and {of_q} of those of q.",
+        f"{len(real)} answers of p, and {of_q} of those of q.",
         f"Precision and recall of {f.laws[1]}, {many} points, k = {k}, by dimensions: {each}.",
         f"All {len(real)} answers as one set, {whole} dimensions, k = {k}: of {said}.",
     ]
