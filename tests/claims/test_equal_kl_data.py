@@ -115,7 +115,7 @@ def test_students_of_next_tokens_are_closed_forms(monkeypatch: pytest.MonkeyPatc
     # former.
     truths = [0.4 * laws(w, contexts=30) for w in (1, 2, 3)]
     truths = [np.asarray(log_softmax(x, axis=1)) for x in truths]
-    each = [Contexts(p, np.arange(4), 1.0, (np.ones((len(p), 1)), np.eye(len(p)))) for p in truths]
+    each = [Contexts(p, tuple("abcd"), (np.ones((len(p), 1)), np.eye(len(p)))) for p in truths]
     monkeypatch.setattr(equal_kl_data, "token_worlds", lambda *_: iter(each))
     monkeypatch.setattr("hydrometer.claims.next_tokens._SLOPE", 1e-7)
     asked = Tokens(layers=(0, 1), teacher=0, best_of=(4, 3), distill=400_000, train=4_000_000, penalty=1e-3)

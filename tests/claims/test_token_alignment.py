@@ -105,7 +105,7 @@ def test_dpo_ends_at_the_tilt_and_moves_along_the_states_alone() -> None:
 
 
 def made_up(states: np.ndarray) -> Contexts:
-    return Contexts(LOG_P, np.arange(K), 1.0, (states, np.eye(C)), (" so", "1st", " on", "42"))
+    return Contexts(LOG_P, (" so", "1st", " on", "42"), (states, np.eye(C)))
 
 
 MANY = Tokens(rows=(300_000,), train=300_000, drawn=100_000, strengths=(B,), temperatures=(1.0,), kinds=("number",))

@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, xlogy
 
 from hydrometer.claims.model_world import Answers, ModelWorld, answers_of, spaced
-from hydrometer.core.array_types import Floats, Ints
+from hydrometer.core.array_types import Floats
 from hydrometer.core.errors import FitError, InputError
 from hydrometer.core.rng import Stream
 from hydrometer.core.spec import as_tuple
@@ -67,16 +67,13 @@ class Contexts:
 
     Attributes
     ----------
-    log_p : (C, K) the truth. ids : (K,) which of the model's ids these are, ascending. held : their mass in its law.
+    log_p : (C, K) the truth. texts : of its K ids.
     states : after each number of `layers`, (C, D).
-    texts : of the ids.
     """
 
     log_p: Floats
-    ids: Ints
-    held: float
+    texts: tuple[str, ...]
     states: tuple[Floats, ...]
-    texts: tuple[str, ...] = ()
 
 
 def token_worlds(world: TokenWorld, stream: Stream) -> Iterator[Contexts]:
@@ -95,15 +92,14 @@ def token_worlds(world: TokenWorld, stream: Stream) -> Iterator[Contexts]:
     for w in range(world.worlds):
         doing(f"contexts {w + 1} of {world.worlds}")
         along = [_along(found, i, world) for i in range(w * each, (w + 1) * each)]
-        log_p = np.concatenate([laws for laws, _ in along])
-        mean = np.exp(log_p).mean(axis=0)
-        ids = np.sort(np.argsort(-mean, kind="stable")[: world.ids])
+        log_p = np.concatenate([of_answer for of_answer, _ in along])
+        ids = np.sort(np.argsort(-np.exp(log_p).mean(axis=0), kind="stable")[: world.ids])
         states = tuple(
             _directions(np.concatenate([s[i] for _, s in along]), world.directions) for i in range(len(world.layers))
         )
-        held = np.asarray(log_softmax(log_p[:, ids], axis=1), np.float64)
+        laws = np.asarray(log_softmax(log_p[:, ids], axis=1), np.float64)
         texts = tuple(str(found.lm.tokenizer.decode([i])) for i in ids.tolist())
-        yield Contexts(held, ids, float(mean[ids].sum()), states, texts)
+        yield Contexts(laws, texts, states)
 
 
 def _along(found: Answers, row: int, world: TokenWorld) -> tuple[Floats, list[Floats]]:
